@@ -1,0 +1,45 @@
+"""Token groups as boolean masks, computed on raw activations. Data path step 5.
+
+corner (4 tokens), border (the edge without corners) and interior partition the grid; high_norm overlaps all three.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+GROUPS = ("corner", "border", "interior", "high_norm")
+HIGH_NORM_Z = 5.0
+
+
+def border_groups(height: int, width: int, device: torch.device | str = "cpu") -> dict[str, Bool[Tensor, "height width"]]:
+    """corner, border and interior masks of a grid; together they cover it once.
+
+    >>> {group: int(mask.sum()) for group, mask in border_groups(8, 8).items()}
+    {'corner': 4, 'border': 24, 'interior': 36}
+    """
+    row_edge = torch.zeros(height, 1, dtype=torch.bool, device=device)
+    col_edge = torch.zeros(1, width, dtype=torch.bool, device=device)
+    row_edge[[0, -1]] = True
+    col_edge[:, [0, -1]] = True
+    return {"corner": row_edge & col_edge, "border": row_edge ^ col_edge, "interior": ~(row_edge | col_edge)}
+
+
+def high_norm(grid: Float[Tensor, "b c h w"], threshold: float = HIGH_NORM_Z) -> Bool[Tensor, "b h w"]:
+    """Tokens whose log-norm has a robust z above ``threshold`` within their image.
+
+    z = (log‖x‖ − median) / (1.4826 · MAD), per image. Where more than half of the norms are equal (MAD = 0) nothing is
+    flagged.
+    """
+    log_norm = grid.float().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny).log()
+    flat = log_norm.flatten(1)
+    median = flat.median(dim=1, keepdim=True).values
+    deviation = 1.4826 * (flat - median).abs().median(dim=1, keepdim=True).values
+    z = (flat - median) / deviation.clamp_min(torch.finfo(torch.float32).eps)
+    return ((z > threshold) & (deviation > 0)).view_as(log_norm)
+
+
+def token_groups(grid: Float[Tensor, "b c h w"]) -> dict[str, Bool[Tensor, "b h w"]]:
+    """All group masks of a batch of grids."""
+    batch, _, height, width = grid.shape
+    fixed = border_groups(height, width, grid.device)
+    return {name: mask.expand(batch, -1, -1) for name, mask in fixed.items()} | {"high_norm": high_norm(grid)}

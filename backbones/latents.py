@@ -1,0 +1,99 @@
+"""LatentEncoder: image → latent, through the checkpoint's VAE. Data path step 2."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from backbones.precision import name_of
+from backbones.weights import weight_hash
+from tokens.errors import InputError
+from tokens.keyed import keyed_generator
+
+log = logging.getLogger(__name__)
+
+
+class LatentEncoder:
+    """Posterior mode (or a sample) of the VAE × its scaling factor.
+
+    Args:
+        vae: frozen; moved and cast by the caller.
+        vae_input: range the image is mapped to, ``symmetric`` ([-1, 1], what Stable Diffusion was trained on) or
+            ``unit`` ([0, 1], what Loos & Linhardt (2025) used).
+        posterior: ``mode``, or ``sample`` (with noise keyed by seed and image id).
+    """
+
+    def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
+        if vae_input not in ("symmetric", "unit"):
+            raise InputError(f"Expected vae_input to be symmetric or unit, but got '{vae_input}'. Use symmetric.")
+        if posterior not in ("mode", "sample"):
+            raise InputError(f"Expected posterior to be mode or sample, but got '{posterior}'. Use mode.")
+        self.vae = vae.eval().requires_grad_(False)
+        self.vae_input = vae_input
+        self.posterior = posterior
+        self.passes = 0
+        self.weights = weight_hash(vae)
+
+    def key(self, seed: int) -> str:
+        """What a latent depends on besides the image: weights, range, posterior (and its seed), dtype."""
+        posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
+        return f"{self.weights[:16]}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}"
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell, 8 for Stable Diffusion."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "b 3 height width"], ids: Sequence[str], seed: int = 0
+    ) -> Float[Tensor, "b 4 h w"]:
+        """Latents, float32, on the VAE's device.
+
+        Args:
+            images: in [0, 1]; height and width multiples of ``stride``.
+            ids: names of the images; with ``seed`` they key the posterior samples.
+            seed: of posterior samples; without meaning for the mode.
+
+        Raises:
+            InputError: images outside [0, 1] or of an unfit size.
+        """
+        self._check(images, ids)
+        parameter = next(self.vae.parameters())
+        pixels = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+        if self.vae_input == "symmetric":
+            pixels = pixels * 2 - 1
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean.float()
+        if self.posterior == "sample":
+            noise = [torch.randn(latents.shape[1:], generator=keyed_generator("posterior", seed, i)) for i in ids]
+            latents = latents + posterior.std.float() * torch.stack(noise).to(latents.device)
+        self.passes += len(images)
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    def _check(self, images: Tensor, ids: Sequence[str]) -> None:
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise InputError(
+                f"Expected images in the range [0, 1], but got values from {low:.3g} to {high:.3g} "
+                f"in {', '.join(ids[:3])}. Divide 8-bit images by 255; undo any other normalisation."
+            )
+        if any(side % self.stride for side in images.shape[-2:]):
+            raise InputError(
+                f"Expected image sides to be multiples of {self.stride} pixels, but got "
+                f"{images.shape[-2]}×{images.shape[-1]}. Crop or resize the images."
+            )
+
+
+def warn_if_unusual(latents: Float[Tensor, "n c h w"]) -> None:
+    """Warn when latents do not have the unit scale a diffusion U-Net expects: standard deviation in [0.5, 2]."""
+    deviation = latents.float().std().item()
+    if not 0.5 <= deviation <= 2:
+        log.warning(
+            "The latents have standard deviation %.2f, expected 0.5 to 2: check the images' range (vae_input) "
+            "and the VAE's scaling_factor.",
+            deviation,
+        )

@@ -1,0 +1,1 @@
+"""Image files → batches on the accelerator."""

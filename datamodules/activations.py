@@ -1,0 +1,204 @@
+"""ActivationDataModule: images → TokenBatches of every requested layer, streamed from the accelerator.
+
+It owns the splits, the latent cache, the stream and the tokens that stay on the device between epochs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from rich.progress import Progress
+
+from backbones import FrozenSD
+from datamodules.cache import LatentCache
+from datamodules.images.source import ImageSource
+from datamodules.latents import LatentStore
+from datamodules.mixing import batches_per_pass, in_chunks, mixing_buffer
+from datamodules.resident import ResidentTokens
+from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
+from datamodules.splits import split_by_photo
+from datamodules.stream import ActivationStream
+from tokens.batch import GridBatch, TokenBatch
+from tokens.errors import InputError
+from tokens.keyed import keyed_generator
+
+# one Lightning epoch holds at least so many steps: validation, checkpoints and progress bars come once per epoch
+STEPS_PER_EPOCH = 100
+
+
+class ActivationDataModule(LightningDataModule):
+    """Streams frozen activations to probes.
+
+    Args:
+        images: an image source.
+        backbone: a frozen checkpoint.
+        block: layers, as a user types them; see :func:`backbones.layers.resolve`.
+        timestep: noise level in [0, 1000).
+        seed: keys splits, noise, token draws and mixing.
+        prompt: conditioning text of every image.
+        splits: ``default`` or ``loos2025``; see :func:`~datamodules.splits.split_by_photo`.
+        sampling: ``stratified`` draws 64 tokens per image and layer; ``all`` takes every token, and one pass over the
+            images is an epoch.
+        batch_size: images per U-Net and encoder pass.
+        token_batch: tokens per layer and training step.
+        mixing_images: images per mixing block.
+        activation_budget: GiB of tokens that may stay on the device between epochs; the rest is recomputed. Changes the
+            speed, never the numbers.
+        cache_dir: where latents are kept.
+        num_workers: processes that decode images.
+
+    Raises:
+        InputError: an unknown layer, a timestep out of range, too few photographs, an unusable option.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource,
+        backbone: FrozenSD,
+        block: str | Sequence[str] = "mid",
+        timestep: int = 50,
+        seed: int = 0,
+        prompt: str = "",
+        splits: str = "default",
+        sampling: str = "stratified",
+        batch_size: int = 8,
+        token_batch: int = 512,
+        mixing_images: int = 32,
+        activation_budget: float = 2.0,
+        cache_dir: str = ".cache",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if sampling not in ("stratified", "all"):
+            raise InputError(f"Expected datamodule.sampling to be stratified or all, but got '{sampling}'. Use stratified.")
+        for name, value in {"batch_size": batch_size, "token_batch": token_batch, "mixing_images": mixing_images}.items():
+            if value < 1:
+                raise InputError(f"Expected datamodule.{name} to be at least 1, but got {value}. Use a positive number.")
+        if activation_budget < 0:
+            raise InputError(
+                f"Expected activation_budget to be at least 0 GiB, but got {activation_budget}. Use 0 to recompute."
+            )
+        backbone.noise.check(timestep)
+        self.images = images
+        self.backbone = backbone
+        self.layers = backbone.unet.resolve(block)
+        self.shapes = backbone.shapes(images.size, self.layers)
+        self.seed = seed
+        self.sampling = sampling
+        self.token_batch = token_batch
+        self.mixing_images = mixing_images
+        self.split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
+        self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
+        self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size)
+        self.resident = ResidentTokens(activation_budget)
+        self._prepared = False
+
+    def prepare_data(self) -> None:
+        """Encode what the latent cache lacks. Mitigation images (A) stay untouched until something fits on them."""
+        if self._prepared:
+            return
+        usable = set(self.store.prepare([i for name in ("train", "val", "test") for i in self.split[name]]))
+        for name in ("train", "val", "test"):
+            wanted = self.split[name]
+            self.split[name] = [i for i in wanted if i in usable]
+            if wanted and not self.split[name]:
+                raise InputError(f"Expected images for the {name} split, but none can be decoded. Check the image source.")
+        self._prepared = True
+
+    def setup(self, stage: str) -> None:
+        """Before training: extract the tokens that may stay on the device."""
+        if stage != "fit":
+            return
+        wanted = [i for i in (*self.split["train"], *self.split["val"]) if i not in self.resident]
+        if not wanted or self.resident.full:
+            return
+        with Progress(*Progress.get_default_columns(), transient=False) as progress:
+            task = progress.add_task("extracting activations", total=len(wanted))
+            for chunk in in_chunks(wanted, self.stream.batch_size):
+                for index, piece in self._computed(chunk):
+                    self.resident.offer(index, piece)
+                progress.advance(task, len(chunk))
+                if self.resident.full:
+                    progress.update(task, total=progress.tasks[task].completed)
+                    break
+
+    def train_dataloader(self) -> "_Loader":
+        """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps."""
+        steps = self._steps_per_pass()
+        passes = 1 if self.sampling == "all" else -(-STEPS_PER_EPOCH // steps)
+        return _Loader(lambda: self._train_epoch(passes), passes * steps)
+
+    def val_dataloader(self) -> "_Loader | list[Any]":
+        """The tokens of the validation images, one image per batch, unmixed."""
+        indices = self.split["val"]
+        return _Loader(lambda: self._pieces(indices), len(indices)) if indices else []
+
+    def test_dataloader(self) -> "_Loader":
+        """Every token of the test images, unmixed."""
+        indices = self.split["test"]
+        return _Loader(lambda: map(flattened, self.stream(indices)), -(-len(indices) // self.stream.batch_size))
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data in a run's record."""
+        used = [i for name in ("train", "val", "test") for i in self.split[name]]
+        return self.backbone.describe() | {
+            "dataset_fingerprint": self.store.fingerprint(used),
+            "images": {name: len(indices) for name, indices in self.split.items()},
+            "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
+            "skipped": self.store.skipped,
+            "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
+            "resident_images": len(self.resident),
+            "passes": self.backbone.passes,
+        }
+
+    def _train_epoch(self, passes: int) -> Iterator[TokenBatch]:
+        assert self.trainer is not None
+        for number in range(passes):
+            key = ("train", self.seed, self.trainer.current_epoch, number)
+            shuffle = torch.randperm(len(self.split["train"]), generator=keyed_generator("images", *key))
+            pieces = self._pieces([self.split["train"][i] for i in shuffle])
+            yield from mixing_buffer(pieces, self.mixing_images, self.token_batch, *key)
+
+    def _pieces(self, indices: Sequence[int]) -> Iterator[TokenBatch]:
+        """Drawn tokens per image, in order; resident ones are reused, the others computed in full batches."""
+        queue: list[int] = []
+        for index in indices:
+            queue.append(index)
+            if sum(i not in self.resident for i in queue) == self.stream.batch_size:
+                yield from self._served(queue)
+                queue = []
+        yield from self._served(queue)
+
+    def _served(self, indices: Sequence[int]) -> Iterator[TokenBatch]:
+        computed = dict(self._computed([i for i in indices if i not in self.resident]))
+        for index in indices:
+            yield computed.pop(index) if index in computed else self.resident[index]
+
+    def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
+        for batch in self.stream(indices):
+            yield from zip(batch.image.tolist(), self._drawn(batch), strict=True)
+
+    def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
+        if self.sampling == "all":
+            return all_tokens(batch)
+        return draw_tokens(batch, [self.images.name(i) for i in batch.image.tolist()], self.seed)
+
+    def _steps_per_pass(self) -> int:
+        most = max(height * width for _, height, width in self.shapes.values())
+        per_image = CELLS * CELLS if self.sampling == "stratified" else most
+        return batches_per_pass(len(self.split["train"]) * per_image, self.token_batch)
+
+
+class _Loader(Iterable[TokenBatch]):
+    """A sized iterable over a fresh generator: what Lightning needs of a dataloader."""
+
+    def __init__(self, make: Callable[[], Iterator[TokenBatch]], length: int) -> None:
+        self.make = make
+        self.length = length
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self.make()
+
+    def __len__(self) -> int:
+        return self.length

@@ -1,0 +1,83 @@
+"""What every image source offers, and the one way a picture becomes a square tensor."""
+
+from typing import Protocol, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tokens.errors import InputError
+
+
+class Item(TypedDict):
+    """One image: (3, size, size) in [0, 1], and a name that is unique in its source and stable between runs."""
+
+    image: Float[Tensor, "3 size size"]
+    id: str
+
+
+class ImageSource(Protocol):
+    """A list of square images. ``on_error`` says what happens to items that cannot be decoded: ``raise`` or ``skip``."""
+
+    on_error: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Item: ...
+
+    def name(self, index: int) -> str:
+        """The item's id, without rendering or decoding it."""
+
+    def photo(self, index: int) -> str:
+        """The photograph an item shows; crops of one photograph share it and stay in one split."""
+
+    def content_key(self, index: int) -> str:
+        """Identifies the pixels of an item, without rendering or decoding it where possible."""
+
+
+def check_size(size: int) -> None:
+    """Raises InputError unless every grid of a U-Net comes out even: multiples of 64 pixels."""
+    if size < 64 or size % 64:
+        near = max(64, size // 64 * 64)
+        raise InputError(
+            f"Expected images.size to be a multiple of 64 pixels, but got {size}. Use images.size={near} or {near + 64}."
+        )
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises InputError unless ``limit`` is None or positive."""
+    if limit is not None and limit < 1:
+        raise InputError(f"Expected images.limit to be at least 1 or null, but got {limit}. Use images.limit=null for all.")
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises InputError unless ``on_error`` is ``raise`` or ``skip``."""
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"Expected images.on_error to be raise or skip, but got '{on_error}'. Use images.on_error=raise.")
+
+
+def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:
+    """An upright RGB picture's centre crop, or its crop at ``box`` = (left, top, side) in pixels, Lanczos-resized to [0, 1]."""
+    left, top, side = box if box is not None else centre_box(*picture.size)
+    picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: rotated as its EXIF tag says, transparent pixels over white, three channels."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "I;16", "I;16B"):
+        # PIL clips 16-bit grey to 255 when it converts; scale it instead
+        picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def centre_box(width: int, height: int) -> tuple[int, int, int]:
+    """(left, top, side) of the largest centred square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side

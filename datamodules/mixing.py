@@ -1,0 +1,86 @@
+"""mixing_buffer: shuffles tokens across images in bounded memory; every token exactly once. Data path step 7."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from tokens.batch import TokenBatch
+from tokens.keyed import keyed_generator
+
+T = TypeVar("T")
+
+
+def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:
+    """Batches of ``size`` tokens per layer, mixed over blocks of ``images`` images.
+
+    Each layer of a block is permuted by a generator keyed by (key, layer, block), so a layer's batches do not depend on
+    which other layers are asked for. Tokens that do not fill a batch move to the next block; the last batch may be
+    smaller. Layers with fewer tokens drop out of later steps of a block.
+
+    Args:
+        pieces: one TokenBatch per image.
+        images: images per block; bounds the memory.
+        size: tokens per batch and layer.
+        key: seed and epoch, for example.
+    """
+    rest: list[TokenBatch] = []
+    for number, (block, last) in enumerate(_mark_last(in_chunks(pieces, images))):
+        pool = concatenate([*rest, *block])
+        order = {
+            layer: torch.randperm(len(tokens), generator=keyed_generator("mixing", *key, layer, number)).to(tokens.device)
+            for layer, tokens in pool.tokens.items()
+        }
+        steps = {layer: len(index) / size if last else len(index) // size for layer, index in order.items()}
+        step = 0
+        while any(step < count for count in steps.values()):
+            now = {layer: index[step * size : (step + 1) * size] for layer, index in order.items() if step < steps[layer]}
+            yield select(pool, now)
+            step += 1
+        rest = [select(pool, {layer: index[len(index) // size * size :] for layer, index in order.items()})]
+
+
+def batches_per_pass(tokens: int, size: int) -> int:
+    """Batches that one pass of :func:`mixing_buffer` makes for the layer with most tokens."""
+    return -(-tokens // size)
+
+
+def select(batch: TokenBatch, index: dict[str, Tensor]) -> TokenBatch:
+    """The tokens of some layers at some indices."""
+    return TokenBatch(
+        tokens={layer: batch.tokens[layer][pick] for layer, pick in index.items()},
+        positions={layer: batch.positions[layer][pick] for layer, pick in index.items()},
+        masks={layer: {group: mask[pick] for group, mask in batch.masks[layer].items()} for layer, pick in index.items()},
+        photo={layer: batch.photo[layer][pick] for layer, pick in index.items()},
+    )
+
+
+def concatenate(pieces: Sequence[TokenBatch]) -> TokenBatch:
+    """All tokens of several batches with the same layers, in order."""
+
+    def joined(of: Callable[[TokenBatch], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {layer: torch.cat([of(piece)[layer] for piece in pieces]) for layer in of(pieces[0])}
+
+    masks: dict[str, dict[str, Tensor]] = {}
+    for layer, groups in pieces[0].masks.items():
+        masks[layer] = {group: torch.cat([piece.masks[layer][group] for piece in pieces]) for group in groups}
+    return TokenBatch(joined(lambda p: p.tokens), joined(lambda p: p.positions), masks, joined(lambda p: p.photo))
+
+
+def in_chunks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Consecutive tuples of ``size`` items; the last may be shorter."""
+    iterator = iter(items)
+    while block := tuple(itertools.islice(iterator, size)):
+        yield block
+
+
+def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item with whether it is the last one."""
+    iterator = iter(items)
+    held = next(iterator, None)
+    while held is not None:
+        following = next(iterator, None)
+        yield held, following is None
+        held = following

@@ -1,0 +1,46 @@
+"""ResidentTokens: the tokens that stay on the device between epochs, within a stated budget. Data path step 7."""
+
+from dataclasses import fields
+
+from torch import Tensor
+
+from tokens.batch import TokenBatch
+
+
+class ResidentTokens:
+    """Item index → its tokens, kept while they fit ``budget`` GiB."""
+
+    def __init__(self, budget: float) -> None:
+        self._left = budget * 2**30
+        self._pieces: dict[int, TokenBatch] = {}
+        self.full = budget == 0
+
+    def offer(self, index: int, piece: TokenBatch) -> None:
+        """Keep the tokens of an item if they still fit; from the first that does not, nothing more is kept."""
+        size = _size(piece)
+        if self.full or size > self._left:
+            self.full = True
+            return
+        self._left -= size
+        self._pieces[index] = piece
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._pieces
+
+    def __getitem__(self, index: int) -> TokenBatch:
+        return self._pieces[index]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+def _size(piece: TokenBatch) -> int:
+    """Bytes of all tensors of a batch."""
+    return sum(_bytes(getattr(piece, field.name)) for field in fields(piece))
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    assert isinstance(value, Tensor)
+    return value.nbytes

@@ -1,0 +1,48 @@
+"""Which images fit mitigations (A), train probes (B), select (val, a part of B) and test (D). Data path step 1."""
+
+import hashlib
+from collections.abc import Sequence
+
+from tokens.errors import InputError
+
+SPLITS = ("fit", "train", "val", "test")
+# shares of photographs; a fifth of B (40 %) validates
+DEFAULT_SHARES = {"fit": 0.4, "train": 0.32, "val": 0.08, "test": 0.2}
+LOOS2025_SHARES = {"fit": 0.0, "train": 0.8, "val": 0.0, "test": 0.2}
+MINIMUM = 10
+
+
+def split_by_photo(photos: Sequence[str], protocol: str = "default", seed: int = 0) -> dict[str, list[int]]:
+    """Indices of items per split; items that show one photograph stay together.
+
+    ``default`` orders photographs by a digest of (seed, name), so that a split does not depend on the order of files, and
+    gives 40 % to A, 40 % to B (of it a fifth to val) and 20 % to D, whether or not a mitigation uses A. ``loos2025``
+    takes the first 80 % of photographs to train and the rest to test.
+
+    Raises:
+        InputError: fewer than 10 photographs, or an unknown protocol.
+    """
+    if protocol not in ("default", "loos2025"):
+        raise InputError(f"Expected splits to be default or loos2025, but got '{protocol}'.")
+    distinct = list(dict.fromkeys(photos))
+    if len(distinct) < MINIMUM:
+        raise InputError(
+            f"Expected at least {MINIMUM} distinct photographs to split, but got {len(distinct)}. "
+            "Add images or raise images.limit."
+        )
+    shares = LOOS2025_SHARES
+    if protocol == "default":
+        distinct.sort(key=lambda photo: hashlib.blake2b(f"{seed}/{photo}".encode()).digest())
+        shares = DEFAULT_SHARES
+    members = {photo: name for name, part in _cut(distinct, shares).items() for photo in part}
+    return {name: [i for i, photo in enumerate(photos) if members[photo] == name] for name in SPLITS}
+
+
+def _cut(photos: list[str], shares: dict[str, float]) -> dict[str, list[str]]:
+    """Consecutive parts of a list; cumulative rounding, so that the parts always cover it."""
+    ends, total = {}, 0.0
+    for name, share in shares.items():
+        total += share
+        ends[name] = round(total * len(photos))
+    starts = dict(zip(ends, [0, *ends.values()], strict=False))
+    return {name: photos[starts[name] : end] for name, end in ends.items()}

@@ -1,0 +1,88 @@
+"""ActivationStream: latents → noise → U-Net → masks → GridBatch, in constant memory. Data path steps 3 to 6."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from anomalies.groups import token_groups
+from backbones import FrozenSD
+from datamodules.latents import LatentStore
+from tokens.batch import GridBatch
+from tokens.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class ActivationStream:
+    """Item indices → activation grids with their token-group masks, one U-Net pass per image for all layers.
+
+    Args:
+        backbone: frozen.
+        store: latents of the images.
+        layers: canonical names.
+        timestep: noise level.
+        seed: keys the noise of each image, with its id.
+        prompt: conditioning text of every image.
+        batch_size: images per U-Net pass; halved once if device memory runs out. Never changes an activation.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenSD,
+        store: LatentStore,
+        layers: Sequence[str],
+        timestep: int,
+        seed: int = 0,
+        prompt: str = "",
+        batch_size: int = 8,
+    ) -> None:
+        self.backbone = backbone
+        self.store = store
+        self.layers = layers
+        self.timestep = timestep
+        self.seed = seed
+        self.prompt = prompt
+        self.batch_size = batch_size
+        self._halved = False
+        names = [store.images.photo(index) for index in range(len(store.images))]
+        self._photo = {name: i for i, name in enumerate(dict.fromkeys(names))}
+
+    def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]:
+        """Batches of at most ``batch_size`` images, in order."""
+        start = 0
+        while start < len(indices):
+            chunk = indices[start : start + self.batch_size]
+            try:
+                batch = self._batch(chunk)
+            except torch.OutOfMemoryError:
+                batch = None  # leave the except block first: its traceback holds the tensors
+            if batch is None:
+                self._halve()
+                continue
+            start += len(chunk)
+            yield batch
+
+    def _batch(self, indices: Sequence[int]) -> GridBatch:
+        images = self.store.images
+        latents = torch.stack([self.store[index] for index in indices])
+        ids = [images.name(index) for index in indices]
+        grids = self.backbone.grids(latents, ids, self.layers, self.timestep, self.seed, self.prompt)
+        return GridBatch(
+            grids=grids,
+            masks={layer: token_groups(grid) for layer, grid in grids.items()},
+            image=torch.tensor(indices, device=self.backbone.device),
+            photo=torch.tensor([self._photo[images.photo(index)] for index in indices], device=self.backbone.device),
+        )
+
+    def _halve(self) -> None:
+        if self._halved or self.batch_size == 1:
+            raise InputError(
+                f"Expected {self.batch_size} images per U-Net pass to fit in device memory, but they do not. "
+                "Lower datamodule.batch_size, ask for fewer layers with block=, or use device=cpu."
+            )
+        self._halved = True
+        self.batch_size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.batch_size)

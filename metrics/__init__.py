@@ -1,0 +1,1 @@
+"""torchmetrics on tensors, one per file beside its pure functions."""

@@ -1,0 +1,230 @@
+"""PositionProbe: how well a linear map reads a token's (row, col) out of its activation. Data path steps 8 and 9.
+
+Beside every probe two controls are trained on the same tokens: ``shuffled_labels`` (positions permuted within each
+batch; tested on true positions) and ``random_partition`` (positions assigned to as many random classes: what a probe of
+this capacity memorises).
+
+References:
+    Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
+"""
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from metrics.coordinate_r2 import CoordinateR2
+from metrics.grid_accuracy import GridAccuracy, chance
+from probes.closed_form import Moments, coordinates
+from probes.heads import LayerHead, heads
+from tokens.batch import TokenBatch
+from tokens.errors import InputError
+from tokens.keyed import keyed_generator
+
+VARIANTS = ("test", "shuffled_labels", "random_partition")
+GROUPS = ("corner", "border", "interior", "high_norm")
+
+
+class PositionProbe(lightning.LightningModule):
+    """Linear position probes of every layer.
+
+    Args:
+        shapes: layer → (C, h, w).
+        photos: number of photographs in the image source.
+        head: ``classification`` (C → h + w, two softmaxes, cross-entropy) or ``regression`` (C → 2 coordinates, squared
+            error, rounded to the grid).
+        solver: ``adam`` or ``closed_form`` (linear discriminants, or ridge for regression; one pass).
+        learning_rate: of Adam.
+        min_steps: steps before a head may stop.
+        patience: validations without improvement after which a head stops; without validation images all heads train
+            until ``trainer.max_epochs``.
+        seed: of initial weights and controls.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int, int]],
+        photos: int,
+        head: str = "classification",
+        solver: str = "adam",
+        learning_rate: float = 1e-3,
+        min_steps: int = 600,
+        patience: int = 3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if head not in ("classification", "regression"):
+            raise InputError(f"Expected probe.head to be classification or regression, but got '{head}'.")
+        if solver not in ("adam", "closed_form"):
+            raise InputError(f"Expected probe.solver to be adam or closed_form, but got '{solver}'.")
+        if learning_rate <= 0:
+            raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 1e-3.")
+        self.shapes = shapes
+        self.regresses = head == "regression"
+        self.closed_form = solver == "closed_form"
+        self.automatic_optimization = not self.closed_form
+        self.learning_rate = learning_rate
+        self.min_steps = min_steps
+        self.patience = patience
+        self.seed = seed
+        outputs = {layer: (c, 2 if self.regresses else h + w) for layer, (c, h, w) in shapes.items()}
+        self.heads = heads(outputs, VARIANTS, seed)
+        self.partitions = {layer: _random_partition(h, w, seed, layer) for layer, (_, h, w) in shapes.items()}
+        self.accuracy = nn.ModuleDict(
+            {
+                f"{variant}/{layer}": GridAccuracy(h, w, GROUPS, photos)
+                for variant in VARIANTS
+                for layer, (_, h, w) in shapes.items()
+            }
+        )
+        self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
+        self.results: dict[str, float] = {}
+        self._validation: dict[str, Tensor] = {}
+        self._moments: dict[str, Moments] = {}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
+        return None if self.closed_form else torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def on_train_start(self) -> None:
+        """A resumed run may have nothing left to train."""
+        self._stop_if_finished()
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
+        """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
+        step = self.trainer.current_epoch * len(self.trainer.train_dataloader) + batch_idx  # type: ignore[arg-type]
+        labels = {layer: self._labels(layer, where, "train", step) for layer, where in batch.positions.items()}
+        if self.closed_form:
+            for layer, tokens in batch.tokens.items():
+                self._moments_of(layer).update(tokens, labels[layer])
+            return None
+        losses = [self._losses(layer, tokens, labels[layer]).sum() for layer, tokens in batch.tokens.items()]
+        loss = torch.stack(losses).sum()
+        self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Solve the closed form after its only pass."""
+        if not self.closed_form:
+            return
+        for layer, moments in self._moments.items():
+            head = self._head(layer)
+            for i in range(len(VARIANTS)):
+                weight, bias = moments.ridge(i) if self.regresses else moments.discriminants(i)
+                head.weight.data[i], head.bias.data[i] = weight.float(), bias.float()
+        self._moments.clear()
+        self.trainer.should_stop = True
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Add up the losses of every head, and the axis accuracy of the probes."""
+        for layer, tokens in batch.tokens.items():
+            labels = self._labels(layer, batch.positions[layer], "val", batch_idx)
+            loss = self._losses(layer, tokens, labels).double()
+            right = (self._predict(layer, tokens)[:, 0] == labels[:, 0]).double().mean()
+            seen = torch.cat([loss, right[None], torch.ones_like(right[None])])
+            self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the best state of every head; stop when none can improve."""
+        for layer, sums in self._validation.items():
+            mean = sums[:-1] / sums[-1]
+            if not self.trainer.sanity_checking and not self.closed_form:
+                self._head(layer).judge(mean[: len(VARIANTS)], self.patience, self.trainer.global_step >= self.min_steps)
+            values = {f"val/{layer}/loss/all": mean[0].item(), f"val/{layer}/axis_accuracy/all": mean[-1].item()}
+            self.results |= values
+            self.log_dict(values, batch_size=1)
+        self._validation.clear()
+        self._stop_if_finished()
+
+    def on_test_start(self) -> None:
+        """Every head is tested in its best state."""
+        for layer in self.shapes:
+            self._head(layer).select()
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Update the metrics of every head with the tokens of whole grids."""
+        for layer, tokens in batch.tokens.items():
+            where, masks, photo = batch.positions[layer], batch.masks[layer], batch.photo[layer]
+            predicted = self._predict(layer, tokens)
+            for i, variant in enumerate(VARIANTS):
+                target = self._partition(layer, where) if variant == "random_partition" else where
+                self.accuracy[f"{variant}/{layer}"].update(predicted[:, i], target, masks, photo)
+            if self.regresses:
+                self.r2[layer].update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, where), photo)
+
+    def on_test_epoch_end(self) -> None:
+        """Collect ``<what>/<layer>/<metric>/<group>`` of probes and controls in ``results``, and log the probes'."""
+        for layer, (_, height, width) in self.shapes.items():
+            for variant in VARIANTS:
+                values = self.accuracy[f"{variant}/{layer}"].compute()
+                # classes of a random partition have no neighbourhood, so only axis accuracy means something
+                kept = {k: v for k, v in values.items() if variant != "random_partition" or k.startswith("axis_accuracy")}
+                self.results |= {f"{variant}/{layer}/{key}": value for key, value in kept.items()}
+            if self.regresses:
+                self.results |= {f"test/{layer}/{key}": value for key, value in self.r2[layer].compute().items()}
+            self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
+        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+
+    def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
+        """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""
+        return {
+            f"{layer}/{name}": table for layer in self.shapes for name, table in self.accuracy[f"test/{layer}"].maps().items()
+        }
+
+    def _labels(self, layer: str, where: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
+        """(row, col) labels of every variant, in the order of VARIANTS."""
+        shuffle = torch.randperm(len(where), generator=keyed_generator("shuffle", self.seed, layer, *key))
+        return torch.stack([where, where[shuffle.to(where.device)], self._partition(layer, where)], dim=1)
+
+    def _partition(self, layer: str, where: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
+        classes = self.partitions[layer] = self.partitions[layer].to(where.device)
+        return classes[where[:, 0] * self.shapes[layer][2] + where[:, 1]]
+
+    def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"]) -> Float[Tensor, " v"]:
+        """Mean loss per token of every variant."""
+        outputs = self._head(layer)(tokens)
+        if self.regresses:
+            return (outputs - self._coordinates(layer, labels)).square().sum(-1).mean(0)
+        height = self.shapes[layer][1]
+        row, col = outputs[..., :height].movedim(1, -1), outputs[..., height:].movedim(1, -1)
+        cross_entropy = nn.functional.cross_entropy
+        losses = cross_entropy(row, labels[..., 0], reduction="none") + cross_entropy(col, labels[..., 1], reduction="none")
+        return losses.mean(0)
+
+    def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Int[Tensor, "n v 2"]:
+        """Predicted (row, col) of every variant."""
+        outputs = self._head(layer)(tokens)
+        _, height, width = self.shapes[layer]
+        if not self.regresses:
+            return torch.stack([outputs[..., :height].argmax(-1), outputs[..., height:].argmax(-1)], dim=-1)
+        sides = torch.tensor([height, width], device=outputs.device)
+        return ((outputs + 0.5) * sides).floor().long().clamp(min=torch.zeros_like(sides), max=sides - 1)
+
+    def _coordinates(self, layer: str, index: Int[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
+        _, height, width = self.shapes[layer]
+        return torch.stack([coordinates(index[..., 0], height), coordinates(index[..., 1], width)], dim=-1)
+
+    def _head(self, layer: str) -> LayerHead:
+        head = self.heads[layer]
+        assert isinstance(head, LayerHead)
+        return head
+
+    def _moments_of(self, layer: str) -> Moments:
+        if layer not in self._moments:
+            channels, *sides = self.shapes[layer]
+            self._moments[layer] = Moments(channels, sides, len(VARIANTS), self.device)
+        return self._moments[layer]
+
+    def _stop_if_finished(self) -> None:
+        enough = self.trainer.global_step >= self.min_steps
+        if not self.closed_form and enough and all(self._head(layer).finished(self.patience) for layer in self.shapes):
+            self.trainer.should_stop = True
+
+
+def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:
+    """Two random balanced labellings of the positions: one into as many classes as rows, one as columns."""
+    generator = keyed_generator("partition", seed, layer)
+    order = [torch.randperm(height * width, generator=generator) for _ in range(2)]
+    return torch.stack([order[0] % height, order[1] % width], dim=1)

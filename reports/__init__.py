@@ -1,0 +1,1 @@
+"""Run folders → tables and figures. Imports no sibling: it reads files."""

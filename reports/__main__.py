@@ -1,0 +1,29 @@
+"""``python -m reports RUN``: the table of a finished run again, and its figures drawn anew."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from reports.figures import draw
+from reports.run import Run
+from reports.tables import show
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Show a run folder."""
+    parser = argparse.ArgumentParser(prog="python -m reports", description="Table and figures of a run folder.")
+    parser.add_argument("folder", type=Path, help="a run folder, such as outputs/2026-01-31/12-00-00-000000")
+    folder = parser.parse_args(arguments).folder
+    if not (folder / "metrics.json").is_file():
+        parser.exit(1, f"Expected a run folder with metrics.json, but '{folder}' has none. Give the folder of one run.\n")
+    run = Run.read(folder)
+    console = Console()
+    show(run, console)
+    for path in draw(run, folder):
+        console.print(path)
+
+
+if __name__ == "__main__":
+    main()

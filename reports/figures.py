@@ -1,0 +1,116 @@
+"""Figures of one run: accuracy over layers, accuracy over the grid, predicted against true position."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a cluster
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.run import Run
+
+COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
+LABELS = {"test": "this network", "random_weights": "random weights", "shuffled_labels": "shuffled labels", "chance": "chance"}
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """Write the figures that a run has data for as PNG; returns their paths."""
+    figures: dict[str, Figure] = {}
+    if len(run.layers) > 1:
+        figures["accuracy_over_layers"] = over_layers(run)
+    if run.maps:
+        figures["accuracy_over_grid"] = over_grid(run)
+        figures["predicted_against_true"] = confusion(run)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=130)
+        plt.close(figure)
+    return paths
+
+
+def over_layers(run: Run) -> Figure:
+    """Binned accuracy (8 bins per axis, comparable between layers) above, accuracy at each layer's own grid below."""
+    layers = run.layers
+    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.32 * len(layers) + 2), 7), sharex=True, layout="constrained")
+    for axis, metric, title in (
+        (axes[0], "binned_accuracy", "8 bins per axis: layers compare"),
+        (axes[1], "axis_accuracy", "own grid: chance differs between layers"),
+    ):
+        for what in ("test", "random_weights", "shuffled_labels", "chance"):
+            _curve(axis, run, what, metric)
+        axis.set(ylim=(0, 1.02), ylabel="position accuracy")
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].legend(frameon=False, ncols=4, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
+    axes[1].set_xticks(
+        range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, ha="right" if len(layers) <= 12 else "center"
+    )
+    figure.suptitle(f"Linear position probe, {_title(run)}", fontsize=11)
+    return figure
+
+
+def _curve(axis: Axes, run: Run, what: str, metric: str) -> None:
+    values = [run.value(what, layer, metric) for layer in run.layers]
+    if all(value is None for value in values):
+        return
+    x = np.arange(len(values))
+    y = np.array([np.nan if value is None else value for value in values])
+    style = {"test": "-", "random_weights": "-", "shuffled_labels": "--", "chance": ":"}[what]
+    axis.plot(x, y, style, marker="o" if what == "test" else None, ms=3.5, color=COLOURS[what], label=LABELS[what])
+    ends = [[run.value(what, layer, metric, end=end) for layer in run.layers] for end in ("ci_low", "ci_high")]
+    if what == "test" and all(value is not None for end in ends for value in end):
+        axis.fill_between(x, *np.array(ends, dtype=float), color=COLOURS[what], alpha=0.2, lw=0)
+
+
+def over_grid(run: Run) -> Figure:
+    """Axis accuracy at every grid position, one panel per layer, one colour scale from 0 to 1."""
+    figure, panels = _panels(run.layers)
+    for layer, panel in zip(run.layers, panels, strict=False):
+        image = panel.imshow(run.maps[f"{layer}/accuracy"], vmin=0, vmax=1, cmap="viridis")
+        value, chance = run.value("test", layer, "axis_accuracy"), run.value("chance", layer, "axis_accuracy")
+        panel.set_title(f"{layer}  {value:.2f} (chance {chance:.2f})", fontsize=8 if len(run.layers) > 1 else 11)
+        panel.set(xlabel="column", ylabel="row") if len(run.layers) == 1 else panel.set_axis_off()
+    figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="axis accuracy")
+    figure.suptitle(f"Where position is read well, {_title(run)}", fontsize=11)
+    return figure
+
+
+def confusion(run: Run) -> Figure:
+    """How often each true row (column) is predicted as each other one, rows and columns side by side."""
+    figure, panels = _panels(run.layers, each=2)
+    for i, layer in enumerate(run.layers):
+        for j, axis in enumerate(("rows", "cols")):
+            table = run.maps[f"{layer}/{axis}"]
+            panel = panels[2 * i + j]
+            image = panel.imshow(table / table.sum(1, keepdims=True).clip(1), vmin=0, vmax=1, cmap="magma")
+            panel.set_title(f"{layer} {axis}", fontsize=8 if len(run.layers) > 1 else 11)
+            panel.set(xlabel=f"predicted {axis[:-1]}", ylabel=f"true {axis[:-1]}") if len(
+                run.layers
+            ) == 1 else panel.set_axis_off()
+    figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="share of tokens")
+    figure.suptitle(f"Predicted against true position, {_title(run)}", fontsize=11)
+    return figure
+
+
+def _panels(layers: Sequence[str], each: int = 1) -> tuple[Figure, list[Axes]]:
+    count = len(layers) * each
+    columns = min(count, 8 if count > 8 else max(each, math.ceil(math.sqrt(count))))
+    lines = math.ceil(count / columns)
+    side = 4.2 if count <= 2 else 1.9
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(side * columns + 1.2, (side + 0.25) * lines + 0.6), squeeze=False, layout="constrained"
+    )
+    panels = list(axes.flat)
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, panels[:count]
+
+
+def _title(run: Run) -> str:
+    return f"{run.meta['model']} ({run.meta['weights']}), timestep {run.meta['timestep']}"

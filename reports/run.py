@@ -1,0 +1,37 @@
+"""A run folder as reports see it: metrics by what, layer, metric and group; maps by layer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Run:
+    """metrics.json and maps.npz of one run."""
+
+    metrics: dict[str, float]
+    meta: dict[str, Any]
+    maps: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Raises FileNotFoundError where there is no metrics.json."""
+        metrics = json.loads((folder / "metrics.json").read_text())
+        meta = metrics.pop("meta")
+        maps: dict[str, np.ndarray] = {}
+        if (folder / "maps.npz").is_file():
+            with np.load(folder / "maps.npz", allow_pickle=False) as stored:
+                maps = {name: stored[name] for name in stored.files}
+        return cls(metrics, meta, maps)
+
+    @property
+    def layers(self) -> list[str]:
+        """Measured layers in execution order."""
+        return list(self.meta["layers"])
+
+    def value(self, what: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
+        """A number of the run, None where it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
+        return self.metrics.get("/".join(filter(None, (what, layer, metric, group, end))))

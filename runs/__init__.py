@@ -1,0 +1,1 @@
+"""One run: its command line, its folder, its record, its tracking."""

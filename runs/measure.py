@@ -1,0 +1,81 @@
+"""Measurement: one probe on one network, from configuration to numbers."""
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from runs.record import circumstances
+
+
+class Measurement:
+    """Builds data, probe and trainer from a configuration; :meth:`run` fits and tests.
+
+    ``results`` and ``meta`` hold what is known at any moment, also after an interruption.
+    """
+
+    def __init__(self, cfg: DictConfig, logger: Logger | None) -> None:
+        lightning.seed_everything(cfg.seed, verbose=False)
+        self.cfg = cfg
+        self.data = instantiate(cfg.datamodule)
+        self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=len(self.data.images))
+        device = self.data.backbone.device
+        self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
+            accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            logger=logger or False,
+            default_root_dir=cfg.run_dir,
+        )
+        self.seconds: dict[str, float] = {}
+        self.complete = False
+
+    def run(self) -> None:
+        """Encode, train and test; continues from the last checkpoint of the run folder where there is one."""
+        checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
+        started = time.perf_counter()
+        self.data.prepare_data()
+        encoded = time.perf_counter()
+        self.seconds["encode"] = encoded - started
+        self.trainer.fit(
+            self.probe, datamodule=self.data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True
+        )
+        trained = time.perf_counter()
+        self.seconds["extract_and_train"] = trained - encoded
+        self.trainer.test(self.probe, datamodule=self.data, verbose=False)
+        self.seconds["test"] = time.perf_counter() - trained
+        self.complete = True
+
+    @property
+    def results(self) -> dict[str, float]:
+        """Metrics by ``<what>/<layer>/<metric>/<group>``."""
+        return dict(self.probe.results)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is needed to run this again, and what it cost."""
+        return (
+            circumstances(self.cfg)
+            | self.data.describe()
+            | {
+                "layers": list(self.data.layers),
+                "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
+                "timestep": self.cfg.timestep,
+                "train_steps": self.trainer.global_step,
+                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "peak_memory_gib": round(_peak_memory(self.data.backbone.device) / 2**30, 3),
+                "complete": self.complete,
+            }
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,75 @@
+"""The random-weights null: the same probe on the same network before any training."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from scipy import stats
+
+from runs.measure import Measurement
+from runs.record import NEUTRAL, digest, source_digest
+
+log = logging.getLogger(__name__)
+# what the twin's numbers depend on besides its configuration
+_DATA = ("vae_hash", "dataset_fingerprint", "images", "precision", "device")
+
+
+def random_weights(cfg: DictConfig, meta: dict[str, Any]) -> dict[str, float]:
+    """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds, each measured once and kept in ``cfg.cache_dir``.
+
+    The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. With
+    several seeds the interval is a t-interval over them, with one it is the twin's own over photographs.
+
+    Args:
+        meta: of the measured network's run.
+    """
+    twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
+    if len(twins) < 2:
+        return {key: value for twin in twins for key, value in twin.items()}
+    merged: dict[str, float] = {}
+    for key in [key for key in twins[0] if not key.endswith(("/ci_low", "/ci_high", "/n"))]:
+        values = np.array([twin[key] for twin in twins if key in twin])
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        merged |= {key: float(values.mean()), f"{key}/ci_low": float(values.mean() - half)}
+        merged |= {f"{key}/ci_high": float(values.mean() + half), f"{key}/n": len(values)}
+    return merged
+
+
+def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float]:
+    twin = OmegaConf.merge(
+        cfg,
+        {
+            "backbone": {"weights": "random", "weights_seed": cfg.backbone.weights_seed + 1 + number},
+            "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
+            "resume": None,
+        },
+    )
+    assert isinstance(twin, DictConfig)
+    settings = OmegaConf.to_container(twin, resolve=True)
+    assert isinstance(settings, dict)
+    known = {key: value for key, value in settings.items() if key not in NEUTRAL}
+    for node in known.values():
+        if isinstance(node, dict):  # the same neutral settings, handed on
+            for key in ("cache_dir", "activation_budget", "callbacks"):
+                node.pop(key, None)
+    stored = Path(cfg.cache_dir) / "twins" / f"{digest([known, {k: meta[k] for k in _DATA}, source_digest()])}.json"
+    if stored.is_file():
+        log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
+        return json.loads(stored.read_text())
+    log.info("Random weights, seed %d: measuring", twin.backbone.weights_seed)
+    measurement = Measurement(twin, logger=None)
+    measurement.run()
+    kept = {
+        "random_weights" + key.removeprefix("test"): value
+        for key, value in measurement.results.items()
+        if key.startswith("test/")
+    }
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    temporary = stored.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(kept))
+    os.replace(temporary, stored)
+    return kept

@@ -1,0 +1,104 @@
+"""metrics.json: everything a run measured, and what is needed to run it again. One flat object at the root of a run folder.
+
+Keys are ``<what>/<layer>/<metric>/<group>``, with ``/ci_low``, ``/ci_high`` and ``/n`` beside; ``meta`` holds the rest.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
+# settings that say where and how fast, never what is measured
+NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins")
+
+
+def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
+    """Write ``metrics.json`` at once or not at all; NaN is refused because JSON has none."""
+    path = folder / "metrics.json"
+    text = json.dumps({**dict(sorted(metrics.items())), "meta": meta}, indent=1, allow_nan=False)
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_metrics(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics and meta of a run folder."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics, metrics.pop("meta")
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Digest of every setting that can change a number."""
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(settings, dict)
+    kept = {key: value for key, value in settings.items() if key not in NEUTRAL}
+    # unresolved interpolations stand for themselves: what they point to is in the digest, or neutral
+    return digest(kept)
+
+
+def digest(content: object) -> str:
+    """Short digest of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def source_digest() -> str:
+    """Digest of this project's code: a stored result is only reused by the code that made it."""
+    result = hashlib.sha256()
+    packages = ("tokens", "backbones", "anomalies", "datamodules", "probes", "metrics")
+    for path in sorted(path for package in packages for path in (ROOT / package).rglob("*.py")):
+        result.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return result.hexdigest()[:16]
+
+
+def circumstances(cfg: DictConfig) -> dict[str, Any]:
+    """Command, configuration, code, packages and machine of this process."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "config_hash": config_hash(cfg),
+        "git_commit": _git_commit(),
+        "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hardware": _hardware(),
+        "seed": cfg.seed,
+    }
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of this checkout, with ``+`` where files differ from it; None outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

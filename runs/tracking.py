@@ -1,0 +1,59 @@
+"""wandb: online where a key is configured, offline otherwise; it never asks, waits or stops a run."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from wandb.errors import CommError, UsageError
+
+log = logging.getLogger(__name__)
+# longest wait for a server before the run goes on offline, in seconds
+PATIENCE = 20
+
+
+def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[str, Any]) -> WandbLogger:
+    """A Lightning logger around a wandb run that has begun.
+
+    Args:
+        folder: the run folder; wandb's files go to ``<folder>/wandb``.
+        project, name, group: as wandb shows them.
+        tags: become ``key=value`` tags of the run.
+
+    Environment: ``WANDB_MODE`` wins over everything; ``WANDB_API_KEY`` or ``wandb login`` switch online runs on.
+    """
+    options: dict[str, Any] = {
+        "project": project,
+        "name": name[:128],
+        "group": group,
+        "tags": [f"{key}={value}"[:64] for key, value in tags.items()],
+        "dir": folder,
+        "settings": wandb.Settings(init_timeout=PATIENCE, silent=True),
+    }
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    try:
+        run = wandb.init(mode=mode, **options)  # type: ignore[arg-type]
+    except (CommError, UsageError) as error:
+        log.warning("wandb cannot be reached (%s); the run is logged offline.", str(error).splitlines()[0])
+        run = wandb.init(mode="offline", **options)
+    return WandbLogger(experiment=run)
+
+
+def log_results(logger: Logger | None, cfg: DictConfig, columns: list[str], rows: list[list[Any]], figures: list[Path]) -> None:
+    """The full configuration, a table of layer × metric, and the figures; nothing where the logger is not wandb's."""
+    if not isinstance(logger, WandbLogger):
+        return
+    config = OmegaConf.to_container(cfg, resolve=True)
+    logger.experiment.config.update(config, allow_val_change=True)
+    logger.log_table("results", columns=columns, data=rows)
+    for figure in figures:
+        logger.log_image(figure.stem, [str(figure)])
+
+
+def finish(logger: Logger | None, exit_code: int = 0) -> None:
+    """End a wandb run, so that the next job of a sweep begins its own."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish(exit_code=exit_code)

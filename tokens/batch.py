@@ -1,0 +1,53 @@
+"""The objects that cross packages: frozen dataclasses with ``.to()``.
+
+A stream makes ``GridBatch`` (whole activation grids); sampling and mixing turn it into ``TokenBatch`` (what a probe
+eats). Layers are keys, so one U-Net pass feeds every layer's head.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, dict):
+        return {key: _move(item, device, non_blocking) for key, item in value.items()}
+    return value.to(device, non_blocking=non_blocking)
+
+
+class _Movable:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy on another device; every tensor moves, nothing else changes."""
+        moved = {f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class GridBatch(_Movable):
+    """Activation grids of B images.
+
+    grids: layer → (B, C, h, w), any float dtype. masks: layer → token group → (B, h, w) bool. image: (B,) index of the
+    image in its dataset. photo: (B,) index of the photograph it shows; crops of one photograph share it.
+    """
+
+    grids: dict[str, Float[Tensor, "b _c _h _w"]]
+    masks: dict[str, dict[str, Bool[Tensor, "b _h _w"]]]
+    image: Int[Tensor, " b"]
+    photo: Int[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class TokenBatch(_Movable):
+    """Tokens of several layers, ready for the heads; a layer is absent where it has no tokens left in this step.
+
+    tokens: layer → (N, C). positions: layer → (N, 2) long (row, col). masks: layer → token group → (N,) bool.
+    photo: layer → (N,) index of the photograph a token comes from. N may differ between layers.
+    """
+
+    tokens: dict[str, Float[Tensor, "_n _c"]]
+    positions: dict[str, Int[Tensor, "_n 2"]]
+    masks: dict[str, dict[str, Bool[Tensor, " _n"]]]
+    photo: dict[str, Int[Tensor, " _n"]]
