@@ -44,6 +44,9 @@ def run(cfg: DictConfig) -> Run:
     """Measure, compare with the nulls, write ``metrics.json`` and figures into ``cfg.run_dir``, show and track them."""
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder).meta["complete"]:
+        log.info("%s is complete; nothing is left to do.", folder)
+        return Run.read(folder)
     measurement = Measurement(cfg, logger=None)
     measurement.data.prepare_data()  # unusable images end the run before anything is tracked
     logger = instantiate(cfg.logger) if cfg.logger else None
@@ -83,7 +86,7 @@ def _sentences() -> Iterator[None]:
             raise
         raise UserError(str(cause)) from error
     except OmegaConfBaseException as error:
-        raise UserError(command.explained(error)) from error
+        raise UserError(command.explained(error)) from None  # Hydra would print the cause too
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

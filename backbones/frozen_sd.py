@@ -114,7 +114,7 @@ class FrozenSD:
         """Move all networks; convolutions run channels-last."""
         self.device = torch.device(device)
         for network in (self.unet, self.encoder.vae):
-            network.to(self.device, memory_format=torch.channels_last)
+            network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for encoder in self.prompts.encoders:
             encoder.to(self.device)
         return self

@@ -120,7 +120,7 @@ def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> str:
 def meta_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     """A U-Net of this configuration without weights: structure and shapes only."""
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config)  # type: ignore[return-value]
+        return UNet2DConditionModel.from_config(config)
 
 
 def preset_config(model: str) -> dict[str, Any]:

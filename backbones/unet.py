@@ -1,7 +1,7 @@
 """FrozenUNet: noisy latents → activation grids of the layers asked for, stopping after the deepest. Data path step 4."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,8 @@ class FrozenUNet(nn.Module):
             layers: canonical names, see :func:`backbones.layers.resolve`.
         """
         grids: dict[str, Tensor] = {}
-        with self._capture(layers, grids):
-            try:
-                self._run(self.unet, noisy, timestep, conditioning)
-            except _Deepest:
-                pass
+        with self._capture(layers, grids), suppress(_Deepest):
+            self._run(self.unet, noisy, timestep, conditioning)
         self.passes += len(noisy)
         return grids
 
@@ -74,7 +71,7 @@ class FrozenUNet(nn.Module):
         pooled = torch.empty(1, self._pooled_width(), device="meta") if self._takes_pooled() else None
         noisy = torch.empty(1, self.config.in_channels, *latent, device="meta")
         grids = twin(noisy, 0, Conditioning(states, pooled), layers)
-        return {name: tuple(grids[name].shape[1:]) for name in self.layers if name in grids}  # type: ignore[misc]
+        return {name: tuple(grids[name].shape[1:]) for name in self.layers if name in grids}
 
     def resolve(self, block: str | Sequence[str]) -> tuple[str, ...]:
         """Canonical names for a user's ``block``, in execution order; see :func:`backbones.layers.resolve`."""

@@ -20,4 +20,4 @@ def random_unet(config: dict[str, object], seed: int, dtype: torch.dtype) -> UNe
     """A U-Net of this configuration with freshly initialised weights: the null of every trained network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet2DConditionModel.from_config(config).to(dtype)  # type: ignore[return-value]
+        return UNet2DConditionModel.from_config(config).to(dtype)

@@ -3,6 +3,7 @@
 It owns the splits, the latent cache, the stream and the tokens that stay on the device between epochs.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -92,18 +93,21 @@ class ActivationDataModule(LightningDataModule):
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
         self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size)
         self.resident = ResidentTokens(activation_budget)
+        self.seconds: dict[str, float] = {}
         self._prepared = False
 
     def prepare_data(self) -> None:
         """Encode what the latent cache lacks. Mitigation images (A) stay untouched until something fits on them."""
         if self._prepared:
             return
+        started = time.perf_counter()
         usable = set(self.store.prepare([i for name in ("train", "val", "test") for i in self.split[name]]))
         for name in ("train", "val", "test"):
             wanted = self.split[name]
             self.split[name] = [i for i in wanted if i in usable]
             if wanted and not self.split[name]:
                 raise InputError(f"Expected images for the {name} split, but none can be decoded. Check the image source.")
+        self.seconds["encode"] = time.perf_counter() - started
         self._prepared = True
 
     def setup(self, stage: str) -> None:
@@ -113,7 +117,8 @@ class ActivationDataModule(LightningDataModule):
         wanted = [i for i in (*self.split["train"], *self.split["val"]) if i not in self.resident]
         if not wanted or self.resident.full:
             return
-        with Progress(*Progress.get_default_columns(), transient=False) as progress:
+        started = time.perf_counter()
+        with Progress(*Progress.get_default_columns()) as progress:
             task = progress.add_task("extracting activations", total=len(wanted))
             for chunk in in_chunks(wanted, self.stream.batch_size):
                 for index, piece in self._computed(chunk):
@@ -122,6 +127,7 @@ class ActivationDataModule(LightningDataModule):
                 if self.resident.full:
                     progress.update(task, total=progress.tasks[task].completed)
                     break
+        self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "_Loader":
         """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps."""

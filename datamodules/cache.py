@@ -94,4 +94,4 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 def _digest(latent: Tensor) -> str:
     raw = latent.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return hashlib.blake2b(raw.data, digest_size=16).hexdigest()

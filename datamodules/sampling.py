@@ -47,7 +47,7 @@ def flattened(batch: GridBatch) -> TokenBatch:
     images = len(batch.image)
     return TokenBatch(
         tokens={layer: flatten(grid).flatten(0, 1) for layer, grid in batch.grids.items()},
-        positions={layer: positions(*side, device=batch.image.device).repeat(images, 1) for layer, side in sides.items()},
+        positions={layer: positions(side[0], side[1], batch.image.device).repeat(images, 1) for layer, side in sides.items()},
         masks={layer: {name: mask.flatten() for name, mask in groups.items()} for layer, groups in batch.masks.items()},
         photo={layer: batch.photo.repeat_interleave(side[0] * side[1]) for layer, side in sides.items()},
     )
@@ -55,7 +55,7 @@ def flattened(batch: GridBatch) -> TokenBatch:
 
 def _draw_of(batch: GridBatch, name: str, seed: int) -> dict[str, Tensor]:
     return {
-        layer: stratified(*grid.shape[-2:], keyed_generator("tokens", seed, name, layer)).to(grid.device)
+        layer: stratified(grid.shape[-2], grid.shape[-1], keyed_generator("tokens", seed, name, layer)).to(grid.device)
         for layer, grid in batch.grids.items()
     }
 
@@ -66,7 +66,7 @@ def _picked(batch: GridBatch, image: int, index: dict[str, Tensor] | None) -> To
     for layer, grid in batch.grids.items():
         pick = index[layer] if index is not None else torch.arange(grid.shape[-2] * grid.shape[-1], device=grid.device)
         tokens[layer] = flatten(grid[image : image + 1])[0][pick]
-        where[layer] = positions(*grid.shape[-2:], device=grid.device)[pick]
+        where[layer] = positions(grid.shape[-2], grid.shape[-1], grid.device)[pick]
         masks[layer] = {group: mask[image].flatten()[pick] for group, mask in batch.masks[layer].items()}
         photo[layer] = batch.photo[image].expand(len(pick))
     return TokenBatch(tokens, where, masks, photo)

@@ -20,6 +20,8 @@ class CoordinateR2(Metric):
 
     full_state_update = False
     higher_is_better = True
+    residual: Tensor
+    spread: Tensor
 
     def __init__(self, photos: int) -> None:
         super().__init__()

@@ -61,6 +61,12 @@ class GridAccuracy(Metric):
 
     full_state_update = False
     higher_is_better = True
+    right: Tensor
+    count: Tensor
+    map_right: Tensor
+    map_count: Tensor
+    rows: Tensor
+    cols: Tensor
 
     def __init__(self, height: int, width: int, groups: Sequence[str], photos: int) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ References:
     Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
 """
 
+from typing import cast
+
 import lightning
 import numpy as np
 import torch
@@ -150,27 +152,27 @@ class PositionProbe(lightning.LightningModule):
             predicted = self._predict(layer, tokens)
             for i, variant in enumerate(VARIANTS):
                 target = self._partition(layer, where) if variant == "random_partition" else where
-                self.accuracy[f"{variant}/{layer}"].update(predicted[:, i], target, masks, photo)
+                self._accuracy(variant, layer).update(predicted[:, i], target, masks, photo)
             if self.regresses:
-                self.r2[layer].update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, where), photo)
+                self._r2(layer).update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, where), photo)
 
     def on_test_epoch_end(self) -> None:
         """Collect ``<what>/<layer>/<metric>/<group>`` of probes and controls in ``results``, and log the probes'."""
         for layer, (_, height, width) in self.shapes.items():
             for variant in VARIANTS:
-                values = self.accuracy[f"{variant}/{layer}"].compute()
+                values = self._accuracy(variant, layer).compute()
                 # classes of a random partition have no neighbourhood, so only axis accuracy means something
                 kept = {k: v for k, v in values.items() if variant != "random_partition" or k.startswith("axis_accuracy")}
                 self.results |= {f"{variant}/{layer}/{key}": value for key, value in kept.items()}
             if self.regresses:
-                self.results |= {f"test/{layer}/{key}": value for key, value in self.r2[layer].compute().items()}
+                self.results |= {f"test/{layer}/{key}": value for key, value in self._r2(layer).compute().items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""
         return {
-            f"{layer}/{name}": table for layer in self.shapes for name, table in self.accuracy[f"test/{layer}"].maps().items()
+            f"{layer}/{name}": table for layer in self.shapes for name, table in self._accuracy("test", layer).maps().items()
         }
 
     def _labels(self, layer: str, where: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
@@ -207,9 +209,13 @@ class PositionProbe(lightning.LightningModule):
         return torch.stack([coordinates(index[..., 0], height), coordinates(index[..., 1], width)], dim=-1)
 
     def _head(self, layer: str) -> LayerHead:
-        head = self.heads[layer]
-        assert isinstance(head, LayerHead)
-        return head
+        return cast(LayerHead, self.heads[layer])
+
+    def _accuracy(self, variant: str, layer: str) -> GridAccuracy:
+        return cast(GridAccuracy, self.accuracy[f"{variant}/{layer}"])
+
+    def _r2(self, layer: str) -> CoordinateR2:
+        return cast(CoordinateR2, self.r2[layer])
 
     def _moments_of(self, layer: str) -> Moments:
         if layer not in self._moments:

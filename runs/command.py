@@ -7,8 +7,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tokens.errors import InputError
@@ -47,13 +47,13 @@ def check(arguments: list[str]) -> None:
         InputError: an override that the configuration does not have, or an unreadable one.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
-    if len(overrides) < len(arguments) and not {"-m", "--multirun"} & set(arguments):
-        return  # --help, --cfg, ...: Hydra's own business
+    if {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}:
+        return  # --help, --cfg job, ...: Hydra's own business
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             compose("train", overrides=[_first(text) for text in overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_sentence(str(error), overrides)) from error
+        raise InputError(_sentence(error, overrides)) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -67,50 +67,43 @@ def _first(text: str) -> str:
     return f"{override.get_key_element()}={value}"
 
 
-def _sentence(message: str, overrides: list[str]) -> str:
+def _sentence(error: Exception, overrides: list[str]) -> str:
     """Hydra's multi-line message as one sentence that names what to type instead."""
-    if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", message):
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = [option for option in error.options if not option.startswith("_")]
+        return f"Expected {group} to be one of {', '.join(options)}, but got '{choice}'. {_nearest(choice, options)}"
+    if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
-        return f"Expected a setting that exists, but got '{key}'.{_nearest(key, _keys(), 'setting')}"
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\s+\S+)+)", message):
-        group, choice, options = match.group(1), match.group(2), match.group(3).split()
-        shown = [option for option in options if not option.startswith("_")]
-        hint = _nearest(choice, shown, "one").replace("The nearest", " The nearest").strip()
-        return f"Expected {group} to be one of {', '.join(shown)}, but got '{choice}'. {hint}"
-    reason = next((line.strip() for line in message.splitlines() if line.strip()), "no reason given").rstrip(".")
+        return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
+    reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
 
 
-def _nearest(name: str, names: list[str], kind: str) -> str:
-    """`` The nearest ... is ...``, by the last part of a dotted key where the whole is far from everything."""
-    if not names:
-        return ""
+def _nearest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-    return f" The nearest {kind} is '{close}'."
+    return f"The nearest is '{close}'."
 
 
 def _keys() -> list[str]:
     """Every dotted key of the default configuration, and its groups."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train")
-    found: list[str] = []
-
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
-            name = f"{prefix}{key}"
-            found.append(name)
-            value = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[call-overload,index]
-            if isinstance(value, dict):
-                walk(node[key], f"{name}.")
-
+        settings = OmegaConf.to_container(compose("train"), resolve=False)
     GlobalHydra.instance().clear()
-    walk(cfg, "")
-    return found
+
+    def walk(node: object, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return []
+        return [name for key, value in node.items() for name in (f"{prefix}{key}", *walk(value, f"{prefix}{key}."))]
+
+    return walk(settings, "")
 
 
 def explained(error: OmegaConfBaseException) -> str:
     """One sentence for a configuration error that shows only when a value is used."""
     if isinstance(error, MissingMandatoryValue):
-        return f"Expected {error.full_key} to be given, but it is missing. Add {error.full_key}=... to the command."
+        # images and backbone are read through datamodule, but typed by their own names
+        key = str(error.full_key).removeprefix("datamodule.")
+        return f"Expected {key} to be given, but it is missing. Add {key}=... to the command."
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected a usable value for {error.full_key or 'the configuration'}, but got an error: {reason}."

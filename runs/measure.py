@@ -39,14 +39,11 @@ class Measurement:
         """Encode, train and test; continues from the last checkpoint of the run folder where there is one."""
         checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
         started = time.perf_counter()
-        self.data.prepare_data()
-        encoded = time.perf_counter()
-        self.seconds["encode"] = encoded - started
         self.trainer.fit(
             self.probe, datamodule=self.data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True
         )
         trained = time.perf_counter()
-        self.seconds["extract_and_train"] = trained - encoded
+        self.seconds["fit"] = trained - started
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
         self.complete = True
@@ -67,7 +64,7 @@ class Measurement:
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
                 "timestep": self.cfg.timestep,
                 "train_steps": self.trainer.global_step,
-                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
                 "peak_memory_gib": round(_peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,
             }

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
 from runs.measure import Measurement
-from runs.record import NEUTRAL, digest, source_digest
+from runs.record import decisive, digest, source_digest
 
 log = logging.getLogger(__name__)
 # what the twin's numbers depend on besides its configuration
@@ -49,14 +49,8 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float
         },
     )
     assert isinstance(twin, DictConfig)
-    settings = OmegaConf.to_container(twin, resolve=True)
-    assert isinstance(settings, dict)
-    known = {key: value for key, value in settings.items() if key not in NEUTRAL}
-    for node in known.values():
-        if isinstance(node, dict):  # the same neutral settings, handed on
-            for key in ("cache_dir", "activation_budget", "callbacks"):
-                node.pop(key, None)
-    stored = Path(cfg.cache_dir) / "twins" / f"{digest([known, {k: meta[k] for k in _DATA}, source_digest()])}.json"
+    identity = digest([decisive(twin), {key: meta[key] for key in _DATA}, source_digest()])
+    stored = Path(cfg.cache_dir) / "twins" / f"{identity}.json"
     if stored.is_file():
         log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
         return json.loads(stored.read_text())

@@ -46,11 +46,16 @@ def read_metrics(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
 
 def config_hash(cfg: DictConfig) -> str:
     """Digest of every setting that can change a number."""
+    return digest(decisive(cfg))
+
+
+def decisive(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that can change a number; interpolations stay, since what they point to is here or neutral."""
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
-    kept = {key: value for key, value in settings.items() if key not in NEUTRAL}
-    # unresolved interpolations stand for themselves: what they point to is in the digest, or neutral
-    return digest(kept)
+    kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in NEUTRAL}
+    kept["trainer"].pop("callbacks")
+    return kept
 
 
 def digest(content: object) -> str:

@@ -70,7 +70,7 @@ class FolderImages(Dataset[Item]):
 
     def name(self, index: int) -> str:
         """Path below ``root``, and the crop's number where there are several."""
-        file, crop = self.items[index]
+        crop = self.items[index][1]
         return self.photo(index) + (f"#{crop}" if self.crops > 1 else "")
 
     def photo(self, index: int) -> str:
@@ -79,7 +79,7 @@ class FolderImages(Dataset[Item]):
 
     def content_key(self, index: int) -> str:
         """Digest of the file's bytes, and the crop."""
-        file, crop = self.items[index]
+        file = self.items[index][0]
         if file not in self._digests:
             self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
         # random crops are drawn by name and seed

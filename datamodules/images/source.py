@@ -19,8 +19,9 @@ class Item(TypedDict):
 
 
 class ImageSource(Protocol):
-    """A list of square images. ``on_error`` says what happens to items that cannot be decoded: ``raise`` or ``skip``."""
+    """A list of square images of ``size`` pixels; ``on_error`` (``raise`` or ``skip``) governs items that cannot be decoded."""
 
+    size: int
     on_error: str
 
     def __len__(self) -> int: ...
