@@ -36,7 +36,7 @@ class UserError(CompactHydraException):
 def main(cfg: DictConfig) -> None:
     """Hydra's entry point."""
     quiet()
-    with _sentences():
+    with sentences():
         run(cfg)
 
 
@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> Run:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def sentences() -> Iterator[None]:
     """Turn what the user can mend into one sentence; everything else is a defect and keeps its traceback."""
     try:
         yield

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ class FrozenSD:
         self,
         components: Components,
         path: str,
-        weights: str = "trained",
+        weights: str = "stored",
         noise: str = "independent",
         vae_input: str = "symmetric",
         posterior: str = "mode",
@@ -60,7 +60,7 @@ class FrozenSD:
         *,
         revision: str | None = None,
         variant: str | None = None,
-        weights: str = "trained",
+        weights: str = "stored",
         weights_seed: int = 0,
         precision: str = "auto",
         device: str = "auto",
@@ -68,7 +68,7 @@ class FrozenSD:
         vae_input: str = "symmetric",
         posterior: str = "mode",
         scale_again: bool = False,
-    ) -> Self:
+    ) -> "FrozenSD":
         """Load a checkpoint.
 
         Args:
@@ -76,7 +76,7 @@ class FrozenSD:
                 repository ``owner/name``.
             revision: branch, tag or commit of a hub repository.
             variant: ``fp16`` takes half-precision weight files where the repository has them.
-            weights: ``trained``, or ``random``: the same U-Net freshly initialised (its VAE stays trained).
+            weights: ``stored`` in the checkpoint, or ``random``: the same U-Net freshly initialised (the VAE stays as it is).
             weights_seed: seed of random weights.
             precision: ``auto`` (bf16 where it is fast), ``bf16``, ``fp16`` or ``fp32``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -97,7 +97,7 @@ class FrozenSD:
             weights_seed,
             choose_dtype(precision, where),
         )
-        label = weights if weights == "trained" else f"{weights}-{weights_seed}"
+        label = weights if weights == "stored" else f"{weights}-{weights_seed}"
         return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, where)
 
     @property
@@ -110,7 +110,7 @@ class FrozenSD:
         """Images sent so far through the U-Net and the encoder."""
         return {"unet": self.unet.passes, "encoder": self.encoder.passes}
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "FrozenSD":
         """Move all networks; convolutions run channels-last."""
         self.device = torch.device(device)
         for network in (self.unet, self.encoder.vae):
@@ -187,6 +187,7 @@ class FrozenSD:
             "noise": self.noise.mode,
             "vae_input": self.encoder.vae_input,
             "posterior": self.encoder.posterior,
+            "scaled_again": self.noise.scale_again,
         }
 
     def _check_finite(self, grids: dict[str, Tensor], ids: Sequence[str]) -> None:
@@ -194,9 +195,12 @@ class FrozenSD:
         if finite.all():
             return
         layer, image = (~finite).nonzero()[0].tolist()
+        remedy = "Use backbone.precision=fp32 (or bf16)"
+        if self.dtype == torch.float32:
+            remedy = "More precision cannot help: the weights or the image's latent are damaged, load or encode them again"
         raise InputError(
             f"Expected finite activations, but layer {list(grids)[layer]} has NaN or Inf for image {ids[image]} in "
-            f"{name_of(self.dtype)}. Use backbone.precision=fp32 (or bf16)."
+            f"{name_of(self.dtype)}. {remedy}."
         )
 
 

@@ -38,9 +38,10 @@ class LatentEncoder:
         self.weights = weight_hash(vae)
 
     def key(self, seed: int) -> str:
-        """What a latent depends on besides the image: weights, range, posterior (and its seed), dtype."""
+        """What a latent depends on besides the image: weights, scale, range, posterior (and its seed), dtype."""
         posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
-        return f"{self.weights[:16]}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}"
+        scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
+        return f"{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}"
 
     @property
     def stride(self) -> int:
@@ -75,6 +76,10 @@ class LatentEncoder:
         return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
     def _check(self, images: Tensor, ids: Sequence[str]) -> None:
+        if not 0 < len(images) == len(ids):
+            raise InputError(
+                f"Expected one id per image and at least one image, but got {len(ids)} ids for {len(images)} images."
+            )
         low, high = images.min().item(), images.max().item()
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise InputError(

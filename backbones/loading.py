@@ -1,16 +1,18 @@
 """Checkpoint folders → networks: finds (or downloads) a diffusers folder, checks it, loads safetensors only."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from backbones.prompts import PromptEncoder
 from backbones.random_pipeline import random_pipeline
@@ -18,7 +20,8 @@ from backbones.weights import random_unet
 from tokens.errors import InputError
 
 PRESETS = Path(__file__).parent.parent / "configs" / "backbone"
-WEIGHTS = ("trained", "random")
+WEIGHTS = ("stored", "random")
+transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ def load(
         InputError: nothing usable at ``path``; the message says what is missing.
     """
     if weights not in WEIGHTS:
-        raise InputError(f"Expected weights to be one of {', '.join(WEIGHTS)}, but got '{weights}'. Use weights=trained.")
+        raise InputError(f"Expected weights to be one of {', '.join(WEIGHTS)}, but got '{weights}'. Use weights=stored.")
     if path == "tiny":
-        return _tiny(weights_seed if weights == "random" else 0, dtype)
+        return _tiny(weights_seed + 1 if weights == "random" else 0, dtype)  # its stored weights have seed 0
     folder = Path(path) if Path(path).is_dir() else _download(path, revision, variant)
     _check(folder, variant)
     try:
@@ -58,45 +61,65 @@ def load(
 
 
 def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype) -> Components:
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     if weights == "random":
         unet = random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
     else:
-        variant_here = variant if any((folder / "unet").glob(f"*.{variant}.safetensors")) else None
-        unet = UNet2DConditionModel.from_pretrained(
-            folder, subfolder="unet", torch_dtype=dtype, variant=variant_here, **options
-        )
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    variant_here = variant if any((folder / "vae").glob(f"*.{variant}.safetensors")) else None
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=vae_dtype, variant=variant_here, **options)
+        unet = _network(UNet2DConditionModel, folder, "unet", variant, dtype)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
     return Components(
         unet=unet,
-        vae=vae,
-        prompts=_prompts(folder, variant, options),
+        vae=_network(AutoencoderKL, folder, "vae", variant, _vae_dtype(dtype)),
+        prompts=_prompts(folder, variant),
         alphas_cumprod=DDPMScheduler.from_config(schedule).alphas_cumprod,
         euler="Euler" in schedule["_class_name"],
     )
 
 
-def _prompts(folder: Path, variant: str | None, options: dict[str, Any]) -> PromptEncoder:
+def _network(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
+    """A diffusers model from its safetensors; the variant where the folder has it."""
+    model, info = kind.from_pretrained(
+        folder,
+        subfolder=part,
+        torch_dtype=dtype,
+        variant=_variant_of(folder / part, variant),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{part} lacks {', '.join(sorted(info['missing_keys'])[:3])}")
+    return model
+
+
+def _prompts(folder: Path, variant: str | None) -> PromptEncoder:
     kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
-    present = [suffix for suffix in kinds if (folder / f"text_encoder{suffix}").is_dir()]
     tokenizers, encoders = [], []
-    for suffix in present:
-        subfolder = f"text_encoder{suffix}"
-        variant_here = variant if any((folder / subfolder).glob(f"*.{variant}.safetensors")) else None
-        encoder = kinds[suffix].from_pretrained(folder, subfolder=subfolder, variant=variant_here, **options)
+    for suffix, kind in kinds.items():
+        part = f"text_encoder{suffix}"
+        if not (folder / part).is_dir():
+            continue
+        encoder = kind.from_pretrained(
+            folder, subfolder=part, variant=_variant_of(folder / part, variant), use_safetensors=True, local_files_only=True
+        )
         encoders.append(encoder.float())
         tokenizers.append(CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True))
     return PromptEncoder(tokenizers, encoders)
+
+
+def _variant_of(folder: Path, variant: str | None) -> str | None:
+    return variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
+
+
+def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Stable Diffusion's VAEs overflow in fp16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _tiny(seed: int, dtype: torch.dtype) -> Components:
     pipeline = random_pipeline("tiny", 0)
     return Components(
         unet=random_unet(dict(pipeline.unet.config), seed, dtype),
-        vae=pipeline.vae.to(torch.float32 if dtype == torch.float16 else dtype),
+        vae=pipeline.vae.to(_vae_dtype(dtype)),
         prompts=PromptEncoder([pipeline.tokenizer], [pipeline.text_encoder]),
         alphas_cumprod=pipeline.scheduler.alphas_cumprod,
         euler=False,
@@ -106,10 +129,12 @@ def _tiny(seed: int, dtype: torch.dtype) -> Components:
 def preset(name: str) -> dict[str, Any] | None:
     """path, revision and variant of ``configs/backbone/<name>.yaml``; None where there is no such preset."""
     card = PRESETS / f"{name}.yaml"
-    if not card.is_file():
+    if not re.fullmatch("[a-z0-9_]+", name) or not card.is_file():
         return None
-    settings = OmegaConf.to_container(OmegaConf.load(card))
-    return {key: settings.get(key) for key in ("path", "revision", "variant")}  # type: ignore[union-attr]
+    settings = cast(DictConfig, OmegaConf.load(card))
+    if "path" not in settings or name.startswith("_"):
+        return None
+    return {key: settings.get(key) for key in ("path", "revision", "variant")}
 
 
 def _download(path: str, revision: str | None, variant: str | None) -> Path:
@@ -139,19 +164,40 @@ def _download(path: str, revision: str | None, variant: str | None) -> Path:
 
 
 def _check(folder: Path, variant: str | None) -> None:
-    for part in ("unet", "vae", "text_encoder"):
-        if not (folder / part / "config.json").is_file():
+    small = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+    small += ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
+    if (folder / "text_encoder_2").is_dir():
+        small.append("tokenizer_2/tokenizer_config.json")
+    for name in small:
+        if not (folder / name).is_file():
             raise InputError(
-                f"Expected {folder} to be a diffusers folder with {part}/config.json, but there is none. "
+                f"Expected {folder} to be a diffusers folder with {name}, but there is none. "
                 "Point backbone.path at the folder that holds model_index.json, unet, vae, text_encoder, tokenizer, scheduler."
             )
-        if not any((folder / part).glob("*.safetensors")):
-            pickled = sorted(file.name for file in (folder / part).glob("*.bin"))
-            found = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
-            raise InputError(
-                f"Expected {folder / part} to hold .safetensors weights, but found {found}. "
-                "Save the pipeline again with save_pretrained(..., safe_serialization=True)."
-            )
+    for part in ("unet", "vae", "text_encoder"):
+        _check_weights(folder / part, variant)
+
+
+def _check_weights(folder: Path, variant: str | None) -> None:
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        found = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
+        raise InputError(
+            f"Expected {folder} to hold .safetensors weights, but found {found}. "
+            "Save the pipeline again with save_pretrained(..., safe_serialization=True)."
+        )
+    # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+    variants = {match.group(1) for name in files if (match := re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", name))}
+    if (
+        len(variants) == 1
+        and variant not in variants
+        and all(re.search(r"\.\w+(-\d+-of-\d+)?\.safetensors$", n) for n in files)
+    ):
+        raise InputError(
+            f"Expected {folder} to hold weights without a variant, but found only {', '.join(files)}. "
+            f"Use backbone.variant={variants.pop()}."
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,6 +37,8 @@ class NoiseSchedule:
     ) -> Float[Tensor, "b c h w"]:
         """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` counts repeated noise."""
         self.check(timestep)
+        if len(ids) != len(latents):
+            raise InputError(f"Expected one entry of ids per image, but got {len(ids)} ids for {len(latents)} images.")
         alpha = self.alphas_cumprod[timestep].item()
         noise = torch.stack([self._noise(latents.shape[1:], image, seed, draw) for image in ids])
         noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise.to(latents.device)

@@ -15,7 +15,7 @@ from backbones import FrozenSD
 from datamodules.cache import LatentCache
 from datamodules.images.source import ImageSource
 from datamodules.latents import LatentStore
-from datamodules.mixing import batches_per_pass, in_chunks, mixing_buffer
+from datamodules.mixing import batches_per_pass, mixing_buffer
 from datamodules.resident import ResidentTokens
 from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
 from datamodules.splits import split_by_photo
@@ -120,10 +120,9 @@ class ActivationDataModule(LightningDataModule):
         started = time.perf_counter()
         with Progress(*Progress.get_default_columns()) as progress:
             task = progress.add_task("extracting activations", total=len(wanted))
-            for chunk in in_chunks(wanted, self.stream.batch_size):
-                for index, piece in self._computed(chunk):
-                    self.resident.offer(index, piece)
-                progress.advance(task, len(chunk))
+            for index, piece in self._computed(wanted):
+                self.resident.offer(index, piece)
+                progress.advance(task)
                 if self.resident.full:
                     progress.update(task, total=progress.tasks[task].completed)
                     break
@@ -191,9 +190,9 @@ class ActivationDataModule(LightningDataModule):
         return draw_tokens(batch, [self.images.name(i) for i in batch.image.tolist()], self.seed)
 
     def _steps_per_pass(self) -> int:
-        most = max(height * width for _, height, width in self.shapes.values())
-        per_image = CELLS * CELLS if self.sampling == "stratified" else most
-        return batches_per_pass(len(self.split["train"]) * per_image, self.token_batch)
+        grids = [height * width for _, height, width in self.shapes.values()]
+        counts = grids if self.sampling == "all" else [CELLS * CELLS]
+        return batches_per_pass(len(self.split["train"]), counts, self.mixing_images, self.token_batch)
 
 
 class _Loader(Iterable[TokenBatch]):

@@ -1,16 +1,12 @@
 """mixing_buffer: shuffles tokens across images in bounded memory; every token exactly once. Data path step 7."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tokens.batch import TokenBatch
 from tokens.keyed import keyed_generator
-
-T = TypeVar("T")
 
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:
@@ -27,7 +23,7 @@ def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: ob
         key: seed and epoch, for example.
     """
     rest: list[TokenBatch] = []
-    for number, (block, last) in enumerate(_mark_last(in_chunks(pieces, images))):
+    for number, (block, last) in enumerate(_blocks(pieces, images)):
         pool = concatenate([*rest, *block])
         order = {
             layer: torch.randperm(len(tokens), generator=keyed_generator("mixing", *key, layer, number)).to(tokens.device)
@@ -42,9 +38,20 @@ def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: ob
         rest = [select(pool, {layer: index[len(index) // size * size :] for layer, index in order.items()})]
 
 
-def batches_per_pass(tokens: int, size: int) -> int:
-    """Batches that one pass of :func:`mixing_buffer` makes for the layer with most tokens."""
-    return -(-tokens // size)
+def batches_per_pass(pieces: int, counts: Iterable[int], images: int, size: int) -> int:
+    """Batches that one pass of :func:`mixing_buffer` makes of ``pieces`` images with ``counts`` tokens in each layer.
+
+    >>> batches_per_pass(pieces=3, counts=[64, 4096], images=2, size=512)
+    24
+    """
+    rest, total = dict.fromkeys(counts, 0), 0
+    for start in range(0, pieces, images):
+        block = min(images, pieces - start)
+        last = start + block == pieces
+        pool = {count: left + count * block for count, left in rest.items()}
+        total += max(-(-tokens // size) if last else tokens // size for tokens in pool.values())
+        rest = {count: tokens % size for count, tokens in pool.items()}
+    return total
 
 
 def select(batch: TokenBatch, index: dict[str, Tensor]) -> TokenBatch:
@@ -69,18 +76,13 @@ def concatenate(pieces: Sequence[TokenBatch]) -> TokenBatch:
     return TokenBatch(joined(lambda p: p.tokens), joined(lambda p: p.positions), masks, joined(lambda p: p.photo))
 
 
-def in_chunks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Consecutive tuples of ``size`` items; the last may be shorter."""
-    iterator = iter(items)
-    while block := tuple(itertools.islice(iterator, size)):
-        yield block
-
-
-def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """Each item with whether it is the last one."""
-    iterator = iter(items)
-    held = next(iterator, None)
-    while held is not None:
-        following = next(iterator, None)
-        yield held, following is None
-        held = following
+def _blocks(pieces: Iterable[TokenBatch], images: int) -> Iterator[tuple[list[TokenBatch], bool]]:
+    """Lists of ``images`` pieces, each with whether it is the last; looks one piece ahead."""
+    block: list[TokenBatch] = []
+    for piece in pieces:
+        if len(block) == images:
+            yield block, False
+            block = []
+        block.append(piece)
+    if block:
+        yield block, True

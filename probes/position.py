@@ -8,6 +8,7 @@ References:
     Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
 """
 
+from collections import Counter
 from typing import cast
 
 import lightning
@@ -33,7 +34,7 @@ class PositionProbe(lightning.LightningModule):
     """Linear position probes of every layer.
 
     Args:
-        shapes: layer → (C, h, w).
+        shapes: layer → (C, h, w); h and w at least 2.
         photos: number of photographs in the image source.
         head: ``classification`` (C → h + w, two softmaxes, cross-entropy) or ``regression`` (C → 2 coordinates, squared
             error, rounded to the grid).
@@ -63,6 +64,12 @@ class PositionProbe(lightning.LightningModule):
             raise InputError(f"Expected probe.solver to be adam or closed_form, but got '{solver}'.")
         if learning_rate <= 0:
             raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 1e-3.")
+        for layer, (_, height, width) in shapes.items():
+            if min(height, width) < 2:
+                raise InputError(
+                    f"Expected grids of at least 2×2 tokens to read a position from, but layer {layer} has {height}×{width}. "
+                    "Use larger images (images.size=128 gives 2×2 at the middle of Stable Diffusion)."
+                )
         self.shapes = shapes
         self.regresses = head == "regression"
         self.closed_form = solver == "closed_form"
@@ -83,6 +90,7 @@ class PositionProbe(lightning.LightningModule):
         )
         self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
         self.results: dict[str, float] = {}
+        self._seen: Counter[str] = Counter()
         self._validation: dict[str, Tensor] = {}
         self._moments: dict[str, Moments] = {}
 
@@ -94,10 +102,18 @@ class PositionProbe(lightning.LightningModule):
         """A resumed run may have nothing left to train."""
         self._stop_if_finished()
 
+    def on_train_epoch_start(self) -> None:
+        """Steps of each layer are counted within an epoch, so that a resumed run counts alike."""
+        self._seen.clear()
+
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
-        step = self.trainer.current_epoch * len(self.trainer.train_dataloader) + batch_idx  # type: ignore[arg-type]
-        labels = {layer: self._labels(layer, where, "train", step) for layer, where in batch.positions.items()}
+        self._seen.update(batch.tokens.keys())
+        epoch = self.trainer.current_epoch
+        # keyed by the layer's own step: other layers may have more of them
+        labels = {
+            layer: self._labels(layer, where, "train", epoch, self._seen[layer]) for layer, where in batch.positions.items()
+        }
         if self.closed_form:
             for layer, tokens in batch.tokens.items():
                 self._moments_of(layer).update(tokens, labels[layer])
@@ -108,16 +124,14 @@ class PositionProbe(lightning.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Solve the closed form after its only pass."""
-        if not self.closed_form:
-            return
-        for layer, moments in self._moments.items():
-            head = self._head(layer)
-            for i in range(len(VARIANTS)):
-                weight, bias = moments.ridge(i) if self.regresses else moments.discriminants(i)
-                head.weight.data[i], head.bias.data[i] = weight.float(), bias.float()
-        self._moments.clear()
-        self.trainer.should_stop = True
+        """The closed form takes one pass."""
+        self._solve()
+        if self.closed_form:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Validation comes before the end of the training epoch, and wants the closed form solved."""
+        self._solve()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up the losses of every head, and the axis accuracy of the probes."""
@@ -222,6 +236,15 @@ class PositionProbe(lightning.LightningModule):
             channels, *sides = self.shapes[layer]
             self._moments[layer] = Moments(channels, sides, len(VARIANTS), self.device)
         return self._moments[layer]
+
+    def _solve(self) -> None:
+        """Closed-form heads from the moments seen so far."""
+        for layer, moments in self._moments.items():
+            head = self._head(layer)
+            for i in range(len(VARIANTS)):
+                weight, bias = moments.ridge(i) if self.regresses else moments.discriminants(i)
+                head.weight.data[i], head.bias.data[i] = weight.float(), bias.float()
+        self._moments.clear()
 
     def _stop_if_finished(self) -> None:
         enough = self.trainer.global_step >= self.min_steps

@@ -51,7 +51,7 @@ def over_layers(run: Run) -> Figure:
     axes[1].set_xticks(
         range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, ha="right" if len(layers) <= 12 else "center"
     )
-    figure.suptitle(f"Linear position probe, {_title(run)}", fontsize=11)
+    figure.suptitle(f"Linear position probe, {run.setting}", fontsize=11)
     return figure
 
 
@@ -77,7 +77,7 @@ def over_grid(run: Run) -> Figure:
         panel.set_title(f"{layer}  {value:.2f} (chance {chance:.2f})", fontsize=8 if len(run.layers) > 1 else 11)
         panel.set(xlabel="column", ylabel="row") if len(run.layers) == 1 else panel.set_axis_off()
     figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="axis accuracy")
-    figure.suptitle(f"Where position is read well, {_title(run)}", fontsize=11)
+    figure.suptitle(f"Where position is read well, {run.setting}", fontsize=11)
     return figure
 
 
@@ -94,7 +94,7 @@ def confusion(run: Run) -> Figure:
                 run.layers
             ) == 1 else panel.set_axis_off()
     figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="share of tokens")
-    figure.suptitle(f"Predicted against true position, {_title(run)}", fontsize=11)
+    figure.suptitle(f"Predicted against true position, {run.setting}", fontsize=11)
     return figure
 
 
@@ -110,7 +110,3 @@ def _panels(layers: Sequence[str], each: int = 1) -> tuple[Figure, list[Axes]]:
     for panel in panels[count:]:
         panel.remove()
     return figure, panels[:count]
-
-
-def _title(run: Run) -> str:
-    return f"{run.meta['model']} ({run.meta['weights']}), timestep {run.meta['timestep']}"

@@ -32,6 +32,12 @@ class Run:
         """Measured layers in execution order."""
         return list(self.meta["layers"])
 
+    @property
+    def setting(self) -> str:
+        """Network and noise level, for titles."""
+        weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
+        return f"{self.meta['model']}{weights}, timestep {self.meta['timestep']}"
+
     def value(self, what: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, None where it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
         return self.metrics.get("/".join(filter(None, (what, layer, metric, group, end))))

@@ -21,7 +21,7 @@ def position_table(run: Run) -> Table:
     """Rows per layer: three accuracies, and axis accuracy of the shuffled-label control for every token group."""
     state = "" if run.meta["complete"] else "  INCOMPLETE"
     table = Table(
-        title=f"Linear position probe: {_setting(run)}{state}",
+        title=f"Linear position probe: {run.setting}, {run.meta['images']['test']} test images{state}",
         caption=CAPTION,
         title_justify="left",
         caption_justify="left",
@@ -56,11 +56,6 @@ def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
     keys = sorted({tuple(key.split("/", 2)[::2]) for key in run.metrics if key.count("/") == 3})
     columns = ["layer", *("/".join(key) for key in keys)]
     return columns, [[layer, *(run.metrics.get(f"{what}/{layer}/{rest}") for what, rest in keys)] for layer in run.layers]
-
-
-def _setting(run: Run) -> str:
-    meta = run.meta
-    return f"{meta['model']} ({meta['weights']}), timestep {meta['timestep']}, {meta['images']['test']} test images"
 
 
 def _half(run: Run, layer: str, metric: str) -> str:

@@ -43,7 +43,7 @@ class Measurement:
             self.probe, datamodule=self.data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True
         )
         trained = time.perf_counter()
-        self.seconds["fit"] = trained - started
+        self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
         self.complete = True

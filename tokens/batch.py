@@ -5,7 +5,7 @@ eats). Layers are keys, so one U-Net pass feeds every layer's head.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,8 +18,11 @@ def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     return value.to(device, non_blocking=non_blocking)
 
 
+Batch = TypeVar("Batch", bound="_Movable")
+
+
 class _Movable:
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """A copy on another device; every tensor moves, nothing else changes."""
         moved = {f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**moved)

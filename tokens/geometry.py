@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def positions(height: int, width: int, device: torch.device | str = "cpu") -> Int[Tensor, "height*width 2"]:
+def positions(height: int, width: int, device: torch.device | str = "cpu") -> Int[Tensor, "{height*width} 2"]:
     """(row, col) of every token of a grid in row-major order, the order of :func:`flatten`.
 
     >>> positions(2, 2).tolist()

@@ -44,6 +44,11 @@ class HubImages(Dataset[Item]):
             raise InputError(
                 f"Expected images.column to be a column of {path} ({', '.join(rows.column_names)}), but got '{column}'."
             )
+        if not isinstance(rows.features[column], ImageFeature):
+            raise InputError(
+                f"Expected images.column to be a column of images, but '{column}' of {path} holds {rows.features[column]}. "
+                "Choose another column."
+            )
         self.rows = rows.cast_column(column, ImageFeature(decode=False))
         if limit is not None:
             self.rows = self.rows.select(range(min(limit, len(self.rows))))
@@ -82,29 +87,35 @@ class HubImages(Dataset[Item]):
 
     def _bytes(self, index: int) -> bytes:
         cell = self.rows[index][self.column]
+        if cell is None:
+            return b""  # decodes as no image
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
 
 def _load(path: str, split: str, revision: str | None):  # type: ignore[no-untyped-def]  # datasets.Dataset
     from datasets import DatasetDict, load_dataset, load_from_disk
 
-    if Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
-        try:
-            stored = load_from_disk(path)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"Expected {path} to be a dataset folder written by save_to_disk, but it is not. "
-                "Use images=folder for a folder of pictures."
-            ) from error
+    if any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        stored = load_from_disk(path)
         if not isinstance(stored, DatasetDict):
             return stored
         if split not in stored:
             raise InputError(f"Expected images.split to be one of {', '.join(stored)}, but got '{split}'.")
         return stored[split]
+    local = Path(path).is_dir()
+    if local and not any(Path(path).rglob("*.parquet")):
+        raise InputError(
+            f"Expected {path} to be a dataset folder (parquet files, or written by save_to_disk), but it is not. "
+            "Use images=folder for a folder of pictures."
+        )
     try:
         return load_dataset(path, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen unrelated types for "no network" and "no such dataset"
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if local:
+            raise InputError(
+                f"Expected {path} to hold a readable split '{split}', but got: {reason}. Check the folder."
+            ) from error
         raise InputError(
             f"Expected to load dataset {path} from the Hugging Face hub, but it cannot be reached or does not have it "
             f"({reason}). Where there is network, run "

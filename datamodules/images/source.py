@@ -1,6 +1,6 @@
 """What every image source offers, and the one way a picture becomes a square tensor."""
 
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ class Item(TypedDict):
     id: str
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """A list of square images of ``size`` pixels; ``on_error`` (``raise`` or ``skip``) governs items that cannot be decoded."""
 

@@ -1,12 +1,13 @@
 """Tiny random checkpoints, in memory and on disk; they are the fakes of every test here."""
 
+import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -17,6 +18,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from backbones import FrozenSD
 from backbones.random_pipeline import random_pipeline
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small spend their time waiting for other threads, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -101,10 +111,8 @@ def sdxl_pipeline(pipeline: StableDiffusionPipeline, sdxl_unet: UNet2DConditionM
     """A whole SDXL pipeline in miniature: two text encoders, an Euler scheduler."""
     torch.manual_seed(1)
     tokenizer = pipeline.tokenizer
-    vae = AutoencoderKL.from_config(pipeline.vae.config)
-    vae.load_state_dict(pipeline.vae.state_dict())
     return StableDiffusionXLPipeline(
-        vae=vae,
+        vae=copy.deepcopy(pipeline.vae),
         text_encoder=CLIPTextModel(_text_config(tokenizer, 16, 16)).eval(),
         text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 24, 20)).eval(),
         tokenizer=tokenizer,

@@ -46,9 +46,7 @@ def plain_forward(
     for path in paths:
         keep(path)
     with torch.no_grad():
-        sample = unet(
-            noisy, TIMESTEP, encoder_hidden_states=states.expand(len(noisy), -1, -1), added_cond_kwargs=added
-        ).sample
+        sample = unet(noisy, TIMESTEP, encoder_hidden_states=states.expand(len(noisy), -1, -1), added_cond_kwargs=added).sample
     for handle in handles:
         handle.remove()
     return outputs, sample
@@ -116,7 +114,7 @@ def test_batch_size_does_not_change_an_activation(frozen: FrozenUNet, conditioni
             torch.testing.assert_close(alone[layer][0], together[layer][i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("height, width", [(9, 6), (8, 12)])
+@pytest.mark.parametrize(("height", "width"), [(9, 6), (8, 12)])
 def test_an_sdxl_unet_equals_its_plain_forward(height: int, width: int, sdxl_unet: UNet2DConditionModel) -> None:
     frozen = FrozenUNet(sdxl_unet)
     generator = torch.Generator().manual_seed(0)

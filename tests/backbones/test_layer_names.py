@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,7 @@ SDXL_ALIASES = {
     "up_1": "up_1_upsample",
     "up_2": "up_2_res_2",
 }
+ROOT = Path(__file__).parents[2]
 # as the study of Loos & Linhardt (2025) lists them
 PUBLISHED_45 = [
     "conv_in",
@@ -106,7 +109,7 @@ def expected_shapes(groups: list[tuple[str, int, int]], latent: int) -> dict[str
 
 
 @pytest.mark.parametrize(
-    "model, pixels, groups, count",
+    ("model", "pixels", "groups", "count"),
     [
         ("sd15", 512, STABLE_DIFFUSION, 46),
         ("sd21", 512, STABLE_DIFFUSION, 46),
@@ -125,7 +128,7 @@ def test_presets_have_exactly_these_layers_grids_and_channels(
 
 
 @pytest.mark.parametrize(
-    "model, side", [("sd14", 64), ("sd15", 64), ("sd_turbo", 64), ("sd21", 96), ("sdxl", 128), ("sdxl_turbo", 64)]
+    ("model", "side"), [("sd14", 64), ("sd15", 64), ("sd_turbo", 64), ("sd21", 96), ("sdxl", 128), ("sdxl_turbo", 64)]
 )
 def test_presets_know_the_size_they_were_made_for(model: str, side: int) -> None:
     assert preset_config(model)["sample_size"] == side
@@ -147,7 +150,7 @@ def test_names_suit_hydra_and_module_dicts_and_are_unique(model: str) -> None:
     assert all(name == layer.name for name, layer in table(model).items())
 
 
-@pytest.mark.parametrize("model, aliases", [("sd15", ALIASES), ("sdxl", SDXL_ALIASES)])
+@pytest.mark.parametrize(("model", "aliases"), [("sd15", ALIASES), ("sdxl", SDXL_ALIASES)])
 def test_stage_outputs_answer_to_their_longer_names_too(model: str, aliases: dict[str, str]) -> None:
     assert {name: layer.alias for name, layer in table(model).items() if layer.alias} == aliases
 
@@ -187,7 +190,7 @@ def test_the_table_lists_layers_as_they_run(
 
 
 @pytest.mark.parametrize(
-    "block, names",
+    ("block", "names"),
     [
         ("mid", ("mid",)),
         ("mid_res_1", ("mid",)),
@@ -229,7 +232,7 @@ def test_resolve_sorts_by_execution_drops_repetitions_and_is_idempotent(block: l
 
 
 @pytest.mark.parametrize(
-    "block, nearest",
+    ("block", "nearest"),
     [("midd", "mid"), ("Mid", "mid"), ("up1", "up_1"), ("down_0_downsampler", "down_0_downsample"), ("stage", "stages")],
 )
 def test_a_misspelt_layer_is_answered_with_the_nearest(block: str, nearest: str) -> None:
@@ -247,7 +250,7 @@ def test_a_glob_without_match_is_refused() -> None:
         resolve("zip_*", table())
 
 
-@pytest.mark.parametrize("model, block", [("sdxl", "up_3"), ("sdxl", "up_2_attn_0"), ("sd15", "down_3_downsample")])
+@pytest.mark.parametrize(("model", "block"), [("sdxl", "up_3"), ("sdxl", "up_2_attn_0"), ("sd15", "down_3_downsample")])
 def test_a_layer_of_another_backbone_is_said_to_lie_outside(model: str, block: str) -> None:
     with pytest.raises(InputError, match=rf"got '{block}', which lies outside it \(its stages: conv_in, down_0, .*conv_out\)"):
         resolve(block, table(model))
@@ -294,3 +297,10 @@ def test_the_command_answers_an_unknown_preset_with_one_sentence(capsys: pytest.
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1 and "but got 'sd99'" in printed.err
+
+
+def test_the_command_as_users_type_it_prints_no_warning() -> None:
+    command = [sys.executable, "-m", "backbones.layers", "tiny"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(rows(printed.stdout)) == 46
+    assert printed.stderr == ""

@@ -123,10 +123,12 @@ def test_a_corrupt_row_is_named(tmp_path: Path, damage: str) -> None:
     assert isinstance(images.content_key(1), str), "an undecodable row still has an identity, so that it can be skipped"
 
 
-def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    table([]).save_to_disk(tmp_path / "rows")
-    with pytest.raises(InputError, match="to hold images, but it is empty"):
-        HubImages(str(tmp_path / "rows"), size=64)
+def test_a_wrong_split_of_a_downloaded_repository_is_not_blamed_on_the_network(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    table([{"bytes": encoded(0), "path": None}]).to_parquet(tmp_path / "repository" / "train.parquet")
+    with pytest.raises(InputError, match=r"split 'validation'.*train") as caught:
+        HubImages(str(tmp_path / "repository"), split="validation", size=64)
+    assert "hf download" not in str(caught.value)
 
 
 def test_a_folder_of_pictures_is_sent_to_images_folder(tmp_path: Path) -> None:

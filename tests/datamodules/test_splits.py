@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.splits import DEFAULT_SHARES, split_by_photo
@@ -20,6 +20,7 @@ def by_name(photos: list[str], split: dict[str, list[int]]) -> dict[str, str]:
 
 
 @given(usable, protocols, seeds)
+@settings(deadline=None)
 def test_the_splits_are_a_partition(photos: list[str], protocol: str, seed: int) -> None:
     split = split_by_photo(photos, protocol, seed)
     assert sorted(i for part in split.values() for i in part) == list(range(len(photos)))
@@ -27,6 +28,7 @@ def test_the_splits_are_a_partition(photos: list[str], protocol: str, seed: int)
 
 
 @given(usable, protocols, seeds)
+@settings(deadline=None)
 def test_a_photograph_never_straddles_two_splits(photos: list[str], protocol: str, seed: int) -> None:
     where: dict[str, set[str]] = {}
     for name, part in split_by_photo(photos, protocol, seed).items():
@@ -36,6 +38,7 @@ def test_a_photograph_never_straddles_two_splits(photos: list[str], protocol: st
 
 
 @given(usable, seeds, st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_default_does_not_depend_on_the_order_of_files(photos: list[str], seed: int, shuffler: random.Random) -> None:
     permuted = photos.copy()
     shuffler.shuffle(permuted)
@@ -43,12 +46,14 @@ def test_default_does_not_depend_on_the_order_of_files(photos: list[str], seed: 
 
 
 @given(usable, seeds, st.integers(2, 4))
+@settings(deadline=None)
 def test_more_crops_of_the_same_photographs_change_nothing(photos: list[str], seed: int, crops: int) -> None:
     repeated = [photo for photo in photos for _ in range(crops)]
     assert by_name(photos, split_by_photo(photos, seed=seed)) == by_name(repeated, split_by_photo(repeated, seed=seed))
 
 
 @given(st.integers(10, 400), seeds)
+@settings(deadline=None)
 def test_default_shares_are_40_32_8_20_and_nothing_is_empty(count: int, seed: int) -> None:
     split = split_by_photo([str(i) for i in range(count)], seed=seed)
     for name, share in DEFAULT_SHARES.items():
@@ -58,6 +63,7 @@ def test_default_shares_are_40_32_8_20_and_nothing_is_empty(count: int, seed: in
 
 
 @given(usable, seeds)
+@settings(deadline=None)
 def test_loos2025_trains_on_the_first_80_percent_and_tests_on_the_rest(photos: list[str], seed: int) -> None:
     split = split_by_photo(photos, "loos2025", seed)
     distinct = list(dict.fromkeys(photos))

@@ -69,7 +69,7 @@ def test_bins_partition_an_axis_evenly(data: st.DataObject, size: int) -> None:
     assert (bin_of.diff() >= 0).all()
 
 
-@pytest.mark.parametrize("size, share", [(8, 1), (16, 2), (64, 8)])
+@pytest.mark.parametrize(("size", "share"), [(8, 1), (16, 2), (64, 8)])
 def test_eight_bins_have_equal_sizes_on_the_grids_of_stable_diffusion(size: int, share: int) -> None:
     assert bins(torch.arange(size), size, 8).bincount().tolist() == [share] * 8
 

@@ -1,0 +1,332 @@
+"""Checkpoint folders: what loads, what is refused, and whether the message says what to do."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backbones import FrozenSD
+from backbones.loading import PRESETS, preset
+from backbones.random_pipeline import main, random_pipeline
+from backbones.weights import random_unet, weight_hash
+from tokens.errors import InputError
+
+LAYERS = ["conv_in", "mid", "up_1"]
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def load(path: Path | str, **options: object) -> FrozenSD:
+    return FrozenSD.from_pretrained(str(path), **{"precision": "fp32", "device": "cpu", **options})  # type: ignore[arg-type]
+
+
+def by_hand(pipeline: StableDiffusionPipeline, sd: FrozenSD, image: Tensor, path: str, **added: Tensor) -> Tensor:
+    """One layer's activation for the prompt "a cat" at timestep 50, from a pipeline's parts alone."""
+    encoded = pipeline.encode_prompt(
+        "a cat", device=torch.device("cpu"), num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    outputs: list[Tensor] = []
+    handle = pipeline.unet.get_submodule(path).register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        latent = pipeline.vae.encode(image * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        noisy = sd.noise(latent, 50, ["x"], seed=4)
+        if "time_ids" in added:
+            added["text_embeds"] = encoded[2]
+        pipeline.unet(noisy, 50, encoder_hidden_states=encoded[0], added_cond_kwargs=added or None)
+    handle.remove()
+    return outputs[0]
+
+
+# --- what loads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "path"), [("mid", "mid_block"), ("up_1", "up_blocks.1.upsamplers.0")])
+def test_a_saved_pipeline_gives_the_activations_of_the_one_in_memory(
+    layer: str, path: str, pipeline: StableDiffusionPipeline, sd: FrozenSD, images: Tensor
+) -> None:
+    grid = sd.activations(images[:1], layer, timestep=50, seed=4, prompt="a cat", ids=["x"])[layer]
+    torch.testing.assert_close(grid, by_hand(pipeline, sd, images[:1], path), rtol=1e-4, atol=1e-5)
+
+
+def test_an_sdxl_folder_gives_the_activations_of_its_pipeline(
+    sdxl_pipeline: StableDiffusionXLPipeline, sdxl_folder: Path, images: Tensor
+) -> None:
+    sd = load(sdxl_folder)
+    image = images[:1, :, :, :64]
+    time_ids = torch.tensor([[128.0, 64, 0, 0, 128, 64]])
+    grid = sd.activations(image, "up_1", timestep=50, seed=4, prompt="a cat", ids=["x"])["up_1"]
+    expected = by_hand(sdxl_pipeline, sd, image, "up_blocks.1.upsamplers.0", time_ids=time_ids)
+    torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
+    assert len(sd.unet.layers) == 34
+
+
+def test_tiny_is_the_random_pipeline(sd: FrozenSD, images: Tensor) -> None:
+    tiny = load("tiny")
+    assert tiny.unet_hash == sd.unet_hash and tiny.encoder.weights == sd.encoder.weights
+    mid = [backbone.activations(images[:2], "mid")["mid"] for backbone in (tiny, sd)]
+    torch.testing.assert_close(*mid)
+
+
+def test_half_precision_variants_are_read_where_they_exist(folder: Path, sd: FrozenSD) -> None:
+    random_pipeline("tiny", seed=5).save_pretrained(folder, variant="fp16")
+    assert load(folder).unet_hash == sd.unet_hash, "without variant= the usual files count"
+    assert load(folder, variant="fp16").unet_hash == weight_hash(random_pipeline("tiny", seed=5).unet)
+    for part in ("vae", "text_encoder"):  # a part without that variant falls back to its usual file
+        for file in (folder / part).glob("*.fp16.safetensors"):
+            file.unlink()
+    assert load(folder, variant="fp16").encoder.weights == sd.encoder.weights
+
+
+def test_a_folder_with_nothing_but_a_variant_says_so(tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    assert load(tmp_path, variant="fp16").unet_hash == weight_hash(pipeline.unet)
+    with pytest.raises(InputError, match="variant"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "unet", "vae"), [("bf16", torch.bfloat16, torch.bfloat16), ("fp16", torch.float16, torch.float32)]
+)
+def test_precision_casts_the_unet_and_keeps_the_vae_out_of_fp16(
+    precision: str, unet: torch.dtype, vae: torch.dtype, saved: Path
+) -> None:
+    sd = load(saved, precision=precision)
+    assert {p.dtype for p in sd.unet.parameters()} == {unet} and sd.dtype == unet
+    assert {p.dtype for p in sd.encoder.vae.parameters()} == {vae}
+
+
+def test_the_command_writes_a_folder_that_both_libraries_load(
+    tmp_path: Path, pipeline: StableDiffusionPipeline, images: Tensor
+) -> None:
+    main(["tiny", str(tmp_path / "new")])
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "new", local_files_only=True)
+    halved = {name: tensor.half() for name, tensor in pipeline.unet.state_dict().items()}
+    assert all(torch.equal(tensor.half(), halved[name]) for name, tensor in loaded.unet.state_dict().items())
+    grid = load(tmp_path / "new").activations(images[:1], "mid")["mid"]
+    torch.testing.assert_close(grid, load("tiny").activations(images[:1], "mid")["mid"], rtol=0.05, atol=0.05)
+
+
+def test_the_command_takes_a_seed(tmp_path: Path) -> None:
+    main(["tiny", str(tmp_path / "a"), "--seed", "3"])
+    expected = weight_hash(random_pipeline("tiny", 3).unet.half())
+    assert (
+        weight_hash(UNet2DConditionModel.from_pretrained(tmp_path / "a", subfolder="unet", torch_dtype=torch.half)) == expected
+    )
+
+
+def test_a_random_pipeline_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(9)
+    state = torch.get_rng_state()
+    first = random_pipeline("tiny", 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(10)
+    second = random_pipeline("tiny", 2)
+    for part in ("unet", "vae", "text_encoder"):
+        assert weight_hash(getattr(first, part)) == weight_hash(getattr(second, part))
+
+
+# --- random weights --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(folder: Path) -> Path:
+    """A folder whose U-Net is no fresh initialisation, as training leaves it."""
+    weights = load_file(folder / UNET_WEIGHTS)
+    save_file({name: 1.5 * tensor + 0.01 for name, tensor in weights.items()}, folder / UNET_WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def test_random_weights_depend_on_their_seed_alone(trained: Path) -> None:
+    torch.manual_seed(1)
+    first = load(trained, weights="random", weights_seed=0)
+    torch.manual_seed(2)
+    again, other = (load(trained, weights="random", weights_seed=seed) for seed in (0, 1))
+    assert first.unet_hash == again.unet_hash != other.unet_hash
+    assert first.unet_hash != load(trained).unet_hash
+    assert first.encoder.weights == other.encoder.weights == load(trained).encoder.weights, "the VAE stays trained"
+    assert (first.weights, other.weights, load(trained).weights) == ("random-0", "random-1", "stored")
+
+
+def test_random_weights_have_the_same_structure_and_change_activations(trained: Path, images: Tensor) -> None:
+    grids = [load(trained, weights=weights).activations(images[:2], LAYERS) for weights in ("stored", "random")]
+    assert {name: grid.shape for name, grid in grids[0].items()} == {name: grid.shape for name, grid in grids[1].items()}
+    assert all(not torch.allclose(grids[0][name], grids[1][name], atol=1e-2) for name in LAYERS)
+
+
+def test_the_random_twin_of_tiny_is_another_network() -> None:
+    # otherwise a control run on tiny compares a network with itself
+    assert load("tiny", weights="random").unet_hash != load("tiny").unet_hash
+
+
+def test_random_unet_is_deterministic_and_keeps_the_global_generator(pipeline: StableDiffusionPipeline) -> None:
+    state = torch.get_rng_state()
+    config = dict(pipeline.unet.config)
+    hashes = [weight_hash(random_unet(config, seed, torch.float32)) for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_missing_part_is_named(part: str, folder: Path) -> None:
+    shutil.rmtree(folder / part)
+    with pytest.raises(InputError, match=rf"with {part}/config\.json, but there is none\. Point backbone\.path at the folder"):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "tokenizer"])
+def test_missing_small_parts_are_named_too(part: str, folder: Path) -> None:
+    shutil.rmtree(folder / part)
+    with pytest.raises(InputError, match=part):
+        load(folder)
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
+    pipeline.save_pretrained(tmp_path, safe_serialization=False)
+    if not list((tmp_path / "unet").glob("*.bin")):
+        pytest.skip("this diffusers writes no pickles")
+    message = r"unet to hold \.safetensors weights, but found only pickled weights \(diffusion_pytorch_model\.bin\).*Save the"
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+
+
+def test_a_folder_without_weights_says_so(folder: Path) -> None:
+    (folder / UNET_WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"unet to hold \.safetensors weights, but found no weights"):
+        load(folder)
+
+
+@pytest.mark.parametrize("file", [UNET_WEIGHTS, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_a_truncated_file_is_damage(file: str, folder: Path) -> None:
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"intact diffusers weights, but loading them failed: .+ Copy or download the folder"):
+        load(folder)
+
+
+def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps({**config, "cross_attention_dim": 48}))
+    with pytest.raises(InputError, match="intact"):
+        load(folder)
+
+
+def test_a_weight_file_that_lacks_tensors_is_refused(folder: Path) -> None:
+    # diffusers would fill the gap at random: a network that looks trained and is not
+    weights = load_file(folder / UNET_WEIGHTS)
+    del weights["mid_block.resnets.0.conv1.weight"]
+    save_file(weights, folder / UNET_WEIGHTS, {"format": "pt"})
+    with pytest.raises(InputError, match=r"mid_block\.resnets\.0\.conv1\.weight"):
+        load(folder)
+
+
+def test_a_config_that_is_no_json_is_refused(folder: Path) -> None:
+    (folder / "unet/config.json").write_text("{")
+    with pytest.raises(InputError, match=re.escape(str(folder))):
+        load(folder)
+
+
+def test_an_inpainting_unet_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "unet/config.json").read_text())
+    random_unet({**config, "in_channels": 9}, 0, torch.float32).save_pretrained(folder / "unet")
+    with pytest.raises(InputError, match=r"text-to-image U-Net with 4 input channels, but .* has 9\. Inpainting"):
+        load(folder)
+
+
+@pytest.mark.parametrize("path", ["no_such_folder", "./no/such/folder", "/no/such", "~/models/sd", "a/b/c", "sd99", "local"])
+def test_a_path_that_does_not_exist_is_said_not_to_exist(path: str) -> None:
+    message = rf"a preset, a hub repository \(owner/name\) or a local diffusers folder, but got '{path}', which does not exist"
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_a_file_in_place_of_a_folder_is_refused(saved: Path) -> None:
+    with pytest.raises(InputError, match=r"which does not exist|folder"):
+        load(saved / UNET_WEIGHTS)
+
+
+def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path, sd: FrozenSD) -> None:
+    # original checkpoints ship with such files (model/ next to model.yaml)
+    folder.with_name(f"{folder.name}.yaml").write_text("model: {target: ldm}\n")
+    assert load(folder).unet_hash == sd.unet_hash
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"weights": "shuffled"}, "weights to be one of stored, random, but got 'shuffled'. Use weights=stored"),
+        ({"precision": "fp8"}, "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
+        ({"device": "mps"}, "device to be auto, cpu or cuda, but got 'mps'"),
+        ({"noise": "pink"}, "noise to be one of .*, but got 'pink'"),
+        ({"vae_input": "signed"}, "vae_input to be symmetric or unit, but got 'signed'"),
+        ({"posterior": "mean"}, "posterior to be mode or sample, but got 'mean'"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(option: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load("tiny", **option)
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No network and an empty hub cache, whatever this machine has."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("path", ["nobody/no-such-model", "sd15"])
+def test_without_network_the_message_says_what_to_bring_where(path: str, offline: Path) -> None:
+    name = "nobody/no-such-model" if path != "sd15" else "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    with pytest.raises(InputError) as refusal:
+        load(path)
+    message = str(refusal.value)
+    assert f"Expected to download {name} from the Hugging Face hub, but it cannot be reached" in message
+    assert f"hf download {name} --local-dir DIR" in message
+    assert "backbone=local backbone.path=DIR" in message
+    assert "unet, vae, text_encoder, tokenizer, scheduler" in message
+    assert "\n" not in message
+
+
+def test_a_revision_that_is_missing_is_named(offline: Path) -> None:
+    with pytest.raises(InputError, match="nobody/no-such-model@v2 from the Hugging Face hub"):
+        load("nobody/no-such-model", revision="v2")
+
+
+def test_a_repository_in_the_cache_loads_without_network(offline: Path, saved: Path, sd: FrozenSD) -> None:
+    repository = offline / "models--somebody--tiny-sd"
+    commit = "0" * 40
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    cached = load("somebody/tiny-sd")
+    assert cached.unet_hash == sd.unet_hash
+    assert cached.path == "somebody/tiny-sd"
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sd_turbo", "sdxl", "sdxl_turbo"])
+def test_presets_name_a_hub_repository(name: str) -> None:
+    card = preset(name)
+    assert card is not None and re.fullmatch(r"[\w-]+/[\w.-]+", card["path"])
+    assert (PRESETS / f"{name}.yaml").is_file()
+
+
+def test_what_is_no_preset_is_none() -> None:
+    assert preset("sd99") is None and preset("stable-diffusion-v1-5/stable-diffusion-v1-5") is None

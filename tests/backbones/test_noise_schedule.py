@@ -1,0 +1,155 @@
+"""Noise: the diffusion formula whatever the scheduler class, and an ε that belongs to an image and not to a batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backbones import FrozenSD
+from backbones.noise import MODES, NoiseSchedule
+from tokens.errors import InputError
+
+DDIM = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+ALPHAS = DDIM.alphas_cumprod
+NAMES = tuple("abcdefgh")
+
+
+def latents(count: int = 8, side: int = 8) -> Tensor:
+    return torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def epsilon(schedule: NoiseSchedule, like: Tensor, ids: tuple[str, ...], seed: int = 0, draw: int = 0) -> Tensor:
+    """The ε that a schedule adds, read from its output for an empty latent at the noisiest timestep."""
+    alpha = schedule.alphas_cumprod[999].item()
+    return schedule(torch.zeros_like(like), 999, ids, seed, draw) / (1 - alpha) ** 0.5
+
+
+# --- formula ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["independent", "shared", "rolled"])
+@pytest.mark.parametrize("timestep", [0, 1, 50, 261, 999])
+def test_noisy_latents_are_those_of_ddim(mode: str, timestep: int) -> None:
+    schedule = NoiseSchedule(ALPHAS, mode)
+    noise = epsilon(schedule, latents(), NAMES)
+    expected = DDIM.add_noise(latents(), noise, torch.full((8,), timestep))
+    torch.testing.assert_close(schedule(latents(), timestep, NAMES), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("timestep", [0, 50, 999])
+def test_no_noise_only_shrinks(timestep: int) -> None:
+    noisy = NoiseSchedule(ALPHAS, "none")(latents(), timestep, NAMES)
+    torch.testing.assert_close(noisy, ALPHAS[timestep].sqrt() * latents())
+
+
+def test_folders_with_an_euler_scheduler_get_the_same_noisy_latents(euler_folder: Path, sd: FrozenSD) -> None:
+    euler = FrozenSD.from_pretrained(str(euler_folder), precision="fp32", device="cpu")
+    noise = epsilon(sd.noise, latents(), NAMES)
+    expected = DDIM.add_noise(latents(), noise, torch.full((8,), 50))
+    torch.testing.assert_close(euler.noise(latents(), 50, NAMES), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(euler.noise(latents(), 50, NAMES), sd.noise(latents(), 50, NAMES))
+
+
+def test_the_betas_of_the_folder_are_used(folder: Path, pipeline: StableDiffusionPipeline) -> None:
+    other = DDIMScheduler.from_config(pipeline.scheduler.config, beta_end=0.02, beta_schedule="linear")
+    other.save_pretrained(folder / "scheduler")
+    sd = FrozenSD.from_pretrained(str(folder), precision="fp32", device="cpu")
+    torch.testing.assert_close(sd.noise.alphas_cumprod, other.alphas_cumprod)
+    assert not torch.allclose(sd.noise.alphas_cumprod, ALPHAS)
+
+
+@pytest.mark.parametrize("timestep", [1, 261])
+def test_scaling_again_multiplies_euler_folders_by_the_root_of_alpha(timestep: int, euler_folder: Path, saved: Path) -> None:
+    def noisy(folder: Path, scale_again: bool) -> Tensor:
+        sd = FrozenSD.from_pretrained(str(folder), precision="fp32", device="cpu", scale_again=scale_again)
+        return sd.noise(latents(), timestep, NAMES)
+
+    plain = noisy(euler_folder, False)
+    torch.testing.assert_close(noisy(euler_folder, True), plain * ALPHAS[timestep].sqrt())
+    assert torch.equal(noisy(saved, True), plain), "a DDIM folder is not scaled"
+
+
+def test_noisy_latents_are_fp32_whatever_comes_in() -> None:
+    noisy = NoiseSchedule(ALPHAS)(latents().bfloat16(), 50, NAMES)
+    assert noisy.dtype == torch.float32
+
+
+# --- whose noise it is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(chosen=st.lists(st.sampled_from(range(8)), min_size=1, max_size=8), seed=st.integers(0, 5), draw=st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_neither_batch_composition_nor_order_changes_a_noisy_latent(mode: str, chosen: list[int], seed: int, draw: int) -> None:
+    schedule = NoiseSchedule(ALPHAS, mode)
+    whole = schedule(latents(), 50, NAMES, seed, draw)
+    part = schedule(latents()[chosen], 50, tuple(NAMES[i] for i in chosen), seed, draw)
+    assert torch.equal(part, whole[chosen])
+
+
+@pytest.mark.parametrize("mode", ["independent", "shared", "rolled"])
+def test_seed_and_draw_change_the_noise(mode: str) -> None:
+    schedule = NoiseSchedule(ALPHAS, mode)
+    noises = [epsilon(schedule, latents(), NAMES, seed, draw) for seed, draw in ((0, 0), (1, 0), (0, 1))]
+    for i in range(3):
+        for j in range(i):
+            assert (noises[i] - noises[j]).abs().flatten(1).amax(1).min() > 0.5
+
+
+def test_independent_noise_differs_between_images() -> None:
+    noise = epsilon(NoiseSchedule(ALPHAS), latents(), NAMES).flatten(1)
+    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 5 / 256**0.5
+
+
+def test_shared_noise_is_the_same_for_every_image() -> None:
+    noise = epsilon(NoiseSchedule(ALPHAS, "shared"), latents(), NAMES)
+    assert torch.equal(noise, noise[:1].expand_as(noise))
+
+
+def test_rolled_noise_is_the_shared_tensor_cyclically_shifted_per_image() -> None:
+    like = torch.zeros(80, 4, 6, 10)
+    names = tuple(map(str, range(80)))
+    shared = epsilon(NoiseSchedule(ALPHAS, "shared"), like, names)[0]
+    rolled = epsilon(NoiseSchedule(ALPHAS, "rolled"), like, names)
+    shifts = {shared.roll((r, c), (1, 2)).numpy().tobytes(): (r, c) for r in range(6) for c in range(10)}
+    found = [shifts[noise.numpy().tobytes()] for noise in rolled]
+    assert len(set(found)) > 30
+    assert {r for r, _ in found} == set(range(6)) and {c for _, c in found} == set(range(10))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 96), (72, 40)])
+@pytest.mark.parametrize("mode", ["independent", "shared", "rolled"])
+def test_noise_is_white_with_unit_variance_at_any_size(mode: str, height: int, width: int) -> None:
+    # enlarged noise, as some published code uses, fails the correlation with neighbours
+    like = torch.zeros(1, 4, height, width)
+    noise = torch.cat([epsilon(NoiseSchedule(ALPHAS, mode), like, ("a",), seed) for seed in range(16)])
+    error = 5 / noise.numel() ** 0.5
+    assert abs(noise.mean().item()) < error
+    assert noise.square().mean().item() == pytest.approx(1, abs=1.5 * error)
+    assert abs((noise[..., 1:] * noise[..., :-1]).mean().item()) < error * 1.02
+    assert abs((noise[..., 1:, :] * noise[..., :-1, :]).mean().item()) < error * 1.02
+    assert abs((noise[:, 1:] * noise[:, :-1]).mean().item()) < error * 1.2
+
+
+def test_as_many_ids_as_latents_are_needed() -> None:
+    # one id for eight latents would broadcast: eight images with the same noise, silently
+    with pytest.raises(InputError, match="ids"):
+        NoiseSchedule(ALPHAS)(latents(), 50, ("a",))
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000, 5000])
+def test_a_timestep_out_of_range_is_refused(timestep: int) -> None:
+    with pytest.raises(InputError, match=f"Expected timestep to be an integer from 0 to 999, but got {timestep}"):
+        NoiseSchedule(ALPHAS)(latents(), timestep, NAMES)
+
+
+def test_an_unknown_mode_lists_the_known() -> None:
+    with pytest.raises(InputError, match="one of independent, shared, rolled, none, but got 'white'"):
+        NoiseSchedule(ALPHAS, "white")

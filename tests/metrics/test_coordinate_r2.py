@@ -1,0 +1,94 @@
+"""CoordinateR2: the coefficient of determination of whole grids, and finite numbers for every grid there is."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics import R2Score
+from torchmetrics.utilities.data import dim_zero_sum
+
+from metrics.coordinate_r2 import CoordinateR2
+
+
+def grids(height: int, width: int, photos: int, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted and true centred coordinates of whole grids, and their photographs."""
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    sides = torch.tensor([height, width])
+    target = ((torch.stack([rows.flatten(), cols.flatten()], 1) + 0.5) / sides - 0.5).repeat(photos, 1)
+    predicted = 0.8 * target + noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(seed))
+    return predicted, target, torch.arange(photos).repeat_interleave(height * width)
+
+
+def measured(photos: int, *batches: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
+    metric = CoordinateR2(photos)
+    for batch in batches:
+        metric.update(*batch)
+    return metric.compute()
+
+
+@given(st.integers(2, 20), st.integers(2, 20), st.integers(1, 5), st.floats(0, 1), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=40)
+def test_it_is_the_r2_of_torchmetrics(height: int, width: int, photos: int, noise: float, seed: int) -> None:
+    predicted, target, photo = grids(height, width, photos, noise, seed)
+    theirs = R2Score(multioutput="uniform_average")
+    theirs.update(predicted.double(), target.double())
+    assert measured(photos, (predicted, target, photo))["r2/all"] == pytest.approx(theirs.compute().item(), abs=1e-5)
+
+
+def test_it_is_one_minus_residual_over_total_sum_of_squares() -> None:
+    predicted, target, photo = grids(5, 7, 3)
+    residual, total = 0.0, 0.0
+    expected = []
+    for axis in range(2):
+        mean = target[:, axis].mean().item()
+        residual = sum((p - t) ** 2 for p, t in zip(predicted[:, axis].tolist(), target[:, axis].tolist(), strict=True))
+        total = sum((t - mean) ** 2 for t in target[:, axis].tolist())
+        expected.append(1 - residual / total)
+    assert measured(3, (predicted, target, photo))["r2/all"] == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_exact_predictions_score_one_and_the_mean_scores_zero() -> None:
+    _, target, photo = grids(8, 8, 4)
+    assert measured(4, (target, target, photo)) == {"r2/all": 1, "r2/all/ci_low": 1, "r2/all/ci_high": 1}
+    assert measured(4, (torch.zeros_like(target), target, photo))["r2/all"] == pytest.approx(0, abs=1e-12)
+
+
+def test_parts_give_what_all_at_once_give() -> None:
+    predicted, target, photo = grids(6, 9, 4)
+    order = torch.randperm(len(photo), generator=torch.Generator().manual_seed(0))
+    parts = [(predicted[i], target[i], photo[i]) for i in order.split(37)]
+    assert measured(4, *parts) == pytest.approx(measured(4, (predicted, target, photo)), abs=1e-12)
+
+
+def test_states_are_sums_over_devices() -> None:
+    assert set(CoordinateR2(2)._reductions.values()) == {dim_zero_sum}
+
+
+def test_the_interval_holds_the_value_and_widens_with_scatter_between_photographs() -> None:
+    steady = measured(30, grids(8, 8, 30))
+    predicted, target, photo = grids(8, 8, 30)
+    uneven = measured(30, (torch.where((photo % 2 == 0)[:, None], target, predicted), target, photo))
+    for values in (steady, uneven):
+        assert values["r2/all/ci_low"] <= values["r2/all"] <= values["r2/all/ci_high"]
+        json.dumps(values, allow_nan=False)
+    widths = [values["r2/all/ci_high"] - values["r2/all/ci_low"] for values in (steady, uneven)]
+    assert widths[1] > 2 * widths[0]
+
+
+def test_photographs_that_were_not_seen_do_not_count() -> None:
+    predicted, target, photo = grids(8, 8, 3)
+    assert measured(50, (predicted, target, photo + 20)) == measured(3, (predicted, target, photo))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (4, 1)])
+def test_a_grid_of_a_single_row_or_column_gives_finite_values(height: int, width: int) -> None:
+    # mid is 1×1 at 64 px, a size that is allowed; a coordinate without variance has nothing to explain
+    json.dumps(measured(3, grids(height, width, 3)), allow_nan=False)
+
+
+def test_without_any_token_there_is_no_key() -> None:
+    empty = torch.zeros(0, 2)
+    assert measured(3, (empty, empty, torch.zeros(0, dtype=torch.long))) == {}
