@@ -51,16 +51,18 @@ def run(cfg: DictConfig) -> Run:
     measurement.data.prepare_data()  # unusable images end the run before anything is tracked
     logger = instantiate(cfg.logger) if cfg.logger else None
     measurement.trainer.loggers = [logger] if logger else []
-    nulls: dict[str, float] = {}
     try:
         measurement.run()
-        nulls = random_weights(cfg, measurement.meta)
+        meta = measurement.meta
+        write_metrics(folder, measurement.results, meta | {"complete": False})  # safe, whatever happens to the twins
+        measurement.release()
+        nulls = random_weights(cfg, meta)
     except (KeyboardInterrupt, SystemExit):
         write_metrics(folder, measurement.results, measurement.meta | {"complete": False})
         log.warning("Interrupted; continue with: python train.py resume=%s", folder)
         tracking.finish(logger, exit_code=1)
         sys.exit(130)
-    write_metrics(folder, measurement.results | nulls, measurement.meta)
+    write_metrics(folder, measurement.results | nulls, meta)
     np.savez_compressed(folder / "maps.npz", **measurement.probe.maps())
     finished = Run.read(folder)
     figures = draw(finished, folder)

@@ -182,6 +182,8 @@ class FrozenSD:
             "weights": self.weights,
             "unet_hash": self.unet_hash,
             "vae_hash": self.encoder.weights,
+            "text_hash": self.prompts.weights,
+            "schedule_hash": hashlib.sha256(self.noise.alphas_cumprod.numpy().tobytes()).hexdigest(),
             "precision": name_of(self.dtype),
             "device": str(self.device),
             "noise": self.noise.mode,

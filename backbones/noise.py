@@ -20,7 +20,7 @@ class NoiseSchedule:
     Args:
         alphas_cumprod: ᾱ_t, (T,).
         mode: ``independent`` (ε keyed by seed, image id and draw), ``shared`` (one ε for every image), ``rolled`` (the
-            shared ε cyclically rolled by a random per-image offset) or ``none`` (ε = 0).
+            shared ε cyclically rolled by a random per-image offset) or ``none`` (ε = 0: √ᾱ_t · z).
         scale_again: multiply the noisy latent by √ᾱ_t once more, as the library of Loos & Linhardt (2025) does for
             checkpoints with an Euler scheduler.
     """

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from backbones.unet import Conditioning
+from backbones.weights import weight_hash
 
 
 class PromptEncoder:
@@ -19,6 +20,7 @@ class PromptEncoder:
     def __init__(self, tokenizers: Sequence[CLIPTokenizer], encoders: Sequence[nn.Module]) -> None:
         self.tokenizers = tokenizers
         self.encoders = [encoder.eval().requires_grad_(False) for encoder in encoders]
+        self.weights = "-".join(weight_hash(encoder) for encoder in encoders)
         self._known: dict[str, Conditioning] = {}
 
     def __call__(self, prompt: str, device: torch.device, dtype: torch.dtype) -> Conditioning:

@@ -15,7 +15,7 @@ from backbones import FrozenSD
 from datamodules.cache import LatentCache
 from datamodules.images.source import ImageSource
 from datamodules.latents import LatentStore
-from datamodules.mixing import batches_per_pass, mixing_buffer
+from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
 from datamodules.resident import ResidentTokens
 from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
 from datamodules.splits import split_by_photo
@@ -76,6 +76,8 @@ class ActivationDataModule(LightningDataModule):
         for name, value in {"batch_size": batch_size, "token_batch": token_batch, "mixing_images": mixing_images}.items():
             if value < 1:
                 raise InputError(f"Expected datamodule.{name} to be at least 1, but got {value}. Use a positive number.")
+        if num_workers < 0:
+            raise InputError(f"Expected datamodule.num_workers to be at least 0, but got {num_workers}. Use 0 for none.")
         if activation_budget < 0:
             raise InputError(
                 f"Expected activation_budget to be at least 0 GiB, but got {activation_budget}. Use 0 to recompute."
@@ -92,6 +94,7 @@ class ActivationDataModule(LightningDataModule):
         self.split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
         self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size)
+        self.photos = len(self.stream.photos)
         self.resident = ResidentTokens(activation_budget)
         self.seconds: dict[str, float] = {}
         self._prepared = False
@@ -129,9 +132,14 @@ class ActivationDataModule(LightningDataModule):
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "_Loader":
-        """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps."""
+        """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps.
+
+        One pass where every token is taken, and for probes without an optimiser, whose sums a second pass only repeats.
+        """
+        assert self.trainer is not None
         steps = self._steps_per_pass()
-        passes = 1 if self.sampling == "all" else -(-STEPS_PER_EPOCH // steps)
+        once = self.sampling == "all" or not self.trainer.lightning_module.automatic_optimization
+        passes = 1 if once else -(-STEPS_PER_EPOCH // steps)
         return _Loader(lambda: self._train_epoch(passes), passes * steps)
 
     def val_dataloader(self) -> "_Loader | list[Any]":
@@ -141,8 +149,12 @@ class ActivationDataModule(LightningDataModule):
 
     def test_dataloader(self) -> "_Loader":
         """Every token of the test images, unmixed."""
-        indices = self.split["test"]
-        return _Loader(lambda: map(flattened, self.stream(indices)), -(-len(indices) // self.stream.batch_size))
+        indices, size = self.split["test"], self.stream.batch_size
+        groups = [indices[start : start + size] for start in range(0, len(indices), size)]
+        # one batch per group even if the stream halves its own: Lightning stops at the length it was told
+        return _Loader(
+            lambda: (concatenate([flattened(batch) for batch in self.stream(group)]) for group in groups), len(groups)
+        )
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data in a run's record."""

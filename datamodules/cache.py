@@ -38,7 +38,7 @@ class LatentCache:
         except FileNotFoundError:
             self.misses += 1
             return None
-        except (SafetensorError, _Damaged, OSError) as error:
+        except (SafetensorError, _Damaged) as error:
             log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, error)
             path.unlink(missing_ok=True)
             self.damaged += 1
@@ -55,7 +55,7 @@ class LatentCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_atomically(path, data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
                 raise
             raise InputError(
                 f"Expected to store latents in {self.root}, but got '{os.strerror(error.errno)}'. "

@@ -24,6 +24,11 @@ class ResidentTokens:
         self._left -= size
         self._pieces[index] = piece
 
+    def clear(self) -> None:
+        """Forget everything; nothing more is kept."""
+        self._pieces.clear()
+        self.full = True
+
     def __contains__(self, index: int) -> bool:
         return index in self._pieces
 

@@ -7,14 +7,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tokens.batch import GridBatch, TokenBatch
-from tokens.geometry import flatten, positions
+from tokens.geometry import bin_starts, flatten, positions
 from tokens.keyed import keyed_generator
 
 CELLS = 8
 
 
 def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tensor, " 64"]:
-    """Row-major indices of 64 tokens, one drawn at random in each cell of an 8×8 partition of the grid.
+    """Row-major indices of 64 tokens, one drawn at random in each cell of an 8×8 partition of the grid
+    (:func:`tokens.geometry.bins`, the bins that binned accuracy counts in).
 
     Grids smaller than 8 per axis have cells of a single token, some of them repeated, so that every layer gives as many
     tokens as any other.
@@ -25,9 +26,10 @@ def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tenso
 
 def _drawn(side: int, generator: torch.Generator) -> Int[Tensor, "8 8"]:
     """For each of 8 × 8 cells a random index inside the cell's span along one axis; spans differ along dimension 0."""
-    starts = torch.arange(CELLS) * side // CELLS
-    ends = torch.maximum((torch.arange(CELLS) + 1) * side // CELLS, starts + 1)
-    spans = (ends - starts)[:, None]
+    if side < CELLS:
+        return (torch.arange(CELLS) * side // CELLS)[:, None].expand(CELLS, CELLS)
+    edges = bin_starts(side, CELLS)
+    starts, spans = edges[:-1], edges.diff()[:, None]
     return starts[:, None] + (torch.rand(CELLS, CELLS, generator=generator) * spans).long()
 
 

@@ -46,7 +46,7 @@ class ActivationStream:
         self.batch_size = batch_size
         self._halved = False
         names = [store.images.photo(index) for index in range(len(store.images))]
-        self._photo = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        self.photos = {name: i for i, name in enumerate(dict.fromkeys(names))}
 
     def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]:
         """Batches of at most ``batch_size`` images, in order."""
@@ -72,7 +72,7 @@ class ActivationStream:
             grids=grids,
             masks={layer: token_groups(grid) for layer, grid in grids.items()},
             image=torch.tensor(indices, device=self.backbone.device),
-            photo=torch.tensor([self._photo[images.photo(index)] for index in indices], device=self.backbone.device),
+            photo=torch.tensor([self.photos[images.photo(index)] for index in indices], device=self.backbone.device),
         )
 
     def _halve(self) -> None:

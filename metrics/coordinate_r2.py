@@ -1,12 +1,11 @@
 """CoordinateR2: share of the variance of token coordinates that a regression explains, with an interval."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.intervals import bootstrap_ratio
+from metrics.intervals import percentiles, resampled_ratios
 
 
 class CoordinateR2(Metric):
@@ -34,13 +33,12 @@ class CoordinateR2(Metric):
         self.spread.index_add_(0, photo, target.double().square())
 
     def compute(self) -> dict[str, float]:
-        """``r2/all`` with ``/ci_low`` and ``/ci_high``."""
+        """``r2/all`` with ``/ci_low`` and ``/ci_high``; nothing where no coordinate varies."""
         residual, spread = self.residual.cpu().numpy(), self.spread.cpu().numpy()
-        seen = spread.sum(1) > 0
-        low, high = bootstrap_ratio(residual[seen], spread[seen])
-        value = 1 - residual.sum(0) / spread.sum(0)
-        return {
-            "r2/all": float(value.mean()),
-            "r2/all/ci_low": float(np.mean(1 - high)),
-            "r2/all/ci_high": float(np.mean(1 - low)),
-        }
+        axes, seen = spread.sum(0) > 0, spread.sum(1) > 0
+        if not axes.any():
+            return {}
+        residual, spread = residual[seen][:, axes], spread[seen][:, axes]
+        value = (1 - residual.sum(0) / spread.sum(0)).mean()
+        low, high = percentiles((1 - resampled_ratios(residual, spread)).mean(-1))
+        return {"r2/all": float(value), "r2/all/ci_low": float(low), "r2/all/ci_high": float(high)}

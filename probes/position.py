@@ -35,12 +35,12 @@ class PositionProbe(lightning.LightningModule):
 
     Args:
         shapes: layer → (C, h, w); h and w at least 2.
-        photos: number of photographs in the image source.
+        photos: number of photographs; photo indices lie below it.
         head: ``classification`` (C → h + w, two softmaxes, cross-entropy) or ``regression`` (C → 2 coordinates, squared
             error, rounded to the grid).
         solver: ``adam`` or ``closed_form`` (linear discriminants, or ridge for regression; one pass).
         learning_rate: of Adam.
-        min_steps: steps before a head may stop.
+        min_steps: steps of a head before it may stop.
         patience: validations without improvement after which a head stops; without validation images all heads train
             until ``trainer.max_epochs``.
         seed: of initial weights and controls.
@@ -91,6 +91,7 @@ class PositionProbe(lightning.LightningModule):
         self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
         self.results: dict[str, float] = {}
         self._seen: Counter[str] = Counter()
+        self._done: set[str] = set()
         self._validation: dict[str, Tensor] = {}
         self._moments: dict[str, Moments] = {}
 
@@ -118,7 +119,13 @@ class PositionProbe(lightning.LightningModule):
             for layer, tokens in batch.tokens.items():
                 self._moments_of(layer).update(tokens, labels[layer])
             return None
-        losses = [self._losses(layer, tokens, labels[layer]).sum() for layer, tokens in batch.tokens.items()]
+        # a finished head keeps its best state whatever happens, so nothing needs to happen
+        active = [layer for layer in batch.tokens if layer not in self._done]
+        losses = [self._losses(layer, batch.tokens[layer], labels[layer]).sum() for layer in active]
+        if not losses:
+            return None
+        for layer in active:
+            self._head(layer).steps += 1
         loss = torch.stack(losses).sum()
         self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
         return loss
@@ -134,30 +141,27 @@ class PositionProbe(lightning.LightningModule):
         self._solve()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Add up the losses of every head, and the axis accuracy of the probes."""
+        """Add up loss and axis accuracy of every head."""
         for layer, tokens in batch.tokens.items():
             labels = self._labels(layer, batch.positions[layer], "val", batch_idx)
             loss = self._losses(layer, tokens, labels).double()
-            right = (self._predict(layer, tokens)[:, 0] == labels[:, 0]).double().mean()
-            seen = torch.cat([loss, right[None], torch.ones_like(right[None])])
+            right = (self._predict(layer, tokens) == labels).double().mean((0, 2))
+            seen = torch.stack([loss, right, torch.ones_like(loss)])
             self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best state of every head; stop when none can improve."""
-        for layer, sums in self._validation.items():
-            mean = sums[:-1] / sums[-1]
-            if not self.trainer.sanity_checking and not self.closed_form:
-                self._head(layer).judge(mean[: len(VARIANTS)], self.patience, self.trainer.global_step >= self.min_steps)
-            values = {f"val/{layer}/loss/all": mean[0].item(), f"val/{layer}/axis_accuracy/all": mean[-1].item()}
-            self.results |= values
-            self.log_dict(values, batch_size=1)
+        for layer, (loss, right, count) in self._validation.items():
+            self._head(layer).judge(loss / count, right / count, self.patience, self.min_steps)
         self._validation.clear()
+        self.log_dict(self._validated(), batch_size=1)
         self._stop_if_finished()
 
     def on_test_start(self) -> None:
         """Every head is tested in its best state."""
         for layer in self.shapes:
             self._head(layer).select()
+        self._validated()
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the metrics of every head with the tokens of whole grids."""
@@ -246,10 +250,19 @@ class PositionProbe(lightning.LightningModule):
                 head.weight.data[i], head.bias.data[i] = weight.float(), bias.float()
         self._moments.clear()
 
+    def _validated(self) -> dict[str, float]:
+        """Validation loss and accuracy of the probes' best states, put into ``results``."""
+        for layer in self.shapes:
+            head = self._head(layer)
+            if head.best_loss[0].isfinite():
+                self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
+                self.results[f"val/{layer}/axis_accuracy/all"] = head.best_accuracy[0].item()
+        return {key: value for key, value in self.results.items() if key.startswith("val/")}
+
     def _stop_if_finished(self) -> None:
-        enough = self.trainer.global_step >= self.min_steps
-        if not self.closed_form and enough and all(self._head(layer).finished(self.patience) for layer in self.shapes):
-            self.trainer.should_stop = True
+        if not self.closed_form:
+            self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
+            self.trainer.should_stop = len(self._done) == len(self.shapes)
 
 
 def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:

@@ -26,7 +26,8 @@ def position_table(run: Run) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        show_edge=False,
     )
     for header in ("layer", "accuracy", "all", "±", "corner", "border", "interior", "high\nnorm"):
         table.add_column(header, no_wrap=True, justify="left" if header in ("layer", "accuracy") else "right")

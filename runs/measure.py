@@ -24,7 +24,7 @@ class Measurement:
         lightning.seed_everything(cfg.seed, verbose=False)
         self.cfg = cfg
         self.data = instantiate(cfg.datamodule)
-        self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=len(self.data.images))
+        self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos)
         device = self.data.backbone.device
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
             accelerator=device.type,
@@ -36,17 +36,22 @@ class Measurement:
         self.complete = False
 
     def run(self) -> None:
-        """Encode, train and test; continues from the last checkpoint of the run folder where there is one."""
+        """Encode, train and test; a resumed run continues from the last checkpoint of its folder."""
         checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
+        resumed = self.cfg.resume and checkpoint.is_file()
         started = time.perf_counter()
-        self.trainer.fit(
-            self.probe, datamodule=self.data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True
-        )
+        self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         trained = time.perf_counter()
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
         self.complete = True
+
+    def release(self) -> None:
+        """Make room on the device for the next network."""
+        self.data.backbone.to("cpu")
+        self.data.resident.clear()
+        torch.cuda.empty_cache()
 
     @property
     def results(self) -> dict[str, float]:

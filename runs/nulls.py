@@ -15,14 +15,14 @@ from runs.record import decisive, digest, source_digest
 
 log = logging.getLogger(__name__)
 # what the twin's numbers depend on besides its configuration
-_DATA = ("vae_hash", "dataset_fingerprint", "images", "precision", "device")
+_DATA = ("vae_hash", "text_hash", "schedule_hash", "dataset_fingerprint", "images", "precision", "hardware", "packages")
 
 
 def random_weights(cfg: DictConfig, meta: dict[str, Any]) -> dict[str, float]:
     """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds, each measured once and kept in ``cfg.cache_dir``.
 
     The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. With
-    several seeds the interval is a t-interval over them, with one it is the twin's own over photographs.
+    several seeds the interval is a t-interval over them and ``/n`` their number; with one, the twin's own over photographs.
 
     Args:
         meta: of the measured network's run.
@@ -31,11 +31,12 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any]) -> dict[str, float]:
     if len(twins) < 2:
         return {key: value for twin in twins for key, value in twin.items()}
     merged: dict[str, float] = {}
-    for key in [key for key in twins[0] if not key.endswith(("/ci_low", "/ci_high", "/n"))]:
+    for key in dict.fromkeys(key for twin in twins for key in twin if not key.endswith(("/ci_low", "/ci_high", "/n"))):
         values = np.array([twin[key] for twin in twins if key in twin])
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        merged |= {key: float(values.mean()), f"{key}/ci_low": float(values.mean() - half)}
-        merged |= {f"{key}/ci_high": float(values.mean() + half), f"{key}/n": len(values)}
+        merged |= {key: float(values.mean()), f"{key}/n": len(values)}
+        if len(values) > 1:
+            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+            merged |= {f"{key}/ci_low": float(values.mean() - half), f"{key}/ci_high": float(values.mean() + half)}
     return merged
 
 
@@ -45,7 +46,6 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float
         {
             "backbone": {"weights": "random", "weights_seed": cfg.backbone.weights_seed + 1 + number},
             "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
-            "resume": None,
         },
     )
     assert isinstance(twin, DictConfig)

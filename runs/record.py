@@ -54,7 +54,7 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
     kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in NEUTRAL}
-    kept["trainer"].pop("callbacks")
+    kept["trainer"].pop("callbacks", None)
     return kept
 
 

@@ -46,3 +46,12 @@ def bins(index: Int[Tensor, "*n"], size: int, count: int) -> Int[Tensor, "*n"]:
     [0, 0, 1, 1, 2, 2]
     """
     return index * count // size
+
+
+def bin_starts(size: int, count: int) -> Int[Tensor, "{count+1}"]:
+    """First token index of every bin of :func:`bins`, and ``size`` at the end.
+
+    >>> bin_starts(size=6, count=4).tolist()
+    [0, 2, 3, 5, 6]
+    """
+    return -(-torch.arange(count + 1) * size // count)

@@ -10,12 +10,14 @@ from torch.utils.data import Dataset
 from datamodules.images.source import Item, centre_box, check_limit, check_on_error, check_size, square, upright
 from tokens.errors import InputError
 
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
+
 
 class FolderImages(Dataset[Item]):
     """Pictures below ``root``, in the order of their paths.
 
     Args:
-        root: searched recursively for files that PIL can open by their ending.
+        root: searched recursively for files with an image's ending.
         size: side of the square images in pixels, a multiple of 64.
         limit: number of items at most; None takes all.
         crops: items per photograph: 1 is the centre crop; more are random squares of 50 to 100 % of the short side,
@@ -41,8 +43,7 @@ class FolderImages(Dataset[Item]):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"Expected images.root to be a folder, but got '{root}', which does not exist. Check the path.")
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in endings and file.is_file())
+        files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
         if not files:
             raise InputError(f"Expected images.root to hold images (.jpg, .png, ...), but '{root}' has none. Check the path.")
         self.items = [(file, crop) for file in files for crop in range(crops)][:limit]
@@ -81,7 +82,10 @@ class FolderImages(Dataset[Item]):
         """Digest of the file's bytes, and the crop."""
         file = self.items[index][0]
         if file not in self._digests:
-            self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            try:
+                self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            except OSError:
+                self._digests[file] = "unreadable"  # decoding it will say so
         # random crops are drawn by name and seed
         box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
         return f"file:{self._digests[file]}:{box}:{self.size}"
@@ -91,6 +95,6 @@ class FolderImages(Dataset[Item]):
             return centre_box(*picture.size)
         key = hashlib.blake2b(f"{self.seed}/{self.name(index)}".encode(), digest_size=8).digest()
         generator = np.random.default_rng(int.from_bytes(key, "big"))
-        side = int(min(picture.size) * generator.uniform(0.5, 1))
+        side = max(1, int(min(picture.size) * generator.uniform(0.5, 1)))
         left, top = (int(generator.integers(0, extent - side + 1)) for extent in picture.size)
         return left, top, side

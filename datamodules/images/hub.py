@@ -111,7 +111,7 @@ def _load(path: str, split: str, revision: str | None):  # type: ignore[no-untyp
     try:
         return load_dataset(path, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen unrelated types for "no network" and "no such dataset"
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if local:
             raise InputError(
                 f"Expected {path} to hold a readable split '{split}', but got: {reason}. Check the folder."

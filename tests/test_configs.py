@@ -1,0 +1,64 @@
+"""Every YAML composes, and holds exactly what its class takes."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CHOICES = sorted(
+    (path.parent.relative_to(CONFIGS).as_posix(), path.stem)
+    for path in CONFIGS.glob("*/*.yaml")
+    if not path.stem.startswith("_")
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def targets(node: Any) -> list[DictConfig]:
+    """Every node with a ``_target_``, at any depth."""
+    if isinstance(node, DictConfig):
+        inner = [child for key in node for child in targets(node._get_node(key))]
+        return [node, *inner] if "_target_" in node else inner
+    return []
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_matches_its_constructor(group: str, choice: str) -> None:
+    cfg = composed(f"{group}={choice}")
+    for node in targets(cfg):
+        target = get_object(node._target_)
+        parameters = inspect.signature(target).parameters
+        given = {str(key) for key in node if not str(key).startswith("_")}
+        assert given <= set(parameters), f"{node._target_} does not take {given - set(parameters)}"
+        if not node.get("_partial_", False):
+            required = {name for name, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD}
+            assert required <= given, f"{node._target_} wants {required - given}"
+
+
+@pytest.mark.parametrize(
+    "choice", [choice for group, choice in CHOICES if group == "backbone" and choice not in ("local", "tiny")]
+)
+def test_presets_live_in_repositories_that_exist(choice: str) -> None:
+    # runwayml's and Stability AI's own SD 2.x repositories are gone
+    path = composed(f"backbone={choice}").backbone.path
+    assert path.count("/") == 1
+    assert path.split("/")[0] in {"CompVis", "stable-diffusion-v1-5", "sd2-community", "stabilityai"}
+    assert path != "stabilityai/stable-diffusion-2-1"
+
+
+def test_defaults_live_in_constructors_and_yaml_repeats_them_truly() -> None:
+    cfg = composed()
+    for node in (cfg.probe, cfg.images, cfg.datamodule, cfg.backbone):
+        parameters = inspect.signature(get_object(node._target_)).parameters
+        for key, value in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr]
+            literal = not isinstance(value, str | dict) or "${" not in str(value)
+            if key in parameters and literal and not isinstance(value, dict) and parameters[key].default is not inspect._empty:
+                assert value == parameters[key].default, f"{node._target_}: {key}"

@@ -1,0 +1,126 @@
+"""Command line, record and tracking of one run."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from wandb.errors import CommError
+
+from runs import command, tracking
+from runs.record import config_hash, read_metrics, write_metrics
+from tokens.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["blok=mid"], "got 'blok'. The nearest is 'block'."),
+        (["images.sise=64"], "got 'images.sise'. The nearest is 'images.size'."),
+        (["prob=position"], "got 'prob'. The nearest is 'probe'."),
+        (["images=fodler"], "images to be one of folder, hub, scenes, but got 'fodler'. The nearest is 'folder'."),
+        (["backbone=sd1"], "backbone to be one of local, sd14, sd15, sd21, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'"),
+        (["probe=positon"], "probe to be one of position, but got 'positon'"),
+        (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
+        (["block"], "overrides of the form key=value, but got 'block'"),
+        (["block=[mid"], "Quote globs and lists"),
+        (["-m", "blok=mid,up_0"], "got 'blok'"),
+    ],
+)
+def test_misspelt_overrides_get_the_nearest_name(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        command.check(arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["probe=position", "block=mid"], ["block=[mid,up_1]"], ["block='up_*'"], ["block=up_*"], ["-m", "block=mid,up_1"],
+        ["protocol=loos2025"], ["images=folder", "images.root=x", "images.on_error=skip"], ["--cfg", "job"], ["--help"],
+        ["backbone=local", "backbone.path=/somewhere"], ["timestep=range(0,100,50)", "-m"], ["hydra.run.dir=x"],
+    ],
+)  # fmt: skip
+def test_good_commands_pass(arguments: list[str]) -> None:
+    command.check(arguments)
+
+
+def test_resume_brings_back_the_overrides_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- block=mid\n- seed=3\n- resume=elsewhere\n")
+    assert command.expanded([f"resume={tmp_path}"]) == [
+        "block=mid",
+        "seed=3",
+        f"resume={tmp_path}",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    assert command.expanded(["block=mid"]) == ["block=mid"]
+
+
+def test_resume_stands_alone_and_wants_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"to be a run folder with \.hydra/overrides"):
+        command.expanded([f"resume={tmp_path}"])
+    with pytest.raises(InputError, match="alone, but got"):
+        command.expanded([f"resume={tmp_path}", "block=mid"])
+
+
+def hash_of(*overrides: str) -> str:
+    with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
+        return config_hash(compose("train", overrides=list(overrides)))
+
+
+def test_the_config_hash_follows_what_changes_numbers() -> None:
+    assert hash_of() == hash_of("cache_dir=/elsewhere", "activation_budget=0", "logger=none", "twins=3")
+    changed = [
+        hash_of(o)
+        for o in ("seed=1", "block=up_1", "timestep=1", "protocol=loos2025", "backbone.weights=random", "images.limit=96")
+    ]
+    assert len({hash_of(), *changed}) == 7
+
+
+def test_metrics_are_written_at_once_or_not_at_all(tmp_path: Path) -> None:
+    write_metrics(tmp_path, {"b": 1.0, "a": 2.0}, {"complete": True})
+    assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["a", "b", "meta"]
+    assert read_metrics(tmp_path) == ({"a": 2.0, "b": 1.0}, {"complete": True})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_metrics(tmp_path, {"a": math.nan}, {})
+    assert read_metrics(tmp_path)[0] == {"a": 2.0, "b": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def options(folder: Path) -> dict[str, object]:
+    return {
+        "folder": str(folder),
+        "project": "p",
+        "name": "n",
+        "group": "g",
+        "tags": {"probe": "position", "layer": ["mid", "up_1"]},
+    }
+
+
+def test_an_unreachable_server_turns_the_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    real, modes = tracking.wandb.init, []
+
+    def init(mode: str, **named: object) -> object:
+        modes.append(mode)
+        if mode == "online":
+            raise CommError("no route to host")
+        return real(mode=mode, **named)
+
+    monkeypatch.setattr(tracking.wandb, "login", lambda prompt: True)
+    monkeypatch.setattr(tracking.wandb, "init", init)
+    logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
+    assert modes == ["online", "offline"]
+    assert set(logger.experiment.tags) == {"probe=position", "layer=['mid', 'up_1']"}
+    tracking.finish(logger)
+
+
+def test_the_mode_of_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(tracking.wandb, "login", lambda prompt: pytest.fail("nobody asks for a key"))
+    logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
+    assert logger.experiment.disabled
+    tracking.finish(logger)
