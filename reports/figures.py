@@ -47,7 +47,7 @@ def over_layers(run: Run) -> Figure:
         axis.set(ylim=(0, 1.02), ylabel="position accuracy")
         axis.set_title(title, loc="left", fontsize=10)
         axis.grid(axis="y", alpha=0.3)
-    axes[0].legend(frameon=False, ncols=4, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     axes[1].set_xticks(
         range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, ha="right" if len(layers) <= 12 else "center"
     )
