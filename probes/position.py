@@ -208,10 +208,9 @@ class PositionProbe(lightning.LightningModule):
         if self.regresses:
             return (outputs - self._coordinates(layer, labels)).square().sum(-1).mean(0)
         height = self.shapes[layer][1]
-        row, col = outputs[..., :height].movedim(1, -1), outputs[..., height:].movedim(1, -1)
-        cross_entropy = nn.functional.cross_entropy
-        losses = cross_entropy(row, labels[..., 0], reduction="none") + cross_entropy(col, labels[..., 1], reduction="none")
-        return losses.mean(0)
+        parts = outputs[..., :height], outputs[..., height:]
+        losses = [_cross_entropy(part, labels[..., axis]) for axis, part in enumerate(parts)]
+        return torch.stack(losses).sum(0)
 
     def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Int[Tensor, "n v 2"]:
         """Predicted (row, col) of every variant."""
@@ -263,6 +262,12 @@ class PositionProbe(lightning.LightningModule):
         if not self.closed_form:
             self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
             self.trainer.should_stop = len(self._done) == len(self.shapes)
+
+
+def _cross_entropy(logits: Float[Tensor, "n v k"], labels: Int[Tensor, "n v"]) -> Float[Tensor, " v"]:
+    """Mean over tokens of −log softmax(logits)[label], for every variant."""
+    chosen = logits.gather(-1, labels[..., None])[..., 0]
+    return (logits.logsumexp(-1) - chosen).mean(0)
 
 
 def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:
