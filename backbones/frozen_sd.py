@@ -1,6 +1,7 @@
 """FrozenSD: a checkpoint's encoder, noise, prompts and U-Net together. Data path steps 2 to 4."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,6 +182,7 @@ class FrozenSD:
             "model": self.path,
             "weights": self.weights,
             "unet_hash": self.unet_hash,
+            "unet_config_hash": _config_hash(self.unet.config),
             "vae_hash": self.encoder.weights,
             "text_hash": self.prompts.weights,
             "schedule_hash": hashlib.sha256(self.noise.alphas_cumprod.numpy().tobytes()).hexdigest(),
@@ -197,13 +199,19 @@ class FrozenSD:
         if finite.all():
             return
         layer, image = (~finite).nonzero()[0].tolist()
-        remedy = "Use backbone.precision=fp32 (or bf16)"
+        remedy = "Use backbone.precision=fp32" + (" (or bf16)" if self.dtype == torch.float16 else "")
         if self.dtype == torch.float32:
             remedy = "More precision cannot help: the weights or the image's latent are damaged, load or encode them again"
         raise InputError(
             f"Expected finite activations, but layer {list(grids)[layer]} has NaN or Inf for image {ids[image]} in "
             f"{name_of(self.dtype)}. {remedy}."
         )
+
+
+def _config_hash(config: Any) -> str:
+    """Digest of an architecture, wherever it was loaded from."""
+    settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(image: Tensor) -> str:

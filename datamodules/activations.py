@@ -180,11 +180,13 @@ class ActivationDataModule(LightningDataModule):
     def _pieces(self, indices: Sequence[int]) -> Iterator[TokenBatch]:
         """Drawn tokens per image, in order; resident ones are reused, the others computed in full batches."""
         queue: list[int] = []
+        lacking = 0
         for index in indices:
             queue.append(index)
-            if sum(i not in self.resident for i in queue) == self.stream.batch_size:
+            lacking += index not in self.resident
+            if lacking in (0, self.stream.batch_size):
                 yield from self._served(queue)
-                queue = []
+                queue, lacking = [], 0
         yield from self._served(queue)
 
     def _served(self, indices: Sequence[int]) -> Iterator[TokenBatch]:

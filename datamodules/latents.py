@@ -91,12 +91,26 @@ class LatentStore:
     def _encode(self, items: dict[int, Item]) -> list[Tensor]:
         if not items:
             return []
-        ids = [item["id"] for item in items.values()]
-        latents = list(self.encoder(torch.stack([item["image"] for item in items.values()]), ids, self.seed).cpu())
+        latents = self._latents(list(items.values()))
         for index, latent in zip(items, latents, strict=True):
             self.cache.put(latent, *self._key(index))
         self.encoded += len(latents)
         return latents
+
+    def _latents(self, items: list[Item]) -> list[Tensor]:
+        """Latents of a batch; in halves where device memory runs out."""
+        try:
+            images = torch.stack([item["image"] for item in items])
+            return list(self.encoder(images, [item["id"] for item in items], self.seed).cpu())
+        except torch.OutOfMemoryError as error:
+            if len(items) == 1:
+                raise InputError(
+                    "Expected one image to fit in device memory for encoding, but it does not. "
+                    "Lower images.size, or use device=cpu."
+                ) from error
+        half = len(items) // 2
+        log.warning("Out of device memory: encoding %d images at a time; numbers stay the same.", half)
+        return self._latents(items[:half]) + self._latents(items[half:])
 
     def _key(self, index: int) -> tuple[str, ...]:
         # posterior samples are keyed by the item's id, so a latent depends on it too

@@ -62,6 +62,10 @@ class PositionProbe(lightning.LightningModule):
             raise InputError(f"Expected probe.head to be classification or regression, but got '{head}'.")
         if solver not in ("adam", "closed_form"):
             raise InputError(f"Expected probe.solver to be adam or closed_form, but got '{solver}'.")
+        if patience < 1 or min_steps < 0:
+            raise InputError(
+                f"Expected probe.patience ≥ 1 and probe.min_steps ≥ 0, but got {patience} and {min_steps}. Use 3, 600."
+            )
         if learning_rate <= 0:
             raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 3e-3.")
         for layer, (_, height, width) in shapes.items():
@@ -186,6 +190,12 @@ class PositionProbe(lightning.LightningModule):
                 self.results |= {f"test/{layer}/{key}": value for key, value in self._r2(layer).compute().items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Layers whose heads were stopped before their plateau; none where no validation judges them."""
+        judged = [layer for layer in self.shapes if self._head(layer).best_loss.isfinite().all()]
+        return [layer for layer in judged if layer not in self._done and not self.closed_form]
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""

@@ -1,5 +1,6 @@
 """The table a run ends with: every layer's accuracies per token group beside what a probe reads out of nothing."""
 
+import re
 from typing import Any
 
 from rich import box
@@ -70,4 +71,4 @@ def _bold(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     """Three decimals without the leading zero; a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+    return "–" if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")

@@ -2,17 +2,22 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tokens.errors import InputError
 
+SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -22,7 +27,7 @@ def expanded(arguments: list[str]) -> list[str]:
     Raises:
         InputError: FOLDER is no run folder, or other overrides stand beside ``resume``.
     """
-    folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    folders = [argument.removeprefix("resume=").strip("'") for argument in arguments if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return arguments
     folder = Path(folders[-1])
@@ -37,7 +42,7 @@ def expanded(arguments: list[str]) -> list[str]:
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
     kept = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
-    return [*kept, f"resume={folder}", f"hydra.run.dir={folder}"]
+    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
 
 
 def check(arguments: list[str]) -> None:
@@ -97,6 +102,57 @@ def _keys() -> list[str]:
         return [name for key, value in node.items() for name in (f"{prefix}{key}", *walk(value, f"{prefix}{key}."))]
 
     return walk(settings, "")
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Compare every setting with the type its constructor declares, before anything is built.
+
+    Raises:
+        InputError: a value of another type, or a number out of range that no constructor sees.
+    """
+    for name in ("images", "backbone", "datamodule", "probe"):
+        node = cfg[name]
+        raw = OmegaConf.to_container(node, resolve=False)
+        hints = get_type_hints(_constructor(get_object(node._target_)))
+        for key, hint in hints.items():
+            if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
+                continue
+            if raw[key] in ("${images}", "${backbone}"):  # type: ignore[index,call-overload]
+                continue
+            value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+            linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
+            if not _fits(value, hint):
+                shown = linked.group(1) if linked else f"{name}.{key}"
+                raise InputError(f"Expected {shown} to be {_spoken(hint)}, but got {value!r}. Correct the value.")
+    for key, value in {"twins": cfg.twins, "trainer.max_epochs": cfg.trainer.max_epochs}.items():
+        least = 0 if key == "twins" else 1
+        if not _fits(value, int) or value < least:
+            raise InputError(f"Expected {key} to be an integer of at least {least}, but got {value!r}. Correct the value.")
+
+
+def _constructor(target: Any) -> Any:
+    return vars(target)["__init__"] if isinstance(target, type) else target
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML or the command line has a declared type; unknown kinds of types fit."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if any(option not in SPOKEN and get_origin(option) is not Sequence for option in options):
+        return True
+    return any(_is(value, option) for option in options)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _spoken(hint: Any) -> str:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return " or ".join(SPOKEN.get(option, "a list of names") for option in options)
 
 
 def explained(error: OmegaConfBaseException) -> str:

@@ -1,5 +1,7 @@
 """Measurement: one probe on one network, from configuration to numbers."""
 
+import gc
+import logging
 import resource
 import time
 from pathlib import Path
@@ -8,10 +10,11 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from runs.record import circumstances
+
+log = logging.getLogger(__name__)
 
 
 class Measurement:
@@ -20,7 +23,7 @@ class Measurement:
     ``results`` and ``meta`` hold what is known at any moment, also after an interruption.
     """
 
-    def __init__(self, cfg: DictConfig, logger: Logger | None) -> None:
+    def __init__(self, cfg: DictConfig) -> None:
         lightning.seed_everything(cfg.seed, verbose=False)
         self.cfg = cfg
         self.data = instantiate(cfg.datamodule)
@@ -29,7 +32,7 @@ class Measurement:
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
             accelerator=device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            logger=logger or False,
+            logger=False,
             default_root_dir=cfg.run_dir,
         )
         self.seconds: dict[str, float] = {}
@@ -42,6 +45,11 @@ class Measurement:
         started = time.perf_counter()
         self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         trained = time.perf_counter()
+        if self.probe.unfinished:
+            log.warning(
+                "%d of %d layers had not reached their plateau after trainer.max_epochs=%d; more may help.",
+                len(self.probe.unfinished), len(self.data.layers), self.trainer.max_epochs,
+            )  # fmt: skip
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
@@ -51,6 +59,7 @@ class Measurement:
         """Make room on the device for the next network."""
         self.data.backbone.to("cpu")
         self.data.resident.clear()
+        gc.collect()  # trainer, probe and data refer to each other
         torch.cuda.empty_cache()
 
     @property
@@ -69,6 +78,7 @@ class Measurement:
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
                 "timestep": self.cfg.timestep,
                 "train_steps": self.trainer.global_step,
+                "before_plateau": list(self.probe.unfinished),
                 "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
                 "peak_memory_gib": round(_peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,

@@ -15,7 +15,17 @@ from runs.record import decisive, digest, source_digest
 
 log = logging.getLogger(__name__)
 # what the twin's numbers depend on besides its configuration
-_DATA = ("vae_hash", "text_hash", "schedule_hash", "dataset_fingerprint", "images", "precision", "hardware", "packages")
+_DATA = (
+    "unet_config_hash",
+    "vae_hash",
+    "text_hash",
+    "schedule_hash",
+    "dataset_fingerprint",
+    "images",
+    "precision",
+    "hardware",
+    "packages",
+)
 
 
 def random_weights(cfg: DictConfig, meta: dict[str, Any]) -> dict[str, float]:
@@ -50,20 +60,29 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float
     )
     assert isinstance(twin, DictConfig)
     identity = digest([decisive(twin), {key: meta[key] for key in _DATA}, source_digest()])
-    stored = Path(cfg.cache_dir) / "twins" / f"{identity}.json"
+    stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{identity}.json"
     if stored.is_file():
         log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
         return json.loads(stored.read_text())
     log.info("Random weights, seed %d: measuring", twin.backbone.weights_seed)
-    measurement = Measurement(twin, logger=None)
+    measurement = Measurement(twin)
     measurement.run()
+    measurement.release()
     kept = {
         "random_weights" + key.removeprefix("test"): value
         for key, value in measurement.results.items()
         if key.startswith("test/")
     }
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    temporary = stored.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(kept))
-    os.replace(temporary, stored)
+    _store(stored, kept)
     return kept
+
+
+def _store(path: Path, results: dict[str, float]) -> None:
+    """Keep a twin's results; where that fails they are only measured again."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(results))
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)

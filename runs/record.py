@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -38,10 +39,10 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     return path
 
 
-def read_metrics(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics and meta of a run folder."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return metrics, metrics.pop("meta")
+def clear(folder: Path) -> None:
+    """Remove the results of an earlier run in this folder; they would otherwise outlive a run that fails."""
+    for path in (folder / "metrics.json", folder / "maps.npz", *folder.glob("*.png")):
+        path.unlink(missing_ok=True)
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -75,7 +76,7 @@ def source_digest() -> str:
 def circumstances(cfg: DictConfig) -> dict[str, Any]:
     """Command, configuration, code, packages and machine of this process."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "config_hash": config_hash(cfg),
         "git_commit": _git_commit(),
         "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},

@@ -7,12 +7,14 @@ from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
-from wandb.errors import CommError, UsageError
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
 # longest wait for a server before the run goes on offline, in seconds
 PATIENCE = 20
+MODES = ("online", "offline", "disabled", "shared")
 
 
 def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[str, Any]) -> WandbLogger:
@@ -21,7 +23,7 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
     Args:
         folder: the run folder; wandb's files go to ``<folder>/wandb``.
         project, name, group: as wandb shows them.
-        tags: become ``key=value`` tags of the run.
+        tags: become ``key=value`` tags of the run, several where a value is a list.
 
     Environment: ``WANDB_MODE`` wins over everything; ``WANDB_API_KEY`` or ``wandb login`` switch online runs on.
     """
@@ -29,17 +31,24 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
         "project": project,
         "name": name[:128],
         "group": group,
-        "tags": [f"{key}={value}"[:64] for key, value in tags.items()],
+        "tags": [f"{key}={value}"[:64] for key, values in tags.items() for value in _listed(values)],
         "dir": folder,
         "settings": wandb.Settings(init_timeout=PATIENCE, silent=True),
     }
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    mode = os.environ.get("WANDB_MODE")
+    if mode not in (None, "", *MODES):
+        raise InputError(f"Expected WANDB_MODE to be one of {', '.join(MODES)}, but got '{mode}'. Unset it, or use offline.")
     try:
+        mode = mode or ("online" if wandb.login(prompt=False) else "offline")
         run = wandb.init(mode=mode, **options)  # type: ignore[arg-type]
-    except (CommError, UsageError) as error:
-        log.warning("wandb cannot be reached (%s); the run is logged offline.", str(error).splitlines()[0])
+    except wandb.Error as error:  # no network, a refused key, a server that does not answer
+        log.warning("wandb cannot be used online (%s); the run is logged offline.", str(error).splitlines()[0])
         run = wandb.init(mode="offline", **options)
     return WandbLogger(experiment=run)
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | ListConfig) else [values]
 
 
 def log_results(logger: Logger | None, cfg: DictConfig, columns: list[str], rows: list[list[Any]], figures: list[Path]) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from wandb.errors import CommError
 
+from reports.run import Run
 from runs import command, tracking
-from runs.record import config_hash, read_metrics, write_metrics
+from runs.record import config_hash, write_metrics
 from tokens.errors import InputError
 
 
@@ -53,8 +54,8 @@ def test_resume_brings_back_the_overrides_of_the_run(tmp_path: Path) -> None:
     assert command.expanded([f"resume={tmp_path}"]) == [
         "block=mid",
         "seed=3",
-        f"resume={tmp_path}",
-        f"hydra.run.dir={tmp_path}",
+        f"resume='{tmp_path}'",
+        f"hydra.run.dir='{tmp_path}'",
     ]
     assert command.expanded(["block=mid"]) == ["block=mid"]
 
@@ -83,10 +84,10 @@ def test_the_config_hash_follows_what_changes_numbers() -> None:
 def test_metrics_are_written_at_once_or_not_at_all(tmp_path: Path) -> None:
     write_metrics(tmp_path, {"b": 1.0, "a": 2.0}, {"complete": True})
     assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["a", "b", "meta"]
-    assert read_metrics(tmp_path) == ({"a": 2.0, "b": 1.0}, {"complete": True})
+    assert Run.read(tmp_path).meta == {"complete": True}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_metrics(tmp_path, {"a": math.nan}, {})
-    assert read_metrics(tmp_path)[0] == {"a": 2.0, "b": 1.0}
+    assert Run.read(tmp_path).metrics == {"a": 2.0, "b": 1.0}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -114,7 +115,7 @@ def test_an_unreachable_server_turns_the_run_offline(tmp_path: Path, monkeypatch
     monkeypatch.setattr(tracking.wandb, "init", init)
     logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
     assert modes == ["online", "offline"]
-    assert set(logger.experiment.tags) == {"probe=position", "layer=['mid', 'up_1']"}
+    assert set(logger.experiment.tags) == {"probe=position", "layer=mid", "layer=up_1"}
     tracking.finish(logger)
 
 
@@ -124,3 +125,54 @@ def test_the_mode_of_the_environment_wins(tmp_path: Path, monkeypatch: pytest.Mo
     logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
     assert logger.experiment.disabled
     tracking.finish(logger)
+
+
+def test_a_key_without_a_network_turns_the_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
+    assert logger.experiment.offline
+    tracking.finish(logger)
+
+
+def test_a_misspelt_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(InputError, match="WANDB_MODE to be one of online, offline, disabled, shared, but got 'ofline'"):
+        tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("timestep=abc", "Expected timestep to be an integer, but got 'abc'"),
+        ("timestep=50.5", "Expected timestep to be an integer, but got 50.5"),
+        ("seed=true", "Expected seed to be an integer, but got True"),
+        ("block=5", "Expected block to be text or a list of names, but got 5"),
+        ("block=null", "Expected block to be text or a list of names, but got None"),
+        ("images.limit=abc", "Expected images.limit to be an integer, but got 'abc'"),
+        ("images.size=128.0", "Expected images.size to be an integer, but got 128.0"),
+        ("twins=abc", "Expected twins to be an integer of at least 0, but got 'abc'"),
+        ("twins=-1", "Expected twins to be an integer of at least 0, but got -1"),
+        ("trainer.max_epochs=0", "Expected trainer.max_epochs to be an integer of at least 1, but got 0"),
+        ("probe.learning_rate=abc", "Expected probe.learning_rate to be a number, but got 'abc'"),
+        ("datamodule.batch_size=2.5", "Expected datamodule.batch_size to be an integer, but got 2.5"),
+        ("device=null", "Expected device to be text, but got None"),
+        ("backbone.scale_again=maybe", "Expected backbone.scale_again to be true or false, but got 'maybe'"),
+        ("activation_budget=abc", "Expected activation_budget to be a number, but got 'abc'"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> None:
+    with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=[override])
+    with pytest.raises(InputError) as caught:
+        command.check_types(cfg)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["images.limit=3", "activation_budget=0", "block=[mid,up_1]", "images=hub", "backbone=local"]
+)
+def test_values_of_the_right_type_pass(override: str) -> None:
+    with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
+        command.check_types(compose("train", overrides=[override]))

@@ -25,6 +25,7 @@ from backbones import FrozenSD
 from backbones.random_pipeline import random_pipeline
 from backbones.weights import weight_hash
 from reports.run import Run
+from runs.sentences import UserError, sentences
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -63,7 +64,7 @@ def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
 @pytest.fixture
 def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
     def go(*overrides: str, **options: Any) -> Run:
-        with train.sentences():
+        with sentences():
             return train.run(configure(*overrides, **options))
 
     return go
@@ -142,7 +143,7 @@ def test_several_twins_give_a_mean_and_an_interval_over_seeds(launch) -> None:
 def test_the_backbone_is_untouched_and_stays_out_of_checkpoints(configure, tmp_path: Path) -> None:
     from runs.measure import Measurement
 
-    measurement = Measurement(configure(), logger=None)
+    measurement = Measurement(configure())
     before = weight_hash(measurement.data.backbone.unet), weight_hash(measurement.data.backbone.encoder.vae)
     measurement.run()
     assert before == (weight_hash(measurement.data.backbone.unet), weight_hash(measurement.data.backbone.encoder.vae))
@@ -235,7 +236,7 @@ def test_wandb_logs_offline_without_a_key(launch, tmp_path: Path, monkeypatch) -
 
 
 def refused(launch: Callable[..., Run], *overrides: str) -> str:
-    with pytest.raises(train.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         launch(*overrides)
     return str(caught.value)
 
@@ -243,6 +244,7 @@ def refused(launch: Callable[..., Run], *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("timestep=abc", "Expected timestep to be an integer, but got 'abc'"),
         ("block=midd", "got 'midd'. The nearest name is 'mid'"),
         ("block=up_7", "got 'up_7', which lies outside it"),
         ("timestep=1000", "timestep to be an integer from 0 to 999, but got 1000"),
@@ -344,7 +346,7 @@ def test_a_full_disk_is_one_sentence(launch, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("runs.record.os.replace", full)
-    assert "Expected space on the disk" in refused(launch, "twins=0")
+    assert "but got 'No space left on device'" in refused(launch, "twins=0")
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -360,10 +362,58 @@ def test_the_command_line_exits_with_1_and_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
-def test_a_sweep_goes_on_after_a_bad_job_is_refused_beforehand(tmp_path: Path) -> None:
+def test_a_misspelt_sweep_ends_before_it_begins(tmp_path: Path) -> None:
     answer = command(*SMALL, "blok=mid,up_0", "-m", f"hydra.sweep.dir={tmp_path}")
     assert answer.returncode == 1
     assert answer.stderr.strip() == "Expected a setting that exists, but got 'blok'. The nearest is 'block'."
+
+
+def test_a_failing_job_of_a_sweep_keeps_to_itself(tmp_path: Path) -> None:
+    pipeline = random_pipeline("tiny")
+    pipeline.unet.mid_block.resnets[1].conv2.bias.data[0] = torch.nan
+    pipeline.save_pretrained(tmp_path / "model")
+    local = ["backbone=local", f"backbone.path={tmp_path / 'model'}", "logger=wandb", "twins=0", "trainer.max_epochs=1"]
+    answer = command(*SMALL[1:], "-m", "block=up_0,down_2", *local, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert answer.returncode == 1
+    assert "layer up_0 has NaN or Inf" in answer.stderr
+    assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
+    assert Run.read(tmp_path / "sweep" / "1").layers == ["down_2"]
+    for job in "01":
+        assert list((tmp_path / "sweep" / job / "wandb").glob("offline-run-*/*.wandb")), "each job has a record of its own"
+
+
+def test_an_earlier_result_does_not_outlive_a_failing_run(launch, tmp_path: Path) -> None:
+    launch("twins=0")
+    refused(launch, "twins=0", "block=nowhere")
+    assert not list((tmp_path / "run").glob("*.json"))
+
+
+def test_an_earlier_checkpoint_is_not_taken_for_todays(launch) -> None:
+    first = launch("twins=0", "trainer.max_epochs=1")
+    again = launch("twins=0", "trainer.max_epochs=1", "timestep=900")
+    assert again.meta["train_steps"] == first.meta["train_steps"] > 0
+    assert measured(first) != measured(again)
+
+
+def test_another_architecture_gets_a_twin_of_its_own(launch, tmp_path: Path) -> None:
+    values = []
+    for act in ("silu", "relu"):
+        pipeline = random_pipeline("tiny")
+        config = dict(pipeline.unet.config) | {"act_fn": act}
+        pipeline.unet = type(pipeline.unet).from_config(config)
+        pipeline.save_pretrained(tmp_path / "model")
+        run = launch("backbone=local", f"backbone.path={tmp_path / 'model'}", "probe.solver=closed_form")
+        values.append(run.value("random_weights", "up_0", "axis_accuracy"))
+    assert values[0] != values[1]
+
+
+def test_a_cache_that_cannot_keep_a_twin_costs_no_result(launch, tmp_path: Path, caplog) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "twins").write_text("a file where a folder should be")
+    run = launch(f"cache_dir={tmp_path / 'cache'}", "probe.solver=closed_form")
+    assert run.meta["complete"]
+    assert run.value("random_weights", "up_0", "axis_accuracy") is not None
+    assert "cannot be kept" in caplog.text
 
 
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
@@ -384,6 +434,17 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in said
     assert Run.read(tmp_path).meta["complete"] is False
+
+
+def test_ctrl_c_while_encoding_leaves_a_record(launch, tmp_path: Path, monkeypatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datamodules.latents.LatentStore._encode_all", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        launch()
+    assert caught.value.code == 130
+    assert Run.read(tmp_path / "run").meta["complete"] is False
 
 
 def test_the_python_interface_of_the_readme() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, centre_box, check_limit, check_on_error, check_size, square, upright
+from datamodules.images.source import Item, centre_box, check_limit, check_on_error, check_size, preparation, square, upright
 from tokens.errors import InputError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -23,6 +23,8 @@ class FolderImages(Dataset[Item]):
         crops: items per photograph: 1 is the centre crop; more are random squares of 50 to 100 % of the short side,
             which stay together in one split.
         seed: of random crops.
+        photograph: what stays together in one split: ``file`` (a file, its exact copies and all crops of them) or
+            ``folder`` (all files of a folder, for collections that hold one photograph in many sizes).
         on_error: ``raise`` on a file that cannot be decoded, or ``skip`` it.
     """
 
@@ -33,6 +35,7 @@ class FolderImages(Dataset[Item]):
         limit: int | None = None,
         crops: int = 1,
         seed: int = 0,
+        photograph: str = "file",
         on_error: str = "raise",
     ) -> None:
         check_size(size)
@@ -40,6 +43,8 @@ class FolderImages(Dataset[Item]):
         check_on_error(on_error)
         if crops < 1:
             raise InputError(f"Expected images.crops to be at least 1, but got {crops}. Use images.crops=1 for centre crops.")
+        if photograph not in ("file", "folder"):
+            raise InputError(f"Expected images.photograph to be file or folder, but got '{photograph}'. Use file.")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"Expected images.root to be a folder, but got '{root}', which does not exist. Check the path.")
@@ -50,8 +55,10 @@ class FolderImages(Dataset[Item]):
         self.size = size
         self.on_error = on_error
         self.crops = crops
+        self.photograph = photograph
         self.seed = seed
         self._digests: dict[Path, str] = {}
+        self._first: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -71,24 +78,32 @@ class FolderImages(Dataset[Item]):
 
     def name(self, index: int) -> str:
         """Path below ``root``, and the crop's number where there are several."""
-        crop = self.items[index][1]
-        return self.photo(index) + (f"#{crop}" if self.crops > 1 else "")
+        file, crop = self.items[index]
+        return file.relative_to(self.root).as_posix() + (f"#{crop}" if self.crops > 1 else "")
 
     def photo(self, index: int) -> str:
-        """Path below ``root``."""
-        return self.items[index][0].relative_to(self.root).as_posix()
+        """The first file with the same bytes, so that copies under other names stay together; or the folder it lies in."""
+        file = self.items[index][0]
+        if self.photograph == "folder":
+            return file.parent.relative_to(self.root).as_posix()
+        if not self._first:
+            for other, _ in reversed(self.items):
+                self._first[self._digest(other)] = other.relative_to(self.root).as_posix()
+        return self._first[self._digest(file)]
 
     def content_key(self, index: int) -> str:
-        """Digest of the file's bytes, and the crop."""
-        file = self.items[index][0]
+        """Digest of the file's bytes, the crop and the code that prepares it."""
+        # random crops are drawn by name and seed
+        box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
+        return f"file:{self._digest(self.items[index][0])}:{box}:{self.size}:{preparation()}"
+
+    def _digest(self, file: Path) -> str:
         if file not in self._digests:
             try:
                 self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
             except OSError:
-                self._digests[file] = "unreadable"  # decoding it will say so
-        # random crops are drawn by name and seed
-        box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
-        return f"file:{self._digests[file]}:{box}:{self.size}"
+                self._digests[file] = f"unreadable {file}"  # decoding it will say so
+        return self._digests[file]
 
     def _box(self, picture: Image.Image, index: int, crop: int) -> tuple[int, int, int]:
         if self.crops == 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, check_limit, check_on_error, check_size, square, upright
+from datamodules.images.source import Item, check_limit, check_on_error, check_size, preparation, square, upright
 from tokens.errors import InputError
 
 
@@ -57,7 +57,8 @@ class HubImages(Dataset[Item]):
         self.column = column
         self.size = size
         self.on_error = on_error
-        self.label = f"{path}/{split}"
+        self.path = path
+        self.split = split
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,13 +70,13 @@ class HubImages(Dataset[Item]):
                 return {"image": square(upright(picture), self.size), "id": self.name(index)}
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise InputError(
-                f"Expected {self.name(index)} to be an intact image, but it cannot be decoded ({error}). "
+                f"Expected {self.path}/{self.name(index)} to be an intact image, but it cannot be decoded ({error}). "
                 "Use images.on_error=skip."
             ) from error
 
     def name(self, index: int) -> str:
-        """Dataset, split and row number."""
-        return f"{self.label}#{index}"
+        """Split and row number: the same wherever the dataset lies."""
+        return f"{self.split}#{index}"
 
     def photo(self, index: int) -> str:
         """Every row is a photograph of its own."""
@@ -83,7 +84,7 @@ class HubImages(Dataset[Item]):
 
     def content_key(self, index: int) -> str:
         """Digest of the encoded bytes."""
-        return f"file:{hashlib.blake2b(self._bytes(index), digest_size=16).hexdigest()}:centre:{self.size}"
+        return f"file:{hashlib.blake2b(self._bytes(index), digest_size=16).hexdigest()}:centre:{self.size}:{preparation()}"
 
     def _bytes(self, index: int) -> bytes:
         cell = self.rows[index][self.column]

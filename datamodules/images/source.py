@@ -1,5 +1,8 @@
 """What every image source offers, and the one way a picture becomes a square tensor."""
 
+import hashlib
+from functools import cache
+from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -60,6 +63,12 @@ def check_on_error(on_error: str) -> None:
         raise InputError(f"Expected images.on_error to be raise or skip, but got '{on_error}'. Use images.on_error=raise.")
 
 
+@cache
+def preparation() -> str:
+    """Digest of this file: latents of pictures that an older version prepared are not taken for today's."""
+    return hashlib.blake2b(Path(__file__).read_bytes(), digest_size=6).hexdigest()
+
+
 def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:
     """An upright RGB picture's centre crop, or its crop at ``box`` = (left, top, side) in pixels, Lanczos-resized to [0, 1]."""
     left, top, side = box if box is not None else centre_box(*picture.size)
@@ -70,6 +79,8 @@ def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = N
 def upright(picture: Image.Image) -> Image.Image:
     """The picture as a viewer shows it: rotated as its EXIF tag says, transparent pixels over white, three channels."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if picture.mode in ("I", "I;16", "I;16B"):
         # PIL clips 16-bit grey to 255 when it converts; scale it instead
         picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))

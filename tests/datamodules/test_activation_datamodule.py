@@ -338,7 +338,7 @@ def test_skipped_images_leave_their_split_and_are_described(
     split = split_by_photo(names)
     gone = [split["train"][0], split["test"][1]]
     for i in gone:
-        (root / names[i]).write_text("no picture")
+        (root / names[i]).write_text(f"no picture {i}")
     data = make(root, images={"on_error": "skip"}, cache_dir=str(tmp_path / "cache"))
     data.prepare_data()
     assert data.split == {name: [i for i in part if i not in gone] for name, part in split.items()}
@@ -354,7 +354,7 @@ def test_a_split_of_which_nothing_can_be_decoded_is_named(
 ) -> None:
     root = save_photos(tmp_path / "photos", COUNT)
     for i in split_by_photo([f"p{i:03d}.png" for i in range(COUNT)])["val"]:
-        (root / f"p{i:03d}.png").write_text("no picture")
+        (root / f"p{i:03d}.png").write_text(f"no picture {i}")
     with pytest.raises(InputError, match="images for the val split"):
         make(root, images={"on_error": "skip"}, cache_dir=str(tmp_path / "cache")).prepare_data()
 

@@ -158,9 +158,9 @@ def test_cmyk_is_converted(tmp_path: Path, ending: str) -> None:
 
 
 def test_nested_folders_are_searched_and_other_files_ignored(tmp_path: Path) -> None:
-    for name in ("b.png", "a/z.jpg", "a/b/c/deep.webp", "c.JPEG"):
+    for i, name in enumerate(("b.png", "a/z.jpg", "a/b/c/deep.webp", "c.JPEG")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise(70, 64)).save(tmp_path / name)
+        Image.fromarray(noise(70, 64, seed=i)).save(tmp_path / name)
     for name in ("notes.txt", "a/labels.json", "table.csv", "archive.zip", "no_ending", ".DS_Store"):
         (tmp_path / name).write_text("not a picture")
     (tmp_path / "folder.png").mkdir()
@@ -195,8 +195,8 @@ def test_the_order_is_that_of_paths_whatever_the_order_of_creation(tmp_path: Pat
 
 
 def test_limit_takes_the_first_items(tmp_path: Path) -> None:
-    for name in "abcd":
-        Image.fromarray(noise(64, 64)).save(tmp_path / f"{name}.png")
+    for i, name in enumerate("abcd"):
+        Image.fromarray(noise(64, 64, seed=i)).save(tmp_path / f"{name}.png")
     images = FolderImages(str(tmp_path), size=64, limit=2)
     assert [images.name(i) for i in range(len(images))] == ["a.png", "b.png"]
     assert len(FolderImages(str(tmp_path), size=64, limit=99)) == 4
@@ -372,3 +372,22 @@ def test_unusable_options_are_refused(tmp_path: Path, option: dict[str, int], me
     Image.fromarray(noise(64, 64)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=message):
         FolderImages(str(tmp_path), size=64, **option)  # type: ignore[arg-type]
+
+
+def test_copies_of_a_photograph_under_other_names_stay_together(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        Image.fromarray(noise(64, 64, seed=i)).save(tmp_path / f"{name}.png")
+    (tmp_path / "z-copy.png").write_bytes((tmp_path / "b.png").read_bytes())
+    images = FolderImages(str(tmp_path), size=64)
+    assert [images.photo(i) for i in range(4)] == ["a.png", "b.png", "c.png", "b.png"]
+    assert [images.name(i) for i in range(4)] == ["a.png", "b.png", "c.png", "z-copy.png"]
+
+
+def test_a_folder_can_be_one_photograph_in_many_sizes(tmp_path: Path) -> None:
+    for i, name in enumerate(("lake/1.png", "lake/2.png", "hill/1.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(64, 64, seed=i)).save(tmp_path / name)
+    images = FolderImages(str(tmp_path), size=64, photograph="folder")
+    assert [images.photo(i) for i in range(3)] == ["hill", "lake", "lake"]
+    with pytest.raises(InputError, match=r"images\.photograph to be file or folder, but got 'album'"):
+        FolderImages(str(tmp_path), size=64, photograph="album")
