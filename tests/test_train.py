@@ -373,7 +373,7 @@ def test_a_failing_job_of_a_sweep_keeps_to_itself(tmp_path: Path) -> None:
     pipeline.unet.mid_block.resnets[1].conv2.bias.data[0] = torch.nan
     pipeline.save_pretrained(tmp_path / "model")
     local = ["backbone=local", f"backbone.path={tmp_path / 'model'}", "logger=wandb", "twins=0", "trainer.max_epochs=1"]
-    answer = command(*SMALL[1:], "-m", "block=up_0,down_2", *local, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    answer = command("-m", *SMALL[1:], "block=up_0,down_2", *local, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert answer.returncode == 1
     assert "layer up_0 has NaN or Inf" in answer.stderr
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
