@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> Run:
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
-    clear(folder)
+    clear(folder, resumed=bool(cfg.resume))
     command.check_types(cfg)
     measurement = Measurement(cfg)
     logger, meta = None, None
@@ -59,8 +59,8 @@ def run(cfg: DictConfig) -> Run:
             log.warning("Interrupted; continue with: python train.py resume=%s", folder)
             sys.exit(130)
         raise
-    write_metrics(folder, measurement.results | nulls, meta)
     np.savez_compressed(folder / "maps.npz", **measurement.probe.maps())
+    write_metrics(folder, measurement.results | nulls, meta)  # last: it says that the run is complete
     finished = Run.read(folder)
     figures = draw(finished, folder)
     tracking.log_results(logger, cfg, *rows(finished), figures)

@@ -39,10 +39,14 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     return path
 
 
-def clear(folder: Path) -> None:
-    """Remove the results of an earlier run in this folder; they would otherwise outlive a run that fails."""
-    for path in (folder / "metrics.json", folder / "maps.npz", *folder.glob("*.png")):
-        path.unlink(missing_ok=True)
+def clear(folder: Path, resumed: bool) -> None:
+    """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
+    checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
+    names = ["metrics.json", "maps.npz", "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png"]
+    if not resumed:
+        names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
+    for path in [path for name in names for path in folder.glob(name)]:
+        path.unlink()
 
 
 def config_hash(cfg: DictConfig) -> str:

@@ -10,7 +10,7 @@ from wandb.errors import CommError
 
 from reports.run import Run
 from runs import command, tracking
-from runs.record import config_hash, write_metrics
+from runs.record import clear, config_hash, write_metrics
 from tokens.errors import InputError
 
 
@@ -176,3 +176,23 @@ def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> No
 def test_values_of_the_right_type_pass(override: str) -> None:
     with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
         command.check_types(compose("train", overrides=[override]))
+
+
+def test_clearing_takes_only_what_a_run_leaves(tmp_path: Path) -> None:
+    left = [
+        "metrics.json",
+        "maps.npz",
+        "accuracy_over_grid.png",
+        "checkpoints/last.ckpt",
+        "random_weights_0/checkpoints/last.ckpt",
+    ]
+    own = ["holiday.png", "checkpoints/mine.ckpt", "notes.txt"]
+    for name in (*left, *own):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clear(tmp_path, resumed=True)
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    assert not (tmp_path / "metrics.json").exists()
+    clear(tmp_path, resumed=False)
+    assert not any((tmp_path / name).exists() for name in left)
+    assert all((tmp_path / name).exists() for name in own)
