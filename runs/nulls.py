@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
 from runs.measure import Measurement
-from runs.record import decisive, digest, source_digest
+from runs.record import decisive, digest, source_digest, write_atomically
 
 log = logging.getLogger(__name__)
 # what the twin's numbers depend on besides its configuration
@@ -79,10 +78,8 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float
 
 def _store(path: Path, results: dict[str, float]) -> None:
     """Keep a twin's results; where that fails they are only measured again."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(results))
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(results))
     except OSError as error:
         log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)

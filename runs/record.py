@@ -28,7 +28,13 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     """Write ``metrics.json`` at once or not at all; NaN is refused because JSON has none."""
     path = folder / "metrics.json"
     text = json.dumps({**dict(sorted(metrics.items())), "meta": meta}, indent=1, allow_nan=False)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    write_atomically(path, text)
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file at once or not at all, whoever else writes it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
@@ -36,7 +42,6 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
 
 
 def clear(folder: Path, resumed: bool) -> None:
