@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from backbones.integrity import check_card
 from backbones.prompts import PromptEncoder
 from backbones.random_pipeline import random_pipeline
 from backbones.weights import random_unet
 from tokens.errors import InputError
 
 PRESETS = Path(__file__).parent.parent / "configs" / "backbone"
+DEMO = "assets/demo"
 WEIGHTS = ("stored", "random")
 transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
@@ -38,7 +40,7 @@ class Components:
 def load(
     path: str, revision: str | None, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype
 ) -> Components:
-    """Components of a local folder, a hub repository or ``tiny``.
+    """Components of a local folder, a hub repository, the embedded demo model (``assets/demo``) or ``tiny``.
 
     The VAE runs in ``dtype`` except for fp16, where Stable Diffusion's VAEs overflow: there it runs in fp32.
 
@@ -49,8 +51,9 @@ def load(
         raise InputError(f"Expected weights to be one of {', '.join(WEIGHTS)}, but got '{weights}'. Use weights=stored.")
     if path == "tiny":
         return _tiny(weights_seed + 1 if weights == "random" else 0, dtype)  # its stored weights have seed 0
-    folder = Path(path) if Path(path).is_dir() else _download(path, revision, variant)
+    folder = _embedded() if path == DEMO else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
     _check(folder, variant)
+    check_card(folder)
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -58,6 +61,14 @@ def load(
             f"Expected {folder} to hold intact diffusers weights, but loading them failed: {_first_line(error)}. "
             "Copy or download the folder again."
         ) from error
+
+
+def _embedded() -> Path:
+    """The demo model's folder, wherever the command is started."""
+    folder = PRESETS.parent.parent / DEMO
+    if not folder.is_dir():
+        raise InputError(f"Expected the demo model in {folder}, but there is none. Restore it: git checkout -- {DEMO}")
+    return folder
 
 
 def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype) -> Components:

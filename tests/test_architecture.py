@@ -14,6 +14,7 @@ ALLOWED = {
     "probes": {"tokens", "metrics"},
     "datamodules": {"tokens", "backbones", "anomalies"},
     "reports": set(),
+    "demo": {"tokens", "backbones", "datamodules"},
     "runs": {"tokens", "backbones"},  # backbones only to quieten libraries before lightning imports them
 }
 

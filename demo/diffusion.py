@@ -1,0 +1,161 @@
+"""The demo model's U-Net and text encoder, trained together to denoise latents of scenes.
+
+Velocity prediction (Salimans & Ho, 2022) on Stable Diffusion's noise schedule, min-SNR weights (Hang et al., 2023).
+Step s draws from a generator of its own, keyed by (seed, s): a run that was stopped goes on to the same weights.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel, compute_snr
+from jaxtyping import Float, Int
+from lightning.fabric import Fabric
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from demo.latents import CAPTIONS, Latents
+from demo.states import Clock, load_state, log_line, save_state
+from demo.text import text_encoder
+
+ATTENDING = (False, True, True, False)  # which down stages attend: 64, 32, 16, 8 tokens a side; the middle (8) does too
+
+
+class Denoiser(nn.Module):
+    """A U-Net and the text encoder that conditions it."""
+
+    def __init__(self, config: DictConfig, words: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text = text_encoder(words, config.text_width, config.text_layers)
+        self.unet = UNet2DConditionModel(
+            sample_size=64,
+            layers_per_block=2,
+            block_out_channels=tuple(config.block_out_channels),
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in ATTENDING),
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(ATTENDING)),
+            attention_head_dim=config.attention_heads,
+            cross_attention_dim=config.text_width,
+            norm_num_groups=16,
+        )
+
+    def forward(self, noisy: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], tokens: Int[Tensor, "b l"]) -> Tensor:
+        """The predicted velocity, of `noisy`'s shape."""
+        velocity: Tensor = self.unet(noisy, timesteps, self.text(tokens).last_hidden_state).sample
+        return velocity
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def batch(data: Latents, count: int, window: int, drop: float, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+    """`count` random latents, cut to a random window, and one caption each, empty with probability `drop`."""
+
+    def draw(bound: int) -> int:
+        return int(torch.randint(bound, (), generator=generator))
+
+    latents, captions = [], []
+    for _ in range(count):
+        index, side = draw(len(data.values)), data.values.shape[-1]
+        top, left = draw(side - window + 1), draw(side - window + 1)
+        latents.append(data.values[index, :, top : top + window, left : left + window].float())
+        dropped = bool(torch.rand((), generator=generator) < drop)
+        choice = data.captions[index][draw(CAPTIONS)]
+        captions.append("" if dropped else choice)
+    return torch.stack(latents), captions
+
+
+def loss(
+    model: nn.Module, schedule: DDIMScheduler, latents: Float[Tensor, "b 4 h w"], tokens: Int[Tensor, "b l"],
+    snr_gamma: float, generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(weighted squared error of the velocity, the same without weights)."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    timesteps = torch.randint(1000, (len(latents),), generator=generator).to(latents.device)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    target = schedule.get_velocity(latents, noise, timesteps)
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    error = (model(noisy, timesteps, tokens).float() - target).square().mean((1, 2, 3))
+    snr = compute_snr(schedule, timesteps)
+    return (snr.clamp(max=snr_gamma) / (snr + 1) * error).mean(), error.detach().mean()
+
+
+class Trainer:
+    """One diffusion training run: model, optimiser, average weights, and how far it has come."""
+
+    def __init__(
+        self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric
+    ) -> None:
+        torch.manual_seed(seed)
+        self.config, self.words, self.seed, self.work, self.fabric = config, words, seed, work, fabric
+        self.model = Denoiser(shape, words).to(memory_format=torch.channels_last)
+        self.schedule = scheduler()
+        fused = fabric.device.type in ("cpu", "cuda")
+        optimiser = torch.optim.AdamW(self.model.parameters(), config.rate, weight_decay=config.weight_decay, fused=fused)
+        self.average = EMAModel(self.model.parameters(), decay=config.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.step, self.stage, self.done = 0, 0, 0
+        state = load_state(self.path)
+        if state:
+            self.model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            self.average.load_state_dict(state["average"])
+            self.step, self.stage, self.done = state["step"], state["stage"], state["done"]
+        self.wrapped, self.optimiser = fabric.setup(self.model, optimiser)
+        self.average.to(fabric.device)
+
+    @property
+    def path(self) -> Path:
+        """Where the state is kept."""
+        return self.work / "diffusion.pt"
+
+    def save(self) -> None:
+        """Write everything needed to go on."""
+        state: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
+        save_state(self.path, state)
+
+    def run_stage(self, stage: DictConfig, data: dict[int, Latents], save_every: float) -> None:
+        """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
+        clock, count, losses, errors = Clock(save_every), stage.batch, [], []
+        while self.done < stage.samples:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+            view = stage.views[self.step % len(stage.views)]
+            latents, captions = batch(data[view.size], count, view.window, self.config.drop_caption, generator)
+            tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            for group in self.optimiser.param_groups:
+                group["lr"] = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
+            latents, tokens = self.fabric.to_device((latents, tokens))
+            value, error = loss(self.wrapped, self.schedule, latents, tokens, self.config.snr_gamma, generator)
+            self.optimiser.zero_grad()
+            self.fabric.backward(value)
+            self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
+            self.optimiser.step()
+            self.average.step(self.model.parameters())
+            self.step, self.done = self.step + 1, self.done + count
+            losses.append(value.item())
+            errors.append(error.item())
+            if self.step % 50 == 0:
+                mean, raw = sum(losses) / len(losses), sum(errors) / len(errors)
+                log_line(self.work / "diffusion.csv", step=self.step, stage=self.stage, samples=self.done, loss=mean, error=raw)
+                losses, errors = [], []
+            if clock.due():
+                self.save()
+        self.stage, self.done = self.stage + 1, 0
+        self.save()
+
+    def averaged(self) -> Denoiser:
+        """The model with its average weights, for use; training continues with the others."""
+        self.average.store(self.model.parameters())
+        self.average.copy_to(self.model.parameters())
+        return self.model.eval()

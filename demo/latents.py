@@ -1,0 +1,91 @@
+"""Training data of the diffusion model: latents and captions of scenes, made once, in files of 500 scenes."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from datamodules.images.scenes.composition import compose
+from datamodules.images.scenes.dataset import source_digest
+from datamodules.images.scenes.painting import paint
+from demo.captions import caption
+
+SHARD = 500
+CAPTIONS = 4  # sentences per scene
+
+
+class Captioned(TypedDict):
+    """A scene in [-1, 1] and sentences that fit it."""
+
+    image: Float[Tensor, "3 size size"]
+    captions: list[str]
+
+
+class CaptionedScenes(Dataset[Captioned]):
+    """Scenes 0 … count - 1 of `seed` at `size` pixels."""
+
+    def __init__(self, seed: int, count: int, size: int) -> None:
+        self.seed, self.count, self.size = seed, count, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Captioned:
+        composition = compose(self.seed, index)
+        generator = torch.Generator().manual_seed(index)
+        pixels = torch.from_numpy(np.array(paint(composition, self.size))).permute(2, 0, 1)
+        return {"image": pixels / 127.5 - 1, "captions": [caption(composition, generator) for _ in range(CAPTIONS)]}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Scaled posterior means (n, 4, h, h) in half precision and the captions of each."""
+
+    values: Float[Tensor, "n 4 h h"]
+    captions: list[list[str]]
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, seed: int, count: int, size: int, work: Path, device: torch.device) -> Latents:
+    """Latents of the first `count` scenes; files that an earlier call left in `work` are read back."""
+    scenes = CaptionedScenes(seed, count, size)
+    key = sha256(f"{source_digest()}:{seed}:{size}:{fingerprint(vae)}".encode()).hexdigest()[:12]
+    vae = vae.to(device, memory_format=torch.channels_last).eval()
+    values, captions = [], []
+    for first in range(0, count, SHARD):
+        last = min(first + SHARD, count)
+        path = work / "latents" / f"{size}-{key}-{first:06d}-{last:06d}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = Subset(scenes, range(first, last))
+            items = DataLoader(part, batch_size=None, num_workers=2)
+            latents, sentences = [], []
+            for item in items:
+                image = item["image"][None].to(device, memory_format=torch.channels_last)
+                latents.append((vae.encode(image).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+                sentences.append(item["captions"])
+            partial = path.with_suffix(".partial")
+            save_file({"latents": torch.cat(latents).contiguous()}, partial, {"captions": json.dumps(sentences)})
+            partial.replace(path)
+        with safe_open(path, "pt") as file:
+            values.append(file.get_tensor("latents"))
+            captions += json.loads(file.metadata()["captions"])
+    return Latents(torch.cat(values), captions)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Digest of a model's weights."""
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

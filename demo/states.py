@@ -1,0 +1,48 @@
+"""Saved states of a training run: atomic, read back without unpickling code; and the loss curve as a CSV file."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """Says every `seconds` that a state is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether `seconds` have passed since this last said so."""
+        if time.monotonic() - self.last < self.seconds:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that an interruption leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state in `path`, or None if there is none."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def log_line(path: Path, **values: float) -> None:
+    """Append one row to a CSV file, with a header if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a") as file:
+        if new:
+            print(*values, sep=",", file=file)
+        print(*(f"{value:.6g}" for value in values.values()), sep=",", file=file)

@@ -1,0 +1,73 @@
+"""Train the demo model: `python -m demo.train [key=value ...]`. Options and their meaning: demo/config.yaml."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from lightning.fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+from transformers import CLIPTokenizer
+
+from datamodules.images.scenes.composition import compose
+from demo import autoencoder, diffusion
+from demo.captions import caption
+from demo.latents import encoded
+from demo.text import tokenizer
+
+CONFIG = Path(__file__).with_name("config.yaml")
+
+
+def words(seed: int) -> CLIPTokenizer:
+    """The tokenizer of the captions of the first 400 scenes."""
+    generator = torch.Generator().manual_seed(0)
+    return tokenizer([caption(compose(seed, i), generator) for i in range(400) for _ in range(4)])
+
+
+def configured(arguments: Sequence[str]) -> DictConfig:
+    """demo/config.yaml with the command line's changes."""
+    base = OmegaConf.load(CONFIG)
+    OmegaConf.set_struct(base, True)
+    return cast(DictConfig, OmegaConf.merge(base, OmegaConf.from_cli(list(arguments))))
+
+
+def pipeline(vae: AutoencoderKL, model: diffusion.Denoiser, vocabulary: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The parts as one Stable Diffusion pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=model.text, tokenizer=vocabulary, unet=model.unet, scheduler=diffusion.scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a half-precision diffusers folder, tokenizer files of older transformers releases included."""
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.to(torch.float16, memory_format=torch.contiguous_format)
+    pipe.save_pretrained(folder)
+    pairs = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(pairs["vocab"], ensure_ascii=False))
+    merges = "\n".join(" ".join(pair) for pair in pairs["merges"])
+    (folder / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is not trained yet, then write the pipeline."""
+    config = configured(sys.argv[1:] if arguments is None else arguments)
+    work, scenes = Path(config.work), config.diffusion.scenes
+    fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
+    vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
+    vocabulary = words(scenes.seed)
+    trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric)
+    while trainer.stage < len(config.diffusion.stages):
+        stage = config.diffusion.stages[trainer.stage]
+        sizes = {view.size for view in stage.views}
+        data = {s: encoded(vae, scenes.seed, scenes.counts[s], s, work, fabric.device) for s in sizes}
+        trainer.run_stage(stage, data, config.save_every)
+    export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
+
+
+if __name__ == "__main__":
+    main()
