@@ -1,5 +1,6 @@
 """Saved states of a training run: atomic, read back without unpickling code; and the loss curve as a CSV file."""
 
+import csv
 import os
 import time
 from pathlib import Path
@@ -42,7 +43,8 @@ def log_line(path: Path, **values: float) -> None:
     """Append one row to a CSV file, with a header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
-    with path.open("a") as file:
+    with path.open("a", newline="") as file:
+        rows = csv.writer(file)
         if new:
-            print(*values, sep=",", file=file)
-        print(*(f"{value:.6g}" for value in values.values()), sep=",", file=file)
+            rows.writerow(values)
+        rows.writerow(f"{value:.6g}" for value in values.values())

@@ -1,0 +1,250 @@
+"""Detected high-norm tokens: how much energy they carry, where they sit, whether detections agree with labels or others.
+
+In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns: a token of the coarser grid, upsampled.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, max_pool2d, normalize
+from torchmetrics import Metric
+
+from metrics.credibility import FOLDS, folds_of, token_risk, with_intervals
+from tokens.errors import InputError
+
+TEMPLATE_COSINE = 0.8
+TINY = torch.finfo(torch.float64).tiny
+PARITY = ("even_even", "even_odd", "odd_even", "odd_odd")
+
+
+def full_patches(mask: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b h//2 w//2"]:
+    """Aligned 2×2 cells whose four tokens are all in the mask; an odd last row or column belongs to none."""
+    _, height, width = mask.shape
+    cells = mask[:, : height // 2 * 2, : width // 2 * 2].unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
+    return cells.all(4).all(2)
+
+
+def parity_counts(mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
+    """Tokens of the mask on (row, column) = even-even, even-odd, odd-even, odd-odd places, per image."""
+    parts = [mask[:, row::2, col::2].double().sum((1, 2)) for row in (0, 1) for col in (0, 1)]
+    return torch.stack(parts, dim=1)
+
+
+class HighNormTokens(Metric):
+    """Count, energy and places of detected tokens.
+
+    ``high_norm_share/all`` f_out and ``high_norm_energy/all`` E_out: share of tokens and of Σ‖x‖² over all images;
+    ``r_tok/all``: see :func:`token_risk`; ``high_norm_images/all``: share of images with a detection;
+    ``high_norm_patches/all``: full aligned 2×2 patches per image; ``high_norm_aligned/all``: share of detections that belong
+    to one; ``high_norm_parity/<row>_<column>``: share of detections on even and odd rows and columns (1/4 by chance).
+
+    Images arrive in one order and form 20 folds of consecutive ones for the intervals; let crops of one photograph follow one
+    another, so that few are split. On several devices ``images`` is the number that one device sees.
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images.
+
+    Raises:
+        InputError: if more images arrive than ``images``.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    parity: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        # columns: detected tokens, tokens, detected energy, energy, images with a detection, images, patches
+        self.add_state("sums", torch.zeros(folds, 7, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("parity", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
+        """Add the next images: raw grids and detections."""
+        fold = folds_of(int(self.seen), len(grid), self.images, self.folds, grid.device)
+        energy, chosen = grid.double().square().sum(1).flatten(1), mask.flatten(1).double()
+        columns = [
+            chosen.sum(1),
+            torch.ones_like(chosen).sum(1),
+            (chosen * energy).sum(1),
+            energy.sum(1),
+            chosen.amax(1),
+            torch.ones_like(chosen[:, 0]),
+            full_patches(mask).double().sum((1, 2)),
+        ]
+        self.sums.index_add_(0, fold, torch.stack(columns, dim=1))
+        self.parity.index_add_(0, fold, parity_counts(mask))
+        self.seen += len(grid)
+
+    @staticmethod
+    def _values(sums: Float[Tensor, "*n 7"], parity: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
+        detected, tokens, hot, energy, hit, images, patches = sums.unbind(-1)
+        share, carried = detected / tokens, hot / energy
+        values = {
+            "high_norm_share/all": share,
+            "high_norm_energy/all": carried,
+            "r_tok/all": token_risk(carried, share),
+            "high_norm_images/all": hit / images,
+            "high_norm_patches/all": patches / images,
+            "high_norm_aligned/all": 4 * patches / detected,
+        }
+        return values | {f"high_norm_parity/{name}": parity[..., i] / detected for i, name in enumerate(PARITY)}
+
+    def per_fold(self) -> dict[str, Float[Tensor, " folds"]]:
+        """Every value in each of the folds, NaN where a fold has none; of this device's images."""
+        return self._values(self.sums, self.parity)
+
+    def compute(self) -> dict[str, float]:
+        """All values with intervals from 40 images on; where nothing was detected, places have no key."""
+        return with_intervals(self._values(self.sums.sum(0), self.parity.sum(0)), self.per_fold(), self.seen)
+
+
+class OutlierTemplate(Metric):
+    """Unit mean of x − mean over detected tokens: the direction that high-norm tokens share.
+
+    Args:
+        mean: mean token (C,).
+    """
+
+    full_state_update = False
+    mean: Tensor
+    total: Tensor
+
+    def __init__(self, mean: Float[Tensor, " c"]) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.double().view(-1, 1, 1), persistent=False)
+        self.add_state("total", torch.zeros(len(mean), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
+        """Add images: raw grids and detections."""
+        self.total += ((grid.double() - self.mean) * mask.unsqueeze(1)).sum((0, 2, 3))
+
+    def compute(self) -> Float[Tensor, " c"]:
+        """The direction, norm 1; zeros where nothing was detected, which no token resembles."""
+        return normalize(self.total, dim=0, eps=TINY)
+
+
+def resembles(
+    grid: Float[Tensor, "b c h w"], mean: Float[Tensor, " c"], template: Float[Tensor, " c"], threshold: float = TEMPLATE_COSINE
+) -> Bool[Tensor, "b h w"]:
+    """Tokens whose cosine between x − mean and the template of :class:`OutlierTemplate` exceeds ``threshold``."""
+    centred = grid.double() - mean.double().view(-1, 1, 1)
+    return cosine_similarity(centred, template.double().view(1, -1, 1, 1), dim=1) > threshold
+
+
+def pooled(mask: Bool[Tensor, "b h w"], factor: int) -> Bool[Tensor, "b _h _w"]:
+    """Cells of factor × factor tokens that hold a token of the mask; a last cell may be smaller."""
+    return max_pool2d(mask.float().unsqueeze(1), factor, ceil_mode=True).squeeze(1).bool()
+
+
+def same_grid(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> tuple[Tensor, Tensor]:
+    """Both masks on the coarser of the two grids; a coarse token is in the mask if any token inside it is.
+
+    Raises:
+        InputError: if one grid is not an exact refinement of the other.
+    """
+    fine, coarse = max(first.shape[1:], second.shape[1:]), min(first.shape[1:], second.shape[1:])
+    factor = fine[0] // coarse[0]
+    if fine != (factor * coarse[0], factor * coarse[1]):
+        raise InputError(
+            f"Expected one grid of masks to divide the other, but got {coarse[0]}×{coarse[1]} and {fine[0]}×{fine[1]}. "
+            "Compare layers whose sides are multiples of one another."
+        )
+    return tuple(pooled(mask, factor if mask.shape[1:] == fine else 1) for mask in (first, second))  # type: ignore[return-value]
+
+
+class MaskOverlap(Metric):
+    """``iou/all`` of two sets of masks: |both| / |either| over all images; ``iou_chance/all``: if they were independent.
+
+    Masks of different resolutions meet on the coarser grid. With a and b the shares of tokens, chance is ab / (a + b − ab).
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images, consecutive ones, for the intervals.
+
+    Raises:
+        InputError: if more images arrive than ``images``, or one grid does not divide the other.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        self.add_state("sums", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> None:
+        """Add the next images: two masks of each."""
+        fold = folds_of(int(self.seen), len(first), self.images, self.folds, first.device)
+        self.sums.index_add_(0, fold, agreement(*same_grid(first, second)))
+        self.seen += len(first)
+
+    @staticmethod
+    def _values(sums: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
+        both, first, second, tokens = sums.unbind(-1)
+        product = first * second / tokens
+        return {"iou/all": both / (first + second - both), "iou_chance/all": product / (first + second - product)}
+
+    def compute(self) -> dict[str, float]:
+        """The IoU and its chance level, in [0, 1], with intervals from 40 images on; nothing where both sets are empty."""
+        return with_intervals(self._values(self.sums.sum(0)), self._values(self.sums), self.seen)
+
+
+def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
+    """Per image: tokens in both masks, in the first, in the second, and all tokens."""
+    parts = (first & second, first, second, torch.ones_like(first))
+    return torch.stack([part.double().sum((1, 2)) for part in parts], dim=1)
+
+
+class DetectionScore(Metric):
+    """Precision and recall of detected tokens against labels, over all images.
+
+    ``precision/all``, ``recall/all`` count tokens; ``patch_precision/all``, ``patch_recall/all`` count aligned 2×2 cells, one
+    being detected or labelled if any of its tokens is. ``…_chance`` is what independent detections get: the labelled share
+    for precision, the detected share for recall. All in [0, 1].
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images, consecutive ones, for the intervals.
+
+    Raises:
+        InputError: if more images arrive than ``images``.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        self.add_state("sums", torch.zeros(folds, 2, 4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, detected: Bool[Tensor, "b h w"], label: Bool[Tensor, "b h w"]) -> None:
+        """Add the next images: detections and labels."""
+        fold = folds_of(int(self.seen), len(label), self.images, self.folds, label.device)
+        levels = [agreement(pooled(detected, side), pooled(label, side)) for side in (1, 2)]
+        self.sums.index_add_(0, fold, torch.stack(levels, dim=1))
+        self.seen += len(label)
+
+    @staticmethod
+    def _values(sums: Float[Tensor, "*n 2 4"]) -> dict[str, Tensor]:
+        values = {}
+        for level, prefix in enumerate(("", "patch_")):
+            both, detected, label, tokens = sums[..., level, :].unbind(-1)
+            values[f"{prefix}precision/all"] = both / detected
+            values[f"{prefix}recall/all"] = both / label
+            values[f"{prefix}precision_chance/all"] = label / tokens
+            values[f"{prefix}recall_chance/all"] = detected / tokens
+        return values
+
+    def compute(self) -> dict[str, float]:
+        """All values with intervals from 40 images on; no precision without a detection, no recall without a label."""
+        return with_intervals(self._values(self.sums.sum(0)), self._values(self.sums), self.seen)

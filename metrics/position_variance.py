@@ -1,0 +1,138 @@
+"""PositionVariance: the share of the variance of tokens that their position explains; no probe, never saturated."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchmetrics import Metric
+
+from metrics.credibility import FOLDS, folds_of, require_images, with_interval
+from tokens.errors import InputError
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+def position_share(by_position: Float[Tensor, "c *grid"], squares: Float[Tensor, "2"], images: int) -> Float[Tensor, ""]:
+    """V_pos of N images on P positions, from their sums; two-way without interaction, unclipped.
+
+    With tokens t_{n,p}, means over images t̄_p, over positions t̄_n, over both t̄::
+
+        MS_b = N/(P−1) · Σ_p ‖t̄_p − t̄‖²           between positions
+        MS_w = 1/(P(N−1)) · Σ ‖t_{n,p} − t̄_p‖²      within positions
+        MS_e = 1/((N−1)(P−1)) · Σ ‖t_{n,p} − t̄_n − t̄_p + t̄‖²
+        V_pos = σ_b² / (σ_b² + MS_w),  σ_b² = (MS_b − MS_e) / N
+
+    The residual MS_e leaves out what differs between whole images, so that image effects cancel in σ_b². With one channel
+    this is the intraclass correlation ICC(2,1) of Shrout & Fleiss, ICC(A,1) of McGraw & Wong, with positions as targets and
+    images as judges. For t_{n,p} = g_p + e it estimates α²/(α² + σ²), α² = Σ_p ‖g_p − ḡ‖²/(P−1), σ² = E‖e‖².
+
+    Args:
+        by_position: Σ_n t_{n,p}.
+        squares: Σ ‖t_{n,p}‖² and Σ_n ‖Σ_p t_{n,p}‖².
+        images: N.
+
+    Returns:
+        at most 1, about 0 and possibly negative where position explains nothing; NaN where nothing varies, or there are
+        fewer than 2 images or positions.
+
+    References:
+        Shrout & Fleiss (1979), Psychological Bulletin 86; McGraw & Wong (1996), Psychological Methods 1.
+    """
+    positions = by_position[0].numel()
+    if images < 2 or positions < 2:
+        return torch.full_like(squares[0], torch.nan)
+    explained = by_position.square().sum() / images
+    common = by_position.flatten(1).sum(1).square().sum() / (images * positions)
+    within = (squares[0] - explained) / (positions * (images - 1))
+    between = (explained - common) / (positions - 1)
+    residual = (squares[0] - explained - squares[1] / positions + common) / ((images - 1) * (positions - 1))
+    variance = (between - residual) / images
+    varies = squares[0] - common > 1e-12 * squares[0]
+    return torch.where(varies, variance / (variance + within), torch.nan)
+
+
+class PositionVariance(Metric):
+    """``position_variance/all``: V_pos, see :func:`position_share`, of one layer's tokens, with an interval.
+
+    Images arrive in one order and form 20 folds of consecutive ones. A fold ends when its share of ``images`` has come: its
+    V_pos is taken, its sums join the total and the next one starts, so that two maps (C, h, w) are alive, not 20. For that
+    reason the metric works on one device only. Crops of one photograph are not independent: let them follow one another.
+
+    Args:
+        channels, height, width: of the grid.
+        images: number of images that will arrive.
+        mean: mean token (C,) to subtract first; without it, nothing is subtracted.
+        normalise: give every token norm 1 (after the subtraction); a token that is zero stays zero.
+        folds: number of groups of images.
+
+    Raises:
+        InputError: if more images arrive than ``images``; in :meth:`compute`, if fewer than that or than two per fold came.
+    """
+
+    full_state_update = False
+    mean: Tensor
+    total: Tensor
+    current: Tensor
+    squares: Tensor
+    current_squares: Tensor
+    estimates: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        images: int,
+        mean: Float[Tensor, " c"] | None = None,
+        normalise: bool = True,
+        folds: int = FOLDS,
+    ) -> None:
+        super().__init__()
+        self.images, self.folds, self.normalise = images, folds, normalise
+        shift = torch.zeros(channels) if mean is None else mean
+        self.register_buffer("mean", shift.double().view(channels, 1, 1), persistent=False)
+        grid, sums = (channels, height, width), (2,)  # sums: Σ‖t‖², Σ_n‖Σ_p t‖²
+        shapes = {"total": grid, "current": grid, "squares": sums, "current_squares": sums, "estimates": (folds,)}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, grid: Float[Tensor, "b c h w"]) -> None:
+        """Add the next images."""
+        index, counts = folds_of(int(self.seen), len(grid), self.images, self.folds).unique(return_counts=True)
+        for fold, part in zip(index.tolist(), grid.split(counts.tolist()), strict=True):
+            tokens = part.double() - self.mean
+            if self.normalise:
+                tokens = normalize(tokens, dim=1, eps=TINY)
+            self.current += tokens.sum(0)
+            self.current_squares += torch.stack([tokens.square().sum(), tokens.sum((2, 3)).square().sum()])
+            self.seen += len(tokens)
+            self._close(fold)
+
+    def _close(self, fold: int) -> None:
+        """End the fold if all of its images have come."""
+        start, end = (-(-edge * self.images // self.folds) for edge in (fold, fold + 1))
+        if int(self.seen) < end:
+            return
+        self.estimates[fold] = position_share(self.current, self.current_squares, images=end - start)
+        self.total += self.current
+        self.squares += self.current_squares
+        self.current.zero_()
+        self.current_squares.zero_()
+
+    def per_fold(self) -> Float[Tensor, " folds"]:
+        """V_pos of every fold that has come to its end, NaN for the others."""
+        ends = -(-torch.arange(1, self.folds + 1) * self.images // self.folds)
+        return torch.where(ends.to(self.seen.device) <= self.seen, self.estimates, torch.nan)
+
+    def compute(self) -> dict[str, float]:
+        """``position_variance/all`` from all images, unclipped, with the interval over folds."""
+        require_images(int(self.seen), self.folds)
+        if self.seen != self.images:
+            raise InputError(
+                f"Expected images to be the number of images that arrive, but got {self.images} and {int(self.seen)} came. "
+                "Give the statistic the length of the stream."
+            )
+        value = position_share(self.total, self.squares, images=self.images)
+        return with_interval("position_variance/all", value, self.per_fold(), self.seen)

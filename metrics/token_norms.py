@@ -1,0 +1,110 @@
+"""TokenNorms: which groups and which places have long tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from metrics.credibility import FOLDS, folds_of, with_interval
+from metrics.group_similarity import require_side
+from metrics.position_variance import position_share
+
+
+def relative_norms(norm: Float[Tensor, "b p"], member: Bool[Tensor, "b g p"]) -> Float[Tensor, "b g"]:
+    """Mean token norm of a group / mean token norm of the same image; 1 is usual.
+
+    NaN for a group without tokens, and for an image in which every token is 0.
+    """
+    chosen = member.double()
+    group = torch.einsum("bgp,bp->bg", chosen, norm) / chosen.sum(-1)
+    return group / norm.mean(-1, keepdim=True)
+
+
+class TokenNorms(Metric):
+    """Relative norm of token groups, mean norm map, and how far position fixes the norm.
+
+    ``relative_norm/<group>`` (≥ 0, 1 where a group is like the rest): :func:`relative_norms` averaged over the images that
+    have such tokens. ``norm_icc/all`` (≤ 1, about 0 where position does not matter): share of the variance of log‖x‖ that
+    position explains, two-way with images as the other factor, absolute agreement, unclipped: :func:`position_share` of one
+    channel. A norm of 0 is taken as the smallest normal float32, as the detection of high-norm tokens takes it.
+
+    Images arrive in one order and form 20 folds of consecutive ones for the intervals; let crops of one photograph follow one
+    another, so that few are split. On several devices ``images`` is the number that one device sees.
+
+    Args:
+        height, width: of the grid.
+        groups: names of the token groups whose masks :meth:`update` receives.
+        images: number of images that will arrive.
+        folds: number of groups of images.
+
+    Raises:
+        InputError: if the grid is smaller than 4×4, or more images arrive than ``images``.
+
+    References:
+        Shrout & Fleiss (1979), Psychological Bulletin 86, ICC(2,1); McGraw & Wong (1996), Psychological Methods 1, ICC(A,1).
+    """
+
+    full_state_update = False
+    ratio: Tensor
+    number: Tensor
+    norm_map: Tensor
+    log_map: Tensor
+    log_squares: Tensor
+    count: Tensor
+    seen: Tensor
+
+    def __init__(self, height: int, width: int, groups: Sequence[str], images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        require_side(height, width)
+        self.groups, self.images, self.folds = tuple(groups), images, folds
+        shapes = {
+            "ratio": (folds, len(self.groups)),
+            "number": (folds, len(self.groups)),
+            "norm_map": (height, width),
+            "log_map": (folds, height, width),
+            "log_squares": (folds, 2),  # Σ ℓ², Σ_n (Σ_p ℓ)²
+            "count": (folds,),
+        }
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Bool[Tensor, "b h w"]]) -> None:
+        """Add the next images: their grids, and the mask of every group."""
+        fold = folds_of(int(self.seen), len(grid), self.images, self.folds, grid.device)
+        norm = grid.double().norm(dim=1)
+        ratio = relative_norms(norm.flatten(1), torch.stack([masks[group].flatten(1) for group in self.groups], dim=1))
+        self.ratio.index_add_(0, fold, ratio.nan_to_num())
+        self.number.index_add_(0, fold, ratio.isfinite().double())
+        self.norm_map += norm.sum(0)
+        log = norm.clamp_min(torch.finfo(torch.float32).tiny).log()
+        self.log_map.index_add_(0, fold, log)
+        self.log_squares.index_add_(0, fold, torch.stack([log.square().sum((1, 2)), log.sum((1, 2)).square()], dim=1))
+        self.count.index_add_(0, fold, torch.ones_like(log[:, 0, 0]))
+        self.seen += len(grid)
+
+    def _icc(self) -> tuple[Tensor, Tensor]:
+        """The ICC from all images, and from every fold."""
+        whole = position_share(self.log_map.sum(0)[None], self.log_squares.sum(0), images=int(self.seen))
+        folds = [
+            position_share(table[None], squares, images=int(count))
+            for table, squares, count in zip(self.log_map, self.log_squares, self.count, strict=True)
+        ]
+        return whole, torch.stack(folds)
+
+    def compute(self) -> dict[str, float]:
+        """Relative norms and ``/n`` (images that have such tokens), ``norm_icc/all``; intervals from 40 images on."""
+        values: dict[str, float] = {}
+        for i, group in enumerate(self.groups):
+            key, total, number = f"relative_norm/{group}", self.ratio[:, i], self.number[:, i]
+            measured = with_interval(key, total.sum() / number.sum(), total / number, self.seen)
+            values |= measured | ({f"{key}/n": int(number.sum())} if measured else {})
+        return values | with_interval("norm_icc/all", *self._icc(), self.seen)
+
+    def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
+        """``norm``: mean token norm over images, in the activations' units; NaN before any image; of this device's images."""
+        with np.errstate(invalid="ignore"):
+            return {"norm": self.norm_map.cpu().numpy() / int(self.seen)}

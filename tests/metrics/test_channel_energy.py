@@ -1,0 +1,107 @@
+"""ChannelEnergy: agrees with loops, and finds a planted channel."""
+
+import doctest
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_sum
+
+import metrics.channel_energy
+from metrics.channel_energy import ChannelEnergy, top_count
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def metric_of(grid: Tensor, mean: Tensor | None = None, parts: int = 1) -> ChannelEnergy:
+    metric = ChannelEnergy(torch.zeros(grid.shape[1]) if mean is None else mean, images=len(grid))
+    for index in torch.arange(len(grid)).tensor_split(parts):
+        metric.update(grid[index])
+    return metric
+
+
+def reference(grid: Tensor, mean: Tensor) -> list[float]:
+    """Energy share of every channel, number by number."""
+    energy = [sum((x - mean[c].item()) ** 2 for x in grid[:, c].flatten().tolist()) for c in range(grid.shape[1])]
+    return [each / sum(energy) for each in energy]
+
+
+@given(st.integers(1, 3), st.sampled_from([1, 2, 5, 130, 201]), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=20)
+def test_it_agrees_with_a_loop_over_channels(batch: int, channels: int, seed: int) -> None:
+    grid, mean = randn(batch, channels, 2, 3, seed=seed), randn(channels, seed=seed + 1)
+    k = -(-channels // 100)
+    expected = sum(sorted(reference(grid, mean))[-k:])
+    values = metric_of(grid, mean).compute()
+    assert values["channel_energy/all"] == pytest.approx(expected)
+    risk = 0.0 if k == channels else max(0.0, (expected - k / channels) / (1 - k / channels))
+    assert values["r_chn/all"] == pytest.approx(risk, abs=1e-12)
+
+
+def test_folds_share_the_channels_chosen_on_all_images() -> None:
+    grid = randn(60, 150, 2, 2)
+    metric = metric_of(grid)
+    chosen = metric.top().tolist()
+    assert len(chosen) == 2
+    fold_of = torch.arange(60) * 20 // 60
+    shares = [reference(grid[fold_of == fold], torch.zeros(150)) for fold in range(20)]
+    expected = [sum(share[c] for c in chosen) for share in shares]
+    assert metric.per_fold()["channel_energy/all"].tolist() == pytest.approx(expected)
+    values = metric.compute()
+    assert values["channel_energy/all/ci_low"] < values["channel_energy/all"] < values["channel_energy/all/ci_high"]
+
+
+@pytest.mark.parametrize("parts", [2, 7, 45])
+def test_any_batch_size_gives_what_all_at_once_give(parts: int) -> None:
+    grid, mean = randn(45, 6, 3, 4), randn(6, seed=1)
+    assert metric_of(grid, mean, parts).compute() == pytest.approx(metric_of(grid, mean).compute(), abs=1e-12)
+
+
+@pytest.mark.parametrize("strength", [2.0, 10.0, 50.0])
+def test_it_finds_a_planted_channel(strength: float) -> None:
+    grid = randn(40, 64, 8, 8)
+    grid[:, 17] *= strength
+    metric = metric_of(grid)
+    assert metric.top().tolist() == [17]
+    share = strength**2 / (strength**2 + 63)
+    values = metric.compute()
+    assert values["channel_energy/all"] == pytest.approx(share, abs=0.02)
+    assert values["r_chn/all"] == pytest.approx((share - 1 / 64) / (1 - 1 / 64), abs=0.02)
+
+
+def test_a_channel_with_a_large_mean_only_is_no_risk() -> None:
+    grid, mean = randn(40, 64, 8, 8), torch.zeros(64, dtype=torch.float64)
+    mean[3] = 500
+    assert metric_of(grid + mean.view(-1, 1, 1), mean).compute() == pytest.approx(metric_of(grid).compute())
+    assert metric_of(grid).compute()["r_chn/all"] < 0.002, "no channel stands out"
+
+
+@given(st.integers(1, 3000))
+def test_one_channel_in_a_hundred_is_looked_at_and_at_least_one(channels: int) -> None:
+    assert 100 * top_count(channels) >= channels > 100 * (top_count(channels) - 1)
+
+
+def test_a_single_channel_leaves_no_room_for_risk() -> None:
+    assert metric_of(randn(2, 1, 3, 3)).compute() == {"channel_energy/all": 1, "r_chn/all": 0}
+
+
+def test_without_energy_there_is_no_key() -> None:
+    assert metric_of(torch.zeros(2, 3, 3, 3)).compute() == {}
+
+
+def test_states_are_sums_over_devices_and_half_precision_does_not_overflow() -> None:
+    assert set(ChannelEnergy(torch.zeros(2), images=1)._reductions.values()) == {dim_zero_sum}
+    grid = (2e4 * randn(2, 64, 4, 4)).clamp(-6e4, 6e4).half()
+    values = metric_of(grid).compute()
+    assert values == pytest.approx(metric_of(grid.double()).compute())
+    json.dumps(values, allow_nan=False)
+
+
+def test_examples_in_the_documentation_hold() -> None:
+    outcome = doctest.testmod(metrics.channel_energy)
+    assert outcome.attempted and not outcome.failed

@@ -1,0 +1,211 @@
+"""Statistics of detected tokens: agree with loops over tokens, and score detections as definitions say."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_sum
+
+from metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, OutlierTemplate, resembles
+from tokens.errors import InputError
+
+sides = st.integers(1, 7)
+seeds = st.integers(0, 10**6)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_mask(*shape: int, share: float = 0.4, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def fed(metric: Any, *tensors: Tensor, parts: int = 1) -> dict[str, float]:
+    for index in torch.arange(len(tensors[0])).tensor_split(parts):
+        metric.update(*(tensor[index] for tensor in tensors))
+    return metric.compute()
+
+
+def tokens_reference(grid: Tensor, mask: Tensor) -> dict[str, float]:
+    """Every definition, token by token."""
+    batch, _, height, width = grid.shape
+    tokens = [(n, r, c) for n in range(batch) for r in range(height) for c in range(width)]
+    hot = [token for token in tokens if mask[token]]
+    energy = {(n, r, c): math.hypot(*grid[n, :, r, c].tolist()) ** 2 for n, r, c in tokens}
+    share, carried = len(hot) / len(tokens), sum(energy[t] for t in hot) / sum(energy.values())
+    patches = [
+        (n, r, c) for n, r, c in tokens if r % 2 == c % 2 == 0 and all((n, r + i, c + j) in hot for i in (0, 1) for j in (0, 1))
+    ]
+    in_patch = [(n, r, c) for n, r, c in hot if (n, r - r % 2, c - c % 2) in patches]
+    values = {
+        "high_norm_share/all": share,
+        "high_norm_energy/all": carried,
+        "r_tok/all": 0.0 if share == 1 else max(0.0, (carried - share) / (1 - share)),
+        "high_norm_images/all": len({n for n, _, _ in hot}) / batch,
+        "high_norm_patches/all": len(patches) / batch,
+    }
+    if hot:
+        values["high_norm_aligned/all"] = len(in_patch) / len(hot)
+        for row, row_name in enumerate(("even", "odd")):
+            for col, col_name in enumerate(("even", "odd")):
+                inside = [t for t in hot if t[1] % 2 == row and t[2] % 2 == col]
+                values[f"high_norm_parity/{row_name}_{col_name}"] = len(inside) / len(hot)
+    return values
+
+
+@given(st.integers(1, 4), sides, sides, st.sampled_from([0.0, 0.2, 0.8, 1.0]), seeds)
+@settings(deadline=None, max_examples=50)
+def test_counts_energies_and_places_agree_with_a_loop(batch: int, height: int, width: int, share: float, seed: int) -> None:
+    grid, mask = randn(batch, 3, height, width, seed=seed), random_mask(batch, height, width, share=share, seed=seed)
+    assert fed(HighNormTokens(images=batch), grid, mask) == pytest.approx(tokens_reference(grid, mask), abs=1e-9)
+
+
+def test_patches_on_even_places_are_recognised_and_others_are_not() -> None:
+    grid, mask = randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, 2:4, 4:6] = True
+    values = fed(HighNormTokens(images=1), grid, mask)
+    assert (values["high_norm_patches/all"], values["high_norm_aligned/all"]) == (1, 1)
+    assert all(values[f"high_norm_parity/{name}"] == 0.25 for name in ("even_even", "even_odd", "odd_even", "odd_odd"))
+    values = fed(HighNormTokens(images=1), grid, mask.roll(1, 2))
+    assert (values["high_norm_patches/all"], values["high_norm_aligned/all"]) == (0, 0)
+
+
+@pytest.mark.parametrize("parts", [2, 7, 45])
+def test_any_batch_size_gives_what_all_at_once_give(parts: int) -> None:
+    grid, mask, label = randn(45, 3, 6, 5), random_mask(45, 6, 5), random_mask(45, 6, 5, seed=1)
+    for make, tensors in ((HighNormTokens, (grid, mask)), (MaskOverlap, (mask, label)), (DetectionScore, (mask, label))):
+        whole = fed(make(images=45), *tensors)
+        assert any("ci_low" in key for key in whole)
+        assert fed(make(images=45), *tensors, parts=parts) == pytest.approx(whole, abs=1e-12)
+    template = fed(OutlierTemplate(torch.zeros(3)), grid, mask)
+    assert torch.allclose(fed(OutlierTemplate(torch.zeros(3)), grid, mask, parts=parts), template)
+
+
+def test_states_are_sums_over_devices() -> None:
+    for metric in (HighNormTokens(1), MaskOverlap(1), DetectionScore(1), OutlierTemplate(torch.zeros(2))):
+        assert set(metric._reductions.values()) == {dim_zero_sum}
+
+
+def test_values_are_what_json_can_hold() -> None:
+    grid, nothing = randn(40, 3, 4, 4), torch.zeros(40, 4, 4, dtype=torch.bool)
+    for metric, tensors in (
+        (HighNormTokens(40), (grid, nothing)),
+        (HighNormTokens(40), (0 * grid, nothing)),
+        (MaskOverlap(40), (nothing, nothing)),
+        (DetectionScore(40), (nothing, nothing)),
+    ):
+        json.dumps(fed(metric, *tensors), allow_nan=False)
+
+
+def test_detections_in_a_few_images_still_have_an_interval() -> None:
+    grid, mask = randn(40, 3, 4, 4), torch.zeros(40, 4, 4, dtype=torch.bool)
+    mask[[3, 17, 30], 1, 2] = True
+    values = fed(HighNormTokens(40), grid, mask)
+    assert values["high_norm_parity/odd_even"] == values["high_norm_parity/odd_even/ci_low"] == 1
+    assert values["high_norm_images/all/ci_low"] < 3 / 40 < values["high_norm_images/all/ci_high"]
+
+
+def test_per_fold_values_are_those_of_the_folds() -> None:
+    grid, mask = randn(60, 3, 4, 4), random_mask(60, 4, 4)
+    metric = HighNormTokens(images=60)
+    metric.update(grid, mask)
+    for fold in (0, 7, 19):
+        alone = tokens_reference(grid[3 * fold : 3 * fold + 3], mask[3 * fold : 3 * fold + 3])
+        assert {key: values[fold].item() for key, values in metric.per_fold().items()} == pytest.approx(alone)
+
+
+def test_the_template_is_the_unit_mean_of_centred_detections() -> None:
+    grid, mask, mean = randn(6, 5, 4, 4), random_mask(6, 4, 4), randn(5, seed=1)
+    template = fed(OutlierTemplate(mean), grid, mask)
+    vectors = [grid[n, :, r, c] - mean for n, r, c in mask.nonzero().tolist()]
+    expected = sum(vectors) / len(vectors)
+    torch.testing.assert_close(template, expected / expected.norm())
+    found = resembles(grid, mean, template, threshold=0.3)
+    for n, r, c in torch.ones_like(mask).nonzero().tolist():
+        token = grid[n, :, r, c] - mean
+        assert found[n, r, c] == (token @ template / token.norm() > 0.3)
+    assert found.any() and not found.all()
+
+
+def test_without_detections_no_token_resembles_the_template() -> None:
+    grid, mean = randn(2, 5, 4, 4), torch.zeros(5)
+    template = fed(OutlierTemplate(mean), grid, torch.zeros(2, 4, 4, dtype=torch.bool))
+    assert not resembles(grid, mean, template, threshold=0).any()
+
+
+@given(sides, sides, st.integers(1, 3), st.booleans(), seeds)
+@settings(deadline=None, max_examples=50)
+def test_overlap_on_the_coarser_grid_agrees_with_a_loop(height: int, width: int, factor: int, swap: bool, seed: int) -> None:
+    coarse, fine = (
+        random_mask(3, height, width, seed=seed),
+        random_mask(3, factor * height, factor * width, share=0.2, seed=seed + 1),
+    )
+    places = {(n, r, c) for n, r, c in coarse.nonzero().tolist()}
+    others = {(n, r // factor, c // factor) for n, r, c in fine.nonzero().tolist()}
+    values = fed(MaskOverlap(images=3), *((fine, coarse) if swap else (coarse, fine)))
+    if places | others:
+        a, b = len(places) / coarse.numel(), len(others) / coarse.numel()
+        assert values == pytest.approx(
+            {"iou/all": len(places & others) / len(places | others), "iou_chance/all": a * b / (a + b - a * b)}
+        )
+    else:
+        assert values == {}
+
+
+def test_masks_that_agree_overlap_fully_and_independent_ones_by_chance() -> None:
+    first, second = random_mask(60, 16, 16, share=0.1), random_mask(60, 16, 16, share=0.3, seed=1)
+    assert fed(MaskOverlap(60), first, first)["iou/all"] == 1
+    values = fed(MaskOverlap(60), first, second)
+    assert values["iou/all"] == pytest.approx(values["iou_chance/all"], abs=0.01)
+    assert values["iou_chance/all"] == pytest.approx(0.03 / 0.37, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (4, 12), (5, 4)])
+def test_grids_that_do_not_nest_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="Expected one grid of masks to divide the other"):
+        MaskOverlap(1).update(random_mask(1, *shape), random_mask(1, 4, 6))
+
+
+@given(sides, sides, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 0.2, 1.0]), seeds)
+@settings(deadline=None, max_examples=50)
+def test_precision_and_recall_agree_with_sets_of_places(
+    height: int, width: int, detected_share: float, label_share: float, seed: int
+) -> None:
+    detected = random_mask(3, height, width, share=detected_share, seed=seed)
+    label = random_mask(3, height, width, share=label_share, seed=seed + 1)
+    expected = {}
+    for prefix, side in (("", 1), ("patch_", 2)):
+        found, true = ({(n, r // side, c // side) for n, r, c in mask.nonzero().tolist()} for mask in (detected, label))
+        places = 3 * -(-height // side) * -(-width // side)
+        expected |= {f"{prefix}precision/all": len(found & true) / len(found)} if found else {}
+        expected |= {f"{prefix}recall/all": len(found & true) / len(true)} if true else {}
+        expected |= {f"{prefix}precision_chance/all": len(true) / places, f"{prefix}recall_chance/all": len(found) / places}
+    assert fed(DetectionScore(images=3), detected, label) == pytest.approx(expected)
+
+
+def test_one_token_of_a_patch_finds_the_patch() -> None:
+    label = torch.zeros(1, 6, 6, dtype=torch.bool)
+    label[0, 2:4, 2:4] = True
+    detected = torch.zeros_like(label)
+    detected[0, 3, 2] = True
+    values = fed(DetectionScore(1), detected, label)
+    assert values["recall/all"] == 0.25
+    assert values["precision/all"] == values["patch_precision/all"] == values["patch_recall/all"] == 1
+
+
+def test_an_image_too_many_is_refused_and_half_precision_does_not_overflow() -> None:
+    grid, mask = (3e4 * randn(2, 64, 4, 4)).clamp(-6e4, 6e4).half(), random_mask(2, 4, 4)
+    assert fed(HighNormTokens(2), grid, mask) == pytest.approx(fed(HighNormTokens(2), grid.double(), mask))
+    for metric, tensors in (
+        (HighNormTokens(1), (grid, mask)),
+        (MaskOverlap(1), (mask, mask)),
+        (DetectionScore(1), (mask, mask)),
+    ):
+        with pytest.raises(InputError, match="but got 1 and at least 2 came"):
+            metric.update(*tensors)

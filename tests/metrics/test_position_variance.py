@@ -1,0 +1,175 @@
+"""PositionVariance: agrees with the definition, does not care about batches, and finds what was planted."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from anomalies.planted import position_code
+from metrics.position_variance import PositionVariance, position_share
+from tokens.errors import InputError
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(tokens: Tensor) -> float:
+    """The definition with every mean and residual written out; tokens are (N, C, h, w)."""
+    t = [[tuple(token) for token in image.flatten(1).mT.tolist()] for image in tokens]
+    count, places, channels = len(t), len(t[0]), len(t[0][0])
+
+    def mean(vectors: list[tuple[float, ...]]) -> list[float]:
+        return [sum(v[c] for v in vectors) / len(vectors) for c in range(channels)]
+
+    by_place = [mean([image[p] for image in t]) for p in range(places)]
+    by_image = [mean(image) for image in t]
+    whole = mean([token for image in t for token in image])
+    between = within = residual = 0.0
+    for p in range(places):
+        between += sum((by_place[p][c] - whole[c]) ** 2 for c in range(channels))
+        for n in range(count):
+            for c in range(channels):
+                within += (t[n][p][c] - by_place[p][c]) ** 2
+                residual += (t[n][p][c] - by_image[n][c] - by_place[p][c] + whole[c]) ** 2
+    ms_b = count / (places - 1) * between
+    ms_w = within / (places * (count - 1))
+    ms_e = residual / ((count - 1) * (places - 1))
+    variance = (ms_b - ms_e) / count
+    return variance / (variance + ms_w)
+
+
+def metric_of(grid: Tensor, parts: int = 1, **options: Any) -> PositionVariance:
+    metric = PositionVariance(*grid.shape[1:], images=len(grid), **options)
+    for index in torch.arange(len(grid)).tensor_split(parts):
+        metric.update(grid[index])
+    return metric
+
+
+def measured(grid: Tensor, parts: int = 1, **options: Any) -> dict[str, float]:
+    return metric_of(grid, parts, **options).compute()
+
+
+@given(st.integers(2, 3), st.integers(1, 4), st.integers(2, 4), st.floats(0, 3), st.booleans(), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=15)
+def test_it_is_the_definition(channels: int, height: int, width: int, strength: float, normalise: bool, seed: int) -> None:
+    grid = randn(40, channels, height, width, seed=seed) + strength * randn(channels, height, width, seed=seed + 1)
+    mean = randn(channels, seed=seed + 2)
+    tokens = grid - mean.view(-1, 1, 1)
+    if normalise:
+        tokens = tokens / tokens.norm(dim=1, keepdim=True)
+    values = measured(grid, mean=mean, normalise=normalise)
+    assert values["position_variance/all"] == pytest.approx(reference(tokens), abs=1e-9)
+
+
+def test_every_fold_is_the_definition_on_its_images() -> None:
+    grid = randn(47, 3, 3, 4) + randn(3, 3, 4, seed=1)
+    folds = metric_of(grid, normalise=False).per_fold()
+    fold_of = torch.arange(47) * 20 // 47
+    expected = [reference(grid[fold_of == fold]) for fold in range(20)]
+    assert folds.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("images", [40, 53])
+@pytest.mark.parametrize("parts", [2, 9, 40])
+def test_any_batch_size_gives_what_all_at_once_give(images: int, parts: int) -> None:
+    grid = randn(images, 3, 4, 5) + randn(3, 4, 5, seed=1)
+    whole = measured(grid)
+    assert set(whole) == {"position_variance/all", "position_variance/all/ci_low", "position_variance/all/ci_high"}
+    assert measured(grid, parts) == pytest.approx(whole, abs=1e-12)
+
+
+def planted(images: int, channels: int, side: int, strength: float, seed: int) -> Tensor:
+    """Independent tokens with σ² = E‖e‖² = 1 and a position code of α = strength."""
+    generator = torch.Generator().manual_seed(seed)
+    code = position_code(channels, side, side, strength, generator)
+    return code + torch.randn(images, channels, side, side, generator=generator, dtype=torch.float64) / channels**0.5
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1, 0.3, 1.0, 3.0])
+def test_it_finds_the_planted_share(strength: float) -> None:
+    truth = strength**2 / (strength**2 + 1)
+    values = [measured(planted(60, 8, 8, strength, seed), normalise=False) for seed in range(20)]
+    found = torch.tensor([value["position_variance/all"] for value in values], dtype=torch.float64)
+    assert abs(found.mean() - truth) < 4 * found.std() / 20**0.5 + 1e-3
+    assert (found - truth).abs().max() < 0.02
+    held = sum(value["position_variance/all/ci_low"] <= truth <= value["position_variance/all/ci_high"] for value in values)
+    assert held >= stats.binom.ppf(1e-3, 20, 0.95)
+
+
+def test_nothing_planted_is_unclipped_and_scatters_around_zero() -> None:
+    found = [measured(planted(40, 4, 6, 0.0, seed), normalise=False)["position_variance/all"] for seed in range(20)]
+    assert min(found) < 0 < max(found)
+
+
+def test_what_differs_between_whole_images_is_not_position() -> None:
+    clean = planted(200, 8, 8, 0.5, 0)
+    offsets = 2 * randn(200, 8, 1, 1, seed=1) / 8**0.5  # variance 4 between images, beside 1 within
+    value = measured(clean + offsets, normalise=False)["position_variance/all"]
+    assert value == pytest.approx(0.25 / (0.25 + 1 + 4), abs=0.01)
+    assert measured(offsets.expand(-1, -1, 8, 8), normalise=False)["position_variance/all"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_same_grid_for_every_image_is_all_position() -> None:
+    values = measured(randn(1, 5, 4, 4).expand(40, -1, -1, -1))
+    assert values["position_variance/all"] == pytest.approx(1)
+
+
+def test_normalised_tokens_do_not_know_their_length() -> None:
+    grid = planted(40, 4, 5, 0.5, 0)
+    lengths = randn(40, 1, 5, 5, seed=1).exp()
+    assert measured(grid * lengths) == pytest.approx(measured(grid), abs=1e-9)
+    assert measured(grid * lengths, normalise=False) != pytest.approx(measured(grid, normalise=False), abs=1e-3)
+
+
+def test_a_mean_far_away_costs_no_precision() -> None:
+    grid, mean = planted(40, 4, 5, 0.5, 0), torch.full((4,), 1000.0, dtype=torch.float64)
+    assert measured(grid + 1000, mean=mean) == pytest.approx(measured(grid), abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_float_type_is_welcome(dtype: torch.dtype) -> None:
+    grid = (2e4 * planted(40, 4, 5, 0.5, 0)).to(dtype)  # squares overflow in half precision
+    assert measured(grid) == pytest.approx(measured(grid.double()))
+
+
+def test_tokens_that_do_not_vary_have_no_share() -> None:
+    assert measured(torch.ones(40, 3, 4, 4), normalise=False) == {}
+    assert measured(torch.zeros(40, 3, 4, 4)) == {}
+    assert measured(randn(40, 3, 1, 1)) == {}, "a single position explains nothing"
+    assert position_share(randn(3, 4, 4), randn(2), images=1).isnan()
+
+
+def test_two_maps_are_alive_and_not_one_per_fold() -> None:
+    metric = PositionVariance(64, 16, 16, images=40)
+    numbers = sum(getattr(metric, name).numel() for name in metric._reductions)
+    assert numbers < 2 * 64 * 16 * 16 + 100
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"at least 40 for an interval over 20 groups of images, but got 39\. Measure on 40"):
+        measured(randn(39, 2, 4, 4))
+
+
+def test_a_stream_of_another_length_is_refused() -> None:
+    metric = PositionVariance(2, 4, 4, images=60)
+    metric.update(randn(50, 2, 4, 4))
+    with pytest.raises(InputError, match="but got 60 and 50 came"):
+        metric.compute()
+    with pytest.raises(InputError, match="but got 60 and at least 61 came"):
+        metric.update(randn(11, 2, 4, 4))
+
+
+def test_a_reset_metric_starts_anew() -> None:
+    grid = randn(40, 3, 4, 4)
+    metric = metric_of(grid)
+    before = metric.compute()
+    metric.reset()
+    metric.update(grid)
+    assert metric.compute() == before
+    json.dumps(before, allow_nan=False)
