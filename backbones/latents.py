@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from backbones.precision import name_of
@@ -14,6 +15,7 @@ from tokens.errors import InputError
 from tokens.keyed import keyed_generator
 
 log = logging.getLogger(__name__)
+LOG_VARIANCE_FLOOR = -30.0
 
 
 class LatentEncoder:
@@ -62,18 +64,33 @@ class LatentEncoder:
         Raises:
             InputError: images outside [0, 1] or of an unfit size.
         """
+        posterior = self._posterior(images, ids)
+        latents = posterior.mean.float()
+        if self.posterior == "sample":
+            noise = [torch.randn(latents.shape[1:], generator=keyed_generator("posterior", seed, i)) for i in ids]
+            latents = latents + posterior.std.float() * torch.stack(noise).to(latents.device)
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def floor_cells(self, images: Float[Tensor, "b 3 height width"]) -> Bool[Tensor, "b h w"]:
+        """Cells where any channel's posterior log-variance lies on the floor of −30 that diffusers clamps it to.
+
+        There the VAE is sure of its latent; such cells are suspected to become high-norm tokens of the first layers.
+
+        Raises:
+            InputError: images outside [0, 1] or of an unfit size.
+        """
+        posterior = self._posterior(images, [f"image {i}" for i in range(len(images))])
+        return (posterior.logvar <= LOG_VARIANCE_FLOOR).any(1)
+
+    def _posterior(self, images: Tensor, ids: Sequence[str]) -> DiagonalGaussianDistribution:
         self._check(images, ids)
         parameter = next(self.vae.parameters())
         pixels = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
         if self.vae_input == "symmetric":
             pixels = pixels * 2 - 1
-        posterior = self.vae.encode(pixels).latent_dist
-        latents = posterior.mean.float()
-        if self.posterior == "sample":
-            noise = [torch.randn(latents.shape[1:], generator=keyed_generator("posterior", seed, i)) for i in ids]
-            latents = latents + posterior.std.float() * torch.stack(noise).to(latents.device)
         self.passes += len(images)
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        return self.vae.encode(pixels).latent_dist
 
     def _check(self, images: Tensor, ids: Sequence[str]) -> None:
         if not 0 < len(images) == len(ids):
