@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> Run:
             log.warning("Interrupted; continue with: python train.py resume=%s", folder)
             sys.exit(130)
         raise
-    np.savez_compressed(folder / "maps.npz", **measurement.probe.maps())
+    np.savez_compressed(folder / "maps.npz", **measurement.maps())
     write_metrics(folder, measurement.results | nulls, meta)  # last: it says that the run is complete
     finished = Run.read(folder)
     figures = draw(finished, folder)

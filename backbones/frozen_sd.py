@@ -176,6 +176,10 @@ class FrozenSD:
         channels = self.unet.config.in_channels
         return {name: (channels, side, side) if name in INPUTS else shapes[name] for name in layers}
 
+    def published_names(self, layers: Sequence[str]) -> dict[str, str]:
+        """Layer → the name that papers and diffusers use, such as ``up_blocks[1].upsamplers[0]``."""
+        return {name: self.unet.layers[name].published if name in self.unet.layers else name for name in layers}
+
     def describe(self) -> dict[str, Any]:
         """What identifies this backbone in a run's record."""
         return {

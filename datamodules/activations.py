@@ -153,8 +153,13 @@ class ActivationDataModule(LightningDataModule):
         groups = [indices[start : start + size] for start in range(0, len(indices), size)]
         # one batch per group even if the stream halves its own: Lightning stops at the length it was told
         return _Loader(
-            lambda: (concatenate([flattened(batch) for batch in self.stream(group)]) for group in groups), len(groups)
+            lambda: (concatenate([flattened(batch) for batch in self._whole(group)]) for group in groups), len(groups)
         )
+
+    def release(self) -> None:
+        """Let go of everything kept on the device."""
+        self.backbone.to("cpu")
+        self.resident.clear()
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data in a run's record."""
@@ -197,6 +202,9 @@ class ActivationDataModule(LightningDataModule):
     def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
         for batch in self.stream(indices):
             yield from zip(batch.image.tolist(), self._drawn(batch), strict=True)
+
+    def _whole(self, indices: Sequence[int]) -> Iterator[GridBatch]:
+        yield from self.stream(indices)
 
     def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
         if self.sampling == "all":

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,7 @@ from demo.text import tokenizer
 CONFIG = Path(__file__).with_name("config.yaml")
 
 
+@cache
 def words(seed: int) -> CLIPTokenizer:
     """The tokenizer of the captions of the first 400 scenes."""
     generator = torch.Generator().manual_seed(0)
@@ -30,8 +32,13 @@ def words(seed: int) -> CLIPTokenizer:
 def configured(arguments: Sequence[str]) -> DictConfig:
     """demo/config.yaml with the command line's changes."""
     base = OmegaConf.load(CONFIG)
-    OmegaConf.set_struct(base, True)
-    return cast(DictConfig, OmegaConf.merge(base, OmegaConf.from_cli(list(arguments))))
+    changes = OmegaConf.from_cli(list(arguments))
+    unknown = [key for key in changes if key not in base]
+    if unknown:
+        sys.exit(f"Expected options of demo/config.yaml as key=value, but got '{unknown[0]}'. Known are {', '.join(base)}.")
+    if "diffusion" in changes and "scenes" in changes.diffusion and "counts" in changes.diffusion.scenes:
+        base.diffusion.scenes.counts = {}
+    return cast(DictConfig, OmegaConf.merge(base, changes))
 
 
 def pipeline(vae: AutoencoderKL, model: diffusion.Denoiser, vocabulary: CLIPTokenizer) -> StableDiffusionPipeline:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, channel_risk, folds_of, with_intervals
+from metrics.layer_tokens import LayerTokens
 
 
 def top_count(channels: int) -> int:
@@ -27,7 +28,7 @@ class ChannelEnergy(Metric):
     another, so that few are split. On several devices ``images`` is the number that one device sees.
 
     Args:
-        mean: mean token (C,) to subtract; zeros for none.
+        channels: C.
         images: number of images that will arrive.
         folds: number of groups of images.
 
@@ -39,22 +40,21 @@ class ChannelEnergy(Metric):
     """
 
     full_state_update = False
-    mean: Tensor
     energy: Tensor
     seen: Tensor
 
-    def __init__(self, mean: Float[Tensor, " c"], images: int, folds: int = FOLDS) -> None:
+    def __init__(self, channels: int, images: int, folds: int = FOLDS) -> None:
         super().__init__()
         self.images, self.folds = images, folds
-        self.register_buffer("mean", mean.double().view(-1, 1, 1), persistent=False)
-        self.add_state("energy", torch.zeros(folds, len(mean), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("energy", torch.zeros(folds, channels, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, grid: Float[Tensor, "b c h w"]) -> None:
+    def update(self, layer: LayerTokens) -> None:
         """Add the next images."""
-        fold = folds_of(int(self.seen), len(grid), self.images, self.folds, grid.device)
-        self.energy.index_add_(0, fold, (grid.double() - self.mean).square().sum((2, 3)))
-        self.seen += len(grid)
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        for i, image in enumerate(layer.centred):  # one by one, so that squares take little memory
+            self.energy[fold[i]] += image.square().sum(0)
+        self.seen += len(layer)
 
     def top(self) -> Int[Tensor, " k"]:
         """Indices of the top k channels, the most energetic first."""

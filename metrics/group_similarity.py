@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, folds_of, with_interval
+from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
-from tokens.geometry import flatten
 
 MIN_SIDE = 4
 
@@ -45,8 +45,8 @@ def corner_mask(height: int, width: int, margin: int = 0, device: torch.device |
 
 
 def mean_cosines(
-    tokens: Float[Tensor, "b p c"], member: Bool[Tensor, "b g p"]
-) -> tuple[Float[Tensor, "b g g"], Float[Tensor, "b g g"], Float[Tensor, "b g"]]:
+    tokens: Float32[Tensor, "b p c"], norms: Float64[Tensor, "b p"], member: Bool[Tensor, "b g p"]
+) -> tuple[Float64[Tensor, "b g g"], Float64[Tensor, "b g g"], Float64[Tensor, "b g"]]:
     """Per image: mean cosine over all pairs of different tokens of two groups, and the sums it is made of.
 
     With unit tokens t, Σ_{i∈A, j∈B} cos = (Σ_A t)·(Σ_B t), so pairs are never formed; the |A ∩ B| pairs of a token with
@@ -55,10 +55,11 @@ def mean_cosines(
     Returns:
         the mean cosines, in [−1, 1] and NaN where there is no pair; the number of (ordered) pairs; ‖Σ_A t‖² of each group.
     """
-    norm = tokens.double().norm(dim=-1).unsqueeze(1)
-    chosen = (member & (norm > 0)).double()
-    sums = torch.where(norm > 0, chosen / norm, 0) @ tokens.double()  # unit tokens are not formed either
-    products, shared, size = sums @ sums.mT, chosen @ chosen.mT, chosen.sum(-1)
+    inverse = inverse_norms(norms).unsqueeze(1)
+    chosen = (member & (inverse > 0)).float()
+    sums = ((chosen * inverse) @ tokens).double()  # unit tokens are not formed either
+    products, shared = sums @ sums.mT, (chosen @ chosen.mT).double()
+    size = shared.diagonal(dim1=1, dim2=2)
     pairs = size.unsqueeze(1) * size.unsqueeze(2) - shared
     cosines = torch.where(pairs > 0, (products - shared) / pairs.clamp(min=1), torch.nan)
     return cosines, pairs, products.diagonal(dim1=1, dim2=2)
@@ -88,9 +89,9 @@ class GroupSimilarity(Metric):
     another, so that few are split. On several devices ``images`` is the number that one device sees.
 
     Args:
-        groups: names of the token groups whose masks :meth:`update` receives; they may overlap.
+        groups: names of the token groups whose masks the tokens carry; they may overlap.
         images: number of images that will arrive.
-        mean: mean token (C,) of the images that something was fitted on; without it, nothing is centred.
+        centred: whether to measure ``similarity_centred`` as well; for tokens that have a mean.
         counts: token counts per group for ``similarity_published``.
         folds: number of groups of images.
 
@@ -99,7 +100,6 @@ class GroupSimilarity(Metric):
     """
 
     full_state_update = False
-    mean: Tensor
     total: Tensor
     number: Tensor
     published: Tensor
@@ -109,32 +109,31 @@ class GroupSimilarity(Metric):
         self,
         groups: Sequence[str],
         images: int,
-        mean: Float[Tensor, " c"] | None = None,
+        centred: bool = False,
         counts: dict[str, int] | None = None,
         folds: int = FOLDS,
     ) -> None:
         super().__init__()
         self.groups, self.images, self.folds, self.counts = tuple(groups), images, folds, counts or {}
-        self.kinds = ("similarity",) if mean is None else ("similarity", "similarity_centred")
-        self.register_buffer("mean", torch.zeros(1) if mean is None else mean.double(), persistent=False)
+        self.kinds = ("similarity", "similarity_centred") if centred else ("similarity",)
         shape = (folds, len(self.kinds), len(self.groups), len(self.groups))
         for name, zeros in (("total", shape), ("number", shape), ("published", (folds, len(self.groups)))):
             self.add_state(name, torch.zeros(zeros, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Bool[Tensor, "b h w"]]) -> None:
-        """Add the next images: their grids, and the mask of every group."""
-        require_side(grid.shape[2], grid.shape[3])
-        fold = folds_of(int(self.seen), len(grid), self.images, self.folds, grid.device)
-        tokens = flatten(grid).double()
-        member = torch.stack([masks[group].flatten(1) for group in self.groups], dim=1)
-        for kind, shift in enumerate((None, self.mean)[: len(self.kinds)]):
-            cosines, pairs, squares = mean_cosines(tokens if shift is None else tokens - shift, member)
+    def update(self, layer: LayerTokens) -> None:
+        """Add the next images, with a mask for every group."""
+        require_side(layer.height, layer.width)
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        member = torch.stack([layer.masks[group] for group in self.groups], dim=1)
+        tokens = ((layer.tokens, layer.norms), (layer.centred, layer.centred_norms))
+        for kind in range(len(self.kinds)):
+            cosines, pairs, squares = mean_cosines(*tokens[kind], member)
             self.total[:, kind].index_add_(0, fold, cosines.nan_to_num())
             self.number[:, kind].index_add_(0, fold, (pairs > 0).double())
-            if shift is None:
+            if kind == 0:
                 self._add_published(fold, squares, pairs.diagonal(dim1=1, dim2=2) > 0)
-        self.seen += len(grid)
+        self.seen += len(layer)
 
     def _add_published(self, fold: Int[Tensor, " b"], squares: Float[Tensor, "b g"], present: Bool[Tensor, "b g"]) -> None:
         for i, group in enumerate(self.groups):

@@ -6,12 +6,14 @@ In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, max_pool2d, normalize
+from torch.nn.functional import max_pool2d, normalize
 from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, folds_of, token_risk, with_intervals
+from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
 
+DETECTED = "high_norm"
 TEMPLATE_COSINE = 0.8
 TINY = torch.finfo(torch.float64).tiny
 PARITY = ("even_even", "even_odd", "odd_even", "odd_odd")
@@ -31,7 +33,7 @@ def parity_counts(mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
 
 
 class HighNormTokens(Metric):
-    """Count, energy and places of detected tokens.
+    """Count, energy and places of detected tokens: of the group ``high_norm``.
 
     ``high_norm_share/all`` f_out and ``high_norm_energy/all`` E_out: share of tokens and of Σ‖x‖² over all images;
     ``r_tok/all``: see :func:`token_risk`; ``high_norm_images/all``: share of images with a detection;
@@ -62,10 +64,10 @@ class HighNormTokens(Metric):
         self.add_state("parity", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
-        """Add the next images: raw grids and detections."""
-        fold = folds_of(int(self.seen), len(grid), self.images, self.folds, grid.device)
-        energy, chosen = grid.double().square().sum(1).flatten(1), mask.flatten(1).double()
+    def update(self, layer: LayerTokens) -> None:
+        """Add the next images."""
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        energy, chosen = layer.norms.square(), layer.masks[DETECTED].double()
         columns = [
             chosen.sum(1),
             torch.ones_like(chosen).sum(1),
@@ -73,11 +75,11 @@ class HighNormTokens(Metric):
             energy.sum(1),
             chosen.amax(1),
             torch.ones_like(chosen[:, 0]),
-            full_patches(mask).double().sum((1, 2)),
+            full_patches(layer.grid_mask(DETECTED)).double().sum((1, 2)),
         ]
         self.sums.index_add_(0, fold, torch.stack(columns, dim=1))
-        self.parity.index_add_(0, fold, parity_counts(mask))
-        self.seen += len(grid)
+        self.parity.index_add_(0, fold, parity_counts(layer.grid_mask(DETECTED)))
+        self.seen += len(layer)
 
     @staticmethod
     def _values(sums: Float[Tensor, "*n 7"], parity: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
@@ -103,24 +105,22 @@ class HighNormTokens(Metric):
 
 
 class OutlierTemplate(Metric):
-    """Unit mean of x − mean over detected tokens: the direction that high-norm tokens share.
+    """Unit mean of the centred tokens detected, the group ``high_norm``: the direction that they share.
 
     Args:
-        mean: mean token (C,).
+        channels: C.
     """
 
     full_state_update = False
-    mean: Tensor
     total: Tensor
 
-    def __init__(self, mean: Float[Tensor, " c"]) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("mean", mean.double().view(-1, 1, 1), persistent=False)
-        self.add_state("total", torch.zeros(len(mean), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
-        """Add images: raw grids and detections."""
-        self.total += ((grid.double() - self.mean) * mask.unsqueeze(1)).sum((0, 2, 3))
+    def update(self, layer: LayerTokens) -> None:
+        """Add images."""
+        self.total += layer.centred[layer.masks[DETECTED]].double().sum(0)
 
     def compute(self) -> Float[Tensor, " c"]:
         """The direction, norm 1; zeros where nothing was detected, which no token resembles."""
@@ -128,11 +128,11 @@ class OutlierTemplate(Metric):
 
 
 def resembles(
-    grid: Float[Tensor, "b c h w"], mean: Float[Tensor, " c"], template: Float[Tensor, " c"], threshold: float = TEMPLATE_COSINE
-) -> Bool[Tensor, "b h w"]:
-    """Tokens whose cosine between x − mean and the template of :class:`OutlierTemplate` exceeds ``threshold``."""
-    centred = grid.double() - mean.double().view(-1, 1, 1)
-    return cosine_similarity(centred, template.double().view(1, -1, 1, 1), dim=1) > threshold
+    layer: LayerTokens, template: Float[Tensor, " c"], threshold: float = TEMPLATE_COSINE
+) -> Bool[Tensor, "b {layer.height} {layer.width}"]:
+    """Centred tokens whose cosine with the template of :class:`OutlierTemplate` exceeds ``threshold``."""
+    cosines = layer.centred @ template.float() * inverse_norms(layer.centred_norms)
+    return (cosines > threshold).unflatten(1, (layer.height, layer.width))
 
 
 def pooled(mask: Bool[Tensor, "b h w"], factor: int) -> Bool[Tensor, "b _h _w"]:

@@ -5,7 +5,6 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 from torchmetrics import Metric
 
 from metrics.credibility import folds_of
@@ -15,6 +14,15 @@ from tokens.keyed import keyed_generator
 CELLS = 8
 ROWS = 1024
 MIN_ROWS = 4
+
+
+def cell_mean(image: Float[Tensor, "c h w"], cell: int) -> Float[Tensor, " c"]:
+    """Mean over one cell of an 8×8 partition, numbered row-major; the other cells are not touched."""
+    height, width = image.shape[1:]
+    row, col = divmod(cell, CELLS)
+    rows = slice(row * height // CELLS, -(-(row + 1) * height // CELLS))
+    cols = slice(col * width // CELLS, -(-(col + 1) * width // CELLS))
+    return image[:, rows, cols].mean((1, 2), dtype=torch.float64)
 
 
 def centred_gram(rows: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:
@@ -66,7 +74,7 @@ class LinearCKA(Metric):
 
     At most ``rows`` (image, cell) pairs are kept, the same for all layers, so memory does not grow with the images: R rows
     from N images are ⌊(n+1)R/N⌋ − ⌊nR/N⌋ from image n, which spreads them evenly, and an image's rows are cells drawn at
-    random without repetition, keyed by the image's number. A cell's mean follows torch's adaptive pooling: exact where 8
+    random without repetition, keyed by the image's number. A cell is what torch's adaptive pooling makes it: exact where 8
     divides the side; on grids below 8×8 neighbouring cells share tokens.
 
     Rows of one image are not independent, which leaves some similarity of whole images in values near 0. The states are
@@ -97,23 +105,20 @@ class LinearCKA(Metric):
         """Rows that the first ``images`` images give."""
         return images * self.size // self.images
 
-    def _cells(self, image: int) -> Tensor:
+    def _cells(self, image: int) -> list[int]:
         """Cells of the image number ``image``, row-major indices into the partition."""
         order = torch.randperm(CELLS**2, generator=keyed_generator(self.seed, "cka", image))
-        return order[: self._filled(image + 1) - self._filled(image)]
+        return order[: self._filled(image + 1) - self._filled(image)].tolist()
 
     def update(self, grids: dict[str, Float[Tensor, "b _c _h _w"]]) -> None:
-        """Add the next images: the grid of every layer."""
+        """Add the next images: the grid of every layer. Few of their tokens are read, none is kept."""
         batch, first = len(grids[self.layers[0]]), int(self.seen)
         folds_of(first, batch, self.images)  # refuses images beyond the last
-        cells = [self._cells(first + i) for i in range(batch)]
-        start, end = self._filled(first), self._filled(first + batch)
-        used = [i for i, chosen in enumerate(cells) if len(chosen)]
+        places = [(i, cell) for i in range(batch) for cell in self._cells(first + i)]
         for layer in self.layers:
-            if used:
-                means = adaptive_avg_pool2d(grids[layer][used].double(), CELLS).flatten(2).mT
-                picked = [mean[cells[i].to(mean.device)] for i, mean in zip(used, means, strict=True)]
-                getattr(self, f"rows_{layer}")[start:end] = torch.cat(picked)
+            kept: Tensor = getattr(self, f"rows_{layer}")
+            for row, (i, cell) in enumerate(places, start=self._filled(first)):
+                kept[row] = cell_mean(grids[layer][i], cell)
         self.seen += batch
 
     def rows(self, layer: str) -> Float[Tensor, "n c"]:

@@ -1,18 +1,20 @@
 """PositionVariance: the share of the variance of tokens that their position explains; no probe, never saturated."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
-from torch.nn.functional import normalize
 from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, folds_of, require_images, with_interval
+from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
 
-TINY = torch.finfo(torch.float64).tiny
+RESOLUTION = 1e-5  # of a sum over images in float32
 
 
-def position_share(by_position: Float[Tensor, "c *grid"], squares: Float[Tensor, "2"], images: int) -> Float[Tensor, ""]:
+def position_share(
+    by_position: Float[Tensor, "c *grid"], squares: Float[Tensor, "2"], images: int, resolution: float = 1e-12
+) -> Float[Tensor, ""]:
     """V_pos of N images on P positions, from their sums; two-way without interaction, unclipped.
 
     With tokens t_{n,p}, means over images t̄_p, over positions t̄_n, over both t̄::
@@ -30,6 +32,7 @@ def position_share(by_position: Float[Tensor, "c *grid"], squares: Float[Tensor,
         by_position: Σ_n t_{n,p}.
         squares: Σ ‖t_{n,p}‖² and Σ_n ‖Σ_p t_{n,p}‖².
         images: N.
+        resolution: share of Σ ‖t‖² below which variance is rounding error, so that nothing varies.
 
     Returns:
         at most 1, about 0 and possibly negative where position explains nothing; NaN where nothing varies, or there are
@@ -47,7 +50,7 @@ def position_share(by_position: Float[Tensor, "c *grid"], squares: Float[Tensor,
     between = (explained - common) / (positions - 1)
     residual = (squares[0] - explained - squares[1] / positions + common) / ((images - 1) * (positions - 1))
     variance = (between - residual) / images
-    varies = squares[0] - common > 1e-12 * squares[0]
+    varies = squares[0] - common > resolution * squares[0]
     return torch.where(varies, variance / (variance + within), torch.nan)
 
 
@@ -55,14 +58,14 @@ class PositionVariance(Metric):
     """``position_variance/all``: V_pos, see :func:`position_share`, of one layer's tokens, with an interval.
 
     Images arrive in one order and form 20 folds of consecutive ones. A fold ends when its share of ``images`` has come: its
-    V_pos is taken, its sums join the total and the next one starts, so that two maps (C, h, w) are alive, not 20. For that
-    reason the metric works on one device only. Crops of one photograph are not independent: let them follow one another.
+    V_pos is taken, its sums join the total and the next one starts, so that two maps (h·w, C) are alive, not 20; the fold's
+    is float32, the total float64. For that reason the metric works on one device only. Crops of one photograph are not
+    independent: let them follow one another.
 
     Args:
         channels, height, width: of the grid.
         images: number of images that will arrive.
-        mean: mean token (C,) to subtract first; without it, nothing is subtracted.
-        normalise: give every token norm 1 (after the subtraction); a token that is zero stays zero.
+        normalise: give every centred token norm 1; a token that is zero stays zero.
         folds: number of groups of images.
 
     Raises:
@@ -70,7 +73,6 @@ class PositionVariance(Metric):
     """
 
     full_state_update = False
-    mean: Tensor
     total: Tensor
     current: Tensor
     squares: Tensor
@@ -84,39 +86,42 @@ class PositionVariance(Metric):
         height: int,
         width: int,
         images: int,
-        mean: Float[Tensor, " c"] | None = None,
         normalise: bool = True,
         folds: int = FOLDS,
     ) -> None:
         super().__init__()
         self.images, self.folds, self.normalise = images, folds, normalise
-        shift = torch.zeros(channels) if mean is None else mean
-        self.register_buffer("mean", shift.double().view(channels, 1, 1), persistent=False)
-        grid, sums = (channels, height, width), (2,)  # sums: Σ‖t‖², Σ_n‖Σ_p t‖²
-        shapes = {"total": grid, "current": grid, "squares": sums, "current_squares": sums, "estimates": (folds,)}
-        for name, shape in shapes.items():
+        tokens, sums = (height * width, channels), (2,)  # sums: Σ‖t‖², Σ_n‖Σ_p t‖²
+        for name, shape in {"total": tokens, "squares": sums, "current_squares": sums, "estimates": (folds,)}.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("current", torch.zeros(tokens), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, grid: Float[Tensor, "b c h w"]) -> None:
+    def update(self, layer: LayerTokens) -> None:
         """Add the next images."""
-        index, counts = folds_of(int(self.seen), len(grid), self.images, self.folds).unique(return_counts=True)
-        for fold, part in zip(index.tolist(), grid.split(counts.tolist()), strict=True):
-            tokens = part.double() - self.mean
-            if self.normalise:
-                tokens = normalize(tokens, dim=1, eps=TINY)
-            self.current += tokens.sum(0)
-            self.current_squares += torch.stack([tokens.square().sum(), tokens.sum((2, 3)).square().sum()])
+        index, counts = folds_of(int(self.seen), len(layer), self.images, self.folds).unique(return_counts=True)
+        scale = inverse_norms(layer.centred_norms) if self.normalise else torch.ones_like(layer.norms).float()
+        parts = (each.split(counts.tolist()) for each in (layer.centred, layer.centred_norms, scale))
+        for fold, tokens, norms, factor in zip(index.tolist(), *parts, strict=True):
+            self._add(tokens, norms, factor)
             self.seen += len(tokens)
             self._close(fold)
+
+    def _add(self, tokens: Float32[Tensor, "b p c"], norms: Float64[Tensor, "b p"], scale: Float32[Tensor, "b p"]) -> None:
+        """Add t = scale · x of one fold; t is not formed."""
+        for image, factor in zip(tokens, scale, strict=True):
+            self.current.addcmul_(image, factor.unsqueeze(1))
+        by_image = (scale.unsqueeze(1) @ tokens).double()
+        self.current_squares += torch.stack([(scale * norms).square().sum(), by_image.square().sum()])
 
     def _close(self, fold: int) -> None:
         """End the fold if all of its images have come."""
         start, end = (-(-edge * self.images // self.folds) for edge in (fold, fold + 1))
         if int(self.seen) < end:
             return
-        self.estimates[fold] = position_share(self.current, self.current_squares, images=end - start)
-        self.total += self.current
+        ended = self.current.double()
+        self.estimates[fold] = position_share(ended.mT, self.current_squares, end - start, RESOLUTION)
+        self.total += ended
         self.squares += self.current_squares
         self.current.zero_()
         self.current_squares.zero_()
@@ -134,5 +139,5 @@ class PositionVariance(Metric):
                 f"Expected images to be the number of images that arrive, but got {self.images} and {int(self.seen)} came. "
                 "Give the statistic the length of the stream."
             )
-        value = position_share(self.total, self.squares, images=self.images)
+        value = position_share(self.total.mT, self.squares, self.images, RESOLUTION)
         return with_interval("position_variance/all", value, self.per_fold(), self.seen)

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, folds_of, with_interval
 from metrics.group_similarity import require_side
+from metrics.layer_tokens import TINY, LayerTokens
 from metrics.position_variance import position_share
 
 
@@ -36,7 +37,7 @@ class TokenNorms(Metric):
 
     Args:
         height, width: of the grid.
-        groups: names of the token groups whose masks :meth:`update` receives.
+        groups: names of the token groups whose masks the tokens carry.
         images: number of images that will arrive.
         folds: number of groups of images.
 
@@ -72,19 +73,18 @@ class TokenNorms(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Bool[Tensor, "b h w"]]) -> None:
-        """Add the next images: their grids, and the mask of every group."""
-        fold = folds_of(int(self.seen), len(grid), self.images, self.folds, grid.device)
-        norm = grid.double().norm(dim=1)
-        ratio = relative_norms(norm.flatten(1), torch.stack([masks[group].flatten(1) for group in self.groups], dim=1))
+    def update(self, layer: LayerTokens) -> None:
+        """Add the next images, with a mask for every group."""
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        ratio = relative_norms(layer.norms, torch.stack([layer.masks[group] for group in self.groups], dim=1))
         self.ratio.index_add_(0, fold, ratio.nan_to_num())
         self.number.index_add_(0, fold, ratio.isfinite().double())
-        self.norm_map += norm.sum(0)
-        log = norm.clamp_min(torch.finfo(torch.float32).tiny).log()
-        self.log_map.index_add_(0, fold, log)
-        self.log_squares.index_add_(0, fold, torch.stack([log.square().sum((1, 2)), log.sum((1, 2)).square()], dim=1))
-        self.count.index_add_(0, fold, torch.ones_like(log[:, 0, 0]))
-        self.seen += len(grid)
+        self.norm_map += layer.norms.sum(0).view_as(self.norm_map)
+        log = layer.norms.clamp_min(TINY).log()
+        self.log_map.index_add_(0, fold, log.unflatten(1, (layer.height, layer.width)))
+        self.log_squares.index_add_(0, fold, torch.stack([log.square().sum(1), log.sum(1).square()], dim=1))
+        self.count.index_add_(0, fold, torch.ones_like(log[:, 0]))
+        self.seen += len(layer)
 
     def _icc(self) -> tuple[Tensor, Tensor]:
         """The ICC from all images, and from every fold."""

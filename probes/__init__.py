@@ -1,5 +1,7 @@
-"""LightningModules that read something out of tokens: one linear head per layer, all trained side by side."""
+"""LightningModules that read something out of tokens, every layer side by side: linear heads, or statistics."""
 
 from probes.position import PositionProbe
+from probes.statistics import StatisticsProbe
+from probes.study import StudyProbe
 
-__all__ = ["PositionProbe"]
+__all__ = ["PositionProbe", "StatisticsProbe", "StudyProbe"]

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.run import Run
+from reports.statistics import statistics_figures
+from reports.study import study_figures, write_differences
 
 COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
 LABELS = {"test": "this network", "random_weights": "random weights", "shuffled_labels": "shuffled labels", "chance": "chance"}
@@ -20,18 +22,27 @@ LABELS = {"test": "this network", "random_weights": "random weights", "shuffled_
 
 def draw(run: Run, folder: Path) -> list[Path]:
     """Write the figures that a run has data for as PNG; returns their paths."""
-    figures: dict[str, Figure] = {}
-    if len(run.layers) > 1:
-        figures["accuracy_over_layers"] = over_layers(run)
-    if run.maps:
-        figures["accuracy_over_grid"] = over_grid(run)
-        figures["predicted_against_true"] = confusion(run)
+    figures = statistics_figures(run) if run.kind == "statistics" else position_figures(run)
+    if run.kind == "study":
+        figures |= study_figures(run)
+        write_differences(run, folder / "loos2025.csv")
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=130)
         plt.close(figure)
     return paths
+
+
+def position_figures(run: Run) -> dict[str, Figure]:
+    """Every figure that a position run has data for, by file name."""
+    figures: dict[str, Figure] = {}
+    if len(run.layers) > 1:
+        figures["accuracy_over_layers"] = over_layers(run)
+    if run.maps:
+        figures["accuracy_over_grid"] = over_grid(run)
+        figures["predicted_against_true"] = confusion(run)
+    return figures
 
 
 def over_layers(run: Run) -> Figure:

@@ -33,6 +33,11 @@ class Run:
         return list(self.meta["layers"])
 
     @property
+    def kind(self) -> str:
+        """What was measured: ``position`` or ``statistics``."""
+        return str(self.meta.get("probe", "position"))
+
+    @property
     def setting(self) -> str:
         """Network and noise level, for titles."""
         weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"

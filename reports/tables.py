@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reports.run import Run
+from reports.statistics import statistics_table
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 GROUPS = ("all", "corner", "border", "interior", "high_norm")
@@ -50,7 +51,8 @@ def position_table(run: Run) -> Table:
 
 def show(run: Run, console: Console) -> None:
     """Print the table; where output is no terminal it is wide enough for every cell."""
-    console.print(position_table(run), width=None if console.is_terminal else 110)
+    table = statistics_table(run) if run.kind == "statistics" else position_table(run)
+    console.print(table, width=None if console.is_terminal else 110)
 
 
 def rows(run: Run) -> tuple[list[str], list[list[Any]]]:

@@ -59,6 +59,8 @@ def check(arguments: list[str]) -> None:
             compose("train", overrides=[_first(text) for text in overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, overrides)) from error
+    except ValueError as error:  # a group set to null
+        raise InputError(f"Expected a choice for every configuration group, but got {' '.join(overrides)}: {error}") from error
     finally:
         GlobalHydra.instance().clear()
 

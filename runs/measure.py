@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -57,10 +58,18 @@ class Measurement:
 
     def release(self) -> None:
         """Make room on the device for the next network."""
-        self.data.backbone.to("cpu")
-        self.data.resident.clear()
+        self.data.release()
         gc.collect()  # trainer, probe and data refer to each other
         torch.cuda.empty_cache()
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """The probe's maps by name; ``pictures`` (n, 256, 256, 3) of the images it drew, if it drew any."""
+        maps: dict[str, np.ndarray] = self.probe.maps()
+        if "pictured" in maps:
+            shown = torch.stack([self.data.images[int(index)]["image"] for index in maps["pictured"]])
+            small = torch.nn.functional.interpolate(shown, size=(256, 256), mode="area")
+            maps["pictures"] = (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return maps
 
     @property
     def results(self) -> dict[str, float]:
@@ -74,7 +83,9 @@ class Measurement:
             circumstances(self.cfg)
             | self.data.describe()
             | {
+                "probe": type(self.probe).__name__.removesuffix("Probe").lower(),
                 "layers": list(self.data.layers),
+                "published_names": self.data.backbone.published_names(self.data.layers),
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
                 "timestep": self.cfg.timestep,
                 "train_steps": self.trainer.global_step,

@@ -4,6 +4,7 @@ A stream makes ``GridBatch`` (whole activation grids); sampling and mixing turn 
 eats). Layers are keys, so one U-Net pass feeds every layer's head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -40,6 +41,18 @@ class GridBatch(_Movable):
     masks: dict[str, dict[str, Bool[Tensor, "b _h _w"]]]
     image: Int[Tensor, " b"]
     photo: Int[Tensor, " b"]
+
+    def select(self, which: Sequence[int]) -> "GridBatch":
+        """The images at these places of the batch; the batch itself where that is all of them, in order."""
+        if list(which) == list(range(len(self.image))):
+            return self
+        index = torch.tensor(which, device=self.image.device)
+        return GridBatch(
+            grids={layer: grid[index] for layer, grid in self.grids.items()},
+            masks={layer: {name: mask[index] for name, mask in masks.items()} for layer, masks in self.masks.items()},
+            image=self.image[index],
+            photo=self.photo[index],
+        )
 
 
 @dataclass(frozen=True)

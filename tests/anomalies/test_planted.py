@@ -12,6 +12,7 @@ from metrics.channel_energy import ChannelEnergy
 from metrics.credibility import channel_risk, corner_risk, norm_risk, token_risk
 from metrics.group_similarity import GroupSimilarity, corner_mask
 from metrics.high_norm import DetectionScore, HighNormTokens, OutlierTemplate, resembles
+from metrics.layer_tokens import LayerTokens
 from metrics.position_variance import PositionVariance
 from metrics.token_norms import TokenNorms
 from tokens.errors import InputError
@@ -106,10 +107,10 @@ def test_clean_tokens_have_no_detections(scale: float) -> None:
 def test_the_template_recognises_patches_of_other_images() -> None:
     changed, mask = high_norm_patches(clean(), 4.0, 2, generator(3))
     mean = changed[:30].mean((0, 2, 3))
-    template = OutlierTemplate(mean)
-    template.update(changed[:30], high_norm(changed[:30]))
+    template = OutlierTemplate(CHANNELS)
+    template.update(LayerTokens.of(changed[:30], token_groups(changed[:30]), mean))
     score = DetectionScore(30)
-    score.update(resembles(changed[30:], mean, template.compute()), mask[30:])
+    score.update(resembles(LayerTokens.of(changed[30:], {}, mean), template.compute()), mask[30:])
     assert score.compute()["recall/all"] > 0.99
     assert score.compute()["precision/all"] > 0.99
 
@@ -117,24 +118,21 @@ def test_the_template_recognises_patches_of_other_images() -> None:
 def statistics(grid: Tensor, mean: Tensor) -> dict[str, float]:
     """What all the statistics of one layer say."""
     groups, images, count = ("corner", "border", "interior"), len(grid), tuple(grid.shape[1:])
-    masks = token_groups(grid)
-    similarity, norms = GroupSimilarity(groups, images, mean=mean), TokenNorms(*count[1:], groups, images)
-    position, tokens = PositionVariance(*count, images=images, mean=mean), HighNormTokens(images)
-    channels = ChannelEnergy(mean, images)
-    for metric in (similarity, norms):
-        metric.update(grid, masks)
-    for metric in (position, channels):
-        metric.update(grid)
-    tokens.update(grid, masks["high_norm"])
-    return {k: v for m in (similarity, norms, position, channels, tokens) for k, v in m.compute().items()}
+    metrics = [GroupSimilarity(groups, images, centred=True), TokenNorms(*count[1:], groups, images)]
+    metrics += [PositionVariance(*count, images=images), HighNormTokens(images), ChannelEnergy(CHANNELS, images)]
+    layer = LayerTokens.of(grid, token_groups(grid), mean)
+    for metric in metrics:
+        metric.update(layer)
+    return {key: value for metric in metrics for key, value in metric.compute().items()}
 
 
 def r_cor(full: Tensor, cropped: Tensor, margin: int) -> float:
     """Corner tokens of the cropped images against the tokens of the full ones that show the same."""
     found = []
     for grid, ring in ((cropped, 0), (full, margin)):
-        metric = GroupSimilarity(("corner",), len(grid), mean=full.mean((0, 2, 3)))
-        metric.update(grid, {"corner": corner_mask(*grid.shape[2:], margin=ring).expand(len(grid), -1, -1)})
+        metric = GroupSimilarity(("corner",), len(grid), centred=True)
+        mask = {"corner": corner_mask(*grid.shape[2:], margin=ring).expand(len(grid), -1, -1)}
+        metric.update(LayerTokens.of(grid, mask, full.mean((0, 2, 3))))
         found.append(torch.tensor(metric.compute()["similarity_centred/corner"], dtype=torch.float64))
     return corner_risk(*found).item()
 
@@ -149,7 +147,7 @@ def test_a_corner_code_is_corner_risk_and_nothing_else(strength: float) -> None:
     assert after["similarity_centred/corner"] == pytest.approx(expected, abs=0.04)
     assert r_cor(full, cropped + code, margin) == pytest.approx(expected, abs=0.04)
     for key in ("similarity_centred/border", "similarity_centred/interior", "similarity_centred/border_interior"):
-        assert after[key] == pytest.approx(before[key], abs=1e-12)
+        assert after[key] == pytest.approx(before[key], abs=1e-6)
     for key in ("similarity_centred/corner_border", "similarity_centred/corner_interior"):
         assert after[key] == pytest.approx(before[key], abs=0.02)
     energy = 1 / CHANNELS + code.square().mean((1, 2))  # the code adds its own energy to its channels, and no more

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics.linear_cka import LinearCKA, debiased_cka
+from metrics.linear_cka import LinearCKA, cell_mean, debiased_cka
 from tokens.errors import InputError
 
 
@@ -96,6 +96,14 @@ def metric_of(grids: dict[str, Tensor], parts: int = 1, rows: int = 200) -> Line
     for index in torch.arange(images).tensor_split(parts):
         metric.update({layer: grid[index] for layer, grid in grids.items()})
     return metric
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+@settings(deadline=None, max_examples=30)
+def test_a_cell_is_what_adaptive_pooling_makes_it(height: int, width: int) -> None:
+    image = randn(2, height, width)
+    means = torch.stack([cell_mean(image, cell) for cell in range(64)], dim=1).unflatten(1, (8, 8))
+    torch.testing.assert_close(means, torch.nn.functional.adaptive_avg_pool2d(image, 8))
 
 
 @pytest.mark.parametrize(("images", "rows"), [(7, 1024), (7, 50), (30, 20), (64, 64), (100, 33)])

@@ -13,23 +13,29 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from metrics.position_rsa import PositionRSA, stratified
+from metrics.layer_tokens import LayerTokens
+from metrics.position_rsa import PositionRSA, spearman, stratified
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def metric_of(
-    grid: Tensor, parts: int = 1, image: Tensor | None = None, photo: Tensor | None = None, **options: Any
+    grid: Tensor,
+    parts: int = 1,
+    image: Tensor | None = None,
+    photo: Tensor | None = None,
+    mean: Tensor | None = None,
+    **options: Any,
 ) -> PositionRSA:
     index = torch.arange(len(grid))
     image, photo = index if image is None else image, index if photo is None else photo
     metric = PositionRSA(images=len(grid), **options)
     for chosen in index.tensor_split(parts):
-        metric.update(grid[chosen], image[chosen], photo[chosen])
+        metric.update(LayerTokens.of(grid[chosen], {}, mean), image[chosen], photo[chosen])
     return metric
 
 
@@ -128,7 +134,7 @@ def test_a_limit_takes_images_spread_evenly(images: int, limit: int) -> None:
 
 def smooth_code(channels: int, side: int, strength: float) -> Tensor:
     """Every channel a ramp over the grid, so that tokens differ the more the farther they are apart."""
-    ramp = torch.linspace(-1, 1, side, dtype=torch.float64)
+    ramp = torch.linspace(-1, 1, side)
     slope = torch.nn.functional.normalize(randn(2, channels, 1, 1, seed=7), dim=1)
     return strength * (slope[0] * ramp.view(1, -1, 1) + slope[1] * ramp)
 
@@ -171,14 +177,26 @@ def test_a_reset_metric_starts_anew() -> None:
     metric = metric_of(grid)
     before = metric.compute()
     metric.reset()
-    metric.update(grid, torch.arange(4), torch.arange(4))
+    metric.update(LayerTokens.of(grid, {}), torch.arange(4), torch.arange(4))
     assert metric.compute() == before
     json.dumps(before, allow_nan=False)
 
 
 def test_an_image_too_many_is_refused_and_half_precision_is_welcome() -> None:
     grid = (1e4 * randn(2, 64, 4, 4)).half()
-    assert measured(grid) == pytest.approx(measured(grid.double()))
+    assert measured(grid) == pytest.approx(measured(grid.float()))
     metric = metric_of(grid)
     with pytest.raises(InputError, match="but got 2 and at least 3 came"):
-        metric.update(grid[:1], torch.tensor([2]), torch.tensor([2]))
+        metric.update(LayerTokens.of(grid[:1], {}), torch.tensor([2]), torch.tensor([2]))
+
+
+@given(st.integers(2, 300), st.integers(1, 30), st.integers(1, 300), st.integers(0, 10**6))
+def test_ranks_are_those_of_scipy_with_and_without_ties(count: int, distances: int, values: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    distance, tied = generator.integers(0, distances, count), generator.integers(0, values, count) / 7
+    for dissimilarity in (tied, generator.normal(size=count)):
+        found = spearman(dissimilarity, distance)
+        if np.ptp(distance) and np.ptp(dissimilarity):
+            assert found == pytest.approx(stats.spearmanr(dissimilarity, distance).statistic, abs=1e-12)
+        else:
+            assert math.isnan(found)

@@ -1,0 +1,170 @@
+"""GridDataModule: images → GridBatches of whole grids, for statistics that train nothing. Data path steps 1 to 6."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from lightning import LightningDataModule
+from torch import Tensor
+
+from backbones import FrozenSD
+from datamodules.cache import LatentCache
+from datamodules.images.cropped import Cropped
+from datamodules.images.source import ImageSource
+from datamodules.latents import LatentStore
+from datamodules.splits import split_by_photo
+from datamodules.stream import ActivationStream
+from tokens.batch import GridBatch
+from tokens.errors import InputError
+
+VIEWS = ("whole", "cropped", "other_noise", "other_timestep")
+
+
+class GridDataModule(LightningDataModule):
+    """Whole activation grids: the fit split first (for the mean token), then every other image, once per view.
+
+    Views, in the order of the test dataloaders: ``whole``; ``cropped`` by ``margin`` pixels on every side;
+    ``other_noise`` and ``other_timestep``, both of the first ``repeats`` images only.
+
+    Args:
+        images, backbone, block, timestep, seed, prompt, splits, batch_size, cache_dir, num_workers: see
+            :class:`~datamodules.activations.ActivationDataModule`. Without a fit split (``loos2025``) the training images
+            give the mean token, and are measured too.
+        margin: pixels to crop, a multiple of 64 where every grid must stay even.
+        other_timestep: noise level of the view of that name.
+        repeats: images of the last two views; 0 skips them.
+
+    Raises:
+        InputError: an unknown layer, a timestep out of range, too few photographs, too large a margin.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource,
+        backbone: FrozenSD,
+        block: str | Sequence[str] = "all",
+        timestep: int = 50,
+        seed: int = 0,
+        prompt: str = "",
+        splits: str = "default",
+        margin: int = 64,
+        other_timestep: int = 261,
+        repeats: int = 16,
+        batch_size: int = 8,
+        cache_dir: str = ".cache",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("repeats", repeats, 0)):
+            if value < least:
+                raise InputError(f"Expected datamodule.{name} to be at least {least}, but got {value}. Use {least} or more.")
+        for step in (timestep, other_timestep):
+            backbone.noise.check(step)
+        self.images, self.backbone = images, backbone
+        self.layers = backbone.unet.resolve(block)
+        self.shapes = backbone.shapes(images.size, self.layers)
+        self.margin, self.repeats = margin, repeats
+        split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
+        self.split = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
+        cache = LatentCache(cache_dir)
+        self.stores = {
+            "whole": LatentStore(images, backbone.encoder, cache, seed, batch_size, num_workers),
+            "cropped": LatentStore(Cropped(images, margin), backbone.encoder, cache, seed, batch_size, num_workers),
+        }
+
+        def stream(store: str, step: int, noise: int) -> ActivationStream:
+            return ActivationStream(backbone, self.stores[store], self.layers, step, noise, prompt, batch_size)
+
+        self.streams = {
+            "whole": stream("whole", timestep, seed),
+            "cropped": stream("cropped", timestep, seed),
+            "other_noise": stream("whole", timestep, seed + 1),
+            "other_timestep": stream("whole", other_timestep, seed),
+        }
+        self.photos = len(self.streams["whole"].photos)
+        self.seconds: dict[str, float] = {}
+        self._prepared = False
+
+    def prepare_data(self) -> None:
+        """Encode what the latent cache lacks: all images whole, the measured ones cropped too."""
+        if self._prepared:
+            return
+        started = time.perf_counter()
+        usable = set(self.stores["whole"].prepare(list(dict.fromkeys([*self.split["fit"], *self.split["test"]]))))
+        self.split = {name: [i for i in part if i in usable] for name, part in self.split.items()}
+        for name, part in self.split.items():
+            if not part:
+                raise InputError(f"Expected images for the {name} split, but none can be decoded. Check the image source.")
+        self.stores["cropped"].prepare(self.split["test"])
+        self.seconds["encode"] = time.perf_counter() - started
+        self._prepared = True
+
+    def train_dataloader(self) -> "GridLoader":
+        """The fit images, whole."""
+        return self._loader("whole", self.split["fit"])
+
+    def test_dataloader(self) -> "list[GridLoader]":
+        """Every view of the measured images, in the order of VIEWS."""
+        measured, some = self.split["test"], self.split["test"][: self.repeats]
+        return [self._loader(view, measured if view in ("whole", "cropped") else some) for view in VIEWS]
+
+    def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:
+        """Cells where the VAE's posterior variance lies on its floor in any channel, per image."""
+        pictures = {index: self.images[index]["image"] for index in indices}
+        return {index: self.backbone.encoder.floor_cells(picture[None])[0] for index, picture in pictures.items()}
+
+    def release(self) -> None:
+        """Let go of everything kept on the device."""
+        self.backbone.to("cpu")
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data in a run's record."""
+        used = [*self.split["fit"], *self.split["test"]]
+        stores = self.stores.values()
+        encoded = sum(store.encoded for store in stores)
+        return self.backbone.describe() | {
+            "dataset_fingerprint": self.stores["whole"].fingerprint(used),
+            "images": {name: len(indices) for name, indices in self.split.items()},
+            "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
+            "skipped": [name for store in stores for name in store.skipped],
+            "latents": {"reused": len(used) + len(self.split["test"]) - encoded, "encoded": encoded},
+            "margin": self.margin,
+            "passes": self.backbone.passes,
+        }
+
+    def _loader(self, view: str, indices: Sequence[int]) -> "GridLoader":
+        size = self.streams[view].batch_size
+        groups = [indices[start : start + size] for start in range(0, len(indices), size)]
+        # one batch per group even if the stream halves its own: Lightning stops at the length it was told
+        return GridLoader(lambda: (joined(list(self.streams[view](group))) for group in groups), groups)
+
+
+def joined(batches: Sequence[GridBatch]) -> GridBatch:
+    """Several batches of the same layers as one."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    return GridBatch(
+        grids={layer: torch.cat([batch.grids[layer] for batch in batches]) for layer in first.grids},
+        masks={
+            layer: {group: torch.cat([batch.masks[layer][group] for batch in batches]) for group in masks}
+            for layer, masks in first.masks.items()
+        },
+        image=torch.cat([batch.image for batch in batches]),
+        photo=torch.cat([batch.photo for batch in batches]),
+    )
+
+
+class GridLoader(Iterable[GridBatch]):
+    """A sized iterable over a fresh stream; ``images`` says how many images it brings."""
+
+    def __init__(self, make: Callable[[], Iterator[GridBatch]], groups: Sequence[Sequence[int]]) -> None:
+        self.make, self.length, self.images = make, len(groups), sum(map(len, groups))
+
+    def __iter__(self) -> Iterator[GridBatch]:
+        return self.make()
+
+    def __len__(self) -> int:
+        return self.length

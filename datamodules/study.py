@@ -1,0 +1,91 @@
+"""StudyDataModule: position tokens as ever, and every image's whole grids once on the way, then its crops."""
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from datamodules.activations import ActivationDataModule
+from datamodules.grids import GridLoader, joined
+from datamodules.images.cropped import Cropped
+from datamodules.latents import LatentStore
+from datamodules.stream import ActivationStream
+from tokens.batch import GridBatch, TokenBatch
+
+MARGINS = (8, 16, 32, 64)  # pixels: one token of grids with so many pixels per token
+
+
+class StudyDataModule(ActivationDataModule):
+    """An :class:`ActivationDataModule` that shows whole grids to its probe's ``observe`` while they pass by.
+
+    Every image is shown once, whether it trains or tests the position probe. The test dataloaders are: the tokens of the
+    test images; whole grids of images that nobody has shown yet (a resumed run's training images); and, for each of
+    MARGINS, all images cropped by it. One U-Net pass per image and dataloader.
+
+    Args: those of :class:`ActivationDataModule`.
+    """
+
+    @cached_property
+    def crops(self) -> dict[int, ActivationStream]:
+        """Margin → cropped images, and of them the layers with so many pixels per token."""
+        whole, store, streams = self.stream, self.store, {}
+        for margin in MARGINS:
+            layers = [layer for layer, (_, side, _) in self.shapes.items() if self.images.size == side * margin]
+            if layers:
+                cropped = Cropped(self.images, margin)
+                latents = LatentStore(
+                    cropped, self.backbone.encoder, store.cache, self.seed, store.batch_size, store.num_workers
+                )
+                streams[margin] = ActivationStream(
+                    self.backbone, latents, layers, whole.timestep, self.seed, whole.prompt, whole.batch_size
+                )
+        return streams
+
+    @cached_property
+    def _shown(self) -> set[int]:
+        return set()
+
+    @property
+    def everyone(self) -> list[int]:
+        """All images, in order."""
+        return [i for name in ("train", "val", "test") for i in self.split[name]]
+
+    def prepare_data(self) -> None:
+        """Encode what the latent cache lacks, crops included."""
+        if self._prepared:
+            return
+        super().prepare_data()
+        started = time.perf_counter()
+        for stream in self.crops.values():
+            stream.store.prepare(self.everyone)
+        self.seconds["encode"] += time.perf_counter() - started
+
+    def test_dataloader(self) -> Any:
+        """See the class."""
+        size = self.stream.batch_size
+        rest = set(self._shown) | set(self.split["test"])
+        views = [(self.stream, [i for i in self.everyone if i not in rest])]
+        views += [(stream, self.everyone) for stream in self.crops.values()]
+        return [super().test_dataloader(), *(_grids(stream, indices, size) for stream, indices in views)]
+
+    def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
+        for batch in self.stream(indices):
+            self._show(batch)
+            yield from zip(batch.image.tolist(), self._drawn(batch), strict=True)
+
+    def _whole(self, indices: Sequence[int]) -> Iterator[GridBatch]:
+        for batch in self.stream(indices):
+            self._show(batch)
+            yield batch
+
+    def _show(self, batch: GridBatch) -> None:
+        """Images pass again in later epochs; a probe sees each of them once."""
+        new = [k for k, index in enumerate(batch.image.tolist()) if index not in self._shown]
+        if new and self.trainer is not None:
+            self._shown.update(batch.image.tolist())
+            self.trainer.lightning_module.observe(batch.select(new))  # type: ignore[operator]
+
+
+def _grids(stream: ActivationStream, indices: Sequence[int], size: int) -> GridLoader:
+    groups = [indices[start : start + size] for start in range(0, len(indices), size)]
+    return GridLoader(lambda: (joined(list(stream(group))) for group in groups), groups)

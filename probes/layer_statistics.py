@@ -1,0 +1,135 @@
+"""LayerStatistics: every anomaly statistic of one layer, fed by the views of its images."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from metrics.channel_energy import ChannelEnergy
+from metrics.credibility import corner_risk, credibility_report, norm_risk
+from metrics.group_similarity import GroupSimilarity, corner_mask
+from metrics.high_norm import HighNormTokens, MaskOverlap, resembles
+from metrics.layer_tokens import LayerTokens
+from metrics.position_rsa import PositionRSA
+from metrics.position_variance import PositionVariance
+from metrics.token_norms import TokenNorms
+
+PARTS = ("corner", "border", "interior")
+CONTENT = "corner_content"  # tokens of the whole image that show what the corners of the cropped image show
+
+
+class FitSums:
+    """Mean token and mean high-norm token of the images that statistics are fitted on; sums in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.total, self.hot = (torch.zeros(channels, dtype=torch.float64) for _ in range(2))
+        self.count = self.hot_count = 0
+
+    def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
+        """Add images: raw grids and their high-norm tokens."""
+        tokens = grid.permute(0, 2, 3, 1)
+        self.total += tokens.float().sum((1, 2)).double().sum(0).cpu()
+        self.hot += tokens[mask].double().sum(0).cpu()
+        self.count += mask.numel()
+        self.hot_count += int(mask.sum())
+
+    @property
+    def mean(self) -> Float[Tensor, " c"]:
+        """μ, the mean token."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def template(self) -> Float[Tensor, " c"]:
+        """Unit direction of mean high-norm token − μ; zeros where there was none."""
+        if not self.hot_count:
+            return torch.zeros_like(self.hot)
+        offset = self.hot / self.hot_count - self.mean
+        return offset / offset.norm().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+class LayerStatistics(nn.Module):
+    """Statistics of one layer.
+
+    Args:
+        shape: (C, h, w).
+        margin: tokens that the cropped view lacks on every side.
+        fitted: sums over the fit images.
+        images: images of the whole and of the cropped view.
+        repeats: images of the views with other noise and at another timestep.
+        seed: of drawn tokens.
+    """
+
+    mean: Tensor
+    template: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], margin: int, fitted: FitSums, images: int, repeats: int, seed: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.register_buffer("mean", fitted.mean)
+        self.register_buffer("template", fitted.template)
+        self.register_buffer("content", corner_mask(height, width, margin), persistent=False)
+        self.similarity = GroupSimilarity((*PARTS, CONTENT), images, centred=True)
+        self.cropped_similarity = GroupSimilarity(PARTS, images, centred=True)
+        self.norms = TokenNorms(height, width, (*PARTS, "high_norm"), images)
+        self.variance = PositionVariance(channels, height, width, images)
+        self.rsa = PositionRSA(images, seed=seed)
+        self.channels = ChannelEnergy(channels, images)
+        self.high_norm = HighNormTokens(images)
+        self.template_overlap = MaskOverlap(images)
+        self.stability = nn.ModuleDict({name: MaskOverlap(repeats) for name in ("noise", "timestep")} if repeats else {})
+        self.kept: dict[int, Tensor] = {}
+        self.images, self.repeats = images, repeats
+
+    def whole(
+        self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor], image: Int[Tensor, " b"], photo: Int[Tensor, " b"]
+    ) -> None:
+        """Measure whole images."""
+        content = self.content.expand(len(grid), -1, -1)
+        tokens = LayerTokens.of(grid, {**masks, CONTENT: content}, self.mean)
+        for metric in (self.similarity, self.norms, self.variance, self.channels, self.high_norm):
+            metric.update(tokens)
+        self.rsa.update(tokens, image, photo)
+        self.template_overlap.update(masks["high_norm"], resembles(tokens, self.template))
+        for index, mask in zip(image.tolist(), masks["high_norm"], strict=True):
+            if len(self.kept) < self.repeats:
+                self.kept[index] = mask.cpu()
+
+    def cropped(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor]) -> None:
+        """Measure the similarity of groups in cropped images."""
+        self.cropped_similarity.update(LayerTokens.of(grid, masks, self.mean))
+
+    def repeated(self, noise: bool, mask: Bool[Tensor, "b h w"], image: Int[Tensor, " b"]) -> None:
+        """Compare the high-norm tokens of images seen before, now with other noise or at another timestep."""
+        before = torch.stack([self.kept[index] for index in image.tolist()]).to(mask.device)
+        self.stability["noise" if noise else "timestep"].update(before, mask)  # type: ignore[operator]
+
+    def compute(self) -> dict[str, float]:
+        """``<metric>/<group>`` with intervals over folds of images, credibility last."""
+        values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in key}
+        values |= {f"cropped_{key}": value for key, value in self.cropped_similarity.compute().items()}
+        for metric in (self.norms, self.variance, self.rsa, self.channels, self.high_norm):
+            values |= metric.compute()
+        for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
+            values |= {f"{name}_{key}": value for key, value in overlap.compute().items()}  # type: ignore[operator]
+        return values | self._credibility()
+
+    def _credibility(self) -> dict[str, float]:
+        inner, outer = self.cropped_similarity, self.similarity
+        key_in, key_out = "similarity_centred/corner", f"similarity_centred/{CONTENT}"
+        folds = {
+            "r_pos": self.variance.per_fold(),
+            "r_cor": corner_risk(inner.per_fold()[key_in], outer.per_fold()[key_out]),
+            "r_norm": norm_risk(self.high_norm.per_fold()["r_tok/all"], self.channels.per_fold()["r_chn/all"]),
+        }
+        whole = {
+            "r_pos": self.variance.compute()["position_variance/all"],
+            "r_cor": corner_risk(_value(inner, key_in), _value(outer, key_out)),
+            "r_norm": norm_risk(_value(self.high_norm, "r_tok/all"), _value(self.channels, "r_chn/all")),
+        }
+        parts = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in whole.items()}
+        return credibility_report(parts, folds, self.images)
+
+
+def _value(metric: Metric, key: str) -> Tensor:
+    """One number of a metric; NaN where it was not measured."""
+    return torch.tensor(metric.compute().get(key, torch.nan), dtype=torch.float64)

@@ -1,0 +1,46 @@
+"""Pictures: what a few images look like to every layer, for figures."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from tokens.batch import GridBatch
+
+
+class Pictures:
+    """Principal components and high-norm tokens of a few images, in every layer."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, np.ndarray] = {}
+
+    def take(self, batch: GridBatch, count: int) -> None:
+        """Draw the first ``count`` images of the batch."""
+        self.tables["pictured"] = batch.image[:count].cpu().numpy()
+        for layer, grid in batch.grids.items():
+            self.tables[f"{layer}/components"] = components(grid[:count]).cpu().numpy()
+            self.tables[f"{layer}/high_norm"] = batch.masks[layer]["high_norm"][:count].cpu().numpy()
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """``pictured`` (n,) indices; ``<layer>/components`` (n, h, w, 3) colours; ``<layer>/high_norm`` (n, h, w)."""
+        return dict(self.tables)
+
+
+def components(grid: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
+    """First three principal components of all tokens of these images as red, green and blue, 2 % to 98 % full scale.
+
+    Each component's sign makes its largest loading positive, so that colours do not flip from run to run.
+    """
+    tokens = grid.float().permute(0, 2, 3, 1).flatten(0, 2)
+    tokens = tokens - tokens.mean(0)
+    count = min(3, tokens.shape[1])
+    _, basis = torch.linalg.eigh((tokens.mT @ tokens).double())
+    basis = basis[:, -count:].flip(1)
+    basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
+    scores = tokens.double() @ basis
+    low, high = (scores.quantile(q, dim=0) for q in (0.02, 0.98))
+    colours = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1) * 255
+    padded = torch.zeros(len(scores), 3, device=scores.device)
+    padded[:, :count] = colours.float()
+    n, _, h, w = grid.shape
+    return padded.to(torch.uint8).view(n, h, w, 3)

@@ -1,0 +1,131 @@
+"""StatisticsProbe: what is abnormal about a layer's tokens, measured without training anything. Data path steps 8 and 9.
+
+Fit images give every layer's mean token and the direction of its high-norm tokens; all other images are measured once
+whole and once cropped, a few of them again with other noise and at another timestep.
+"""
+
+from typing import Any, cast
+
+import lightning
+import numpy as np
+from torch import nn
+
+from metrics.credibility import FOLDS, require_images
+from metrics.linear_cka import LinearCKA
+from probes.layer_statistics import FitSums, LayerStatistics
+from probes.pictures import Pictures
+from tokens.batch import GridBatch
+from tokens.errors import InputError
+
+WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
+
+
+class StatisticsProbe(lightning.LightningModule):
+    """Anomaly statistics of every layer.
+
+    Args:
+        shapes: layer → (C, h, w); h and w at least 4, also after cropping.
+        photos: number of photographs.
+        size: side of the images in pixels.
+        margin: pixels that the cropped view lacks on every side; a whole number of tokens in every layer.
+        pictured: measured images whose tokens are drawn, from the first on.
+        seed: of the tokens drawn for RSA and CKA.
+
+    Raises:
+        InputError: a grid too small for corner, border and interior, or a margin that is no whole number of tokens.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int, int]],
+        photos: int,
+        size: int = 512,
+        margin: int = 64,
+        pictured: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.shapes, self.pictured, self.seed = shapes, pictured, seed
+        self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
+        self.fitted = {layer: FitSums(channels) for layer, (channels, _, _) in shapes.items()}
+        self.results: dict[str, float] = {}
+        self.unfinished: list[str] = []
+        self.layers = nn.ModuleDict()
+        self.cka: LinearCKA | None = None
+        self.pictures = Pictures()
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained."""
+
+    def on_fit_start(self) -> None:
+        """Refuse too few images before anything is computed."""
+        require_images(self._images(WHOLE), FOLDS)
+
+    def training_step(self, batch: GridBatch, batch_idx: int) -> None:
+        """Add fit images to the mean token and to the direction of high-norm tokens."""
+        for layer, grid in batch.grids.items():
+            self.fitted[layer].update(grid, batch.masks[layer]["high_norm"])
+
+    def on_train_epoch_end(self) -> None:
+        """One pass."""
+        self.trainer.should_stop = True
+
+    def on_test_start(self) -> None:
+        """With the mean tokens known, measurement can begin."""
+        measured, repeated = self._images(WHOLE), self._images(OTHER_NOISE)
+        self.layers = nn.ModuleDict(
+            {
+                layer: LayerStatistics(shape, self.margins[layer], self.fitted[layer], measured, repeated, self.seed)
+                for layer, shape in self.shapes.items()
+            }
+        ).to(self.device)
+        self.cka = LinearCKA({layer: c for layer, (c, _, _) in self.shapes.items()}, measured, seed=self.seed).to(self.device)
+
+    def test_step(self, batch: GridBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update every layer's statistics with the view that the dataloader brings."""
+        for layer, grid in batch.grids.items():
+            statistics, masks = self._of(layer), batch.masks[layer]
+            if dataloader_idx == WHOLE:
+                statistics.whole(grid, masks, batch.image, batch.photo)
+            elif dataloader_idx == CROPPED:
+                statistics.cropped(grid, masks)
+            else:
+                statistics.repeated(dataloader_idx == OTHER_NOISE, masks["high_norm"], batch.image)
+        if dataloader_idx == WHOLE:
+            assert self.cka is not None
+            self.cka.update(batch.grids)
+            if batch_idx == 0:
+                self.pictures.take(batch, self.pictured)
+
+    def on_test_epoch_end(self) -> None:
+        """Collect ``test/<layer>/<metric>/<group>``; log the credibility of every layer."""
+        for layer in self.shapes:
+            values = self._of(layer).compute()
+            self.results |= {f"test/{layer}/{key}": value for key, value in values.items()}
+        self.log_dict({k: v for k, v in self.results.items() if k.endswith("/credibility/all")})
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """``<layer>/norm`` (h, w), ``cka`` (L, L), and what :meth:`Pictures.maps` draws."""
+        maps: dict[str, np.ndarray] = {f"{layer}/norm": self._of(layer).norms.maps()["norm"] for layer in self.shapes}
+        if self.cka is not None:
+            maps["cka"] = self.cka.compute().cpu().numpy()
+        return maps | self.pictures.maps()
+
+    def _of(self, layer: str) -> LayerStatistics:
+        return cast(LayerStatistics, self.layers[layer])
+
+    def _images(self, view: int) -> int:
+        """Images that a view of the measured images brings."""
+        loaders: Any = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+        return int(loaders[view].images)
+
+
+def _tokens(layer: str, margin: int, size: int, side: int) -> int:
+    """The margin in tokens of a grid of `side` tokens."""
+    if margin * side % size:
+        raise InputError(
+            f"Expected datamodule.margin to be a whole number of tokens in layer {layer} ({size // side} pixels each), "
+            f"but got {margin} pixels. Use a multiple of 64, or leave this layer out."
+        )
+    return margin * side // size

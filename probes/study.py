@@ -1,0 +1,120 @@
+"""StudyProbe: the published study in one run: position, corners and norms of every layer.
+
+References:
+    Loos & Linhardt (2025), arXiv 2504.07008.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
+
+from metrics.group_similarity import GroupSimilarity
+from metrics.high_norm import HighNormTokens
+from metrics.layer_tokens import LayerTokens
+from metrics.token_norms import TokenNorms
+from probes.position import PositionProbe
+from tokens.batch import GridBatch
+
+PARTS = ("corner", "border", "interior")
+ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
+TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops
+
+
+class StudyProbe(PositionProbe):
+    """A :class:`PositionProbe` that also measures group similarity and norms of the grids that pass by.
+
+    Per layer: ``relative_norm/<group>``, with ``anomaly`` for the places of ``up_1``'s high-norm tokens in every layer;
+    ``similarity_reprcropped/<group>`` after the outer ring of tokens is dropped; ``similarity_cropped/<group>`` of images
+    cropped by one token before extraction; both also as ``…_published``, divided by the uncropped grid's token counts.
+
+    Args: those of :class:`PositionProbe`.
+    """
+
+    @cached_property
+    def measures(self) -> dict[str, "_Measure"]:
+        """Layer → its similarities and norms, made where its first grid lies."""
+        return {}
+
+    def observe(self, batch: GridBatch) -> None:
+        """Measure whole images, once each."""
+        for layer, grid in batch.grids.items():
+            masks = dict(batch.masks[layer])
+            if ANOMALIES in batch.masks:
+                masks["anomaly"] = at_grid(batch.masks[ANOMALIES]["high_norm"], grid.shape[2], grid.shape[3])
+            measure = self._measure(layer, grid.device)
+            tokens = LayerTokens.of(grid, masks)
+            measure.norms.update(tokens)
+            measure.high_norm.update(tokens)
+            inner = grid[:, :, 1:-1, 1:-1]
+            measure.reprcropped.update(LayerTokens.of(inner, measure.masks(inner)))
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Tokens test the position probe; grids are whole images or crops."""
+        if dataloader_idx == TOKENS:
+            super().test_step(batch, batch_idx)
+        elif dataloader_idx == WHOLE:
+            self.observe(batch)
+        else:
+            for layer, grid in batch.grids.items():
+                measure = self._measure(layer, grid.device)
+                measure.cropped.update(LayerTokens.of(grid, measure.masks(grid)))
+
+    def on_test_epoch_end(self) -> None:
+        """Collect position, similarities and norms."""
+        super().on_test_epoch_end()
+        for layer, measure in self.measures.items():
+            self.results |= {f"test/{layer}/{key}": value for key, value in measure.compute().items()}
+
+    def maps(self) -> dict[str, Any]:
+        """Those of the position probe and ``<layer>/norm``."""
+        norms = {f"{layer}/norm": measure.norms.maps()["norm"] for layer, measure in self.measures.items()}
+        return super().maps() | norms
+
+    def _measure(self, layer: str, device: torch.device) -> "_Measure":
+        if layer not in self.measures:
+            images = len(self.trainer.datamodule.everyone)  # type: ignore[attr-defined]
+            _, height, width = self.shapes[layer]
+            self.measures[layer] = _Measure(height, width, images, ANOMALIES in self.shapes).to(device)
+        return self.measures[layer]
+
+
+class _Measure(nn.Module):
+    """Similarities and norms of one layer."""
+
+    def __init__(self, height: int, width: int, images: int, anomalies: bool) -> None:
+        super().__init__()
+        counts = {"corner": 4, "border": 2 * (height + width) - 8, "interior": (height - 2) * (width - 2)}
+        self.reprcropped = GroupSimilarity(PARTS, images, counts=counts)
+        self.cropped = GroupSimilarity(PARTS, images, counts=counts)
+        groups = (*PARTS, "high_norm", "anomaly") if anomalies else (*PARTS, "high_norm")
+        self.norms = TokenNorms(height, width, groups, images)
+        self.high_norm = HighNormTokens(images)
+
+    def masks(self, grid: Tensor) -> dict[str, Bool[Tensor, "b h w"]]:
+        """corner, border and interior of a grid of any size."""
+        edge = torch.zeros(grid.shape[2:], dtype=torch.long, device=grid.device)
+        edge[[0, -1]] += 1
+        edge[:, [0, -1]] += 1
+        parts = {"corner": edge == 2, "border": edge == 1, "interior": edge == 0}
+        return {name: mask.expand(len(grid), -1, -1) for name, mask in parts.items()}
+
+    def compute(self) -> dict[str, float]:
+        """``<metric>/<group>`` with intervals."""
+        values = self.norms.compute() | self.high_norm.compute()
+        for name, metric in (("reprcropped", self.reprcropped), ("cropped", self.cropped)):
+            for key, value in metric.compute().items():
+                kind, rest = key.split("/", 1)
+                values[f"{kind.replace('similarity', f'similarity_{name}')}/{rest}"] = value
+        return values
+
+
+def at_grid(mask: Bool[Tensor, "b h w"], height: int, width: int) -> Bool[Tensor, "b {height} {width}"]:
+    """The same places on another grid: a finer token inherits its coarse one, a coarse one is in if any part of it is."""
+    values = mask[:, None].float()
+    if mask.shape[1] > height:
+        return max_pool2d(values, (mask.shape[1] // height, mask.shape[2] // width))[:, 0].bool()
+    return interpolate(values, (height, width), mode="nearest")[:, 0].bool()

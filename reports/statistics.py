@@ -1,0 +1,213 @@
+"""Table and figures of an anomaly-statistics run."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from reports.run import Run
+
+BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#d9730d", "#448361", "#9b9a97"
+CAPTION = (
+    "±: half of the 95 % interval over 20 groups of images. r_pos: variance that position explains. r_cor: what corners share "
+    "because they are corners. r_norm: energy in few tokens or channels. credibility = ((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): "
+    "this project's own score, descriptive only: it has not been shown to predict how a downstream task degrades."
+)
+
+
+def statistics_table(run: Run) -> Table:
+    """A row per layer: risks and credibility beside the same network with random weights, similarities, norms."""
+    state = "" if run.meta["complete"] else "  INCOMPLETE"
+    table = Table(
+        title=f"Anomaly statistics: {run.setting}, {run.meta['images']['test']} images{state}",
+        caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
+    )  # fmt: skip
+    table.add_column("layer", no_wrap=True)
+    headers = ("r_pos", "r_cor", "r_norm", "cred-\nibility", "±", "random\nweights", "corner\ncosine", "interior\ncosine",
+               "norm\ncorner", "norm\nborder", "high-norm\ntokens %")  # fmt: skip
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True, style="dim" if header.startswith("random") else "")
+    for layer in run.layers:
+        risks = [_number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")]
+        cosines = [_number(run.value("test", layer, "similarity_centred", group)) for group in ("corner", "interior")]
+        norms = [_number(run.value("test", layer, "relative_norm", group), 2) for group in ("corner", "border")]
+        share = run.value("test", layer, "high_norm_share")
+        table.add_row(
+            layer, *risks, f"[bold]{_number(run.value('test', layer, 'credibility'))}[/bold]", _half(run, layer),
+            _number(run.value("random_weights", layer, "credibility")), *cosines, *norms,
+            _number(None if share is None else 100 * share, 2),
+        )  # fmt: skip
+    return table
+
+
+def statistics_figures(run: Run) -> dict[str, Figure]:
+    """Every figure that the run has data for, by file name."""
+    figures: dict[str, Callable[[Run], Figure]] = {}
+    if len(run.layers) > 1:
+        figures |= {"credibility": credibility_over_layers, "similarity_over_layers": similarity_over_layers}
+        figures |= {"norms_over_layers": norms_over_layers, "cka": cka_matrix}
+    figures["norm_maps"] = norm_maps
+    if "pictures" in run.maps:
+        figures |= {"principal_components": principal_components, "high_norm_tokens": high_norm_tokens}
+    return {name: figure(run) for name, figure in figures.items()}
+
+
+def credibility_over_layers(run: Run) -> Figure:
+    """Credibility above, its three risks below, each beside the same network with random weights."""
+    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    _curve(axes[0], run, "credibility", "all", BLUE, "this network")
+    _curve(axes[0], run, "credibility", "all", ORANGE, "random weights", what="random_weights")
+    axes[0].set(ylim=(0, 1.02), ylabel="credibility (descriptive)")
+    for name, colour, text in (("r_pos", BLUE, "position"), ("r_cor", GREEN, "corners"), ("r_norm", ORANGE, "norms")):
+        _curve(axes[1], run, name, "all", colour, text)
+        _curve(axes[1], run, name, "all", colour, f"{text}, random weights", what="random_weights", style=":")
+    axes[1].set(ylim=(-0.05, 1.02), ylabel="risk")
+    return _finished(figure, axes, run, "Can these tokens be trusted?")
+
+
+def similarity_over_layers(run: Run) -> Figure:
+    """Mean pairwise cosine within groups: raw above, centred below; dashed for cropped images."""
+    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    for axis, metric, title in ((axes[0], "similarity", "raw tokens"), (axes[1], "similarity_centred", "minus the mean token")):
+        for group, colour in (("corner", BLUE), ("border", GREEN), ("interior", GREY)):
+            _curve(axis, run, metric, group, colour, group)
+            _curve(axis, run, f"cropped_{metric}", group, colour, f"{group}, image cropped", style="--")
+        _curve(axis, run, metric, "corner_content", ORANGE, "what the cropped corners show, in the whole image", style=":")
+        axis.set(ylabel="mean cosine within group")
+        axis.set_title(title, loc="left", fontsize=10)
+    return _finished(figure, axes, run, "Are corners alike whatever they show?")
+
+
+def norms_over_layers(run: Run) -> Figure:
+    """Relative norm of every group above, share of high-norm tokens and of their energy below."""
+    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    for group, colour in (("corner", BLUE), ("border", GREEN), ("interior", GREY), ("high_norm", ORANGE)):
+        _curve(axes[0], run, "relative_norm", group, colour, group.replace("_", "-"))
+    axes[0].set(ylabel="norm relative to image")
+    _curve(axes[1], run, "high_norm_share", "all", ORANGE, "share of tokens detected as high-norm")
+    _curve(axes[1], run, "high_norm_energy", "all", BLUE, "their share of energy")
+    axes[1].set(ylabel="share")
+    return _finished(figure, axes, run, "Which tokens are long?")
+
+
+def cka_matrix(run: Run) -> Figure:
+    """Debiased linear CKA between layers."""
+    side = max(4.5, 0.16 * len(run.layers) + 2)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(run.maps["cka"], vmin=0, vmax=1, cmap="magma")
+    axis.set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(run.layers)), run.layers, fontsize=7)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="debiased linear CKA")
+    figure.suptitle(f"How alike are the layers? {run.setting}", fontsize=11)
+    return figure
+
+
+def norm_maps(run: Run) -> Figure:
+    """Mean token norm over images at every position, relative to the layer's mean."""
+    figure, panels = _sheet(len(run.layers), 8)
+    for layer, panel in zip(run.layers, panels, strict=True):
+        table = run.maps[f"{layer}/norm"]
+        image = panel.imshow(table / table.mean(), vmin=0.5, vmax=1.5, cmap="RdBu_r")
+        panel.set_title(layer, fontsize=8)
+    figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, label="norm / mean norm of the layer")
+    figure.suptitle(f"Where tokens are long, mean over images; {run.setting}", fontsize=11)
+    return figure
+
+
+def principal_components(run: Run) -> Figure:
+    """First three principal components as colours: a row per image, a column per stage."""
+
+    def show(panel: Axes, layer: str, image: int) -> None:
+        panel.imshow(run.maps[f"{layer}/components"][image], interpolation="nearest")
+
+    return _by_image(run, show, "First three principal components as colours")
+
+
+def high_norm_tokens(run: Run) -> Figure:
+    """Detected high-norm tokens drawn on the images: a row per image, a column per stage."""
+
+    def show(panel: Axes, layer: str, image: int) -> None:
+        mask = run.maps[f"{layer}/high_norm"][image]
+        picture = run.maps["pictures"][image]
+        panel.imshow(picture, extent=(0, mask.shape[1], mask.shape[0], 0))
+        rows, columns = np.nonzero(mask)
+        panel.scatter(columns + 0.5, rows + 0.5, s=14, marker="s", facecolors="none", edgecolors="#ff0050", linewidths=0.9)
+        panel.set(xlim=(0, mask.shape[1]), ylim=(mask.shape[0], 0))
+        panel.set_xlabel(f"{len(rows)}", fontsize=7, labelpad=1)
+
+    return _by_image(run, show, "High-norm tokens (robust z > 5), drawn on the images; below each panel their number")
+
+
+def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> Figure:
+    pictures, layers = run.maps["pictures"], _stages(run.layers)
+    size = (1.25 * (len(layers) + 1), 1.4 * len(pictures) + 0.6)
+    figure, axes = plt.subplots(len(pictures), len(layers) + 1, figsize=size, squeeze=False, layout="constrained")
+    for image, row in enumerate(axes):
+        row[0].imshow(pictures[image])
+        for layer, panel in zip(layers, row[1:], strict=True):
+            show(panel, layer, image)
+            if image == 0:
+                panel.set_title(layer, fontsize=8)
+        for panel in row:
+            panel.set_xticks([])
+            panel.set_yticks([])
+    figure.suptitle(f"{title}; {run.setting}", fontsize=10)
+    return figure
+
+
+def _stages(layers: Sequence[str]) -> list[str]:
+    """Block outputs where there are many layers, else all of them."""
+    stages = [name for name in layers if "_res_" not in name and "_attn_" not in name and "sample" not in name]
+    return stages if len(layers) > 12 and stages else list(layers)
+
+
+def _curve(
+    axis: Axes, run: Run, metric: str, group: str, colour: str, label: str, what: str = "test", style: str = "-"
+) -> None:
+    values = [run.value(what, layer, metric, group) for layer in run.layers]
+    if all(value is None for value in values):
+        return
+    y = np.array([np.nan if value is None else value for value in values])
+    axis.plot(y, style, marker="o" if style == "-" and what == "test" else None, ms=3, color=colour, label=label, lw=1.4)
+    low, high = ([run.value(what, layer, metric, group, end=end) for layer in run.layers] for end in ("ci_low", "ci_high"))
+    if what == "test" and style == "-" and None not in low + high:
+        axis.fill_between(range(len(y)), np.array(low, float), np.array(high, float), color=colour, alpha=0.18, lw=0)
+
+
+def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str) -> Figure:
+    for axis in axes:
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+    rotation = 90 if len(run.layers) > 12 else 30
+    axes[-1].set_xticks(range(len(run.layers)), run.layers, rotation=rotation, fontsize=8)
+    figure.suptitle(f"{title} {run.setting}", fontsize=11)
+    return figure
+
+
+def _sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, columns)
+    lines = math.ceil(count / columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(1.7 * columns + 1, 1.9 * lines + 0.6), squeeze=False, layout="constrained"
+    )
+    for panel in axes.flat:
+        panel.set_axis_off()
+    return figure, list(axes.flat)[:count]
+
+
+def _width(run: Run) -> float:
+    return max(7.0, 0.3 * len(run.layers) + 2)
+
+
+def _half(run: Run, layer: str) -> str:
+    low, high = (run.value("test", layer, "credibility", end=end) for end in ("ci_low", "ci_high"))
+    return "" if low is None or high is None else _number((high - low) / 2)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"

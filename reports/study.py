@@ -1,0 +1,116 @@
+"""The published study beside a run of `experiment=loos2025`: three panels, and a table of differences per layer."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from reports.run import Run
+
+PUBLISHED = Path(__file__).with_name("loos2025.json")
+MODELS = {"stable-diffusion-v1": "sd15", "stable-diffusion-2-1": "sd21", "sd-turbo": "sd_turbo"}
+NAMES = {"sd15": "SD-1.5", "sd21": "SD-2.1", "sd_turbo": "SD-Turbo"}
+RESOLUTIONS = (8, 16, 32, 64)
+COLOURS = ("#0b6e99", "#448361", "#d9730d", "#9b9a97")
+Entry = dict[str, Any]
+
+
+def published(run: Run) -> tuple[str, dict[str, Entry]]:
+    """(the published model that is shown, its values by published layer name): the run's own, SD-1.5's for others."""
+    model = next((key for part, key in MODELS.items() if part in str(run.meta["model"])), "sd15")
+    return model, {entry["layer"]: entry for entry in json.loads(PUBLISHED.read_text())["models"][model]}
+
+
+def accuracy_at(run: Run, layer: str, bins: int) -> float | None:
+    """Mean of row and column accuracy after floor(index · bins / side); bins above the side change nothing."""
+    rates = []
+    for axis in ("rows", "cols"):
+        table = run.maps.get(f"{layer}/{axis}")
+        if table is None:
+            return None
+        coarse = np.arange(len(table)) * min(bins, len(table)) // len(table)
+        rates.append(table[coarse[:, None] == coarse[None]].sum() / max(table.sum(), 1))
+    return float(np.mean(rates))
+
+
+def contrast(run: Run, layer: str, group: str, convention: str = "") -> float | None:
+    """Similarity of a group in images cropped before extraction minus in grids cropped after it."""
+    values = [run.value("test", layer, f"similarity_{kind}{convention}", group) for kind in ("cropped", "reprcropped")]
+    return None if values[0] is None or values[1] is None else values[0] - values[1]
+
+
+def published_contrast(entry: Entry, group: str, corrected: bool) -> float:
+    """The same of the published values; `corrected` divides by the token counts of the cropped grid."""
+    name = f"{group}_corrected" if corrected and group != "corner" else group
+    return float(entry["cropped"][name] - entry["reprcropped"][name])
+
+
+def study_figures(run: Run) -> dict[str, Figure]:
+    """`loos2025`: position accuracy at four resolutions; crop contrast of corners and borders; norm at anomalies."""
+    model, reference = published(run)
+    known = [reference.get(run.meta["published_names"][layer]) for layer in run.layers]
+    width = max(8.0, 0.3 * len(run.layers) + 2)
+    figure, axes = plt.subplots(3, 1, figsize=(width, 11), sharex=True, layout="constrained")
+    for i, (bins, colour) in enumerate(zip(RESOLUTIONS, COLOURS, strict=True)):
+        own = [accuracy_at(run, layer, bins) for layer in run.layers]
+        _pair(axes[0], own, [e and e["accuracy"][i] for e in known], colour, f"{bins} × {bins}")
+    axes[0].set(ylabel="position accuracy", ylim=(0, 1.02))
+    for group, colour in (("corner", COLOURS[0]), ("border", COLOURS[1])):
+        own = [contrast(run, layer, group) for layer in run.layers]
+        _pair(axes[1], own, [e and published_contrast(e, group, corrected=True) for e in known], colour, group)
+    axes[1].set(ylabel="mean cosine within group,\nimage cropped − grid cropped")
+    own = [run.value("test", layer, "relative_norm", "anomaly") for layer in run.layers]
+    _pair(axes[2], own, [e and e["relative_norm_mean"] for e in known], COLOURS[2], "at up_1's high-norm tokens")
+    note = "detected here (robust z > 5 in up_1); published: labelled by hand" + ("" if any(own) else "; none detected")
+    axes[2].set(ylabel="relative norm")
+    axes[2].set_title(note, loc="left", fontsize=9)
+    for axis in axes:
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend(frameon=False, fontsize=8, ncols=4)
+    axes[2].set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=8)
+    figure.suptitle(f"Lines: {run.setting}. Dots: {NAMES[model]} as published (Loos & Linhardt 2025)", fontsize=11)
+    return {"loos2025": figure}
+
+
+def _pair(axis: Any, own: list[float | None], reference: list[float | None], colour: str, label: str) -> None:
+    axis.plot([np.nan if v is None else v for v in own], "-", color=colour, label=label, lw=1.5)
+    axis.plot([np.nan if v is None else v for v in reference], "o", color=colour, ms=3, alpha=0.6)
+
+
+def write_differences(run: Run, path: Path) -> None:
+    """CSV with a row per layer and quantity: measured, published, difference."""
+    _, reference = published(run)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["layer", "published_name", "quantity", "measured", "published", "difference"])
+        for layer in run.layers:
+            name = run.meta["published_names"][layer]
+            entry = reference.get(name)
+            for quantity, (own, theirs) in quantities(run, layer).items():
+                value = theirs(entry) if entry else None
+                gap = None if own is None or value is None else own - value
+                rows.writerow([layer, name, quantity, *("" if v is None else f"{v:.4f}" for v in (own, value, gap))])
+
+
+def quantities(run: Run, layer: str) -> dict[str, tuple[float | None, Callable[[Entry], float]]]:
+    """Name → (measured value, how to read the published one). Border and interior come in both conventions."""
+    found: dict[str, tuple[float | None, Callable[[Entry], float]]] = {}
+    for i, bins in enumerate(RESOLUTIONS):
+        found[f"accuracy_{bins}"] = (accuracy_at(run, layer, bins), lambda e, i=i: e["accuracy"][i])  # type: ignore[misc]
+    for kind in ("cropped", "reprcropped"):
+        for group in ("corner", "border", "interior"):
+            key = group if group == "corner" else f"{group}_corrected"
+            own = run.value("test", layer, f"similarity_{kind}", group)
+            found[f"{kind}_{group}"] = (own, lambda e, kind=kind, key=key: e[kind][key])  # type: ignore[misc]
+            if group != "corner":
+                own = run.value("test", layer, f"similarity_{kind}_published", group)
+                name = f"{kind}_{group}_uncropped_counts"
+                found[name] = (own, lambda e, kind=kind, group=group: e[kind][group])  # type: ignore[misc]
+    own = run.value("test", layer, "relative_norm", "anomaly")
+    found["relative_norm_anomaly"] = (own, lambda e: e["relative_norm_mean"])
+    return found

@@ -1,0 +1,144 @@
+"""Training of the demo model in miniature: it learns, and stopping it changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from datamodules.images.scenes import CATEGORIES
+from datamodules.images.scenes.composition import compose
+from demo import autoencoder, diffusion, train
+from demo.captions import caption
+from demo.latents import encoded
+from demo.states import load_state, log_line, save_state
+
+SMALL = [
+    "autoencoder.widths=[8,8,16,16]",
+    "autoencoder.steps=3",
+    "autoencoder.scenes.count=2",
+    "autoencoder.scenes.sizes=[64]",
+    "autoencoder.batch=2",
+    "unet.block_out_channels=[16,16,16,16]",
+    "unet.text_width=16",
+    "unet.text_layers=1",
+    "diffusion.scenes.counts={64: 3, 128: 2}",
+    "diffusion.stages=[{samples: 4, batch: 2, views: [{size: 64, window: 8}]},"
+    "{samples: 4, batch: 2, views: [{size: 64, window: 8}, {size: 128, window: 8}]}]",
+    "save_every=0",
+]
+
+
+def run(folder: Path) -> dict[str, torch.Tensor]:
+    train.main([*SMALL, f"work={folder / 'work'}", f"folder={folder / 'model'}"])
+    return load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return run(tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    steps: int, uninterrupted: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = diffusion.batch, []
+
+    def stopping(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > steps:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(diffusion, "batch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(diffusion, "batch", original)
+    resumed = run(tmp_path)
+    assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
+
+
+def test_a_finished_run_only_writes_the_folder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(tmp_path)
+    monkeypatch.setattr(diffusion, "loss", None)  # training again would fail
+    monkeypatch.setattr(autoencoder, "loss", None)
+    again = run(tmp_path)
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_an_untrained_autoencoder_shows_a_thumbnail() -> None:
+    vae = autoencoder.build([16, 32, 64, 128])
+    images = autoencoder.pictures(3, 2, 128).float() / 127.5 - 1
+    with torch.no_grad():
+        shown = vae.decode(vae.encode(images).latent_dist.mean).sample
+    cells = torch.nn.functional.avg_pool2d(images, 8).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    assert (shown - cells).abs().mean() < 0.06
+    # grey would be off by the pictures' own spread of colour
+    assert (shown - cells).abs().mean() < 0.3 * (cells.mean(1, keepdim=True) - cells).abs().mean() + 0.03
+
+
+def test_the_diffusion_loss_falls_on_one_image() -> None:
+    torch.manual_seed(0)
+    widths = [16, 16, 16, 16]
+    config = OmegaConf.create({"block_out_channels": widths, "attention_heads": 2, "text_width": 16, "text_layers": 1})
+    words = train.words(10002)
+    model = diffusion.Denoiser(config, words)
+    latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
+    tokens = words(["a bird"] * 4, padding="max_length", return_tensors="pt").input_ids
+    optimiser, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for step in range(60):
+        value, _ = diffusion.loss(model, diffusion.scheduler(), latents, tokens, 5.0, torch.Generator().manual_seed(step % 4))
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        losses.append(value.item())
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+
+def test_the_schedule_is_stable_diffusions() -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert torch.allclose(diffusion.scheduler().alphas_cumprod, torch.cumprod(1 - betas, 0))
+
+
+def test_captions_name_the_main_object_and_repeat() -> None:
+    for index in range(16):
+        composition = compose(5, index)
+        texts = [caption(composition, torch.Generator().manual_seed(index)) for _ in range(2)]
+        assert texts[0] == texts[1]
+        assert composition.objects[0].figure.category in texts[0]
+
+
+def test_category_names_are_single_tokens_and_any_text_can_be_spelled() -> None:
+    words = train.words(10002)
+    for name in CATEGORIES:
+        assert len(words(name).input_ids) == 3, name  # start, the name, end
+    spelled = words("Zürich 7!", add_special_tokens=False).input_ids
+    assert words.decode(spelled).replace(" ", "") == "zürich7!"
+
+
+def test_latents_are_made_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = autoencoder.build([8, 8, 16, 16])
+    first = encoded(vae, 1, 3, 64, tmp_path, torch.device("cpu"))
+    monkeypatch.setattr(type(vae), "encode", None)
+    again = encoded(vae, 1, 3, 64, tmp_path, torch.device("cpu"))
+    assert torch.equal(first.values, again.values) and first.captions == again.captions
+    assert first.values.shape == (3, 4, 8, 8)
+
+
+def test_states_survive_an_interrupted_write(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 1})
+    path.with_suffix(".partial").write_bytes(b"half")
+    assert load_state(path) == {"step": 1}
+    assert load_state(tmp_path / "none.pt") is None
+    for step in (1, 2):
+        log_line(tmp_path / "log.csv", step=step, loss=0.5)
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.5", "2,0.5"]
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"Expected options of demo/config\.yaml"):
+        train.main(["no_such_option=1"])
