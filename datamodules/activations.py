@@ -14,6 +14,7 @@ from rich.progress import Progress
 from backbones import FrozenSD
 from datamodules.cache import LatentCache
 from datamodules.images.source import ImageSource
+from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
 from datamodules.resident import ResidentTokens
@@ -48,6 +49,8 @@ class ActivationDataModule(LightningDataModule):
             speed, never the numbers.
         cache_dir: where latents are kept.
         num_workers: processes that decode images.
+        labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`.
+        labels_side: tokens a side of the grid they were made on.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, an unusable option.
@@ -69,6 +72,8 @@ class ActivationDataModule(LightningDataModule):
         activation_budget: float = 2.0,
         cache_dir: str = ".cache",
         num_workers: int = 0,
+        labels: str | None = None,
+        labels_side: int = 32,
     ) -> None:
         super().__init__()
         if sampling not in ("stratified", "all"):
@@ -93,7 +98,8 @@ class ActivationDataModule(LightningDataModule):
         self.mixing_images = mixing_images
         self.split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
-        self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size)
+        marks = Labels(labels, labels_side, images) if labels else None
+        self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size, marks)
         self.photos = len(self.stream.photos)
         self.resident = ResidentTokens(activation_budget)
         self.seconds: dict[str, float] = {}

@@ -13,6 +13,7 @@ from backbones import FrozenSD
 from datamodules.cache import LatentCache
 from datamodules.images.cropped import Cropped
 from datamodules.images.source import ImageSource
+from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
@@ -29,7 +30,7 @@ class GridDataModule(LightningDataModule):
     ``other_noise`` and ``other_timestep``, both of the first ``repeats`` images only.
 
     Args:
-        images, backbone, block, timestep, seed, prompt, splits, batch_size, cache_dir, num_workers: see
+        images, backbone, block, timestep, seed, prompt, splits, batch_size, cache_dir, num_workers, labels, labels_side: see
             :class:`~datamodules.activations.ActivationDataModule`. Without a fit split (``loos2025``) the training images
             give the mean token, and are measured too.
         margin: pixels to crop, a multiple of 64 where every grid must stay even.
@@ -55,6 +56,8 @@ class GridDataModule(LightningDataModule):
         batch_size: int = 8,
         cache_dir: str = ".cache",
         num_workers: int = 0,
+        labels: str | None = None,
+        labels_side: int = 32,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("repeats", repeats, 0)):
@@ -74,11 +77,11 @@ class GridDataModule(LightningDataModule):
             "cropped": LatentStore(Cropped(images, margin), backbone.encoder, cache, seed, batch_size, num_workers),
         }
 
-        def stream(store: str, step: int, noise: int) -> ActivationStream:
-            return ActivationStream(backbone, self.stores[store], self.layers, step, noise, prompt, batch_size)
+        def stream(store: str, step: int, noise: int, marks: Labels | None = None) -> ActivationStream:
+            return ActivationStream(backbone, self.stores[store], self.layers, step, noise, prompt, batch_size, marks)
 
         self.streams = {
-            "whole": stream("whole", timestep, seed),
+            "whole": stream("whole", timestep, seed, Labels(labels, labels_side, images) if labels else None),
             "cropped": stream("cropped", timestep, seed),
             "other_noise": stream("whole", timestep, seed + 1),
             "other_timestep": stream("whole", other_timestep, seed),
@@ -121,7 +124,7 @@ class GridDataModule(LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data in a run's record."""
-        used = [*self.split["fit"], *self.split["test"]]
+        used = list(dict.fromkeys([*self.split["fit"], *self.split["test"]]))  # without a fit split some are in both
         stores = self.stores.values()
         encoded = sum(store.encoded for store in stores)
         return self.backbone.describe() | {

@@ -7,6 +7,7 @@ import torch
 
 from anomalies.groups import token_groups
 from backbones import FrozenSD
+from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from tokens.batch import GridBatch
 from tokens.errors import InputError
@@ -25,6 +26,7 @@ class ActivationStream:
         seed: keys the noise of each image, with its id.
         prompt: conditioning text of every image.
         batch_size: images per U-Net pass; halved once if device memory runs out. Never changes an activation.
+        labels: hand labels, which become the token group ``labelled``.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class ActivationStream:
         seed: int = 0,
         prompt: str = "",
         batch_size: int = 8,
+        labels: Labels | None = None,
     ) -> None:
+        self.labels = labels
         self.backbone = backbone
         self.store = store
         self.layers = layers
@@ -68,9 +72,13 @@ class ActivationStream:
         latents = torch.stack([self.store[index] for index in indices])
         ids = [images.name(index) for index in indices]
         grids = self.backbone.grids(latents, ids, self.layers, self.timestep, self.seed, self.prompt)
+        masks = {layer: token_groups(grid) for layer, grid in grids.items()}
+        if self.labels:
+            for layer, grid in grids.items():
+                masks[layer]["labelled"] = self.labels.masks(indices, *grid.shape[2:]).to(grid.device)
         return GridBatch(
             grids=grids,
-            masks={layer: token_groups(grid) for layer, grid in grids.items()},
+            masks=masks,
             image=torch.tensor(indices, device=self.backbone.device),
             photo=torch.tensor([self.photos[images.photo(index)] for index in indices], device=self.backbone.device),
         )

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from metrics.channel_energy import ChannelEnergy
 from metrics.credibility import corner_risk, credibility_report, norm_risk
 from metrics.group_similarity import GroupSimilarity, corner_mask
-from metrics.high_norm import HighNormTokens, MaskOverlap, resembles
+from metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
 from metrics.layer_tokens import LayerTokens
 from metrics.position_rsa import PositionRSA
 from metrics.position_variance import PositionVariance
@@ -76,6 +76,8 @@ class LayerStatistics(nn.Module):
         self.channels = ChannelEnergy(channels, images)
         self.high_norm = HighNormTokens(images)
         self.template_overlap = MaskOverlap(images)
+        self.labelled = DetectionScore(images)
+        self.scored = False
         self.stability = nn.ModuleDict({name: MaskOverlap(repeats) for name in ("noise", "timestep")} if repeats else {})
         self.kept: dict[int, Tensor] = {}
         self.images, self.repeats = images, repeats
@@ -90,6 +92,9 @@ class LayerStatistics(nn.Module):
             metric.update(tokens)
         self.rsa.update(tokens, image, photo)
         self.template_overlap.update(masks["high_norm"], resembles(tokens, self.template))
+        if "labelled" in masks:
+            self.scored = True
+            self.labelled.update(masks["high_norm"], masks["labelled"])
         for index, mask in zip(image.tolist(), masks["high_norm"], strict=True):
             if len(self.kept) < self.repeats:
                 self.kept[index] = mask.cpu()
@@ -111,6 +116,8 @@ class LayerStatistics(nn.Module):
             values |= metric.compute()
         for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
             values |= {f"{name}_{key}": value for key, value in overlap.compute().items()}  # type: ignore[operator]
+        if self.scored:
+            values |= {f"labels_{key}": value for key, value in self.labelled.compute().items()}
         return values | self._credibility()
 
     def _credibility(self) -> dict[str, float]:

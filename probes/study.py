@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool2d
 
 from metrics.group_similarity import GroupSimilarity
 from metrics.high_norm import HighNormTokens
@@ -18,6 +17,7 @@ from metrics.layer_tokens import LayerTokens
 from metrics.token_norms import TokenNorms
 from probes.position import PositionProbe
 from tokens.batch import GridBatch
+from tokens.geometry import at_grid
 
 PARTS = ("corner", "border", "interior")
 ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
@@ -27,7 +27,8 @@ TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops
 class StudyProbe(PositionProbe):
     """A :class:`PositionProbe` that also measures group similarity and norms of the grids that pass by.
 
-    Per layer: ``relative_norm/<group>``, with ``anomaly`` for the places of ``up_1``'s high-norm tokens in every layer;
+    Per layer: ``relative_norm/<group>``, with ``anomaly`` for hand-labelled places or, without labels, for the places of
+    ``up_1``'s high-norm tokens in every layer;
     ``similarity_reprcropped/<group>`` after the outer ring of tokens is dropped; ``similarity_cropped/<group>`` of images
     cropped by one token before extraction; both also as ``…_published``, divided by the uncropped grid's token counts.
 
@@ -43,9 +44,11 @@ class StudyProbe(PositionProbe):
         """Measure whole images, once each."""
         for layer, grid in batch.grids.items():
             masks = dict(batch.masks[layer])
-            if ANOMALIES in batch.masks:
+            if "labelled" in masks:
+                masks["anomaly"] = masks["labelled"]
+            elif ANOMALIES in batch.masks:
                 masks["anomaly"] = at_grid(batch.masks[ANOMALIES]["high_norm"], grid.shape[2], grid.shape[3])
-            measure = self._measure(layer, grid.device)
+            measure = self._measure(layer, grid.device, "anomaly" in masks)
             tokens = LayerTokens.of(grid, masks)
             measure.norms.update(tokens)
             measure.high_norm.update(tokens)
@@ -74,11 +77,11 @@ class StudyProbe(PositionProbe):
         norms = {f"{layer}/norm": measure.norms.maps()["norm"] for layer, measure in self.measures.items()}
         return super().maps() | norms
 
-    def _measure(self, layer: str, device: torch.device) -> "_Measure":
+    def _measure(self, layer: str, device: torch.device, anomalies: bool = False) -> "_Measure":
         if layer not in self.measures:
             images = len(self.trainer.datamodule.everyone)  # type: ignore[attr-defined]
             _, height, width = self.shapes[layer]
-            self.measures[layer] = _Measure(height, width, images, ANOMALIES in self.shapes).to(device)
+            self.measures[layer] = _Measure(height, width, images, anomalies).to(device)
         return self.measures[layer]
 
 
@@ -110,11 +113,3 @@ class _Measure(nn.Module):
                 kind, rest = key.split("/", 1)
                 values[f"{kind.replace('similarity', f'similarity_{name}')}/{rest}"] = value
         return values
-
-
-def at_grid(mask: Bool[Tensor, "b h w"], height: int, width: int) -> Bool[Tensor, "b {height} {width}"]:
-    """The same places on another grid: a finer token inherits its coarse one, a coarse one is in if any part of it is."""
-    values = mask[:, None].float()
-    if mask.shape[1] > height:
-        return max_pool2d(values, (mask.shape[1] // height, mask.shape[2] // width))[:, 0].bool()
-    return interpolate(values, (height, width), mode="nearest")[:, 0].bool()

@@ -1,6 +1,10 @@
-"""``python -m reports RUN``: the table of a finished run again, and its figures drawn anew."""
+"""``python -m reports RUN``: the table of a finished run again, and its figures drawn anew.
+
+``python -m reports similarity --image FILE --token ROW,COL``: see :mod:`reports.similarity`.
+"""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +16,12 @@ from reports.tables import show
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Show a run folder."""
+    """Show a run folder, or draw a similarity sheet."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["similarity"]:
+        from reports.similarity import main as similarity  # loads the networks' libraries
+
+        return similarity(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m reports", description="Table and figures of a run folder.")
     parser.add_argument("folder", type=Path, help="a run folder, such as outputs/2026-01-31/12-00-00-000000")
     folder = parser.parse_args(arguments).folder

@@ -133,7 +133,7 @@ def check_types(cfg: DictConfig) -> None:
 
 
 def _constructor(target: Any) -> Any:
-    return vars(target)["__init__"] if isinstance(target, type) else target
+    return target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
 
 
 def _fits(value: Any, hint: Any) -> bool:

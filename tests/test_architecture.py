@@ -13,7 +13,7 @@ ALLOWED = {
     "metrics": {"tokens"},
     "probes": {"tokens", "metrics"},
     "datamodules": {"tokens", "backbones", "anomalies"},
-    "reports": set(),
+    "reports": {"tokens", "backbones", "datamodules"},  # similarity.py alone
     "demo": {"tokens", "backbones", "datamodules"},
     "runs": {"tokens", "backbones"},  # backbones only to quieten libraries before lightning imports them
 }
@@ -31,6 +31,11 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         siblings = imported(file) & set(ALLOWED) - {package}
         assert siblings <= ALLOWED[package], f"{file.relative_to(ROOT)} imports {siblings - ALLOWED[package]}"
+
+
+def test_reports_read_run_folders_and_only_the_similarity_sheet_runs_a_network() -> None:
+    for file in set((ROOT / "reports").rglob("*.py")) - {ROOT / "reports" / "similarity.py"}:
+        assert not imported(file) & set(ALLOWED) - {"reports"}, file
 
 
 def test_tokens_import_torch_only() -> None:

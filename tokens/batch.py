@@ -46,7 +46,7 @@ class GridBatch(_Movable):
         """The images at these places of the batch; the batch itself where that is all of them, in order."""
         if list(which) == list(range(len(self.image))):
             return self
-        index = torch.tensor(which, device=self.image.device)
+        index = torch.tensor(which, dtype=torch.long, device=self.image.device)
         return GridBatch(
             grids={layer: grid[index] for layer, grid in self.grids.items()},
             masks={layer: {name: mask[index] for name, mask in masks.items()} for layer, masks in self.masks.items()},

@@ -5,8 +5,9 @@ down, where pixel (0, 0) covers [0, 1) × [0, 1). The two are never mixed.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 
 
 def positions(height: int, width: int, device: torch.device | str = "cpu") -> Int[Tensor, "{height*width} 2"]:
@@ -55,3 +56,17 @@ def bin_starts(size: int, count: int) -> Int[Tensor, "{count+1}"]:
     [0, 2, 3, 5, 6]
     """
     return -(-torch.arange(count + 1) * size // count)
+
+
+def at_grid(mask: Bool[Tensor, "b h w"], height: int, width: int) -> Bool[Tensor, "b {height} {width}"]:
+    """The same places on another grid of the image; one side must divide the other.
+
+    A finer token inherits its coarse one; a coarse token is in if any part of it is.
+
+    >>> at_grid(torch.tensor([[[True, False], [False, False]]]), 4, 4)[0].int().tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    """
+    values = mask[:, None].float()
+    if mask.shape[1] > height:
+        return max_pool2d(values, (mask.shape[1] // height, mask.shape[2] // width))[:, 0].bool()
+    return interpolate(values, (height, width), mode="nearest")[:, 0].bool()

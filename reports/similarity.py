@@ -1,0 +1,107 @@
+"""Similarity map of one token in every layer, for one picture: `python -m reports similarity --image FILE --token 12,17`.
+
+The one report that runs a network: it looks at a picture of the reader's choice, not at a run.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
+
+from backbones import FrozenSD
+from datamodules.images.source import check_size, square, upright
+from tokens.errors import InputError
+
+
+def similarity_maps(
+    backbone: FrozenSD, image: torch.Tensor, token: tuple[int, int], side: int, block: str, timestep: int, centred: bool
+) -> dict[str, np.ndarray]:
+    """Layer → (h, w) cosine of every token with the one at `token` = (row, col) of a grid of `side` tokens.
+
+    `centred` subtracts the picture's mean token first, without which every cosine is high in many layers.
+    """
+    maps = {}
+    for layer, grids in backbone.activations(image[None], block, timestep).items():
+        grid = grids[0].float().cpu()
+        if centred:
+            grid = grid - grid.mean((1, 2), keepdim=True)
+        unit = torch.nn.functional.normalize(grid, dim=0)
+        row, col = (int((place + 0.5) * grid.shape[1 + axis] / side) for axis, place in enumerate(token))
+        maps[layer] = torch.einsum("chw,c->hw", unit, unit[:, row, col]).numpy()
+    return maps
+
+
+def similarity_sheet(image: torch.Tensor, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
+    """The picture with the token marked, then a panel per layer, −1 to 1."""
+    count = len(maps) + 1
+    columns = min(count, 8)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(1.9 * columns, 2.1 * lines + 0.5), squeeze=False, layout="constrained")
+    panels = list(axes.flat)
+    for panel in panels:
+        panel.set_axis_off()
+    panels[0].imshow(image.permute(1, 2, 0).numpy(), extent=(0, side, side, 0))
+    panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
+    for (layer, table), panel in zip(maps.items(), panels[1:], strict=False):
+        shown = panel.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
+        panel.set_title(layer, fontsize=8)
+    figure.colorbar(shown, ax=panels, shrink=0.6, aspect=30, label="cosine with the marked token")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the sheet."""
+    parser = argparse.ArgumentParser(prog="python -m reports similarity", description=__doc__)
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--token", required=True, metavar="ROW,COL")
+    parser.add_argument("--side", type=int, default=32, help="tokens a side of the grid that ROW,COL refers to")
+    parser.add_argument("--backbone", default="demo", help="preset, local diffusers folder or hub repository")
+    parser.add_argument("--block", default="all")
+    parser.add_argument("--timestep", type=int, default=50)
+    parser.add_argument("--size", type=int, default=512, help="pixels a side")
+    parser.add_argument("--raw", action="store_true", help="do not subtract the picture's mean token")
+    parser.add_argument("--out", type=Path, default=Path("similarity.png"))
+    options = parser.parse_args(arguments)
+    try:
+        token = place(options.token, options.side)
+        image = picture(options.image, options.size)
+        backbone = FrozenSD.from_pretrained(options.backbone)
+        maps = similarity_maps(backbone, image, token, options.side, options.block, options.timestep, centred=not options.raw)
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+    title = f"{options.image.name}, token {options.token} of {options.side}; {options.backbone}, timestep {options.timestep}"
+    figure = similarity_sheet(image, maps, token, options.side, title)
+    figure.savefig(options.out, dpi=120)
+    plt.close(figure)
+
+
+def place(text: str, side: int) -> tuple[int, int]:
+    """(row, col) from "row,col".
+
+    Raises:
+        InputError: anything else, or a place outside the grid.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts) or any(int(part) >= side for part in parts):
+        raise InputError(f"Expected --token to be row,col, each from 0 to {side - 1}, but got '{text}'. Use --token 12,17.")
+    return int(parts[0]), int(parts[1])
+
+
+def picture(path: Path, size: int) -> torch.Tensor:
+    """(3, size, size) in [0, 1]: the centre square of a picture file.
+
+    Raises:
+        InputError: no such file, or no picture.
+    """
+    check_size(size)
+    try:
+        with Image.open(path) as file:
+            return square(upright(file), size)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise InputError(f"Expected --image to be a picture, but {path} cannot be read ({error}). Check the path.") from error
