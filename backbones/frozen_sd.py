@@ -73,7 +73,7 @@ class FrozenSD:
         """Load a checkpoint.
 
         Args:
-            path: a preset (``sd14 sd15 sd21 sd_turbo sdxl sdxl_turbo tiny``), a local diffusers folder, or a hub
+            path: a preset (``demo tiny sd14 sd15 sd21 sd_turbo sdxl sdxl_turbo``), a local diffusers folder, or a hub
                 repository ``owner/name``.
             revision: branch, tag or commit of a hub repository.
             variant: ``fp16`` takes half-precision weight files where the repository has them.

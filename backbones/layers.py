@@ -21,6 +21,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from backbones.weights import DEMO
 from tokens.errors import InputError
 
 INPUTS = ("latent", "noisy_latent")
@@ -129,13 +130,13 @@ def preset_config(model: str) -> dict[str, Any]:
     Raises:
         InputError: neither a folder with ``unet/config.json`` nor a known preset.
     """
-    folder = Path(model)
+    folder = DEMO if model == "demo" else Path(model)
     if (folder / "unet" / "config.json").is_file():
         return json.loads((folder / "unet" / "config.json").read_text())
     shipped = json.loads((Path(__file__).parent / "architectures.json").read_text())
     if model not in shipped:
         raise InputError(
-            f"Expected a preset ({', '.join(shipped)}) or a diffusers folder with unet/config.json, but got '{model}'."
+            f"Expected a preset (demo, {', '.join(shipped)}) or a diffusers folder with unet/config.json, but got '{model}'."
         )
     config = shipped[model]
     return shipped[config] if isinstance(config, str) else config

@@ -17,11 +17,11 @@ from transformers.utils import logging as transformers_logging
 from backbones.integrity import check_card
 from backbones.prompts import PromptEncoder
 from backbones.random_pipeline import random_pipeline
-from backbones.weights import random_unet
+from backbones.weights import DEMO, random_unet
 from tokens.errors import InputError
 
 PRESETS = Path(__file__).parent.parent / "configs" / "backbone"
-DEMO = "assets/demo"
+EMBEDDED = "assets/demo"
 WEIGHTS = ("stored", "random")
 transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
@@ -51,7 +51,7 @@ def load(
         raise InputError(f"Expected weights to be one of {', '.join(WEIGHTS)}, but got '{weights}'. Use weights=stored.")
     if path == "tiny":
         return _tiny(weights_seed + 1 if weights == "random" else 0, dtype)  # its stored weights have seed 0
-    folder = _embedded() if path == DEMO else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
+    folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
     _check(folder, variant)
     check_card(folder)
     try:
@@ -65,10 +65,9 @@ def load(
 
 def _embedded() -> Path:
     """The demo model's folder, wherever the command is started."""
-    folder = PRESETS.parent.parent / DEMO
-    if not folder.is_dir():
-        raise InputError(f"Expected the demo model in {folder}, but there is none. Restore it: git checkout -- {DEMO}")
-    return folder
+    if not DEMO.is_dir():
+        raise InputError(f"Expected the demo model in {DEMO}, but there is none. Restore it: git checkout -- {EMBEDDED}")
+    return DEMO
 
 
 def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype) -> Components:

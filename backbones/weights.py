@@ -1,10 +1,13 @@
 """Identity of weights: a digest of what is in memory, and random twins of a network."""
 
 import hashlib
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
+
+DEMO = Path(__file__).parent.parent / "assets" / "demo"  # the embedded demo model
 
 
 def weight_hash(module: nn.Module) -> str:

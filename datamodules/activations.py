@@ -175,6 +175,7 @@ class ActivationDataModule(LightningDataModule):
             "images": {name: len(indices) for name, indices in self.split.items()},
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": self.store.skipped,
+            "labels": self.stream.labels.digest if self.stream.labels else None,
             "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
             "resident_images": len(self.resident),
             "passes": self.backbone.passes,

@@ -133,6 +133,7 @@ class GridDataModule(LightningDataModule):
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": [name for store in stores for name in store.skipped],
             "latents": {"reused": len(used) + len(self.split["test"]) - encoded, "encoded": encoded},
+            "labels": labels.digest if (labels := self.streams["whole"].labels) else None,
             "margin": self.margin,
             "passes": self.backbone.passes,
         }

@@ -1,6 +1,7 @@
 """Hand labels of high-norm tokens: a file of places → masks of the token group `labelled`. Data path step 5."""
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Labels:
         file = Path(path)
         if not file.is_file():
             raise InputError(f"Expected labels in {path}, but there is no such file. Check datamodule.labels.")
-        self.side = side
+        self.side, self.digest = side, hashlib.sha256(file.read_bytes()).hexdigest()
         self.places: dict[int, set[tuple[int, int]]] = {}
         rows = _published(file) if file.suffix == ".npy" else _csv(file, images)
         for image, row, col in rows:

@@ -54,9 +54,10 @@ class StudyDataModule(ActivationDataModule):
         """Encode what the latent cache lacks, crops included."""
         if self._prepared:
             return
+        crops = self.crops.values()  # images too small to crop are refused before any is encoded
         super().prepare_data()
         started = time.perf_counter()
-        for stream in self.crops.values():
+        for stream in crops:
             stream.store.prepare(self.everyone)
         self.seconds["encode"] += time.perf_counter() - started
 

@@ -143,10 +143,10 @@ def train(config: DictConfig, seed: int, work: Path, fabric: Fabric, save_every:
             fabric.clip_gradients(module, optimiser, max_norm=2.0)
             optimiser.step()
             errors.append(error.item())
-            if step % 50 == 49:
+            if step % 50 == 49 and fabric.is_global_zero:
                 log_line(work / "autoencoder.csv", step=step + 1, error=sum(errors) / len(errors))
                 errors = []
-            if clock.due() or step + 1 == config.steps:
+            if (clock.due() or step + 1 == config.steps) and fabric.is_global_zero:
                 save_state(path, {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
     return scaled(vae.eval(), config)
 

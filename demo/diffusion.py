@@ -20,6 +20,7 @@ from demo.latents import CAPTIONS, Latents
 from demo.states import Clock, load_state, log_line, save_state
 from demo.text import text_encoder
 
+LOG_EVERY = 50  # steps
 ATTENDING = (False, True, True, False)  # which down stages attend: 64, 32, 16, 8 tokens a side; the middle (8) does too
 
 
@@ -76,13 +77,16 @@ def batch(data: Latents, count: int, window: int, drop: float, generator: torch.
     return torch.stack(latents), captions
 
 
+def corruption(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise of this shape, and a timestep for each of its items."""
+    return torch.randn(shape, generator=generator), torch.randint(1000, shape[:1], generator=generator)
+
+
 def loss(
     model: nn.Module, schedule: DDIMScheduler, latents: Float[Tensor, "b 4 h w"], tokens: Int[Tensor, "b l"],
-    snr_gamma: float, generator: torch.Generator,
+    noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], snr_gamma: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(weighted squared error of the velocity, the same without weights)."""
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    timesteps = torch.randint(1000, (len(latents),), generator=generator).to(latents.device)
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.get_velocity(latents, noise, timesteps)
     noisy = noisy.contiguous(memory_format=torch.channels_last)
@@ -120,39 +124,47 @@ class Trainer:
         return self.work / "diffusion.pt"
 
     def save(self) -> None:
-        """Write everything needed to go on."""
-        state: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
-        save_state(self.path, state)
+        """Write everything needed to go on; one process does."""
+        if self.fabric.is_global_zero:
+            state: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+            state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
+            save_state(self.path, state)
 
     def run_stage(self, stage: DictConfig, data: dict[int, Latents], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
-        clock, count, losses, errors = Clock(save_every), stage.batch, [], []
+        clock, sums = Clock(save_every), torch.zeros(2)
         while self.done < stage.samples:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-            view = stage.views[self.step % len(stage.views)]
-            latents, captions = batch(data[view.size], count, view.window, self.config.drop_caption, generator)
-            tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            for group in self.optimiser.param_groups:
-                group["lr"] = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
-            latents, tokens = self.fabric.to_device((latents, tokens))
-            value, error = loss(self.wrapped, self.schedule, latents, tokens, self.config.snr_gamma, generator)
-            self.optimiser.zero_grad()
-            self.fabric.backward(value)
-            self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
-            self.optimiser.step()
-            self.average.step(self.model.parameters())
-            self.step, self.done = self.step + 1, self.done + count
-            losses.append(value.item())
-            errors.append(error.item())
-            if self.step % 50 == 0:
-                mean, raw = sum(losses) / len(losses), sum(errors) / len(errors)
-                log_line(self.work / "diffusion.csv", step=self.step, stage=self.stage, samples=self.done, loss=mean, error=raw)
-                losses, errors = [], []
+            sums += self._take_step(stage, data)
+            if self.step % LOG_EVERY == 0:
+                mean, raw = (self.fabric.all_reduce(sums, reduce_op="mean") / LOG_EVERY).tolist()
+                sums = torch.zeros(2)
+                if self.fabric.is_global_zero:
+                    where = {"step": self.step, "stage": self.stage, "samples": self.done}
+                    log_line(self.work / "diffusion.csv", **where, loss=mean, error=raw)
             if clock.due():
                 self.save()
         self.stage, self.done = self.stage + 1, 0
         self.save()
+
+    def _take_step(self, stage: DictConfig, data: dict[int, Latents]) -> Tensor:
+        """One optimiser step; with several processes each takes its part of the batch. Returns both losses."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        view = stage.views[self.step % len(stage.views)]
+        latents, captions = batch(data[view.size], stage.batch, view.window, self.config.drop_caption, generator)
+        tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        everything = (latents, tokens, *corruption(latents.shape, generator))
+        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        latents, tokens, noise, timesteps = (self.fabric.to_device(tensor[mine]) for tensor in everything)
+        for group in self.optimiser.param_groups:
+            group["lr"] = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
+        value, error = loss(self.wrapped, self.schedule, latents, tokens, noise, timesteps, self.config.snr_gamma)
+        self.optimiser.zero_grad()
+        self.fabric.backward(value)
+        self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
+        self.optimiser.step()
+        self.average.step(self.model.parameters())
+        self.step, self.done = self.step + 1, self.done + stage.batch
+        return torch.stack([value.detach(), error]).cpu()
 
     def averaged(self) -> Denoiser:
         """The model with its average weights, for use; training continues with the others."""

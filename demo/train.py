@@ -1,6 +1,7 @@
 """Train the demo model: `python -m demo.train [key=value ...]`. Options and their meaning: demo/config.yaml."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -64,16 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, then write the pipeline."""
     config = configured(sys.argv[1:] if arguments is None else arguments)
     work, scenes = Path(config.work), config.diffusion.scenes
-    fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
+    fabric = Fabric(accelerator=config.device, devices=config.devices, precision=config.precision)
+    fabric.launch()
+    if fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
     vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
     vocabulary = words(scenes.seed)
     trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric)
     while trainer.stage < len(config.diffusion.stages):
         stage = config.diffusion.stages[trainer.stage]
         sizes = {view.size for view in stage.views}
-        data = {s: encoded(vae, scenes.seed, scenes.counts[s], s, work, fabric.device) for s in sizes}
+        with fabric.rank_zero_first():
+            data = {s: encoded(vae, scenes.seed, scenes.counts[s], s, work, fabric.device) for s in sizes}
         trainer.run_stage(stage, data, config.save_every)
-    export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
+    if fabric.is_global_zero:
+        export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
 
 
 if __name__ == "__main__":

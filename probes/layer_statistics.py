@@ -78,6 +78,7 @@ class LayerStatistics(nn.Module):
         self.template_overlap = MaskOverlap(images)
         self.labelled = DetectionScore(images)
         self.scored = False
+        self.floor: MaskOverlap | None = None
         self.stability = nn.ModuleDict({name: MaskOverlap(repeats) for name in ("noise", "timestep")} if repeats else {})
         self.kept: dict[int, Tensor] = {}
         self.images, self.repeats = images, repeats
@@ -108,6 +109,12 @@ class LayerStatistics(nn.Module):
         before = torch.stack([self.kept[index] for index in image.tolist()]).to(mask.device)
         self.stability["noise" if noise else "timestep"].update(before, mask)  # type: ignore[operator]
 
+    def compare_with_floor(self, cells: dict[int, Bool[Tensor, "h w"]]) -> None:
+        """Hold the high-norm tokens of these images, seen before, against other masks of the same grid."""
+        self.floor = MaskOverlap(len(cells)).to(self.mean.device)
+        ours = torch.stack([self.kept[index] for index in cells]).to(self.mean.device)
+        self.floor.update(ours, torch.stack(list(cells.values())).to(self.mean.device))
+
     def compute(self) -> dict[str, float]:
         """``<metric>/<group>`` with intervals over folds of images, credibility last."""
         values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in key}
@@ -116,6 +123,9 @@ class LayerStatistics(nn.Module):
             values |= metric.compute()
         for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
             values |= {f"{name}_{key}": value for key, value in overlap.compute().items()}  # type: ignore[operator]
+        if self.floor is not None:
+            values |= {f"vae_floor_{key}": value for key, value in self.floor.compute().items()}
+            values["vae_floor_share/all"] = float(self.floor.sums[:, 2].sum() / self.floor.sums[:, 3].sum())
         if self.scored:
             values |= {f"labels_{key}": value for key, value in self.labelled.compute().items()}
         return values | self._credibility()
@@ -129,7 +139,7 @@ class LayerStatistics(nn.Module):
             "r_norm": norm_risk(self.high_norm.per_fold()["r_tok/all"], self.channels.per_fold()["r_chn/all"]),
         }
         whole = {
-            "r_pos": self.variance.compute()["position_variance/all"],
+            "r_pos": _value(self.variance, "position_variance/all"),
             "r_cor": corner_risk(_value(inner, key_in), _value(outer, key_out)),
             "r_norm": norm_risk(_value(self.high_norm, "r_tok/all"), _value(self.channels, "r_chn/all")),
         }

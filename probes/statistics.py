@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import lightning
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from metrics.credibility import FOLDS, require_images
+from metrics.group_similarity import MIN_SIDE
 from metrics.linear_cka import LinearCKA
 from probes.layer_statistics import FitSums, LayerStatistics
 from probes.pictures import Pictures
@@ -18,6 +19,8 @@ from tokens.batch import GridBatch
 from tokens.errors import InputError
 
 WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
+STRIDE = 8  # pixels per latent cell
+FIRST = ("conv_in", "down_0")  # where anomalies of the latent itself would still be seen
 
 
 class StatisticsProbe(lightning.LightningModule):
@@ -28,7 +31,7 @@ class StatisticsProbe(lightning.LightningModule):
         photos: number of photographs.
         size: side of the images in pixels.
         margin: pixels that the cropped view lacks on every side; a whole number of tokens in every layer.
-        pictured: measured images whose tokens are drawn, from the first on.
+        pictured: measured images whose tokens are drawn, from the first on; at most a batch, 0 for none.
         seed: of the tokens drawn for RSA and CKA.
 
     Raises:
@@ -46,7 +49,7 @@ class StatisticsProbe(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.shapes, self.pictured, self.seed = shapes, pictured, seed
+        self.shapes, self.size, self.pictured, self.seed = shapes, size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = {layer: FitSums(channels) for layer, (channels, _, _) in shapes.items()}
         self.results: dict[str, float] = {}
@@ -73,6 +76,11 @@ class StatisticsProbe(lightning.LightningModule):
 
     def on_test_start(self) -> None:
         """With the mean tokens known, measurement can begin."""
+        if not all(sums.count for sums in self.fitted.values()):
+            raise InputError(
+                "Expected the fit images to have been seen before measuring, but this resumed run has only their checkpoint. "
+                "Run again without resume."
+            )
         measured, repeated = self._images(WHOLE), self._images(OTHER_NOISE)
         self.layers = nn.ModuleDict(
             {
@@ -95,11 +103,12 @@ class StatisticsProbe(lightning.LightningModule):
         if dataloader_idx == WHOLE:
             assert self.cka is not None
             self.cka.update(batch.grids)
-            if batch_idx == 0:
+            if batch_idx == 0 and self.pictured:
                 self.pictures.take(batch, self.pictured)
 
     def on_test_epoch_end(self) -> None:
         """Collect ``test/<layer>/<metric>/<group>``; log the credibility of every layer."""
+        self._compare_with_floor()
         for layer in self.shapes:
             values = self._of(layer).compute()
             self.results |= {f"test/{layer}/{key}": value for key, value in values.items()}
@@ -111,6 +120,18 @@ class StatisticsProbe(lightning.LightningModule):
         if self.cka is not None:
             maps["cka"] = self.cka.compute().cpu().numpy()
         return maps | self.pictures.maps()
+
+    def _compare_with_floor(self) -> None:
+        """Hold the high-norm tokens of layers at the latent's own resolution against the VAE's floor-variance cells."""
+        latent = self.size // STRIDE
+        sides = {layer: h for layer, (_, h, _) in self.shapes.items() if layer.startswith(FIRST) and h == latent}
+        seen = [index for layer in sides for index in self._of(layer).kept]
+        if not seen:
+            return
+        cells: dict[int, Tensor] = self.trainer.datamodule.floor_cells(list(dict.fromkeys(seen)))  # type: ignore[attr-defined]
+        for layer in sides:
+            statistics = self._of(layer)
+            statistics.compare_with_floor({index: cells[index] for index in statistics.kept})
 
     def _of(self, layer: str) -> LayerStatistics:
         return cast(LayerStatistics, self.layers[layer])
@@ -128,4 +149,11 @@ def _tokens(layer: str, margin: int, size: int, side: int) -> int:
             f"Expected datamodule.margin to be a whole number of tokens in layer {layer} ({size // side} pixels each), "
             f"but got {margin} pixels. Use a multiple of 64, or leave this layer out."
         )
-    return margin * side // size
+    tokens = margin * side // size
+    left = side - 2 * tokens
+    if left < MIN_SIDE:
+        raise InputError(
+            f"Expected the grid of layer {layer} to be at least {MIN_SIDE}×{MIN_SIDE} after cropping for statistics of corner, "
+            f"border and interior, but got {left}×{left}. Use larger images, or leave this layer out."
+        )
+    return tokens

@@ -34,7 +34,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What was measured: ``position`` or ``statistics``."""
+        """What was measured: ``position``, ``statistics`` or ``study``."""
         return str(self.meta.get("probe", "position"))
 
     @property

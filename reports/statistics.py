@@ -50,8 +50,9 @@ def statistics_figures(run: Run) -> dict[str, Figure]:
     figures: dict[str, Callable[[Run], Figure]] = {}
     if len(run.layers) > 1:
         figures |= {"credibility": credibility_over_layers, "similarity_over_layers": similarity_over_layers}
-        figures |= {"norms_over_layers": norms_over_layers, "cka": cka_matrix}
-    figures["norm_maps"] = norm_maps
+        figures |= {"norms_over_layers": norms_over_layers} | ({"cka": cka_matrix} if "cka" in run.maps else {})
+    if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
+        figures["norm_maps"] = norm_maps
     if "pictures" in run.maps:
         figures |= {"principal_components": principal_components, "high_norm_tokens": high_norm_tokens}
     return {name: figure(run) for name, figure in figures.items()}
@@ -182,7 +183,8 @@ def _curve(
 def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str) -> Figure:
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(frameon=False, fontsize=8, ncols=2)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     rotation = 90 if len(run.layers) > 12 else 30
     axes[-1].set_xticks(range(len(run.layers)), run.layers, rotation=rotation, fontsize=8)
     figure.suptitle(f"{title} {run.setting}", fontsize=11)
@@ -201,7 +203,7 @@ def _sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def _width(run: Run) -> float:
-    return max(7.0, 0.3 * len(run.layers) + 2)
+    return max(8.5, 0.3 * len(run.layers) + 4)
 
 
 def _half(run: Run, layer: str) -> str:

@@ -38,9 +38,9 @@ def accuracy_at(run: Run, layer: str, bins: int) -> float | None:
     return float(np.mean(rates))
 
 
-def contrast(run: Run, layer: str, group: str, convention: str = "") -> float | None:
+def contrast(run: Run, layer: str, group: str) -> float | None:
     """Similarity of a group in images cropped before extraction minus in grids cropped after it."""
-    values = [run.value("test", layer, f"similarity_{kind}{convention}", group) for kind in ("cropped", "reprcropped")]
+    values = [run.value("test", layer, f"similarity_{kind}", group) for kind in ("cropped", "reprcropped")]
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 
@@ -65,8 +65,9 @@ def study_figures(run: Run) -> dict[str, Figure]:
         _pair(axes[1], own, [e and published_contrast(e, group, corrected=True) for e in known], colour, group)
     axes[1].set(ylabel="mean cosine within group,\nimage cropped − grid cropped")
     own = [run.value("test", layer, "relative_norm", "anomaly") for layer in run.layers]
-    _pair(axes[2], own, [e and e["relative_norm_mean"] for e in known], COLOURS[2], "at up_1's high-norm tokens")
-    note = "detected here (robust z > 5 in up_1); published: labelled by hand" + ("" if any(own) else "; none detected")
+    _pair(axes[2], own, [e and e["relative_norm_mean"] for e in known], COLOURS[2], "at high-norm tokens of up_1")
+    how = "hand labels" if run.meta.get("labels") else "detected (robust z > 5 in up_1), not labelled by hand"
+    note = f"here: {how}; published: labelled by hand" + ("" if any(own) else "; none found here")
     axes[2].set(ylabel="relative norm")
     axes[2].set_title(note, loc="left", fontsize=9)
     for axis in axes:

@@ -21,6 +21,7 @@ _DATA = (
     "schedule_hash",
     "dataset_fingerprint",
     "images",
+    "labels",
     "precision",
     "hardware",
     "packages",

@@ -44,10 +44,18 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+# figures and tables that reports draw into a run folder
+LEFT = (
+    "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
+    "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
+    "principal_components.png", "high_norm_tokens.png",
+)  # fmt: skip
+
+
 def clear(folder: Path, resumed: bool) -> None:
     """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
     checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
-    names = ["metrics.json", "maps.npz", "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png"]
+    names = ["metrics.json", "maps.npz", *LEFT]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:

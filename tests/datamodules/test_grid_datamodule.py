@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_batch_size_changes_no_activation_and_no_order(make: Callable[..., GridD
 def test_joined_parts_are_the_whole(make: Callable[..., GridDataModule], parts: list[int]) -> None:
     [whole] = make().test_dataloader()[0]
     ends = torch.tensor([0, *parts]).cumsum(0).tolist()
-    pieces = [whole.select(range(start, end)) for start, end in zip(ends, ends[1:], strict=False)]
+    pieces = [whole.select(range(start, end)) for start, end in pairwise(ends)]
     again = joined(pieces)
     assert (again is pieces[0]) == (len(parts) == 1)
     assert list(again.grids) == list(whole.grids) == list(again.masks)

@@ -153,10 +153,10 @@ def test_images_that_pass_again_in_later_epochs_are_observed_once(
 
 
 def test_several_passes_of_an_epoch_observe_once_too(make: Callable[..., StudyDataModule], sd: FrozenSD) -> None:
-    data = make(activation_budget=0.0, sampling="stratified", token_batch=512)
+    data = make(activation_budget=0.0, sampling="stratified", token_batch=9)
     with counted(sd) as sizes:
         recorder = run(data)
-    passes = -(-STEPS_PER_EPOCH // -(-len(data.split["train"]) * 64 // 512))
+    passes = -(-STEPS_PER_EPOCH // -(-len(data.split["train"]) * 64 // 9))
     assert passes > 1 and sum(sizes) == passes * len(data.split["train"]) + len(data.split["test"]) + COUNT * len(CROPS)
     once_each(recorder)
     assert recorder.loaders[WHOLE] == []
@@ -272,10 +272,10 @@ def test_running_out_of_memory_loses_no_image(make: Callable[..., StudyDataModul
 
 
 def test_images_too_small_to_crop_are_refused_before_anything_is_encoded(
-    make: Callable[..., StudyDataModule], sd: FrozenSD
+    make: Callable[..., StudyDataModule], sd: FrozenSD, tmp_path: Path
 ) -> None:
     before = sd.passes["encoder"]
-    data = make(block=["conv_in", "mid"], cache_dir="/nowhere")
+    data = make(block=["conv_in", "mid"], cache_dir=str(tmp_path))
     with pytest.raises(InputError, match="margin to leave at least 64 pixels of 128, but got 64 on every side"):
         data.prepare_data()
     assert sd.passes["encoder"] == before

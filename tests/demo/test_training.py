@@ -27,6 +27,7 @@ SMALL = [
     "diffusion.stages=[{samples: 4, batch: 2, views: [{size: 64, window: 8}]},"
     "{samples: 4, batch: 2, views: [{size: 64, window: 8}, {size: 128, window: 8}]}]",
     "save_every=0",
+    "devices=1",
 ]
 
 
@@ -90,7 +91,8 @@ def test_the_diffusion_loss_falls_on_one_image() -> None:
     tokens = words(["a bird"] * 4, padding="max_length", return_tensors="pt").input_ids
     optimiser, losses = torch.optim.Adam(model.parameters(), 3e-3), []
     for step in range(60):
-        value, _ = diffusion.loss(model, diffusion.scheduler(), latents, tokens, 5.0, torch.Generator().manual_seed(step % 4))
+        noise, timesteps = diffusion.corruption(latents.shape, torch.Generator().manual_seed(step % 4))
+        value, _ = diffusion.loss(model, diffusion.scheduler(), latents, tokens, noise, timesteps, 5.0)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()

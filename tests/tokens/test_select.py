@@ -11,10 +11,8 @@ COUNT = 4
 @pytest.fixture
 def batch() -> GridBatch:
     """Every number names the image it belongs to."""
-    number = torch.arange(COUNT)
-    grids = {
-        layer: number.view(-1, 1, 1, 1).expand(COUNT, *shape).float() for layer, shape in {"mid": (3, 2, 2), "up_1": (2, 4, 5)}.items()
-    }
+    number, shapes = torch.arange(COUNT), {"mid": (3, 2, 2), "up_1": (2, 4, 5)}
+    grids = {layer: number.view(-1, 1, 1, 1).expand(COUNT, *shape).float() for layer, shape in shapes.items()}
     masks = {
         layer: {
             "corner": (number.view(-1, 1, 1) == 1).expand(COUNT, *grid.shape[2:]),

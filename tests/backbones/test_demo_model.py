@@ -1,0 +1,90 @@
+"""The embedded demo model is an ordinary Stable Diffusion folder, as its card says."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from backbones import FrozenSD
+from backbones.integrity import digest, listed
+from backbones.layers import layer_table, meta_unet, preset_config
+from backbones.weights import DEMO
+from tokens.errors import InputError
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DEMO, tmp_path / "demo"))
+
+
+def test_diffusers_alone_loads_and_samples_it() -> None:
+    pipe = DiffusionPipeline.from_pretrained(DEMO, torch_dtype=torch.float32, local_files_only=True)
+    assert type(pipe).__name__ == "StableDiffusionPipeline"
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [
+        np.asarray(
+            pipe(prompt, num_inference_steps=4, height=128, width=128, generator=torch.Generator().manual_seed(0)).images[0]
+        )
+        for prompt in ("a photo of a bird", "a photo of a chair")
+    ]
+    assert all(picture.shape == (128, 128, 3) and picture.std() > 5 for picture in pictures)
+    assert not np.array_equal(*pictures)
+
+
+def test_it_is_small_and_holds_safetensors_only() -> None:
+    files = [path for path in DEMO.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md", ".png", ".jpg"}
+
+
+def test_the_card_lists_every_weight_file_with_its_digest() -> None:
+    digests = listed(DEMO / "README.md")
+    assert set(digests) == {path.relative_to(DEMO).as_posix() for path in DEMO.rglob("*.safetensors")}
+    assert all(digest(DEMO / name) == value for name, value in digests.items())
+
+
+def test_its_layers_are_stable_diffusions_but_for_attention_at_64() -> None:
+    own, full = (set(layer_table(meta_unet(preset_config(name)))) for name in ("demo", "sd15"))
+    # without attention the last resnet of up_3 is the stage's output
+    assert full - own == {"down_0_attn_0", "down_0_attn_1", "up_3_attn_0", "up_3_attn_1", "up_3_res_2"}
+    assert own < full
+
+
+def test_its_grids_are_stable_diffusions() -> None:
+    sd = FrozenSD.from_pretrained("demo", device="cpu", precision="fp32")
+    shapes = sd.shapes(512, sd.unet.resolve("stages"))
+    assert [side for _, side, _ in shapes.values()] == [64, 32, 16, 8, 8, 8, 16, 32, 64, 64, 64]
+
+
+def test_it_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert FrozenSD.from_pretrained("demo", device="cpu").path == "assets/demo"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_truncated_weights_are_refused(copy: Path, part: str) -> None:
+    [file] = (copy / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated or altered"):
+        FrozenSD.from_pretrained(str(copy), device="cpu")
+
+
+def test_missing_and_altered_weights_are_refused(copy: Path) -> None:
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1  # loads without complaint
+    file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="SHA-256"):
+        FrozenSD.from_pretrained(str(copy), device="cpu")
+    file.unlink()
+    with pytest.raises(InputError, match="unet"):
+        FrozenSD.from_pretrained(str(copy), device="cpu")
+
+
+def test_a_missing_demo_model_is_no_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbones.loading.DEMO", tmp_path / "none")
+    with pytest.raises(InputError, match="Restore it: git checkout -- assets/demo"):
+        FrozenSD.from_pretrained("demo", device="cpu")
