@@ -11,7 +11,9 @@ from datamodules.images.cropped import Cropped
 from datamodules.latents import LatentStore
 from datamodules.stream import ActivationStream
 from tokens.batch import GridBatch, TokenBatch
+from tokens.errors import InputError
 
+SMALLEST = 6  # tokens a side: 4 are left after cropping
 MARGINS = (8, 16, 32, 64)  # pixels: one token of grids with so many pixels per token
 
 
@@ -55,6 +57,12 @@ class StudyDataModule(ActivationDataModule):
         if self._prepared:
             return
         crops = self.crops.values()  # images too small to crop are refused before any is encoded
+        for layer, (_, height, width) in self.shapes.items():
+            if min(height, width) < SMALLEST:
+                raise InputError(
+                    f"Expected grids of at least {SMALLEST}×{SMALLEST} tokens, of which one ring is cropped, but layer {layer} "
+                    f"has {height}×{width}. Use larger images, or leave this layer out of block=."
+                )
         super().prepare_data()
         started = time.perf_counter()
         for stream in crops:

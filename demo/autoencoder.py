@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -55,7 +56,8 @@ def pass_through(vae: AutoencoderKL) -> None:
     for half in (vae.encoder, vae.decoder):
         first, last = half.conv_in, half.conv_out
         scale = CARRIER * math.sqrt(2 / last.in_channels)
-        first.weight[:8], first.bias[:], last.weight[:3], last.bias[:] = 0, 0, 0, 0
+        for tensor in (first.weight[:8], first.bias, last.weight[:3], last.bias):
+            tensor.zero_()
         last.weight[3:] *= 0.1
         for colour in range(3):
             first.weight[colour, colour, 1, 1], first.weight[colour + 3, colour, 1, 1] = 1, -1
@@ -71,7 +73,8 @@ def pass_through(vae: AutoencoderKL) -> None:
 def _forward_first_channels(conv: nn.Conv2d, taps: slice, value: float) -> None:
     """Output channels 0-7 copy the input channels 0-7, with `value` at every tap of the kernel."""
     conv.weight *= 0.3
-    conv.weight[:8], conv.bias[:] = 0, 0
+    for tensor in (conv.weight[:8], conv.bias):
+        nn.init.zeros_(tensor)  # type: ignore[arg-type]
     for channel in range(8):
         conv.weight[channel, channel, taps, taps] = value
 
@@ -97,9 +100,7 @@ def crops(pools: list[Tensor], side: int, batch: int, generator: torch.Generator
     return torch.stack(picked).float() / 127.5 - 1
 
 
-def loss(
-    vae: torch.nn.Module, images: Float[Tensor, "b 3 h w"], kl: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def loss(vae: Any, images: Float[Tensor, "b 3 h w"], kl: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(absolute and squared error of pixels, absolute error of their differences, plus KL; the absolute error alone)."""
     posterior = vae.encode(images).latent_dist
     mean, log_variance = posterior.mean, posterior.logvar

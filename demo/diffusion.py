@@ -103,7 +103,8 @@ class Trainer:
     ) -> None:
         torch.manual_seed(seed)
         self.config, self.words, self.seed, self.work, self.fabric = config, words, seed, work, fabric
-        self.model = Denoiser(shape, words).to(memory_format=torch.channels_last)
+        self.model = Denoiser(shape, words)
+        self.model.unet.to(memory_format=torch.channels_last)
         self.schedule = scheduler()
         fused = fabric.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(self.model.parameters(), config.rate, weight_decay=config.weight_decay, fused=fused)
@@ -136,7 +137,9 @@ class Trainer:
         while self.done < stage.samples:
             sums += self._take_step(stage, data)
             if self.step % LOG_EVERY == 0:
-                mean, raw = (self.fabric.all_reduce(sums, reduce_op="mean") / LOG_EVERY).tolist()
+                reduced = self.fabric.all_reduce(sums / LOG_EVERY, reduce_op="mean")
+                assert isinstance(reduced, torch.Tensor)
+                mean, raw = reduced.tolist()
                 sums = torch.zeros(2)
                 if self.fabric.is_global_zero:
                     where = {"step": self.step, "stage": self.stage, "samples": self.done}

@@ -46,7 +46,7 @@ def shrunk(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 s s"]:
 def train_classifier(seed: int = 20001, count: int = 6000, epochs: int = 14) -> tuple[nn.Sequential, float]:
     """(A classifier of rendered scenes, its accuracy on scenes of another seed.)"""
     torch.manual_seed(seed)
-    model = network().to(memory_format=torch.channels_last)
+    model = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = labelled(seed, count)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
     steps = epochs * (count // 64)

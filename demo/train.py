@@ -36,7 +36,8 @@ def configured(arguments: Sequence[str]) -> DictConfig:
     changes = OmegaConf.from_cli(list(arguments))
     unknown = [key for key in changes if key not in base]
     if unknown:
-        sys.exit(f"Expected options of demo/config.yaml as key=value, but got '{unknown[0]}'. Known are {', '.join(base)}.")
+        known = ", ".join(map(str, base))
+        sys.exit(f"Expected options of demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
     if "diffusion" in changes and "scenes" in changes.diffusion and "counts" in changes.diffusion.scenes:
         base.diffusion.scenes.counts = {}
     return cast(DictConfig, OmegaConf.merge(base, changes))

@@ -21,7 +21,7 @@ PER_FOLD = 2  # images at least
 def above_chance(share: Float[Tensor, "*n"], chance: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """(share − chance) / (1 − chance): 0 at chance, 1 at its most, below 0 under chance; 0 where chance leaves no room."""
     room = 1 - chance
-    return torch.where(room > 0, (share - chance) / torch.where(room > 0, room, 1), 0 * share)
+    return torch.where(room == 0, 0 * share, (share - chance) / room.where(room != 0, 1))
 
 
 def corner_risk(inner: Float[Tensor, "*n"], outer: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -61,6 +61,7 @@ class LayerStatistics(nn.Module):
 
     mean: Tensor
     template: Tensor
+    content: Tensor
 
     def __init__(self, shape: tuple[int, int, int], margin: int, fitted: FitSums, images: int, repeats: int, seed: int) -> None:
         super().__init__()
@@ -89,7 +90,8 @@ class LayerStatistics(nn.Module):
         """Measure whole images."""
         content = self.content.expand(len(grid), -1, -1)
         tokens = LayerTokens.of(grid, {**masks, CONTENT: content}, self.mean)
-        for metric in (self.similarity, self.norms, self.variance, self.channels, self.high_norm):
+        metrics: tuple[Metric, ...] = (self.similarity, self.norms, self.variance, self.channels, self.high_norm)
+        for metric in metrics:
             metric.update(tokens)
         self.rsa.update(tokens, image, photo)
         self.template_overlap.update(masks["high_norm"], resembles(tokens, self.template))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
 
 from reports.run import Run
 
@@ -57,15 +59,15 @@ def study_figures(run: Run) -> dict[str, Figure]:
     width = max(8.0, 0.3 * len(run.layers) + 2)
     figure, axes = plt.subplots(3, 1, figsize=(width, 11), sharex=True, layout="constrained")
     for i, (bins, colour) in enumerate(zip(RESOLUTIONS, COLOURS, strict=True)):
-        own = [accuracy_at(run, layer, bins) for layer in run.layers]
-        _pair(axes[0], own, [e and e["accuracy"][i] for e in known], colour, f"{bins} × {bins}")
+        own: list[float | None] = [accuracy_at(run, layer, bins) for layer in run.layers]
+        _pair(axes[0], own, [e["accuracy"][i] if e else None for e in known], colour, f"{bins} × {bins}")
     axes[0].set(ylabel="position accuracy", ylim=(0, 1.02))
     for group, colour in (("corner", COLOURS[0]), ("border", COLOURS[1])):
         own = [contrast(run, layer, group) for layer in run.layers]
-        _pair(axes[1], own, [e and published_contrast(e, group, corrected=True) for e in known], colour, group)
+        _pair(axes[1], own, [published_contrast(e, group, corrected=True) if e else None for e in known], colour, group)
     axes[1].set(ylabel="mean cosine within group,\nimage cropped − grid cropped")
     own = [run.value("test", layer, "relative_norm", "anomaly") for layer in run.layers]
-    _pair(axes[2], own, [e and e["relative_norm_mean"] for e in known], COLOURS[2], "at high-norm tokens of up_1")
+    _pair(axes[2], own, [e["relative_norm_mean"] if e else None for e in known], COLOURS[2], "at high-norm tokens of up_1")
     how = "hand labels" if run.meta.get("labels") else "detected (robust z > 5 in up_1), not labelled by hand"
     note = f"here: {how}; published: labelled by hand" + ("" if any(own) else "; none found here")
     axes[2].set(ylabel="relative norm")
@@ -81,6 +83,31 @@ def study_figures(run: Run) -> dict[str, Figure]:
 def _pair(axis: Any, own: list[float | None], reference: list[float | None], colour: str, label: str) -> None:
     axis.plot([np.nan if v is None else v for v in own], "-", color=colour, label=label, lw=1.5)
     axis.plot([np.nan if v is None else v for v in reference], "o", color=colour, ms=3, alpha=0.6)
+
+
+def study_table(run: Run) -> Table:
+    """Measured beside published, per layer."""
+    model, reference = published(run)
+    table = Table(
+        title=f"The study: {run.setting}, beside {NAMES[model]} as published", title_justify="left", box=box.SIMPLE_HEAD,
+        padding=0, show_edge=False,
+        caption="contrast: mean cosine within group, image cropped before extraction minus grid cropped after it. anomaly "
+        "norm: relative norm at up_1's high-norm tokens. All of it, in both counting conventions: loos2025.csv.",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("layer", no_wrap=True)
+    for name in ("accuracy\n8 bins", "corner\ncontrast", "border\ncontrast", "anomaly\nnorm"):
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("publ.", justify="right", no_wrap=True, style="dim")
+    for layer in run.layers:
+        entry = reference.get(run.meta["published_names"][layer])
+        pairs: list[tuple[float | None, float | None]] = [(accuracy_at(run, layer, 8), entry["accuracy"][0] if entry else None)]
+        for group in ("corner", "border"):
+            theirs = published_contrast(entry, group, corrected=True) if entry else None
+            pairs.append((contrast(run, layer, group), theirs))
+        pairs.append((run.value("test", layer, "relative_norm", "anomaly"), entry["relative_norm_mean"] if entry else None))
+        table.add_row(layer, *("–" if value is None else f"{value:.3f}" for pair in pairs for value in pair))
+    return table
 
 
 def write_differences(run: Run, path: Path) -> None:

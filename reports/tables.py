@@ -9,6 +9,7 @@ from rich.table import Table
 
 from reports.run import Run
 from reports.statistics import statistics_table
+from reports.study import study_table
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 GROUPS = ("all", "corner", "border", "interior", "high_norm")
@@ -52,7 +53,10 @@ def position_table(run: Run) -> Table:
 def show(run: Run, console: Console) -> None:
     """Print the table; where output is no terminal it is wide enough for every cell."""
     table = statistics_table(run) if run.kind == "statistics" else position_table(run)
-    console.print(table, width=None if console.is_terminal else 110)
+    width = None if console.is_terminal else 110
+    console.print(table, width=width)
+    if run.kind == "study":
+        console.print(study_table(run), width=width)
 
 
 def rows(run: Run) -> tuple[list[str], list[list[Any]]]:

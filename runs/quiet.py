@@ -9,6 +9,7 @@ _NOISE = (
     r".*`LightningModule.configure_optimizers` returned `None`",
     r"You are using `torch.load` with `weights_only=False`",
     r".*does not have many workers",
+    r"Total length of `\w+` across ranks is zero",
     r"The number of training batches .* is smaller than the logging interval",
 )
 

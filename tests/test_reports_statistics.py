@@ -403,7 +403,14 @@ def test_the_figure_lays_published_dots_over_measured_lines() -> None:
         assert dots(similarity)[i] == pytest.approx([entry["cropped"][key] - entry["reprcropped"][key] for entry in known])
     assert dots(norm)[0] == pytest.approx([entry["relative_norm_mean"] for entry in known])
     assert "SD-2.1 as published" in figure.get_suptitle()
-    assert "labelled by hand" in texts(figure) and "none detected" not in texts(figure)
+    assert "none found here" not in texts(figure)
+
+
+def test_the_figure_says_where_detection_replaces_hand_labels() -> None:
+    run = study_run()
+    detected, labelled = (texts(study_figures(changed(run, labels=labels))["loos2025"]) for labels in (None, "a digest"))
+    assert "detected (robust z > 5 in up_1), not labelled by hand; published: labelled by hand" in detected
+    assert "hand labels; published: labelled by hand" in labelled and "detected" not in labelled
 
 
 def dots(axis: Axes) -> list[list[float]]:
@@ -425,7 +432,7 @@ def test_the_study_draws_its_figures_and_its_table(tmp_path: Path) -> None:
 def test_the_study_does_without_what_was_not_measured(tmp_path: Path, drop: str) -> None:
     run = changed(study_run(), drop=drop)
     figure = study_figures(run)["loos2025"]
-    assert ("none detected" in texts(figure)) == (drop == "anomaly")
+    assert ("none found here" in texts(figure)) == (drop == "anomaly")
     assert len(differences(run, tmp_path)) == 15 * len(LAYERS)
 
 
