@@ -76,7 +76,7 @@ def loss_curve(work: Path, path: Path) -> None:
     for stage in sorted({row["stage"] for row in rows}):
         part = [row for row in rows if row["stage"] == stage]
         axis.plot([row["step"] for row in part], [row["loss"] for row in part], lw=0.8, label=f"stage {int(stage) + 1}")
-    axis.set(xlabel="step", ylabel="min-SNR weighted loss", yscale="log")
+    axis.set(xlabel="step", ylabel="squared error of the velocity")
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--token", required=True, metavar="ROW,COL")
     parser.add_argument("--side", type=int, default=32, help="tokens a side of the grid that ROW,COL refers to")
-    parser.add_argument("--backbone", default="demo", help="preset, local diffusers folder or hub repository")
+    parser.add_argument("--backbone", default="tiny", help="preset, local diffusers folder or hub repository")
     parser.add_argument("--block", default="all")
     parser.add_argument("--timestep", type=int, default=50)
     parser.add_argument("--size", type=int, default=512, help="pixels a side")

@@ -15,8 +15,10 @@ from reports.run import Run
 BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#d9730d", "#448361", "#9b9a97"
 CAPTION = (
     "±: half of the 95 % interval over 20 groups of images. r_pos: variance that position explains. r_cor: what corners share "
-    "because they are corners. r_norm: energy in few tokens or channels. credibility = ((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): "
-    "this project's own score, descriptive only: it has not been shown to predict how a downstream task degrades."
+    "because they are corners. r_norm: energy in few tokens or channels. cred. (credibility) = "
+    "((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): this project's own score, descriptive only: it has not been shown to predict how a "
+    "downstream task degrades. rand.: the same with random weights. cosine: mean within the group, centred. corner norm: "
+    "relative to the image. high norm: tokens with robust z > 5."
 )
 
 
@@ -28,18 +30,28 @@ def statistics_table(run: Run) -> Table:
         caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
     )  # fmt: skip
     table.add_column("layer", no_wrap=True)
-    headers = ("r_pos", "r_cor", "r_norm", "cred-\nibility", "±", "random\nweights", "corner\ncosine", "interior\ncosine",
-               "norm\ncorner", "norm\nborder", "high-norm\ntokens %")  # fmt: skip
+    headers = (
+        "r_pos",
+        "r_cor",
+        "r_norm",
+        "cred.",
+        "±",
+        "rand.",
+        "corner\ncosine",
+        "inner\ncosine",
+        "corner\nnorm",
+        "high\nnorm %",
+    )
     for header in headers:
-        table.add_column(header, justify="right", no_wrap=True, style="dim" if header.startswith("random") else "")
+        table.add_column(header, justify="right", no_wrap=True, style="dim" if header == "rand." else "")
     for layer in run.layers:
         risks = [_number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")]
         cosines = [_number(run.value("test", layer, "similarity_centred", group)) for group in ("corner", "interior")]
-        norms = [_number(run.value("test", layer, "relative_norm", group), 2) for group in ("corner", "border")]
+        norm = _number(run.value("test", layer, "relative_norm", "corner"), 2)
         share = run.value("test", layer, "high_norm_share")
         table.add_row(
             layer, *risks, f"[bold]{_number(run.value('test', layer, 'credibility'))}[/bold]", _half(run, layer),
-            _number(run.value("random_weights", layer, "credibility")), *cosines, *norms,
+            _number(run.value("random_weights", layer, "credibility")), *cosines, norm,
             _number(None if share is None else 100 * share, 2),
         )  # fmt: skip
     return table

@@ -92,7 +92,7 @@ def test_the_diffusion_loss_falls_on_one_image() -> None:
     optimiser, losses = torch.optim.Adam(model.parameters(), 3e-3), []
     for step in range(60):
         noise, timesteps = diffusion.corruption(latents.shape, torch.Generator().manual_seed(step % 4))
-        value, _ = diffusion.loss(model, diffusion.scheduler(), latents, tokens, noise, timesteps, 5.0)
+        value = diffusion.loss(model, diffusion.scheduler(), latents, tokens, noise, timesteps)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
