@@ -132,13 +132,13 @@ class Trainer:
 
     def run_stage(self, stage: DictConfig, data: dict[int, Latents], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
-        clock, total = Clock(save_every), torch.zeros(())
+        clock, total, first = Clock(save_every), torch.zeros(()), self.step
         while self.done < stage.samples:
             total += self._take_step(stage, data)
             if self.step % LOG_EVERY == 0:
-                mean = self.fabric.all_reduce(total / LOG_EVERY, reduce_op="mean")
+                mean = self.fabric.all_reduce(total / (self.step - first), reduce_op="mean")
                 assert isinstance(mean, torch.Tensor)
-                total = torch.zeros(())
+                total, first = torch.zeros(()), self.step
                 if self.fabric.is_global_zero:
                     where = {"step": self.step, "stage": self.stage, "samples": self.done}
                     log_line(self.work / "diffusion.csv", **where, loss=mean.item())
