@@ -7,21 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tokens.geometry import border_groups
+
 GROUPS = ("corner", "border", "interior", "high_norm")
 HIGH_NORM_Z = 5.0
-
-
-def border_groups(height: int, width: int, device: torch.device | str = "cpu") -> dict[str, Bool[Tensor, "height width"]]:
-    """corner, border and interior masks of a grid; together they cover it once.
-
-    >>> {group: int(mask.sum()) for group, mask in border_groups(8, 8).items()}
-    {'corner': 4, 'border': 24, 'interior': 36}
-    """
-    row_edge = torch.zeros(height, 1, dtype=torch.bool, device=device)
-    col_edge = torch.zeros(1, width, dtype=torch.bool, device=device)
-    row_edge[[0, -1]] = True
-    col_edge[:, [0, -1]] = True
-    return {"corner": row_edge & col_edge, "border": row_edge ^ col_edge, "interior": ~(row_edge | col_edge)}
 
 
 def high_norm(grid: Float[Tensor, "b c h w"], threshold: float = HIGH_NORM_Z) -> Bool[Tensor, "b h w"]:

@@ -66,7 +66,10 @@ def load(
 def _embedded() -> Path:
     """The demo model's folder, wherever the command is started."""
     if not DEMO.is_dir():
-        raise InputError(f"Expected the demo model in {DEMO}, but there is none. Restore it: git checkout -- {EMBEDDED}")
+        raise InputError(
+            f"Expected the demo model in {DEMO}, but there is none. Make it with python -m demo.train (hours), or restore it "
+            f"with git checkout -- {EMBEDDED} where your version has it; backbone=tiny needs neither."
+        )
     return DEMO
 
 

@@ -139,10 +139,7 @@ class GridDataModule(LightningDataModule):
         }
 
     def _loader(self, view: str, indices: Sequence[int]) -> "GridLoader":
-        size = self.streams[view].batch_size
-        groups = [indices[start : start + size] for start in range(0, len(indices), size)]
-        # one batch per group even if the stream halves its own: Lightning stops at the length it was told
-        return GridLoader(lambda: (joined(list(self.streams[view](group))) for group in groups), groups)
+        return grid_loader(self.streams[view], indices)
 
 
 def joined(batches: Sequence[GridBatch]) -> GridBatch:
@@ -172,3 +169,9 @@ class GridLoader(Iterable[GridBatch]):
 
     def __len__(self) -> int:
         return self.length
+
+
+def grid_loader(stream: ActivationStream, indices: Sequence[int]) -> GridLoader:
+    """A loader of these images, one batch per group even if the stream halves its own: Lightning stops at its length."""
+    groups = [indices[start : start + stream.batch_size] for start in range(0, len(indices), stream.batch_size)]
+    return GridLoader(lambda: (joined(list(stream(group))) for group in groups), groups)

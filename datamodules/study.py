@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from datamodules.activations import ActivationDataModule
-from datamodules.grids import GridLoader, joined
+from datamodules.grids import grid_loader
 from datamodules.images.cropped import Cropped
 from datamodules.latents import LatentStore
 from datamodules.stream import ActivationStream
@@ -71,11 +71,10 @@ class StudyDataModule(ActivationDataModule):
 
     def test_dataloader(self) -> Any:
         """See the class."""
-        size = self.stream.batch_size
         rest = set(self._shown) | set(self.split["test"])
         views = [(self.stream, [i for i in self.everyone if i not in rest])]
         views += [(stream, self.everyone) for stream in self.crops.values()]
-        return [super().test_dataloader(), *(_grids(stream, indices, size) for stream, indices in views)]
+        return [super().test_dataloader(), *(grid_loader(stream, indices) for stream, indices in views)]
 
     def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
         for batch in self.stream(indices):
@@ -93,8 +92,3 @@ class StudyDataModule(ActivationDataModule):
         if new and self.trainer is not None:
             self._shown.update(batch.image.tolist())
             self.trainer.lightning_module.observe(batch.select(new))  # type: ignore[operator]
-
-
-def _grids(stream: ActivationStream, indices: Sequence[int], size: int) -> GridLoader:
-    groups = [indices[start : start + size] for start in range(0, len(indices), size)]
-    return GridLoader(lambda: (joined(list(stream(group))) for group in groups), groups)

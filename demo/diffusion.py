@@ -1,8 +1,7 @@
 """The demo model's U-Net and text encoder, trained together to denoise latents of scenes.
 
-Velocity prediction
-(Salimans & Ho, 2022, arXiv 2202.00512) on Stable Diffusion's noise schedule.
-Step s draws from a generator of its own, keyed by (seed, s): a run that was stopped goes on to the same weights.
+Velocity prediction (Salimans & Ho, 2022, arXiv 2202.00512) on Stable Diffusion's noise schedule. Step s draws from a
+generator of its own, keyed by (seed, s): a run that was stopped goes on to the same weights.
 """
 
 from pathlib import Path
@@ -17,6 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from backbones.random_pipeline import SCHEDULE
 from demo.latents import CAPTIONS, Latents
 from demo.states import Clock, load_state, log_line, save_state
 from demo.text import text_encoder
@@ -49,16 +49,8 @@ class Denoiser(nn.Module):
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-    )
+    """Stable Diffusion's noise schedule, for a model that predicts velocities."""
+    return DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, prediction_type="v_prediction")
 
 
 def batch(data: Latents, count: int, window: int, drop: float, generator: torch.Generator) -> tuple[Tensor, list[str]]:

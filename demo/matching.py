@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from backbones import FrozenSD
-from datamodules.images.scenes import Scene, Scenes
-from datamodules.images.scenes.pairs import ScenePair, scene_pairs
+from datamodules.images.scenes import Scenes
+from datamodules.images.scenes.pairs import ScenePair
+from tokens.geometry import centres, positions, tokens_at
 
 ALPHA = 0.10
 
@@ -19,20 +20,10 @@ def nearest(
 ) -> Float[Tensor, "k 2"]:
     """Centre (x, y) in pixels of the target token with the highest cosine to the source token under each point."""
     _, height, width = source.shape
-    cells = cell(points, height, size)
-    wanted = F.normalize(source[:, cells[:, 0], cells[:, 1]].float(), dim=0)
+    rows, cols = tokens_at(points, size / height, height, width).unbind(1)
+    wanted = F.normalize(source[:, rows, cols].float(), dim=0)
     best = (wanted.T @ F.normalize(target.float(), dim=0).flatten(1)).argmax(1)
-    return centre(best, width, size)
-
-
-def cell(points: Float[Tensor, "k 2"], side: int, size: int) -> Int[Tensor, "k 2"]:
-    """(row, col) of the token that covers each point (x, y)."""
-    return (points.flip(1) * side / size).floor().long().clamp(0, side - 1)
-
-
-def centre(index: Int[Tensor, " k"], side: int, size: int) -> Float[Tensor, "k 2"]:
-    """(x, y) of a token's centre."""
-    return (torch.stack([index % side, index // side], 1) + 0.5) * size / side
+    return centres(positions(height, width)[best], size / height)
 
 
 def hits(predicted: Float[Tensor, "k 2"], true: Float[Tensor, "k 2"], box: Sequence[float]) -> Float[Tensor, " k"]:
@@ -55,18 +46,10 @@ def pck(
                 found = backbone.activations(item["image"][None], layers, timestep, ids=[item["id"]])
                 grids[index] = {layer: grid[0].cpu() for layer, grid in found.items()}
         source, target = torch.tensor(pair.source_points), torch.tensor(pair.target_points)
-        box = shown(scenes, pair.target).objects[0].bbox
+        box = scenes.scene(pair.target).objects[0].bbox
         count += len(source)
         totals["same_position"] += hits(source, target, box).sum().item()
         for layer in layers:
             guess = nearest(grids[pair.source][layer], grids[pair.target][layer], source, scenes.size)
             totals[layer] += hits(guess, target, box).sum().item()
     return {name: 100 * total / count for name, total in totals.items()}
-
-
-def shown(scenes: Scenes, index: int) -> Scene:
-    """The scene with its ground truth."""
-    return scenes.scene(index)
-
-
-__all__ = ["pck", "scene_pairs"]

@@ -20,7 +20,7 @@ PROMPT = "a photo of a {}"
 
 
 def network() -> nn.Sequential:
-    """Four strided convolutions, global mean, linear: pictures of any size → categories."""
+    """Four strided stages, global maximum, linear: pictures of any size → categories."""
     widths, layers = (3, 32, 64, 128, 192), []
     for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, folds_of, with_interval
 from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
+from tokens.geometry import border_groups
 
 MIN_SIDE = 4
 
@@ -37,11 +39,8 @@ def corner_mask(height: int, width: int, margin: int = 0, device: torch.device |
         InputError: if fewer than 4 × 4 tokens are left.
     """
     require_side(height - 2 * margin, width - 2 * margin)
-    mask = torch.zeros(height, width, dtype=torch.bool, device=device)
-    for row in (margin, height - 1 - margin):
-        for col in (margin, width - 1 - margin):
-            mask[row, col] = True
-    return mask
+    inner = border_groups(height - 2 * margin, width - 2 * margin, device)["corner"]
+    return pad(inner, [margin] * 4)
 
 
 def mean_cosines(

@@ -6,12 +6,13 @@ In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import max_pool2d, normalize
+from torch.nn.functional import max_pool2d
 from torchmetrics import Metric
 
 from metrics.credibility import FOLDS, folds_of, token_risk, with_intervals
 from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
+from tokens.geometry import at_grid
 
 DETECTED = "high_norm"
 TEMPLATE_COSINE = 0.8
@@ -104,33 +105,10 @@ class HighNormTokens(Metric):
         return with_intervals(self._values(self.sums.sum(0), self.parity.sum(0)), self.per_fold(), self.seen)
 
 
-class OutlierTemplate(Metric):
-    """Unit mean of the centred tokens detected, the group ``high_norm``: the direction that they share.
-
-    Args:
-        channels: C.
-    """
-
-    full_state_update = False
-    total: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, layer: LayerTokens) -> None:
-        """Add images."""
-        self.total += layer.centred[layer.masks[DETECTED]].double().sum(0)
-
-    def compute(self) -> Float[Tensor, " c"]:
-        """The direction, norm 1; zeros where nothing was detected, which no token resembles."""
-        return normalize(self.total, dim=0, eps=TINY)
-
-
 def resembles(
     layer: LayerTokens, template: Float[Tensor, " c"], threshold: float = TEMPLATE_COSINE
 ) -> Bool[Tensor, "b {layer.height} {layer.width}"]:
-    """Centred tokens whose cosine with the template of :class:`OutlierTemplate` exceeds ``threshold``."""
+    """Centred tokens whose cosine with the template of :class:`~metrics.token_means.TokenMeans` exceeds ``threshold``."""
     cosines = layer.centred @ template.float() * inverse_norms(layer.centred_norms)
     return (cosines > threshold).unflatten(1, (layer.height, layer.width))
 
@@ -153,7 +131,7 @@ def same_grid(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> tu
             f"Expected one grid of masks to divide the other, but got {coarse[0]}×{coarse[1]} and {fine[0]}×{fine[1]}. "
             "Compare layers whose sides are multiples of one another."
         )
-    return tuple(pooled(mask, factor if mask.shape[1:] == fine else 1) for mask in (first, second))  # type: ignore[return-value]
+    return at_grid(first, *coarse), at_grid(second, *coarse)
 
 
 class MaskOverlap(Metric):

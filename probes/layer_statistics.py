@@ -12,39 +12,11 @@ from metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resem
 from metrics.layer_tokens import LayerTokens
 from metrics.position_rsa import PositionRSA
 from metrics.position_variance import PositionVariance
+from metrics.token_means import TokenMeans
 from metrics.token_norms import TokenNorms
 
 PARTS = ("corner", "border", "interior")
 CONTENT = "corner_content"  # tokens of the whole image that show what the corners of the cropped image show
-
-
-class FitSums:
-    """Mean token and mean high-norm token of the images that statistics are fitted on; sums in float64."""
-
-    def __init__(self, channels: int) -> None:
-        self.total, self.hot = (torch.zeros(channels, dtype=torch.float64) for _ in range(2))
-        self.count = self.hot_count = 0
-
-    def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
-        """Add images: raw grids and their high-norm tokens."""
-        tokens = grid.permute(0, 2, 3, 1)
-        self.total += tokens.float().sum((1, 2)).double().sum(0).cpu()
-        self.hot += tokens[mask].double().sum(0).cpu()
-        self.count += mask.numel()
-        self.hot_count += int(mask.sum())
-
-    @property
-    def mean(self) -> Float[Tensor, " c"]:
-        """μ, the mean token."""
-        return self.total / max(self.count, 1)
-
-    @property
-    def template(self) -> Float[Tensor, " c"]:
-        """Unit direction of mean high-norm token − μ; zeros where there was none."""
-        if not self.hot_count:
-            return torch.zeros_like(self.hot)
-        offset = self.hot / self.hot_count - self.mean
-        return offset / offset.norm().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 class LayerStatistics(nn.Module):
@@ -53,7 +25,7 @@ class LayerStatistics(nn.Module):
     Args:
         shape: (C, h, w).
         margin: tokens that the cropped view lacks on every side.
-        fitted: sums over the fit images.
+        fitted: mean token of the fit images, and the direction of their high-norm tokens.
         images: images of the whole and of the cropped view.
         repeats: images of the views with other noise and at another timestep.
         seed: of drawn tokens.
@@ -63,11 +35,14 @@ class LayerStatistics(nn.Module):
     template: Tensor
     content: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], margin: int, fitted: FitSums, images: int, repeats: int, seed: int) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], margin: int, fitted: TokenMeans, images: int, repeats: int, seed: int
+    ) -> None:
         super().__init__()
         channels, height, width = shape
-        self.register_buffer("mean", fitted.mean)
-        self.register_buffer("template", fitted.template)
+        mean, template = fitted.compute()
+        self.register_buffer("mean", mean)
+        self.register_buffer("template", template)
         self.register_buffer("content", corner_mask(height, width, margin), persistent=False)
         self.similarity = GroupSimilarity((*PARTS, CONTENT), images, centred=True)
         self.cropped_similarity = GroupSimilarity(PARTS, images, centred=True)

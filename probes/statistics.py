@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from metrics.credibility import FOLDS, require_images
 from metrics.group_similarity import MIN_SIDE
 from metrics.linear_cka import LinearCKA
-from probes.layer_statistics import FitSums, LayerStatistics
+from metrics.token_means import TokenMeans
+from probes.layer_statistics import LayerStatistics
 from probes.pictures import Pictures
 from tokens.batch import GridBatch
 from tokens.errors import InputError
@@ -51,7 +52,7 @@ class StatisticsProbe(lightning.LightningModule):
         self.automatic_optimization = False
         self.shapes, self.size, self.pictured, self.seed = shapes, size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
-        self.fitted = {layer: FitSums(channels) for layer, (channels, _, _) in shapes.items()}
+        self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
         self.results: dict[str, float] = {}
         self.unfinished: list[str] = []
         self.layers = nn.ModuleDict()
@@ -68,7 +69,7 @@ class StatisticsProbe(lightning.LightningModule):
     def training_step(self, batch: GridBatch, batch_idx: int) -> None:
         """Add fit images to the mean token and to the direction of high-norm tokens."""
         for layer, grid in batch.grids.items():
-            self.fitted[layer].update(grid, batch.masks[layer]["high_norm"])
+            self._means(layer).update(grid, batch.masks[layer]["high_norm"])
 
     def on_train_epoch_end(self) -> None:
         """One pass."""
@@ -76,7 +77,7 @@ class StatisticsProbe(lightning.LightningModule):
 
     def on_test_start(self) -> None:
         """With the mean tokens known, measurement can begin."""
-        if not all(sums.count for sums in self.fitted.values()):
+        if not all(self._means(layer).count for layer in self.shapes):
             raise InputError(
                 "Expected the fit images to have been seen before measuring, but this resumed run has only their checkpoint. "
                 "Run again without resume."
@@ -84,7 +85,7 @@ class StatisticsProbe(lightning.LightningModule):
         measured, repeated = self._images(WHOLE), self._images(OTHER_NOISE)
         self.layers = nn.ModuleDict(
             {
-                layer: LayerStatistics(shape, self.margins[layer], self.fitted[layer], measured, repeated, self.seed)
+                layer: LayerStatistics(shape, self.margins[layer], self._means(layer), measured, repeated, self.seed)
                 for layer, shape in self.shapes.items()
             }
         ).to(self.device)
@@ -135,6 +136,9 @@ class StatisticsProbe(lightning.LightningModule):
 
     def _of(self, layer: str) -> LayerStatistics:
         return cast(LayerStatistics, self.layers[layer])
+
+    def _means(self, layer: str) -> TokenMeans:
+        return cast(TokenMeans, self.fitted[layer])
 
     def _images(self, view: int) -> int:
         """Images that a view of the measured images brings."""

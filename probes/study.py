@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from metrics.group_similarity import GroupSimilarity
 from metrics.high_norm import HighNormTokens
@@ -17,7 +16,7 @@ from metrics.layer_tokens import LayerTokens
 from metrics.token_norms import TokenNorms
 from probes.position import PositionProbe
 from tokens.batch import GridBatch
-from tokens.geometry import at_grid
+from tokens.geometry import at_grid, border_groups
 
 PARTS = ("corner", "border", "interior")
 ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
@@ -53,7 +52,9 @@ class StudyProbe(PositionProbe):
             measure.norms.update(tokens)
             measure.high_norm.update(tokens)
             inner = grid[:, :, 1:-1, 1:-1]
-            measure.reprcropped.update(LayerTokens.of(inner, measure.masks(inner)))
+            parts = border_groups(inner.shape[2], inner.shape[3], inner.device)
+            shared = {name: mask.expand(len(inner), -1, -1) for name, mask in parts.items()}
+            measure.reprcropped.update(LayerTokens.of(inner, shared))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Tokens test the position probe; grids are whole images or crops."""
@@ -64,7 +65,7 @@ class StudyProbe(PositionProbe):
         else:
             for layer, grid in batch.grids.items():
                 measure = self._measure(layer, grid.device)
-                measure.cropped.update(LayerTokens.of(grid, measure.masks(grid)))
+                measure.cropped.update(LayerTokens.of(grid, batch.masks[layer]))
 
     def on_test_epoch_end(self) -> None:
         """Collect position, similarities and norms."""
@@ -90,20 +91,12 @@ class _Measure(nn.Module):
 
     def __init__(self, height: int, width: int, images: int, anomalies: bool) -> None:
         super().__init__()
-        counts = {"corner": 4, "border": 2 * (height + width) - 8, "interior": (height - 2) * (width - 2)}
+        counts = {name: int(mask.sum()) for name, mask in border_groups(height, width).items()}
         self.reprcropped = GroupSimilarity(PARTS, images, counts=counts)
         self.cropped = GroupSimilarity(PARTS, images, counts=counts)
         groups = (*PARTS, "high_norm", "anomaly") if anomalies else (*PARTS, "high_norm")
         self.norms = TokenNorms(height, width, groups, images)
         self.high_norm = HighNormTokens(images)
-
-    def masks(self, grid: Tensor) -> dict[str, Bool[Tensor, "b h w"]]:
-        """corner, border and interior of a grid of any size."""
-        edge = torch.zeros(grid.shape[2:], dtype=torch.long, device=grid.device)
-        edge[[0, -1]] += 1
-        edge[:, [0, -1]] += 1
-        parts = {"corner": edge == 2, "border": edge == 1, "interior": edge == 0}
-        return {name: mask.expand(len(grid), -1, -1) for name, mask in parts.items()}
 
     def compute(self) -> dict[str, float]:
         """``<metric>/<group>`` with intervals."""

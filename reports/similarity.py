@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from backbones import FrozenSD
 from datamodules.images.source import check_size, square, upright
 from tokens.errors import InputError
+from tokens.geometry import centres, tokens_at
 
 
 def similarity_maps(
@@ -25,13 +26,14 @@ def similarity_maps(
 
     `centred` subtracts the picture's mean token first, without which every cosine is high in many layers.
     """
+    marked = centres(torch.tensor([token]), 1 / side)
     maps = {}
     for layer, grids in backbone.activations(image[None], block, timestep).items():
         grid = grids[0].float().cpu()
         if centred:
             grid = grid - grid.mean((1, 2), keepdim=True)
         unit = torch.nn.functional.normalize(grid, dim=0)
-        row, col = (int((place + 0.5) * grid.shape[1 + axis] / side) for axis, place in enumerate(token))
+        [[row, col]] = tokens_at(marked * grid.shape[1], 1, *grid.shape[1:]).tolist()
         maps[layer] = torch.einsum("chw,c->hw", unit, unit[:, row, col]).numpy()
     return maps
 

@@ -40,6 +40,16 @@ def centres(position: Int[Tensor, "n 2"], stride: float) -> Float[Tensor, "n 2"]
     return (position.flip(-1) + 0.5) * stride
 
 
+def tokens_at(points: Float[Tensor, "n 2"], stride: float, height: int, width: int) -> Int[Tensor, "n 2"]:
+    """(row, col) of the tokens that cover points (x, y); points outside the grid take the nearest token.
+
+    >>> tokens_at(torch.tensor([[20.0, 4.0], [99.0, -1.0]]), stride=8, height=4, width=4).tolist()
+    [[0, 2], [0, 3]]
+    """
+    last = torch.tensor([height - 1, width - 1], device=points.device)
+    return (points.flip(-1) / stride).floor().long().clamp(min=torch.zeros_like(last), max=last)
+
+
 def bins(index: Int[Tensor, "*n"], size: int, count: int) -> Int[Tensor, "*n"]:
     """Bin floor(index · count / size) of token indices along an axis of ``size`` tokens; bins differ by at most one token.
 
@@ -70,3 +80,16 @@ def at_grid(mask: Bool[Tensor, "b h w"], height: int, width: int) -> Bool[Tensor
     if mask.shape[1] > height:
         return max_pool2d(values, (mask.shape[1] // height, mask.shape[2] // width))[:, 0].bool()
     return interpolate(values, (height, width), mode="nearest")[:, 0].bool()
+
+
+def border_groups(height: int, width: int, device: torch.device | str = "cpu") -> dict[str, Bool[Tensor, "height width"]]:
+    """corner, border and interior masks of a grid; together they cover it once.
+
+    >>> {group: int(mask.sum()) for group, mask in border_groups(8, 8).items()}
+    {'corner': 4, 'border': 24, 'interior': 36}
+    """
+    row_edge = torch.zeros(height, 1, dtype=torch.bool, device=device)
+    col_edge = torch.zeros(1, width, dtype=torch.bool, device=device)
+    row_edge[[0, -1]] = True
+    col_edge[:, [0, -1]] = True
+    return {"corner": row_edge & col_edge, "border": row_edge ^ col_edge, "interior": ~(row_edge | col_edge)}

@@ -11,9 +11,10 @@ from anomalies.planted import corner_code, direction, high_norm_patches, positio
 from metrics.channel_energy import ChannelEnergy
 from metrics.credibility import channel_risk, corner_risk, norm_risk, token_risk
 from metrics.group_similarity import GroupSimilarity, corner_mask
-from metrics.high_norm import DetectionScore, HighNormTokens, OutlierTemplate, resembles
+from metrics.high_norm import DetectionScore, HighNormTokens, resembles
 from metrics.layer_tokens import LayerTokens
 from metrics.position_variance import PositionVariance
+from metrics.token_means import TokenMeans
 from metrics.token_norms import TokenNorms
 from tokens.errors import InputError
 
@@ -106,11 +107,11 @@ def test_clean_tokens_have_no_detections(scale: float) -> None:
 
 def test_the_template_recognises_patches_of_other_images() -> None:
     changed, mask = high_norm_patches(clean(), 4.0, 2, generator(3))
-    mean = changed[:30].mean((0, 2, 3))
-    template = OutlierTemplate(CHANNELS)
-    template.update(LayerTokens.of(changed[:30], token_groups(changed[:30]), mean))
+    fitted = TokenMeans(CHANNELS)
+    fitted.update(changed[:30], token_groups(changed[:30])["high_norm"])
+    mean, template = fitted.compute()
     score = DetectionScore(30)
-    score.update(resembles(LayerTokens.of(changed[30:], {}, mean), template.compute()), mask[30:])
+    score.update(resembles(LayerTokens.of(changed[30:], {}, mean), template), mask[30:])
     assert score.compute()["recall/all"] > 0.99
     assert score.compute()["precision/all"] > 0.99
 

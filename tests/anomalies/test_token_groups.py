@@ -1,7 +1,5 @@
 """Laws of token groups: a partition by place, and outliers of the norm found per image."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import anomalies.groups
 from anomalies.groups import GROUPS, HIGH_NORM_Z, border_groups, high_norm, token_groups
 
 side = st.integers(2, 40)
@@ -140,8 +137,3 @@ def test_token_groups_holds_every_group_for_every_image() -> None:
     assert torch.equal(groups["high_norm"], high_norm(grid))
     for name, mask in border_groups(8, 10).items():
         assert (groups[name] == mask).all()
-
-
-def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(anomalies.groups)
-    assert outcome.attempted and not outcome.failed

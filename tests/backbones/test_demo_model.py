@@ -88,5 +88,5 @@ def test_missing_and_altered_weights_are_refused(copy: Path) -> None:
 
 def test_a_missing_demo_model_is_no_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backbones.loading.DEMO", tmp_path / "none")
-    with pytest.raises(InputError, match="Restore it: git checkout -- assets/demo"):
+    with pytest.raises(InputError, match=r"Make it with python -m demo\.train"):
         FrozenSD.from_pretrained("demo", device="cpu")
