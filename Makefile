@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python train.py probe=position block=mid
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
@@ -27,4 +27,5 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks.early_exit
+	$(BIN)/python -m benchmarks.statistics_overhead
 	$(BIN)/python -m benchmarks.memory probe.solver=closed_form

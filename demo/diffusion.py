@@ -122,7 +122,7 @@ class Trainer:
             state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
             save_state(self.path, state)
 
-    def run_stage(self, stage: DictConfig, data: dict[int, Latents], save_every: float) -> None:
+    def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Latents], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
         clock, total, first = Clock(save_every), torch.zeros(()), self.step
         while self.done < stage.samples:
@@ -139,11 +139,11 @@ class Trainer:
         self.stage, self.done = self.stage + 1, 0
         self.save()
 
-    def _take_step(self, stage: DictConfig, data: dict[int, Latents]) -> Tensor:
+    def _take_step(self, stage: DictConfig, data: dict[tuple[str, int], Latents]) -> Tensor:
         """One optimiser step; with several processes each takes its part of the batch. Returns the loss."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         view = stage.views[self.step % len(stage.views)]
-        latents, captions = batch(data[view.size], stage.batch, view.window, self.config.drop_caption, generator)
+        latents, captions = batch(data[view.kind, view.size], stage.batch, view.window, self.config.drop_caption, generator)
         tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         everything = (latents, tokens, *corruption(latents.shape, generator))
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)

@@ -1,5 +1,6 @@
 """Training data of the diffusion model: latents and captions of scenes, made once, in files of 500 scenes."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datamodules.images.scenes.composition import compose
 from datamodules.images.scenes.dataset import source_digest
 from datamodules.images.scenes.painting import paint
+from demo import captions, portraits
 from demo.captions import caption
+from demo.portraits import KINDS
 
 SHARD = 500
 CAPTIONS = 4  # sentences per scene
@@ -32,16 +34,16 @@ class Captioned(TypedDict):
 
 
 class CaptionedScenes(Dataset[Captioned]):
-    """Scenes 0 … count - 1 of `seed` at `size` pixels."""
+    """Pictures 0 … count - 1 of `seed` at `size` pixels; `kind` is a key of `KINDS`."""
 
-    def __init__(self, seed: int, count: int, size: int) -> None:
-        self.seed, self.count, self.size = seed, count, size
+    def __init__(self, kind: str, seed: int, count: int, size: int) -> None:
+        self.compose, self.seed, self.count, self.size = KINDS[kind], seed, count, size
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Captioned:
-        composition = compose(self.seed, index)
+        composition = self.compose(self.seed, index)
         generator = torch.Generator().manual_seed(index)
         pixels = torch.from_numpy(np.array(paint(composition, self.size))).permute(2, 0, 1)
         return {"image": pixels / 127.5 - 1, "captions": [caption(composition, generator) for _ in range(CAPTIONS)]}
@@ -56,15 +58,16 @@ class Latents:
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, seed: int, count: int, size: int, work: Path, device: torch.device) -> Latents:
-    """Latents of the first `count` scenes; files that an earlier call left in `work` are read back."""
-    scenes = CaptionedScenes(seed, count, size)
-    key = sha256(f"{source_digest()}:{seed}:{size}:{fingerprint(vae)}".encode()).hexdigest()[:12]
+def encoded(vae: AutoencoderKL, kind: str, seed: int, count: int, size: int, work: Path, device: torch.device) -> Latents:
+    """Latents of the first `count` pictures of a kind; files that an earlier call left in `work` are read back."""
+    scenes = CaptionedScenes(kind, seed, count, size)
+    code = source_digest() + inspect.getsource(captions) + inspect.getsource(portraits)
+    key = sha256(f"{code}:{kind}:{seed}:{size}:{fingerprint(vae)}".encode()).hexdigest()[:12]
     vae = vae.to(device, memory_format=torch.channels_last).eval()
-    values, captions = [], []
+    values, texts = [], []
     for first in range(0, count, SHARD):
         last = min(first + SHARD, count)
-        path = work / "latents" / f"{size}-{key}-{first:06d}-{last:06d}.safetensors"
+        path = work / "latents" / f"{kind}-{size}-{key}-{first:06d}-{last:06d}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = Subset(scenes, range(first, last))
@@ -79,8 +82,8 @@ def encoded(vae: AutoencoderKL, seed: int, count: int, size: int, work: Path, de
             partial.replace(path)
         with safe_open(path, "pt") as file:
             values.append(file.get_tensor("latents"))
-            captions += json.loads(file.metadata()["captions"])
-    return Latents(torch.cat(values), captions)
+            texts += json.loads(file.metadata()["captions"])
+    return Latents(torch.cat(values), texts)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -25,7 +25,7 @@ CONFIG = Path(__file__).with_name("config.yaml")
 
 @cache
 def words(seed: int) -> CLIPTokenizer:
-    """The tokenizer of the captions of the first 400 scenes."""
+    """The tokenizer of the captions of the first 400 scenes of `seed`."""
     generator = torch.Generator().manual_seed(0)
     return tokenizer([caption(compose(seed, i), generator) for i in range(400) for _ in range(4)])
 
@@ -38,8 +38,8 @@ def configured(arguments: Sequence[str]) -> DictConfig:
     if unknown:
         known = ", ".join(map(str, base))
         sys.exit(f"Expected options of demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
-    if "diffusion" in changes and "scenes" in changes.diffusion and "counts" in changes.diffusion.scenes:
-        base.diffusion.scenes.counts = {}
+    if "diffusion" in changes and "pictures" in changes.diffusion:
+        base.diffusion.pictures = {}
     return cast(DictConfig, OmegaConf.merge(base, changes))
 
 
@@ -65,19 +65,22 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, then write the pipeline."""
     config = configured(sys.argv[1:] if arguments is None else arguments)
-    work, scenes = Path(config.work), config.diffusion.scenes
+    work = Path(config.work)
     fabric = Fabric(accelerator=config.device, devices=config.devices, precision=config.precision)
     fabric.launch()
     if fabric.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
     vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
-    vocabulary = words(scenes.seed)
+    vocabulary = words(config.diffusion.pictures.scenes.seed)
     trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric)
     while trainer.stage < len(config.diffusion.stages):
         stage = config.diffusion.stages[trainer.stage]
-        sizes = {view.size for view in stage.views}
         with fabric.rank_zero_first():
-            data = {s: encoded(vae, scenes.seed, scenes.counts[s], s, work, fabric.device) for s in sizes}
+            data = {
+                (kind, size): encoded(vae, kind, pictures.seed, pictures.counts[size], size, work, fabric.device)
+                for kind, pictures in config.diffusion.pictures.items()
+                for size in sorted({view.size for view in stage.views if view.kind == kind})
+            }
         trainer.run_stage(stage, data, config.save_every)
     if fabric.is_global_zero:
         export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))

@@ -23,9 +23,9 @@ SMALL = [
     "unet.block_out_channels=[16,16,16,16]",
     "unet.text_width=16",
     "unet.text_layers=1",
-    "diffusion.scenes.counts={64: 3, 128: 2}",
-    "diffusion.stages=[{samples: 4, batch: 2, views: [{size: 64, window: 8}]},"
-    "{samples: 4, batch: 2, views: [{size: 64, window: 8}, {size: 128, window: 8}]}]",
+    "diffusion.pictures={portraits: {seed: 2, counts: {64: 3}}, scenes: {seed: 1, counts: {64: 3, 128: 2}}}",
+    "diffusion.stages=[{samples: 4, batch: 2, views: [{kind: portraits, size: 64, window: 8}]},"
+    "{samples: 4, batch: 2, views: [{kind: scenes, size: 64, window: 8}, {kind: scenes, size: 128, window: 8}]}]",
     "save_every=0",
     "devices=1",
 ]
@@ -123,9 +123,9 @@ def test_category_names_are_single_tokens_and_any_text_can_be_spelled() -> None:
 
 def test_latents_are_made_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = autoencoder.build([8, 8, 16, 16])
-    first = encoded(vae, 1, 3, 64, tmp_path, torch.device("cpu"))
+    first = encoded(vae, "portraits", 1, 3, 64, tmp_path, torch.device("cpu"))
     monkeypatch.setattr(type(vae), "encode", None)
-    again = encoded(vae, 1, 3, 64, tmp_path, torch.device("cpu"))
+    again = encoded(vae, "portraits", 1, 3, 64, tmp_path, torch.device("cpu"))
     assert torch.equal(first.values, again.values) and first.captions == again.captions
     assert first.values.shape == (3, 4, 8, 8)
 

@@ -1,0 +1,85 @@
+"""What statistics over all layers add to extraction: ``python -m benchmarks.statistics_overhead``.
+
+Full-width SD-1.5 U-Net with random weights. Each round extracts every layer of a batch, whole and cropped, then updates the
+statistics of every layer with it. The statistics are those of a run over ``--images`` images: some look at 32 of them only.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from anomalies.groups import token_groups
+from backbones.layers import preset_config
+from backbones.precision import choose_device, choose_dtype, name_of
+from backbones.unet import Conditioning, FrozenUNet
+from backbones.weights import random_unet
+from metrics.linear_cka import LinearCKA
+from metrics.token_means import TokenMeans
+from probes.layer_statistics import LayerStatistics
+
+STRIDE = 8  # pixels per latent cell
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print seconds per image of extraction and of statistics, and their ratio."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.statistics_overhead", description=main.__doc__)
+    parser.add_argument("--model", default="sd15", help="preset whose shape the network has")
+    parser.add_argument("--size", type=int, default=512, help="image side in pixels")
+    parser.add_argument("--margin", type=int, default=64, help="pixels that the cropped view lacks on every side")
+    parser.add_argument("--batch", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--images", type=int, default=96, help="images of the run; batch times (rounds + 1), or more")
+    options = parser.parse_args(arguments)
+    device = choose_device()
+    dtype = choose_dtype("auto", device)
+    unet = FrozenUNet(random_unet(preset_config(options.model), 0, dtype)).to(device).to(memory_format=torch.channels_last)
+    layers = unet.resolve("all")
+    conditioning = Conditioning(torch.randn(1, 77, unet.config.cross_attention_dim, device=device, dtype=dtype))
+
+    def extract(side: int) -> dict[str, torch.Tensor]:
+        noisy = torch.randn(options.batch, 4, side, side, device=device, dtype=dtype)
+        return dict(unet(noisy, 50, conditioning, layers))
+
+    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+        started = time.perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / options.batch, result
+
+    side, margin = options.size // STRIDE, options.margin // STRIDE
+    images = options.images
+    measures: dict[str, LayerStatistics] = {}
+    for layer, grid in extract(side).items():
+        fitted = TokenMeans(grid.shape[1]).to(device)
+        fitted.update(grid, token_groups(grid)["high_norm"])
+        tokens = margin * grid.shape[2] // side
+        measures[layer] = LayerStatistics(tuple(grid.shape[1:]), tokens, fitted, images, 0, seed=0).to(device)
+    cka = LinearCKA({layer: measure.mean.shape[0] for layer, measure in measures.items()}, images).to(device)
+
+    def measure(whole: dict[str, torch.Tensor], cropped: dict[str, torch.Tensor], image: torch.Tensor) -> None:
+        for layer, statistic in measures.items():
+            statistic.whole(whole[layer], token_groups(whole[layer]), image, image)
+            statistic.cropped(cropped[layer], token_groups(cropped[layer]))
+        cka.update(whole)
+
+    seconds: list[tuple[float, float]] = []
+    for number in range(options.rounds + 1):
+        image = torch.arange(number * options.batch, (number + 1) * options.batch, device=device)
+        extraction, (whole, cropped) = timed(lambda: (extract(side), extract(side - 2 * margin)))
+        work, _ = timed(lambda whole=whole, cropped=cropped, image=image: measure(whole, cropped, image))
+        if number:  # the first round warms up
+            seconds.append((extraction, work))
+    extraction, work = (sum(column) / len(column) for column in zip(*seconds, strict=True))
+    Console().print(
+        f"{options.model}, {len(layers)} layers, {options.size} px whole and cropped, batch {options.batch}, {device}, "
+        f"{name_of(dtype)}: extraction {extraction:.3f} s/image, statistics {work:.3f} s/image, share {work / extraction:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
