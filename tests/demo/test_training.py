@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file
 
 from datamodules.images.scenes import CATEGORIES
-from datamodules.images.scenes.composition import compose
+from datamodules.images.scenes.composition import compose, main_category
+from datamodules.images.scenes.materials import Material
 from demo import autoencoder, diffusion, train
-from demo.captions import caption
+from demo.captions import caption, colour
 from demo.latents import encoded
+from demo.portraits import portrait
 from demo.states import load_state, log_line, save_state
+from demo.text import text_encoder
 
 SMALL = [
     "autoencoder.widths=[8,8,16,16]",
@@ -111,6 +115,45 @@ def test_captions_name_the_main_object_and_repeat() -> None:
         texts = [caption(composition, torch.Generator().manual_seed(index)) for _ in range(2)]
         assert texts[0] == texts[1]
         assert composition.objects[0].figure.category in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [((200, 30, 30), "red"), ((20, 20, 25), "black"), ((235, 235, 230), "white"), ((130, 128, 125), "grey"),
+     ((40, 160, 60), "green"), ((50, 70, 200), "blue"), ((110, 70, 30), "brown"), ((240, 140, 30), "orange")],
+)  # fmt: skip
+def test_colours_have_plain_names(rgb: tuple[int, int, int], name: str) -> None:
+    assert colour(Material(Image.new("L", (4, 4), 7), bytes(rgb) * 256)) == name
+
+
+def test_captions_name_colours_half_of_the_time() -> None:
+    composition = portrait(5, 0)
+    kind, name = composition.backdrop.kind, composition.objects[0].figure.category
+    texts = [caption(composition, torch.Generator().manual_seed(seed)) for seed in range(400)]
+    dressed = f"{colour(composition.objects[0].materials[0])} {name}"
+    behind = f"on {colour(composition.backdrop.base)} {kind}"
+    for words in (dressed, behind):
+        assert 150 < sum(words in text for text in texts) < 250
+
+
+def test_portraits_show_the_whole_object_alone_and_large() -> None:
+    for index in range(24):
+        composition = portrait(3, index)
+        assert [layer.figure.category for layer in composition.objects] == [main_category(3, index)]
+        x0, y0, x1, y1 = composition.objects[0].figure.extent
+        assert min(x0, y0) > -1e-9 and max(x1, y1) < 1 + 1e-9
+        assert 0.55 - 1e-9 < max(x1 - x0, y1 - y0) < 0.95 + 1e-9
+
+
+def test_sentences_differ_before_training() -> None:
+    """CLIP's own initial word vectors are so short that no sentence could be told from another."""
+    words = train.words(10002)
+    torch.manual_seed(0)
+    encoder = text_encoder(words, 64, 2)
+    tokens = words(["a photo of a bird", "a photo of a house"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        bird, house = encoder(tokens).last_hidden_state[:, 5]  # start, a, photo, of, a, the name
+    assert (bird - house).norm() > 0.5 * bird.norm()
 
 
 def test_category_names_are_single_tokens_and_any_text_can_be_spelled() -> None:
