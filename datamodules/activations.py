@@ -120,8 +120,8 @@ class ActivationDataModule(LightningDataModule):
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        """Before training: extract the tokens that may stay on the device."""
-        if stage != "fit":
+        """Before training in epochs: extract the tokens that may stay on the device."""
+        if stage != "fit" or not (self.trainer is None or self.trainer.lightning_module.automatic_optimization):
             return
         wanted = [i for i in (*self.split["train"], *self.split["val"]) if i not in self.resident]
         if not wanted or self.resident.full:
@@ -129,12 +129,13 @@ class ActivationDataModule(LightningDataModule):
         started = time.perf_counter()
         with Progress(*Progress.get_default_columns()) as progress:
             task = progress.add_task("extracting activations", total=len(wanted))
-            for index, piece in self._computed(wanted):
-                self.resident.offer(index, piece)
-                progress.advance(task)
-                if self.resident.full:
-                    progress.update(task, total=progress.tasks[task].completed)
-                    break
+            while wanted and (room := self.resident.room()):
+                size = min(room, self.stream.batch_size)
+                group, wanted = wanted[:size], wanted[size:]
+                for index, piece in self._computed(group):
+                    self.resident.offer(index, piece)
+                    progress.advance(task)
+            progress.update(task, total=progress.tasks[task].completed)
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "_Loader":

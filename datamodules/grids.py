@@ -34,8 +34,9 @@ class GridDataModule(LightningDataModule):
             :class:`~datamodules.activations.ActivationDataModule`. Without a fit split (``loos2025``) the training images
             give the mean token, and are measured too.
         margin: pixels to crop, a multiple of 64 where every grid must stay even.
-        other_timestep: noise level of the view of that name.
-        repeats: images of the last two views; 0 skips them.
+        other_timestep: noise level of the view of that name; None takes 261, or 50 where ``timestep`` is 261.
+        repeats: images of the last two views; 0 skips them. Without noise there is no other noise either.
+        least: images to measure, at least: intervals are over 20 groups of two or more.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, too large a margin.
@@ -51,26 +52,40 @@ class GridDataModule(LightningDataModule):
         prompt: str = "",
         splits: str = "default",
         margin: int = 64,
-        other_timestep: int = 261,
+        other_timestep: int | None = None,
         repeats: int = 16,
         batch_size: int = 8,
         cache_dir: str = ".cache",
         num_workers: int = 0,
         labels: str | None = None,
         labels_side: int = 32,
+        least: int = 40,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("repeats", repeats, 0)):
-            if value < least:
-                raise InputError(f"Expected datamodule.{name} to be at least {least}, but got {value}. Use {least} or more.")
+        for name, value, low in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("repeats", repeats, 0)):
+            if value < low:
+                raise InputError(f"Expected datamodule.{name} to be at least {low}, but got {value}. Use {low} or more.")
+        if other_timestep is None:
+            other_timestep = 50 if timestep == 261 else 261
         for step in (timestep, other_timestep):
             backbone.noise.check(step)
+        if repeats and other_timestep == timestep:
+            raise InputError(
+                f"Expected datamodule.other_timestep to differ from timestep, but both are {timestep}. Choose another, or "
+                "datamodule.repeats=0."
+            )
         self.images, self.backbone = images, backbone
         self.layers = backbone.unet.resolve(block)
         self.shapes = backbone.shapes(images.size, self.layers)
         self.margin, self.repeats = margin, repeats
         split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
         self.split = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
+        measured = len(self.split["test"])
+        if measured < least:
+            raise InputError(
+                f"Expected at least {least} images to measure, but only {measured} of {len(images)} are: the others give the "
+                f"mean token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
+            )
         cache = LatentCache(cache_dir)
         self.stores = {
             "whole": LatentStore(images, backbone.encoder, cache, seed, batch_size, num_workers),
@@ -111,7 +126,9 @@ class GridDataModule(LightningDataModule):
     def test_dataloader(self) -> "list[GridLoader]":
         """Every view of the measured images, in the order of VIEWS."""
         measured, some = self.split["test"], self.split["test"][: self.repeats]
-        return [self._loader(view, measured if view in ("whole", "cropped") else some) for view in VIEWS]
+        noisy = some if self.backbone.noise.mode != "none" else []
+        parts = {"whole": measured, "cropped": measured, "other_noise": noisy, "other_timestep": some}
+        return [self._loader(view, parts[view]) for view in VIEWS]
 
     def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:
         """Cells where the VAE's posterior variance lies on its floor in any channel, per image."""

@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,36 +16,43 @@ from datamodules.images.source import ImageSource
 from tokens.errors import InputError
 from tokens.geometry import at_grid
 
+COLUMNS = ("image", "row", "col")
+Place = tuple[str, int, int, int]  # where the file says so, image, row, col
+
 
 class Labels:
     """Labelled tokens of an image source, on a grid of `side` × `side` tokens.
 
-    Two formats. CSV with a header `image,row,col`: one labelled token per line, `image` an item's id or its index. `.npy`
-    as published by Loos & Linhardt (2025): rows (image index, col, row), the upper-left cell of a labelled 2×2 patch,
-    snapped to even rows and columns. Images that a file does not name have no labelled token.
+    Two formats. CSV (UTF-8, commas) with a header `image,row,col`: one labelled token per line, `image` an item's id or its
+    index. `.npy` as published by Loos & Linhardt (2025): rows (image index, col, row), the upper-left cell of a labelled 2×2
+    patch, snapped to even rows and columns. Images that a file does not name have no labelled token.
 
     Raises:
-        InputError: no such file, another format, an unknown image, a place outside the grid.
+        InputError: no such file, another format, no label, an unknown image, a place outside the grid.
     """
 
     def __init__(self, path: str, side: int, images: ImageSource) -> None:
-        if images.size % side or images.size // side not in (8, 16, 32, 64):
+        if side < 1 or images.size % side or images.size // side not in (8, 16, 32, 64):
             raise InputError(
                 f"Expected labels for a grid that {images.size}-pixel images have ({_sides(images.size)} tokens a side), but "
                 f"got labels_side={side}. Use the grid the labels were made on, with images of the same size."
             )
-        file = Path(path)
+        file = Path(path).expanduser()
         if not file.is_file():
             raise InputError(f"Expected labels in {path}, but there is no such file. Check datamodule.labels.")
         self.side, self.digest = side, hashlib.sha256(file.read_bytes()).hexdigest()
         self.places: dict[int, set[tuple[int, int]]] = {}
-        rows = _published(file) if file.suffix == ".npy" else _csv(file, images)
-        for image, row, col in rows:
+        rows = _published(file) if file.suffix.lower() == ".npy" else _csv(file, images)
+        if not rows:
+            raise InputError(f"Expected {file} to label at least one token, but it labels none. Use datamodule.labels=null.")
+        for where, image, row, col in rows:
             if not 0 <= image < len(images):
-                raise InputError(f"Expected {path} to name images 0 to {len(images) - 1}, but got {image}. Raise images.limit.")
+                raise InputError(
+                    f"Expected {file} to name images 0 to {len(images) - 1}, but got {image} in {where}. Raise images.limit."
+                )
             if not (0 <= row < side and 0 <= col < side):
                 raise InputError(
-                    f"Expected labels inside a {side}×{side} grid, but {path} has row {row}, column {col} for image {image}. "
+                    f"Expected labels inside a {side}×{side} grid, but {file} has row {row}, column {col} in {where}. "
                     "Set datamodule.labels_side to the grid the labels were made on."
                 )
             self.places.setdefault(image, set()).add((row, col))
@@ -57,33 +66,78 @@ class Labels:
         return at_grid(mask, height, width)
 
 
-def _csv(file: Path, images: ImageSource) -> list[tuple[int, int, int]]:
+def _csv(file: Path, images: ImageSource) -> list[Place]:
     index = {images.name(i): i for i in range(len(images))}
-    try:
-        with file.open(newline="") as stream:
-            lines = list(csv.DictReader(stream))
-        return [(index.get(line["image"], _integer(line["image"])), int(line["row"]), int(line["col"])) for line in lines]
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
+    (_, first), *lines = _lines(file) or [(1, [])]
+    header = _header(file, first)
+    places = []
+    for number, cells in lines:
+        line = dict(zip(header, cells, strict=False))
+        if len(cells) != len(header) or not all(line[column] for column in COLUMNS):
+            raise InputError(
+                f"Expected line {number} of {file} to fill the columns {','.join(header)}, but got '{','.join(cells)}'. "
+                "Complete the line; separate columns by commas, and quote an id that has one."
+            )
+        name, row, col = (line[column] for column in COLUMNS)
+        if name not in index and not name.isdecimal():
+            raise InputError(
+                f"Expected line {number} of {file} to name an image, but got '{name}'. Use its id, such as '{images.name(0)}', "
+                f"or its index, 0 to {len(images) - 1}; images.limit leaves out images beyond it."
+            )
+        if not all(re.fullmatch(r"-?\d+", text) for text in (row, col)):
+            raise InputError(
+                f"Expected row and col in line {number} of {file} to be whole numbers, but got '{row}' and '{col}'. "
+                "Correct the line."
+            )
+        places.append((f"line {number}", index[name] if name in index else int(name), int(row), int(col)))
+    return places
+
+
+def _header(file: Path, first: list[str]) -> list[str]:
+    """Column names in lower case."""
+    header = [name.lower() for name in first]
+    if any(header.count(name) != 1 for name in COLUMNS):
+        got = f"'{','.join(first)[:80]}'" if first else "an empty file"
         raise InputError(
-            f"Expected {file} to be a CSV file with the columns image,row,col (image: an item's id or index; row and col: "
-            f"whole numbers), but got {type(error).__name__}: {error}. Correct the file."
+            f"Expected the first line of {file} to be the header image,row,col, but got {got}. "
+            "Add it; separate columns by commas."
+        )
+    return header
+
+
+def _lines(file: Path) -> list[tuple[int, list[str]]]:
+    """(number, cells) of every line that is not blank, numbered as an editor does."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte-order mark
+            reader = csv.reader(stream, skipinitialspace=True)
+            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"Expected {file} to be a CSV file in UTF-8, but it cannot be read ({error}). Save it as CSV with commas, in UTF-8."
         ) from error
+    return [(number, cells) for number, cells in lines if any(cells)]
 
 
-def _integer(text: str) -> int:
-    return int(text) if text.isdecimal() else -1
-
-
-def _published(file: Path) -> list[tuple[int, int, int]]:
+def _published(file: Path) -> list[Place]:
     """Every token of the 2×2 patches."""
     try:
-        table = np.load(file, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"Expected {file} to be an array of numbers saved by numpy, but {error}. Correct the file.") from error
+        with file.open("rb") as stream:
+            table = np.load(stream, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"Expected {file} to be an array of numbers saved by numpy.save, but it cannot be read ({error}). Save it again."
+        ) from error
+    if not isinstance(table, np.ndarray):
+        raise InputError(f"Expected {file} to be one array, but got an archive of several (npz). Save it with numpy.save.")
     if table.ndim != 2 or table.shape[1] != 3:
         raise InputError(f"Expected {file} to have rows (image, col, row), but got the shape {table.shape}. Correct the file.")
-    corners = [(int(image), int(row) // 2 * 2, int(col) // 2 * 2) for image, col, row in table]
-    return [(image, row + down, col + right) for image, row, col in corners for down in (0, 1) for right in (0, 1)]
+    if table.dtype.kind not in "iuf":
+        raise InputError(f"Expected {file} to hold whole numbers, but got the dtype {table.dtype}. Save indices as integers.")
+    for k, row in enumerate(table.tolist()):
+        if not all(value >= 0 and float(value).is_integer() for value in row):
+            raise InputError(f"Expected {file} to hold whole numbers from 0 on, but got {row} in entry {k}. Correct the file.")
+    corners = [(k, int(image), int(row) // 2 * 2, int(col) // 2 * 2) for k, (image, col, row) in enumerate(table)]
+    return [(f"entry {k}", i, row + down, col + right) for k, i, row, col in corners for down in (0, 1) for right in (0, 1)]
 
 
 def _sides(size: int) -> str:

@@ -12,6 +12,7 @@ class ResidentTokens:
 
     def __init__(self, budget: float) -> None:
         self._left = budget * 2**30
+        self._largest = 1
         self._pieces: dict[int, TokenBatch] = {}
         self.full = budget == 0
 
@@ -22,7 +23,14 @@ class ResidentTokens:
             self.full = True
             return
         self._left -= size
+        self._largest = max(self._largest, size)
         self._pieces[index] = piece
+
+    def room(self) -> int:
+        """How many more items of the size of those kept fit; 1 as long as none is kept and sizes are unknown."""
+        if self.full or not self._pieces:
+            return int(not self.full)
+        return int(self._left // self._largest)
 
     def clear(self) -> None:
         """Forget everything; nothing more is kept."""

@@ -1,5 +1,6 @@
 """StudyDataModule: position tokens as ever, and every image's whole grids once on the way, then its crops."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -13,6 +14,9 @@ from datamodules.stream import ActivationStream
 from tokens.batch import GridBatch, TokenBatch
 from tokens.errors import InputError
 
+log = logging.getLogger(__name__)
+
+LEAST = 40  # images: intervals are over 20 groups of at least two
 SMALLEST = 6  # tokens a side: 4 are left after cropping
 MARGINS = (8, 16, 32, 64)  # pixels: one token of grids with so many pixels per token
 
@@ -56,18 +60,31 @@ class StudyDataModule(ActivationDataModule):
         """Encode what the latent cache lacks, crops included."""
         if self._prepared:
             return
-        crops = self.crops.values()  # images too small to crop are refused before any is encoded
         for layer, (_, height, width) in self.shapes.items():
             if min(height, width) < SMALLEST:
+                least = max(SMALLEST * self.images.size // side for _, side, _ in self.shapes.values())
                 raise InputError(
                     f"Expected grids of at least {SMALLEST}×{SMALLEST} tokens, of which one ring is cropped, but layer {layer} "
-                    f"has {height}×{width}. Use larger images, or leave this layer out of block=."
+                    f"has {height}×{width}. Use images.size={least} or more, or leave this layer out of block=."
                 )
+        if len(self.everyone) < LEAST:
+            log.warning("Similarities and norms get no intervals: %d images are fewer than %d.", len(self.everyone), LEAST)
+        crops = self.crops.values()  # images too small to crop are refused before any is encoded
         super().prepare_data()
         started = time.perf_counter()
         for stream in crops:
             stream.store.prepare(self.everyone)
         self.seconds["encode"] += time.perf_counter() - started
+
+    def describe(self) -> dict[str, Any]:
+        """That of tokens, and the crops'."""
+        described = super().describe()
+        for stream in self.crops.values():
+            store = stream.store
+            described["skipped"] = [*described["skipped"], *store.skipped]
+            described["latents"]["encoded"] += store.encoded
+            described["latents"]["reused"] += len(self.everyone) - store.encoded
+        return described
 
     def test_dataloader(self) -> Any:
         """See the class."""

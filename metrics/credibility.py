@@ -63,9 +63,16 @@ def credibility(position: Float[Tensor, "*n"], corner: Float[Tensor, "*n"], norm
 
 
 def folds_of(
-    first: int, batch: int, images: int, folds: int = FOLDS, device: torch.device | str = "cpu"
+    first: int,
+    batch: int,
+    images: int,
+    folds: int = FOLDS,
+    device: torch.device | str = "cpu",
+    rank: Int[Tensor, " batch"] | None = None,
 ) -> Int[Tensor, " batch"]:
     """Fold ⌊k · folds / images⌋ of the images number k = first … first + batch − 1; sizes differ by at most one.
+
+    ``rank`` gives the numbers k where images arrive out of order.
 
     Raises:
         InputError: if more images arrive than ``images``.
@@ -75,7 +82,8 @@ def folds_of(
             f"Expected images to be the number of images that arrive, but got {images} and at least {first + batch} came. "
             "Give the statistic the length of the stream."
         )
-    return torch.arange(first, first + batch, device=device) * folds // images
+    number = torch.arange(first, first + batch, device=device) if rank is None else rank.to(device)
+    return number * folds // images
 
 
 def interval(per_fold: Float[Tensor, " folds"]) -> tuple[float, float]:

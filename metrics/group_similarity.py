@@ -123,7 +123,7 @@ class GroupSimilarity(Metric):
     def update(self, layer: LayerTokens) -> None:
         """Add the next images, with a mask for every group."""
         require_side(layer.height, layer.width)
-        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
         member = torch.stack([layer.masks[group] for group in self.groups], dim=1)
         tokens = ((layer.tokens, layer.norms), (layer.centred, layer.centred_norms))
         for kind in range(len(self.kinds)):

@@ -4,7 +4,7 @@ In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 from torchmetrics import Metric
@@ -67,7 +67,7 @@ class HighNormTokens(Metric):
 
     def update(self, layer: LayerTokens) -> None:
         """Add the next images."""
-        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
         energy, chosen = layer.norms.square(), layer.masks[DETECTED].double()
         columns = [
             chosen.sum(1),
@@ -205,9 +205,11 @@ class DetectionScore(Metric):
         self.add_state("sums", torch.zeros(folds, 2, 4, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, detected: Bool[Tensor, "b h w"], label: Bool[Tensor, "b h w"]) -> None:
-        """Add the next images: detections and labels."""
-        fold = folds_of(int(self.seen), len(label), self.images, self.folds, label.device)
+    def update(
+        self, detected: Bool[Tensor, "b h w"], label: Bool[Tensor, "b h w"], rank: Int[Tensor, " b"] | None = None
+    ) -> None:
+        """Add the next images: detections, labels, and their numbers in the stream where they arrive out of order."""
+        fold = folds_of(int(self.seen), len(label), self.images, self.folds, label.device, rank)
         levels = [agreement(pooled(detected, side), pooled(label, side)) for side in (1, 2)]
         self.sums.index_add_(0, fold, torch.stack(levels, dim=1))
         self.seen += len(label)

@@ -6,7 +6,7 @@ Activations arrive faster than several statistics could each convert, centre and
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
 from tokens.geometry import flatten
@@ -37,6 +37,7 @@ class LayerTokens:
         centred_norms: ‖x − mean‖.
         masks: tokens of each group, by its name.
         height, width: of the grid.
+        rank: number of each image in the stream, where images arrive out of order.
     """
 
     tokens: Float32[Tensor, "b p c"]
@@ -46,10 +47,15 @@ class LayerTokens:
     masks: dict[str, Bool[Tensor, "b p"]]
     height: int
     width: int
+    rank: Int[Tensor, " b"] | None = None
 
     @classmethod
     def of(
-        cls, grid: Float[Tensor, "b c h w"], masks: dict[str, Bool[Tensor, "b h w"]], mean: Float[Tensor, " c"] | None = None
+        cls,
+        grid: Float[Tensor, "b c h w"],
+        masks: dict[str, Bool[Tensor, "b h w"]],
+        mean: Float[Tensor, " c"] | None = None,
+        rank: Int[Tensor, " b"] | None = None,
     ) -> "LayerTokens":
         """Of raw grids, the masks of their groups, and the mean token of the images that something was fitted on."""
         tokens = flatten(grid).contiguous().float()
@@ -59,7 +65,7 @@ class LayerTokens:
             centred = tokens - mean.to(tokens)
             centred_norms = torch.linalg.vector_norm(centred, dim=-1).double()
         flat = {group: mask.flatten(1) for group, mask in masks.items()}
-        return cls(tokens, norms, centred, centred_norms, flat, *grid.shape[2:])
+        return cls(tokens, norms, centred, centred_norms, flat, grid.shape[2], grid.shape[3], rank)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -75,7 +75,7 @@ class TokenNorms(Metric):
 
     def update(self, layer: LayerTokens) -> None:
         """Add the next images, with a mask for every group."""
-        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device)
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
         ratio = relative_norms(layer.norms, torch.stack([layer.masks[group] for group in self.groups], dim=1))
         self.ratio.index_add_(0, fold, ratio.nan_to_num())
         self.number.index_add_(0, fold, ratio.isfinite().double())

@@ -27,7 +27,7 @@ class LayerStatistics(nn.Module):
         margin: tokens that the cropped view lacks on every side.
         fitted: mean token of the fit images, and the direction of their high-norm tokens.
         images: images of the whole and of the cropped view.
-        repeats: images of the views with other noise and at another timestep.
+        repeats: images of the views with other ``noise`` and at another ``timestep``.
         seed: of drawn tokens.
     """
 
@@ -36,7 +36,7 @@ class LayerStatistics(nn.Module):
     content: Tensor
 
     def __init__(
-        self, shape: tuple[int, int, int], margin: int, fitted: TokenMeans, images: int, repeats: int, seed: int
+        self, shape: tuple[int, int, int], margin: int, fitted: TokenMeans, images: int, repeats: dict[str, int], seed: int
     ) -> None:
         super().__init__()
         channels, height, width = shape
@@ -55,9 +55,9 @@ class LayerStatistics(nn.Module):
         self.labelled = DetectionScore(images)
         self.scored = False
         self.floor: MaskOverlap | None = None
-        self.stability = nn.ModuleDict({name: MaskOverlap(repeats) for name in ("noise", "timestep")} if repeats else {})
+        self.stability = nn.ModuleDict({name: MaskOverlap(number) for name, number in repeats.items() if number})
         self.kept: dict[int, Tensor] = {}
-        self.images, self.repeats = images, repeats
+        self.images, self.repeats = images, max(repeats.values())
 
     def whole(
         self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor], image: Int[Tensor, " b"], photo: Int[Tensor, " b"]

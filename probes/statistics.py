@@ -36,7 +36,8 @@ class StatisticsProbe(lightning.LightningModule):
         seed: of the tokens drawn for RSA and CKA.
 
     Raises:
-        InputError: a grid too small for corner, border and interior, or a margin that is no whole number of tokens.
+        InputError: a grid too small for corner, border and interior, a margin that is no whole number of tokens, or a negative
+            number of pictures.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class StatisticsProbe(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if pictured < 0:
+            raise InputError(f"Expected probe.pictured to be at least 0, but got {pictured}. Use probe.pictured=0 for none.")
         self.automatic_optimization = False
         self.shapes, self.size, self.pictured, self.seed = shapes, size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
@@ -82,7 +85,8 @@ class StatisticsProbe(lightning.LightningModule):
                 "Expected the fit images to have been seen before measuring, but this resumed run has only their checkpoint. "
                 "Run again without resume."
             )
-        measured, repeated = self._images(WHOLE), self._images(OTHER_NOISE)
+        measured = self._images(WHOLE)
+        repeated = {"noise": self._images(OTHER_NOISE), "timestep": self._images(OTHER_TIMESTEP)}
         self.layers = nn.ModuleDict(
             {
                 layer: LayerStatistics(shape, self.margins[layer], self._means(layer), measured, repeated, self.seed)
@@ -148,6 +152,8 @@ class StatisticsProbe(lightning.LightningModule):
 
 def _tokens(layer: str, margin: int, size: int, side: int) -> int:
     """The margin in tokens of a grid of `side` tokens."""
+    if margin < 1:
+        raise InputError(f"Expected datamodule.margin to be at least 1 pixel, but got {margin}. Use 64.")
     if margin * side % size:
         raise InputError(
             f"Expected datamodule.margin to be a whole number of tokens in layer {layer} ({size // side} pixels each), "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metrics.group_similarity import GroupSimilarity
-from metrics.high_norm import HighNormTokens
+from metrics.high_norm import DetectionScore, HighNormTokens
 from metrics.layer_tokens import LayerTokens
 from metrics.token_norms import TokenNorms
 from probes.position import PositionProbe
@@ -39,8 +39,14 @@ class StudyProbe(PositionProbe):
         """Layer → its similarities and norms, made where its first grid lies."""
         return {}
 
+    @cached_property
+    def _rank(self) -> dict[int, int]:
+        """Image → its number among all images: folds must not depend on when training lets an image pass."""
+        return {index: k for k, index in enumerate(self.trainer.datamodule.everyone)}  # type: ignore[attr-defined]
+
     def observe(self, batch: GridBatch) -> None:
         """Measure whole images, once each."""
+        order = torch.tensor([self._rank[index] for index in batch.image.tolist()], dtype=torch.long)
         for layer, grid in batch.grids.items():
             masks = dict(batch.masks[layer])
             if "labelled" in masks:
@@ -48,13 +54,15 @@ class StudyProbe(PositionProbe):
             elif ANOMALIES in batch.masks:
                 masks["anomaly"] = at_grid(batch.masks[ANOMALIES]["high_norm"], grid.shape[2], grid.shape[3])
             measure = self._measure(layer, grid.device, "anomaly" in masks)
-            tokens = LayerTokens.of(grid, masks)
+            tokens = LayerTokens.of(grid, masks, rank=order)
             measure.norms.update(tokens)
             measure.high_norm.update(tokens)
+            if "labelled" in masks:
+                measure.labelled.update(masks["high_norm"], masks["labelled"], order)
             inner = grid[:, :, 1:-1, 1:-1]
             parts = border_groups(inner.shape[2], inner.shape[3], inner.device)
             shared = {name: mask.expand(len(inner), -1, -1) for name, mask in parts.items()}
-            measure.reprcropped.update(LayerTokens.of(inner, shared))
+            measure.reprcropped.update(LayerTokens.of(inner, shared, rank=order))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Tokens test the position probe; grids are whole images or crops."""
@@ -80,9 +88,8 @@ class StudyProbe(PositionProbe):
 
     def _measure(self, layer: str, device: torch.device, anomalies: bool = False) -> "_Measure":
         if layer not in self.measures:
-            images = len(self.trainer.datamodule.everyone)  # type: ignore[attr-defined]
             _, height, width = self.shapes[layer]
-            self.measures[layer] = _Measure(height, width, images, anomalies).to(device)
+            self.measures[layer] = _Measure(height, width, len(self._rank), anomalies).to(device)
         return self.measures[layer]
 
 
@@ -97,10 +104,13 @@ class _Measure(nn.Module):
         groups = (*PARTS, "high_norm", "anomaly") if anomalies else (*PARTS, "high_norm")
         self.norms = TokenNorms(height, width, groups, images)
         self.high_norm = HighNormTokens(images)
+        self.labelled = DetectionScore(images)
 
     def compute(self) -> dict[str, float]:
         """``<metric>/<group>`` with intervals."""
         values = self.norms.compute() | self.high_norm.compute()
+        if self.labelled.seen:
+            values |= {f"labels_{key}": value for key, value in self.labelled.compute().items()}
         for name, metric in (("reprcropped", self.reprcropped), ("cropped", self.cropped)):
             for key, value in metric.compute().items():
                 kind, rest = key.split("/", 1)

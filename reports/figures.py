@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.run import Run
-from reports.statistics import statistics_figures
+from reports.statistics import norm_maps, statistics_figures
 from reports.study import study_figures, write_differences
 
 COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
@@ -25,6 +25,8 @@ def draw(run: Run, folder: Path) -> list[Path]:
     figures = statistics_figures(run) if run.kind == "statistics" else position_figures(run)
     if run.kind == "study":
         figures |= study_figures(run)
+        if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
+            figures["norm_maps"] = norm_maps(run)
         write_differences(run, folder / "loos2025.csv")
     paths = []
     for name, figure in figures.items():

@@ -1,16 +1,20 @@
 """Similarity map of one token in every layer, for one picture: `python -m reports similarity --image FILE --token 12,17`.
 
-The one report that runs a network: it looks at a picture of the reader's choice, not at a run.
+The one report that runs a network: it looks at a picture of the reader's choice. ``--run RUN_FOLDER`` takes the network, its
+noise level and its prompt from a run, and leaves the sheet in its folder.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, UnidentifiedImageError
 
 from backbones import FrozenSD
@@ -20,7 +24,15 @@ from tokens.geometry import centres, tokens_at
 
 
 def similarity_maps(
-    backbone: FrozenSD, image: torch.Tensor, token: tuple[int, int], side: int, block: str, timestep: int, centred: bool
+    backbone: FrozenSD,
+    image: torch.Tensor,
+    token: tuple[int, int],
+    side: int,
+    block: str | Sequence[str],
+    timestep: int,
+    centred: bool,
+    seed: int = 0,
+    prompt: str = "",
 ) -> dict[str, np.ndarray]:
     """Layer → (h, w) cosine of every token with the one at `token` = (row, col) of a grid of `side` tokens.
 
@@ -28,7 +40,7 @@ def similarity_maps(
     """
     marked = centres(torch.tensor([token]), 1 / side)
     maps = {}
-    for layer, grids in backbone.activations(image[None], block, timestep).items():
+    for layer, grids in backbone.activations(image[None], block, timestep, seed, prompt).items():
         grid = grids[0].float().cpu()
         if centred:
             grid = grid - grid.mean((1, 2), keepdim=True)
@@ -59,36 +71,104 @@ def similarity_sheet(image: torch.Tensor, maps: dict[str, np.ndarray], token: tu
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the sheet."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.run:
+            parser.set_defaults(**defaults_of(options.run))
+            options = parser.parse_args(arguments)  # what is typed goes before what the run says
+        token = place(options.token, options.side)
+        check_out(options.out)
+        image = picture(options.image, options.size)
+        backbone = FrozenSD.from_pretrained(**options.backbone, device=options.device)
+        maps = similarity_maps(
+            backbone, image, token, options.side, layers_of(options.block), options.timestep, not options.raw, options.seed,
+            options.prompt,
+        )  # fmt: skip
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+    weights = "" if backbone.weights == "stored" else f" ({backbone.weights} weights)"
+    where = f"{options.image.name}, token {options.token} of {options.side}"
+    figure = similarity_sheet(
+        image, maps, token, options.side, f"{where}; {backbone.path}{weights}, timestep {options.timestep}"
+    )
+    figure.savefig(options.out, dpi=120)
+    plt.close(figure)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m reports similarity", description=__doc__)
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--token", required=True, metavar="ROW,COL")
     parser.add_argument("--side", type=int, default=32, help="tokens a side of the grid that ROW,COL refers to")
-    parser.add_argument("--backbone", default="tiny", help="preset, local diffusers folder or hub repository")
-    parser.add_argument("--block", default="all")
+    parser.add_argument("--run", type=Path, help="run folder: its network, size, timestep, prompt and seed, unless given here")
+    parser.add_argument(
+        "--backbone", type=lambda path: {"path": path}, default="tiny", help="preset, local diffusers folder or hub repository"
+    )
+    parser.add_argument("--block", default="all", help="as for train.py: a layer, a,list, a glob, stages, all")
     parser.add_argument("--timestep", type=int, default=50)
+    parser.add_argument("--prompt", default="")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--size", type=int, default=512, help="pixels a side")
     parser.add_argument("--raw", action="store_true", help="do not subtract the picture's mean token")
-    parser.add_argument("--out", type=Path, default=Path("similarity.png"))
-    options = parser.parse_args(arguments)
-    try:
-        token = place(options.token, options.side)
-        image = picture(options.image, options.size)
-        backbone = FrozenSD.from_pretrained(options.backbone)
-        maps = similarity_maps(backbone, image, token, options.side, options.block, options.timestep, centred=not options.raw)
-    except InputError as error:
-        parser.exit(1, f"{error}\n")
-    title = f"{options.image.name}, token {options.token} of {options.side}; {options.backbone}, timestep {options.timestep}"
-    figure = similarity_sheet(image, maps, token, options.side, title)
-    figure.savefig(options.out, dpi=120)
-    plt.close(figure)
+    parser.add_argument("--out", type=Path, default=Path("similarity.png"), help="default: similarity.png, in RUN if given")
+    return parser
+
+
+def defaults_of(folder: Path) -> dict[str, Any]:
+    """Options as a run was started with; ``backbone`` holds arguments of :meth:`FrozenSD.from_pretrained`.
+
+    Raises:
+        InputError: no run folder.
+    """
+    stored = folder / ".hydra" / "config.yaml"
+    if not stored.is_file():
+        raise InputError(
+            f"Expected --run to be a run folder with .hydra/config.yaml, but '{folder}' has none. "
+            "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
+        )
+    config = cast(DictConfig, OmegaConf.load(stored))
+    network = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
+    return {
+        "backbone": {key: value for key, value in network.items() if key not in ("_target_", "device")},
+        "size": config.images.size,
+        "timestep": config.timestep,
+        "prompt": config.prompt,
+        "seed": config.seed,
+        "out": folder / "similarity.png",
+    }
+
+
+def layers_of(block: str) -> list[str]:
+    """The items of `a,list` or `[a,list]`, the latter as train.py takes it.
+
+    >>> layers_of("[conv_in, up_*]")
+    ['conv_in', 'up_*']
+    """
+    inner = block[1:-1] if block.startswith("[") and block.endswith("]") else block
+    return [name.strip() for name in inner.split(",")]
+
+
+def check_out(out: Path) -> None:
+    """Raises InputError unless matplotlib can write this file."""
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if out.suffix[1:].lower() not in endings or out.is_dir():
+        raise InputError(
+            f"Expected --out to be a file that ends in .{', .'.join(endings)}, but got '{out}'. Use --out similarity.png."
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"Expected --out to lie in a folder that exists, but '{out.parent}' does not. Make it first.")
 
 
 def place(text: str, side: int) -> tuple[int, int]:
     """(row, col) from "row,col".
 
     Raises:
-        InputError: anything else, or a place outside the grid.
+        InputError: anything else, a place outside the grid, or a grid without tokens.
     """
+    if side < 1:
+        raise InputError(f"Expected --side to be at least 1, but got {side}. Use the tokens a side of the grid you look at.")
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts) or any(int(part) >= side for part in parts):
         raise InputError(f"Expected --token to be row,col, each from 0 to {side - 1}, but got '{text}'. Use --token 12,17.")
@@ -105,5 +185,5 @@ def picture(path: Path, size: int) -> torch.Tensor:
     try:
         with Image.open(path) as file:
             return square(upright(file), size)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"Expected --image to be a picture, but {path} cannot be read ({error}). Check the path.") from error

@@ -67,17 +67,30 @@ def study_figures(run: Run) -> dict[str, Figure]:
         _pair(axes[1], own, [published_contrast(e, group, corrected=True) if e else None for e in known], colour, group)
     axes[1].set(ylabel="mean cosine within group,\nimage cropped − grid cropped")
     own = [run.value("test", layer, "relative_norm", "anomaly") for layer in run.layers]
-    _pair(axes[2], own, [e["relative_norm_mean"] if e else None for e in known], COLOURS[2], "at high-norm tokens of up_1")
-    how = "hand labels" if run.meta.get("labels") else "detected (robust z > 5 in up_1), not labelled by hand"
-    note = f"here: {how}; published: labelled by hand" + ("" if any(own) else "; none found here")
+    _pair(axes[2], own, [e["relative_norm_mean"] if e else None for e in known], COLOURS[2], f"at {anomalies(run)}")
     axes[2].set(ylabel="relative norm")
-    axes[2].set_title(note, loc="left", fontsize=9)
+    axes[2].set_title(f"here: {_found(run, any(own))}; published: labelled by hand", loc="left", fontsize=9)
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
         axis.legend(frameon=False, fontsize=8, ncols=4)
     axes[2].set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=8)
     figure.suptitle(f"Lines: {run.setting}. Dots: {NAMES[model]} as published (Loos & Linhardt 2025)", fontsize=11)
     return {"loos2025": figure}
+
+
+def anomalies(run: Run) -> str:
+    """Which tokens the relative norm of anomalies is measured at."""
+    return "hand-labelled tokens" if run.meta.get("labels") else "high-norm tokens of up_1"
+
+
+def _found(run: Run, some: bool) -> str:
+    """How anomalies were found, and whether there were any."""
+    if run.meta.get("labels"):
+        return "hand labels" if some else "hand labels, none on these images"
+    if "up_1" not in run.layers:
+        return "up_1 was not measured, so none were looked for"
+    how = "detected (robust z > 5 in up_1), not labelled by hand"
+    return how if some else f"{how}, none found here"
 
 
 def _pair(axis: Any, own: list[float | None], reference: list[float | None], colour: str, label: str) -> None:
@@ -92,7 +105,7 @@ def study_table(run: Run) -> Table:
         title=f"The study: {run.setting}, beside {NAMES[model]} as published", title_justify="left", box=box.SIMPLE_HEAD,
         padding=0, show_edge=False,
         caption="contrast: mean cosine within group, image cropped before extraction minus grid cropped after it. anomaly "
-        "norm: relative norm at up_1's high-norm tokens. All of it, in both counting conventions: loos2025.csv.",
+        f"norm: relative norm at {anomalies(run)}. All of it, in both counting conventions: loos2025.csv.",
         caption_justify="left",
     )  # fmt: skip
     table.add_column("layer", no_wrap=True)

@@ -48,7 +48,7 @@ def write_atomically(path: Path, text: str) -> None:
 LEFT = (
     "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
     "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
-    "principal_components.png", "high_norm_tokens.png",
+    "principal_components.png", "high_norm_tokens.png", "similarity.png",
 )  # fmt: skip
 
 

@@ -30,10 +30,19 @@ def targets(node: Any) -> list[DictConfig]:
     return []
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_composes_and_matches_its_constructor(group: str, choice: str) -> None:
-    cfg = composed(f"{group}={choice}")
-    for node in targets(cfg):
+PROBES = [choice for group, choice in CHOICES if group == "probe"]
+PROTOCOLS = [choice for group, choice in CHOICES if group == "protocol"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(f"{group}={choice}",) for group, choice in CHOICES]
+    + [(f"protocol={protocol}", f"probe={probe}") for protocol in PROTOCOLS for probe in PROBES]
+    + [(f"experiment={choice}", f"probe={probe}") for group, choice in CHOICES if group == "experiment" for probe in PROBES],
+    ids=" ".join,
+)
+def test_every_choice_composes_and_matches_its_constructor(overrides: tuple[str, ...]) -> None:
+    for node in targets(composed(*overrides)):
         target = get_object(node._target_)
         parameters = inspect.signature(target).parameters
         given = {str(key) for key in node if not str(key).startswith("_")}

@@ -413,6 +413,29 @@ def test_the_figure_says_where_detection_replaces_hand_labels() -> None:
     assert "hand labels; published: labelled by hand" in labelled and "detected" not in labelled
 
 
+@pytest.mark.parametrize("labels", [None, "a digest"])
+@pytest.mark.parametrize("found", [True, False])
+def test_the_study_says_whose_norm_it_measures(labels: str | None, found: bool) -> None:
+    run = changed(study_run(), drop=None if found else "anomaly", labels=labels)
+    figure = study_figures(run)["loos2025"]
+    whose = "hand-labelled tokens" if labels else "high-norm tokens of up_1"
+    assert len(curve(figure.axes[2], f"at {whose}")) == len(LAYERS)
+    caption = " ".join(printed(run).split())
+    assert f"relative norm at {whose}." in caption
+    other = "high-norm tokens of up_1" if labels else "hand-labelled"
+    assert other not in caption and other not in str([line.get_label() for line in figure.axes[2].get_lines()])
+    assert ("none on these images" in texts(figure)) == (labels is not None and not found)
+    assert ("none found here" in texts(figure)) == (labels is None and not found)
+
+
+@pytest.mark.parametrize("labels", [None, "a digest"])
+def test_without_up_1_nothing_was_looked_for(labels: str | None) -> None:
+    run = changed(study_run(layers={"mid": LAYERS["mid"]}), drop=None if labels else "anomaly", labels=labels)
+    note = texts(study_figures(run)["loos2025"])
+    assert ("here: up_1 was not measured, so none were looked for; published: labelled by hand" in note) == (labels is None)
+    assert "none found" not in note and "detected" not in note
+
+
 def dots(axis: Axes) -> list[list[float]]:
     return [list(map(float, line.get_ydata())) for line in axis.get_lines() if line.get_marker() == "o"]  # type: ignore[arg-type]
 
@@ -420,7 +443,7 @@ def dots(axis: Axes) -> list[list[float]]:
 def test_the_study_draws_its_figures_and_its_table(tmp_path: Path) -> None:
     run = stored(study_run(), tmp_path)
     names = {path.name for path in draw(run, tmp_path)}
-    assert names >= {"loos2025.png", "accuracy_over_layers.png", "accuracy_over_grid.png"}
+    assert names >= {"loos2025.png", "accuracy_over_layers.png", "accuracy_over_grid.png", "norm_maps.png"}
     for name in names:
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5, f"{name} is a blank sheet"
@@ -438,7 +461,8 @@ def test_the_study_does_without_what_was_not_measured(tmp_path: Path, drop: str)
 
 def test_an_interrupted_study_can_be_shown(tmp_path: Path) -> None:
     run = stored(Run({}, meta_of("study", complete=False), {}), tmp_path, with_maps=False)
-    assert "loos2025.png" in {path.name for path in draw(run, tmp_path)}
+    names = {path.name for path in draw(run, tmp_path)}
+    assert "loos2025.png" in names and "norm_maps.png" not in names
     assert "INCOMPLETE" in printed(run)
 
 

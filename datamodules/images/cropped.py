@@ -17,7 +17,9 @@ class Cropped:
     """
 
     def __init__(self, images: ImageSource, margin: int) -> None:
-        if margin < 0 or images.size - 2 * margin < SMALLEST:
+        if margin < 0:
+            raise InputError(f"Expected a margin of at least 0 pixels, but got {margin}. Use a positive number.")
+        if images.size - 2 * margin < SMALLEST:
             raise InputError(
                 f"Expected the margin to leave at least {SMALLEST} pixels of {images.size}, but got {margin} on every side. "
                 f"Use larger images, images.size={SMALLEST + 2 * margin} or more."

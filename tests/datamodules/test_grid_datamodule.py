@@ -34,7 +34,13 @@ def make(sd: FrozenSD, photos: Path) -> Callable[..., GridDataModule]:
 
     def module(root: Path = photos, images: dict[str, Any] | None = None, **options: Any) -> GridDataModule:
         source = FolderImages(str(root), **({"size": 128} | (images or {})))
-        settings = {"block": LAYERS, "margin": MARGIN, "repeats": REPEATS, "cache_dir": str(photos.parent / "cache")}
+        settings = {
+            "block": LAYERS,
+            "margin": MARGIN,
+            "repeats": REPEATS,
+            "least": 1,
+            "cache_dir": str(photos.parent / "cache"),
+        }
         data = GridDataModule(source, sd, **(settings | options))
         data.prepare_data()
         return data
@@ -159,6 +165,17 @@ def test_no_repeats_are_no_batches(make: Callable[..., GridDataModule]) -> None:
     loaders = make(repeats=0).test_dataloader()
     assert [(loader.images, len(loader), list(loader)) for loader in loaders[2:]] == [(0, 0, [])] * 2
     assert [loader.images for loader in loaders[:2]] == [7, 7]
+
+
+def test_the_other_timestep_is_another_one_by_default(make: Callable[..., GridDataModule]) -> None:
+    assert make(timestep=50).streams["other_timestep"].timestep == 261
+    assert make(timestep=261).streams["other_timestep"].timestep == 50
+
+
+def test_without_noise_there_is_no_other_noise(photos: Path) -> None:
+    silent = FrozenSD.from_pretrained("tiny", precision="fp32", device="cpu", noise="none")
+    data = GridDataModule(FolderImages(str(photos), size=128), silent, LAYERS, margin=MARGIN, least=1)
+    assert [loader.images for loader in data.test_dataloader()] == [7, 7, 0, 7]
 
 
 # --- what every view shows -------------------------------------------------------------------------------------------
@@ -329,6 +346,8 @@ def test_images_that_cannot_be_decoded_leave_their_split(
         ({"margin": -1}, r"margin .*-1"),
         ({"batch_size": 0}, r"datamodule\.batch_size to be at least 1, but got 0"),
         ({"num_workers": -1}, r"datamodule\.num_workers to be at least 0, but got -1"),
+        ({"least": 40}, r"at least 40 images to measure, but only 7 of 12 are: .*Use about 69 images"),
+        ({"timestep": 30, "other_timestep": 30}, r"other_timestep to differ from timestep, but both are 30"),
         ({"repeats": -1}, r"datamodule\.repeats to be at least 0, but got -1"),
         ({"timestep": 1000}, r"timestep to be an integer from 0 to 999, but got 1000"),
         ({"other_timestep": -1}, r"timestep to be an integer from 0 to 999, but got -1"),

@@ -162,13 +162,19 @@ def test_several_passes_of_an_epoch_observe_once_too(make: Callable[..., StudyDa
     assert recorder.loaders[WHOLE] == []
 
 
-def test_a_budget_for_some_observes_everyone_once(make: Callable[..., StudyDataModule]) -> None:
+@pytest.mark.parametrize("closed_form", [False, True])
+def test_a_budget_for_some_observes_everyone_once(
+    make: Callable[..., StudyDataModule], sd: FrozenSD, closed_form: bool
+) -> None:
     whole = make(activation_budget=1.0)
     run(whole)
     used = sum(sum(p.nbytes for p in piece.tokens.values()) for piece in whole.resident._pieces.values())
     data = make(activation_budget=0.5 * used / 2**30)
-    recorder = run(data, max_epochs=2)
-    assert 0 < len(data.resident) < len(data.split["train"])
+    with counted(sd) as sizes:
+        recorder = run(data, closed_form, max_epochs=1 if closed_form else 2)
+    again = 0 if closed_form else len(data.split["train"]) - len(data.resident)
+    assert sum(sizes) == (1 + len(CROPS)) * COUNT + again, "no image that does not fit is computed before the first epoch"
+    assert (0 if closed_form else 1) <= len(data.resident) < len(data.split["train"])
     assert Counter(seen(recorder.observed)) == Counter(range(COUNT))
     assert recorder.loaders[WHOLE] == []
 
@@ -271,11 +277,16 @@ def test_running_out_of_memory_loses_no_image(make: Callable[..., StudyDataModul
     assert [seen(recorder.loaders[number]) for number in CROPS] == [data.everyone] * 2
 
 
+def test_too_few_images_for_intervals_are_told(make: Callable[..., StudyDataModule], caplog: pytest.LogCaptureFixture) -> None:
+    make().prepare_data()
+    assert f"no intervals: {COUNT} images are fewer than 40" in caplog.text
+
+
 def test_images_too_small_to_crop_are_refused_before_anything_is_encoded(
     make: Callable[..., StudyDataModule], sd: FrozenSD, tmp_path: Path
 ) -> None:
     before = sd.passes["encoder"]
     data = make(block=["conv_in", "mid"], cache_dir=str(tmp_path))
-    with pytest.raises(InputError, match="margin to leave at least 64 pixels of 128, but got 64 on every side"):
+    with pytest.raises(InputError, match=r"layer mid has 2×2\. Use images\.size=384 or more"):
         data.prepare_data()
     assert sd.passes["encoder"] == before

@@ -561,7 +561,18 @@ def test_forty_images_are_enough(layers: dict[str, Layer], study_of: Callable) -
     assert found["credibility/all/ci_low"] <= found["credibility/all/ci_high"]
 
 
-@pytest.mark.parametrize(("side", "margin"), [(3, 0), (5, 64), (4, 64)])
+@pytest.mark.parametrize("margin", [0, -64])
+def test_without_a_crop_there_is_no_contrast(margin: int) -> None:
+    with pytest.raises(InputError, match=rf"datamodule\.margin to be at least 1 pixel, but got {margin}"):
+        StatisticsProbe({"mid": (8, 8, 8)}, 50, margin=margin)
+
+
+def test_a_negative_number_of_pictures_is_refused() -> None:
+    with pytest.raises(InputError, match=r"probe\.pictured to be at least 0, but got -1"):
+        StatisticsProbe({"mid": (4, 16, 16)}, 50, pictured=-1)
+
+
+@pytest.mark.parametrize(("side", "margin"), [(5, 64), (4, 64)])
 def test_a_grid_too_small_for_groups_is_refused_and_named(side: int, margin: int) -> None:
     lost, size = 2 * margin // 64, 64 * side
     said = rf"layer mid to be at least 4×4 .*, but got {side - lost}×{side - lost}\..*leave this layer out"

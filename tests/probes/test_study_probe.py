@@ -68,12 +68,12 @@ class Study(lightning.LightningDataModule):
         return GridBatch(grids, masks, index, index)
 
     def train_dataloader(self) -> Loader:
-        for index in torch.arange(self.shown).split(self.batch):
+        for index in self.order[: self.shown].split(self.batch):
             self.trainer.lightning_module.observe(self.grids(index))  # type: ignore[union-attr, operator]
         return Loader(all_tokens(self.grids(torch.tensor(self.train))))
 
     def test_dataloader(self) -> list[Loader]:
-        rest = torch.arange(self.shown, IMAGES).split(self.batch) if self.shown < IMAGES else ()
+        rest = self.order[self.shown :].split(self.batch) if self.shown < IMAGES else ()
         crops = [
             [self.grids(index, {layer: grid}) for index in torch.arange(IMAGES).split(self.batch)]
             for layer, grid in self.crops.items()
@@ -88,10 +88,12 @@ def study(
     shown: int = IMAGES,
     batch: int = 8,
     labels: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> SimpleNamespace:
-    """The probe after a run; crops are the middle of the whole unless given."""
+    """The probe after a run; crops are the middle of the whole unless given, and images come in order."""
     inner = {layer: grid[:, :, 1:-1, 1:-1] for layer, grid in whole.items()}
     data = Study(whole, inner | (crops or {}), shown, batch, labels)
+    data.order = torch.arange(IMAGES) if order is None else order
     probe = StudyProbe(data.shapes, IMAGES, solver="closed_form")
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -201,6 +203,14 @@ def test_images_count_alike_on_the_way_and_afterwards(
     assert other == pytest.approx(values, abs=1e-6)
 
 
+def test_intervals_do_not_depend_on_the_order_in_which_training_shows_images(
+    values: dict[str, float], whole: dict[str, Tensor], crops: dict[str, Tensor]
+) -> None:
+    assert any(key.endswith("ci_high") for key in values)
+    shuffled = study(whole, crops, shown=17, order=torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))).values
+    assert shuffled == pytest.approx(values, abs=1e-6)
+
+
 def test_an_image_too_many_is_noticed(whole: dict[str, Tensor]) -> None:
     run = study({"up_1": whole["up_1"]})
     index = torch.arange(1)
@@ -283,6 +293,15 @@ def test_labels_take_the_place_of_detections(anomalous: tuple[dict[str, Tensor],
     alone = study({"down_0": grids["down_0"]}, labels=mask).values
     share = mask.float().mean().item()
     assert alone["test/down_0/relative_norm/anomaly"] == pytest.approx(expected_norm(1.5, share), abs=0.001), "without up_1 too"
+
+
+def test_detection_is_scored_against_labels(anomalous: tuple[dict[str, Tensor], Tensor]) -> None:
+    grids, mask = anomalous
+    found = torch.stack([token_groups(grids["up_1"][i : i + 1])["high_norm"][0] for i in range(IMAGES)])
+    values = study({"up_1": grids["up_1"]}, labels=mask).values
+    assert values["test/up_1/labels_recall/all"] == pytest.approx((found & mask).sum().item() / mask.sum().item())
+    assert values["test/up_1/labels_precision/all"] == pytest.approx((found & mask).sum().item() / found.sum().item())
+    assert not any("labels_" in key for key in study({"up_1": grids["up_1"]}).values)
 
 
 def test_maps_are_those_of_the_position_probe_and_the_norms(whole: dict[str, Tensor]) -> None:
