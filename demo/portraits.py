@@ -1,6 +1,8 @@
-"""Portraits: one large object, wholly visible, before a plain gradient. Easier to learn from than cluttered scenes."""
+"""Portraits: one large object in plain colours, wholly visible, before a gradient. Easier to learn from than scenes."""
 
+import numpy as np
 from numpy.random import Generator
+from PIL import Image
 
 from datamodules.images.scenes.backgrounds import gradient
 from datamodules.images.scenes.composition import (
@@ -15,9 +17,9 @@ from datamodules.images.scenes.composition import (
     pose,
     stream,
 )
-from datamodules.images.scenes.figure import Figure, moved
+from datamodules.images.scenes.figure import SLOTS, Figure, moved
 from datamodules.images.scenes.layers import Layer
-from datamodules.images.scenes.materials import wardrobe
+from datamodules.images.scenes.materials import Material, colour
 
 DEPTH = 3.5
 LIGHT = (0.0, -0.6, 0.8)  # from above
@@ -29,8 +31,16 @@ def portrait(seed: int, index: int) -> Composition:
     turn = dress.random()
     figure = BUILDERS[main_category(seed, index)](stream(seed, index, SHAPE))
     figure, flipped = pose(figure, where.uniform(0.55, 0.95), where)
-    main = Layer(_inside(figure, where), wardrobe(dress, turn), DEPTH, 0.4, flipped=flipped)
+    main = Layer(_inside(figure, where), paints(dress, turn), DEPTH, 0.4, flipped=flipped)
     return Composition(gradient(ground, turn + ground.uniform(0.3, 0.7)), (main,), LIGHT)
+
+
+def paints(rng: Generator, turn: float) -> tuple[Material, ...]:
+    """One plain colour per slot, lightness spread as in :func:`~datamodules.images.scenes.materials.wardrobe`."""
+    turns = [turn, *(turn + rng.uniform(0.3, 0.7, SLOTS - 2))]
+    turns.append(turns[-1] + rng.uniform(0.35, 0.65))
+    blank = Image.new("L", (2, 2))
+    return tuple(Material(blank, (255 * colour(rng, value) + 0.5).astype(np.uint8).tobytes() * 256) for value in turns)
 
 
 def _inside(figure: Figure, rng: Generator) -> Figure:

@@ -1,5 +1,6 @@
 """Training of the demo model in miniature: it learns, and stopping it changes nothing."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from datamodules.images.scenes import CATEGORIES
 from datamodules.images.scenes.composition import compose, main_category
 from datamodules.images.scenes.materials import Material
 from demo import autoencoder, diffusion, train
-from demo.captions import caption, colour
+from demo.captions import caption, colour, parts
 from demo.latents import encoded
 from demo.portraits import portrait
 from demo.states import load_state, log_line, save_state
@@ -126,14 +127,30 @@ def test_colours_have_plain_names(rgb: tuple[int, int, int], name: str) -> None:
     assert colour(Material(Image.new("L", (4, 4), 7), bytes(rgb) * 256)) == name
 
 
-def test_captions_name_colours_half_of_the_time() -> None:
-    composition = portrait(5, 0)
-    kind, name = composition.backdrop.kind, composition.objects[0].figure.category
-    texts = [caption(composition, torch.Generator().manual_seed(seed)) for seed in range(400)]
-    dressed = f"{colour(composition.objects[0].materials[0])} {name}"
-    behind = f"on {colour(composition.backdrop.base)} {kind}"
-    for words in (dressed, behind):
-        assert 150 < sum(words in text for text in texts) < 250
+def test_captions_say_what_is_there_half_of_the_time() -> None:
+    for index in range(8):
+        composition = portrait(5, index)
+        main = composition.objects[0]
+        texts = [caption(composition, torch.Generator().manual_seed(seed)) for seed in range(400)]
+        said = {
+            f"{colour(main.materials[0])} {main.figure.category}",
+            "facing left" if main.flipped else "facing right",
+            f"on {colour(composition.backdrop.base)} {composition.backdrop.kind}",
+            " with ",
+        }
+        for words in said:
+            assert 150 < sum(words in text for text in texts) < 250, words
+        assert not any(("facing right" if main.flipped else "facing left") in text for text in texts)
+        for text in texts:
+            named = text.split(" with ")[1].split(" on ")[0].split(" and ") if " with " in text else []
+            assert set(named) <= set(parts(main)) and len(named) <= 2
+
+
+def test_parts_are_named_with_the_colour_they_wear() -> None:
+    bird = next(c.objects[0] for c in map(partial(portrait, 5), range(8)) if c.objects[0].figure.category == "bird")
+    second, third = (colour(bird.materials[slot]) for slot in (1, 2))
+    assert {f"{second} wing", f"{second} tail", f"{third} leg", f"{third} beak"} <= set(parts(bird))
+    assert not any(part.endswith(("body", "head")) for part in parts(bird)), "these wear the object's own colour"
 
 
 def test_portraits_show_the_whole_object_alone_and_large() -> None:
