@@ -1,28 +1,50 @@
 """Pictures: what a few images look like to every layer, for figures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tokens.batch import GridBatch
+from tokens.errors import InputError
+from tokens.similarity import token_similarity
+
+SIDE = 32  # tokens a side of the grid in which a token is chosen
 
 
 class Pictures:
-    """Principal components and high-norm tokens of a few images, in every layer."""
+    """Principal components and high-norm tokens of a few images, in every layer; similarity of one token of the first.
 
-    def __init__(self) -> None:
+    Args:
+        token: (row, col) of a grid of 32 tokens a side, the token whose similarity is drawn.
+
+    Raises:
+        InputError: no such token.
+    """
+
+    def __init__(self, token: Sequence[int]) -> None:
+        if len(token) != 2 or not all(0 <= place < SIDE for place in token):
+            raise InputError(
+                f"Expected probe.token to be [row,col], each from 0 to {SIDE - 1}, but got {list(token)}. "
+                "Use probe.token=[12,17]."
+            )
+        self.token = token[0], token[1]
         self.tables: dict[str, np.ndarray] = {}
 
     def take(self, batch: GridBatch, count: int) -> None:
         """Draw the first ``count`` images of the batch."""
         self.tables["pictured"] = batch.image[:count].cpu().numpy()
+        self.tables["token"] = np.array([*self.token, SIDE])
         for layer, grid in batch.grids.items():
+            self.tables[f"{layer}/similarity"] = token_similarity(grid[0], self.token, SIDE).cpu().numpy()
             self.tables[f"{layer}/components"] = components(grid[:count]).cpu().numpy()
             self.tables[f"{layer}/high_norm"] = batch.masks[layer]["high_norm"][:count].cpu().numpy()
 
     def maps(self) -> dict[str, np.ndarray]:
-        """``pictured`` (n,) indices; ``<layer>/components`` (n, h, w, 3) colours; ``<layer>/high_norm`` (n, h, w)."""
+        """``pictured`` (n,) indices; ``<layer>/components`` (n, h, w, 3) colours; ``<layer>/high_norm`` (n, h, w);
+        ``token`` (row, col, side of its grid) and ``<layer>/similarity`` (h, w) with it in the first image."""
         return dict(self.tables)
 
 

@@ -4,6 +4,7 @@ Fit images give every layer's mean token and the direction of its high-norm toke
 whole and once cropped, a few of them again with other noise and at another timestep.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning
@@ -33,6 +34,7 @@ class StatisticsProbe(lightning.LightningModule):
         size: side of the images in pixels.
         margin: pixels that the cropped view lacks on every side; a whole number of tokens in every layer.
         pictured: measured images whose tokens are drawn, from the first on; at most a batch, 0 for none.
+        token: (row, col) of 32 × 32, whose similarity to all others is drawn for the first of them.
         seed: of the tokens drawn for RSA and CKA.
 
     Raises:
@@ -47,6 +49,7 @@ class StatisticsProbe(lightning.LightningModule):
         size: int = 512,
         margin: int = 64,
         pictured: int = 4,
+        token: Sequence[int] = (12, 17),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class StatisticsProbe(lightning.LightningModule):
         self.unfinished: list[str] = []
         self.layers = nn.ModuleDict()
         self.cka: LinearCKA | None = None
-        self.pictures = Pictures()
+        self.pictures = Pictures(token)
 
     def configure_optimizers(self) -> None:
         """Nothing is trained."""

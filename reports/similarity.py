@@ -10,63 +10,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.backend_bases import FigureCanvasBase
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, UnidentifiedImageError
 
 from backbones import FrozenSD
 from datamodules.images.source import check_size, square, upright
+from reports.statistics import similarity_sheet
 from tokens.errors import InputError
-from tokens.geometry import centres, tokens_at
-
-
-def similarity_maps(
-    backbone: FrozenSD,
-    image: torch.Tensor,
-    token: tuple[int, int],
-    side: int,
-    block: str | Sequence[str],
-    timestep: int,
-    centred: bool,
-    seed: int = 0,
-    prompt: str = "",
-) -> dict[str, np.ndarray]:
-    """Layer → (h, w) cosine of every token with the one at `token` = (row, col) of a grid of `side` tokens.
-
-    `centred` subtracts the picture's mean token first, without which every cosine is high in many layers.
-    """
-    marked = centres(torch.tensor([token]), 1 / side)
-    maps = {}
-    for layer, grids in backbone.activations(image[None], block, timestep, seed, prompt).items():
-        grid = grids[0].float().cpu()
-        if centred:
-            grid = grid - grid.mean((1, 2), keepdim=True)
-        unit = torch.nn.functional.normalize(grid, dim=0)
-        [[row, col]] = tokens_at(marked * grid.shape[1], 1, *grid.shape[1:]).tolist()
-        maps[layer] = torch.einsum("chw,c->hw", unit, unit[:, row, col]).numpy()
-    return maps
-
-
-def similarity_sheet(image: torch.Tensor, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
-    """The picture with the token marked, then a panel per layer, −1 to 1."""
-    count = len(maps) + 1
-    columns = min(count, 8)
-    lines = -(-count // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(1.9 * columns, 2.1 * lines + 0.5), squeeze=False, layout="constrained")
-    panels = list(axes.flat)
-    for panel in panels:
-        panel.set_axis_off()
-    panels[0].imshow(image.permute(1, 2, 0).numpy(), extent=(0, side, side, 0))
-    panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
-    for (layer, table), panel in zip(maps.items(), panels[1:], strict=False):
-        shown = panel.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
-        panel.set_title(layer, fontsize=8)
-    figure.colorbar(shown, ax=panels, shrink=0.6, aspect=30, label="cosine with the marked token")
-    figure.suptitle(title, fontsize=10)
-    return figure
+from tokens.similarity import token_similarity
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,16 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_out(options.out)
         image = picture(options.image, options.size)
         backbone = FrozenSD.from_pretrained(**options.backbone, device=options.device)
-        maps = similarity_maps(
-            backbone, image, token, options.side, layers_of(options.block), options.timestep, not options.raw, options.seed,
-            options.prompt,
-        )  # fmt: skip
+        block = layers_of(options.block)
+        grids = backbone.activations(image[None], block, options.timestep, options.seed, options.prompt)
     except InputError as error:
         parser.exit(1, f"{error}\n")
     weights = "" if backbone.weights == "stored" else f" ({backbone.weights} weights)"
+    maps = {
+        layer: token_similarity(grid[0], token, options.side, not options.raw).cpu().numpy() for layer, grid in grids.items()
+    }
     where = f"{options.image.name}, token {options.token} of {options.side}"
     figure = similarity_sheet(
-        image, maps, token, options.side, f"{where}; {backbone.path}{weights}, timestep {options.timestep}"
+        image.permute(1, 2, 0).numpy(),
+        maps,
+        token,
+        options.side,
+        f"{where}; {backbone.path}{weights}, timestep {options.timestep}",
     )
     figure.savefig(options.out, dpi=120)
     plt.close(figure)

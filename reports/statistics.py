@@ -66,7 +66,11 @@ def statistics_figures(run: Run) -> dict[str, Figure]:
     if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
         figures["norm_maps"] = norm_maps
     if "pictures" in run.maps:
-        figures |= {"principal_components": principal_components, "high_norm_tokens": high_norm_tokens}
+        figures |= {
+            "principal_components": principal_components,
+            "high_norm_tokens": high_norm_tokens,
+            "similarity": similarity,
+        }
     return {name: figure(run) for name, figure in figures.items()}
 
 
@@ -130,6 +134,27 @@ def norm_maps(run: Run) -> Figure:
     figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, label="norm / mean norm of the layer")
     figure.suptitle(f"Where tokens are long, mean over images; {run.setting}", fontsize=11)
     return figure
+
+
+def similarity_sheet(picture: np.ndarray, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
+    """The picture with the token marked, then a panel per layer: cosine of every token with that one, −1 to 1."""
+    figure, panels = _sheet(len(maps) + 1, 8)
+    panels[0].imshow(picture, extent=(0, side, side, 0))
+    panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
+    for (layer, table), panel in zip(maps.items(), panels[1:], strict=True):
+        shown = panel.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
+        panel.set_title(layer, fontsize=8)
+    figure.colorbar(shown, ax=panels, shrink=0.6, aspect=30, label="cosine with the marked token")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def similarity(run: Run) -> Figure:
+    """Similarity of one token of the first image in every layer."""
+    row, col, side = run.maps["token"].tolist()
+    maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.layers}
+    title = f"One token and all others of its image, centred; {run.setting}"
+    return similarity_sheet(run.maps["pictures"][0], maps, (row, col), side, title)
 
 
 def principal_components(run: Run) -> Figure:

@@ -23,7 +23,7 @@ from reports.tables import rows, show
 
 LAYERS = {"conv_in": "conv_in", "mid": "mid_block.resnets[1]", "up_1": "up_blocks[1].upsamplers[0]"}
 OVER_LAYERS = {"credibility", "similarity_over_layers", "norms_over_layers", "cka"}
-SHEETS = {"norm_maps", "principal_components", "high_norm_tokens"}
+SHEETS = {"norm_maps", "principal_components", "high_norm_tokens", "similarity"}
 SIDE = 8
 
 
@@ -50,7 +50,9 @@ def statistics_run() -> Run:
     maps: dict[str, np.ndarray] = {f"{layer}/norm": 1 + generator.random((SIDE, SIDE)) for layer in LAYERS}
     maps |= {"cka": generator.random((len(LAYERS), len(LAYERS))), "pictured": np.arange(2)}
     maps["pictures"] = generator.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    maps["token"] = np.array([12, 17, 32])
     for layer in LAYERS:
+        maps[f"{layer}/similarity"] = generator.random((SIDE, SIDE))
         maps[f"{layer}/components"] = generator.integers(0, 255, (2, SIDE, SIDE, 3), dtype=np.uint8)
         maps[f"{layer}/high_norm"] = generator.random((2, SIDE, SIDE)) < 0.1
     return Run(metrics, meta_of("statistics"), maps)
@@ -254,7 +256,9 @@ def test_many_layers_show_their_stages_only() -> None:
     names = [f"up_{i}_{kind}_{j}" for i in range(4) for kind in ("res", "attn") for j in range(2)] + ["mid", "up_3"]
     run = statistics_run()
     maps = run.maps | {
-        f"{name}/{kind}": run.maps[f"mid/{kind}"] for name in names for kind in ("norm", "components", "high_norm")
+        f"{name}/{kind}": run.maps[f"mid/{kind}"]
+        for name in names
+        for kind in ("norm", "components", "high_norm", "similarity")
     }
     figure = statistics_figures(Run({}, run.meta | {"layers": names}, maps | {"cka": np.eye(len(names))}))
     assert [panel.get_title() for panel in figure["principal_components"].axes[:3]] == ["", "mid", "up_3"]

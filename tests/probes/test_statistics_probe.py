@@ -19,6 +19,7 @@ from metrics.position_variance import position_share
 from probes import StatisticsProbe
 from tokens.batch import GridBatch
 from tokens.errors import InputError
+from tokens.similarity import token_similarity
 
 CHANNELS, SIDE, FIT, IMAGES, REPEATS = 64, 12, 40, 60, 20
 SIZE, MARGIN = 96, 8  # pixels: one token of 12
@@ -506,9 +507,12 @@ def test_maps_have_the_shapes_and_values_they_claim(study: SimpleNamespace, laye
     maps, count = study.probe.maps(), 4
     assert maps["cka"].shape == (len(layers), len(layers))
     assert maps["pictured"].tolist() == [FIRST, FIRST + 1, FIRST + 2, FIRST + 3]
-    names = ("norm", "components", "high_norm")
-    assert set(maps) == {"cka", "pictured"} | {f"{layer}/{name}" for layer in layers for name in names}
+    names = ("norm", "components", "high_norm", "similarity")
+    assert maps["token"].tolist() == [12, 17, 32]
+    assert set(maps) == {"cka", "pictured", "token"} | {f"{layer}/{name}" for layer in layers for name in names}
     for layer, grids in layers.items():
+        expected = token_similarity(grids["whole"][0], (12, 17), 32)
+        np.testing.assert_allclose(maps[f"{layer}/similarity"], expected, atol=1e-6)
         np.testing.assert_allclose(maps[f"{layer}/norm"], grids["whole"].double().norm(dim=1).mean(0), rtol=1e-5)
         assert maps[f"{layer}/components"].shape == (count, SIDE, SIDE, 3)
         assert maps[f"{layer}/components"].dtype == np.uint8 and maps[f"{layer}/components"].std() > 10
@@ -570,6 +574,12 @@ def test_without_a_crop_there_is_no_contrast(margin: int) -> None:
 def test_a_negative_number_of_pictures_is_refused() -> None:
     with pytest.raises(InputError, match=r"probe\.pictured to be at least 0, but got -1"):
         StatisticsProbe({"mid": (4, 16, 16)}, 50, pictured=-1)
+
+
+@pytest.mark.parametrize("token", [[12], [12, 32], [-1, 0]])
+def test_a_token_outside_the_grid_is_refused(token: list[int]) -> None:
+    with pytest.raises(InputError, match=r"probe\.token to be \[row,col\], each from 0 to 31, but got \["):
+        StatisticsProbe({"mid": (4, 16, 16)}, 50, token=token)
 
 
 @pytest.mark.parametrize(("side", "margin"), [(5, 64), (4, 64)])
