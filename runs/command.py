@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tokens.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+LISTS = {str: "a list of names", int: "a list of integers"}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -146,7 +147,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _is(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Sequence:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
@@ -154,7 +155,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _spoken(hint: Any) -> str:
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return " or ".join(SPOKEN.get(option, "a list of names") for option in options)
+    return " or ".join(SPOKEN.get(option) or LISTS[get_args(option)[0]] for option in options)
 
 
 def explained(error: OmegaConfBaseException) -> str:

@@ -151,6 +151,7 @@ def test_a_misspelt_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("timestep=abc", "Expected timestep to be an integer, but got 'abc'"),
         ("timestep=50.5", "Expected timestep to be an integer, but got 50.5"),
         ("seed=true", "Expected seed to be an integer, but got True"),
+        ("probe=statistics probe.token=[a,1]", "Expected probe.token to be a list of integers, but got ['a', 1]"),
         ("block=5", "Expected block to be text or a list of names, but got 5"),
         ("block=null", "Expected block to be text or a list of names, but got None"),
         ("images.limit=abc", "Expected images.limit to be an integer, but got 'abc'"),
@@ -167,7 +168,7 @@ def test_a_misspelt_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> None:
     with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
-        cfg = compose("train", overrides=[override])
+        cfg = compose("train", overrides=override.split())
     with pytest.raises(InputError) as caught:
         command.check_types(cfg)
     assert message in str(caught.value)
