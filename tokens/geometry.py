@@ -4,6 +4,8 @@ A *position* is a token index (row, col), long, row first. A *point* is a pixel 
 down, where pixel (0, 0) covers [0, 1) × [0, 1). The two are never mixed.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -93,3 +95,23 @@ def border_groups(height: int, width: int, device: torch.device | str = "cpu") -
     row_edge[[0, -1]] = True
     col_edge[:, [0, -1]] = True
     return {"corner": row_edge & col_edge, "border": row_edge ^ col_edge, "interior": ~(row_edge | col_edge)}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in a square network input: input point = original point · scale + offset, for x and y each."""
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+    def to_input(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Original points (x, y) in pixels of the network's input.
+
+        >>> Placement(scale=(2.0, 2.0), offset=(0.0, 8.0)).to_input(torch.tensor([[1.0, 3.0]])).tolist()
+        [[2.0, 14.0]]
+        """
+        return points * points.new_tensor(self.scale) + points.new_tensor(self.offset)
+
+    def to_original(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Inverse of :meth:`to_input`."""
+        return (points - points.new_tensor(self.offset)) / points.new_tensor(self.scale)
