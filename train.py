@@ -16,6 +16,7 @@ from reports.tables import rows, show
 from runs import command, tracking
 from runs.measure import Measurement
 from runs.nulls import random_weights
+from runs.predictions import Predicts, write_predictions
 from runs.quiet import quiet
 from runs.record import clear, write_metrics
 from runs.sentences import sentences
@@ -51,7 +52,9 @@ def run(cfg: DictConfig) -> Run:
         meta = measurement.meta
         write_metrics(folder, measurement.results, meta | {"complete": False})  # safe, whatever happens to the twins
         measurement.release()
-        nulls = random_weights(cfg, meta)
+        if isinstance(measurement.probe, Predicts):
+            write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
+        nulls = random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         tracking.finish(logger, exit_code=1)
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -4,7 +4,7 @@ It owns the splits, the latent cache, the stream and the tokens that stay on the
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from datamodules.cache import LatentCache
 from datamodules.images.source import ImageSource
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
+from datamodules.loader import Loader
 from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
-from datamodules.resident import ResidentTokens
+from datamodules.resident import Resident
 from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
@@ -101,7 +102,7 @@ class ActivationDataModule(LightningDataModule):
         marks = Labels(labels, labels_side, images) if labels else None
         self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size, marks)
         self.photos = len(self.stream.photos)
-        self.resident = ResidentTokens(activation_budget)
+        self.resident: Resident[TokenBatch] = Resident(activation_budget)
         self.seconds: dict[str, float] = {}
         self._prepared = False
 
@@ -138,7 +139,7 @@ class ActivationDataModule(LightningDataModule):
             progress.update(task, total=progress.tasks[task].completed)
         self.seconds["extract"] = time.perf_counter() - started
 
-    def train_dataloader(self) -> "_Loader":
+    def train_dataloader(self) -> "Loader[TokenBatch]":
         """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps.
 
         One pass where every token is taken, and for probes without an optimiser, whose sums a second pass only repeats.
@@ -147,19 +148,19 @@ class ActivationDataModule(LightningDataModule):
         steps = self._steps_per_pass()
         once = self.sampling == "all" or not self.trainer.lightning_module.automatic_optimization
         passes = 1 if once else -(-STEPS_PER_EPOCH // steps)
-        return _Loader(lambda: self._train_epoch(passes), passes * steps)
+        return Loader(lambda: self._train_epoch(passes), passes * steps)
 
-    def val_dataloader(self) -> "_Loader | list[Any]":
+    def val_dataloader(self) -> "Loader[TokenBatch] | list[Any]":
         """The tokens of the validation images, one image per batch, unmixed."""
         indices = self.split["val"]
-        return _Loader(lambda: self._pieces(indices), len(indices)) if indices else []
+        return Loader(lambda: self._pieces(indices), len(indices)) if indices else []
 
-    def test_dataloader(self) -> "_Loader":
+    def test_dataloader(self) -> "Loader[TokenBatch]":
         """Every token of the test images, unmixed."""
         indices, size = self.split["test"], self.stream.batch_size
         groups = [indices[start : start + size] for start in range(0, len(indices), size)]
         # one batch per group even if the stream halves its own: Lightning stops at the length it was told
-        return _Loader(
+        return Loader(
             lambda: (concatenate([flattened(batch) for batch in self._whole(group)]) for group in groups), len(groups)
         )
 
@@ -223,17 +224,3 @@ class ActivationDataModule(LightningDataModule):
         grids = [height * width for _, height, width in self.shapes.values()]
         counts = grids if self.sampling == "all" else [CELLS * CELLS]
         return batches_per_pass(len(self.split["train"]), counts, self.mixing_images, self.token_batch)
-
-
-class _Loader(Iterable[TokenBatch]):
-    """A sized iterable over a fresh generator: what Lightning needs of a dataloader."""
-
-    def __init__(self, make: Callable[[], Iterator[TokenBatch]], length: int) -> None:
-        self.make = make
-        self.length = length
-
-    def __iter__(self) -> Iterator[TokenBatch]:
-        return self.make()
-
-    def __len__(self) -> int:
-        return self.length

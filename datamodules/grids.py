@@ -1,7 +1,7 @@
 """GridDataModule: images → GridBatches of whole grids, for statistics that train nothing. Data path steps 1 to 6."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from datamodules.images.cropped import Cropped
 from datamodules.images.source import ImageSource
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
+from datamodules.loader import Loader
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
 from tokens.batch import GridBatch
@@ -175,17 +176,12 @@ def joined(batches: Sequence[GridBatch]) -> GridBatch:
     )
 
 
-class GridLoader(Iterable[GridBatch]):
-    """A sized iterable over a fresh stream; ``images`` says how many images it brings."""
+class GridLoader(Loader[GridBatch]):
+    """``images`` says how many images it brings."""
 
     def __init__(self, make: Callable[[], Iterator[GridBatch]], groups: Sequence[Sequence[int]]) -> None:
-        self.make, self.length, self.images = make, len(groups), sum(map(len, groups))
-
-    def __iter__(self) -> Iterator[GridBatch]:
-        return self.make()
-
-    def __len__(self) -> int:
-        return self.length
+        super().__init__(make, len(groups))
+        self.images = sum(map(len, groups))
 
 
 def grid_loader(stream: ActivationStream, indices: Sequence[int]) -> GridLoader:

@@ -1,22 +1,25 @@
-"""ResidentTokens: the tokens that stay on the device between epochs, within a stated budget. Data path step 7."""
+"""Resident: tokens or grids that stay on the device until they are needed again, within a stated budget. Data path step 7."""
 
 from dataclasses import fields
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from tokens.batch import TokenBatch
+from tokens.batch import GridBatch, TokenBatch
+
+Piece = TypeVar("Piece", TokenBatch, GridBatch)
 
 
-class ResidentTokens:
-    """Item index → its tokens, kept while they fit ``budget`` GiB."""
+class Resident(Generic[Piece]):
+    """Item index → its tokens or grids, kept while they fit ``budget`` GiB."""
 
     def __init__(self, budget: float) -> None:
         self._left = budget * 2**30
         self._largest = 1
-        self._pieces: dict[int, TokenBatch] = {}
+        self._pieces: dict[int, Piece] = {}
         self.full = budget == 0
 
-    def offer(self, index: int, piece: TokenBatch) -> None:
+    def offer(self, index: int, piece: Piece) -> None:
         """Keep the tokens of an item if they still fit; from the first that does not, nothing more is kept."""
         size = _size(piece)
         if self.full or size > self._left:
@@ -40,14 +43,14 @@ class ResidentTokens:
     def __contains__(self, index: int) -> bool:
         return index in self._pieces
 
-    def __getitem__(self, index: int) -> TokenBatch:
+    def __getitem__(self, index: int) -> Piece:
         return self._pieces[index]
 
     def __len__(self) -> int:
         return len(self._pieces)
 
 
-def _size(piece: TokenBatch) -> int:
+def _size(piece: TokenBatch | GridBatch) -> int:
     """Bytes of all tensors of a batch."""
     return sum(_bytes(getattr(piece, field.name)) for field in fields(piece))
 

@@ -12,17 +12,20 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.correspondence import correspondence_figures
+from reports.depth import depth_figures
 from reports.run import Run
 from reports.statistics import norm_maps, statistics_figures
 from reports.study import study_figures, write_differences
 
+FIGURES = {"statistics": statistics_figures, "depth": depth_figures, "correspondence": correspondence_figures}
 COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
 LABELS = {"test": "this network", "random_weights": "random weights", "shuffled_labels": "shuffled labels", "chance": "chance"}
 
 
 def draw(run: Run, folder: Path) -> list[Path]:
     """Write the figures that a run has data for as PNG; returns their paths."""
-    figures = statistics_figures(run) if run.kind == "statistics" else position_figures(run)
+    figures = FIGURES.get(run.kind, position_figures)(run)
     if run.kind == "study":
         figures |= study_figures(run)
         if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps

@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from reports.correspondence import correspondence_tables
+from reports.depth import depth_table
 from reports.run import Run
 from reports.statistics import statistics_table
 from reports.study import study_table
@@ -52,8 +54,12 @@ def position_table(run: Run) -> Table:
 
 def show(run: Run, console: Console) -> None:
     """Print the table; where output is no terminal it is wide enough for every cell."""
-    table = statistics_table(run) if run.kind == "statistics" else position_table(run)
     width = None if console.is_terminal else 110
+    if run.kind == "correspondence":
+        for each in correspondence_tables(run):
+            console.print(each, width=width)
+        return
+    table = {"statistics": statistics_table, "depth": depth_table}.get(run.kind, position_table)(run)
     console.print(table, width=width)
     if run.kind == "study":
         console.print(study_table(run), width=width)

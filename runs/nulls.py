@@ -10,9 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
 from runs.measure import Measurement
+from runs.predictions import Predicts, read_predictions, write_predictions
 from runs.record import decisive, digest, source_digest, write_atomically
 
 log = logging.getLogger(__name__)
+# what of a twin is kept, and under which name
+WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
 # what the twin's numbers depend on besides its configuration
 _DATA = (
     "unet_config_hash",
@@ -28,16 +31,25 @@ _DATA = (
 )
 
 
-def random_weights(cfg: DictConfig, meta: dict[str, Any]) -> dict[str, float]:
+def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) -> dict[str, float]:
     """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds, each measured once and kept in ``cfg.cache_dir``.
 
     The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. With
     several seeds the interval is a t-interval over them and ``/n`` their number; with one, the twin's own over photographs.
+    A probe that predicts is compared with its twins prediction by prediction, too.
 
     Args:
         meta: of the measured network's run.
+        probe: that was measured.
     """
-    twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
+    measured = [_twin(cfg, meta, number) for number in range(cfg.twins)]
+    twins = [results for results, _ in measured]
+    gains = probe.compare([predictions for _, predictions in measured]) if isinstance(probe, Predicts) and measured else {}
+    return _merged(twins) | gains
+
+
+def _merged(twins: list[dict[str, float]]) -> dict[str, float]:
+    """A single twin's results, or the mean over several with an interval."""
     if len(twins) < 2:
         return {key: value for twin in twins for key, value in twin.items()}
     merged: dict[str, float] = {}
@@ -50,7 +62,8 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any]) -> dict[str, float]:
     return merged
 
 
-def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float]:
+def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Results and predictions (none, where the probe keeps none) of one twin."""
     twin = OmegaConf.merge(
         cfg,
         {
@@ -61,26 +74,30 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> dict[str, float
     assert isinstance(twin, DictConfig)
     identity = digest([decisive(twin), {key: meta[key] for key in _DATA}, source_digest()])
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{identity}.json"
+    beside = stored.with_suffix(".parquet")
     if stored.is_file():
         log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
-        return json.loads(stored.read_text())
+        return json.loads(stored.read_text()), read_predictions(beside) if beside.is_file() else {}
     log.info("Random weights, seed %d: measuring", twin.backbone.weights_seed)
     measurement = Measurement(twin)
     measurement.run()
     measurement.release()
-    kept = {
-        "random_weights" + key.removeprefix("test"): value
-        for key, value in measurement.results.items()
-        if key.startswith("test/")
-    }
-    _store(stored, kept)
-    return kept
+    kept = {}
+    for key, value in measurement.results.items():
+        what, rest = key.split("/", 1)
+        if what in WHAT:
+            kept[f"{WHAT[what]}/{rest}"] = value
+    predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
+    _store(stored, kept, predictions)
+    return kept, predictions
 
 
-def _store(path: Path, results: dict[str, float]) -> None:
-    """Keep a twin's results; where that fails they are only measured again."""
+def _store(path: Path, results: dict[str, float], predictions: dict[str, np.ndarray]) -> None:
+    """Keep what a twin gave; where that fails it is only measured again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(results))
+        if predictions:
+            write_predictions(path.with_suffix(".parquet"), predictions)
+        write_atomically(path, json.dumps(results))  # last: it says that the twin is complete
     except OSError as error:
         log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)

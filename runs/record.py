@@ -49,13 +49,15 @@ LEFT = (
     "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
     "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
     "principal_components.png", "high_norm_tokens.png", "similarity.png",
+    "depth_error_over_layers.png", "depth_error_over_grid.png",
+    "pck_over_layers.png", "errors_over_offset.png", "matches.png",
 )  # fmt: skip
 
 
 def clear(folder: Path, resumed: bool) -> None:
     """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
     checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
-    names = ["metrics.json", "maps.npz", *LEFT]
+    names = ["metrics.json", "maps.npz", "predictions.parquet", *LEFT]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:

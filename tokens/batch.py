@@ -1,7 +1,8 @@
 """The objects that cross packages: frozen dataclasses with ``.to()``.
 
 A stream makes ``GridBatch`` (whole activation grids); sampling and mixing turn it into ``TokenBatch`` (what a probe
-eats). Layers are keys, so one U-Net pass feeds every layer's head.
+eats), pairing into ``KeypointBatch`` (to train on) and ``MatchBatch`` (to test on). Layers are keys, so one U-Net pass
+feeds every layer's head.
 """
 
 from collections.abc import Sequence
@@ -67,3 +68,34 @@ class TokenBatch(_Movable):
     positions: dict[str, Int[Tensor, "_n 2"]]
     masks: dict[str, dict[str, Bool[Tensor, " _n"]]]
     photo: dict[str, Int[Tensor, " _n"]]
+
+
+@dataclass(frozen=True)
+class KeypointBatch(_Movable):
+    """Tokens under N corresponding keypoints of several pairs, and M other tokens of the target pictures.
+
+    source, target: layer → (N, C). background: layer → (M, C). label: (N,) long, equal where two keypoints are the same part
+    of the same category.
+    """
+
+    source: dict[str, Float[Tensor, "n _c"]]
+    target: dict[str, Float[Tensor, "n _c"]]
+    background: dict[str, Float[Tensor, "_m _c"]]
+    label: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class MatchBatch(_Movable):
+    """N keypoints to be found in one target picture.
+
+    source: layer → (N, C) tokens under the source points. sampled: layer → (N, C) source grids read bilinearly at the centre
+    of the source points' pixels. target: layer → (C, h, w). source_masks: layer → token group → (N,) bool. target_masks:
+    layer → token group → (h, w) bool. row: (N,) row of each keypoint in :class:`~tokens.keypoints.Keypoints`.
+    """
+
+    source: dict[str, Float[Tensor, "n _c"]]
+    sampled: dict[str, Float[Tensor, "n _c"]]
+    target: dict[str, Float[Tensor, "_c _h _w"]]
+    source_masks: dict[str, dict[str, Bool[Tensor, " n"]]]
+    target_masks: dict[str, dict[str, Bool[Tensor, "_h _w"]]]
+    row: Int[Tensor, " n"]

@@ -52,6 +52,23 @@ def tokens_at(points: Float[Tensor, "n 2"], stride: float, height: int, width: i
     return (points.flip(-1) / stride).floor().long().clamp(min=torch.zeros_like(last), max=last)
 
 
+def sampled_at(grid: Float[Tensor, "c h w"], points: Float[Tensor, "n 2"], stride: float) -> Float[Tensor, "n c"]:
+    """The grid read bilinearly at points (x, y), as an enlargement with ``align_corners=False`` has it there.
+
+    >>> sampled_at(torch.tensor([[[0.0, 8.0]]]), torch.tensor([[8.0, 4.0], [10.0, 4.0], [-3.0, 4.0]]), stride=8).tolist()
+    [[4.0], [6.0], [0.0]]
+    """
+    _, height, width = grid.shape
+    last = points.new_tensor([width - 1, height - 1])
+    place = (points / stride - 0.5).clamp(min=torch.zeros_like(last), max=last)
+    low = place.floor().long()
+    (x0, y0), (x1, y1) = low.unbind(1), (low + 1).clamp(max=last.long()).unbind(1)
+    x, y = (place - low).unbind(1)
+    upper = grid[:, y0, x0] * (1 - x) + grid[:, y0, x1] * x
+    lower = grid[:, y1, x0] * (1 - x) + grid[:, y1, x1] * x
+    return (upper * (1 - y) + lower * y).T
+
+
 def bins(index: Int[Tensor, "*n"], size: int, count: int) -> Int[Tensor, "*n"]:
     """Bin floor(index · count / size) of token indices along an axis of ``size`` tokens; bins differ by at most one token.
 

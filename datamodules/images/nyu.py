@@ -1,0 +1,133 @@
+"""``images=nyu``: NYU Depth v2 as pairs of files, a photograph and its depth, in folders by scene."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.images.source import Item, centre_box, check_limit, check_on_error, check_size, preparation, square, upright
+from tokens.errors import InputError
+
+ENDINGS = {".jpg", ".jpeg", ".png"}
+SIXTEEN_BITS = ("I", "I;16", "I;16B")
+MILLIMETRES = 1000  # per metre
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+
+
+class NYUDepth(Dataset[Item]):
+    """Pairs ``rgb_<number>.jpg`` (or .png) and ``sync_depth_<number>.png`` in any folder below ``root``.
+
+    A depth file is a 16-bit PNG in millimetres, of the photograph's size; 0 is missing. Both are cropped to their largest
+    centred square; photographs are resized with Lanczos, depth takes the nearest pixel.
+
+    All frames of a scene are one photograph, since they are near-copies: a scene is a folder, and folders whose names
+    differ in the letter after the number only (``basement_0001a``, ``basement_0001b``) are parts of one.
+
+    Args:
+        root: searched recursively.
+        size: side of the square images in pixels, a multiple of 64.
+        limit: number of pairs at most, spread evenly over all in the order of their paths; None takes all.
+        on_error: ``raise`` on a pair that cannot be decoded or lacks its depth, or ``skip`` it.
+
+    Raises:
+        InputError: an argument out of range, a folder without pairs, a photograph without depth.
+    """
+
+    def __init__(self, root: str, size: int = 512, limit: int | None = None, on_error: str = "raise") -> None:
+        check_size(size)
+        check_limit(limit)
+        check_on_error(on_error)
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise InputError(f"Expected images.root to be a folder, but got '{root}', which does not exist. Check the path.")
+        photographs = sorted(file for file in self.root.rglob("rgb_*") if file.suffix.lower() in ENDINGS and file.is_file())
+        pairs = [(file, _depth_of(file)) for file in photographs]
+        lonely = [file for file, depth in pairs if not depth.is_file()]
+        if lonely and on_error == "raise":
+            raise InputError(
+                f"Expected every rgb_* of {root} to have its sync_depth_*.png beside it, but {len(lonely)} lack it, such as "
+                f"{lonely[0]}. Remove them, or use images.on_error=skip."
+            )
+        pairs = [pair for pair in pairs if pair[1].is_file()]
+        if not pairs:
+            raise InputError(
+                f"Expected images.root to hold pairs rgb_00000.jpg and sync_depth_00000.png in folders by scene, but '{root}' "
+                "has none. Check the path."
+            )
+        count = len(pairs) if limit is None else min(limit, len(pairs))
+        self.items = [pairs[k * len(pairs) // count] for k in range(count)]
+        self.size = size
+        self.on_error = on_error
+        self._digests: dict[Path, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        """Raises InputError, naming the file, where it is no intact image."""
+        file, _ = self.items[index]
+        try:
+            with Image.open(file) as opened:
+                return {"image": square(upright(opened), self.size), "id": self.name(index)}
+        except UNREADABLE as error:
+            raise _damaged(file, error) from error
+
+    def depth(self, index: int) -> Float[Tensor, "size size"]:
+        """Metres; 0 where depth is missing. Raises InputError, naming the file, where it is no depth of its photograph."""
+        photograph, file = self.items[index]
+        try:
+            with Image.open(file) as opened, Image.open(photograph) as picture:
+                mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
+        except UNREADABLE as error:
+            raise _damaged(file, error) from error
+        if mode not in SIXTEEN_BITS or values.shape[::-1] != size:
+            raise InputError(
+                f"Expected {file} to be a 16-bit PNG of {size[0]}×{size[1]} pixels, as its photograph is, but got mode {mode} "
+                f"and {values.shape[1]}×{values.shape[0]}. Remove the pair, or use images.on_error=skip."
+            )
+        left, top, side = centre_box(*size)
+        box = (left, top, left + side, top + side)
+        resized = Image.fromarray(values / MILLIMETRES).resize((self.size, self.size), Image.Resampling.NEAREST, box=box)
+        return torch.from_numpy(np.array(resized))
+
+    def name(self, index: int) -> str:
+        """Path of the photograph below ``root``."""
+        return self.items[index][0].relative_to(self.root).as_posix()
+
+    def photo(self, index: int) -> str:
+        """The scene: the folder below ``root``, without the letter of a part."""
+        folder = self.items[index][0].parent.relative_to(self.root).as_posix()
+        return re.sub(r"(_\d+)[a-z]$", r"\1", folder)
+
+    def content_key(self, index: int) -> str:
+        """As for the same file in ``images=folder``: digest of its bytes and of the code that prepares it."""
+        return f"file:{self._digest(self.items[index][0])}:centre:{self.size}:{preparation()}"
+
+    def depth_key(self, index: int) -> str:
+        """Digest of the depth file."""
+        return f"depth:{self._digest(self.items[index][1])}:centre:{self.size}"
+
+    def _digest(self, file: Path) -> str:
+        if file not in self._digests:
+            try:
+                self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            except OSError:
+                self._digests[file] = f"unreadable {file}"  # decoding it will say so
+        return self._digests[file]
+
+
+def _depth_of(photograph: Path) -> Path:
+    return photograph.with_name(f"sync_depth_{photograph.stem.removeprefix('rgb_')}.png")
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    return InputError(
+        f"Expected {file} to be an intact image, but it cannot be decoded ({error}). "
+        "Remove the pair, or use images.on_error=skip."
+    )

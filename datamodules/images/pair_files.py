@@ -1,0 +1,223 @@
+"""Pictures in files that come in pairs: what every pair dataset on disk shares. Data path step 1.
+
+A dataset states its pairs by the names of pictures (:class:`Statement`); here they are checked and become :class:`Pair`.
+"""
+
+import hashlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from datamodules.images.pair_pictures import UNDECODABLE, fitting, item_of
+from datamodules.images.pair_roots import Layout, inside, root_of
+from datamodules.images.pairs import PAIR_SPLITS, Box, Pair, Point, check_resize, placement_of
+from datamodules.images.source import Item, check_on_error, check_size
+from tokens.errors import InputError
+from tokens.geometry import Placement
+
+SLACK = 1.0  # pixels a keypoint may lie past the edge: annotation tools that count from 1 write the width for the last column
+
+log = logging.getLogger(__name__)
+
+
+class BadPair(InputError):
+    """A pair that cannot be used: raised or, with ``on_error=skip``, counted under ``reason``."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, since exceptions are rebuilt from their arguments in other processes
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.args[1]} Correct or remove it, or use images.on_error=skip."
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A pair as its dataset states it. label: names it in messages. source, target: names of pictures; else see Pair."""
+
+    label: str
+    source: str
+    target: str
+    category: str
+    ids: tuple[str, ...]
+    source_points: tuple[Point, ...]
+    target_points: tuple[Point, ...]
+    target_box: Box
+
+
+Entry = tuple[str, Callable[[], Statement]]  # category ("" if it has none that the dataset knows), reads the rest or raises
+
+
+class PairFiles(Dataset[Item]):
+    """The pictures of all kept pairs, in the order in which pairs first show them.
+
+    Args:
+        layout: of the dataset.
+        root: its folder.
+        folder: of the pictures, below ``root``.
+        size: side of the square items in pixels, a multiple of 64.
+        resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
+    """
+
+    def __init__(self, layout: Layout, root: str, folder: str, size: int, resize: str, on_error: str) -> None:
+        check_size(size)
+        check_resize(resize)
+        check_on_error(on_error)
+        self.title, self.root, self.folder = layout.title, root_of(layout, root), folder
+        self.size, self.resize, self.on_error = size, resize, on_error
+        self.dropped: Counter[str] = Counter()
+        self._indices: dict[str, int] = {}
+        self._names: list[str] = []
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._pairs: dict[str, tuple[Pair, ...]] = {}
+        self._absent: dict[str, Path] = {}
+        self._digests: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Item:
+        """Raises InputError, naming the file, where it is truncated."""
+        return {"image": item_of(self._file(index), self.size, self.resize), "id": self.name(index)}
+
+    def pairs(self, split: str) -> Sequence[Pair]:
+        """The pairs of a split in the dataset's order, empty where it has none; raises InputError where its file is missing."""
+        if split not in PAIR_SPLITS:
+            raise InputError(f"Expected a split to be {', '.join(PAIR_SPLITS)}, but got '{split}'. Use one of them.")
+        if split in self._absent:
+            file = self._absent[split]
+            raise InputError(f"Expected {file} to list the {split} pairs of {self.title}, but it is missing. Put it there.")
+        return self._pairs.get(split, ())
+
+    def name(self, index: int) -> str:
+        """Path below the folder of the pictures."""
+        return self._names[index]
+
+    def photo(self, index: int) -> str:
+        """The file's name alone: a photograph of two categories lies in both of their folders."""
+        return PurePosixPath(self.name(index)).name
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the stored picture, in pixels."""
+        return self._sizes[self.name(index)]
+
+    def placement(self, index: int) -> Placement:
+        """Where the stored picture lies in the square item."""
+        return placement_of(*self.picture_size(index), self.size, self.resize)
+
+    def content_key(self, index: int) -> str:
+        """Digest of the file's bytes, how they are fitted, and the code that does it."""
+        name = self.name(index)
+        if name not in self._digests:
+            try:
+                self._digests[name] = hashlib.blake2b(self._file(index).read_bytes(), digest_size=16).hexdigest()
+            except OSError:
+                self._digests[name] = f"unreadable {name}"  # decoding it will say so
+        return f"file:{self._digests[name]}:{self.resize}:{self.size}:{fitting()}"
+
+    def _file(self, index: int) -> Path:
+        return self.root / self.folder / self.name(index)
+
+    def _load(
+        self, splits: Mapping[str, Sequence[Entry]], categories: Sequence[str] | None, pairs_per_category: int | None
+    ) -> None:
+        """Keep the first ``pairs_per_category`` usable pairs of every chosen category of every split."""
+        known = sorted({category for entries in splits.values() for category, _ in entries if category})
+        chosen = self._chosen(known, categories)
+        if pairs_per_category is not None and pairs_per_category < 1:
+            raise InputError(
+                f"Expected images.pairs_per_category to be at least 1 or null, but got {pairs_per_category}. Use null for all."
+            )
+        for split, entries in splits.items():
+            kept: Counter[str] = Counter()
+            found: list[Pair] = []
+            for category, read in entries:
+                if category in chosen and kept[category] != pairs_per_category and (pair := self._usable(read)):
+                    found.append(pair)
+                    kept[category] += 1
+            self._pairs[split] = tuple(found)
+        self._report()
+
+    def _chosen(self, known: Sequence[str], categories: Sequence[str] | None) -> set[str]:
+        if categories is None:
+            return {*known, ""}  # what has no category is bad input, not a choice
+        wanted = [categories] if isinstance(categories, str) else list(categories)
+        unknown = [name for name in wanted if name not in known]
+        if unknown or not wanted:
+            got = ", ".join(f"'{name}'" for name in unknown) or "none"
+            raise InputError(
+                f"Expected images.categories to be null or some of {', '.join(known)}, but got {got}. Use names of that list."
+            )
+        return set(wanted)
+
+    def _usable(self, read: Callable[[], Statement]) -> Pair | None:
+        try:
+            return self._checked(read())
+        except BadPair as error:
+            if self.on_error == "raise":
+                raise
+            self.dropped[error.reason] += 1
+            return None
+
+    def _checked(self, stated: Statement) -> Pair:
+        """The pair; raises BadPair where a picture is missing or the geometry cannot be."""
+        sides = ((stated.source, stated.source_points), (stated.target, stated.target_points))
+        sizes = [self._measured(name, stated.label) for name, _ in sides]
+        if not stated.ids:
+            raise BadPair("no mutual keypoints", f"Expected {stated.label} to have keypoints that both show, but got none.")
+        for (name, points), (width, height) in zip(sides, sizes, strict=True):
+            for x, y in points:
+                if not (-SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK):
+                    place = f"Expected the keypoints of {stated.label} to lie in {name}, {width}×{height} pixels"
+                    raise BadPair("keypoint outside the picture", f"{place}, but got ({x:g}, {y:g}).")
+        x0, y0, x1, y1 = stated.target_box
+        # thresholds are shares of the longer side, so a box around keypoints in one line will do
+        if not (all(map(math.isfinite, stated.target_box)) and min(x1 - x0, y1 - y0) >= 0 and max(x1 - x0, y1 - y0) > 0):
+            message = f"Expected the target's box of {stated.label} to have a size, but got {stated.target_box}."
+            raise BadPair("empty box", message)
+        source, target = self._item(stated.source), self._item(stated.target)
+        return Pair(source, target, stated.category, stated.ids, stated.source_points, stated.target_points, stated.target_box)
+
+    def _measured(self, name: str, label: str) -> tuple[int, int]:
+        """(width, height) of a picture, from its header."""
+        if name not in self._sizes:
+            file = inside(self.root, self.folder, name)
+            try:
+                with Image.open(file) as picture:
+                    self._sizes[name] = picture.size
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise BadPair("missing image", f"Expected {file} to be an image of {label}, but it is missing.") from error
+            except UNDECODABLE as error:
+                message = f"Expected {file} to be an intact image, but it cannot be decoded ({error})."
+                raise BadPair("unreadable image", message) from error
+        return self._sizes[name]
+
+    def _item(self, name: str) -> int:
+        if name not in self._indices:
+            self._indices[name] = len(self._names)
+            self._names.append(name)
+        return self._indices[name]
+
+    def _report(self) -> None:
+        """One warning about all that was left out; raises InputError where nothing remains."""
+        kept, dropped = sum(map(len, self._pairs.values())), self.dropped.total()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
+        if dropped:
+            log.warning("Left out %d of %d pairs of %s: %s.", dropped, kept + dropped, self.root, reasons)
+        if not kept:
+            got = f"{dropped} that cannot be used ({reasons})" if dropped else "none"
+            raise InputError(f"Expected {self.title} in {self.root} to hold usable pairs, but got {got}. Check its files.")
+
+
+def warn_if_unpublished(title: str, counts: Mapping[str, int], published: Mapping[str, int]) -> None:
+    """One warning that names every count that differs from the published dataset's."""
+    other = [f"{what} {count:,} (published {published[what]:,})" for what, count in counts.items() if count != published[what]]
+    if other:
+        log.warning("This copy of %s is not the published one: %s.", title, ", ".join(other))

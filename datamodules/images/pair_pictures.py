@@ -1,0 +1,36 @@
+"""How a file of a pair dataset becomes an item; apart from the rest, since any change here makes stored latents stale."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from datamodules.images import pairs
+from datamodules.images.pairs import fitted
+from tokens.errors import InputError
+
+UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+
+
+@cache
+def fitting() -> str:
+    """Digest of the code that makes items: latents of pictures that an older version prepared are not taken for today's."""
+    sources = (Path(__file__), Path(pairs.__file__))
+    return hashlib.blake2b(b"\0".join(file.read_bytes() for file in sources), digest_size=6).hexdigest()
+
+
+def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
+    """The picture in [0, 1], fitted into a square; raises InputError, naming the file, where it cannot be decoded."""
+    try:
+        with Image.open(file) as opened:
+            # as stored, whatever its EXIF orientation says: keypoints are places in the stored rows and columns
+            picture = opened.convert("RGB")
+    except UNDECODABLE as error:
+        raise InputError(
+            f"Expected {file} to be an intact image, but it cannot be decoded ({error}). "
+            "Remove it, or use images.on_error=skip."
+        ) from error
+    return fitted(picture, size, resize)

@@ -1,0 +1,147 @@
+"""``images=pf_pascal``: PF-PASCAL.
+
+    JPEGImages/<image>.jpg
+    Annotations/<category>/<image>.mat       kps: (n, 2), NaN where the picture does not show it; bbox: x0, y0, x1, y1
+    <val|test>_pairs_pf_pascal.csv           source_image, target_image, class (from 1), XA, YA, XB, YB: mutual keypoints
+    trn_pairs_pf_pascal.csv                  source_image, target_image, class, flip; keypoints are in Annotations
+
+Reference: Ham, Cho, Schmid and Ponce, Proposal Flow: Semantic Correspondences from Object Proposals, arXiv:1703.07144.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+
+from datamodules.images.pair_files import BadPair, Entry, PairFiles, Statement, warn_if_unpublished
+from datamodules.images.pair_roots import Layout, inside
+from datamodules.images.pairs import Box
+from datamodules.images.pf_tables import Points, Row, extent, listed, mutual, picture, table
+
+LAYOUT = Layout("PF-PASCAL", {"JPEGImages": "JPEGImages", "*_pairs_pf_pascal.csv": "test_pairs_pf_pascal.csv"})
+TABLES = {"train": "trn", "val": "val", "test": "test"}
+OPTIONAL = "train"  # its table is not part of what the authors of the other two published
+CATEGORIES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+PAIRS = 299  # of the test split
+
+
+class PFPascalImages(PairFiles):
+    """Pairs in the order of their tables; items are ``JPEGImages/<image>.jpg``. Rows with ``flip`` 1 are left out.
+
+    Keypoint ids are row numbers of ``kps`` in Annotations, from "0". Where a pair has no annotations that agree with its
+    table, an id is only the keypoint's position in the table, which lists those that both pictures show: the same id
+    then means different parts in different pairs. The target's box is its ``bbox``, or else the extent of its keypoints.
+
+    Args:
+        root: the folder that holds JPEGImages, Annotations and the tables; without a training table, ``train`` is empty.
+        size: side of the square items in pixels, a multiple of 64.
+        resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
+        categories: whose pairs are taken; None takes all.
+        pairs_per_category: the first so many pairs of a category in each split; None takes all.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
+
+    Raises:
+        InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 512,
+        resize: str = "pad",
+        categories: Sequence[str] | None = None,
+        pairs_per_category: int | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        super().__init__(LAYOUT, root, "", size, resize, on_error)
+        self._annotations: dict[Path, tuple[Points, Box] | None] = {}
+        splits: dict[str, list[Entry]] = {}
+        for split, prefix in TABLES.items():
+            file = self.root / f"{prefix}_pairs_pf_pascal.csv"
+            if file.is_file():
+                rows = enumerate(table(file, ["source_image", "target_image", "class"]), start=1)
+                splits[split] = [
+                    (_category(row), partial(self._statement, f"row {number} of {file}", row))
+                    for number, row in rows
+                    if row.get("flip", "").strip() not in ("1", "1.0")
+                ]
+            elif split != OPTIONAL:
+                self._absent[split] = file
+        self._load(splits, categories, pairs_per_category)
+        if {category for category, _ in splits.get("test", [])} == set(CATEGORIES):
+            warn_if_unpublished(self.title, {"test": len(splits["test"])}, {"test": PAIRS})
+
+    def _statement(self, label: str, row: Row) -> Statement:
+        """A row of a table; raises BadPair where it or an annotation cannot be read."""
+        category = _category(row)
+        if not category:
+            message = f"Expected the class in {label} to be a number from 1 to {len(CATEGORIES)}, but got '{row['class']}'."
+            raise BadPair("unknown category", message)
+        first, second = (picture(self.root, row[column]) for column in ("source_image", "target_image"))
+        marks = [self._annotation(category, name) for name in (first, second)]
+        try:
+            ids, source, target = _tabled(row, marks) if "XA" in row else _annotated(marks)
+        except ValueError as error:
+            raise BadPair("unreadable annotation", f"Expected {label} to have keypoints, but got: {error}.") from error
+        box = marks[1][1] if marks[1] else extent(target)
+        return Statement(label, first, second, category, tuple(map(str, ids.tolist())), listed(source), listed(target), box)
+
+    def _annotation(self, category: str, name: str) -> tuple[Points, Box] | None:
+        """(kps, bbox or their extent) of a picture, None without a file; raises BadPair where it cannot be read."""
+        file = inside(self.root, "Annotations", category, f"{PurePosixPath(name).stem}.mat")
+        if file not in self._annotations:
+            self._annotations[file] = _read(file) if file.is_file() else None
+        return self._annotations[file]
+
+
+def _category(row: Row) -> str:
+    """Name of the class, "" unless it is one of the twenty."""
+    number = row["class"].strip().removesuffix(".0")
+    return CATEGORIES[int(number) - 1] if number in map(str, range(1, len(CATEGORIES) + 1)) else ""
+
+
+def _read(file: Path) -> tuple[Points, Box]:
+    try:
+        content = loadmat(file)
+        points = np.asarray(content["kps"], np.float64)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"kps of shape {points.shape}")
+        if "bbox" not in content:
+            return points, extent(points)
+        x0, y0, x1, y1 = np.asarray(content["bbox"], np.float64).ravel().tolist()
+    except Exception as error:  # loadmat raises a dozen unrelated types on a damaged file
+        message = f"Expected {file} to hold kps (n×2) and bbox (4 numbers), but it cannot be read ({error})."
+        raise BadPair("unreadable annotation", message) from error
+    return points, (x0, y0, x1, y1)
+
+
+def _tabled(row: Row, marks: Sequence[tuple[Points, Box] | None]) -> tuple[NDArray[np.intp], Points, Points]:
+    """(ids, source, target) of the keypoints that a row lists; raises ValueError where they are no numbers or not paired."""
+    source, target = _coordinates(row, "A"), _coordinates(row, "B")
+    there = mutual(source, target)
+    source, target = source[there], target[there]
+    if marks[0] and marks[1] and marks[0][0].shape == marks[1][0].shape:
+        ids, *points = _annotated(marks)
+        if all(a.shape == b.shape and np.allclose(a, b, atol=1.0) for a, b in zip(points, (source, target), strict=True)):
+            return ids, source, target
+    return there, source, target
+
+
+def _annotated(marks: Sequence[tuple[Points, Box] | None]) -> tuple[NDArray[np.intp], Points, Points]:
+    """(ids, source, target) of the keypoints that both annotations have; raises ValueError where one is missing."""
+    source, target = (mark[0] for mark in marks if mark) if all(marks) else (None, None)
+    if source is None or target is None:
+        raise ValueError("no columns XA, YA, XB, YB and no file in Annotations")
+    ids = mutual(source, target)
+    return ids, source[ids], target[ids]
+
+
+def _coordinates(row: Row, side: str) -> Points:
+    xs, ys = ([float(value) for value in row[f"{axis}{side}"].split(";") if value.strip()] for axis in "XY")
+    return np.array(list(zip(xs, ys, strict=True))).reshape(-1, 2)

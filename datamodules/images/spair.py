@@ -1,0 +1,139 @@
+"""``images=spair``: SPair-71k, or any tree in its layout, such as exported scenes.
+
+    JPEGImages/<category>/<image>.jpg
+    PairAnnotation/<trn|val|test>/<pair>.json   <pair> is <number>-<source>-<target>:<category>
+    Layout/large/<trn|val|test>.txt             one <pair> a line
+
+Reference: Min, Lee, Ponce and Cho, SPair-71k: A Large-scale Benchmark for Semantic Correspondence, arXiv:1908.10543.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from datamodules.images.pair_files import BadPair, Entry, PairFiles, Statement, warn_if_unpublished
+from datamodules.images.pair_roots import Layout, inside
+from datamodules.images.pairs import Box, Point
+
+LAYOUT = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")})
+FOLDERS = {"train": "trn", "val": "val", "test": "test"}
+PAIRS = {"trn": 53_340, "val": 5_384, "test": 12_234}
+TEST_PAIRS = {
+    "aeroplane": 690, "bicycle": 650, "bird": 702, "boat": 702, "bottle": 870, "bus": 644, "car": 564, "cat": 600,
+    "chair": 646, "cow": 640, "dog": 600, "horse": 600, "motorbike": 702, "person": 650, "pottedplant": 862, "sheep": 664,
+    "train": 756, "tvmonitor": 692,
+}  # fmt: skip
+TEST_KEYPOINTS = 88_328
+
+log = logging.getLogger(__name__)
+
+
+class SPairImages(PairFiles):
+    """Pairs in the order of ``Layout/large``; items are ``<category>/<image>.jpg``, since categories share image names.
+
+    Args:
+        root: the folder that holds JPEGImages, PairAnnotation and Layout.
+        size: side of the square items in pixels, a multiple of 64.
+        resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
+        categories: whose pairs are taken; None takes all.
+        pairs_per_category: the first so many pairs of a category in each split; None takes all.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
+
+    Raises:
+        InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 512,
+        resize: str = "pad",
+        categories: Sequence[str] | None = None,
+        pairs_per_category: int | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        super().__init__(LAYOUT, root, "JPEGImages", size, resize, on_error)
+        self._categories = {folder.name for folder in (self.root / self.folder).iterdir() if folder.is_dir()}
+        self._resized: set[str] = set()
+        splits: dict[str, list[Entry]] = {}
+        for split, folder in FOLDERS.items():
+            file = inside(self.root, f"Layout/large/{folder}.txt")
+            if file.is_file():
+                lines = map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())
+                splits[split] = [(line.partition(":")[2], partial(self._statement, folder, line)) for line in lines if line]
+            else:
+                self._absent[split] = file
+        self._load(splits, categories, pairs_per_category)
+        self._compare(splits, complete=categories is None and pairs_per_category is None)
+
+    def _statement(self, folder: str, line: str) -> Statement:
+        """What PairAnnotation says; raises BadPair where it is missing or unreadable."""
+        file = inside(self.root, "PairAnnotation", folder, f"{line}.json")
+        category = line.partition(":")[2]
+        if category not in self._categories:
+            message = f"Expected the category of pair {line} to be a folder of {self.root / self.folder}, but got '{category}'."
+            raise BadPair("unknown category", message)
+        record = _record(file)
+        try:
+            names = [PurePosixPath(category, record[f"{side}_imname"]).as_posix() for side in ("src", "trg")]
+            ids = tuple(str(key) for key in record["kps_ids"])
+            points = (_points(record["src_kps"], len(ids)), _points(record["trg_kps"], len(ids)))
+            box = _box(record["trg_bndbox"])
+            sizes = [tuple(record[f"{side}_imsize"][:2]) for side in ("src", "trg")]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise _unreadable(file, error) from error
+        label = f"pair {line}"
+        self._resized |= {name for name, size in zip(names, sizes, strict=True) if size != self._measured(name, label)}
+        return Statement(label, names[0], names[1], category, ids, *points, box)
+
+    def _compare(self, splits: dict[str, list[Entry]], complete: bool) -> None:
+        """Warn of what a published copy would not show; trees without its 18 categories are something else."""
+        if self._resized:
+            log.warning(
+                "Pictures of %s that do not have the size their pairs state, so that keypoints may be off: %d, such as %s.",
+                self.root, len(self._resized), min(self._resized),
+            )  # fmt: skip
+        if not {category for entries in splits.values() for category, _ in entries} >= set(TEST_PAIRS):
+            return
+        counts = {FOLDERS[split]: len(entries) for split, entries in splits.items()}
+        published = PAIRS | TEST_PAIRS | {"test keypoints": TEST_KEYPOINTS}
+        if counts.get("test") == PAIRS["test"]:
+            counts |= dict(Counter(category for category, _ in splits["test"]))
+            if complete:
+                counts["test keypoints"] = sum(len(pair.ids) for pair in self.pairs("test"))
+        warn_if_unpublished(self.title, counts, published)
+
+
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        # ':' is what some file systems and archivers replace
+        message = f"Expected {file} to annotate a pair of Layout/large, but it is missing; its name holds ':'."
+        raise BadPair("missing annotation", message) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(file, error) from error
+    if not isinstance(record, dict):
+        raise _unreadable(file, TypeError(f"a {type(record).__name__}"))
+    return record
+
+
+def _unreadable(file: Path, error: Exception) -> BadPair:
+    reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    return BadPair("unreadable annotation", f"Expected {file} to annotate a pair, but it cannot be read ({reason}).")
+
+
+def _points(values: Any, count: int) -> tuple[Point, ...]:
+    points = tuple((float(x), float(y)) for x, y in values)
+    if len(points) != count:
+        raise ValueError(f"{len(points)} keypoints for {count} kps_ids")
+    return points
+
+
+def _box(values: Any) -> Box:
+    x0, y0, x1, y1 = map(float, values)
+    return x0, y0, x1, y1

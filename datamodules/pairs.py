@@ -1,0 +1,308 @@
+"""PairDataModule: image pairs → keypoint tokens to train on and target grids to search. Data path steps 1 to 7.
+
+Every image is extracted once, however many pairs it is in: its keypoints' tokens are kept, its grid as long as it is searched.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from lightning import LightningDataModule
+from rich.progress import track
+from torch import Tensor
+
+from backbones import FrozenSD
+from datamodules.activations import Loader
+from datamodules.cache import LatentCache
+from datamodules.concatenation import CONCATENATED, concatenated, concatenated_shape
+from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
+from datamodules.keypoint_table import keypoint_table, slots_of
+from datamodules.latents import LatentStore
+from datamodules.resident import Resident
+from datamodules.sampling import stratified
+from datamodules.stream import ActivationStream
+from tokens.batch import GridBatch, KeypointBatch, MatchBatch
+from tokens.errors import InputError
+from tokens.geometry import flatten, sampled_at, tokens_at
+from tokens.keyed import keyed_generator
+from tokens.keypoints import Keypoints
+
+STEPS_PER_EPOCH = 100  # at least, so that validation and checkpoints come once per epoch
+
+
+class PairDataModule(LightningDataModule):
+    """Streams frozen activations of image pairs.
+
+    Args:
+        images: a pair source.
+        backbone, block, timestep, seed, cache_dir, num_workers: see :class:`~datamodules.activations.ActivationDataModule`.
+        prompt: conditioning text; ``{category}`` in it stands for the category of the pair.
+        concatenate: the layers' unit tokens joined into one, on the finest of their grids.
+        batch_size: images per U-Net and encoder pass.
+        pair_batch: pairs per training step.
+        background: other tokens of every picture that a training step contrasts with keypoints: 64 or fewer.
+        activation_budget: GiB of target grids that stay on the device until they are searched; the rest is computed twice.
+
+    Raises:
+        InputError: images without pairs, an unknown layer, a timestep out of range, an unusable option.
+    """
+
+    def __init__(
+        self,
+        images: PairSource,
+        backbone: FrozenSD,
+        block: str | Sequence[str] = "up_1",
+        timestep: int = 50,
+        seed: int = 0,
+        prompt: str = "",
+        concatenate: bool = False,
+        batch_size: int = 8,
+        pair_batch: int = 32,
+        background: int = 16,
+        activation_budget: float = 2.0,
+        cache_dir: str = ".cache",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(images, PairSource):
+            raise InputError(
+                "Expected images with pairs of corresponding keypoints, but these have none. Use images=scene_pairs, spair, "
+                "pf_pascal or pf_willow."
+            )
+        least = {"batch_size": (batch_size, 1), "pair_batch": (pair_batch, 1), "num_workers": (num_workers, 0)}
+        for name, (value, low) in least.items():
+            if value < low:
+                raise InputError(f"Expected datamodule.{name} to be at least {low}, but got {value}. Use {low} or more.")
+        if not 1 <= background <= 64:
+            raise InputError(f"Expected datamodule.background to be from 1 to 64 tokens, but got {background}. Use 16.")
+        if activation_budget < 0:
+            raise InputError(
+                f"Expected activation_budget to be at least 0 GiB, but got {activation_budget}. Use 0 to recompute."
+            )
+        backbone.noise.check(timestep)
+        self.images, self.backbone = images, backbone
+        self.computed = backbone.unet.resolve(block)
+        shapes = backbone.shapes(images.size, self.computed)
+        self.concatenate = concatenate
+        self.shapes = {CONCATENATED: concatenated_shape(shapes)} if concatenate else shapes
+        self.layers = list(self.shapes)
+        self.seed, self.timestep, self.prompt = seed, timestep, prompt
+        self.batch_size, self.pair_batch, self.background = batch_size, pair_batch, background
+        self.activation_budget = activation_budget
+        self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
+        self.seconds: dict[str, float] = {}
+        self._usable: set[int] | None = None
+        self._tokens: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def photos(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pairs of a split whose pictures can be decoded."""
+        usable = self._usable
+        pairs = self.images.pairs(split)
+        return [p for p in pairs if usable is None or (p.source in usable and p.target in usable)]
+
+    @cached_property
+    def keypoints(self) -> Keypoints:
+        """Every keypoint to be found in the test split."""
+        return keypoint_table(self.pairs("test"), self.images, self._slots)
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """Names of the categories, by the number that the keypoints have."""
+        return sorted({pair.category for pair in self.pairs("test")})
+
+    @property
+    def learns(self) -> bool:
+        """Whether the probe has anything to train."""
+        return self.trainer is None or bool(self.trainer.lightning_module.automatic_optimization)
+
+    def prepare_data(self) -> None:
+        """Encode what the latent cache lacks."""
+        if self._usable is not None:
+            return
+        started = time.perf_counter()
+        splits = PAIR_SPLITS if self.learns else ("test",)
+        if not self.images.pairs("test"):
+            raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
+        wanted = dict.fromkeys(i for split in splits for p in self.images.pairs(split) for i in (p.source, p.target))
+        self._usable = set(self.store.prepare(list(wanted)))
+        if not self.pairs("test"):
+            raise InputError("Expected pairs to test on, but no pair's pictures can be decoded. Check the image source.")
+        self.seconds["encode"] = time.perf_counter() - started
+
+    def setup(self, stage: str) -> None:
+        """Before training: the tokens of all keypoints of training and validation pairs, one pass per image."""
+        if stage != "fit" or not self.learns or self._tokens:
+            return
+        if not self.pairs("train"):
+            raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
+        started = time.perf_counter()
+        jobs: dict[str, set[int]] = defaultdict(set)
+        for pair in [*self.pairs("train"), *self.pairs("val")]:
+            jobs[pair.category] |= {pair.source, pair.target}
+        for category in track(sorted(jobs), "extracting keypoints", transient=True):
+            for batch in self._stream(category, sorted(jobs[category])):
+                for k, index in enumerate(batch.image.tolist()):
+                    self._tokens[index] = self._gathered(batch, k, index)
+        self.seconds["extract"] = time.perf_counter() - started
+
+    def train_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":
+        """Keypoint tokens of ``pair_batch`` pairs a step; as many passes over the pairs as make 100 steps."""
+        if not self.learns:
+            return []
+        steps = -(-len(self.pairs("train")) // self.pair_batch)
+        passes = -(-STEPS_PER_EPOCH // steps)
+        return Loader(lambda: self._train_epoch(passes), passes * steps)
+
+    def val_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":
+        """Keypoint tokens of the validation pairs, in their order."""
+        pairs = self.pairs("val") if self.learns else []
+        return Loader(lambda: self._steps(pairs), -(-len(pairs) // self.pair_batch)) if pairs else []
+
+    def test_dataloader(self) -> "Loader[MatchBatch]":
+        """One target picture at a time, with every keypoint to be found in it; pictures of one category follow each other."""
+        return Loader(self._matches, len({(pair.category, pair.target) for pair in self.pairs("test")}))
+
+    def release(self) -> None:
+        """Let go of everything kept on the device."""
+        self.backbone.to("cpu")
+        self._tokens.clear()
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data in a run's record."""
+        used = sorted(self._usable or ())
+        pairs = {split: self.pairs(split) for split in (PAIR_SPLITS if self.learns else ("test",))}
+        return self.backbone.describe() | {
+            "dataset_fingerprint": self.store.fingerprint(used),
+            "images": {split: len({i for p in part for i in (p.source, p.target)}) for split, part in pairs.items()},
+            "pairs": {split: len(part) for split, part in pairs.items()},
+            "categories": self.categories,
+            "dropped_pairs": dict(getattr(self.images, "dropped", {})),
+            "skipped": self.store.skipped,
+            "labels": None,
+            "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
+            "concatenated": self.computed if self.concatenate else None,
+            "passes": self.backbone.passes,
+        }
+
+    def _train_epoch(self, passes: int) -> Iterator[KeypointBatch]:
+        assert self.trainer is not None
+        pairs = self.pairs("train")
+        for number in range(passes):
+            generator = keyed_generator("pairs", self.seed, self.trainer.current_epoch, number)
+            yield from self._steps([pairs[i] for i in torch.randperm(len(pairs), generator=generator)])
+
+    def _steps(self, pairs: Sequence[Pair]) -> Iterator[KeypointBatch]:
+        for start in range(0, len(pairs), self.pair_batch):
+            yield self._keypoint_batch(pairs[start : start + self.pair_batch])
+
+    def _keypoint_batch(self, pairs: Sequence[Pair]) -> KeypointBatch:
+        """Tokens of these pairs' keypoints; background comes from their target pictures, each once."""
+        targets = dict.fromkeys(pair.target for pair in pairs)
+        source, target, background = {}, {}, {}
+        for layer in self.layers:
+            source[layer] = torch.cat([self._of(pair.source, pair.source_points, layer) for pair in pairs])
+            target[layer] = torch.cat([self._of(pair.target, pair.target_points, layer) for pair in pairs])
+            background[layer] = torch.cat([self._tokens[index][layer][-self.background :] for index in targets])
+        names = [(pair.category, name) for pair in pairs for name in pair.ids]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        label = torch.tensor([numbers[name] for name in names], device=self.backbone.device)
+        return KeypointBatch(source, target, background, label)
+
+    def _of(self, index: int, points: Sequence[tuple[float, float]], layer: str) -> Float[Tensor, "k c"]:
+        slots = self._slots[index]
+        return self._tokens[index][layer][[slots[point] for point in points]]
+
+    @cached_property
+    def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
+        """Item → point → its place among the item's distinct points."""
+        return slots_of(pair for split in PAIR_SPLITS for pair in self.images.pairs(split))
+
+    def _points(self, index: int) -> Float[Tensor, "k 2"]:
+        """The item's distinct points in pixels of the network's input, in the order of their slots."""
+        return self.images.placement(index).to_input(torch.tensor(list(self._slots[index]), dtype=torch.float64))
+
+    def _gathered(self, batch: GridBatch, k: int, index: int) -> dict[str, Float[Tensor, "_n _c"]]:
+        """Layer → tokens under the item's points, then ``background`` others."""
+        found = {}
+        for layer, grid in batch.grids.items():
+            _, height, width = grid[k].shape
+            under = self._under(index, height, width)
+            drawn = stratified(height, width, keyed_generator("background", self.seed, self.images.name(index), layer))
+            spread = drawn[torch.linspace(0, len(drawn) - 1, self.background).long()]
+            found[layer] = flatten(grid[k : k + 1])[0][torch.cat([under, spread]).to(grid.device)]
+        return found
+
+    def _under(self, index: int, height: int, width: int) -> Int[Tensor, " k"]:
+        """Row-major index of the token under each of the item's points."""
+        place = tokens_at(self._points(index), self.images.size / height, height, width)
+        return place[:, 0] * width + place[:, 1]
+
+    def _stream(self, category: str, indices: Sequence[int]) -> Iterator[GridBatch]:
+        prompt = self.prompt.replace("{category}", category)
+        stream = ActivationStream(self.backbone, self.store, self.computed, self.timestep, self.seed, prompt, self.batch_size)
+        for batch in stream(indices):
+            yield concatenated(batch) if self.concatenate else batch
+
+    def _matches(self) -> Iterator[MatchBatch]:
+        """Category by category: keypoint tokens of all pictures first, then every target with all that is sought in it."""
+        table = self.keypoints
+        for number, category in enumerate(self.categories):
+            rows = (table.category == number).nonzero()[:, 0]
+            targets = table.target[rows].unique().tolist()
+            everyone = sorted({*targets, *table.source[rows].tolist()})
+            kept: Resident[GridBatch] = Resident(self.activation_budget)
+            sources = {}
+            for batch in self._stream(category, everyone):
+                for k, index in enumerate(batch.image.tolist()):
+                    sources[index] = self._source(batch, k, index)
+                    if index in targets:
+                        kept.offer(index, batch.select([k]))
+            for index, grids in self._grids(category, targets, kept):
+                yield self._match(grids, sources, rows[table.target[rows] == index])
+
+    def _grids(self, category: str, targets: list[int], kept: Resident[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
+        yield from ((index, kept[index]) for index in targets if index in kept)
+        for batch in self._stream(category, [index for index in targets if index not in kept]):
+            yield from ((index, batch.select([k])) for k, index in enumerate(batch.image.tolist()))
+
+    def _source(self, batch: GridBatch, k: int, index: int) -> dict[str, tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Layer → (tokens under the item's points, the grid read at their pixels' centres, token groups)."""
+        found = {}
+        place = self.images.placement(index)
+        pixels = place.to_input(torch.tensor(list(self._slots[index]), dtype=torch.float64).floor() + 0.5)
+        for layer, grid in batch.grids.items():
+            _, height, width = grid[k].shape
+            under = self._under(index, height, width).to(grid.device)
+            masks = {group: mask[k].flatten()[under] for group, mask in batch.masks[layer].items()}
+            smooth = sampled_at(grid[k].float(), pixels.to(grid.device, torch.float32), self.images.size / height)
+            found[layer] = flatten(grid[k : k + 1])[0][under], smooth.to(grid.dtype), masks
+        return found
+
+    def _match(self, target: GridBatch, sources: dict[int, Any], rows: Int[Tensor, " n"]) -> MatchBatch:
+        table = self.keypoints
+        where = list(zip(table.source[rows].tolist(), table.source_slot[rows].tolist(), strict=True))
+        source, sampled, groups = {}, {}, {}
+        for layer in self.layers:
+            source[layer] = torch.stack([sources[index][layer][0][slot] for index, slot in where])
+            sampled[layer] = torch.stack([sources[index][layer][1][slot] for index, slot in where])
+            names = target.masks[layer]
+            groups[layer] = {
+                name: torch.stack([sources[index][layer][2][name][slot] for index, slot in where]) for name in names
+            }
+        return MatchBatch(
+            source=source,
+            sampled=sampled,
+            target={layer: grid[0] for layer, grid in target.grids.items()},
+            source_masks=groups,
+            target_masks={layer: {name: mask[0] for name, mask in masks.items()} for layer, masks in target.masks.items()},
+            row=rows.to(target.image.device),
+        )

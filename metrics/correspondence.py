@@ -1,0 +1,136 @@
+"""Matches → every number that is reported of them, shares from 0 to 1, with intervals over resampled pictures."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from metrics.match_costs import attraction, copies, groups, masked_cells, places
+from metrics.matches import GROUPS, MASKED, Matches, offset_table
+from metrics.pair_means import PairMeans
+from metrics.pck import ALPHAS, PROTOCOLS, Distances, distances, pixel_distances, point_distances, random_hits
+from tokens.geometry import centres
+from tokens.keypoints import Keypoints
+
+ALPHA = 0.10  # of everything but the protocols' own PCKs
+MAIN = f"pck_ours_point_{ALPHA:.2f}"
+ATTRACTORS = ("corner", "border", "high_norm")
+
+Columns = dict[str, tuple[Tensor, Tensor]]  # key → values and where they count, per keypoint
+
+
+class Correspondence:
+    """What is reported of the matches of one set of keypoints.
+
+    Args:
+        points: all keypoints, on one device.
+        seed: of resampling and of position copies' swaps.
+    """
+
+    def __init__(self, points: Keypoints, seed: int = 0) -> None:
+        self.points, self.seed = points, seed
+        self.pairs = PairMeans(points, seed)
+        self.everyone = torch.ones_like(points.pair, dtype=torch.bool)
+
+    def pck(self, matches: Matches, way: str, protocols: tuple[str, ...] = tuple(PROTOCOLS)) -> dict[str, float]:
+        """``pck_<protocol>_<average>_<alpha>/all``."""
+        found: dict[str, float] = {}
+        state = matches.compute()
+        for protocol in protocols:
+            if protocol == "dift":
+                if (state["pixel"] < 0).any():
+                    continue
+                away = pixel_distances(self.points, state["pixel"])
+            else:
+                cell = matches.place(state["cell"][matches.ways.index(way)])
+                away = distances(protocol, self.points, cell, matches.side)
+            found |= self._counted(protocol, away)
+        return found
+
+    def costs(self, matches: Matches, way: str) -> dict[str, float]:
+        """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``."""
+        state, w = matches.compute(), matches.ways.index(way)
+        right = self.hits(matches, way)
+        wrong = ~right
+        predicted = centres(matches.place(state["cell"][w]), self.points.size / matches.side).double()
+        own, expected = copies(self.points, predicted, wrong, ALPHA, self.seed)
+        strata = [*places(self.points), *groups(state, w)]
+        columns: Columns = {f"{MAIN}/{name}": (right, members) for name, members in strata}
+        columns |= {
+            "copy_share/all": (own, wrong),
+            "copy_share_expected/all": (expected, wrong),
+            "copy_excess/all": (own - expected, wrong),
+        }
+        columns |= {f"attraction/{group}": (attraction(state, w, group), wrong) for group in ATTRACTORS}
+        for group in MASKED:
+            for name, random in (("harm", False), ("harm_random", True)):
+                cell = matches.place(masked_cells(state, w, group, random))
+                masked = distances("ours", self.points, cell, matches.side).hits(ALPHA)
+                columns[f"{name}/{group}"] = (masked.double() - right.double(), self.everyone)
+        present = {group for g, group in enumerate(GROUPS) if (state["share"][g] > 0).any()}
+        kept = {k: v for k, v in columns.items() if k.split("/")[1] in present or not k.startswith(("harm", "attraction"))}
+        return self.averaged("point", kept)
+
+    def hits(self, matches: Matches, way: str) -> Bool[Tensor, " n"]:
+        """Right matches, as ``ours`` counts at ALPHA."""
+        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
+        return distances("ours", self.points, cell, matches.side).hits(ALPHA)
+
+    def gain(self, right: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> dict[str, float]:
+        """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place."""
+        difference = right.double() - other.double()
+        return self.averaged("point", {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)})
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """``same_position``: the source point itself. ``random_point``: expectation of a uniform point of the picture."""
+        same: dict[str, float] = {}
+        for protocol, image in (("ours", False), ("ours_img", True)):
+            same |= self._counted(protocol, point_distances(self.points, self.points.source_input, image))
+        right = self.same_position()
+        same |= self.averaged("point", {f"{MAIN}/{name}": (right, members) for name, members in places(self.points)})
+        chance = {}
+        for protocol, image in (("ours", False), ("ours_img", True)):
+            for alpha in ALPHAS:
+                value = random_hits(self.points, alpha, image)[:, None]
+                mean = self.pairs.means("point", value, torch.ones_like(value))
+                chance[f"pck_{protocol}_point_{alpha:.2f}/all"] = mean.item()
+        return {"same_position": same, "random_point": chance}
+
+    def same_position(self) -> Bool[Tensor, " n"]:
+        """Right where the target point is where the source point was, as ``ours`` counts at ALPHA."""
+        return point_distances(self.points, self.points.source_input).hits(ALPHA)
+
+    def verdicts(self, matches: Matches, way: str) -> tuple[Float[Tensor, "n 2"], Int[Tensor, " n"]]:
+        """Matched points in the network's input; 1 right, 2 wrong and within reach of the source point, 0 otherwise wrong."""
+        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
+        predicted, right = centres(cell, self.points.size / matches.side).double(), self.hits(matches, way)
+        copied, _ = copies(self.points, predicted, ~right, ALPHA, self.seed)
+        return predicted, right.long() + 2 * copied.long()
+
+    def offsets(self, matches: Matches, way: str) -> tuple[Tensor, Tensor]:
+        """Matches and wrong matches over the offset predicted − source, see :func:`offset_table`."""
+        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
+        predicted = centres(cell, self.points.size / matches.side).double()
+        return offset_table(predicted, self.points.source_input, ~self.hits(matches, way), self.points.size)
+
+    def averaged(self, average: str, columns: Columns) -> dict[str, float]:
+        """Means with ``/ci_low``, ``/ci_high`` and ``/n``; columns without keypoints are left out."""
+        columns = {key: column for key, column in columns.items() if column[1].any()}
+        if not columns:
+            return {}
+        value = torch.stack([value.double() for value, _ in columns.values()], 1)
+        counted = torch.stack([where.double() for _, where in columns.values()], 1)
+        means = self.pairs.means(average, value, counted)
+        lows, highs = self.pairs.intervals(average, value, counted)
+        found: dict[str, float] = {}
+        for i, key in enumerate(columns):
+            found |= {key: means[i].item(), f"{key}/n": int(counted[:, i].sum())}
+            if lows[i].isfinite():
+                found |= {f"{key}/ci_low": lows[i].item(), f"{key}/ci_high": highs[i].item()}
+        return found
+
+    def _counted(self, protocol: str, away: Distances) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for average in PROTOCOLS[protocol]:
+            keys = {f"pck_{protocol}_{average}_{alpha:.2f}/all": (away.hits(alpha), self.everyone) for alpha in ALPHAS}
+            found |= self.averaged(average, keys)
+        return found

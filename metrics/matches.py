@@ -1,0 +1,108 @@
+"""Matches: which target token every keypoint was matched with, with and without groups of tokens, and on what it lies."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+GROUPS = ("corner", "border", "interior", "high_norm")
+MASKED = ("corner", "border", "high_norm")  # groups that are masked to see what they cost
+
+
+class Matches(Metric):
+    """Matches of one layer, for several ways of matching.
+
+    Args:
+        side: tokens a side of the layer's grid.
+        ways: names of the ways of matching.
+        rows: number of keypoints.
+    """
+
+    full_state_update = False
+    cell: Tensor
+    pixel: Tensor
+    without: Tensor
+    without_random: Tensor
+    source_in: Tensor
+    target_in: Tensor
+    landed_in: Tensor
+    share: Tensor
+
+    def __init__(self, side: int, ways: Sequence[str], rows: int) -> None:
+        super().__init__()
+        self.side, self.ways = side, tuple(ways)
+        missing = {
+            "cell": (len(ways), rows), "pixel": (rows, 2), "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
+            "without": (len(ways), len(MASKED), rows), "without_random": (len(ways), len(MASKED), rows),
+            "landed_in": (len(ways), len(GROUPS), rows),
+        }  # fmt: skip
+        for name, shape in missing.items():
+            self.add_state(name, torch.full(shape, -1, dtype=torch.int32), dist_reduce_fx="max")
+        self.add_state("share", torch.full((len(GROUPS), rows), -1.0, dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(
+        self,
+        row: Int[Tensor, " n"],
+        cell: Mapping[str, Int[Tensor, " n"]],
+        without: Mapping[str, Mapping[str, Int[Tensor, " n"]]],
+        without_random: Mapping[str, Mapping[str, Int[Tensor, " n"]]],
+        true_cell: Int[Tensor, " n"],
+        source_masks: Mapping[str, Bool[Tensor, " n"]],
+        target_masks: Mapping[str, Bool[Tensor, "h w"]],
+    ) -> None:
+        """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group."""
+        for g, group in enumerate(GROUPS):
+            mask = target_masks[group].flatten()
+            self.source_in[g, row] = source_masks[group].int()
+            self.target_in[g, row] = mask[true_cell].int()
+            self.share[g, row] = mask.double().mean()
+            for w, way in enumerate(self.ways):
+                self.landed_in[w, g, row] = mask[cell[way]].int()
+        for w, way in enumerate(self.ways):
+            self.cell[w, row] = cell[way].int()
+            for g, group in enumerate(MASKED):
+                self.without[w, g, row] = without[way][group].int()
+                self.without_random[w, g, row] = without_random[way][group].int()
+
+    def put_pixels(self, row: Int[Tensor, " n"], pixel: Int[Tensor, "n 2"]) -> None:
+        """Matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
+        self.pixel[row] = pixel.int()
+
+    def place(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
+        """(row, col) of row-major cells."""
+        return torch.stack([cell // self.side, cell % self.side], dim=-1).long()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The states by name, all keypoints; −1 where a keypoint has not been seen."""
+        names = ("cell", "pixel", "without", "without_random", "source_in", "target_in", "landed_in", "share")
+        return {name: getattr(self, name) for name in names}
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""
+        columns: dict[str, np.ndarray] = {}
+        for w, way in enumerate(self.ways):
+            columns[f"{way}/cell"] = self.cell[w].cpu().numpy()
+            for g, group in enumerate(MASKED):
+                columns[f"{way}/without_{group}"] = self.without[w, g].cpu().numpy()
+                columns[f"{way}/without_random_{group}"] = self.without_random[w, g].cpu().numpy()
+        for g, group in enumerate(GROUPS):
+            columns[f"source_in_{group}"] = self.source_in[g].bool().cpu().numpy()
+            columns[f"target_in_{group}"] = self.target_in[g].bool().cpu().numpy()
+        return columns
+
+
+def offset_table(
+    predicted: Float[Tensor, "n 2"], source: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], size: int, cells: int = 33
+) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
+    """Over the offset predicted − source point, each axis from −1 to 1 sides in ``cells``: predictions, and wrong ones.
+
+    The first axis is y, the middle cell no offset.
+    """
+    place = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
+    index = place[:, 1] * cells + place[:, 0]
+    empty = torch.zeros(cells * cells, dtype=torch.float64, device=index.device)
+    counts = empty.index_add(0, index, torch.ones_like(index, dtype=torch.float64))
+    return counts.view(cells, cells), empty.index_add(0, index, wrong.double()).view(cells, cells)

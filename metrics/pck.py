@@ -1,0 +1,94 @@
+"""Percentage of correct keypoints: one set of predicted tokens, counted as every paper counts.
+
+References (protocol: source of its rule):
+    dift: Tang et al. (2023), arXiv 2306.03881. sd_dino: Zhang et al. (2023), arXiv 2305.15347. geoaware: Zhang et al. (2024),
+    arXiv 2311.17034. loos_thesis: the thesis behind Loos & Linhardt (2025), arXiv 2504.07008. ours: this project.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokens.geometry import centres
+from tokens.keypoints import Keypoints
+
+ALPHAS = (0.05, 0.10, 0.15)
+ANNOTATION = 840  # pixels a side of the frame in which sd_dino and geoaware compare
+# protocol → how its hits are averaged, see metrics.pair_means
+PROTOCOLS = {
+    "ours": ("point", "image", "macro"),
+    "ours_img": ("point", "image", "macro"),
+    "dift": ("image", "point"),
+    "sd_dino": ("macro", "pair"),
+    "geoaware": ("image",),
+    "loos_thesis": ("point",),
+}
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far predictions lie from the truth, and the length that α is a share of, in one protocol's own pixels."""
+
+    error: Float[Tensor, " n"]
+    reach: Float[Tensor, " n"]
+    strict: bool = False
+
+    def hits(self, alpha: float) -> Bool[Tensor, " n"]:
+        """error ≤ α · reach, or < where the protocol has it so."""
+        limit = alpha * self.reach
+        return self.error < limit if self.strict else self.error <= limit
+
+
+def distances(protocol: str, points: Keypoints, cell: Int[Tensor, "n 2"], side: int) -> Distances:
+    """Of predicted tokens (row, col) of a grid of ``side`` tokens; every protocol but dift, see :func:`pixel_distances`.
+
+    - ``ours``: token centre in the original picture; reach is the longer side of the target's box, ``ours_img``: the picture's.
+    - ``sd_dino``: in a frame of 840 pixels, token i at i·s + (s − 1)/2 with s = 840/side (idx·14 + 6.5 on 60 tokens); strict.
+    - ``geoaware``: the same with i·s + s/2 (idx·14 + 7).
+    - ``loos_thesis``: token centre in the network's input; the box there, cut to whole pixels.
+    """
+    stride = points.size / side
+    if protocol in ("ours", "ours_img"):
+        return point_distances(points, centres(cell, stride).double(), image=protocol == "ours_img")
+    if protocol == "loos_thesis":
+        box = (points.target_box.view(-1, 2, 2) * points.target_scale[:, None] + points.target_offset[:, None]).trunc()
+        error = (centres(cell, stride).double() - points.target_input).norm(dim=1)
+        return Distances(error, _longer(box.flatten(1)))
+    if protocol not in ("sd_dino", "geoaware"):
+        raise ValueError(protocol)
+    step, frame = ANNOTATION / side, ANNOTATION / points.size
+    predicted = centres(cell, step).double() - (0.5 if protocol == "sd_dino" else 0.0)
+    box = points.target_box.view(-1, 2, 2) * points.target_scale[:, None] * frame
+    return Distances((predicted - points.target_input * frame).norm(dim=1), _longer(box.flatten(1)), strict=True)
+
+
+def point_distances(points: Keypoints, predicted: Float[Tensor, "n 2"], image: bool = False) -> Distances:
+    """Of any points (x, y) in the network's input, measured in the original pictures."""
+    original = (predicted - points.target_offset) / points.target_scale
+    reach = points.target_size.amax(1) if image else _longer(points.target_box)
+    return Distances((original - points.target_point).norm(dim=1), reach)
+
+
+def pixel_distances(points: Keypoints, pixel: Float[Tensor, "n 2"]) -> Distances:
+    """``dift``: predictions are whole pixels (x, y) of the original picture; reach is the longer side of the box."""
+    return Distances((pixel.double() - points.target_point).norm(dim=1), _longer(points.target_box))
+
+
+def random_hits(points: Keypoints, alpha: float, image: bool = False, grid: int = 48) -> Float[Tensor, " n"]:
+    """Chance that a point drawn uniformly from the target picture counts: its share of ``grid`` × ``grid`` points."""
+    ticks = (torch.arange(grid, dtype=torch.float64, device=points.pair.device) + 0.5) / grid
+    places = torch.cartesian_prod(ticks, ticks)
+    reach = alpha * (points.target_size.amax(1) if image else _longer(points.target_box))
+    shares = []
+    for start in range(0, len(points), 1024):
+        part = slice(start, start + 1024)
+        away = places[None] * points.target_size[part, None] - points.target_point[part, None]
+        shares.append((away.norm(dim=2) <= reach[part, None]).double().mean(1))
+    return torch.cat(shares)
+
+
+def _longer(box: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """Longer side of boxes (x0, y0, x1, y1)."""
+    return (box[:, 2:] - box[:, :2]).amax(1)

@@ -1,0 +1,293 @@
+"""CorrespondenceProbe: do tokens match the same part in another picture, and what do anomalies cost? Data path steps 8 and 9.
+
+Ways of matching: ``test``, cosine after a linear projection that was trained on keypoints of training pairs (or of raw tokens
+with ``head=none``); ``zero_shot``, raw tokens beside it; ``shuffled_labels``, a projection trained on wrong pairings.
+
+References:
+    Tang et al. (2023), arXiv 2306.03881 (zero-shot). van den Oord et al. (2018), arXiv 1807.03748 (the contrastive loss).
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from metrics.correspondence import MAIN, Correspondence
+from metrics.matches import MASKED, Matches
+from probes.heads import LayerHead, heads
+from probes.matching import best, cosines, random_mask, upsampled_argmax
+from tokens.batch import KeypointBatch, MatchBatch
+from tokens.errors import InputError
+from tokens.geometry import tokens_at
+from tokens.keyed import keyed_generator
+from tokens.keypoints import Keypoints
+
+TRAINED = ("test", "shuffled_labels")
+
+
+class CorrespondenceProbe(lightning.LightningModule):
+    """Semantic correspondence in every layer.
+
+    Args:
+        shapes: layer → (C, h, w).
+        photos: not used; every probe is given it.
+        head: ``linear`` or ``none``, which trains nothing.
+        dimensions: of the projection.
+        temperature: of the contrastive loss, for cosines.
+        learning_rate: of Adam.
+        min_steps, patience: see :class:`~probes.position.PositionProbe`.
+        enlarged: also match as DIFT does, over enlarged grids; raw tokens only.
+        pictured: pairs that are drawn.
+        seed: of initial weights, shuffled pairs, random masks and resampling.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int, int]],
+        photos: int,
+        head: str = "linear",
+        dimensions: int = 128,
+        temperature: float = 0.07,
+        learning_rate: float = 1e-3,
+        min_steps: int = 300,
+        patience: int = 3,
+        enlarged: bool = True,
+        pictured: int = 6,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if head not in ("linear", "none"):
+            raise InputError(f"Expected probe.head to be linear or none, but got '{head}'.")
+        positive = {"dimensions": dimensions, "temperature": temperature, "learning_rate": learning_rate, "patience": patience}
+        for name, value in positive.items():
+            if value <= 0:
+                raise InputError(f"Expected probe.{name} to be positive, but got {value}. Leave it out for its default.")
+        if min_steps < 0 or pictured < 0:
+            raise InputError(f"Expected probe.min_steps and probe.pictured ≥ 0, but got {min_steps} and {pictured}.")
+        self.shapes, self.temperature, self.learning_rate = shapes, temperature, learning_rate
+        self.min_steps, self.patience, self.enlarged, self.pictured, self.seed = min_steps, patience, enlarged, pictured, seed
+        self.automatic_optimization = self.learns = head == "linear"
+        self.raw = "zero_shot" if self.learns else "test"
+        self.ways = (*TRAINED, "zero_shot") if self.learns else ("test",)
+        outputs = {layer: (channels, dimensions) for layer, (channels, _, _) in shapes.items()}
+        self.heads = heads(outputs, TRAINED, seed) if self.learns else nn.ModuleDict()
+        self.matches = nn.ModuleDict()
+        self.results: dict[str, float] = {}
+        self._validation: dict[str, Tensor] = {}
+        self._done: set[str] = set()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One Adam over the heads of all layers."""
+        return torch.optim.Adam(self.heads.parameters(), lr=self.learning_rate) if self.learns else None
+
+    def on_train_start(self) -> None:
+        """A resumed run may have nothing left to train."""
+        self._stop_if_finished()
+
+    def training_step(self, batch: KeypointBatch, batch_idx: int) -> Tensor | None:
+        """Sum over layers and ways of the contrastive loss per keypoint."""
+        active = [layer for layer in self.shapes if layer not in self._done]
+        if not active:
+            return None
+        losses = [self._contrast(layer, batch, "train", self.trainer.current_epoch, batch_idx)[0] for layer in active]
+        for layer in active:
+            self._head(layer).steps += 1
+        loss = torch.stack(losses).sum()
+        self.log("train/loss", loss / (len(losses) * len(TRAINED)), prog_bar=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: KeypointBatch, batch_idx: int) -> None:
+        """Add up loss and retrieval accuracy of every head."""
+        for layer in self.shapes:
+            loss, right = self._contrast(layer, batch, "val", batch_idx)
+            seen = torch.stack([loss.double(), right.double(), torch.ones_like(right, dtype=torch.float64)]) * len(batch.label)
+            self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the best state of every head; stop when none can improve."""
+        for layer, (loss, right, count) in self._validation.items():
+            head = self._head(layer)
+            head.judge(loss / count, right / count, self.patience, self.min_steps)
+            self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
+            self.results[f"val/{layer}/retrieval_accuracy/all"] = head.best_accuracy[0].item()
+        self._validation.clear()
+        self.log_dict({key: value for key, value in self.results.items() if key.startswith("val/")}, batch_size=1)
+        self._stop_if_finished()
+
+    def on_test_start(self) -> None:
+        """Every head is tested in its best state."""
+        for head in self.heads.values():
+            cast(LayerHead, head).select()
+        rows = len(self._points)
+        self.matches = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
+        self.matches.to(self.device)
+
+    def test_step(self, batch: MatchBatch, batch_idx: int) -> None:
+        """Match the keypoints of one target picture in every layer and way."""
+        for layer, (_, height, width) in self.shapes.items():
+            masks = batch.target_masks[layer]
+            key = (self.seed, layer, int(self._points.target[batch.row[0]]))
+            other = {group: random_mask(masks, group, *key, group) for group in MASKED}
+            alike = self._similarities(layer, batch)
+            true = tokens_at(self._points.target_input[batch.row], self._points.size / height, height, width)
+            self._of(layer).update(
+                batch.row,
+                {way: best(found) for way, found in alike.items()},
+                {way: {group: best(found, masks[group].flatten()) for group in MASKED} for way, found in alike.items()},
+                {way: {group: best(found, other[group]) for group in MASKED} for way, found in alike.items()},
+                true[:, 0] * width + true[:, 1],
+                batch.source_masks[layer],
+                masks,
+            )
+            if self.enlarged:
+                self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
+
+    def on_test_epoch_end(self) -> None:
+        """Collect ``<way>/<layer>/<metric>/<group>``, baselines and paired gains in ``results``."""
+        reported = Correspondence(self._points, self.seed)
+        baselines = reported.baselines()
+        self.results |= {f"{name}/baseline/{key}": v for name, values in baselines.items() for key, v in values.items()}
+        for layer in self.shapes:
+            matches = self._of(layer)
+            for way in self.ways:
+                values = self._reported(reported, matches, way)
+                self.results |= {f"{way}/{layer}/{key}": value for key, value in values.items()}
+            gains = {"gain_over_same_position": reported.same_position()}
+            if self.learns:
+                gains["gain_over_zero_shot"] = reported.hits(matches, "zero_shot")
+            for name, other in gains.items():
+                gained = reported.gain(reported.hits(matches, "test"), other)
+                self.results |= {f"{name}/{layer}/{key}": value for key, value in gained.items()}
+        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.endswith(f"{MAIN}/all")})
+
+    def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
+        """``gain_over_random_weights/<layer>/…`` of the tested matching over the mean of these twins', by their predictions."""
+        found: dict[str, float] = {}
+        reported = Correspondence(self._points, self.seed)
+        for layer in self.shapes:
+            mine = reported.hits(self._of(layer), "test").double()
+            other = [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins]
+            gained = reported.gain(mine, torch.stack(other).mean(0))
+            found |= {f"gain_over_random_weights/{layer}/{key}": value for key, value in gained.items()}
+        return found
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """By keypoint: what it is; ``<layer>/<way>/cell`` (row-major token) and so on; ``<layer>/hit`` of the tested way."""
+        points, reported = self._points, Correspondence(self._points, self.seed)
+        table = {name: getattr(points, name).cpu().numpy() for name in ("pair", "category", "source", "target")}
+        for name in ("source_point", "target_point", "target_box", "target_size", "source_input", "target_input"):
+            values = getattr(points, name).cpu().numpy()
+            ends = ("x", "y") if values.shape[1] == 2 else ("x0", "y0", "x1", "y1")
+            table |= {f"{name}_{end}": values[:, i] for i, end in enumerate(ends)}
+        for layer in self.shapes:
+            matches = self._of(layer)
+            table |= {f"{layer}/{name}": column for name, column in matches.columns().items()}
+            table[f"{layer}/hit"] = reported.hits(matches, "test").cpu().numpy()
+            if self.enlarged:
+                pixel = matches.pixel.cpu().numpy()
+                table |= {f"{layer}/{self.raw}/pixel_x": pixel[:, 0], f"{layer}/{self.raw}/pixel_y": pixel[:, 1]}
+        return table
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """``<layer>/offset_counts``, ``<layer>/offset_errors`` (33, 33), see :meth:`Correspondence.offsets`; of the drawn pairs
+        ``pictured`` (2k,), source and target images in turn, and ``<layer>/matches`` (m, 8): number of the drawn pair, source,
+        true and matched point (x, y) as shares of the side, and 1 right, 2 wrong at the source position, 0 otherwise wrong."""
+        points, reported = self._points, Correspondence(self._points, self.seed)
+        pairs = self._drawn_pairs()
+        rows = torch.isin(points.pair, pairs)
+        first = [int((points.pair == pair).nonzero()[0]) for pair in pairs]
+        pictured = [int(index) for row in first for index in (points.source[row], points.target[row])]
+        maps = {"pictured": np.array(pictured, dtype=int)} if pictured else {}
+        number = torch.searchsorted(pairs, points.pair[rows])
+        for layer in self.shapes:
+            counts, wrong = reported.offsets(self._of(layer), "test")
+            maps |= {f"{layer}/offset_counts": counts.cpu().numpy(), f"{layer}/offset_errors": wrong.cpu().numpy()}
+            predicted, verdict = reported.verdicts(self._of(layer), "test")
+            table = [
+                number[:, None],
+                points.source_input[rows],
+                points.target_input[rows],
+                predicted[rows],
+                verdict[rows][:, None],
+            ]
+            scale = torch.tensor([1.0, *[points.size] * 6, 1.0], dtype=torch.float64, device=predicted.device)
+            maps[f"{layer}/matches"] = (torch.cat([part.double() for part in table], 1) / scale).cpu().numpy()
+        return maps
+
+    def _drawn_pairs(self) -> Int[Tensor, " k"]:
+        """Numbers of the pairs to draw, ascending: the first of every category, as many as asked for, then evenly spread."""
+        points = self._points
+        starts = {int(c): int(points.pair[points.category == c][0]) for c in points.category.unique()}
+        spread = torch.linspace(0, len(points) - 1, 4 * self.pictured + 1).long()
+        chosen = dict.fromkeys([*starts.values(), *points.pair[spread.to(points.pair.device)].tolist()])
+        return torch.tensor(sorted(list(chosen)[: self.pictured]), dtype=torch.long, device=points.pair.device)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Layers whose heads were stopped before their plateau."""
+        return [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all() and layer not in self._done]
+
+    @property
+    def _points(self) -> Keypoints:
+        points: Keypoints = self.trainer.datamodule.keypoints  # type: ignore[attr-defined]
+        return points
+
+    def _contrast(self, layer: str, batch: KeypointBatch, *key: object) -> tuple[Tensor, Float[Tensor, " v"]]:
+        """Contrastive loss of every way of training, and how often the true target is the most alike."""
+        n = len(batch.label)
+        order = torch.randperm(n, generator=keyed_generator("shuffle", self.seed, layer, *key)).to(batch.label.device)
+        head, target = self._head(layer), batch.target[layer]
+        query = normalize(head(batch.source[layer]), dim=-1).transpose(0, 1)
+        right, shuffled = head(target).transpose(0, 1)
+        others = head(batch.background[layer]).transpose(0, 1)
+        keys = normalize(torch.cat([torch.stack([right, shuffled[order]]), others], 1), dim=-1)
+        logits = query @ keys.mT / self.temperature
+        same = (batch.label[:, None] == batch.label[None, :]) & ~torch.eye(n, dtype=torch.bool, device=logits.device)
+        logits[:, :, :n] = logits[:, :, :n].masked_fill(same, -torch.inf)  # the same part elsewhere is no wrong answer
+        chosen = logits[:, :, :n].diagonal(dim1=1, dim2=2)
+        loss = (logits.logsumexp(-1) - chosen).mean(1)
+        accurate = (logits.argmax(-1) == torch.arange(n, device=logits.device)).double().mean(1)
+        return (loss.sum() if key[0] == "train" else loss), accurate
+
+    def _similarities(self, layer: str, batch: MatchBatch) -> dict[str, Float[Tensor, "n p"]]:
+        found = {self.raw: cosines(batch.source[layer], batch.target[layer])}
+        if self.learns:
+            _, height, width = self.shapes[layer]
+            head = self._head(layer)
+            source, target = head(batch.source[layer]), head(batch.target[layer].flatten(1).T)
+            for v, way in enumerate(TRAINED):
+                found[way] = cosines(source[:, v], target[:, v].T.unflatten(1, (height, width)))
+        return found
+
+    def _pixels(self, layer: str, batch: MatchBatch) -> Int[Tensor, "n 2"]:
+        first = int(batch.row[0])
+        width, height = (int(side) for side in self._points.target_size[first].tolist())
+        place = self._points.target_placement(first)
+        return upsampled_argmax(batch.sampled[layer], batch.target[layer], place, width, height, self._points.size)
+
+    def _reported(self, reported: Correspondence, matches: Matches, way: str) -> dict[str, float]:
+        if way == "shuffled_labels":
+            return {k: v for k, v in reported.pck(matches, way, ("ours",)).items() if k.startswith("pck_ours_point")}
+        every = ("ours", "ours_img", "sd_dino", "geoaware", "loos_thesis")
+        values = reported.pck(matches, way, (*every, "dift") if self.enlarged and way == self.raw else every)
+        return values | reported.costs(matches, way)
+
+    def _stop_if_finished(self) -> None:
+        if self.learns:
+            self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
+            self.trainer.should_stop = len(self._done) == len(self.shapes)
+
+    def _head(self, layer: str) -> LayerHead:
+        return cast(LayerHead, self.heads[layer])
+
+    def _of(self, layer: str) -> Matches:
+        return cast(Matches, self.matches[layer])

@@ -1,0 +1,248 @@
+"""DepthProbe: how well a linear map reads the depth of what a token covers out of its activation. Data path steps 8 and 9.
+
+What it has to beat is reported beside it: ``constant`` (the mean training depth everywhere), ``position_only`` (the mean
+training depth at each position of the grid: what a token's place alone tells) and ``shuffled_labels`` (the same probe
+trained on depths permuted within each batch).
+"""
+
+from collections import Counter
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import huber_loss
+
+from metrics.depth_error import DepthError
+from probes.heads import LayerHead, heads
+from probes.ridge import RidgeMoments
+from tokens.batch import TokenBatch
+from tokens.errors import InputError
+from tokens.keyed import keyed_generator
+
+VARIANTS = ("test", "shuffled_labels")
+NULLS = ("constant", "position_only")
+GROUPS = ("corner", "border", "interior", "high_norm")
+DELTA = 1.0  # of the Huber loss, in the unit of depth: metres, or scene units
+
+
+class DepthProbe(lightning.LightningModule):
+    """Linear depth probes of every layer, C → 1. Its data module answers ``depth_at``, ``training_depth``, ``photograph``.
+
+    Args:
+        shapes: layer → (C, h, w).
+        photos: number of photographs; photo indices lie below it.
+        solver: ``adam`` (Huber loss: e² / 2 up to an error of 1, beyond |e| − 1/2) or ``closed_form`` (ridge: squared error,
+            one pass).
+        learning_rate: of Adam.
+        min_steps: steps of a head before it may stop.
+        patience: validations without improvement after which a head stops; without validation images all heads train
+            until ``trainer.max_epochs``.
+        seed: of initial weights and shuffled labels.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int, int]],
+        photos: int,
+        solver: str = "adam",
+        learning_rate: float = 3e-3,
+        min_steps: int = 600,
+        patience: int = 3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if solver not in ("adam", "closed_form"):
+            raise InputError(f"Expected probe.solver to be adam or closed_form, but got '{solver}'.")
+        if patience < 1 or min_steps < 0:
+            raise InputError(
+                f"Expected probe.patience ≥ 1 and probe.min_steps ≥ 0, but got {patience} and {min_steps}. Use 3, 600."
+            )
+        if learning_rate <= 0:
+            raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 3e-3.")
+        self.shapes = shapes
+        self.closed_form = solver == "closed_form"
+        self.automatic_optimization = not self.closed_form
+        self.learning_rate, self.min_steps, self.patience, self.seed = learning_rate, min_steps, patience, seed
+        self.heads = heads({layer: (channels, 1) for layer, (channels, _, _) in shapes.items()}, VARIANTS, seed)
+        self.errors = nn.ModuleDict(
+            {
+                f"{what}/{layer}": DepthError(h, w, GROUPS, photos)
+                for what in (*VARIANTS, *NULLS)
+                for layer, (_, h, w) in shapes.items()
+            }
+        )
+        self.results: dict[str, float] = {}
+        self.expected: dict[str, dict[str, Tensor]] = {}
+        self._seen: Counter[str] = Counter()
+        self._done: set[str] = set()
+        self._validation: dict[str, Tensor] = {}
+        self._moments: dict[str, RidgeMoments] = {}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
+        return None if self.closed_form else torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def setup(self, stage: str) -> None:
+        """Take the nulls from training depth. New heads begin at its mean, which Adam's steps would take long to reach."""
+        if not hasattr(self._data, "depth_at"):
+            raise InputError(
+                f"Expected datamodule=depth for probe=depth, but got {type(self._data).__name__}. Leave out datamodule=."
+            )
+        for layer, (_, height, width) in self.shapes.items():
+            depth = self._data.training_depth(layer)
+            constant, position_only = depth.nanmean(), depth.nanmean(0)
+            position_only = torch.where(position_only.isnan(), constant, position_only)
+            self.expected[layer] = {"constant": constant.expand(height, width), "position_only": position_only}
+            if stage == "fit":  # a checkpoint is read later, and wins
+                self._head(layer).bias.data.fill_(constant.item())
+
+    def on_train_start(self) -> None:
+        """A resumed run may have nothing left to train."""
+        self._stop_if_finished()
+
+    def on_train_epoch_start(self) -> None:
+        """Steps of each layer are counted within an epoch, so that a resumed run counts alike."""
+        self._seen.clear()
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
+        """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
+        self._seen.update(batch.tokens.keys())
+        losses = []
+        # a finished head keeps its best state whatever happens, so nothing needs to happen
+        for layer in (layer for layer in batch.tokens if layer not in self._done):
+            # keyed by the layer's own step: other layers may have more of them
+            tokens, labels = self._labelled(batch, layer, "train", self.trainer.current_epoch, self._seen[layer])
+            if self.closed_form:
+                self._moments_of(layer).update(tokens, labels)
+            elif len(tokens):
+                losses.append(self._losses(layer, tokens, labels).mean(0).sum())
+                self._head(layer).steps += 1
+        if not losses:
+            return None
+        loss = torch.stack(losses).sum()
+        self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """The closed form takes one pass."""
+        self._solve()
+        if self.closed_form:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Validation comes before the end of the training epoch, and wants the closed form solved."""
+        self._solve()
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Add up loss and squared error of every head."""
+        for layer in batch.tokens:
+            tokens, labels = self._labelled(batch, layer, "val", batch_idx)
+            loss = self._losses(layer, tokens, labels).double().sum(0)
+            squares = (self._predict(layer, tokens) - labels).double().square().sum(0)
+            seen = torch.stack([loss, squares, torch.full_like(loss, len(tokens))])
+            self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the best state of every head; stop when none can improve."""
+        for layer, (loss, squares, count) in self._validation.items():
+            # what a head keeps beside its best loss is called accuracy there; here it is the RMSE
+            self._head(layer).judge(loss / count, (squares / count).sqrt(), self.patience, self.min_steps)
+        self._validation.clear()
+        self.log_dict(self._validated(), batch_size=1)
+        self._stop_if_finished()
+
+    def on_test_start(self) -> None:
+        """Every head is tested in its best state."""
+        for layer in self.shapes:
+            self._head(layer).select()
+        self._validated()
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Update the errors of every head and null with the tokens of whole grids."""
+        for layer, tokens in batch.tokens.items():
+            where, masks, depth = batch.positions[layer], batch.masks[layer], self._depth(batch, layer)
+            photo = self._data.photograph(batch.photo[layer])
+            guesses = dict(zip(VARIANTS, self._predict(layer, tokens).unbind(1), strict=True))
+            for null, table in self.expected[layer].items():
+                guesses[null] = table.to(where.device)[where[:, 0], where[:, 1]]
+            for what, predicted in guesses.items():
+                self._error(what, layer).update(predicted, depth, where, masks, photo)
+
+    def on_test_epoch_end(self) -> None:
+        """Collect ``<what>/<layer>/<metric>/<group>`` of probes and nulls in ``results``, and log the probes'."""
+        for layer in self.shapes:
+            for what in (*VARIANTS, *NULLS):
+                values = self._error(what, layer).compute()
+                self.results |= {f"{what}/{layer}/{key}": value for key, value in values.items()}
+        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Layers whose heads were stopped before their plateau; none where no validation judges them."""
+        judged = [layer for layer in self.shapes if self._head(layer).best_loss.isfinite().all()]
+        return [layer for layer in judged if layer not in self._done and not self.closed_form]
+
+    def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
+        """``<layer>/error`` of the probes, see :meth:`DepthError.maps`."""
+        return {f"{layer}/error": self._error("test", layer).maps()["error"] for layer in self.shapes}
+
+    def _depth(self, batch: TokenBatch, layer: str) -> Float[Tensor, " n"]:
+        """Depth of tokens, NaN where it is missing."""
+        # the data module of depth numbers items where others number photographs
+        depth: Tensor = self._data.depth_at(layer, batch.photo[layer], batch.positions[layer])
+        return depth
+
+    def _labelled(self, batch: TokenBatch, layer: str, *key: object) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n v"]]:
+        """Tokens whose depth is known, and the depths of every variant, in the order of VARIANTS."""
+        depth = self._depth(batch, layer)
+        known = depth.isfinite()
+        depth = depth[known]
+        shuffle = torch.randperm(len(depth), generator=keyed_generator("shuffle", self.seed, layer, *key))
+        return batch.tokens[layer][known], torch.stack([depth, depth[shuffle.to(depth.device)]], dim=1)
+
+    def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+        return huber_loss(self._predict(layer, tokens), labels, reduction="none", delta=DELTA)
+
+    def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Float[Tensor, "n v"]:
+        """Predicted depth of every variant."""
+        return self._head(layer)(tokens)[..., 0]
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _head(self, layer: str) -> LayerHead:
+        return cast(LayerHead, self.heads[layer])
+
+    def _error(self, what: str, layer: str) -> DepthError:
+        return cast(DepthError, self.errors[f"{what}/{layer}"])
+
+    def _moments_of(self, layer: str) -> RidgeMoments:
+        if layer not in self._moments:
+            self._moments[layer] = RidgeMoments(self.shapes[layer][0], len(VARIANTS), self.device)
+        return self._moments[layer]
+
+    def _solve(self) -> None:
+        """Closed-form heads from the moments seen so far."""
+        for layer, moments in self._moments.items():
+            weight, bias = moments.solve()
+            self._head(layer).weight.data[:, 0], self._head(layer).bias.data[:, 0] = weight.float(), bias.float()
+        self._moments.clear()
+
+    def _validated(self) -> dict[str, float]:
+        """Validation loss and RMSE of the probes' best states, put into ``results``."""
+        for layer in self.shapes:
+            head = self._head(layer)
+            if head.best_loss[0].isfinite():
+                self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
+                self.results[f"val/{layer}/rmse/all"] = head.best_accuracy[0].item()
+        return {key: value for key, value in self.results.items() if key.startswith("val/")}
+
+    def _stop_if_finished(self) -> None:
+        if not self.closed_form:
+            self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
+            self.trainer.should_stop = len(self._done) == len(self.shapes)
