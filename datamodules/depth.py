@@ -140,7 +140,9 @@ class DepthDataModule(ActivationDataModule):
         finest = self._tables[max(self._tables)]
         for name in USED:
             if self.split[name] and not finest[self.split[name]].isfinite().any():
-                raise InputError(f"Expected depth for the {name} split, but none of its images has any. Check the image source.")
+                raise InputError(
+                    f"Expected depth for the {name} split, but none of its images has any. Check the image source."
+                )
             self.split[name] = [index for index in self.split[name] if index not in failed]
 
 

@@ -18,15 +18,17 @@ from transformers import CLIPTokenizer
 
 from backbones.random_pipeline import SCHEDULE
 from demo.latents import CAPTIONS, Latents
+from demo.parts import names
 from demo.states import Clock, load_state, log_line, save_state
 from demo.text import text_encoder
 
 LOG_EVERY = 50  # steps
+ALIGNED = 2  # which of block_out_channels up_1's output has
 ATTENDING = (False, True, True, False)  # which down stages attend: 64, 32, 16, 8 tokens a side; the middle (8) does too
 
 
 class Denoiser(nn.Module):
-    """A U-Net and the text encoder that conditions it."""
+    """A U-Net and the text encoder that conditions it; in training also a linear map from up_1's tokens to parts."""
 
     def __init__(self, config: DictConfig, words: CLIPTokenizer) -> None:
         super().__init__()
@@ -41,11 +43,20 @@ class Denoiser(nn.Module):
             cross_attention_dim=config.text_width,
             norm_num_groups=16,
         )
+        self.parts = nn.Conv2d(config.block_out_channels[ALIGNED], len(names()), 1)
 
-    def forward(self, noisy: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], tokens: Int[Tensor, "b l"]) -> Tensor:
-        """The predicted velocity, of `noisy`'s shape."""
-        velocity: Tensor = self.unet(noisy, timesteps, self.text(tokens).last_hidden_state).sample
-        return velocity
+    def forward(
+        self, noisy: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], tokens: Int[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b k h w"]]:
+        """(The predicted velocity, logits of the part at every cell.)"""
+        seen: list[Tensor] = []
+        hook = self.unet.up_blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            velocity: Tensor = self.unet(noisy, timesteps, self.text(tokens).last_hidden_state).sample
+        finally:
+            hook.remove()
+        logits = nn.functional.interpolate(self.parts(seen[0].to(self.parts.weight.dtype)), noisy.shape[2:], mode="bilinear")
+        return velocity, logits
 
 
 def scheduler() -> DDIMScheduler:
@@ -53,21 +64,25 @@ def scheduler() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, prediction_type="v_prediction")
 
 
-def batch(data: Latents, count: int, window: int, drop: float, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """`count` random latents, cut to a random window, and one caption each, empty with probability `drop`."""
+def batch(
+    data: Latents, count: int, window: int, drop: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "b 4 h h"], list[str], Int[Tensor, "b h h"]]:
+    """`count` random latents, cut to a random window, one caption each, empty with probability `drop`, and their parts."""
 
     def draw(bound: int) -> int:
         return int(torch.randint(bound, (), generator=generator))
 
-    latents, captions = [], []
+    latents, captions, parts = [], [], []
     for _ in range(count):
         index, side = draw(len(data.values)), data.values.shape[-1]
         top, left = draw(side - window + 1), draw(side - window + 1)
-        latents.append(data.values[index, :, top : top + window, left : left + window].float())
+        rows, cols = slice(top, top + window), slice(left, left + window)
+        latents.append(data.values[index, :, rows, cols].float())
+        parts.append(data.parts[index, rows, cols].long())
         dropped = bool(torch.rand((), generator=generator) < drop)
         choice = data.captions[index][draw(CAPTIONS)]
         captions.append("" if dropped else choice)
-    return torch.stack(latents), captions
+    return torch.stack(latents), captions, torch.stack(parts)
 
 
 def corruption(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -75,15 +90,16 @@ def corruption(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, T
     return torch.randn(shape, generator=generator), torch.randint(1000, shape[:1], generator=generator)
 
 
-def loss(
+def losses(
     model: nn.Module, schedule: DDIMScheduler, latents: Float[Tensor, "b 4 h w"], tokens: Int[Tensor, "b l"],
-    noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"],
-) -> Tensor:  # fmt: skip
-    """Mean squared error of the velocity, equal for all timesteps: what objects look like is decided at high noise."""
+    parts: Int[Tensor, "b h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:  # fmt: skip
+    """(Mean squared error of the velocity, cross-entropy of the parts), equal for all timesteps: what objects look like is
+    decided at high noise."""
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.get_velocity(latents, noise, timesteps)
-    noisy = noisy.contiguous(memory_format=torch.channels_last)
-    return (model(noisy, timesteps, tokens).float() - target).square().mean()
+    velocity, logits = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
+    return (velocity.float() - target).square().mean(), nn.functional.cross_entropy(logits.float(), parts)
 
 
 class Trainer:
@@ -124,40 +140,40 @@ class Trainer:
 
     def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Latents], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
-        clock, total, first = Clock(save_every), torch.zeros(()), self.step
+        clock, total, first = Clock(save_every), torch.zeros(2), self.step
         while self.done < stage.samples:
             total += self._take_step(stage, data)
             if self.step % LOG_EVERY == 0:
                 mean = self.fabric.all_reduce(total / (self.step - first), reduce_op="mean")
                 assert isinstance(mean, torch.Tensor)
-                total, first = torch.zeros(()), self.step
+                total, first = torch.zeros(2), self.step
                 if self.fabric.is_global_zero:
                     where = {"step": self.step, "stage": self.stage, "samples": self.done}
-                    log_line(self.work / "diffusion.csv", **where, loss=mean.item())
+                    log_line(self.work / "diffusion.csv", **where, loss=mean[0].item(), parts=mean[1].item())
             if clock.due():
                 self.save()
         self.stage, self.done = self.stage + 1, 0
         self.save()
 
     def _take_step(self, stage: DictConfig, data: dict[tuple[str, int], Latents]) -> Tensor:
-        """One optimiser step; with several processes each takes its part of the batch. Returns the loss."""
+        """One optimiser step; with several processes each takes its part of the batch. Returns the losses."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         view = stage.views[self.step % len(stage.views)]
-        latents, captions = batch(data[view.kind, view.size], stage.batch, view.window, self.config.drop_caption, generator)
+        latents, captions, parts = batch(data[view.kind, view.size], stage.batch, view.window, self.config.drop_caption, generator)
         tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        everything = (latents, tokens, *corruption(latents.shape, generator))
+        everything = (latents, tokens, parts, *corruption(latents.shape, generator))
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        latents, tokens, noise, timesteps = (self.fabric.to_device(tensor[mine]) for tensor in everything)
+        here = [self.fabric.to_device(tensor[mine]) for tensor in everything]
         for group in self.optimiser.param_groups:
             group["lr"] = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
-        value = loss(self.wrapped, self.schedule, latents, tokens, noise, timesteps)
+        error, misread = losses(self.wrapped, self.schedule, *here)
         self.optimiser.zero_grad()
-        self.fabric.backward(value)
+        self.fabric.backward(error + self.config.alignment * misread)
         self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
         self.optimiser.step()
         self.average.step(self.model.parameters())
         self.step, self.done = self.step + 1, self.done + stage.batch
-        return value.detach().cpu()
+        return torch.stack([error.detach(), misread.detach()]).cpu()
 
     def averaged(self) -> Denoiser:
         """The model with its average weights, for use; training continues with the others."""

@@ -1,4 +1,4 @@
-"""Training data of the diffusion model: latents and captions of scenes, made once, in files of 500 scenes."""
+"""Training data of the diffusion model: latents, captions and parts of scenes, made once, in files of 500 scenes."""
 
 import inspect
 import json
@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +20,7 @@ from datamodules.images.scenes.dataset import source_digest
 from datamodules.images.scenes.painting import paint
 from demo import captions, portraits
 from demo.captions import caption
+from demo.parts import part_maps
 from demo.portraits import KINDS
 
 SHARD = 500
@@ -51,10 +52,11 @@ class CaptionedScenes(Dataset[Captioned]):
 
 @dataclass(frozen=True)
 class Latents:
-    """Scaled posterior means (n, 4, h, h) in half precision and the captions of each."""
+    """Scaled posterior means (n, 4, h, h) in half precision; of each the captions and the part at every cell."""
 
     values: Float[Tensor, "n 4 h h"]
     captions: list[list[str]]
+    parts: UInt8[Tensor, "n h h"]
 
 
 @torch.no_grad()
@@ -83,7 +85,8 @@ def encoded(vae: AutoencoderKL, kind: str, seed: int, count: int, size: int, wor
         with safe_open(path, "pt") as file:
             values.append(file.get_tensor("latents"))
             texts += json.loads(file.metadata()["captions"])
-    return Latents(torch.cat(values), texts)
+    joined = torch.cat(values)
+    return Latents(joined, texts, part_maps(kind, seed, count, joined.shape[-1], work))
 
 
 def fingerprint(model: torch.nn.Module) -> str:

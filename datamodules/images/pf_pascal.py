@@ -79,11 +79,11 @@ class PFPascalImages(PairFiles):
 
     def _statement(self, label: str, row: Row) -> Statement:
         """A row of a table; raises BadPair where it or an annotation cannot be read."""
+        first, second = (picture(self.root, row[column]) for column in ("source_image", "target_image"))
         category = _category(row)
         if not category:
             message = f"Expected the class in {label} to be a number from 1 to {len(CATEGORIES)}, but got '{row['class']}'."
             raise BadPair("unknown category", message)
-        first, second = (picture(self.root, row[column]) for column in ("source_image", "target_image"))
         marks = [self._annotation(category, name) for name in (first, second)]
         try:
             ids, source, target = _tabled(row, marks) if "XA" in row else _annotated(marks)

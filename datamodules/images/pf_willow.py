@@ -67,10 +67,10 @@ class PFWillowImages(PairFiles):
     def _statement(self, file: Path, number: int, row: Row) -> Statement:
         """A row of the table; raises BadPair where it cannot be read."""
         label = f"row {number} of {file}"
+        first, second = (picture(self.root, row[column]) for column in ("imageA", "imageB"))
         if not _category(row):
             message = f"Expected imageA in {label} to be <category>/<image>, but got '{row['imageA']}'."
             raise BadPair("unknown category", message)
-        first, second = (picture(self.root, row[column]) for column in ("imageA", "imageB"))
         try:
             source, target = _keypoints(row, "A"), _keypoints(row, "B")
         except ValueError as error:

@@ -102,7 +102,8 @@ class SPairImages(PairFiles):
         counts = {FOLDERS[split]: len(entries) for split, entries in splits.items()}
         published = PAIRS | TEST_PAIRS | {"test keypoints": TEST_KEYPOINTS}
         if counts.get("test") == PAIRS["test"]:
-            counts |= dict(Counter(category for category, _ in splits["test"]))
+            per_category = Counter(category for category, _ in splits["test"])
+            counts |= {category: per_category[category] for category in TEST_PAIRS}
             if complete:
                 counts["test keypoints"] = sum(len(pair.ids) for pair in self.pairs("test"))
         warn_if_unpublished(self.title, counts, published)

@@ -92,18 +92,18 @@ def test_every_token_has_the_depth_of_its_cell(make) -> None:
 
 
 def test_depth_is_read_once_and_only_of_images_that_are_used(make) -> None:
-    class Counting(SceneDepth):
-        reads: list[int] = []
+    reads: list[int] = []
 
+    class Counting(SceneDepth):
         def depth(self, index: int) -> torch.Tensor:
-            self.reads.append(index)
+            reads.append(index)
             return super().depth(index)
 
     data = make(Counting(size=64, limit=15))
     data.prepare_data()
     data.prepare_data()
     list(data.test_dataloader())
-    assert sorted(Counting.reads) == sorted(data.split["train"] + data.split["val"] + data.split["test"])
+    assert sorted(reads) == sorted(data.split["train"] + data.split["val"] + data.split["test"])
     data.release()
     assert not data._tables
 

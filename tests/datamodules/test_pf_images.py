@@ -298,13 +298,13 @@ def test_categories_and_pairs_per_category(tmp_path: Path, add: Callable[..., No
 
 @BOTH
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-@pytest.mark.parametrize("path", ["PF/../../../secret.png", "/etc/passwd"])
+@pytest.mark.parametrize("path", ["PF/../../../secret.png", "/etc/passwd", "/x.png", ".."])
 def test_a_path_out_of_the_root_is_never_skipped(
     tmp_path: Path, add: Callable[..., None], read: Read, path: str, on_error: str
 ) -> None:
     root = tmp_path / "root"
     add(root)
-    add(root, **{"target_image" if add is add_pascal else "imageB": path})
+    add(root, **({"source_image": path, "class": 0} if add is add_pascal else {"imageA": path}))
     with pytest.raises(InputError, match=r"Expected every path in the dataset to stay below .*, which leads out of it"):
         read(root, on_error=on_error)
 

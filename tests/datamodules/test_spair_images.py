@@ -150,13 +150,14 @@ def test_exif_orientation_does_not_move_pixels_away_from_keypoints(tree: Path) -
     file = tree / "JPEGImages/cat/a.jpg"
     plain = read(tree)
     index = [plain.name(i) for i in range(len(plain))].index("cat/a.jpg")
+    before = plain[index]["image"]
     stored = np.asarray(Image.open(file))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stored).save(file, exif=exif, quality=95, subsampling=0)
     turned = read(tree)
     assert turned.picture_size(index) == SIZE
-    assert torch.allclose(turned[index]["image"], plain[index]["image"], atol=0.1)
+    assert torch.allclose(turned[index]["image"], before, atol=0.1)
 
 
 def test_grey_pictures_have_three_channels(tmp_path: Path) -> None:
@@ -400,6 +401,11 @@ def test_counts_by_category_and_keypoint_are_compared(
     monkeypatch.setattr(spair, "TEST_KEYPOINTS", 37)
     read(full)
     assert caplog.records[0].getMessage().endswith("one: cow 1 (published 2), test keypoints 36 (published 37).")
+    caplog.clear()
+    monkeypatch.setitem(spair.PAIRS, "test", 19)
+    add_spair(full, "test", "zebra")
+    read(full)
+    assert "zebra" not in caplog.text, "what was never published is no difference"
     caplog.clear()
     read(full, categories=["cat"])
     assert "keypoints" not in caplog.records[0].getMessage()

@@ -109,11 +109,11 @@ def test_values_are_what_json_can_hold_and_bounds_are_in_order(case: tuple[int, 
 
 
 def test_the_interval_holds_the_value_and_is_over_photographs() -> None:
-    predicted, target, where, masks, _ = tokens_of(4000, 8, 8, 1, seed=0)
+    _, target, where, masks, _ = tokens_of(4000, 8, 8, 1, seed=0)
     photo = torch.arange(4000) % 40
-    off = torch.where(photo % 2 == 0, 0.1, 3.0)
+    some = torch.where(photo % 2 == 0, 0.1, 3.0)
     even, uneven = (
-        measured(8, 8, 40, (target + error, target, where, masks, photo)).compute() for error in (torch.full_like(off, 1.5), off)
+        measured(8, 8, 40, (target + off, target, where, masks, photo)).compute() for off in (torch.full_like(some, 1.5), some)
     )
     assert even["rmse/all/ci_low"] == pytest.approx(1.5) == even["rmse/all/ci_high"]
     assert uneven["rmse/all/ci_low"] < uneven["rmse/all"] < uneven["rmse/all/ci_high"]

@@ -65,7 +65,9 @@ def test_noise_tells_no_more_than_a_constant(solver, deep, fit_and_test) -> None
     depth = random_depth(100, 8)
     noise = torch.randn(100, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     data = deep({"mid": noise}, {"mid": depth})
-    results = fit_and_test(DepthProbe(data.shapes, data.images, solver=solver, min_steps=100), data, epochs=20)
+    probe = DepthProbe(data.shapes, data.images, solver=solver, min_steps=100)
+    results = fit_and_test(probe, data, epochs=20)
+    assert torch.equal(probe.heads["mid"].weight, probe.heads["mid"].best_weight), "tested in its best state, not its last"
     for what in ("test", "shuffled_labels"):
         assert results[f"{what}/mid/rmse/all"] == pytest.approx(results["constant/mid/rmse/all"], rel=0.03), what
 
