@@ -124,15 +124,18 @@ class PairDataModule(LightningDataModule):
         """Whether the probe has anything to train."""
         return self.trainer is None or bool(self.trainer.lightning_module.automatic_optimization)
 
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        return PAIR_SPLITS if self.learns else ("test",)
+
     def prepare_data(self) -> None:
         """Encode what the latent cache lacks."""
         if self._usable is not None:
             return
         started = time.perf_counter()
-        splits = PAIR_SPLITS if self.learns else ("test",)
         if not self.images.pairs("test"):
             raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
-        wanted = dict.fromkeys(i for split in splits for p in self.images.pairs(split) for i in (p.source, p.target))
+        wanted = dict.fromkeys(i for split in self._splits for p in self.images.pairs(split) for i in (p.source, p.target))
         self._usable = set(self.store.prepare(list(wanted)))
         if not self.pairs("test"):
             raise InputError("Expected pairs to test on, but no pair's pictures can be decoded. Check the image source.")
@@ -179,7 +182,7 @@ class PairDataModule(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What identifies the data in a run's record."""
         used = sorted(self._usable or ())
-        pairs = {split: self.pairs(split) for split in (PAIR_SPLITS if self.learns else ("test",))}
+        pairs = {split: self.pairs(split) for split in self._splits}
         return self.backbone.describe() | {
             "dataset_fingerprint": self.store.fingerprint(used),
             "images": {split: len({i for p in part for i in (p.source, p.target)}) for split, part in pairs.items()},
@@ -224,7 +227,7 @@ class PairDataModule(LightningDataModule):
     @cached_property
     def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
         """Item → point → its place among the item's distinct points."""
-        return slots_of(pair for split in PAIR_SPLITS for pair in self.images.pairs(split))
+        return slots_of(pair for split in self._splits for pair in self.images.pairs(split))
 
     def _points(self, index: int) -> Float[Tensor, "k 2"]:
         """The item's distinct points in pixels of the network's input, in the order of their slots."""

@@ -1,7 +1,7 @@
 """Matches → every number that is reported of them, shares from 0 to 1, with intervals over resampled pictures."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from metrics.match_costs import attraction, copies, groups, masked_cells, places
@@ -75,7 +75,7 @@ class Correspondence:
         cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
         return distances("ours", self.points, cell, matches.side).hits(ALPHA)
 
-    def gain(self, right: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> dict[str, float]:
+    def gain(self, right: Shaped[Tensor, " n"], other: Shaped[Tensor, " n"]) -> dict[str, float]:
         """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place."""
         difference = right.double() - other.double()
         return self.averaged("point", {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)})

@@ -71,7 +71,7 @@ def point_distances(points: Keypoints, predicted: Float[Tensor, "n 2"], image: b
     return Distances((original - points.target_point).norm(dim=1), reach)
 
 
-def pixel_distances(points: Keypoints, pixel: Float[Tensor, "n 2"]) -> Distances:
+def pixel_distances(points: Keypoints, pixel: Int[Tensor, "n 2"]) -> Distances:
     """``dift``: predictions are whole pixels (x, y) of the original picture; reach is the longer side of the box."""
     return Distances((pixel.double() - points.target_point).norm(dim=1), _longer(points.target_box))
 
