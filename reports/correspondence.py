@@ -195,7 +195,7 @@ def over_offset(run: Run) -> Figure:
         panel.set(xlabel="x, sides", ylabel="y, sides") if len(layers) == 1 else panel.set_axis_off()
     for panel in list(axes.flat)[len(layers) :]:
         panel.remove()
-    figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, label="share of wrong matches")
+    figure.colorbar(image, ax=list(axes.flat)[: len(layers)], shrink=0.8, aspect=30, label="share of wrong matches")
     figure.suptitle(f"Errors over the offset from source to match, {run.setting}", fontsize=11)
     return figure
 
