@@ -20,6 +20,7 @@ from datamodules.activations import Loader
 from datamodules.cache import LatentCache
 from datamodules.concatenation import CONCATENATED, concatenated, concatenated_shape
 from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
+from datamodules.images.source import ImageSource
 from datamodules.keypoint_table import keypoint_table, slots_of
 from datamodules.latents import LatentStore
 from datamodules.resident import Resident
@@ -53,7 +54,7 @@ class PairDataModule(LightningDataModule):
 
     def __init__(
         self,
-        images: PairSource,
+        images: ImageSource,
         backbone: FrozenSD,
         block: str | Sequence[str] = "up_1",
         timestep: int = 50,

@@ -60,7 +60,7 @@ class PairMeans:
         pairs = len(self.category)
         zeros = torch.zeros(pairs, value.shape[1], dtype=torch.float64, device=value.device)
         counts = zeros.index_add(0, self.pair, counted.double())
-        sums = zeros.index_add(0, self.pair, (value * counted).double())
+        sums = zeros.index_add(0, self.pair, (value.masked_fill(counted == 0, 0.0) * counted).double())
         if average != "image":
             return sums, counts
         return torch.where(counts > 0, sums / counts, 0.0), (counts > 0).double()

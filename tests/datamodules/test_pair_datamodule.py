@@ -1,0 +1,162 @@
+"""PairDataModule: every image is extracted once, and every keypoint gets its own tokens, whatever the memory or the batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import interpolate, normalize
+
+from backbones import FrozenSD
+from datamodules.concatenation import CONCATENATED
+from datamodules.images.scene_pairs import ScenePairs
+from datamodules.images.scenes import Scenes
+from datamodules.pairs import PairDataModule
+from tokens.batch import MatchBatch
+from tokens.errors import InputError
+from tokens.geometry import tokens_at
+
+SIZE, LAYERS = 128, ("up_0", "up_1")
+
+
+@pytest.fixture(scope="module")
+def images() -> ScenePairs:
+    return ScenePairs(SIZE, 48, seed=3)
+
+
+@pytest.fixture(scope="module")
+def make(sd: FrozenSD, images: ScenePairs, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PairDataModule]:
+    cache = str(tmp_path_factory.mktemp("pairs"))
+
+    def module(learns: bool = False, source: ScenePairs = images, **options: Any) -> PairDataModule:
+        data = PairDataModule(source, sd, **({"block": LAYERS, "cache_dir": cache} | options))
+        probe = SimpleNamespace(automatic_optimization=learns)
+        data.trainer = SimpleNamespace(lightning_module=probe, current_epoch=0)  # type: ignore[assignment]
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return module
+
+
+def matches(data: PairDataModule) -> list[MatchBatch]:
+    loader = data.test_dataloader()
+    found = list(loader)
+    assert len(found) == len(loader)
+    return found
+
+
+def same(one: list[MatchBatch], other: list[MatchBatch]) -> bool:
+    """Whether two passes serve the same tokens for every keypoint, in whatever order the targets come."""
+
+    def by_row(batches: list[MatchBatch]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        return {int(row): (b.source["up_1"][i], b.target["up_1"]) for b in batches for i, row in enumerate(b.row)}
+
+    a, b = by_row(one), by_row(other)
+    return a.keys() == b.keys() and all(
+        torch.allclose(x, y, atol=1e-4) for row in a for x, y in zip(a[row], b[row], strict=True)
+    )
+
+
+def test_every_keypoint_of_every_test_pair_is_served_once_with_its_own_tokens(make, images: ScenePairs, sd: FrozenSD) -> None:
+    data = make()
+    table, pairs = data.keypoints, images.pairs("test")
+    assert len(table) == sum(len(pair.ids) for pair in pairs)
+    rows = torch.cat([batch.row for batch in matches(data)])
+    assert rows.sort().values.tolist() == list(range(len(table)))
+    for batch in matches(data)[:3]:
+        for i, row in enumerate(batch.row.tolist()):
+            pair = pairs[int(table.pair[row])]
+            k = row - int((table.pair == table.pair[row]).nonzero()[0])
+            source, target = (images[index] for index in (pair.source, pair.target))
+            grids = sd.activations(torch.stack([source["image"], target["image"]]), LAYERS, ids=[source["id"], target["id"]])
+            for layer in LAYERS:
+                side = grids[layer].shape[2]
+                [[r, c]] = tokens_at(torch.tensor([pair.source_points[k]]), SIZE / side, side, side).tolist()
+                torch.testing.assert_close(batch.source[layer][i], grids[layer][0, :, r, c], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(batch.target[layer], grids[layer][1], atol=1e-4, rtol=1e-4)
+                x, y = (int(v) for v in pair.source_points[k])
+                enlarged = interpolate(grids[layer][:1], (SIZE, SIZE), mode="bilinear", align_corners=False)
+                torch.testing.assert_close(batch.sampled[layer][i], enlarged[0, :, y, x], atol=1e-4, rtol=1e-4)
+
+
+def test_each_image_goes_through_the_unet_once_and_again_only_where_memory_is_short(make, sd: FrozenSD) -> None:
+    data = make()
+    images = len({i for pair in data.pairs("test") for i in (pair.source, pair.target)})
+    targets = len({pair.target for pair in data.pairs("test")})
+    before = sd.passes["unet"]
+    plenty = matches(data)
+    assert sd.passes["unet"] - before == images
+    before = sd.passes["unet"]
+    scarce = matches(make(activation_budget=0))
+    assert sd.passes["unet"] - before == images + targets
+    assert same(plenty, scarce)
+
+
+def test_batch_size_changes_no_token(make) -> None:
+    assert same(matches(make()), matches(make(batch_size=3)))
+
+
+def test_training_extracts_every_image_once_and_repeats_itself(make, sd: FrozenSD) -> None:
+    before = sd.passes["unet"]
+    data = make(learns=True)
+    images = len({i for split in ("train", "val") for p in data.pairs(split) for i in (p.source, p.target)})
+    assert sd.passes["unet"] - before == images
+    first, again = list(data.train_dataloader()), list(make(learns=True).train_dataloader())
+    assert len(first) == len(data.train_dataloader()) >= 100
+    assert all(torch.equal(a.source["up_0"], b.source["up_0"]) for a, b in zip(first, again, strict=True))
+    assert sd.passes["unet"] - before == 2 * images, "epochs extract nothing"
+
+
+def test_corresponding_tokens_of_a_step_come_from_corresponding_points(make, images: ScenePairs) -> None:
+    data = make(learns=True, pair_batch=4)
+    [batch] = list(data._steps(images.pairs("train")[:4]))
+    pairs = images.pairs("train")[:4]
+    assert len(batch.label) == sum(len(pair.ids) for pair in pairs)
+    names = [(pair.category, name) for pair in pairs for name in pair.ids]
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            assert (batch.label[i] == batch.label[j]).item() == (a == b)
+    assert len(batch.background["up_0"]) == 16 * len({pair.target for pair in pairs})
+
+
+def test_layers_are_concatenated_as_unit_tokens_on_the_finest_grid(make) -> None:
+    whole, joined = matches(make()), matches(make(concatenate=True))
+    [first, second] = LAYERS
+    one, other = whole[0], next(b for b in joined if torch.equal(b.row, whole[0].row))
+    coarse = interpolate(normalize(one.target[first], dim=0)[None], one.target[second].shape[1:], mode="bilinear")[0]
+    expected = torch.cat([coarse, normalize(one.target[second], dim=0)])
+    torch.testing.assert_close(other.target[CONCATENATED], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prompt_may_name_the_category_of_the_pair(make) -> None:
+    plain, named = matches(make()), matches(make(prompt="a photo of a {category}"))
+    written = matches(make(prompt="a photo of a quadruped"))
+    rows = {int(b.row[0]): b for b in written}
+    assert not same(plain, named)
+    table = make().keypoints
+    categories = make().categories
+    for batch in named:
+        alike = torch.allclose(batch.target["up_1"], rows[int(batch.row[0])].target["up_1"], atol=1e-5)
+        assert alike == (categories[int(table.category[batch.row[0]])] == "quadruped")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pair_batch": 0}, r"datamodule\.pair_batch to be at least 1"),
+        ({"background": 65}, r"from 1 to 64"),
+        ({"activation_budget": -1.0}, "at least 0 GiB"),
+        ({"timestep": 1000}, "timestep"),
+    ],
+)
+def test_unusable_options_are_refused(make, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(**options)
+
+
+def test_images_without_pairs_are_refused(sd: FrozenSD, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="images=scene_pairs, spair"):
+        PairDataModule(Scenes(SIZE, 48), sd, cache_dir=str(tmp_path))

@@ -1,0 +1,144 @@
+"""``python train.py probe=correspondence``, run as a user runs it, in miniature: scenes, an exported tree, refusals."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+from rich.console import Console
+
+import train
+from datamodules.images.scenes.spair import export
+from reports.figures import draw
+from reports.run import Run
+from reports.tables import rows, show
+from runs.record import LEFT
+from runs.sentences import UserError, sentences
+
+ROOT = Path(__file__).parent.parent
+MAIN = "pck_ours_point_0.10"
+SMALL = [
+    "probe=correspondence", "block=up_1", "backbone=tiny", "images.size=128", "probe.min_steps=20", "trainer.max_epochs=1",
+    "logger=none", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("correspondence_cache")
+
+
+@pytest.fixture
+def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
+    """A configuration as the command line would give it."""
+
+    def make(*overrides: str, folder: str = "run") -> DictConfig:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", overrides=[*SMALL, f"cache_dir={cache}", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        cfg.run_dir = str(tmp_path / folder)
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
+    def go(*overrides: str, **options: Any) -> Run:
+        with sentences():
+            return train.run(configure(*overrides, **options))
+
+    return go
+
+
+def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: Path) -> None:
+    run = launch("images.limit=64", "block=[up_0,up_1]")
+    for layer in ("up_0", "up_1"):
+        for what in ("test", "zero_shot", "shuffled_labels", "random_weights", "random_weights_zero_shot"):
+            assert 0 <= run.value(what, layer, MAIN) <= 1, what
+        for what in ("gain_over_zero_shot", "gain_over_random_weights", "gain_over_same_position"):
+            low, value, high = (run.value(what, layer, MAIN, end=end) for end in ("ci_low", "", "ci_high"))
+            assert low <= value <= high
+        difference = run.value("test", layer, MAIN) - run.value("random_weights", layer, MAIN)
+        assert run.value("gain_over_random_weights", layer, MAIN) == pytest.approx(difference)
+        for key in ("pck_dift_image_0.10", "pck_dift_point_0.05"):
+            assert run.value("zero_shot", layer, key) is not None
+    for what in ("same_position", "random_point"):
+        assert run.value(what, "baseline", MAIN) is not None
+    assert run.meta["pairs"]["test"] == 16
+    assert run.meta["passes"]["unet"] == 64, "every image once"
+    for figure in ("pck_over_layers", "errors_over_offset", "matches"):
+        assert f"{figure}.png" in LEFT, "a later run clears it"
+        with Image.open(tmp_path / "run" / f"{figure}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, "a picture, not a blank sheet"
+
+
+def test_predictions_are_kept_and_give_the_reported_number(launch, tmp_path: Path) -> None:
+    run = launch("images.limit=64", "probe.head=none", "twins=0")
+    table = pq.read_table(tmp_path / "run" / "predictions.parquet")
+    cell = table["up_1/test/cell"].to_numpy()
+    stride = 128 / run.meta["shapes"]["up_1"][1]
+    side = run.meta["shapes"]["up_1"][2]
+    x, y = (cell % side + 0.5) * stride, (cell // side + 0.5) * stride
+    away = np.hypot(x - table["target_point_x"].to_numpy(), y - table["target_point_y"].to_numpy())
+    wide = table["target_box_x1"].to_numpy() - table["target_box_x0"].to_numpy()
+    high = table["target_box_y1"].to_numpy() - table["target_box_y0"].to_numpy()
+    right = away <= 0.10 * np.maximum(wide, high)
+    assert right.mean() == pytest.approx(run.value("test", "up_1", MAIN))
+    assert np.array_equal(right, table["up_1/hit"].to_numpy())
+    assert run.meta["train_steps"] == 0, "nothing is fitted"
+
+
+def test_the_same_command_gives_the_same_numbers_whatever_the_memory(launch) -> None:
+    base = ("images.limit=48", "twins=0", "backbone.precision=fp32")
+    one, again, scarce = (launch(*base, *more, folder=str(i)) for i, more in enumerate([(), (), ("activation_budget=0",)]))
+    assert one.metrics == again.metrics
+    assert one.metrics.keys() == scarce.metrics.keys()
+    # the order of target pictures rounds nothing differently, batches of another size may
+    assert all(abs(one.metrics[key] - scarce.metrics[key]) <= 0.02 for key in one.metrics if key.endswith(f"{MAIN}/all"))
+
+
+def test_an_exported_tree_gives_about_the_numbers_of_the_scenes_it_shows(launch, tmp_path: Path) -> None:
+    export(tmp_path / "tree", images_per_category=8, size=128)
+    given = ("probe.head=none", "twins=0", "probe.enlarged=false")
+    tree = launch("images=spair", f"images.root={tmp_path / 'tree'}", *given, folder="tree_run")
+    scenes = launch("images.limit=64", *given, folder="scenes_run")
+    assert tree.meta["pairs"] == scenes.meta["pairs"]
+    # pixels went through JPEG, points and boxes were rounded
+    assert abs(tree.value("test", "up_1", MAIN) - scenes.value("test", "up_1", MAIN)) < 0.06
+    same = (run.value("same_position", "baseline", MAIN) for run in (tree, scenes))
+    assert abs(next(same) - next(same)) < 0.03
+
+
+def test_reports_show_an_old_run_again(launch, tmp_path: Path) -> None:
+    run = launch("images.limit=48", "twins=0")
+    out = io.StringIO()
+    show(run, Console(file=out, width=110))
+    for text in ("zero-shot", "same position", "displacement near", "harm of corner", "geoaware"):
+        assert text in out.getvalue(), text
+    assert {path.name for path in draw(run, tmp_path)} == {"errors_over_offset.png", "matches.png"}
+    columns, lines = rows(run)
+    assert lines[0][columns.index(f"test/{MAIN}/all")] == run.value("test", "up_1", MAIN)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("images=scenes",), "images=scene_pairs, spair"),
+        (("images.limit=20",), "at least 48 scenes"),
+        (("probe.head=mlp",), "linear or none"),
+        (("images=spair", "images.root=/nowhere"), "images.root"),
+    ],
+)
+def test_wrong_input_is_one_sentence(launch, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        launch(*overrides)
