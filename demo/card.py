@@ -1,7 +1,8 @@
-"""Measure the demo model and write its card: `python -m demo.card`. Takes about half an hour on two cores."""
+"""Write the demo model's card from two runs on it and from samples: `python -m demo.card`; demo/card.md has the commands."""
 
 import argparse
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,11 @@ from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from rich.progress import track
 
-from backbones import FrozenSD
 from backbones.integrity import digest
-from datamodules.images.scenes import CATEGORIES, Scenes
-from datamodules.images.scenes.pairs import scene_pairs
+from datamodules.images.scenes import CATEGORIES
 from demo import samples
-from demo.matching import pck
 from demo.train import CONFIG
 
-HELD_OUT = 30001  # seed of scenes that neither training nor classifier saw
 TEXT = Path(__file__).with_name("card.md")
 WEIGHTS = (
     "unet/diffusion_pytorch_model.safetensors",
@@ -54,30 +51,48 @@ def measure_samples(folder: Path, each: int, steps: int, guidance: float) -> dic
     }
 
 
-def measure_matching(folder: Path, pairs: int, timesteps: Sequence[int]) -> dict[int, dict[str, dict[str, float]]]:
-    """PCK@0.1 per layer of the model and of the same network with random weights, at every timestep."""
-    scenes = Scenes(512, 160, HELD_OUT)
-    chosen = scene_pairs(scenes, pairs, seed=0)
-    found: dict[int, dict[str, dict[str, float]]] = {}
-    for timestep in timesteps:
-        found[timestep] = {}
-        for weights in ("stored", "random"):
-            backbone = FrozenSD.from_pretrained(str(folder), weights=weights, weights_seed=1, device="cpu")
-            layers = backbone.unet.resolve("stages")
-            found[timestep][weights] = pck(backbone, scenes, chosen, layers, timestep)
-    return found
+def matching_table(run: Path) -> str:
+    """Markdown: zero-shot PCK@0.1 of every layer of a correspondence run, in percent, beside random weights."""
+    values, layers = measured(run)
+    key = "pck_ours_point_0.10/all"
+    lines = ["| layer | trained | random weights | difference, 95 % interval |", "|---|---|---|---|"]
+    for layer in layers:
+        test, random = (100 * values[f"{what}/{layer}/{key}"] for what in ("test", "random_weights"))
+        gain, low, high = (100 * values[f"gain_over_random_weights/{layer}/{key}{end}"] for end in ("", "/ci_low", "/ci_high"))
+        lines.append(f"| {layer} | {test:.1f} | {random:.1f} | {gain:.1f} ({low:.1f} to {high:.1f}) |")
+    return "\n".join([*lines, f"| same position | {100 * values[f'same_position/baseline/{key}']:.1f} | | |"])
+
+
+def position_table(run: Path) -> str:
+    """Markdown: binned accuracy of every layer of a position run, beside the network with random weights."""
+    values, layers = measured(run)
+    lines = ["| layer | trained | random weights | chance |", "|---|---|---|---|"]
+    for layer in layers:
+        cells = [f"{values[f'{what}/{layer}/binned_accuracy/all']:.2f}" for what in ("test", "random_weights", "chance")]
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measured(run: Path) -> tuple[dict[str, float], list[str]]:
+    """Metrics and layers of a run folder."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    meta = metrics.pop("meta")
+    return metrics, meta["layers"]
 
 
 def loss_curve(work: Path, path: Path) -> None:
     """Training loss over samples, one colour per stage."""
     with (work / "diffusion.csv").open() as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
-    for stage in sorted({row["stage"] for row in rows}):
-        part = [row for row in rows if row["stage"] == stage]
-        axis.plot([row["step"] for row in part], [row["loss"] for row in part], lw=0.8, label=f"stage {int(stage) + 1}")
-    axis.set(xlabel="step", ylabel="squared error of the velocity")
-    axis.legend(frameon=False)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for axis, name, text in zip(
+        axes, ("loss", "parts"), ("squared error of the velocity", "cross-entropy of the parts"), strict=True
+    ):
+        for stage in sorted({row["stage"] for row in rows}):
+            part = [row for row in rows if row["stage"] == stage]
+            axis.plot([row["step"] for row in part], [row[name] for row in part], lw=0.8, label=f"stage {int(stage) + 1}")
+        axis.set(xlabel="step", ylabel=text)
+    axes[0].legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -91,16 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=25, help="per category")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--pairs", type=int, default=320)
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[50, 261])
+    parser.add_argument("--matching", type=Path, required=True, help="run folder of the first command in demo/card.md")
+    parser.add_argument("--position", type=Path, required=True, help="run folder of the second")
     options = parser.parse_args(arguments)
     loss_curve(options.work, options.folder / "loss.png")
-    matching = measure_matching(options.folder, options.pairs, options.timesteps)
+    tables = {"matching": matching_table(options.matching), "position": position_table(options.position)}
     drawn = measure_samples(options.folder, options.samples, options.steps, options.guidance)
-    write(options.folder, drawn, matching, options.pairs)
+    write(options.folder, drawn, tables)
 
 
-def write(folder: Path, drawn: dict[str, Any], matching: dict[int, dict[str, dict[str, float]]], pairs: int) -> None:
+def write(folder: Path, drawn: dict[str, Any], tables: dict[str, str]) -> None:
     """Fill in the card: front matter with the weights' digests, then demo/card.md with the numbers."""
     front = {
         "license": "apache-2.0",
@@ -112,20 +127,9 @@ def write(folder: Path, drawn: dict[str, Any], matching: dict[int, dict[str, dic
     text = TEXT.read_text().format(
         size=size, share=100 * drawn["share"], count=drawn["count"], scenes=100 * drawn["scenes"], steps=drawn["steps"],
         guidance=drawn["guidance"], each=", ".join(f"{name} {100 * value:.0f}" for name, value in drawn["each"].items()),
-        pairs=pairs, matching=matching_table(matching), recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG)),
+        **tables, recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG)),
     )  # fmt: skip
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}")
-
-
-def matching_table(matching: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Markdown: a row per layer, for every timestep trained and random weights."""
-    layers = next(iter(matching.values()))["stored"]
-    head = [f"t = {t}, {kind}" for t in matching for kind in ("trained", "random weights")]
-    lines = [f"| layer | {' | '.join(head)} |", "|" + "---|" * (len(head) + 1)]
-    for layer in layers:
-        cells = [f"{matching[t][kind][layer]:.1f}" for t in matching for kind in ("stored", "random")]
-        lines.append(f"| {layer} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ class Trainer:
         """One optimiser step; with several processes each takes its part of the batch. Returns the losses."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         view = stage.views[self.step % len(stage.views)]
-        latents, captions, parts = batch(data[view.kind, view.size], stage.batch, view.window, self.config.drop_caption, generator)
+        drop = self.config.drop_caption
+        latents, captions, parts = batch(data[view.kind, view.size], stage.batch, view.window, drop, generator)
         tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         everything = (latents, tokens, parts, *corruption(latents.shape, generator))
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)

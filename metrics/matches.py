@@ -89,8 +89,8 @@ class Matches(Metric):
                 columns[f"{way}/without_{group}"] = self.without[w, g].cpu().numpy()
                 columns[f"{way}/without_random_{group}"] = self.without_random[w, g].cpu().numpy()
         for g, group in enumerate(GROUPS):
-            columns[f"source_in_{group}"] = self.source_in[g].bool().cpu().numpy()
-            columns[f"target_in_{group}"] = self.target_in[g].bool().cpu().numpy()
+            columns[f"source_in_{group}"] = (self.source_in[g] > 0).cpu().numpy()
+            columns[f"target_in_{group}"] = (self.target_in[g] > 0).cpu().numpy()
         return columns
 
 

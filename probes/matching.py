@@ -63,7 +63,7 @@ def upsampled_argmax(
     return torch.stack([index % width, index // width], dim=1)
 
 
-Taps = tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]
+Taps = tuple[Int[Tensor, " _k"], Int[Tensor, " _k"], Float[Tensor, " _k"]]
 
 
 def _taps(count: int, scale: float, offset: float, stride: float, side: int, device: torch.device) -> Taps:

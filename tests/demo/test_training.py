@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from datamodules.images.scenes import CATEGORIES
 from datamodules.images.scenes.composition import compose, main_category
 from datamodules.images.scenes.materials import Material
+from datamodules.images.scenes.truth import render
 from demo import autoencoder, diffusion, train
 from demo.captions import caption, colour, parts
-from demo.latents import encoded
+from demo.latents import Latents, encoded
+from demo.parts import names, part_map
 from demo.portraits import portrait
 from demo.states import load_state, log_line, save_state
 from demo.text import text_encoder
@@ -69,7 +72,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 def test_a_finished_run_only_writes_the_folder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tmp_path)
-    monkeypatch.setattr(diffusion, "loss", None)  # training again would fail
+    monkeypatch.setattr(diffusion, "losses", None)  # training again would fail
     monkeypatch.setattr(autoencoder, "loss", None)
     again = run(tmp_path)
     assert all(torch.equal(again[name], value) for name, value in first.items())
@@ -94,15 +97,38 @@ def test_the_diffusion_loss_falls_on_one_image() -> None:
     model = diffusion.Denoiser(config, words)
     latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
     tokens = words(["a bird"] * 4, padding="max_length", return_tensors="pt").input_ids
-    optimiser, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    where = torch.randint(len(names()), (1, 8, 8)).expand(4, -1, -1)
+    optimiser, errors = torch.optim.Adam(model.parameters(), 3e-3), []
     for step in range(60):
         noise, timesteps = diffusion.corruption(latents.shape, torch.Generator().manual_seed(step % 4))
-        value = diffusion.loss(model, diffusion.scheduler(), latents, tokens, noise, timesteps)
+        error, misread = diffusion.losses(model, diffusion.scheduler(), latents, tokens, where, noise, timesteps)
         optimiser.zero_grad()
-        value.backward()
+        (error + 0.1 * misread).backward()
         optimiser.step()
-        losses.append(value.item())
-    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+        errors.append((error.item(), misread.item()))
+    (error, misread), (last_error, last_misread) = (map(sum, zip(*part, strict=True)) for part in (errors[:4], errors[-4:]))
+    assert last_error < 0.5 * error
+    assert last_misread < 0.8 * misread
+
+
+def test_part_maps_are_those_of_the_rendered_scene() -> None:
+    for index in range(8):
+        scene, found = render(compose(5, index), 64), part_map(compose(5, index), 64)
+        for number in found.unique().tolist():
+            name = names()[number]
+            rendered = [
+                k
+                for k, known in enumerate(scene.part_names)
+                if known == name or (name == "occluder" and known.startswith(name))
+            ]
+            assert np.array_equal(found.numpy() == number, np.isin(scene.part_mask, rendered)), name
+
+
+def test_batches_cut_latents_and_parts_at_the_same_place() -> None:
+    places = torch.arange(256).view(1, 16, 16)
+    data = Latents(places[:, None].expand(-1, 4, -1, -1).half(), [["a bird"] * 4], places.to(torch.uint8))
+    latents, _, parts_cut = diffusion.batch(data, 6, 5, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(latents[:, 0].long(), parts_cut) and len(parts_cut[:, 0, 0].unique()) > 1
 
 
 def test_the_schedule_is_stable_diffusions() -> None:

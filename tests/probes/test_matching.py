@@ -41,22 +41,25 @@ def padded(grid: Tensor, place: Placement, width: int, height: int) -> Tensor:
     return grid_sample(grid[None].double(), where, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
-def searched(source: Tensor, features: Tensor) -> tuple[list[list[int]], list[bool]]:
-    """Keypoint by keypoint: the most alike pixel (x, y), and whether a second one is nearly as alike."""
-    points, tied = [], []
-    for token in source.double():
-        alike = (normalize(token, dim=0)[:, None, None] * normalize(features, dim=0)).sum(0)
-        y, x = np.unravel_index(int(alike.argmax()), alike.shape)
-        points.append([int(x), int(y)])
-        first, second = alike.flatten().topk(2).values.tolist()
-        tied.append(first - second < MARGIN)
-    return points, tied
+def alike(token: Tensor, features: Tensor) -> Tensor:
+    """Cosine of a token with every pixel, normalised after enlarging."""
+    return (normalize(token.double(), dim=0)[:, None, None] * normalize(features, dim=0)).sum(0)
 
 
-def assert_alike(found: Tensor, expected: list[list[int]], tied: list[bool]) -> None:
-    clear = [i for i, tie in enumerate(tied) if not tie]
-    assert len(clear) >= 0.8 * len(tied), "the control: few are tied"
-    assert [found[i].tolist() for i in clear] == [expected[i] for i in clear]
+def assert_found(found: Tensor, source: Tensor, features: Tensor) -> None:
+    """Every pixel (x, y) that was found is the most alike, keypoint by keypoint.
+
+    Beyond the outermost tokens' centres enlarged grids are flat: there, ties are common and one of the tied pixels is right.
+    """
+    clear = 0
+    for token, (x, y) in zip(source, found.tolist(), strict=True):
+        cosine = alike(token, features)
+        first, second = cosine.flatten().topk(2).values
+        assert cosine[y, x] > first - MARGIN
+        if first - second > MARGIN:
+            clear += 1
+            assert (y, x) == np.unravel_index(int(cosine.argmax()), cosine.shape)
+    assert clear >= 0.3 * len(source), "the control: not all are tied"
 
 
 PICTURES = [(37, 53), (90, 41), (64, 64), (5, 7), (8, 8), (100, 9)]
@@ -68,7 +71,7 @@ def test_a_squashed_picture_is_matched_as_dift_matches_it(width: int, height: in
     source, target = randn(CHUNK + 8, 12, seed=width), randn(12, *shape, seed=height)
     place = placement_of(width, height, SIZE, "squash")
     found = upsampled_argmax(source, target, place, width, height, SIZE)
-    assert_alike(found, *searched(source, squashed(target, width, height)))
+    assert_found(found, source, squashed(target, width, height))
 
 
 @pytest.mark.parametrize(("width", "height"), PICTURES)
@@ -77,7 +80,7 @@ def test_a_padded_picture_is_matched_within_itself(width: int, height: int, side
     source, target = randn(20, 12, seed=width), randn(12, side, side, seed=height)
     place = placement_of(width, height, SIZE, "pad")
     found = upsampled_argmax(source, target, place, width, height, SIZE)
-    assert_alike(found, *searched(source, padded(target, place, width, height)))
+    assert_found(found, source, padded(target, place, width, height))
     assert (found >= 0).all() and (found < torch.tensor([width, height])).all()
 
 
@@ -98,15 +101,15 @@ def test_the_kind_of_tokens_changes_nothing(kind: str) -> None:
     else:
         target = target * {"small": 1e-2, "large": 1e3}[kind]
     found = upsampled_argmax(source, target, placement_of(50, 30, SIZE, "squash"), 50, 30, SIZE)
-    assert_alike(found, *searched(source, squashed(target, 50, 30)))
+    assert_found(found, source, squashed(target, 50, 30))
 
 
 def test_normalising_before_enlarging_is_something_else() -> None:
     source = randn(100, 12)
     target = randn(12, 8, 8, seed=1) * torch.where(rand_mask(8, 8, share=0.3, seed=2), 10.0, 1.0)
     after = upsampled_argmax(source, target, placement_of(50, 30, SIZE, "squash"), 50, 30, SIZE).tolist()
-    before, _ = searched(source, squashed(normalize(target, dim=0), 50, 30))
-    assert sum(a != b for a, b in zip(after, before, strict=True)) > 10
+    before = [int(alike(token, squashed(normalize(target, dim=0), 50, 30)).argmax()) for token in source]
+    assert sum(x + 50 * y != pixel for (x, y), pixel in zip(after, before, strict=True)) > 10
 
 
 @pytest.mark.parametrize("resize", ["squash", "pad"])
@@ -125,11 +128,11 @@ def test_the_whole_of_dift_from_two_grids_and_a_keypoint_of_whole_pixels() -> No
     (wide, high), (width, height) = (45, 31), (28, 60)
     keypoints = torch.tensor([[3, 4], [44, 30], [0, 0], [20, 11], [31, 2], [9, 25]])
     enlarged = squashed(source, wide, high)
-    expected = searched(torch.stack([enlarged[:, y, x] for x, y in keypoints.tolist()]), squashed(target, width, height))
+    read = torch.stack([enlarged[:, y, x] for x, y in keypoints.tolist()])
     pixels = placement_of(wide, high, SIZE, "squash").to_input(keypoints + 0.5)
     place = placement_of(width, height, SIZE, "squash")
     found = upsampled_argmax(sampled_at(source, pixels, SIZE / 8), target, place, width, height, SIZE)
-    assert_alike(found, *expected)
+    assert_found(found, read, squashed(target, width, height))
 
 
 @pytest.mark.parametrize("count", [0, 1, CHUNK, CHUNK + 1])
