@@ -27,5 +27,6 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks.early_exit
+	$(BIN)/python -m benchmarks.matching
 	$(BIN)/python -m benchmarks.statistics_overhead
 	$(BIN)/python -m benchmarks.memory probe.solver=closed_form
