@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = [
     "probe=depth",
     "block=up_0",
+    "backbone=tiny",
     "images.size=128",
     "images.limit=30",
     "probe.min_steps=100",

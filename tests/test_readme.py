@@ -23,7 +23,7 @@ LINES = [
     for line in block.splitlines()
     if line.split("#")[0].strip()
 ]
-SMALL = ["images.size=128", "images.limit=12", "trainer.max_epochs=1", "logger=none", "twins=0", "device=cpu"]
+SMALL = ["backbone=tiny", "images.size=128", "images.limit=12", "trainer.max_epochs=1", "logger=none", "twins=0", "device=cpu"]
 # statistics want 40 measured images and layers of at least 4×4 tokens; the study, 6×6
 SHALLOW = "block=[conv_in,down_0_res_0]"
 SMALLER = {

@@ -39,7 +39,7 @@ def sd() -> FrozenSD:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A folder with the settings that Hydra writes for a run."""
-    settings = ["backbone.revision=abc", "backbone.noise=shared", "backbone.precision=fp32", "device=cuda:3"]
+    settings = ["backbone=tiny", "backbone.revision=abc", "backbone.noise=shared", "backbone.precision=fp32", "device=cuda:3"]
     settings += [f"images.size={SIZE}", "timestep=261", "prompt='a red bird'", "seed=7"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", overrides=settings)
@@ -54,7 +54,8 @@ def sheet(photo: Path) -> Callable[..., None]:
 
     def draw(*options: object) -> None:
         fixed = ["--image", photo, "--token", "2,5", "--side", SIDE, "--block", "conv_in,mid", "--device", "cpu"]
-        main(["similarity", *map(str, [*fixed, *options])])
+        network = [] if "--run" in options else ["--backbone", "tiny"]
+        main(["similarity", *map(str, [*fixed, *network, *options])])
 
     return draw
 

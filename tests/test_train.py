@@ -30,6 +30,7 @@ from runs.sentences import UserError, sentences
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "block=up_0",
+    "backbone=tiny",
     "images.size=128",
     "images.limit=30",
     "probe.min_steps=100",
