@@ -138,8 +138,9 @@ class PairDataModule(LightningDataModule):
             raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
         wanted = dict.fromkeys(i for split in self._splits for p in self.images.pairs(split) for i in (p.source, p.target))
         self._usable = set(self.store.prepare(list(wanted)))
-        if not self.pairs("test"):
-            raise InputError("Expected pairs to test on, but no pair's pictures can be decoded. Check the image source.")
+        found = sum(len(pair.ids) for pair in self.pairs("test"))
+        if found < 2:
+            raise InputError(f"Expected at least 2 keypoints in usable test pairs, but got {found}. Check the image source.")
         self.seconds["encode"] = time.perf_counter() - started
 
     def setup(self, stage: str) -> None:

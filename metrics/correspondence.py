@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from metrics.match_costs import attraction, copies, groups, masked_cells, places
+from metrics.match_costs import attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
 from metrics.pair_means import PairMeans
 from metrics.pck import ALPHAS, PROTOCOLS, Distances, distances, pixel_distances, point_distances, random_hits
+from tokens.errors import InputError
 from tokens.geometry import centres
 from tokens.keypoints import Keypoints
 
@@ -52,13 +53,13 @@ class Correspondence:
         right = self.hits(matches, way)
         wrong = ~right
         predicted = centres(matches.place(state["cell"][w]), self.points.size / matches.side).double()
-        own, expected = copies(self.points, predicted, wrong, ALPHA, self.seed)
+        own, expected, counted = copies(self.points, predicted, wrong, ALPHA, self.seed)
         strata = [*places(self.points), *groups(state, w)]
         columns: Columns = {f"{MAIN}/{name}": (right, members) for name, members in strata}
         columns |= {
-            "copy_share/all": (own, wrong),
-            "copy_share_expected/all": (expected, wrong),
-            "copy_excess/all": (own - expected, wrong),
+            "copy_share/all": (own, counted),
+            "copy_share_expected/all": (expected, counted),
+            "copy_excess/all": (own - expected, counted),
         }
         columns |= {f"attraction/{group}": (attraction(state, w, group), wrong) for group in ATTRACTORS}
         for group in MASKED:
@@ -72,7 +73,13 @@ class Correspondence:
 
     def hits(self, matches: Matches, way: str) -> Bool[Tensor, " n"]:
         """Right matches, as ``ours`` counts at ALPHA."""
-        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
+        found = matches.compute()["cell"][matches.ways.index(way)]
+        if (found < 0).any():
+            raise InputError(
+                f"Expected every keypoint to be matched, but {int((found < 0).sum())} of {len(found)} were not. "
+                "Test all batches: leave trainer.limit_test_batches out."
+            )
+        cell = matches.place(found)
         return distances("ours", self.points, cell, matches.side).hits(ALPHA)
 
     def gain(self, right: Shaped[Tensor, " n"], other: Shaped[Tensor, " n"]) -> dict[str, float]:
@@ -103,7 +110,7 @@ class Correspondence:
         """Matched points in the network's input; 1 right, 2 wrong and within reach of the source point, 0 otherwise wrong."""
         cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
         predicted, right = centres(cell, self.points.size / matches.side).double(), self.hits(matches, way)
-        copied, _ = copies(self.points, predicted, ~right, ALPHA, self.seed)
+        copied = near_source(self.points, predicted, ~right, ALPHA)
         return predicted, right.long() + 2 * copied.long()
 
     def offsets(self, matches: Matches, way: str) -> tuple[Tensor, Tensor]:

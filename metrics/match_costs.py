@@ -40,27 +40,43 @@ def groups(matches: dict[str, Tensor], way: int) -> Strata:
         yield f"predicted_{group}", matches["landed_in"][way, g] > 0
 
 
+def near_source(
+    points: Keypoints, predicted: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], alpha: float
+) -> Bool[Tensor, " n"]:
+    """Wrong matches within α · box of the *source* point; distances are in the network's input, where a position code lives."""
+    return ((predicted - points.source_input).norm(dim=1) <= _reach(points, alpha)) & wrong
+
+
 def copies(
     points: Keypoints, predicted: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], alpha: float, seed: int
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Per keypoint: whether a wrong match lies within α · box of the *source* point; how often it would of other pairs' points.
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Per keypoint: :func:`near_source`; how often the match would be near other pairs' source points; whether both count.
 
-    Distances are in the network's input, where a position code lives. The second is the mean over SWAPS source points of wrong
-    keypoints of other pairs; 0 where a match is right.
+    The second is the mean over up to SWAPS source points of wrong keypoints of other pairs. A wrong match is never near the
+    target point, so source points within twice the reach of it are left out, own and other: else a blind guess would seem
+    to avoid the source.
     """
-    box = (points.target_box.view(-1, 2, 2) * points.target_scale[:, None]).flatten(1)
-    reach = alpha * (box[:, 2:] - box[:, :2]).amax(1)
-    own = ((predicted - points.source_input).norm(dim=1) <= reach) & wrong
-    index = wrong.nonzero()[:, 0]
-    expected = torch.zeros(len(points), dtype=torch.float64, device=index.device)
+    reach, index = _reach(points, alpha), wrong.nonzero()[:, 0]
+    own, expected = near_source(points, predicted, wrong, alpha).double(), torch.zeros_like(reach)
+    counted = torch.zeros_like(wrong)
     if len(index) < 2:
-        return own.double(), expected
+        return own, expected, counted
     generator = torch.Generator().manual_seed(seed)
     other = index[torch.randint(len(index), (len(index), SWAPS), generator=generator).to(index.device)]
-    usable = points.pair[other] != points.pair[index][:, None]
-    away = (points.source_input[other] - predicted[index][:, None]).norm(dim=2) <= reach[index][:, None]
-    expected[index] = (away & usable).double().sum(1) / usable.double().sum(1).clamp_min(1)
-    return own.double(), expected
+    theirs, limit = points.source_input[other], reach[index][:, None]
+    apart = (theirs - points.target_input[index][:, None]).norm(dim=2) > 2 * limit
+    usable = (points.pair[other] != points.pair[index][:, None]) & apart
+    near = ((theirs - predicted[index][:, None]).norm(dim=2) <= limit) & usable
+    expected[index] = near.double().sum(1) / usable.double().sum(1).clamp_min(1)
+    own_apart = (points.source_input - points.target_input).norm(dim=1) > 2 * reach
+    counted[index] = usable.any(1) & own_apart[index]
+    return own, expected, counted
+
+
+def _reach(points: Keypoints, alpha: float) -> Float[Tensor, " n"]:
+    """α times the longer side of the target's box in the network's input."""
+    box = points.target_box.view(-1, 2, 2) * points.target_scale[:, None]
+    return alpha * (box[:, 1] - box[:, 0]).amax(1)
 
 
 def attraction(matches: dict[str, Tensor], way: int, group: str) -> Float[Tensor, " n"]:

@@ -32,7 +32,7 @@ class Matches(Metric):
     share: Tensor
 
     def __init__(self, side: int, ways: Sequence[str], rows: int) -> None:
-        super().__init__()
+        super().__init__(compute_with_cache=False)
         self.side, self.ways = side, tuple(ways)
         missing = {
             "cell": (len(ways), rows), "pixel": (rows, 2), "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),

@@ -8,6 +8,7 @@ References:
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import cast
 
 import lightning
@@ -153,7 +154,7 @@ class CorrespondenceProbe(lightning.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Collect ``<way>/<layer>/<metric>/<group>``, baselines and paired gains in ``results``."""
-        reported = Correspondence(self._points, self.seed)
+        reported = self._reports
         baselines = reported.baselines()
         self.results |= {f"{name}/baseline/{key}": v for name, values in baselines.items() for key, v in values.items()}
         for layer in self.shapes:
@@ -172,7 +173,7 @@ class CorrespondenceProbe(lightning.LightningModule):
     def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
         """``gain_over_random_weights/<layer>/…`` of the tested matching over the mean of these twins', by their predictions."""
         found: dict[str, float] = {}
-        reported = Correspondence(self._points, self.seed)
+        reported = self._reports
         for layer in self.shapes:
             mine = reported.hits(self._of(layer), "test").double()
             other = [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins]
@@ -182,7 +183,7 @@ class CorrespondenceProbe(lightning.LightningModule):
 
     def predictions(self) -> dict[str, np.ndarray]:
         """By keypoint: what it is; ``<layer>/<way>/cell`` (row-major token) and so on; ``<layer>/hit`` of the tested way."""
-        points, reported = self._points, Correspondence(self._points, self.seed)
+        points, reported = self._points, self._reports
         table = {name: getattr(points, name).cpu().numpy() for name in ("pair", "category", "source", "target")}
         for name in ("source_point", "target_point", "target_box", "target_size", "source_input", "target_input"):
             values = getattr(points, name).cpu().numpy()
@@ -201,7 +202,7 @@ class CorrespondenceProbe(lightning.LightningModule):
         """``<layer>/offset_counts``, ``<layer>/offset_errors`` (33, 33), see :meth:`Correspondence.offsets`; of the drawn pairs
         ``pictured`` (2k,), source and target images in turn, and ``<layer>/matches`` (m, 8): number of the drawn pair, source,
         true and matched point (x, y) as shares of the side, and 1 right, 2 wrong at the source position, 0 otherwise wrong."""
-        points, reported = self._points, Correspondence(self._points, self.seed)
+        points, reported = self._points, self._reports
         pairs = self._drawn_pairs()
         rows = torch.isin(points.pair, pairs)
         first = [int((points.pair == pair).nonzero()[0]) for pair in pairs]
@@ -240,6 +241,10 @@ class CorrespondenceProbe(lightning.LightningModule):
     def _points(self) -> Keypoints:
         points: Keypoints = self.trainer.datamodule.keypoints  # type: ignore[attr-defined]
         return points
+
+    @cached_property
+    def _reports(self) -> Correspondence:
+        return Correspondence(self._points, self.seed)
 
     def _contrast(self, layer: str, batch: KeypointBatch, *key: object) -> tuple[Tensor, Float[Tensor, " v"]]:
         """Contrastive loss of every way of training, and how often the true target is the most alike."""

@@ -23,8 +23,8 @@ def cosines(source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"]) -> Flo
 
 
 def best(similarity: Float[Tensor, "n p"], masked: Bool[Tensor, " p"] | None = None) -> Int[Tensor, " n"]:
-    """Index of the most alike target token that is not masked; of ties the first."""
-    if masked is not None and masked.any():
+    """Index of the most alike target token that is not masked; of ties the first. A mask over everything masks nothing."""
+    if masked is not None and masked.any() and not masked.all():
         similarity = similarity.masked_fill(masked, -torch.inf)
     return similarity.argmax(1)
 

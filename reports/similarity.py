@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, default=32, help="tokens a side of the grid that ROW,COL refers to")
     parser.add_argument("--run", type=Path, help="run folder: its network, size, timestep, prompt and seed, unless given here")
     parser.add_argument(
-        "--backbone", type=lambda path: {"path": path}, default="tiny", help="preset, local diffusers folder or hub repository"
+        "--backbone", type=lambda path: {"path": path}, default="demo", help="preset, local diffusers folder or hub repository"
     )
     parser.add_argument("--block", default="all", help="as for train.py: a layer, a,list, a glob, stages, all")
     parser.add_argument("--timestep", type=int, default=50)

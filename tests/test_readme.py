@@ -24,10 +24,11 @@ LINES = [
     if line.split("#")[0].strip()
 ]
 SMALL = ["backbone=tiny", "images.size=128", "images.limit=12", "trainer.max_epochs=1", "logger=none", "twins=0", "device=cpu"]
-# statistics want 40 measured images and layers of at least 4×4 tokens; the study, 6×6
+# statistics want 40 measured images and layers of at least 4×4 tokens; the study, 6×6; pairs, six scenes of each category
 SHALLOW = "block=[conv_in,down_0_res_0]"
 SMALLER = {
     "probe=statistics": [SHALLOW, "images.limit=70", "datamodule.margin=16", "datamodule.repeats=2"],
+    "probe=correspondence": ["images.limit=48", "probe.min_steps=10"],
     "experiment=loos2025": [SHALLOW, "probe.solver=closed_form"],
 }
 

@@ -13,8 +13,8 @@ class Keypoints:
     """N keypoints of P pairs, in the order of the pairs; points are (x, y), boxes (x0, y0, x1, y1).
 
     pair: number of the pair. category: number of its category. source, target: item indices in the image source.
-    source_slot: which of the source picture's points it is. source_point, target_point, target_box: in pixels of the original
-    pictures. target_size: (width, height) of the target's original. source_scale, source_offset, target_scale,
+    source_slot, target_slot: which of its picture's points it is. source_point, target_point, target_box: in pixels of the
+    original pictures. target_size: (width, height) of the target's original. source_scale, source_offset, target_scale,
     target_offset: see :class:`~tokens.geometry.Placement`. size: side of the network's input in pixels.
     """
 

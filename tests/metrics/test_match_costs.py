@@ -271,6 +271,8 @@ def test_harm_is_the_share_of_keypoints_that_an_attractor_takes(share: float) ->
     matches.update(torch.arange(n), {WAY: found}, {WAY: without}, {WAY: random}, true, inside, masks)
     values = Correspondence(points).costs(matches, WAY)
     reference = Correspondence(points).hits(matches, WAY).double().mean().item()
+    for g, group in enumerate(GROUPS):
+        assert torch.equal(matches.compute()["target_in"][g] > 0, inside[group]), "where the truth is, not the match"
     assert values[f"{MAIN}/all"] == pytest.approx(reference)
     assert values["harm/high_norm"] == pytest.approx(1 - reference), "all are right without the attractor"
     assert values["harm/high_norm"] == pytest.approx(share, abs=0.06)

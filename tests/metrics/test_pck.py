@@ -261,7 +261,7 @@ def test_the_exact_threshold_counts_for_dift() -> None:
 def test_the_thesis_cuts_its_box_to_whole_pixels_before_it_measures_it() -> None:
     cell = torch.tensor([[20, 30]])
     point = (14 * 30 + 7 + 10.05, 14 * 20 + 7.0)
-    for box, reach in (((0, 0, 100.9, 9), 100), ((0.9, 0, 100.9, 9), 100), ((0.9, 0, 101.0, 9), 101), ((99.9, 0, 101, 9), 9)):
+    for box, reach in (((0, 0, 100.9, 9), 100), ((0.9, 0, 100.9, 9), 100), ((0.9, 0, 101.0, 9), 101), ((-0.9, 0, 100, 9), 100)):
         found = distances("loos_thesis", single(point, box), cell, 60)
         assert found.reach.item() == reach
         assert found.hits(0.10).item() is (reach > 100.5)
@@ -363,6 +363,12 @@ def test_chance_of_circles_smaller_than_the_points_spacing_is_right_on_average()
     area = math.pi * 4**2 / 480**2
     assert share.max().item() <= 1 / 48**2
     assert abs(share.mean().item() - area) < 4 * share.std().item() / math.sqrt(n)
+
+
+def test_chance_is_the_same_in_a_mirror() -> None:
+    points = table(random_pictures(100, seed=11), "pad", 512, seed=11)
+    mirrored = Keypoints(**(vars(points) | {"target_point": points.target_size - points.target_point}))
+    torch.testing.assert_close(random_hits(points, 0.10), random_hits(mirrored, 0.10), atol=1e-12, rtol=0)
 
 
 def test_chance_does_not_depend_on_how_keypoints_are_cut_into_parts() -> None:
