@@ -3,12 +3,14 @@
 Every image is extracted once, however many pairs it is in: its keypoints' tokens are kept, its grid as long as it is searched.
 """
 
+import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningDataModule
@@ -24,7 +26,6 @@ from datamodules.images.source import ImageSource
 from datamodules.keypoint_table import keypoint_table, slots_of
 from datamodules.latents import LatentStore
 from datamodules.resident import Resident
-from datamodules.sampling import stratified
 from datamodules.stream import ActivationStream
 from tokens.batch import GridBatch, KeypointBatch, MatchBatch
 from tokens.errors import InputError
@@ -42,6 +43,7 @@ class PairDataModule(LightningDataModule):
         images: a pair source.
         backbone, block, timestep, seed, cache_dir, num_workers: see :class:`~datamodules.activations.ActivationDataModule`.
         prompt: conditioning text; ``{category}`` in it stands for the category of the pair.
+        head: the probe's; with ``none`` only test pairs are looked at.
         concatenate: the layers' unit tokens joined into one, on the finest of their grids.
         batch_size: images per U-Net and encoder pass.
         pair_batch: pairs per training step.
@@ -60,6 +62,7 @@ class PairDataModule(LightningDataModule):
         timestep: int = 50,
         seed: int = 0,
         prompt: str = "",
+        head: str = "linear",
         concatenate: bool = False,
         batch_size: int = 8,
         pair_batch: int = 32,
@@ -88,7 +91,7 @@ class PairDataModule(LightningDataModule):
         self.images, self.backbone = images, backbone
         self.computed = backbone.unet.resolve(block)
         shapes = backbone.shapes(images.size, self.computed)
-        self.concatenate = concatenate
+        self.concatenate, self.learns = concatenate, head != "none"
         self.shapes = {CONCATENATED: concatenated_shape(shapes)} if concatenate else shapes
         self.layers = list(self.shapes)
         self.seed, self.timestep, self.prompt = seed, timestep, prompt
@@ -115,15 +118,21 @@ class PairDataModule(LightningDataModule):
         """Every keypoint to be found in the test split."""
         return keypoint_table(self.pairs("test"), self.images, self._slots)
 
+    @property
+    def keypoint_names(self) -> dict[str, np.ndarray]:
+        """Of every row of :attr:`keypoints`: names of category, pictures and keypoint, as the dataset has them."""
+        rows = [
+            (pair.category, self.images.name(pair.source), self.images.name(pair.target), name)
+            for pair in self.pairs("test")
+            for name in pair.ids
+        ]
+        columns = ("category_name", "source_name", "target_name", "keypoint")
+        return {column: np.array(values) for column, values in zip(columns, zip(*rows, strict=True), strict=True)}
+
     @cached_property
     def categories(self) -> list[str]:
         """Names of the categories, by the number that the keypoints have."""
         return sorted({pair.category for pair in self.pairs("test")})
-
-    @property
-    def learns(self) -> bool:
-        """Whether the probe has anything to train."""
-        return self.trainer is None or bool(self.trainer.lightning_module.automatic_optimization)
 
     @property
     def _splits(self) -> tuple[str, ...]:
@@ -136,11 +145,17 @@ class PairDataModule(LightningDataModule):
         started = time.perf_counter()
         if not self.images.pairs("test"):
             raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
+        if self.learns and not self.images.pairs("train"):
+            raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
         wanted = dict.fromkeys(i for split in self._splits for p in self.images.pairs(split) for i in (p.source, p.target))
         self._usable = set(self.store.prepare(list(wanted)))
         found = sum(len(pair.ids) for pair in self.pairs("test"))
         if found < 2:
-            raise InputError(f"Expected at least 2 keypoints in usable test pairs, but got {found}. Check the image source.")
+            dropped = dict(getattr(self.images, "dropped", {}))
+            raise InputError(
+                f"Expected at least 2 keypoints in usable test pairs, but got {found} (left out: {dropped or 'none'}). "
+                "Check the image source."
+            )
         self.seconds["encode"] = time.perf_counter() - started
 
     def setup(self, stage: str) -> None:
@@ -148,7 +163,7 @@ class PairDataModule(LightningDataModule):
         if stage != "fit" or not self.learns or self._tokens:
             return
         if not self.pairs("train"):
-            raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
+            raise InputError("Expected usable pairs to train on, but the images have none. Use probe.head=none.")
         started = time.perf_counter()
         jobs: dict[str, set[int]] = defaultdict(set)
         for pair in [*self.pairs("train"), *self.pairs("val")]:
@@ -186,7 +201,7 @@ class PairDataModule(LightningDataModule):
         used = sorted(self._usable or ())
         pairs = {split: self.pairs(split) for split in self._splits}
         return self.backbone.describe() | {
-            "dataset_fingerprint": self.store.fingerprint(used),
+            "dataset_fingerprint": _digest(self.store.fingerprint(used), pairs),
             "images": {split: len({i for p in part for i in (p.source, p.target)}) for split, part in pairs.items()},
             "pairs": {split: len(part) for split, part in pairs.items()},
             "categories": self.categories,
@@ -212,19 +227,30 @@ class PairDataModule(LightningDataModule):
     def _keypoint_batch(self, pairs: Sequence[Pair]) -> KeypointBatch:
         """Tokens of these pairs' keypoints; background comes from their target pictures, each once."""
         targets = dict.fromkeys(pair.target for pair in pairs)
-        source, target, background = {}, {}, {}
+        source, target, background, place = {}, {}, {}, {}
         for layer in self.layers:
             source[layer] = torch.cat([self._of(pair.source, pair.source_points, layer) for pair in pairs])
             target[layer] = torch.cat([self._of(pair.target, pair.target_points, layer) for pair in pairs])
             background[layer] = torch.cat([self._tokens[index][layer][-self.background :] for index in targets])
+            place[layer] = self._places(pairs, layer).to(self.backbone.device)
         names = [(pair.category, name) for pair in pairs for name in pair.ids]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         label = torch.tensor([numbers[name] for name in names], device=self.backbone.device)
-        return KeypointBatch(source, target, background, label)
+        return KeypointBatch(source, target, background, place, label)
 
     def _of(self, index: int, points: Sequence[tuple[float, float]], layer: str) -> Float[Tensor, "k c"]:
         slots = self._slots[index]
         return self._tokens[index][layer][[slots[point] for point in points]]
+
+    def _places(self, pairs: Sequence[Pair], layer: str) -> Int[Tensor, " n"]:
+        """Which token of which picture every target keypoint lies on."""
+        _, height, width = self.shapes[layer]
+        found = []
+        for pair in pairs:
+            slots = self._slots[pair.target]
+            under = self._under(pair.target, height, width)
+            found.append(pair.target * height * width + under[[slots[point] for point in pair.target_points]])
+        return torch.cat(found)
 
     @cached_property
     def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
@@ -236,14 +262,19 @@ class PairDataModule(LightningDataModule):
         return self.images.placement(index).to_input(torch.tensor(list(self._slots[index]), dtype=torch.float64))
 
     def _gathered(self, batch: GridBatch, k: int, index: int) -> dict[str, Float[Tensor, "_n _c"]]:
-        """Layer → tokens under the item's points, then ``background`` others."""
+        """Layer → tokens under the item's points, then ``background`` random ones, where possible under no point."""
         found = {}
         for layer, grid in batch.grids.items():
             _, height, width = grid[k].shape
             under = self._under(index, height, width)
-            drawn = stratified(height, width, keyed_generator("background", self.seed, self.images.name(index), layer))
-            spread = drawn[torch.linspace(0, len(drawn) - 1, self.background).long()]
-            found[layer] = flatten(grid[k : k + 1])[0][torch.cat([under, spread]).to(grid.device)]
+            free = torch.ones(height * width, dtype=torch.bool)
+            free[under] = False
+            places = free.nonzero()[:, 0] if free.any() else torch.arange(height * width)
+            generator = keyed_generator("background", self.seed, self.images.name(index), layer)
+            order = torch.cat(
+                [torch.randperm(len(places), generator=generator) for _ in range(-(-self.background // len(places)))]
+            )
+            found[layer] = flatten(grid[k : k + 1])[0][torch.cat([under, places[order[: self.background]]]).to(grid.device)]
         return found
 
     def _under(self, index: int, height: int, width: int) -> Int[Tensor, " k"]:
@@ -265,22 +296,25 @@ class PairDataModule(LightningDataModule):
             targets = table.target[rows].unique().tolist()
             everyone = sorted({*targets, *table.source[rows].tolist()})
             kept: Resident[GridBatch] = Resident(self.activation_budget)
-            sources = {}
+            pieces, starts, total = [], torch.zeros(len(self.images), dtype=torch.long), 0
             for batch in self._stream(category, everyone):
                 for k, index in enumerate(batch.image.tolist()):
-                    sources[index] = self._source(batch, k, index)
+                    pieces.append(self._source(batch, k, index))
+                    starts[index], total = total, total + len(self._slots[index])
                     if index in targets:
                         kept.offer(index, batch.select([k]))
+            sources = {layer: _joined([piece[layer] for piece in pieces]) for layer in self.layers}
             for index, grids in self._grids(category, targets, kept):
-                yield self._match(grids, sources, rows[table.target[rows] == index])
+                sought = rows[table.target[rows] == index]
+                yield self._match(grids, sources, starts[table.source[sought]] + table.source_slot[sought], sought)
 
     def _grids(self, category: str, targets: list[int], kept: Resident[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
         yield from ((index, kept[index]) for index in targets if index in kept)
         for batch in self._stream(category, [index for index in targets if index not in kept]):
             yield from ((index, batch.select([k])) for k, index in enumerate(batch.image.tolist()))
 
-    def _source(self, batch: GridBatch, k: int, index: int) -> dict[str, tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """Layer → (tokens under the item's points, the grid read at their pixels' centres, token groups)."""
+    def _source(self, batch: GridBatch, k: int, index: int) -> "dict[str, _Source]":
+        """Layer → what is known of the tokens under the item's points."""
         found = {}
         place = self.images.placement(index)
         pixels = place.to_input(torch.tensor(list(self._slots[index]), dtype=torch.float64).floor() + 0.5)
@@ -292,22 +326,35 @@ class PairDataModule(LightningDataModule):
             found[layer] = flatten(grid[k : k + 1])[0][under], smooth.to(grid.dtype), masks
         return found
 
-    def _match(self, target: GridBatch, sources: dict[int, Any], rows: Int[Tensor, " n"]) -> MatchBatch:
-        table = self.keypoints
-        where = list(zip(table.source[rows].tolist(), table.source_slot[rows].tolist(), strict=True))
-        source, sampled, groups = {}, {}, {}
-        for layer in self.layers:
-            source[layer] = torch.stack([sources[index][layer][0][slot] for index, slot in where])
-            sampled[layer] = torch.stack([sources[index][layer][1][slot] for index, slot in where])
-            names = target.masks[layer]
-            groups[layer] = {
-                name: torch.stack([sources[index][layer][2][name][slot] for index, slot in where]) for name in names
-            }
+    def _match(
+        self, target: GridBatch, sources: "dict[str, _Source]", index: Int[Tensor, " n"], rows: Int[Tensor, " n"]
+    ) -> MatchBatch:
+        """``index``: places of the source tokens among all of the category's."""
+        index = index.to(target.image.device)
         return MatchBatch(
-            source=source,
-            sampled=sampled,
+            source={layer: tokens[index] for layer, (tokens, _, _) in sources.items()},
+            sampled={layer: smooth[index] for layer, (_, smooth, _) in sources.items()},
             target={layer: grid[0] for layer, grid in target.grids.items()},
-            source_masks=groups,
+            source_masks={layer: {name: m[index] for name, m in masks.items()} for layer, (_, _, masks) in sources.items()},
             target_masks={layer: {name: mask[0] for name, mask in masks.items()} for layer, masks in target.masks.items()},
             row=rows.to(target.image.device),
         )
+
+
+# tokens under points, the grid read at their pixels' centres, token groups
+_Source = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+def _joined(pieces: Sequence[_Source]) -> _Source:
+    """Several pictures' tokens, one after the other."""
+    tokens, smooth, masks = zip(*pieces, strict=True)
+    return torch.cat(tokens), torch.cat(smooth), {name: torch.cat([mask[name] for mask in masks]) for name in masks[0]}
+
+
+def _digest(pictures: str, pairs: dict[str, list[Pair]]) -> str:
+    """Digest of pictures and of everything that is annotated on them."""
+    result = hashlib.sha256(pictures.encode())
+    for split, part in pairs.items():
+        for pair in part:
+            result.update(f"{split}{pair}".encode())
+    return result.hexdigest()

@@ -30,13 +30,13 @@ WEIGHTS = (
 )
 
 
-def measure_samples(folder: Path, each: int, steps: int, guidance: float) -> dict[str, Any]:
+def measure_samples(folder: Path, each: int, side: int, steps: int, guidance: float) -> dict[str, Any]:
     """Draw samples of every category, save a sheet, and let a classifier of rendered scenes name them."""
     model, scene_accuracy = samples.train_classifier()
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
     rows, right = {}, {}
     for number, category in enumerate(track(CATEGORIES, "drawing samples")):
-        rows[category] = samples.drawn(pipe, category, each, 1000 * number, steps, guidance, side=512)
+        rows[category] = samples.drawn(pipe, category, each, 1000 * number, steps, guidance, side)
         names = samples.named(model, samples.shrunk(samples.pixels(rows[category])))
         right[category] = (names == number).float().mean().item()
     samples.sheet({category: images[:8] for category, images in rows.items()}, folder / "samples.jpg")
@@ -46,6 +46,7 @@ def measure_samples(folder: Path, each: int, steps: int, guidance: float) -> dic
         "each": right,
         "count": each * len(right),
         "scenes": scene_accuracy,
+        "side": side,
         "steps": steps,
         "guidance": guidance,
     }
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path(config.folder))
     parser.add_argument("--work", type=Path, default=Path(config.work), help="training state, for the loss curve")
     parser.add_argument("--samples", type=int, default=25, help="per category")
+    parser.add_argument("--side", type=int, default=256, help="of the samples, in pixels")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--matching", type=Path, required=True, help="run folder of the first command in demo/card.md")
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     loss_curve(options.work, options.folder / "loss.png")
     tables = {"matching": matching_table(options.matching), "position": position_table(options.position)}
-    drawn = measure_samples(options.folder, options.samples, options.steps, options.guidance)
+    drawn = measure_samples(options.folder, options.samples, options.side, options.steps, options.guidance)
     write(options.folder, drawn, tables)
 
 
@@ -124,10 +126,10 @@ def write(folder: Path, drawn: dict[str, Any], tables: dict[str, str]) -> None:
         "sha256": {name: digest(folder / name) for name in WEIGHTS},
     }
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
+    each = ", ".join(f"{name} {100 * value:.0f}" for name, value in drawn["each"].items())
     text = TEXT.read_text().format(
-        size=size, share=100 * drawn["share"], count=drawn["count"], scenes=100 * drawn["scenes"], steps=drawn["steps"],
-        guidance=drawn["guidance"], each=", ".join(f"{name} {100 * value:.0f}" for name, value in drawn["each"].items()),
-        **tables, recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG)),
+        size=size, share=100 * drawn["share"], count=drawn["count"], scenes=100 * drawn["scenes"], side=drawn["side"],
+        steps=drawn["steps"], guidance=drawn["guidance"], each=each, **tables, recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG)),
     )  # fmt: skip
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}")
 

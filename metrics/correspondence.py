@@ -7,7 +7,7 @@ from torch import Tensor
 from metrics.match_costs import attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
 from metrics.pair_means import PairMeans
-from metrics.pck import ALPHAS, PROTOCOLS, Distances, distances, pixel_distances, point_distances, random_hits
+from metrics.pck import ALPHAS, PROTOCOLS, Distances, distances, input_distances, pixel_distances, point_distances, random_hits
 from tokens.errors import InputError
 from tokens.geometry import centres
 from tokens.keypoints import Keypoints
@@ -66,7 +66,7 @@ class Correspondence:
             for name, random in (("harm", False), ("harm_random", True)):
                 cell = matches.place(masked_cells(state, w, group, random))
                 masked = distances("ours", self.points, cell, matches.side).hits(ALPHA)
-                columns[f"{name}/{group}"] = (masked.double() - right.double(), self.everyone)
+                columns[f"{name}/{group}"] = (masked.double() - right.double(), state["comparable"][MASKED.index(group)] > 0)
         present = {group for g, group in enumerate(GROUPS) if (state["share"][g] > 0).any()}
         kept = {k: v for k, v in columns.items() if k.split("/")[1] in present or not k.startswith(("harm", "attraction"))}
         return self.averaged("point", kept)
@@ -90,16 +90,16 @@ class Correspondence:
     def baselines(self) -> dict[str, dict[str, float]]:
         """``same_position``: the source point itself. ``random_point``: expectation of a uniform point of the picture."""
         same: dict[str, float] = {}
-        for protocol, image in (("ours", False), ("ours_img", True)):
-            same |= self._counted(protocol, point_distances(self.points, self.points.source_input, image))
+        for protocol in PROTOCOLS:
+            same |= self._counted(protocol, self._unmoved(protocol))
         right = self.same_position()
         same |= self.averaged("point", {f"{MAIN}/{name}": (right, members) for name, members in places(self.points)})
-        chance = {}
+        chance: dict[str, float] = {}
         for protocol, image in (("ours", False), ("ours_img", True)):
-            for alpha in ALPHAS:
-                value = random_hits(self.points, alpha, image)[:, None]
-                mean = self.pairs.means("point", value, torch.ones_like(value))
-                chance[f"pck_{protocol}_point_{alpha:.2f}/all"] = mean.item()
+            expected = {
+                f"pck_{protocol}_point_{a:.2f}/all": (random_hits(self.points, a, image), self.everyone) for a in ALPHAS
+            }
+            chance |= self.averaged("point", expected)
         return {"same_position": same, "random_point": chance}
 
     def same_position(self) -> Bool[Tensor, " n"]:
@@ -134,6 +134,13 @@ class Correspondence:
             if lows[i].isfinite():
                 found |= {f"{key}/ci_low": lows[i].item(), f"{key}/ci_high": highs[i].item()}
         return found
+
+    def _unmoved(self, protocol: str) -> Distances:
+        """Of the source points themselves; dift's whole pixel is the one that covers the point."""
+        if protocol != "dift":
+            return input_distances(protocol, self.points, self.points.source_input)
+        original = (self.points.source_input - self.points.target_offset) / self.points.target_scale
+        return pixel_distances(self.points, original.floor().long())
 
     def _counted(self, protocol: str, away: Distances) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -29,6 +29,7 @@ class Matches(Metric):
     source_in: Tensor
     target_in: Tensor
     landed_in: Tensor
+    comparable: Tensor
     share: Tensor
 
     def __init__(self, side: int, ways: Sequence[str], rows: int) -> None:
@@ -37,7 +38,7 @@ class Matches(Metric):
         missing = {
             "cell": (len(ways), rows), "pixel": (rows, 2), "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
             "without": (len(ways), len(MASKED), rows), "without_random": (len(ways), len(MASKED), rows),
-            "landed_in": (len(ways), len(GROUPS), rows),
+            "landed_in": (len(ways), len(GROUPS), rows), "comparable": (len(MASKED), rows),
         }  # fmt: skip
         for name, shape in missing.items():
             self.add_state(name, torch.full(shape, -1, dtype=torch.int32), dist_reduce_fx="max")
@@ -52,8 +53,12 @@ class Matches(Metric):
         true_cell: Int[Tensor, " n"],
         source_masks: Mapping[str, Bool[Tensor, " n"]],
         target_masks: Mapping[str, Bool[Tensor, "h w"]],
+        random_masks: Mapping[str, Bool[Tensor, " p"]],
     ) -> None:
-        """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group."""
+        """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group.
+
+        A group and its random mask are comparable where both have as many tokens and neither is the whole grid.
+        """
         for g, group in enumerate(GROUPS):
             mask = target_masks[group].flatten()
             self.source_in[g, row] = source_masks[group].int()
@@ -61,6 +66,9 @@ class Matches(Metric):
             self.share[g, row] = mask.double().mean()
             for w, way in enumerate(self.ways):
                 self.landed_in[w, g, row] = mask[cell[way]].int()
+        for g, group in enumerate(MASKED):
+            sizes = target_masks[group].sum(), random_masks[group].sum()
+            self.comparable[g, row] = ((sizes[0] == sizes[1]) & (sizes[0] < target_masks[group].numel())).int()
         for w, way in enumerate(self.ways):
             self.cell[w, row] = cell[way].int()
             for g, group in enumerate(MASKED):
@@ -77,7 +85,7 @@ class Matches(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The states by name, all keypoints; −1 where a keypoint has not been seen."""
-        names = ("cell", "pixel", "without", "without_random", "source_in", "target_in", "landed_in", "share")
+        names = ("cell", "pixel", "without", "without_random", "source_in", "target_in", "landed_in", "share", "comparable")
         return {name: getattr(self, name) for name in names}
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -88,8 +96,11 @@ class Matches(Metric):
             for g, group in enumerate(MASKED):
                 columns[f"{way}/without_{group}"] = self.without[w, g].cpu().numpy()
                 columns[f"{way}/without_random_{group}"] = self.without_random[w, g].cpu().numpy()
+            for g, group in enumerate(GROUPS):
+                columns[f"{way}/landed_in_{group}"] = (self.landed_in[w, g] > 0).cpu().numpy()
         for g, group in enumerate(GROUPS):
             columns[f"source_in_{group}"] = (self.source_in[g] > 0).cpu().numpy()
+            columns[f"share_{group}"] = self.share[g].cpu().numpy()
             columns[f"target_in_{group}"] = (self.target_in[g] > 0).cpu().numpy()
         return columns
 

@@ -42,26 +42,29 @@ class Distances:
 
 
 def distances(protocol: str, points: Keypoints, cell: Int[Tensor, "n 2"], side: int) -> Distances:
-    """Of predicted tokens (row, col) of a grid of ``side`` tokens; every protocol but dift, see :func:`pixel_distances`.
+    """Of predicted tokens (row, col) of a grid of ``side`` tokens, read at their centres; see :func:`input_distances`."""
+    return input_distances(protocol, points, centres(cell, points.size / side).double())
 
-    - ``ours``: token centre in the original picture; reach is the longer side of the target's box, ``ours_img``: the picture's.
-    - ``sd_dino``: in a frame of 840 pixels, token i at i·s + (s − 1)/2 with s = 840/side (idx·14 + 6.5 on 60 tokens); strict.
-    - ``geoaware``: the same with i·s + s/2 (idx·14 + 7).
-    - ``loos_thesis``: token centre in the network's input; the box there, cut to whole pixels.
+
+def input_distances(protocol: str, points: Keypoints, predicted: Float[Tensor, "n 2"]) -> Distances:
+    """Of predicted points (x, y) in the network's input; every protocol but dift, see :func:`pixel_distances`.
+
+    - ``ours``: in the original picture; reach is the longer side of the target's box, ``ours_img``: the picture's.
+    - ``sd_dino``: in a frame of 840 pixels, half a pixel less: token i at idx·14 + 6.5 of 60 tokens; strict.
+    - ``geoaware``: the same without the half pixel, idx·14 + 7.
+    - ``loos_thesis``: in the network's input; the box there, cut to whole pixels.
     """
-    stride = points.size / side
     if protocol in ("ours", "ours_img"):
-        return point_distances(points, centres(cell, stride).double(), image=protocol == "ours_img")
+        return point_distances(points, predicted, image=protocol == "ours_img")
     if protocol == "loos_thesis":
         box = (points.target_box.view(-1, 2, 2) * points.target_scale[:, None] + points.target_offset[:, None]).trunc()
-        error = (centres(cell, stride).double() - points.target_input).norm(dim=1)
-        return Distances(error, _longer(box.flatten(1)))
+        return Distances((predicted - points.target_input).norm(dim=1), _longer(box.flatten(1)))
     if protocol not in ("sd_dino", "geoaware"):
         raise ValueError(protocol)
-    step, frame = ANNOTATION / side, ANNOTATION / points.size
-    predicted = centres(cell, step).double() - (0.5 if protocol == "sd_dino" else 0.0)
+    frame = ANNOTATION / points.size
+    shifted = predicted * frame - (0.5 if protocol == "sd_dino" else 0.0)
     box = points.target_box.view(-1, 2, 2) * points.target_scale[:, None] * frame
-    return Distances((predicted - points.target_input * frame).norm(dim=1), _longer(box.flatten(1)), strict=True)
+    return Distances((shifted - points.target_input * frame).norm(dim=1), _longer(box.flatten(1)), strict=True)
 
 
 def point_distances(points: Keypoints, predicted: Float[Tensor, "n 2"], image: bool = False) -> Distances:

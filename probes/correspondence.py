@@ -8,6 +8,7 @@ References:
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cached_property
 from typing import cast
 
@@ -90,6 +91,11 @@ class CorrespondenceProbe(lightning.LightningModule):
         """One Adam over the heads of all layers."""
         return torch.optim.Adam(self.heads.parameters(), lr=self.learning_rate) if self.learns else None
 
+    def on_fit_start(self) -> None:
+        """Refuse batches of another kind before anything is computed."""
+        if not hasattr(self.trainer.datamodule, "keypoints"):  # type: ignore[attr-defined]
+            raise InputError("Expected datamodule=pairs for probe=correspondence, but got another. Leave datamodule= out.")
+
     def on_train_start(self) -> None:
         """A resumed run may have nothing left to train."""
         self._stop_if_finished()
@@ -116,18 +122,16 @@ class CorrespondenceProbe(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep the best state of every head; stop when none can improve."""
         for layer, (loss, right, count) in self._validation.items():
-            head = self._head(layer)
-            head.judge(loss / count, right / count, self.patience, self.min_steps)
-            self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
-            self.results[f"val/{layer}/retrieval_accuracy/all"] = head.best_accuracy[0].item()
+            self._head(layer).judge(loss / count, right / count, self.patience, self.min_steps)
         self._validation.clear()
-        self.log_dict({key: value for key, value in self.results.items() if key.startswith("val/")}, batch_size=1)
+        self.log_dict(self._validated(), batch_size=1)
         self._stop_if_finished()
 
     def on_test_start(self) -> None:
         """Every head is tested in its best state."""
         for head in self.heads.values():
             cast(LayerHead, head).select()
+        self._validated()
         rows = len(self._points)
         self.matches = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
         self.matches.to(self.device)
@@ -148,6 +152,7 @@ class CorrespondenceProbe(lightning.LightningModule):
                 true[:, 0] * width + true[:, 1],
                 batch.source_masks[layer],
                 masks,
+                other,
             )
             if self.enlarged:
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
@@ -184,11 +189,12 @@ class CorrespondenceProbe(lightning.LightningModule):
     def predictions(self) -> dict[str, np.ndarray]:
         """By keypoint: what it is; ``<layer>/<way>/cell`` (row-major token) and so on; ``<layer>/hit`` of the tested way."""
         points, reported = self._points, self._reports
-        table = {name: getattr(points, name).cpu().numpy() for name in ("pair", "category", "source", "target")}
-        for name in ("source_point", "target_point", "target_box", "target_size", "source_input", "target_input"):
-            values = getattr(points, name).cpu().numpy()
-            ends = ("x", "y") if values.shape[1] == 2 else ("x0", "y0", "x1", "y1")
-            table |= {f"{name}_{end}": values[:, i] for i, end in enumerate(ends)}
+        table: dict[str, np.ndarray] = dict(self.trainer.datamodule.keypoint_names)  # type: ignore[attr-defined]
+        for field in fields(points):
+            values = getattr(points, field.name)
+            values = values.cpu().numpy() if isinstance(values, Tensor) else np.full(len(points), values)
+            ends = {1: ("",), 2: ("_x", "_y"), 4: ("_x0", "_y0", "_x1", "_y1")}[values.reshape(len(points), -1).shape[1]]
+            table |= {f"{field.name}{end}": values.reshape(len(points), -1)[:, i] for i, end in enumerate(ends)}
         for layer in self.shapes:
             matches = self._of(layer)
             table |= {f"{layer}/{name}": column for name, column in matches.columns().items()}
@@ -237,9 +243,9 @@ class CorrespondenceProbe(lightning.LightningModule):
         """Layers whose heads were stopped before their plateau."""
         return [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all() and layer not in self._done]
 
-    @property
+    @cached_property
     def _points(self) -> Keypoints:
-        points: Keypoints = self.trainer.datamodule.keypoints  # type: ignore[attr-defined]
+        points: Keypoints = self.trainer.datamodule.keypoints.to(self.device)  # type: ignore[attr-defined]
         return points
 
     @cached_property
@@ -256,8 +262,11 @@ class CorrespondenceProbe(lightning.LightningModule):
         others = head(batch.background[layer]).transpose(0, 1)
         keys = normalize(torch.cat([torch.stack([right, shuffled[order]]), others], 1), dim=-1)
         logits = query @ keys.mT / self.temperature
-        same = (batch.label[:, None] == batch.label[None, :]) & ~torch.eye(n, dtype=torch.bool, device=logits.device)
-        logits[:, :, :n] = logits[:, :, :n].masked_fill(same, -torch.inf)  # the same part elsewhere is no wrong answer
+        # the same part elsewhere, or the same token under another name, is no wrong answer
+        places = torch.stack([batch.place[layer], batch.place[layer][order]])
+        same = (batch.label[:, None] == batch.label[None, :]) | (places[:, :, None] == places[:, None, :])
+        same &= ~torch.eye(n, dtype=torch.bool, device=logits.device)
+        logits[:, :, :n] = logits[:, :, :n].masked_fill(same, -torch.inf)
         chosen = logits[:, :, :n].diagonal(dim1=1, dim2=2)
         loss = (logits.logsumexp(-1) - chosen).mean(1)
         accurate = (logits.argmax(-1) == torch.arange(n, device=logits.device)).double().mean(1)
@@ -285,6 +294,15 @@ class CorrespondenceProbe(lightning.LightningModule):
         every = ("ours", "ours_img", "sd_dino", "geoaware", "loos_thesis")
         values = reported.pck(matches, way, (*every, "dift") if self.enlarged and way == self.raw else every)
         return values | reported.costs(matches, way)
+
+    def _validated(self) -> dict[str, float]:
+        """Validation loss and accuracy of the best states, put into ``results``."""
+        for layer in self.heads:
+            head = self._head(layer)
+            if head.best_loss[0].isfinite():
+                self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
+                self.results[f"val/{layer}/retrieval_accuracy/all"] = head.best_accuracy[0].item()
+        return {key: value for key, value in self.results.items() if key.startswith("val/")}
 
     def _stop_if_finished(self) -> None:
         if self.learns:

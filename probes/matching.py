@@ -23,20 +23,16 @@ def cosines(source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"]) -> Flo
 
 
 def best(similarity: Float[Tensor, "n p"], masked: Bool[Tensor, " p"] | None = None) -> Int[Tensor, " n"]:
-    """Index of the most alike target token that is not masked; of ties the first. A mask over everything masks nothing."""
-    if masked is not None and masked.any() and not masked.all():
-        similarity = similarity.masked_fill(masked, -torch.inf)
-    return similarity.argmax(1)
+    """Index of the most alike target token that is not masked; of ties the first."""
+    return (similarity if masked is None else similarity.masked_fill(masked, -torch.inf)).argmax(1)
 
 
 def random_mask(masks: Mapping[str, Bool[Tensor, "h w"]], group: str, *key: object) -> Bool[Tensor, " p"]:
     """As many random interior tokens outside ``group`` as it has tokens (or all of them, if fewer): what masking costs."""
-    allowed = (masks["interior"] & ~masks[group]).flatten().cpu()
-    score = torch.rand(len(allowed), generator=keyed_generator("mask", *key)).masked_fill(~allowed, torch.inf)
-    count = min(int(masks[group].sum()), int(allowed.sum()))
-    drawn = torch.zeros_like(allowed)
-    drawn[score.argsort()[:count]] = True
-    return drawn.to(masks[group].device)
+    allowed = (masks["interior"] & ~masks[group]).flatten()
+    score = torch.rand(len(allowed), generator=keyed_generator("mask", *key)).to(allowed.device)
+    rank = score.masked_fill(~allowed, torch.inf).argsort().argsort()
+    return (rank < masks[group].sum()) & allowed
 
 
 def upsampled_argmax(
@@ -92,7 +88,7 @@ def _enlarged_norm(target: Float[Tensor, "c h w"], down: Taps, across: Taps) -> 
     for i, (ya, xa, va, ua) in enumerate(corners):
         for j, (yb, xb, vb, ub) in enumerate(corners):
             weight = (va * vb)[:, None] * (ua * ub)[None, :]
-            if j < i or not weight.any():
+            if j < i:
                 continue
             table = crossed if (i, j) == (1, 2) else None
             value = _product(products, table, ya, xa, yb, xb)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
@@ -75,9 +76,10 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> tuple[dict[str,
     identity = digest([decisive(twin), {key: meta[key] for key in _DATA}, source_digest()])
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{identity}.json"
     beside = stored.with_suffix(".parquet")
-    if stored.is_file():
+    predicts = "predictions" in dir(get_object(cfg.probe._target_))
+    if stored.is_file() and (beside.is_file() or not predicts):
         log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
-        return json.loads(stored.read_text()), read_predictions(beside) if beside.is_file() else {}
+        return json.loads(stored.read_text()), read_predictions(beside) if predicts else {}
     log.info("Random weights, seed %d: measuring", twin.backbone.weights_seed)
     measurement = Measurement(twin)
     measurement.run()

@@ -74,13 +74,14 @@ class TokenBatch(_Movable):
 class KeypointBatch(_Movable):
     """Tokens under N corresponding keypoints of several pairs, and M other tokens of the target pictures.
 
-    source, target: layer → (N, C). background: layer → (M, C). label: (N,) long, equal where two keypoints are the same part
-    of the same category.
+    source, target: layer → (N, C). background: layer → (M, C). place: layer → (N,) long, equal where two keypoints have one
+    target token. label: (N,) long, equal where two keypoints are the same part of the same category.
     """
 
     source: dict[str, Float[Tensor, "n _c"]]
     target: dict[str, Float[Tensor, "n _c"]]
     background: dict[str, Float[Tensor, "_m _c"]]
+    place: dict[str, Int[Tensor, " n"]]
     label: Int[Tensor, " n"]
 
 

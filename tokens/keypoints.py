@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -56,6 +57,12 @@ class Keypoints:
         """Where the target picture of a row lies in the network's input."""
         scale, offset = self.target_scale[row].tolist(), self.target_offset[row].tolist()
         return Placement((scale[0], scale[1]), (offset[0], offset[1]))
+
+    def to(self, device: torch.device | str) -> "Keypoints":
+        """A copy on another device."""
+        return replace(
+            self, **{field.name: getattr(self, field.name).to(device) for field in fields(self) if field.name != "size"}
+        )
 
     def select(self, rows: Tensor) -> "Keypoints":
         """These rows."""

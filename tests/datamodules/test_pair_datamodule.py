@@ -31,9 +31,9 @@ def make(sd: FrozenSD, images: ScenePairs, tmp_path_factory: pytest.TempPathFact
     cache = str(tmp_path_factory.mktemp("pairs"))
 
     def module(learns: bool = False, source: ScenePairs = images, **options: Any) -> PairDataModule:
-        data = PairDataModule(source, sd, **({"block": LAYERS, "cache_dir": cache} | options))
-        probe = SimpleNamespace(automatic_optimization=learns)
-        data.trainer = SimpleNamespace(lightning_module=probe, current_epoch=0)  # type: ignore[assignment]
+        head = "linear" if learns else "none"
+        data = PairDataModule(source, sd, **({"block": LAYERS, "cache_dir": cache, "head": head} | options))
+        data.trainer = SimpleNamespace(current_epoch=0)  # type: ignore[assignment]
         data.prepare_data()
         data.setup("fit")
         return data

@@ -10,22 +10,37 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metrics.correspondence import MAIN, Correspondence
-from metrics.match_costs import DISPLACEMENTS, EDGES, SWAPS, attraction, copies, groups, masked_cells, places
+from metrics.match_costs import DISPLACEMENTS, EDGES, SWAPS, attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
-from tokens.geometry import border_groups, tokens_at
+from tokens.errors import InputError
+from tokens.geometry import border_groups, centres, tokens_at
 from tokens.keypoints import Keypoints
 
 SIZE, SIDE = 256, 16
 WAY = "test"
 
 
-def table(n: int, per_pair: int = 5, seed: int = 0, scale: tuple[float, float] = (1.0, 1.0), spread: float = 1.0) -> Keypoints:
-    """Keypoints anywhere in the input (``spread`` sides wide), boxes of random sides; targets are ``scale`` times larger."""
+def table(
+    n: int,
+    per_pair: int = 5,
+    seed: int = 0,
+    scale: tuple[float, float] = (1.0, 1.0),
+    spread: float = 1.0,
+    moved: float | None = None,
+    boxes: tuple[float, float] = (0.25, 1.0),
+) -> Keypoints:
+    """Keypoints anywhere in the input (``spread`` sides wide); targets are ``scale`` times larger.
+
+    Boxes are ``boxes`` sides wide and high. A target point is ``moved`` sides from its source point, or anywhere too.
+    """
     generator = np.random.default_rng(seed)
     pair = torch.arange(n) // per_pair
     points = [double((generator.uniform(-0.5, 0.5, (n, 2)) * spread + 0.5) * SIZE) for _ in range(2)]
+    if moved is not None:
+        angle = generator.uniform(0, 2 * math.pi, n)
+        points[1] = points[0] + moved * SIZE * double(np.stack([np.cos(angle), np.sin(angle)], 1))
     scales, ones, zeros = (double([frame] * n) for frame in (scale, (1.0, 1.0), (0.0, 0.0)))
-    corner, extent = generator.uniform(0, SIZE / 4, (n, 2)), generator.uniform(SIZE / 4, SIZE, (n, 2))
+    corner, extent = generator.uniform(0, SIZE / 4, (n, 2)), generator.uniform(boxes[0] * SIZE, boxes[1] * SIZE, (n, 2))
     return Keypoints(
         pair=pair,
         category=pair % 3,
@@ -59,6 +74,8 @@ def flags(n: int, share: float, seed: int) -> Tensor:
 
 # --- position copies -------------------------------------------------------------------------------------------------
 
+Swaps = dict[int, list[int]]  # wrong keypoint → keypoints whose source points stand in for its own
+
 
 def reaches(points: Keypoints, alpha: float) -> list[float]:
     """α times the longer side of the target's box in the network's input."""
@@ -68,60 +85,109 @@ def reaches(points: Keypoints, alpha: float) -> list[float]:
     return found
 
 
-def reference_copies(points: Keypoints, predicted: Tensor, wrong: Tensor, alpha: float) -> tuple[list[float], list[float]]:
-    """Copies, and their expectation over the source points of all wrong keypoints of other pairs."""
-    own, expected, reach = [], [], reaches(points, alpha)
-    source, matched, pair = points.source_input.tolist(), predicted.tolist(), points.pair.tolist()
-    for i in range(len(points)):
-        near = [math.dist(source[k], matched[i]) <= reach[i] for k in range(len(points)) if wrong[k] and pair[k] != pair[i]]
-        own.append(float(bool(wrong[i]) and math.dist(source[i], matched[i]) <= reach[i]))
-        expected.append(sum(near) / len(near) if wrong[i] and near else 0.0)
-    return own, expected
+def missed(points: Keypoints, predicted: Tensor, alpha: float) -> Tensor:
+    """Wrong matches: those out of reach of the target point."""
+    return (predicted - points.target_input).norm(dim=1) > double(reaches(points, alpha))
 
 
-def drawn_expectation(points: Keypoints, predicted: Tensor, wrong: Tensor, alpha: float, seed: int) -> list[float]:
-    """The same over the source points that are drawn."""
-    index, reach = wrong.nonzero()[:, 0].tolist(), reaches(points, alpha)
+def every_swap(wrong: Tensor) -> Swaps:
+    index: list[int] = wrong.nonzero()[:, 0].tolist()
+    return dict.fromkeys(index, index)
+
+
+def drawn_swaps(wrong: Tensor, seed: int) -> Swaps:
+    """Those that are drawn; none where a wrong match is alone."""
+    index = wrong.nonzero()[:, 0].tolist()
+    if len(index) < 2:
+        return {i: [] for i in index}
     drawn = torch.randint(len(index), (len(index), SWAPS), generator=torch.Generator().manual_seed(seed)).tolist()
-    expected = [0.0] * len(points)
-    for i, draws in zip(index, drawn, strict=True):
-        others = [index[k] for k in draws if points.pair[index[k]] != points.pair[i]]
-        near = [math.dist(points.source_input[k].tolist(), predicted[i].tolist()) <= reach[i] for k in others]
+    return {i: [index[k] for k in draws] for i, draws in zip(index, drawn, strict=True)}
+
+
+def usable_swaps(points: Keypoints, swaps: Swaps, alpha: float) -> Swaps:
+    """Of other pairs, and where a wrong match may be all around: more than twice the reach from the target point."""
+    source, target, pair = points.source_input.tolist(), points.target_input.tolist(), points.pair.tolist()
+    reach = reaches(points, alpha)
+    return {
+        i: [k for k in chosen if pair[k] != pair[i] and math.dist(source[k], target[i]) > 2 * reach[i]]
+        for i, chosen in swaps.items()
+    }
+
+
+def reference_copies(
+    points: Keypoints, predicted: Tensor, swaps: Swaps, alpha: float
+) -> tuple[list[float], list[float], list[bool]]:
+    """Copies, their expectation over the usable of these swaps, and whether both count."""
+    n, reach, usable = len(points), reaches(points, alpha), usable_swaps(points, swaps, alpha)
+    source, target, matched = points.source_input.tolist(), points.target_input.tolist(), predicted.tolist()
+    own, expected, counted = [0.0] * n, [0.0] * n, [False] * n
+    for i, others in usable.items():
+        near = [math.dist(source[k], matched[i]) <= reach[i] for k in others]
+        own[i] = float(math.dist(source[i], matched[i]) <= reach[i])
         expected[i] = sum(near) / len(near) if near else 0.0
-    return expected
+        counted[i] = bool(near) and math.dist(source[i], target[i]) > 2 * reach[i]
+    return own, expected, counted
 
 
-@given(st.integers(2, 40), st.integers(1, 10), st.sampled_from([0.05, 0.1, 0.3]), st.integers(0, 10**6))
-@settings(max_examples=25)
-def test_copies_agree_with_a_loop(n: int, per_pair: int, alpha: float, seed: int) -> None:
-    points = table(n, per_pair, seed, scale=(0.5, 2.0))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 10),
+    st.sampled_from([0.05, 0.1, 0.3]),
+    st.sampled_from([None, 0.03, 0.08, 0.2]),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=50)
+def test_copies_agree_with_a_loop(n: int, per_pair: int, alpha: float, moved: float | None, seed: int) -> None:
+    points = table(n, per_pair, seed, scale=(0.5, 2.0), moved=moved)
     predicted, wrong = uniform(n, seed + 1), flags(n, 0.7, seed)
     predicted[::3] = points.source_input[::3] + 5
-    own, expected = copies(points, predicted, wrong, alpha, seed)
-    assert own.tolist() == reference_copies(points, predicted, wrong, alpha)[0]
-    if wrong.sum() > 1:
-        assert expected.tolist() == pytest.approx(drawn_expectation(points, predicted, wrong, alpha, seed))
+    predicted[1::3] = points.source_input.roll(7, 0)[1::3] - 5
+    own, expected, counted = copies(points, predicted, wrong, alpha, seed)
+    loop = reference_copies(points, predicted, drawn_swaps(wrong, seed), alpha)
+    assert own.tolist() == near_source(points, predicted, wrong, alpha).double().tolist() == loop[0]
+    assert expected.tolist() == pytest.approx(loop[1])
+    assert counted.tolist() == loop[2]
 
 
 def test_drawn_swaps_stand_for_all_of_them() -> None:
     points = table(400)
-    predicted, wrong = uniform(400, 1), flags(400, 0.8, 2)
-    _, expected = copies(points, predicted, wrong, 0.2, seed=0)
-    everyone = double(reference_copies(points, predicted, wrong, 0.2)[1])
-    noise = (everyone * (1 - everyone) / SWAPS)[wrong].sum().sqrt() / wrong.sum()
-    assert abs((expected - everyone)[wrong].mean()) < 4 * noise
-    assert torch.corrcoef(torch.stack([expected, everyone]))[0, 1] > 0.6
+    predicted = uniform(400, 1)
+    wrong = missed(points, predicted, 0.2)
+    _, expected, counted = copies(points, predicted, wrong, 0.2, seed=0)
+    everyone, every_counted = (torch.tensor(loop) for loop in reference_copies(points, predicted, every_swap(wrong), 0.2)[1:])
+    assert torch.equal(counted, every_counted), "where there are many swaps, only a keypoint's own source point decides"
+    assert 0.2 < counted.double().mean() < 0.8
+    usable = usable_swaps(points, drawn_swaps(wrong, seed=0), 0.2)
+    draws = double([len(usable.get(i, [])) for i in range(400)])
+    noise = (everyone * (1 - everyone) / draws)[counted].sum().sqrt() / counted.sum()
+    assert abs((expected - everyone)[counted].mean()) < 4 * noise
+    assert torch.corrcoef(torch.stack([expected, everyone])[:, counted])[0, 1] > 0.6
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_planted_copies_are_found_and_their_excess_is_their_share(share: float) -> None:
     n = 3000
-    points, copied, wrong = table(n), flags(n, share, 3), torch.ones(n, dtype=torch.bool)
+    points, copied = table(n), flags(n, share, 3)
     predicted = torch.where(copied[:, None], points.source_input + 1, uniform(n, 4))
-    own, expected = copies(points, predicted, wrong, 0.1, seed=0)
-    assert (own[copied] == 1).all()
-    chance = expected.mean()
-    assert (own - expected).mean().item() == pytest.approx(share * (1 - chance.item()), abs=4 * 0.25 / math.sqrt(n))
+    wrong = missed(points, predicted, 0.1)
+    own, expected, counted = copies(points, predicted, wrong, 0.1, seed=0)
+    assert (own[copied & wrong] == 1).all()
+    assert counted.sum() > n / 2
+    planted, chance = copied[counted].double().mean().item(), expected[counted].mean().item()
+    assert planted == pytest.approx(share, abs=0.05)
+    excess = (own - expected)[counted].mean().item()
+    assert excess == pytest.approx(planted * (1 - chance), abs=4 * 0.25 / math.sqrt(counted.sum().item()))
+
+
+def test_planted_copies_are_found_where_displacement_is_small() -> None:
+    points = table(2000, moved=0.08, boxes=(0.1, 0.8))
+    wrong = torch.ones(2000, dtype=torch.bool)
+    own, expected, counted = copies(points, points.source_input, wrong, 0.1, seed=0)
+    small = double(reaches(points, 0.1)) * 2 < 0.08 * SIZE
+    assert torch.equal(counted, small), "what is within twice the reach of the target point is not told from chance"
+    assert 200 < counted.sum() < 1800
+    assert own[counted].mean() == 1
+    assert expected[counted].mean() < 0.02
 
 
 @pytest.mark.parametrize("attracted", [False, True])
@@ -129,25 +195,92 @@ def test_predictions_that_do_not_look_at_the_source_have_no_excess(attracted: bo
     n = 4000
     points = table(n, spread=0.4)  # objects are in the middle, so that any central prediction is often near the source
     predicted = double([[SIZE / 2, SIZE / 2]] * n) if attracted else uniform(n, 5) * 0.4 + 0.3 * SIZE
-    own, expected = copies(points, predicted, torch.ones(n, dtype=torch.bool), 0.1, seed=0)
+    own, expected, counted = copies(points, predicted, missed(points, predicted, 0.1), 0.1, seed=0)
+    own, expected = own[counted], expected[counted]
+    assert len(own) > 1000
     assert own.mean() > 0.05, "the control: there are copies"
-    assert abs((own - expected).mean().item()) < 4 * (own - expected).std().item() / math.sqrt(n)
+    assert abs((own - expected).mean().item()) < 4 * (own - expected).std().item() / math.sqrt(len(own))
+
+
+@pytest.mark.parametrize(("moved", "boxes"), [(None, (0.1, 0.8)), (0.04, (0.05, 0.4)), (0.08, (0.1, 0.8)), (0.12, (0.2, 1.0))])
+def test_a_blind_guess_has_no_excess_however_near_source_and_target_are(
+    moved: float | None, boxes: tuple[float, float]
+) -> None:
+    """Guesses are uniform in a square that holds every disc around a source or target point, so that chance is known."""
+    n, spread = 40_000, 0.2
+    square = spread + 2 * (moved or 0) + 2 * 0.1 * boxes[1]
+    points = table(n, spread=spread, moved=moved, boxes=boxes)
+    predicted = (uniform(n, 5) - SIZE / 2) * square + SIZE / 2
+    wrong = missed(points, predicted, 0.1)
+    own, expected, counted = copies(points, predicted, wrong, 0.1, seed=0)
+    disc = math.pi * double(reaches(points, 0.1)) ** 2
+    chance = disc / ((square * SIZE) ** 2 - disc)  # of a guess that is out of the target's reach
+
+    def errors(difference: Tensor) -> float:
+        """The mean, in standard errors."""
+        return difference.mean().item() / (difference.std().item() / math.sqrt(len(difference)))
+
+    assert own[counted].sum() > 25
+    assert abs(errors((own - expected)[counted])) < 4
+    assert abs(errors((own - chance)[counted])) < 4
+    assert abs(errors((expected - chance)[counted])) < 4
+    assert errors((own - chance)[wrong]) < -5, "the control: were every source point to count, guesses would seem to avoid it"
 
 
 def test_right_matches_are_no_copies() -> None:
     points, wrong = table(50), flags(50, 0.5, 6)
-    own, expected = copies(points, points.source_input, wrong, 0.1, seed=0)
+    own, expected, counted = copies(points, points.source_input, wrong, 0.1, seed=0)
     assert torch.equal(own, wrong.double())
     assert (expected[~wrong] == 0).all()
+    assert not counted[~wrong].any() and counted[wrong].any()
+    assert torch.equal(near_source(points, points.source_input, wrong, 0.1), wrong)
+
+
+def two_places(first: tuple[float, float], second: tuple[float, float]) -> Keypoints:
+    """Two pairs of 20 keypoints: sources at (10, 10) and at (200, 200), targets where they are told to be."""
+    points = table(40, per_pair=20)
+    one = (points.pair == 0)[:, None]
+    sources = torch.where(one, double([10, 10]), double([200, 200]))
+    return Keypoints(
+        **(vars(points) | {"source_point": sources, "target_point": torch.where(one, double(first), double(second))})
+    )
 
 
 def test_swaps_are_of_other_pairs_only() -> None:
-    points = table(40, per_pair=20)
-    places_of_pairs = torch.where((points.pair == 0)[:, None], 10.0, 200.0).double().expand(-1, 2)
-    points = Keypoints(**(vars(points) | {"source_point": places_of_pairs}))
+    points, wrong = two_places((10, 200), (10, 200)), torch.ones(40, dtype=torch.bool)
+    for predicted, near in ((points.source_input, 0), (210 - points.source_input, 1)):
+        own, expected, counted = copies(points, predicted, wrong, 0.1, seed=0)
+        assert (own == 1 - near).all()
+        assert (expected == near).all()
+        assert counted.all()
+
+
+def test_without_a_swap_that_may_be_near_a_keypoint_does_not_count() -> None:
+    points, wrong = (
+        two_places((195, 200), (10, 200)),
+        torch.ones(40, dtype=torch.bool),
+    )  # the first target is at the second source
+    own, expected, counted = copies(points, points.source_input, wrong, 0.1, seed=0)
+    assert (own == 1).all() and (expected == 0).all()
+    assert torch.equal(counted, points.pair == 1)
+    assert not copies(points, points.source_input, points.pair == 0, 0.1, seed=0)[2].any(), "there is no other pair"
+    alone = torch.arange(40) == 30
+    own, expected, counted = copies(points, points.source_input, alone, 0.1, seed=0)
+    assert torch.equal(own, alone.double())
+    assert not expected.any() and not counted.any()
+
+
+def test_a_source_point_counts_from_twice_the_reach_of_the_target_point() -> None:
     wrong = torch.ones(40, dtype=torch.bool)
-    assert (copies(points, places_of_pairs, wrong, 0.1, seed=0)[1] == 0).all()
-    assert (copies(points, 210.0 - places_of_pairs, wrong, 0.1, seed=0)[1] == 1).all()
+    reach = double(reaches(table(40, per_pair=20), 0.1))
+    for times in (0.5, 1.5, 1.99, 2.01):
+        points = two_places((10, 200), (10, 200))
+        moved = points.source_point.clone()
+        moved[:, 0] += times * reach  # away from both sources, by what each keypoint's own box allows
+        points = Keypoints(**(vars(points) | {"target_point": moved}))
+        own, _, counted = copies(points, points.source_input, wrong, 0.1, seed=0)
+        assert (own == 1).all(), "a match is near its source or not, whether it counts or not"
+        assert counted.all() if times > 2 else not counted.any()
 
 
 # --- strata ----------------------------------------------------------------------------------------------------------
@@ -166,6 +299,11 @@ def test_displacements_and_edges_each_hold_every_keypoint_once(n: int, spread: f
         expected = {f"displacement_{'near' if moved < 0.15 else 'middle' if moved < 0.35 else 'far'}"}
         expected |= {f"edge_{'near' if edge < 1 / 16 else 'middle' if edge < 3 / 16 else 'far'}", "all"}
         assert {name for name, members in strata.items() if members[i]} == expected
+
+
+def equal(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Random masks of equal size, which is all that matches ask of them."""
+    return {group: masks[group].flatten() for group in MASKED}
 
 
 def matched(n: int, ways: tuple[str, ...] = (WAY,), seed: int = 0) -> tuple[Matches, dict[str, Tensor]]:
@@ -187,6 +325,7 @@ def matched(n: int, ways: tuple[str, ...] = (WAY,), seed: int = 0) -> tuple[Matc
             cells(k),
             {group: torch.rand(k, generator=generator) < 0.3 for group in GROUPS},
             target,
+            equal(target),
         )
         for group in GROUPS:
             masks[group] += [target[group]] * k
@@ -268,7 +407,7 @@ def test_harm_is_the_share_of_keypoints_that_an_attractor_takes(share: float) ->
     masks = border_groups(SIDE, SIDE) | {"high_norm": high}
     inside = {group: mask.flatten()[true] for group, mask in masks.items()}
     random = dict.fromkeys(MASKED, found)
-    matches.update(torch.arange(n), {WAY: found}, {WAY: without}, {WAY: random}, true, inside, masks)
+    matches.update(torch.arange(n), {WAY: found}, {WAY: without}, {WAY: random}, true, inside, masks, equal(masks))
     values = Correspondence(points).costs(matches, WAY)
     reference = Correspondence(points).hits(matches, WAY).double().mean().item()
     for g, group in enumerate(GROUPS):
@@ -296,12 +435,71 @@ def test_masking_what_matches_rest_on_does_harm_of_the_other_sign() -> None:
     matches, masks = Matches(SIDE, (WAY,), n), border_groups(SIDE, SIDE) | {"high_norm": torch.zeros(SIDE, SIDE) > 0}
     inside = {group: mask.flatten()[true] for group, mask in masks.items()}
     matches.update(
-        torch.arange(n), {WAY: true}, {WAY: dict.fromkeys(MASKED, far)}, {WAY: dict.fromkeys(MASKED, true)}, true, inside, masks
+        torch.arange(n),
+        {WAY: true},
+        {WAY: dict.fromkeys(MASKED, far)},
+        {WAY: dict.fromkeys(MASKED, true)},
+        true,
+        inside,
+        masks,
+        equal(masks),
     )
     values = Correspondence(points).costs(matches, WAY)
     assert values["harm/corner"] == values["harm/border"] == -1
     assert values["harm_random/corner"] == 0
     assert not any("high_norm" in key for key in values), "a group that no picture has"
+
+
+# --- what is reported ------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_reported_where_they_count() -> None:
+    n = 600
+    points = table(n, moved=0.15, spread=0.6)
+    matches, _ = matched(n)
+    matches.cell[0, ::2] = (tokens_at(points.source_input, SIZE / SIDE, SIDE, SIDE) @ torch.tensor([SIDE, 1]))[::2].int()
+    reported = Correspondence(points, seed=4)
+    values, wrong = reported.costs(matches, WAY), ~reported.hits(matches, WAY)
+    predicted = centres(matches.place(matches.cell[0]), SIZE / SIDE).double()
+    own, expected, counted = (double(loop) for loop in reference_copies(points, predicted, drawn_swaps(wrong, 4), 0.1))
+    assert 0 < counted.sum() < wrong.sum()
+    for name, column in (("share", own), ("share_expected", expected), ("excess", own - expected)):
+        assert values[f"copy_{name}/all"] == pytest.approx(column[counted > 0].mean().item())
+        assert values[f"copy_{name}/all/n"] == counted.sum()
+    assert values["copy_excess/all/ci_low"] > 0.2
+    _, verdicts = reported.verdicts(matches, WAY)
+    near = near_source(points, predicted, wrong, 0.1)
+    assert torch.equal(verdicts == 2, near) and (near & (counted == 0)).any(), "pictures show all that are near the source"
+    assert torch.equal(verdicts == 1, ~wrong)
+
+
+def test_without_copies_that_count_none_are_reported() -> None:
+    points = whole_boxes(table(100, moved=0.15, spread=0.6))
+    reported = Correspondence(points).costs(matched(100)[0], WAY)
+    assert f"{MAIN}/all" in reported
+    assert not any(key.startswith("copy_") for key in reported)
+
+
+def test_hits_are_of_keypoints_that_were_all_matched() -> None:
+    points, (matches, _) = table(50), matched(50)
+    reported = Correspondence(points)
+    assert reported.hits(matches, WAY).shape == (50,)
+    matches.cell[0, [3, 40]] = -1
+    for report in (reported.hits, reported.costs, reported.verdicts):
+        with pytest.raises(InputError, match=r"2 of 50 were not.*limit_test_batches"):
+            report(matches, WAY)
+    matches.reset()
+    with pytest.raises(InputError, match="50 of 50"), pytest.warns(UserWarning, match="before the ``update``"):
+        reported.hits(matches, WAY)
+
+
+def test_a_way_that_was_not_matched_is_missed_only_where_it_is_asked_for() -> None:
+    matches, _ = matched(20, ("test", "zero_shot"))
+    matches.cell[1, 7] = -1
+    reported = Correspondence(table(20))
+    assert reported.hits(matches, "test").shape == (20,)
+    with pytest.raises(InputError, match="1 of 20"):
+        reported.hits(matches, "zero_shot")
 
 
 # --- offsets ---------------------------------------------------------------------------------------------------------
@@ -329,3 +527,15 @@ def test_no_offset_is_the_middle_and_right_of_the_source_is_right_of_it() -> Non
     for shift, (row, col) in (((0, 0), (16, 16)), ((64, 0), (16, 20)), ((0, -64), (12, 16)), ((-300, 900), (32, 0))):
         counts, _ = offset_table(source + double([shift]), source, torch.tensor([True]), SIZE)
         assert counts[row, col] == counts.sum() == 1
+
+
+@pytest.mark.parametrize(("drawn", "reported"), [(4, True), (3, False)])
+def test_harm_is_reported_where_the_random_mask_is_as_large_as_the_group(drawn: int, reported: bool) -> None:
+    n, masks = 40, border_groups(SIDE, SIDE) | {"high_norm": torch.zeros(SIDE, SIDE, dtype=torch.bool)}
+    points, matches = table(n), Matches(SIDE, (WAY,), n)
+    cell, other = torch.zeros(n, dtype=torch.long), torch.zeros(SIDE * SIDE, dtype=torch.bool)
+    other[SIDE + 1 : SIDE + 1 + drawn] = True
+    found = {WAY: dict.fromkeys(MASKED, cell)}
+    inside = {group: torch.zeros(n, dtype=torch.bool) for group in GROUPS}
+    matches.update(torch.arange(n), {WAY: cell}, found, found, cell, inside, masks, equal(masks) | {"corner": other})
+    assert ("harm/corner" in Correspondence(points).costs(matches, WAY)) == reported

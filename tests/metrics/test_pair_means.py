@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import metrics.pair_means
-from metrics.pair_means import PairMeans
+from metrics.pair_means import FEWEST, PairMeans
 from tokens.keypoints import Keypoints
 
 AVERAGES = ("point", "image", "macro", "pair")
@@ -109,20 +109,30 @@ def test_means_agree_with_a_loop(pairs: int, categories: int, pictures: int, see
         assert found[1].isnan(), "nobody has a mean"
 
 
-@given(st.integers(1, 12), st.integers(1, 3), st.integers(2, 6), st.integers(0, 10**6))
-@settings(max_examples=15)
-def test_intervals_agree_with_a_loop_over_the_same_draws(pairs: int, categories: int, pictures: int, seed: int) -> None:
+def pictures_counted(rows: list[Row], counted: list[float]) -> int:
+    """Distinct pictures of the pairs that count; a picture of two categories is drawn for each, and so is two."""
+    return len({(row[1], row[end]) for row, chosen in zip(rows, counted, strict=True) if chosen for end in (2, 3)})
+
+
+@given(st.integers(1, 12), st.integers(1, 3), st.integers(2, 6), st.sampled_from([0, FEWEST]), st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_intervals_agree_with_a_loop_over_the_same_draws(
+    pairs: int, categories: int, pictures: int, fewest: int, seed: int
+) -> None:
     rows = random_rows(pairs, categories, pictures, seed)
     value, counted = randn(len(rows), 4, seed=seed), strata(rows, 4, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.pair_means, "RESAMPLES", 41)
         patch.setattr(metrics.pair_means, "CHUNK", 8)
-        found = {average: PairMeans(keypoints(rows), seed=3).intervals(average, value, counted) for average in AVERAGES}
+        patch.setattr(metrics.pair_means, "FEWEST", fewest)  # none: then only what resamples have decides
+        shared = PairMeans(keypoints(rows), seed=3)  # draws once, for all averages
+        found = {average: shared.intervals(average, value, counted) for average in AVERAGES}
     for average, m in itertools.product(AVERAGES, range(4)):
         columns = value[:, m].tolist(), counted[:, m].tolist()
         drawn = np.array([reference(average, rows, *columns, weight) for weight in resampled(rows, 41, seed=3)])
         known = drawn[~np.isnan(drawn)]
-        expected = np.quantile(known, [0.025, 0.975]).tolist() if 2 * len(known) >= 41 else [math.nan, math.nan]
+        told = 2 * len(known) >= 41 and pictures_counted(rows, columns[1]) >= fewest
+        expected = np.quantile(known, [0.025, 0.975]).tolist() if told else [math.nan, math.nan]
         assert [bound[m].item() for bound in found[average]] == pytest.approx(expected, abs=1e-12, nan_ok=True), average
 
 
@@ -207,7 +217,8 @@ def test_values_that_do_not_count_may_be_anything() -> None:
         )
 
 
-def test_a_stratum_that_few_pictures_have_uses_the_resamples_that_have_it() -> None:
+def test_a_stratum_that_few_pictures_have_uses_the_resamples_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics.pair_means, "FEWEST", 0)
     rows = [(pair, 0, pair, pair + 1) for pair in range(20)]
     counted = torch.zeros(20, 2, dtype=torch.float64)
     counted[[3, 10, 17], 0] = 1  # drawn in about 78 % of resamples
@@ -215,6 +226,35 @@ def test_a_stratum_that_few_pictures_have_uses_the_resamples_that_have_it() -> N
     low, high = PairMeans(keypoints(rows)).intervals("point", randn(20, 2), counted)
     assert low[0] < high[0]
     assert low[1].isnan() and high[1].isnan()
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_fewer_than_five_pictures_have_no_interval_and_five_have_one(average: str) -> None:
+    ordered = list(itertools.permutations(range(8), 2))
+    rows = [(pair, 0, *ends) for pair, ends in enumerate(ordered) for _ in range(3)]
+    among = [all(end < few for end in ends) for few in (2, 3, 4, 5, 6) for ends in ordered]
+    counted = torch.tensor(among).double().view(5, -1).T.repeat_interleave(3, 0)
+    value, pairs = randn(len(rows), 5), PairMeans(keypoints(rows))
+    low, high = pairs.intervals(average, value, counted)
+    assert low.isnan().tolist() == high.isnan().tolist() == [True, True, True, False, False]
+    assert (low < high).tolist() == [False, False, False, True, True]
+    assert pairs.means(average, value, counted).isfinite().all(), "means need no more than a keypoint"
+
+
+def test_pictures_are_counted_once_whichever_end_they_are_and_of_all_categories() -> None:
+    cases = {
+        "four, as sources and as targets": ([(0, 0, 1), (0, 1, 0), (0, 2, 3), (0, 3, 2)], False),
+        "four, with themselves": ([(0, k, k) for k in range(4)], False),
+        "five, with themselves": ([(0, k, k) for k in range(5)], True),
+        "one source and four targets": ([(0, 9, k) for k in range(4)], True),
+        "two of a category and two of another": ([(0, 0, 1), (1, 2, 3)], False),
+        "two of a category and three of another": ([(0, 0, 1), (1, 2, 3), (1, 3, 4)], True),
+    }
+    for name, (pairs, told) in cases.items():
+        rows = [(number, *pair) for number, pair in enumerate(pairs)]
+        value = randn(len(rows), 1)
+        low, _ = PairMeans(keypoints(rows)).intervals("point", value, torch.ones_like(value))
+        assert low.isfinite().item() == told, name
 
 
 def test_a_picture_of_two_categories_is_drawn_for_each() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class PlantedPairs(lightning.LightningDataModule):
         self.grids, self.parts = grids, pairs
         self.shapes = {layer: tuple(grid.shape[1:]) for layer, grid in grids.items()}
         self.slots = slots_of(pair for part in pairs.values() for pair in part)
+        self.keypoint_names: dict[str, np.ndarray] = {}
         self.keypoints = keypoint_table(pairs["test"], ScenePairs(SIZE, 48), self.slots)  # square pictures
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[KeypointBatch]":
@@ -74,7 +76,8 @@ class PlantedPairs(lightning.LightningDataModule):
             source[layer] = torch.cat([self._under(layer, pair.source, pair.source_points) for pair in pairs])
             target[layer] = torch.cat([self._under(layer, pair.target, pair.target_points) for pair in pairs])
             background[layer] = torch.cat([grid[pair.target].flatten(1).T[::5] for pair in pairs])
-        return KeypointBatch(source, target, background, torch.tensor([int(name) for pair in pairs for name in pair.ids]))
+        places = {layer: torch.arange(len(tokens)) for layer, tokens in source.items()}  # none shared
+        return KeypointBatch(source, target, background, places, torch.tensor([int(n) for pair in pairs for n in pair.ids]))
 
     def _match(self, target: int) -> MatchBatch:
         table = self.keypoints

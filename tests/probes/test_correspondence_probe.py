@@ -128,7 +128,7 @@ def test_flipping_both_pictures_changes_nothing(tmp_path: Path) -> None:
     names = [name for name in upright if "random" not in name and "expected" not in name and "excess" not in name]
     assert len(names) > 100
     for name in names:
-        if "sd_dino" not in name:  # its token centres lie half a pixel to the left and above
+        if "sd_dino" not in name and "dift" not in name:  # half a pixel to the left and above; whole pixels
             assert upright[name] == pytest.approx(mirrored[name]), name
 
 
