@@ -1,6 +1,9 @@
 """``python train.py probe=correspondence``, run as a user runs it, in miniature: scenes, an exported tree, refusals."""
 
+import dataclasses
 import io
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -16,11 +20,14 @@ from rich.console import Console
 
 import train
 from datamodules.images.scenes.spair import export
+from metrics.pair_means import PairMeans
+from metrics.pck import ALPHAS, PROTOCOLS, distances, pixel_distances
 from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
 from runs.record import LEFT
 from runs.sentences import UserError, sentences
+from tokens.keypoints import Keypoints
 
 ROOT = Path(__file__).parent.parent
 MAIN = "pck_ours_point_0.10"
@@ -98,6 +105,57 @@ def test_predictions_are_kept_and_give_the_reported_number(launch, tmp_path: Pat
     assert run.meta["train_steps"] == 0, "nothing is fitted"
 
 
+def test_every_protocol_follows_from_the_kept_predictions(launch, tmp_path: Path) -> None:
+    run = launch("images.limit=64", "probe.head=none", "twins=0")
+    table = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+    columns = {}
+    for field in dataclasses.fields(Keypoints):
+        parts = [torch.tensor(values) for name, values in table.items() if re.fullmatch(rf"{field.name}(_[xy][01]?)?", name)]
+        columns[field.name] = parts[0] if len(parts) == 1 else torch.stack(parts, 1)
+    points = Keypoints(**(columns | {"size": 128}))
+    side = run.meta["shapes"]["up_1"][1]
+    cell = torch.tensor(table["up_1/test/cell"])
+    cell = torch.stack([cell // side, cell % side], 1).long()
+    pixel = torch.stack([torch.tensor(table[f"up_1/test/pixel_{axis}"]) for axis in "xy"], 1)
+    for protocol, averages in PROTOCOLS.items():
+        away = pixel_distances(points, pixel) if protocol == "dift" else distances(protocol, points, cell, side)
+        for average in averages:
+            for alpha in ALPHAS:
+                value = away.hits(alpha)[:, None].double()
+                mean = PairMeans(points).means(average, value, torch.ones_like(value)).item()
+                assert mean == pytest.approx(run.value("test", "up_1", f"pck_{protocol}_{average}_{alpha:.2f}"))
+    assert {"category_name", "source_name", "target_name", "keypoint", "up_1/share_corner"} <= table.keys()
+
+
+def test_a_twin_is_measured_again_when_annotations_change(launch, tmp_path: Path, caplog) -> None:
+    export(tmp_path / "tree", images_per_category=6, size=128)
+    given = ("images=spair", f"images.root={tmp_path / 'tree'}", "probe.head=none", "probe.enlarged=false")
+    launch(*given, folder="before")
+    launch(*given, folder="again")
+    assert not (tmp_path / "again" / "random_weights_0").exists(), "taken from the cache"
+    for path in (tmp_path / "tree" / "PairAnnotation" / "test").glob("*.json"):
+        pair = json.loads(path.read_text())
+        pair["trg_kps"] = [[min(x + 3, 127), y] for x, y in pair["trg_kps"]]
+        path.write_text(json.dumps(pair))
+    run = launch(*given, folder="after")
+    difference = run.value("test", "up_1", MAIN) - run.value("random_weights", "up_1", MAIN)
+    assert run.value("gain_over_random_weights", "up_1", MAIN) == pytest.approx(difference)
+    assert not caplog.text.count("taken from") > 1
+
+
+def test_a_resumed_run_ends_with_the_same_numbers(launch, tmp_path: Path) -> None:
+    whole = launch("images.limit=48", "twins=0", "trainer.max_epochs=2", folder="whole")
+    (tmp_path / "whole" / "metrics.json").unlink()
+    resumed = launch("images.limit=48", "twins=0", "trainer.max_epochs=2", f"resume={tmp_path / 'whole'}", folder="whole")
+    assert resumed.metrics == whole.metrics
+
+
+def test_without_a_head_only_test_pictures_are_looked_at(launch) -> None:
+    run = launch("images.limit=64", "probe.head=none", "twins=0")
+    assert run.meta["images"] == {"test": 16}
+    assert run.meta["latents"]["encoded"] + run.meta["latents"]["reused"] == 16
+
+
 def test_the_same_command_gives_the_same_numbers_whatever_the_memory(launch) -> None:
     base = ("images.limit=48", "twins=0", "backbone.precision=fp32")
     one, again, scarce = (launch(*base, *more, folder=str(i)) for i, more in enumerate([(), (), ("activation_budget=0",)]))
@@ -134,6 +192,7 @@ def test_reports_show_an_old_run_again(launch, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("images=scenes",), "images=scene_pairs, spair"),
+        (("datamodule=activations",), "datamodule=pairs"),
         (("images.limit=20",), "at least 48 scenes"),
         (("probe.head=mlp",), "linear or none"),
         (("images=spair", "images.root=/nowhere"), "images.root"),
