@@ -92,7 +92,7 @@ def pck_table(run: Run) -> Table:
 def cost_table(run: Run) -> Table:
     """PCK of every stratum, then copies, attraction and harm; of at most three layers, else of the best."""
     table = _table("What position, corners and high-norm tokens cost (percent, @0.10)", COST_CAPTION)
-    for header in ("layer", "group", "tested", "±", "zero-shot", "random\nweights", "same\nposition", "n"):
+    for header in ("layer", "group", "tested", "±", "zero-\nshot", "random\nweights", "same\nplace", "n"):
         table.add_column(header, no_wrap=True, justify="left" if header in ("layer", "group") else "right")
     for layer in shown_layers(run):
         first = layer
