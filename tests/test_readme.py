@@ -78,7 +78,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     [example] = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len(example.splitlines()) <= 10
     exec(compile(example, "README.md", "exec"), {})
-    assert "mid (2, 64, 8, 8)" in capsys.readouterr().out
+    assert "mid (2, 128, 8, 8)" in capsys.readouterr().out
 
 
 def test_everything_the_readme_points_at_exists() -> None:

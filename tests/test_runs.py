@@ -20,12 +20,16 @@ from tokens.errors import InputError
         (["blok=mid"], "got 'blok'. The nearest is 'block'."),
         (["images.sise=64"], "got 'images.sise'. The nearest is 'images.size'."),
         (["prob=position"], "got 'prob'. The nearest is 'probe'."),
-        (["images=fodler"], "images to be one of folder, hub, scenes, but got 'fodler'. The nearest is 'folder'."),
+        (
+            ["images=fodler"],
+            "images to be one of folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, scenes, spair, but got 'fodler'. "
+            "The nearest is 'folder'.",
+        ),
         (
             ["backbone=sd1"],
             "backbone to be one of demo, local, sd14, sd15, sd21, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'",
         ),
-        (["probe=positon"], "probe to be one of position, statistics, study, but got 'positon'"),
+        (["probe=positon"], "probe to be one of correspondence, depth, position, statistics, study, but got 'positon'"),
         (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
         (["block"], "overrides of the form key=value, but got 'block'"),
         (["block=[mid"], "Quote globs and lists"),
