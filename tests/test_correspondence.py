@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from reports.run import Run
 from reports.tables import rows, show
 from runs.record import LEFT
 from runs.sentences import UserError, sentences
+from tests.datamodules.pair_trees import add_spair
 from tokens.keypoints import Keypoints
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +177,17 @@ def test_an_exported_tree_gives_about_the_numbers_of_the_scenes_it_shows(launch,
     assert abs(tree.value("test", "up_1", MAIN) - scenes.value("test", "up_1", MAIN)) < 0.06
     same = (run.value("same_position", "baseline", MAIN) for run in (tree, scenes))
     assert abs(next(same) - next(same)) < 0.03
+
+
+def test_a_tree_made_by_hand_runs(launch, tmp_path: Path) -> None:
+    for split, names in (("trn", "abcd"), ("val", "ef"), ("test", "ghi")):
+        for category in ("cat", "dog"):
+            for one, other in itertools.permutations(names, 2):
+                add_spair(tmp_path / "tree", split, category, one, other)
+    run = launch("images=spair", f"images.root={tmp_path / 'tree'}", "twins=0")
+    assert run.meta["pairs"] == {"train": 24, "val": 4, "test": 12}
+    assert run.meta["categories"] == ["cat", "dog"]
+    assert 0 <= run.value("test", "up_1", MAIN) <= 1
 
 
 def test_reports_show_an_old_run_again(launch, tmp_path: Path) -> None:
