@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from backbones.random_pipeline import SCHEDULE
 from demo.latents import CAPTIONS, Latents
@@ -106,11 +106,16 @@ class Trainer:
     """One diffusion training run: model, optimiser, average weights, and how far it has come."""
 
     def __init__(
-        self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric
-    ) -> None:
+        self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric,
+        start: str | None = None,
+    ) -> None:  # fmt: skip
         torch.manual_seed(seed)
         self.config, self.words, self.seed, self.work, self.fabric = config, words, seed, work, fabric
         self.model = Denoiser(shape, words)
+        if start:
+            self.model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start, subfolder="unet").float().state_dict())
+            stored = CLIPTextModel.from_pretrained(start, subfolder="text_encoder").float()
+            self.model.text.load_state_dict(stored.state_dict())
         self.model.unet.to(memory_format=torch.channels_last)
         self.schedule = scheduler()
         fused = fabric.device.type in ("cpu", "cuda")

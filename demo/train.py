@@ -70,9 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fabric.launch()
     if fabric.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
-    vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
+    if config.start:
+        vae = AutoencoderKL.from_pretrained(config.start, subfolder="vae", torch_dtype=torch.float32)
+    else:
+        vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
     vocabulary = words(config.diffusion.pictures.scenes.seed)
-    trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric)
+    trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric, config.start)
     while trainer.stage < len(config.diffusion.stages):
         stage = config.diffusion.stages[trainer.stage]
         with fabric.rank_zero_first():

@@ -78,6 +78,16 @@ def test_a_finished_run_only_writes_the_folder_again(tmp_path: Path, monkeypatch
     assert all(torch.equal(again[name], value) for name, value in first.items())
 
 
+def test_training_goes_on_from_a_finished_folder(tmp_path: Path) -> None:
+    first = run(tmp_path / "first")
+    stages = "diffusion.stages=[{samples: 2, batch: 2, rate: 0.0, views: [{kind: portraits, size: 64, window: 8}]}]"
+    again = [f"start={tmp_path / 'first' / 'model'}", f"work={tmp_path / 'work'}", f"folder={tmp_path / 'second'}", stages]
+    train.main([*SMALL, *again, "diffusion.weight_decay=0"])
+    second = load_file(tmp_path / "second" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(second[name], value) for name, value in first.items()), "a step of rate 0 changes nothing"
+    assert not (tmp_path / "work" / "autoencoder.pt").exists(), "the autoencoder is the folder's"
+
+
 def test_an_untrained_autoencoder_shows_a_thumbnail() -> None:
     vae = autoencoder.build([16, 32, 64, 128])
     images = autoencoder.pictures(3, 2, 128).float() / 127.5 - 1
