@@ -1,0 +1,57 @@
+"""View: how the network is shown an image, and where that leaves its tokens."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class View:
+    """One pass of an image.
+
+    Args:
+        shift: pixels (down, right) by which the content moves, on a canvas that continues by reflection.
+        flip: mirrored left to right, before the shift.
+        margin: pixels added on every side, by reflection.
+        window: (top, left) in pixels of a window of the usual size, cut from the image rendered ``larger`` pixels larger.
+        larger: see ``window``.
+        empty: a mid-grey picture in place of the image.
+        draw: number of the noise; views with equal draws of one shape share theirs.
+        padding: padding mode of every convolution with a kernel above 1; None leaves the network as it is.
+    """
+
+    shift: tuple[int, int] = (0, 0)
+    flip: bool = False
+    margin: int = 0
+    window: tuple[int, int] | None = None
+    larger: int = 0
+    empty: bool = False
+    draw: int = 0
+    padding: str | None = None
+
+    @property
+    def shows(self) -> "View":
+        """What of it changes the picture: views that agree here share latents, unless their padding differs."""
+        return View(self.shift, self.flip, self.margin, self.window, self.larger, self.empty)
+
+    def show(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _h _w"]:
+        """The picture the network gets; ``image`` is ``larger`` pixels larger where a window is cut."""
+        if self.empty:
+            return image.new_full(image.shape, 0.5)
+        if self.window is not None:
+            top, left = self.window
+            height, width = (side - self.larger for side in image.shape[-2:])
+            return image[:, top : top + height, left : left + width].contiguous()
+        if self.flip:
+            image = image.flip(-1)
+        if self.margin:
+            image = pad(image[None], [self.margin] * 4, mode="reflect")[0]
+        down, right = self.shift
+        if down or right:
+            height, width = image.shape[-2:]
+            canvas = pad(image[None], [abs(right)] * 2 + [abs(down)] * 2, mode="reflect")[0]
+            top, left = abs(down) - down, abs(right) - right
+            image = canvas[:, top : top + height, left : left + width]
+        return image.contiguous()
