@@ -54,6 +54,7 @@ def run(cfg: DictConfig) -> Run:
         measurement.release()
         if isinstance(measurement.probe, Predicts):
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
+        measurement.data.mitigations.save(folder)
         nulls = random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         tracking.finish(logger, exit_code=1)

@@ -4,7 +4,7 @@ It owns the splits, the latent cache, the stream and the tokens that stay on the
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,13 @@ from datamodules.images.source import ImageSource
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from datamodules.loader import Loader
+from datamodules.mitigated import Mitigations
 from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
 from datamodules.resident import Resident
 from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
+from mitigations.configured import Configured
 from tokens.batch import GridBatch, TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
@@ -52,6 +54,8 @@ class ActivationDataModule(LightningDataModule):
         num_workers: processes that decode images.
         labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`.
         labels_side: tokens a side of the grid they were made on.
+        mitigation: label → mitigation, applied in this order; fitted on the fit split.
+        compare: apply each alone, as a variant of every layer beside the layer itself, see :mod:`tokens.variants`.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, an unusable option.
@@ -75,6 +79,8 @@ class ActivationDataModule(LightningDataModule):
         num_workers: int = 0,
         labels: str | None = None,
         labels_side: int = 32,
+        mitigation: Mapping[str, Configured] | None = None,
+        compare: bool = False,
     ) -> None:
         super().__init__()
         if sampling not in ("stratified", "all"):
@@ -91,8 +97,10 @@ class ActivationDataModule(LightningDataModule):
         backbone.noise.check(timestep)
         self.images = images
         self.backbone = backbone
-        self.layers = backbone.unet.resolve(block)
-        self.shapes = backbone.shapes(images.size, self.layers)
+        layers = backbone.unet.resolve(block)
+        self.mitigations = Mitigations(mitigation, compare)
+        self.shapes = self.mitigations.shapes(backbone.shapes(images.size, layers))
+        self.layers = tuple(self.shapes)
         self.seed = seed
         self.sampling = sampling
         self.token_batch = token_batch
@@ -100,28 +108,33 @@ class ActivationDataModule(LightningDataModule):
         self.split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
         marks = Labels(labels, labels_side, images) if labels else None
-        self.stream = ActivationStream(backbone, self.store, self.layers, timestep, seed, prompt, batch_size, marks)
+        self.raw = ActivationStream(backbone, self.store, layers, timestep, seed, prompt, batch_size, marks)
+        self.stream = self.mitigations.through(self.raw)
         self.photos = len(self.stream.photos)
         self.resident: Resident[TokenBatch] = Resident(activation_budget)
         self.seconds: dict[str, float] = {}
         self._prepared = False
 
     def prepare_data(self) -> None:
-        """Encode what the latent cache lacks. Mitigation images (A) stay untouched until something fits on them."""
+        """Encode what the latent cache lacks. The fit images (A) stay untouched unless something is fitted."""
         if self._prepared:
             return
         started = time.perf_counter()
-        usable = set(self.store.prepare([i for name in ("train", "val", "test") for i in self.split[name]]))
-        for name in ("train", "val", "test"):
+        names = ("fit", "train", "val", "test") if self.mitigations.fits else ("train", "val", "test")
+        usable = set(self.store.prepare([i for name in names for i in self.split[name]]))
+        for name in names:
             wanted = self.split[name]
             self.split[name] = [i for i in wanted if i in usable]
             if wanted and not self.split[name]:
                 raise InputError(f"Expected images for the {name} split, but none can be decoded. Check the image source.")
+        used = [i for name in ("train", "val", "test") for i in self.split[name]]
+        self.mitigations.prepare(self.raw, used, self.split["fit"])
         self.seconds["encode"] = time.perf_counter() - started
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        """Before training in epochs: extract the tokens that may stay on the device."""
+        """Fit the mitigations; before training in epochs, extract the tokens that may stay on the device."""
+        self._fit_mitigations()
         if stage != "fit" or not (self.trainer is None or self.trainer.lightning_module.automatic_optimization):
             return
         wanted = [i for i in (*self.split["train"], *self.split["val"]) if i not in self.resident]
@@ -138,6 +151,11 @@ class ActivationDataModule(LightningDataModule):
                     progress.advance(task)
             progress.update(task, total=progress.tasks[task].completed)
         self.seconds["extract"] = time.perf_counter() - started
+
+    def _fit_mitigations(self) -> None:
+        started = time.perf_counter()
+        self.mitigations.fit(self.raw, self.split["fit"], [i for name in ("train", "val", "test") for i in self.split[name]])
+        self.seconds.setdefault("fit", time.perf_counter() - started)
 
     def train_dataloader(self) -> "Loader[TokenBatch]":
         """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps.
@@ -181,6 +199,7 @@ class ActivationDataModule(LightningDataModule):
             "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
             "resident_images": len(self.resident),
             "passes": self.backbone.passes,
+            "mitigations": self.mitigations.describe(self.images.size),
         }
 
     def _train_epoch(self, passes: int) -> Iterator[TokenBatch]:

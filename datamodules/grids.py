@@ -1,10 +1,9 @@
 """GridDataModule: images → GridBatches of whole grids, for statistics that train nothing. Data path steps 1 to 6."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from lightning import LightningDataModule
 from torch import Tensor
@@ -16,9 +15,11 @@ from datamodules.images.source import ImageSource
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from datamodules.loader import Loader
+from datamodules.mitigated import MitigatedStream, Mitigations
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
-from tokens.batch import GridBatch
+from mitigations.configured import Configured
+from tokens.batch import GridBatch, joined
 from tokens.errors import InputError
 
 VIEWS = ("whole", "cropped", "other_noise", "other_timestep")
@@ -38,6 +39,7 @@ class GridDataModule(LightningDataModule):
         other_timestep: noise level of the view of that name; None takes 261, or 50 where ``timestep`` is 261.
         repeats: images of the last two views; 0 skips them. Without noise there is no other noise either.
         least: images to measure, at least: intervals are over 20 groups of two or more.
+        mitigation, compare: as there; the view of another timestep, to which no fit belongs, is left out.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, too large a margin.
@@ -61,6 +63,8 @@ class GridDataModule(LightningDataModule):
         labels: str | None = None,
         labels_side: int = 32,
         least: int = 40,
+        mitigation: Mapping[str, Configured] | None = None,
+        compare: bool = False,
     ) -> None:
         super().__init__()
         for name, value, low in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("repeats", repeats, 0)):
@@ -76,8 +80,10 @@ class GridDataModule(LightningDataModule):
                 "datamodule.repeats=0."
             )
         self.images, self.backbone = images, backbone
-        self.layers = backbone.unet.resolve(block)
-        self.shapes = backbone.shapes(images.size, self.layers)
+        layers = backbone.unet.resolve(block)
+        self.mitigations = Mitigations(mitigation, compare)
+        self.shapes = self.mitigations.shapes(backbone.shapes(images.size, layers))
+        self.layers = tuple(self.shapes)
         self.margin, self.repeats = margin, repeats
         split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
         self.split = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
@@ -94,15 +100,16 @@ class GridDataModule(LightningDataModule):
         }
 
         def stream(store: str, step: int, noise: int, marks: Labels | None = None) -> ActivationStream:
-            return ActivationStream(backbone, self.stores[store], self.layers, step, noise, prompt, batch_size, marks)
+            return ActivationStream(backbone, self.stores[store], layers, step, noise, prompt, batch_size, marks)
 
-        self.streams = {
+        self.raw = {
             "whole": stream("whole", timestep, seed, Labels(labels, labels_side, images) if labels else None),
             "cropped": stream("cropped", timestep, seed),
             "other_noise": stream("whole", timestep, seed + 1),
             "other_timestep": stream("whole", other_timestep, seed),
         }
-        self.photos = len(self.streams["whole"].photos)
+        self.streams = {name: self.mitigations.through(each) for name, each in self.raw.items()}
+        self.photos = len(self.raw["whole"].photos)
         self.seconds: dict[str, float] = {}
         self._prepared = False
 
@@ -117,8 +124,16 @@ class GridDataModule(LightningDataModule):
             if not part:
                 raise InputError(f"Expected images for the {name} split, but none can be decoded. Check the image source.")
         self.stores["cropped"].prepare(self.split["test"])
+        self.mitigations.prepare(self.raw["whole"], self.split["test"], self.split["fit"])
+        self.mitigations.prepare(self.raw["cropped"], self.split["test"], [])
         self.seconds["encode"] = time.perf_counter() - started
         self._prepared = True
+
+    def setup(self, stage: str) -> None:
+        """Fit the mitigations."""
+        started = time.perf_counter()
+        self.mitigations.fit(self.raw["whole"], self.split["fit"], self.split["test"])
+        self.seconds.setdefault("fit", time.perf_counter() - started)
 
     def train_dataloader(self) -> "GridLoader":
         """The fit images, whole."""
@@ -128,7 +143,12 @@ class GridDataModule(LightningDataModule):
         """Every view of the measured images, in the order of VIEWS."""
         measured, some = self.split["test"], self.split["test"][: self.repeats]
         noisy = some if self.backbone.noise.mode != "none" else []
-        parts = {"whole": measured, "cropped": measured, "other_noise": noisy, "other_timestep": some}
+        parts = {
+            "whole": measured,
+            "cropped": measured,
+            "other_noise": noisy,
+            "other_timestep": some if self.mitigations.idle else [],
+        }
         return [self._loader(view, parts[view]) for view in VIEWS]
 
     def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:
@@ -151,29 +171,14 @@ class GridDataModule(LightningDataModule):
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": [name for store in stores for name in store.skipped],
             "latents": {"reused": len(used) + len(self.split["test"]) - encoded, "encoded": encoded},
-            "labels": labels.digest if (labels := self.streams["whole"].labels) else None,
+            "labels": labels.digest if (labels := self.raw["whole"].labels) else None,
             "margin": self.margin,
             "passes": self.backbone.passes,
+            "mitigations": self.mitigations.describe(self.images.size),
         }
 
     def _loader(self, view: str, indices: Sequence[int]) -> "GridLoader":
         return grid_loader(self.streams[view], indices)
-
-
-def joined(batches: Sequence[GridBatch]) -> GridBatch:
-    """Several batches of the same layers as one."""
-    first = batches[0]
-    if len(batches) == 1:
-        return first
-    return GridBatch(
-        grids={layer: torch.cat([batch.grids[layer] for batch in batches]) for layer in first.grids},
-        masks={
-            layer: {group: torch.cat([batch.masks[layer][group] for batch in batches]) for group in masks}
-            for layer, masks in first.masks.items()
-        },
-        image=torch.cat([batch.image for batch in batches]),
-        photo=torch.cat([batch.photo for batch in batches]),
-    )
 
 
 class GridLoader(Loader[GridBatch]):
@@ -184,7 +189,7 @@ class GridLoader(Loader[GridBatch]):
         self.images = sum(map(len, groups))
 
 
-def grid_loader(stream: ActivationStream, indices: Sequence[int]) -> GridLoader:
+def grid_loader(stream: ActivationStream | MitigatedStream, indices: Sequence[int]) -> GridLoader:
     """A loader of these images, one batch per group even if the stream halves its own: Lightning stops at its length."""
     groups = [indices[start : start + stream.batch_size] for start in range(0, len(indices), stream.batch_size)]
     return GridLoader(lambda: (joined(list(stream(group))) for group in groups), groups)

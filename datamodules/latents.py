@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from backbones.latents import LatentEncoder, warn_if_unusual
 from datamodules.cache import LatentCache
 from datamodules.images.source import ImageSource, Item
+from datamodules.images.viewed import Viewed
+from mitigations.views import View
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,12 @@ class LatentStore:
         if usable:
             warn_if_unusual(torch.stack([self[index] for index in usable[:16]]))
         return usable
+
+    def viewed(self, view: View) -> "LatentStore":
+        """The latents of the same images shown as ``view`` says; this store where that changes no picture."""
+        if view.shows == View():
+            return self
+        return LatentStore(Viewed(self.images, view), self.encoder, self.cache, self.seed, self.batch_size, self.num_workers)
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Digest of the content of these items, in order."""

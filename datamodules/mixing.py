@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokens.batch import TokenBatch
 from tokens.keyed import keyed_generator
+from tokens.variants import base_of
 
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:
@@ -26,7 +27,9 @@ def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: ob
     for number, (block, last) in enumerate(_blocks(pieces, images)):
         pool = concatenate([*rest, *block])
         order = {
-            layer: torch.randperm(len(tokens), generator=keyed_generator("mixing", *key, layer, number)).to(tokens.device)
+            layer: torch.randperm(len(tokens), generator=keyed_generator("mixing", *key, base_of(layer), number)).to(
+                tokens.device
+            )
             for layer, tokens in pool.tokens.items()
         }
         steps = {layer: len(index) / size if last else len(index) // size for layer, index in order.items()}

@@ -6,7 +6,7 @@ Every image is extracted once, however many pairs it is in: its keypoints' token
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,13 +25,16 @@ from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
 from datamodules.keypoint_table import keypoint_table, slots_of
 from datamodules.latents import LatentStore
+from datamodules.mitigated import Mitigations
 from datamodules.resident import Resident
 from datamodules.stream import ActivationStream
+from mitigations.configured import Configured
 from tokens.batch import GridBatch, KeypointBatch, MatchBatch
 from tokens.errors import InputError
 from tokens.geometry import flatten, sampled_at, tokens_at
 from tokens.keyed import keyed_generator
 from tokens.keypoints import Keypoints
+from tokens.variants import base_of
 
 STEPS_PER_EPOCH = 100  # at least, so that validation and checkpoints come once per epoch
 
@@ -49,6 +52,7 @@ class PairDataModule(LightningDataModule):
         pair_batch: pairs per training step.
         background: other tokens of every picture that a training step contrasts with keypoints: 64 or fewer.
         activation_budget: GiB of target grids that stay on the device until they are searched; the rest is computed twice.
+        mitigation, compare: as there; fitted on the pictures of training pairs.
 
     Raises:
         InputError: images without pairs, an unknown layer, a timestep out of range, an unusable option.
@@ -70,6 +74,8 @@ class PairDataModule(LightningDataModule):
         activation_budget: float = 2.0,
         cache_dir: str = ".cache",
         num_workers: int = 0,
+        mitigation: Mapping[str, Configured] | None = None,
+        compare: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(images, PairSource):
@@ -90,7 +96,15 @@ class PairDataModule(LightningDataModule):
         backbone.noise.check(timestep)
         self.images, self.backbone = images, backbone
         self.computed = backbone.unet.resolve(block)
-        shapes = backbone.shapes(images.size, self.computed)
+        self.mitigations = Mitigations(mitigation, compare)
+        if concatenate and compare:
+            raise InputError("Expected datamodule.concatenate or datamodule.compare, but got both. Choose one.")
+        if "{category}" in prompt and self.mitigations.fits:
+            raise InputError(
+                "Expected one prompt where a mitigation is fitted, but got one for every category. "
+                "Leave {category} out of prompt=."
+            )
+        shapes = self.mitigations.shapes(backbone.shapes(images.size, self.computed))
         self.concatenate, self.learns = concatenate, head != "none"
         self.shapes = {CONCATENATED: concatenated_shape(shapes)} if concatenate else shapes
         self.layers = list(self.shapes)
@@ -148,7 +162,9 @@ class PairDataModule(LightningDataModule):
         if self.learns and not self.images.pairs("train"):
             raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
         wanted = dict.fromkeys(i for split in self._splits for p in self.images.pairs(split) for i in (p.source, p.target))
-        self._usable = set(self.store.prepare(list(wanted)))
+        self._usable = set(self.store.prepare(list(dict.fromkeys([*wanted, *self._fit_images]))))
+        used = [index for index in wanted if index in self._usable]
+        self.mitigations.prepare(self._raw(""), used, [index for index in self._fit_images if index in self._usable])
         found = sum(len(pair.ids) for pair in self.pairs("test"))
         if found < 2:
             dropped = dict(getattr(self.images, "dropped", {}))
@@ -159,7 +175,8 @@ class PairDataModule(LightningDataModule):
         self.seconds["encode"] = time.perf_counter() - started
 
     def setup(self, stage: str) -> None:
-        """Before training: the tokens of all keypoints of training and validation pairs, one pass per image."""
+        """Fit the mitigations; before training, the tokens of all keypoints of its pairs, one pass per image."""
+        self._fit_mitigations()
         if stage != "fit" or not self.learns or self._tokens:
             return
         if not self.pairs("train"):
@@ -211,6 +228,7 @@ class PairDataModule(LightningDataModule):
             "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
             "concatenated": self.computed if self.concatenate else None,
             "passes": self.backbone.passes,
+            "mitigations": self.mitigations.describe(self.images.size),
         }
 
     def _train_epoch(self, passes: int) -> Iterator[KeypointBatch]:
@@ -270,7 +288,7 @@ class PairDataModule(LightningDataModule):
             free = torch.ones(height * width, dtype=torch.bool)
             free[under] = False
             places = free.nonzero()[:, 0] if free.any() else torch.arange(height * width)
-            generator = keyed_generator("background", self.seed, self.images.name(index), layer)
+            generator = keyed_generator("background", self.seed, self.images.name(index), base_of(layer))
             order = torch.cat(
                 [torch.randperm(len(places), generator=generator) for _ in range(-(-self.background // len(places)))]
             )
@@ -282,10 +300,28 @@ class PairDataModule(LightningDataModule):
         place = tokens_at(self._points(index), self.images.size / height, height, width)
         return place[:, 0] * width + place[:, 1]
 
-    def _stream(self, category: str, indices: Sequence[int]) -> Iterator[GridBatch]:
+    @cached_property
+    def _fit_images(self) -> list[int]:
+        """Pictures of training pairs, none of which is tested, in the order of their pairs."""
+        if not self.mitigations.fits:
+            return []
+        tested = {self.images.photo(i) for pair in self.images.pairs("test") for i in (pair.source, pair.target)}
+        found = dict.fromkeys(i for pair in self.images.pairs("train") for i in (pair.source, pair.target))
+        return [index for index in found if self.images.photo(index) not in tested]
+
+    def _fit_mitigations(self) -> None:
+        started = time.perf_counter()
+        assert self._usable is not None
+        tested = sorted({i for pair in self.pairs("test") for i in (pair.source, pair.target)})
+        self.mitigations.fit(self._raw(""), [index for index in self._fit_images if index in self._usable], tested)
+        self.seconds.setdefault("fit", time.perf_counter() - started)
+
+    def _raw(self, category: str) -> ActivationStream:
         prompt = self.prompt.replace("{category}", category)
-        stream = ActivationStream(self.backbone, self.store, self.computed, self.timestep, self.seed, prompt, self.batch_size)
-        for batch in stream(indices):
+        return ActivationStream(self.backbone, self.store, self.computed, self.timestep, self.seed, prompt, self.batch_size)
+
+    def _stream(self, category: str, indices: Sequence[int]) -> Iterator[GridBatch]:
+        for batch in self.mitigations.through(self._raw(category))(indices):
             yield concatenated(batch) if self.concatenate else batch
 
     def _matches(self) -> Iterator[MatchBatch]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tokens.batch import GridBatch, TokenBatch
 from tokens.geometry import bin_starts, flatten, positions
 from tokens.keyed import keyed_generator
+from tokens.variants import base_of
 
 CELLS = 8
 
@@ -57,7 +58,7 @@ def flattened(batch: GridBatch) -> TokenBatch:
 
 def _draw_of(batch: GridBatch, name: str, seed: int) -> dict[str, Tensor]:
     return {
-        layer: stratified(grid.shape[-2], grid.shape[-1], keyed_generator("tokens", seed, name, layer)).to(grid.device)
+        layer: stratified(grid.shape[-2], grid.shape[-1], keyed_generator("tokens", seed, name, base_of(layer))).to(grid.device)
         for layer, grid in batch.grids.items()
     }
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -9,6 +10,7 @@ from anomalies.groups import token_groups
 from backbones import FrozenSD
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
+from mitigations.views import View
 from tokens.batch import GridBatch
 from tokens.errors import InputError
 
@@ -27,6 +29,7 @@ class ActivationStream:
         prompt: conditioning text of every image.
         batch_size: images per U-Net pass; halved once if device memory runs out. Never changes an activation.
         labels: hand labels, which become the token group ``labelled``.
+        view: how the network is shown the images of ``store``; :meth:`viewed` makes streams of other views.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class ActivationStream:
         prompt: str = "",
         batch_size: int = 8,
         labels: Labels | None = None,
+        view: View = View(),  # noqa: B008  # frozen
     ) -> None:
         self.labels = labels
+        self.view = view
         self.backbone = backbone
         self.store = store
         self.layers = layers
@@ -67,11 +72,33 @@ class ActivationStream:
             start += len(chunk)
             yield batch
 
+    def viewed(self, view: View) -> "ActivationStream":
+        """A stream of the same images, shown as ``view`` says."""
+        return ActivationStream(
+            self.backbone,
+            self.store.viewed(view),
+            self.layers,
+            self.timestep,
+            self.seed,
+            self.prompt,
+            self.batch_size,
+            view=view,
+        )
+
+    def prepare(self, indices: Sequence[int]) -> list[int]:
+        """Encode what the cache lacks; see :meth:`LatentStore.prepare`."""
+        with self._padded():
+            return self.store.prepare(indices)
+
+    def _padded(self) -> AbstractContextManager[object]:
+        return self.backbone.padded(self.view.padding) if self.view.padding else nullcontext()
+
     def _batch(self, indices: Sequence[int]) -> GridBatch:
         images = self.store.images
-        latents = torch.stack([self.store[index] for index in indices])
         ids = [images.name(index) for index in indices]
-        grids = self.backbone.grids(latents, ids, self.layers, self.timestep, self.seed, self.prompt)
+        with self._padded():
+            latents = torch.stack([self.store[index] for index in indices])
+            grids = self.backbone.grids(latents, ids, self.layers, self.timestep, self.seed, self.prompt, self.view.draw)
         masks = {layer: token_groups(grid) for layer, grid in grids.items()}
         if self.labels:
             for layer, grid in grids.items():

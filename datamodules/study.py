@@ -34,7 +34,7 @@ class StudyDataModule(ActivationDataModule):
     @cached_property
     def crops(self) -> dict[int, ActivationStream]:
         """Margin → cropped images, and of them the layers with so many pixels per token."""
-        whole, store, streams = self.stream, self.store, {}
+        whole, store, streams = self.raw, self.store, {}
         for margin in MARGINS:
             layers = [layer for layer, (_, side, _) in self.shapes.items() if self.images.size == side * margin]
             if layers:
@@ -60,6 +60,10 @@ class StudyDataModule(ActivationDataModule):
         """Encode what the latent cache lacks, crops included."""
         if self._prepared:
             return
+        if not self.mitigations.idle:
+            raise InputError(
+                "Expected no mitigation for probe=study, which measures raw activations, but got one. Use probe=position."
+            )
         for layer, (_, height, width) in self.shapes.items():
             if min(height, width) < SMALLEST:
                 least = max(SMALLEST * self.images.size // side for _, side, _ in self.shapes.values())

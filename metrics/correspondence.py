@@ -83,9 +83,10 @@ class Correspondence:
         return distances("ours", self.points, cell, matches.side).hits(ALPHA)
 
     def gain(self, right: Shaped[Tensor, " n"], other: Shaped[Tensor, " n"]) -> dict[str, float]:
-        """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place."""
+        """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place, with ``/p``."""
         difference = right.double() - other.double()
-        return self.averaged("point", {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)})
+        strata: Columns = {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)}
+        return self.averaged("point", strata, differences=True)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """``same_position``: the source point itself. ``random_point``: expectation of a uniform point of the picture."""
@@ -119,20 +120,21 @@ class Correspondence:
         predicted = centres(cell, self.points.size / matches.side).double()
         return offset_table(predicted, self.points.source_input, ~self.hits(matches, way), self.points.size)
 
-    def averaged(self, average: str, columns: Columns) -> dict[str, float]:
-        """Means with ``/ci_low``, ``/ci_high`` and ``/n``; columns without keypoints are left out."""
+    def averaged(self, average: str, columns: Columns, differences: bool = False) -> dict[str, float]:
+        """Means with ``/ci_low``, ``/ci_high``, ``/n``, of differences also ``/p``; columns without keypoints are left out."""
         columns = {key: column for key, column in columns.items() if column[1].any()}
         if not columns:
             return {}
         value = torch.stack([value.double() for value, _ in columns.values()], 1)
         counted = torch.stack([where.double() for _, where in columns.values()], 1)
         means = self.pairs.means(average, value, counted)
-        lows, highs = self.pairs.intervals(average, value, counted)
+        lows, highs, p = self.pairs.tested(average, value, counted)
         found: dict[str, float] = {}
         for i, key in enumerate(columns):
             found |= {key: means[i].item(), f"{key}/n": int(counted[:, i].sum())}
             if lows[i].isfinite():
                 found |= {f"{key}/ci_low": lows[i].item(), f"{key}/ci_high": highs[i].item()}
+                found |= {f"{key}/p": p[i].item()} if differences else {}
         return found
 
     def _unmoved(self, protocol: str) -> Distances:

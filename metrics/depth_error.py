@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from metrics.gains import resampled_gain
 from metrics.intervals import percentiles, resampled_ratios
 
 KINDS = ("rmse", "abs_rel", "delta1")
@@ -96,6 +97,28 @@ class DepthError(Metric):
                 values[f"{key}/ci_low"], values[f"{key}/ci_high"] = float(low[i, k]), float(high[i, k])
                 values[f"{key}/n"] = int(total)
         return values
+
+    def gain(self, other: "DepthError") -> dict[str, float]:
+        """``<kind>/<group>`` of this probe minus another's on the same tokens, see :func:`~metrics.gains.resampled_gain`.
+
+        Groups that do not hold the same number of tokens of every photograph for both have no gain.
+        """
+        count = self.count.cpu().numpy()[..., None]
+        seen = count.sum((1, 2)) > 0
+        if not seen.any():
+            return {}
+        sums = [each.sums.cpu().numpy()[seen] for each in (self, other)]
+        below = np.broadcast_to(count[seen], sums[0].shape)
+        own, others = (_rooted(resampled_ratios(each, below)) for each in sums)
+        with np.errstate(invalid="ignore"):
+            mean, base = (_rooted(each.sum(0) / below.sum(0)) for each in sums)
+        found: dict[str, float] = {}
+        alike = [i for i in range(len(self.groups)) if self.count[:, i].equal(other.count[:, i])]
+        for i, group in ((i, self.groups[i]) for i in alike):
+            for k, kind in enumerate(KINDS):
+                gained = float(mean[i, k] - base[i, k])
+                found |= resampled_gain(f"{kind}/{group}", gained, own[:, i, k] - others[:, i, k])
+        return found
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``error``: mean of |ŷ − y| over the grid, NaN where no token with a depth was seen."""

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.intervals import bootstrap_ratio
+from metrics.gains import resampled_gain
+from metrics.intervals import bootstrap_ratio, resampled_ratios
 from tokens.geometry import bins
 
 KINDS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
@@ -120,6 +121,25 @@ class GridAccuracy(Metric):
                 values[f"{key}/ci_low"], values[f"{key}/ci_high"] = float(low[i, k]), float(high[i, k])
                 values[f"{key}/n"] = int(total)
         return values
+
+    def gain(self, other: "GridAccuracy") -> dict[str, float]:
+        """``<kind>/<group>`` of this probe minus another's on the same tokens, see :func:`~metrics.gains.resampled_gain`.
+
+        Groups that do not hold the same number of tokens of every photograph for both have no gain.
+        """
+        right = (self.right - other.right).cpu().numpy()
+        count = np.broadcast_to(self.count.cpu().numpy()[..., None], right.shape)
+        seen = count.sum((1, 2)) > 0
+        if not seen.any():
+            return {}
+        resampled = resampled_ratios(right[seen], count[seen])
+        found: dict[str, float] = {}
+        for i, group in enumerate(self.groups):
+            for k, kind in enumerate(KINDS):
+                total = count[:, i, k].sum() if self.count[:, i].equal(other.count[:, i]) else 0
+                gained = right[:, i, k].sum() / total if total else np.nan
+                found |= resampled_gain(f"{kind}/{group}", float(gained), resampled[:, i, k])
+        return found
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``accuracy``: axis accuracy over the grid, NaN where no token was seen. ``rows``, ``cols``: counts of

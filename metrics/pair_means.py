@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from metrics.gains import two_sided
 from tokens.keypoints import Keypoints
 
 RESAMPLES = 2000
@@ -55,11 +56,18 @@ class PairMeans:
 
         NaN where fewer than FEWEST pictures count, or fewer than half of the resamples have a value.
         """
+        return self.tested(average, value, counted)[:2]
+
+    def tested(
+        self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """:meth:`intervals`, and the p-value of a mean of 0, see :func:`~metrics.gains.two_sided`; NaN in the same places."""
         sums, counts = self._per_pair(average, value, counted)
         drawn = torch.cat([self._mean(average, sums, counts, weights) for weights in self._weights()])
         bounds = torch.nanquantile(drawn, drawn.new_tensor([0.025, 0.975]), dim=0)
         bounds[:, (drawn.isnan().double().mean(0) > 0.5) | (self._counted_pictures(counts) < FEWEST)] = torch.nan
-        return bounds[0], bounds[1]
+        p = torch.from_numpy(two_sided(drawn.cpu().numpy())).to(bounds).masked_fill(bounds[0].isnan(), torch.nan)
+        return bounds[0], bounds[1], p
 
     def _counted_pictures(self, counts: Float[Tensor, "p m"]) -> Int[Tensor, " m"]:
         """Distinct pictures of the pairs that count."""

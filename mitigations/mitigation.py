@@ -1,19 +1,23 @@
-"""What every mitigation is: a map of one layer's grids, fitted on training images, applied before any probe. Data path step 6."""
+"""What every mitigation is: a map of one layer's grids, fitted on training images, applied before any probe.
+
+Data path step 6.
+"""
 
 from collections.abc import Iterable
 from typing import Self
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from mitigations.configured import Configured
 from mitigations.views import View
 
 
-class Mitigation(nn.Module):
+class Mitigation(Configured):
     """One layer's map of activation grids. Everything fitted is a buffer, so ``state_dict`` is all that is kept of a fit.
 
-    ``fit_views`` are the ways the network is shown every fit image: :meth:`update` gets one grid per view. ``fit_images`` is the
-    most images a fit looks at; None takes all, 0 says that nothing is fitted.
+    ``fit_views`` are the ways the network is shown every fit image: :meth:`update` gets one grid per view. ``fit_images`` is
+    the most images a fit looks at; None takes all, 0 says that nothing is fitted.
     """
 
     fit_views: tuple[View, ...] = (View(),)
@@ -46,7 +50,7 @@ class Mitigation(nn.Module):
         return {}
 
 
-class Extraction(nn.Module):
+class Extraction(Configured):
     """A mitigation that changes how the network is shown an image, not what is made of its activations.
 
     It is fitted to nothing, costs one pass per view, and comes first in a chain.

@@ -29,6 +29,7 @@ from tokens.errors import InputError
 from tokens.geometry import tokens_at
 from tokens.keyed import keyed_generator
 from tokens.keypoints import Keypoints
+from tokens.variants import OVER_NONE, base_of, label_of
 
 TRAINED = ("test", "shuffled_labels")
 
@@ -140,7 +141,7 @@ class CorrespondenceProbe(lightning.LightningModule):
         """Match the keypoints of one target picture in every layer and way."""
         for layer, (_, height, width) in self.shapes.items():
             masks = batch.target_masks[layer]
-            key = (self.seed, layer, int(self._points.target[batch.row[0]]))
+            key = (self.seed, base_of(layer), int(self._points.target[batch.row[0]]))
             other = {group: random_mask(masks, group, *key, group) for group in MASKED}
             alike = self._similarities(layer, batch)
             true = tokens_at(self._points.target_input[batch.row], self._points.size / height, height, width)
@@ -170,6 +171,8 @@ class CorrespondenceProbe(lightning.LightningModule):
             gains = {"gain_over_same_position": reported.same_position()}
             if self.learns:
                 gains["gain_over_zero_shot"] = reported.hits(matches, "zero_shot")
+            if label_of(layer):
+                gains[OVER_NONE] = reported.hits(self._of(base_of(layer)), "test")
             for name, other in gains.items():
                 gained = reported.gain(reported.hits(matches, "test"), other)
                 self.results |= {f"{name}/{layer}/{key}": value for key, value in gained.items()}
@@ -255,7 +258,7 @@ class CorrespondenceProbe(lightning.LightningModule):
     def _contrast(self, layer: str, batch: KeypointBatch, *key: object) -> tuple[Tensor, Float[Tensor, " v"]]:
         """Contrastive loss of every way of training, and how often the true target is the most alike."""
         n = len(batch.label)
-        order = torch.randperm(n, generator=keyed_generator("shuffle", self.seed, layer, *key)).to(batch.label.device)
+        order = torch.randperm(n, generator=keyed_generator("shuffle", self.seed, base_of(layer), *key)).to(batch.label.device)
         head, target = self._head(layer), batch.target[layer]
         query = normalize(head(batch.source[layer]), dim=-1).transpose(0, 1)
         right, shuffled = head(target).transpose(0, 1)

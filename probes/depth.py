@@ -22,6 +22,7 @@ from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.variants import OVER_NONE, base_of, label_of
 
 VARIANTS = ("test", "shuffled_labels")
 NULLS = ("constant", "position_only")
@@ -178,6 +179,9 @@ class DepthProbe(lightning.LightningModule):
             for what in (*VARIANTS, *NULLS):
                 values = self._error(what, layer).compute()
                 self.results |= {f"{what}/{layer}/{key}": value for key, value in values.items()}
+            if label_of(layer):
+                gained = self._error("test", layer).gain(self._error("test", base_of(layer)))
+                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
 
     @property
@@ -201,7 +205,7 @@ class DepthProbe(lightning.LightningModule):
         depth = self._depth(batch, layer)
         known = depth.isfinite()
         depth = depth[known]
-        shuffle = torch.randperm(len(depth), generator=keyed_generator("shuffle", self.seed, layer, *key))
+        shuffle = torch.randperm(len(depth), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
         return batch.tokens[layer][known], torch.stack([depth, depth[shuffle.to(depth.device)]], dim=1)
 
     def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokens.keyed import keyed_generator
+from tokens.variants import base_of
 
 
 class LayerHead(nn.Module):
@@ -78,5 +79,5 @@ class LayerHead(nn.Module):
 def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:
     """A head per layer; ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
     return nn.ModuleDict(
-        {layer: LayerHead(channels, count, len(variants), seed, layer) for layer, (channels, count) in outputs.items()}
+        {layer: LayerHead(channels, count, len(variants), seed, base_of(layer)) for layer, (channels, count) in outputs.items()}
     )

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from metrics.channel_energy import ChannelEnergy
-from metrics.credibility import corner_risk, credibility_report, norm_risk
+from metrics.credibility import corner_risk, credibility, credibility_report, norm_risk
+from metrics.gains import fold_gain
 from metrics.group_similarity import GroupSimilarity, corner_mask
 from metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
 from metrics.layer_tokens import LayerTokens
@@ -107,7 +108,22 @@ class LayerStatistics(nn.Module):
             values |= {f"labels_{key}": value for key, value in self.labelled.compute().items()}
         return values | self._credibility()
 
+    def gain(self, other: "LayerStatistics") -> dict[str, float]:
+        """The risks and the credibility of this layer minus another's of the same images, see :func:`fold_gain`."""
+        (own, own_folds), (theirs, their_folds) = (
+            (parts | {"credibility": credibility(*parts.values())}, folds | {"credibility": credibility(*folds.values())})
+            for parts, folds in (self._risks(), other._risks())
+        )
+        found: dict[str, float] = {}
+        for name in own:
+            found |= fold_gain(f"{name}/all", own[name].item(), theirs[name].item(), own_folds[name], their_folds[name])
+        return found
+
     def _credibility(self) -> dict[str, float]:
+        return credibility_report(*self._risks(), self.images)
+
+    def _risks(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """r_pos, r_cor and r_norm of all images, and of every fold."""
         inner, outer = self.cropped_similarity, self.similarity
         key_in, key_out = "similarity_centred/corner", f"similarity_centred/{CONTENT}"
         folds = {
@@ -121,7 +137,7 @@ class LayerStatistics(nn.Module):
             "r_norm": norm_risk(_value(self.high_norm, "r_tok/all"), _value(self.channels, "r_chn/all")),
         }
         parts = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in whole.items()}
-        return credibility_report(parts, folds, self.images)
+        return parts, {name: fold.to(parts[name].device) for name, fold in folds.items()}
 
 
 def _value(metric: Metric, key: str) -> Tensor:

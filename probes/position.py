@@ -25,6 +25,7 @@ from probes.heads import LayerHead, heads
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.variants import OVER_NONE, base_of, label_of
 
 VARIANTS = ("test", "shuffled_labels", "random_partition")
 GROUPS = ("corner", "border", "interior", "high_norm")
@@ -188,6 +189,9 @@ class PositionProbe(lightning.LightningModule):
                 self.results |= {f"{variant}/{layer}/{key}": value for key, value in kept.items()}
             if self.regresses:
                 self.results |= {f"test/{layer}/{key}": value for key, value in self._r2(layer).compute().items()}
+            if label_of(layer):
+                gained = self._accuracy("test", layer).gain(self._accuracy("test", base_of(layer)))
+                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
 
@@ -205,7 +209,7 @@ class PositionProbe(lightning.LightningModule):
 
     def _labels(self, layer: str, where: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
         """(row, col) labels of every variant, in the order of VARIANTS."""
-        shuffle = torch.randperm(len(where), generator=keyed_generator("shuffle", self.seed, layer, *key))
+        shuffle = torch.randperm(len(where), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
         return torch.stack([where, where[shuffle.to(where.device)], self._partition(layer, where)], dim=1)
 
     def _partition(self, layer: str, where: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
@@ -282,6 +286,6 @@ def _cross_entropy(logits: Float[Tensor, "n v k"], labels: Int[Tensor, "n v"]) -
 
 def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:
     """Two random balanced labellings of the positions: one into as many classes as rows, one as columns."""
-    generator = keyed_generator("partition", seed, layer)
+    generator = keyed_generator("partition", seed, base_of(layer))
     order = [torch.randperm(height * width, generator=generator) for _ in range(2)]
     return torch.stack([order[0] % height, order[1] % width], dim=1)

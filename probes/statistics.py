@@ -19,6 +19,7 @@ from probes.layer_statistics import LayerStatistics
 from probes.pictures import Pictures
 from tokens.batch import GridBatch
 from tokens.errors import InputError
+from tokens.variants import OVER_NONE, base_of, label_of
 
 WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
 STRIDE = 8  # pixels per latent cell
@@ -120,6 +121,9 @@ class StatisticsProbe(lightning.LightningModule):
         for layer in self.shapes:
             values = self._of(layer).compute()
             self.results |= {f"test/{layer}/{key}": value for key, value in values.items()}
+            if label_of(layer):
+                gained = self._of(layer).gain(self._of(base_of(layer)))
+                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
         self.log_dict({k: v for k, v in self.results.items() if k.endswith("/credibility/all")})
 
     def maps(self) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ LEFT = (
 def clear(folder: Path, resumed: bool) -> None:
     """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
     checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
-    names = ["metrics.json", "maps.npz", "predictions.parquet", *LEFT]
+    names = ["metrics.json", "maps.npz", "predictions.parquet", "mitigation/**/mitigation.*", *LEFT]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:
@@ -86,7 +86,7 @@ def digest(content: object) -> str:
 def source_digest() -> str:
     """Digest of this project's code: a stored result is only reused by the code that made it."""
     result = hashlib.sha256()
-    packages = ("tokens", "backbones", "anomalies", "datamodules", "probes", "metrics")
+    packages = ("tokens", "backbones", "anomalies", "mitigations", "datamodules", "probes", "metrics")
     for path in sorted(path for package in packages for path in (ROOT / package).rglob("*.py")):
         result.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return result.hexdigest()[:16]

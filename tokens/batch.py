@@ -56,6 +56,22 @@ class GridBatch(_Movable):
         )
 
 
+def joined(batches: Sequence[GridBatch]) -> GridBatch:
+    """Several batches of the same layers as one."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    return GridBatch(
+        grids={layer: torch.cat([batch.grids[layer] for batch in batches]) for layer in first.grids},
+        masks={
+            layer: {group: torch.cat([batch.masks[layer][group] for batch in batches]) for group in masks}
+            for layer, masks in first.masks.items()
+        },
+        image=torch.cat([batch.image for batch in batches]),
+        photo=torch.cat([batch.photo for batch in batches]),
+    )
+
+
 @dataclass(frozen=True)
 class TokenBatch(_Movable):
     """Tokens of several layers, ready for the heads; a layer is absent where it has no tokens left in this step.

@@ -1,0 +1,49 @@
+"""The same pictures as a mitigation wants them shown: shifted, mirrored, padded, or as a window of a larger rendering."""
+
+import copy
+from typing import Any
+
+from datamodules.images.source import ImageSource, Item
+from mitigations.views import View
+
+
+class Viewed:
+    """An image source whose pictures are shown as a :class:`~mitigations.views.View` says; items keep their ids."""
+
+    def __init__(self, images: ImageSource, view: View) -> None:
+        self.images = resized(images, images.size + view.larger) if view.larger else images
+        self.view = view
+        self.size, self.on_error = images.size + 2 * view.margin, images.on_error
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        """The item as it is shown."""
+        item = self.images[index]
+        return {"image": self.view.show(item["image"]), "id": item["id"]}
+
+    def name(self, index: int) -> str:
+        """The id of the picture itself."""
+        return self.images.name(index)
+
+    def photo(self, index: int) -> str:
+        """The photograph of the picture itself."""
+        return self.images.photo(index)
+
+    def content_key(self, index: int) -> str:
+        """The picture's own key and what the view does to it."""
+        shown = self.view
+        parts = {"shift": shown.shift, "flip": shown.flip, "margin": shown.margin, "window": shown.window}
+        if shown.empty:
+            return f"empty:{self.size}"
+        return f"{self.images.content_key(index)}:" + ",".join(f"{key}={value}" for key, value in parts.items() if value)
+
+
+def resized(images: ImageSource, size: int) -> ImageSource:
+    """The same source at another size, through whatever wraps it."""
+    other: Any = copy.copy(images)
+    if hasattr(images, "images"):
+        other.images = resized(images.images, images.images.size + size - images.size)
+    other.size = size
+    return other  # type: ignore[no-any-return]

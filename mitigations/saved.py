@@ -1,0 +1,123 @@
+"""Fitted mitigations on disk: ``mitigation.safetensors``, and in ``mitigation.json`` what they are and were fitted on.
+
+Weights are read from safetensors only, and classes by name from this package only.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import mitigations
+from mitigations.chain import Chain
+from mitigations.configured import Configured
+from mitigations.mitigation import Extraction, Mitigation
+from tokens.errors import InputError
+
+STATE, RECORD = "mitigation.safetensors", "mitigation.json"
+
+
+def save(folder: Path, chains: dict[str, Chain], extraction: Extraction | None, fitted_on: dict[str, Any]) -> None:
+    """Write layer → chain.
+
+    Args:
+        extraction: how the network was shown images in front of the chains.
+        fitted_on: what a later use has to agree with (see :func:`load`), and ``images``: digests of the fit images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"{layer}/{key}": value for layer, chain in chains.items() for key, value in chain.state_dict().items()}
+    first = next(iter(chains.values()))
+    kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]  # type: ignore[list-item]
+    record = {
+        "mitigations": [{"name": type(kind).__name__, "options": kind.options} for kind in kinds],
+        "layers": {layer: [each.describe() for each in chain.maps] for layer, chain in chains.items()},  # type: ignore[operator]
+        "fitted_on": fitted_on,
+    }
+    save_file({key: value.cpu().contiguous() for key, value in state.items()}, folder / STATE)
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
+    """Layer → fitted chain, whose ``transform`` maps grids (B, C, h, w) of that layer.
+
+    Args:
+        folder: where :func:`save` wrote, or a run folder.
+        expected: what the grids come from, such as ``timestep=50`` or everything in ``FrozenSD.describe()``; refused where the
+            record says otherwise.
+
+    Raises:
+        InputError: no saved mitigation, a damaged one, or one that was fitted on something else.
+    """
+    return read(folder, expected)[1]
+
+
+def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | None, dict[str, Chain], dict[str, Any]]:
+    """Extraction, layer → chain, and what they were fitted on."""
+    place = Path(folder)
+    place = place if (place / RECORD).is_file() else place / "mitigation"
+    if not (place / RECORD).is_file() or not (place / STATE).is_file():
+        raise InputError(
+            f"Expected {folder} to hold {RECORD} and {STATE}, but it does not. "
+            "Give the folder of a run that fitted a mitigation."
+        )
+    try:
+        record, state = json.loads((place / RECORD).read_text()), load_file(place / STATE)
+        kinds = [_made(entry["name"], entry["options"]) for entry in record["mitigations"]]
+        fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"Expected an intact mitigation in {place}, but reading it failed: {error}. Fit it again.") from error
+    check(fitted_on, expected, str(place))
+    extraction = next((kind for kind in kinds if isinstance(kind, Extraction)), None)
+    chains = {}
+    for layer in layers:
+        own = {key.removeprefix(f"{layer}/"): value for key, value in state.items() if key.startswith(f"{layer}/")}
+        made = (_made(entry["name"], entry["options"]) for entry in record["mitigations"])
+        chains[layer] = Chain([each for each in made if isinstance(each, Mitigation)])
+        try:
+            chains[layer].load_state_dict(own)
+        except RuntimeError as error:
+            raise InputError(f"Expected {place / STATE} to fit its record, but {error}. Fit it again.") from error
+    return extraction, chains, fitted_on
+
+
+def check(fitted_on: dict[str, Any], expected: dict[str, Any], place: str) -> None:
+    """Raises InputError where a mitigation was fitted on something else than it is to be used on."""
+    for key in expected.keys() & fitted_on.keys():
+        if fitted_on[key] != expected[key]:
+            raise InputError(
+                f"Expected the mitigation in {place} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
+                f"{expected[key]}. Fit it anew for other layers, models, timesteps and protocols."
+            )
+
+
+def check_layers(chains: Sequence[str], layers: Sequence[str], place: str) -> None:
+    """Raises InputError where a layer is asked for that was not fitted."""
+    lacking = [layer for layer in layers if layer not in chains]
+    if lacking:
+        raise InputError(
+            f"Expected the mitigation in {place} to be used at {', '.join(chains)}, which it was fitted at, but got "
+            f"{', '.join(lacking)}. Fit it anew for other layers."
+        )
+
+
+def _made(name: str, options: dict[str, Any]) -> Configured:
+    """An unfitted mitigation of this package."""
+    kind = getattr(mitigations, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Mitigation | Extraction)):
+        raise ValueError(f"no mitigation is called {name}")
+    return kind(**options)
+
+
+class Saved(Configured):
+    """``mitigation=saved``: what a run has fitted, in place of a fit.
+
+    Args:
+        folder: of that run, or the one that holds ``mitigation.safetensors``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
