@@ -1,8 +1,8 @@
 """FrozenSD: a checkpoint's encoder, noise, prompts and U-Net together. Data path steps 2 to 4."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from backbones.latents import LatentEncoder
 from backbones.layers import INPUTS
 from backbones.loading import Components, load, preset
 from backbones.noise import NoiseSchedule
-from backbones.precision import choose_device, choose_dtype, name_of
+from backbones.padding import check_padding, check_sides, set_padding
+from backbones.precision import check_finite, choose_device, choose_dtype, name_of
 from backbones.unet import FrozenUNet
-from backbones.weights import weight_hash
+from backbones.weights import config_hash, weight_hash
 from tokens.errors import InputError
 
 
@@ -38,6 +39,7 @@ class FrozenSD:
         posterior: str = "mode",
         scale_again: bool = False,
         device: torch.device | str = "cpu",
+        padding: str = "zeros",
     ) -> None:
         self.path = path
         self.weights = weights
@@ -52,6 +54,7 @@ class FrozenSD:
                 f"{self.unet.config.in_channels}. Inpainting and other conditioned U-Nets are not supported."
             )
         self.unet_hash = weight_hash(components.unet)
+        self._pad(padding)
         self.to(device)
 
     @classmethod
@@ -69,6 +72,7 @@ class FrozenSD:
         vae_input: str = "symmetric",
         posterior: str = "mode",
         scale_again: bool = False,
+        padding: str = "zeros",
     ) -> "FrozenSD":
         """Load a checkpoint.
 
@@ -77,17 +81,21 @@ class FrozenSD:
                 repository ``owner/name``.
             revision: branch, tag or commit of a hub repository.
             variant: ``fp16`` takes half-precision weight files where the repository has them.
-            weights: ``stored`` in the checkpoint, or ``random``: the same U-Net freshly initialised (the VAE stays as it is).
-            weights_seed: seed of random weights.
+            weights: ``stored`` in the checkpoint, ``random``: the same U-Net freshly initialised, or ``shuffled``: its stored
+                entries permuted inside each tensor (the VAE stays as it is).
+            weights_seed: seed of random and shuffled weights.
             precision: ``auto`` (bf16 where it is fast), ``bf16``, ``fp16`` or ``fp32``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             noise: see :class:`~backbones.noise.NoiseSchedule`.
             vae_input: see :class:`~backbones.latents.LatentEncoder`; so for ``posterior``.
             scale_again: see :class:`~backbones.noise.NoiseSchedule`; takes effect on checkpoints with an Euler scheduler.
+            padding: what convolutions of U-Net and VAE see beyond the border: ``zeros`` (as trained), ``replicate``,
+                ``reflect`` or ``circular``; see :meth:`padded` for a while only.
 
         Raises:
             InputError: no such checkpoint, damaged or pickled weights, or an option that does not exist.
         """
+        check_padding(padding)  # before anything is loaded
         card = preset(path) or {"path": path, "revision": None, "variant": None}
         where = choose_device(device)
         components = load(
@@ -99,7 +107,7 @@ class FrozenSD:
             choose_dtype(precision, where),
         )
         label = weights if weights == "stored" else f"{weights}-{weights_seed}"
-        return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, where)
+        return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, where, padding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,6 +128,37 @@ class FrozenSD:
             encoder.to(self.device)
         return self
 
+    @property
+    def padding(self) -> str:
+        """What convolutions of U-Net and VAE see beyond the border now."""
+        return self.encoder.padding
+
+    @contextmanager
+    def padded(self, mode: str) -> Iterator["FrozenSD"]:
+        """This backbone with another padding, inside a ``with`` block; afterwards it computes bit for bit what it did before.
+
+        >>> sd = FrozenSD.from_pretrained("tiny")
+        >>> with sd.padded("circular"):
+        ...     sd.padding
+        'circular'
+        >>> sd.padding
+        'zeros'
+
+        Raises:
+            InputError: an unknown padding.
+        """
+        before = self.padding
+        self._pad(mode)
+        try:
+            yield self
+        finally:
+            self._pad(before)
+
+    def _pad(self, mode: str) -> None:
+        for network in (self.unet.unet, self.encoder.vae):
+            set_padding(network, mode)
+        self.encoder.padding = mode
+
     def activations(
         self,
         images: Float[Tensor, "b 3 height width"],
@@ -128,6 +167,7 @@ class FrozenSD:
         seed: int = 0,
         prompt: str = "",
         ids: Sequence[str] | None = None,
+        draw: int = 0,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of a batch of images, on the device.
 
@@ -138,6 +178,7 @@ class FrozenSD:
             seed: with ``ids`` it keys the noise of each image.
             prompt: conditioning text.
             ids: names of the images; by default digests of their pixels, so that noise never depends on the batch.
+            draw: counts repeated noise on the same images.
 
         Raises:
             InputError: images outside [0, 1], an unknown layer, a timestep out of range, NaN or Inf activations.
@@ -145,7 +186,7 @@ class FrozenSD:
         self.noise.check(timestep)
         names = self.unet.resolve(layers)
         ids = [_digest(image) for image in images] if ids is None else ids
-        return self.grids(self.encoder(images, ids, seed), ids, names, timestep, seed, prompt)
+        return self.grids(self.encoder(images, ids, seed), ids, names, timestep, seed, prompt, draw)
 
     def grids(
         self,
@@ -155,17 +196,19 @@ class FrozenSD:
         timestep: int,
         seed: int,
         prompt: str,
+        draw: int = 0,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids for latents; ``layers`` are canonical names, see :meth:`FrozenUNet.resolve`."""
+        check_sides(self.padding, latents, len(self.unet.config.block_out_channels))
         latents = latents.to(self.device)
-        noisy = self.noise(latents, timestep, ids, seed)
+        noisy = self.noise(latents, timestep, ids, seed, draw)
         inputs = {"latent": latents, "noisy_latent": noisy}
         grids = {name: inputs[name] for name in layers if name in INPUTS}
         inner = [name for name in layers if name not in INPUTS]
         if inner:
             conditioning = self.prompts(prompt, self.device, self.dtype)
             grids |= self.unet(noisy.to(self.dtype, memory_format=torch.channels_last), timestep, conditioning, inner)
-        self._check_finite(grids, ids)
+        check_finite(grids, ids, self.dtype)
         return grids
 
     def shapes(self, size: int, layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -186,7 +229,7 @@ class FrozenSD:
             "model": self.path,
             "weights": self.weights,
             "unet_hash": self.unet_hash,
-            "unet_config_hash": _config_hash(self.unet.config),
+            "unet_config_hash": config_hash(self.unet.config),
             "vae_hash": self.encoder.weights,
             "text_hash": self.prompts.weights,
             "schedule_hash": hashlib.sha256(self.noise.alphas_cumprod.numpy().tobytes()).hexdigest(),
@@ -196,26 +239,8 @@ class FrozenSD:
             "vae_input": self.encoder.vae_input,
             "posterior": self.encoder.posterior,
             "scaled_again": self.noise.scale_again,
+            "padding": self.padding,
         }
-
-    def _check_finite(self, grids: dict[str, Tensor], ids: Sequence[str]) -> None:
-        finite = torch.stack([grid.isfinite().flatten(1).all(1) for grid in grids.values()])  # (layers, B): one sync
-        if finite.all():
-            return
-        layer, image = (~finite).nonzero()[0].tolist()
-        remedy = "Use backbone.precision=fp32" + (" (or bf16)" if self.dtype == torch.float16 else "")
-        if self.dtype == torch.float32:
-            remedy = "More precision cannot help: the weights or the image's latent are damaged, load or encode them again"
-        raise InputError(
-            f"Expected finite activations, but layer {list(grids)[layer]} has NaN or Inf for image {ids[image]} in "
-            f"{name_of(self.dtype)}. {remedy}."
-        )
-
-
-def _config_hash(config: Any) -> str:
-    """Digest of an architecture, wherever it was loaded from."""
-    settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(image: Tensor) -> str:

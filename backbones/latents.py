@@ -36,14 +36,16 @@ class LatentEncoder:
         self.vae = vae.eval().requires_grad_(False)
         self.vae_input = vae_input
         self.posterior = posterior
+        self.padding = "zeros"  # of the VAE's convolutions; whoever changes them says so here
         self.passes = 0
         self.weights = weight_hash(vae)
 
     def key(self, seed: int) -> str:
-        """What a latent depends on besides the image: weights, scale, range, posterior (and its seed), dtype."""
+        """What a latent depends on besides the image: weights, scale, range, posterior (and its seed), dtype, padding."""
         posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
+        padding = "" if self.padding == "zeros" else f"-{self.padding}"
         scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
-        return f"{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}"
+        return f"{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}{padding}"
 
     @property
     def stride(self) -> int:

@@ -17,12 +17,12 @@ from transformers.utils import logging as transformers_logging
 from backbones.integrity import check_card
 from backbones.prompts import PromptEncoder
 from backbones.random_pipeline import random_pipeline
-from backbones.weights import DEMO, random_unet
+from backbones.weights import DEMO, random_unet, shuffle_entries
 from tokens.errors import InputError
 
 PRESETS = Path(__file__).parent.parent / "configs" / "backbone"
 EMBEDDED = "assets/demo"
-WEIGHTS = ("stored", "random")
+WEIGHTS = ("stored", "random", "shuffled")
 transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
 
@@ -50,7 +50,7 @@ def load(
     if weights not in WEIGHTS:
         raise InputError(f"Expected weights to be one of {', '.join(WEIGHTS)}, but got '{weights}'. Use weights=stored.")
     if path == "tiny":
-        return _tiny(weights_seed + 1 if weights == "random" else 0, dtype)  # its stored weights have seed 0
+        return _tiny(weights, weights_seed, dtype)
     folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
     _check(folder, variant)
     check_card(folder)
@@ -78,6 +78,8 @@ def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: 
         unet = random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
     else:
         unet = _network(UNet2DConditionModel, folder, "unet", variant, dtype)
+    if weights == "shuffled":
+        shuffle_entries(unet, weights_seed)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
     return Components(
         unet=unet,
@@ -128,10 +130,14 @@ def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _tiny(seed: int, dtype: torch.dtype) -> Components:
+def _tiny(weights: str, seed: int, dtype: torch.dtype) -> Components:
     pipeline = random_pipeline("tiny", 0)
+    # its stored weights have seed 0
+    unet = random_unet(dict(pipeline.unet.config), seed + 1 if weights == "random" else 0, dtype)
+    if weights == "shuffled":
+        shuffle_entries(unet, seed)
     return Components(
-        unet=random_unet(dict(pipeline.unet.config), seed, dtype),
+        unet=unet,
         vae=pipeline.vae.to(_vae_dtype(dtype)),
         prompts=PromptEncoder([pipeline.tokenizer], [pipeline.text_encoder]),
         alphas_cumprod=pipeline.scheduler.alphas_cumprod,

@@ -1,6 +1,9 @@
-"""The one place that decides where a backbone runs and in which dtype."""
+"""The one place that decides where a backbone runs and in which dtype, and sees whether that dtype was enough."""
+
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from tokens.errors import InputError
 
@@ -35,3 +38,18 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def name_of(dtype: torch.dtype) -> str:
     """``bf16`` for torch.bfloat16, and so on."""
     return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def check_finite(grids: dict[str, Tensor], ids: Sequence[str], dtype: torch.dtype) -> None:
+    """Raises InputError, naming layer and image, where grids (B, ...) computed in ``dtype`` hold NaN or Inf."""
+    finite = torch.stack([grid.isfinite().flatten(1).all(1) for grid in grids.values()])  # (layers, B): one sync
+    if finite.all():
+        return
+    layer, image = (~finite).nonzero()[0].tolist()
+    remedy = "Use backbone.precision=fp32" + (" (or bf16)" if dtype == torch.float16 else "")
+    if dtype == torch.float32:
+        remedy = "More precision cannot help: the weights or the image's latent are damaged, load or encode them again"
+    raise InputError(
+        f"Expected finite activations, but layer {list(grids)[layer]} has NaN or Inf for image {ids[image]} in "
+        f"{name_of(dtype)}. {remedy}."
+    )

@@ -264,7 +264,7 @@ def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"weights": "shuffled"}, "weights to be one of stored, random, but got 'shuffled'. Use weights=stored"),
+        ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use weights=stored"),
         ({"precision": "fp8"}, "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
         ({"device": "mps"}, "device to be auto, cpu or cuda, but got 'mps'"),
         ({"noise": "pink"}, "noise to be one of .*, but got 'pink'"),
