@@ -204,9 +204,9 @@ class Mitigations:
         """Fit the mitigation number ``depth`` of every chain; those that are shown the same views share the passes."""
         groups: dict[tuple[Any, ...], list[_Way]] = defaultdict(list)
         for way in self.ways:
-            if depth < len(way.templates) and way.templates[depth].fit_images != 0:  # type: ignore[union-attr]
+            if depth < len(way.templates) and way.templates[depth].fit_images != 0:
                 own = way.label if way.extraction else None
-                groups[own, way.templates[depth].fit_views].append(way)  # type: ignore[union-attr]
+                groups[own, way.templates[depth].fit_views].append(way)
         for (own, views), ways in groups.items():
             if own is not None and views != (View(),):
                 raise InputError(
@@ -264,8 +264,9 @@ class MitigatedStream:
 
 
 def _wanted(way: _Way, depth: int, fit: Sequence[int]) -> int:
-    limit = way.templates[depth].fit_images  # type: ignore[union-attr]
-    return len(fit) if limit is None else min(int(limit), len(fit))  # type: ignore[call-overload]
+    step = way.templates[depth]
+    limit = step.fit_images if isinstance(step, Mitigation) else 0
+    return len(fit) if limit is None else min(limit, len(fit))
 
 
 def _update(way: _Way, depth: int, shown: Sequence[GridBatch], images: int) -> None:

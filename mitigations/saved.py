@@ -30,7 +30,7 @@ def save(folder: Path, chains: dict[str, Chain], extraction: Extraction | None, 
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"{layer}/{key}": value for layer, chain in chains.items() for key, value in chain.state_dict().items()}
     first = next(iter(chains.values()))
-    kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]  # type: ignore[list-item]
+    kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]
     record = {
         "mitigations": [{"name": type(kind).__name__, "options": kind.options} for kind in kinds],
         "layers": {layer: [each.describe() for each in chain.maps] for layer, chain in chains.items()},  # type: ignore[operator]

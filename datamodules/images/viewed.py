@@ -46,4 +46,4 @@ def resized(images: ImageSource, size: int) -> ImageSource:
     if hasattr(images, "images"):
         other.images = resized(images.images, images.images.size + size - images.size)
     other.size = size
-    return other  # type: ignore[no-any-return]
+    return other
