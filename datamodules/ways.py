@@ -1,0 +1,61 @@
+"""Way: one chain of mitigations at every layer, and the grids it starts from. Data path step 6."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from anomalies.groups import token_groups
+from datamodules.stream import ActivationStream
+from mitigations.chain import Chain
+from mitigations.configured import Configured
+from mitigations.mitigation import Extraction, Mitigation
+from mitigations.saved import Saved
+from mitigations.views import View
+from tokens.batch import GridBatch, joined
+from tokens.errors import InputError
+from tokens.variants import variant
+
+
+class Way:
+    """One chain of mitigations at every layer; ``label`` is empty where it stands in the layers' own place."""
+
+    def __init__(self, label: str, steps: Sequence[Configured]) -> None:
+        self.label = label
+        self.extraction = steps[0] if steps and isinstance(steps[0], Extraction) else None
+        self.templates = list(steps[1:] if self.extraction else steps)
+        self.chains: dict[str, Chain] = {}
+        for step in self.templates:
+            if isinstance(step, Extraction):
+                raise InputError(
+                    f"Expected {type(step).__name__} to come first, since it changes the pass that others work on, but got "
+                    f"{' then '.join(type(each).__name__ for each in steps)}. Put it first, and only one of its kind."
+                )
+            if not isinstance(step, Mitigation | Saved):
+                raise InputError(f"Expected mitigations, but got {type(step).__name__}. Choose one of configs/mitigation.")
+
+    def name(self, layer: str) -> str:
+        """What the layer is called behind this chain."""
+        return variant(layer, self.label) if self.label else layer
+
+    def describe(self, size: int) -> dict[str, Any]:
+        """Steps, passes per image in passes of the plain image, and what the fits say of themselves, by layer."""
+        views = self.extraction.views(size) if self.extraction else (View(),)
+        return {
+            "steps": [type(step).__name__ for step in ([self.extraction] if self.extraction else []) + self.templates],
+            "passes": sum(((size + 2 * view.margin) / size) ** 2 for view in views),
+            "fits": {layer: [each.describe() for each in chain.maps] for layer, chain in self.chains.items()},  # type: ignore[operator]
+        }
+
+    def fits(self) -> bool:
+        """Whether anything of it needs fit images."""
+        return any(isinstance(step, Mitigation) and step.fit_images != 0 for step in self.templates)
+
+
+def grids_of(extraction: Extraction | None, stream: ActivationStream, indices: Sequence[int]) -> GridBatch:
+    """Grids of these images, the passes of an extraction merged, with the token groups of what came out."""
+    if extraction is None:
+        return joined(list(stream(indices)))
+    size = stream.store.images.size
+    passes = [joined(list(stream.viewed(view)(indices))) for view in extraction.views(size)]
+    grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.layers}
+    masks = {layer: token_groups(grid) for layer, grid in grids.items()}
+    return GridBatch(grids, masks, passes[0].image, passes[0].photo)
