@@ -86,7 +86,7 @@ def digest(content: object) -> str:
 def source_digest() -> str:
     """Digest of this project's code: a stored result is only reused by the code that made it."""
     result = hashlib.sha256()
-    packages = ("tokens", "backbones", "anomalies", "datamodules", "probes", "metrics")
+    packages = ("tokens", "backbones", "anomalies", "mitigations", "datamodules", "probes", "metrics")
     for path in sorted(path for package in packages for path in (ROOT / package).rglob("*.py")):
         result.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return result.hexdigest()[:16]
