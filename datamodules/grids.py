@@ -39,7 +39,7 @@ class GridDataModule(LightningDataModule):
         other_timestep: noise level of the view of that name; None takes 261, or 50 where ``timestep`` is 261.
         repeats: images of the last two views; 0 skips them. Without noise there is no other noise either.
         least: images to measure, at least: intervals are over 20 groups of two or more.
-        mitigation, compare: as there; the view of another timestep, to which no fit belongs, is left out.
+        mitigation, compare: as there; with one, the last two views are left out.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, too large a margin.
@@ -141,14 +141,10 @@ class GridDataModule(LightningDataModule):
 
     def test_dataloader(self) -> "list[GridLoader]":
         """Every view of the measured images, in the order of VIEWS."""
-        measured, some = self.split["test"], self.split["test"][: self.repeats]
+        measured = self.split["test"]
+        some = measured[: self.repeats] if self.mitigations.idle else []
         noisy = some if self.backbone.noise.mode != "none" else []
-        parts = {
-            "whole": measured,
-            "cropped": measured,
-            "other_noise": noisy,
-            "other_timestep": some if self.mitigations.idle else [],
-        }
+        parts = {"whole": measured, "cropped": measured, "other_noise": noisy, "other_timestep": some}
         return [self._loader(view, parts[view]) for view in VIEWS]
 
     def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:

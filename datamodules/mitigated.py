@@ -125,6 +125,9 @@ class Mitigations:
             way.chains = {layer: chains[layer].to(stream.backbone.device) for layer in stream.layers}
             self.fitted_on = fitted_on
         else:
+            for step in way.templates:
+                if isinstance(step, Mitigation):
+                    step.size = stream.store.images.size
             way.chains = {layer: Chain([copy.deepcopy(step) for step in way.templates]) for layer in stream.layers}  # type: ignore[misc]
 
 

@@ -1,7 +1,28 @@
 """What to do about position, corners and high-norm tokens: maps of activation grids, one idea per file."""
 
 from mitigations.extractions import Canvas, PaddingSwap, ShiftFlipNoise
+from mitigations.leace import Leace
 from mitigations.mitigation import Extraction, Mitigation
+from mitigations.pca_drop import PcaDrop
+from mitigations.position_mean import PositionMean
+from mitigations.random_rank import RandomRank
 from mitigations.saved import Saved, load, save
+from mitigations.shuffled_position import ShuffledPosition
+from mitigations.standardize import Standardize
 
-__all__ = ["Canvas", "Extraction", "Mitigation", "PaddingSwap", "Saved", "ShiftFlipNoise", "load", "save"]
+__all__ = [
+    "Canvas",
+    "Extraction",
+    "Leace",
+    "Mitigation",
+    "PaddingSwap",
+    "PcaDrop",
+    "PositionMean",
+    "RandomRank",
+    "Saved",
+    "ShiftFlipNoise",
+    "ShuffledPosition",
+    "Standardize",
+    "load",
+    "save",
+]

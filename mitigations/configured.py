@@ -1,9 +1,11 @@
 """Modules that remember the arguments they were made with, so that a saved state can be given to a new one of their kind."""
 
 import inspect
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from torch import nn
+
+Made = TypeVar("Made", bound="Configured")
 
 
 class Configured(nn.Module):
@@ -11,7 +13,7 @@ class Configured(nn.Module):
 
     options: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls: type[Made], *args: Any, **kwargs: Any) -> Made:
         """Note the arguments."""
         made = super().__new__(cls)
         bound = inspect.signature(cls).bind(*args, **kwargs)

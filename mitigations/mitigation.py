@@ -1,30 +1,40 @@
-"""What every mitigation is: a map of one layer's grids, fitted on training images, applied before any probe.
-
-Data path step 6.
-"""
+"""What every mitigation is: a map of one layer's grids, fitted on training images, before any probe. Data path step 6."""
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, TypeVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mitigations.configured import Configured
 from mitigations.views import View
+from tokens.errors import InputError
+
+Self = TypeVar("Self", bound="Mitigation")  # the run-time checker of the tests cannot take typing.Self in a method
 
 
 class Mitigation(Configured):
     """One layer's map of activation grids. Everything fitted is a buffer, so ``state_dict`` is all that is kept of a fit.
 
     ``fit_views`` are the ways the network is shown every fit image: :meth:`update` gets one grid per view. ``fit_images`` is
-    the most images a fit looks at; None takes all, 0 says that nothing is fitted.
+    the most images a fit looks at; None takes all, 0 says that nothing is fitted. ``size`` is the side of the images in
+    pixels: whoever fits on another size sets it first. ``seen`` counts the fit images.
     """
 
     fit_views: tuple[View, ...] = (View(),)
     fit_images: int | None = None
+    size: int = 512
+    seen: Int[Tensor, ""]
+
+    def __init__(self, *fitted: str) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(0))
+        for name in fitted:  # float32 buffers whose shapes the fit, or a saved state, will bring
+            self.register_buffer(name, torch.empty(0))
 
     def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        """Add the grids of b fit images, one per view of ``fit_views``; sums are float64."""
+        """Add the grids of b fit images, one per view of ``fit_views``; sums are float64. After a finish, begins anew."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -34,10 +44,10 @@ class Mitigation(Configured):
             InputError: the images seen cannot determine it.
         """
 
-    def fit(self, batches: Iterable[Float[Tensor, "b c h w"]]) -> Self:
-        """Fit on batches of grids of training images, each looked at once; returns itself."""
-        for grid in batches:
-            self.update(grid)
+    def fit(self: Self, batches: Iterable[Float[Tensor, "b c h w"] | tuple[Float[Tensor, "b c h w"], ...]]) -> Self:
+        """Fit on batches of grids of training images (tuples where there are several views), each looked at once."""
+        for batch in batches:
+            self.update(*(batch if isinstance(batch, tuple) else (batch,)))
         self.finish()
         return self
 
@@ -47,7 +57,29 @@ class Mitigation(Configured):
 
     def describe(self) -> dict[str, object]:
         """What a report says of the fit: numbers such as ``rank``; JSON can hold it."""
-        return {}
+        return {"fit_images": self.seen.item()}
+
+    def check(self, grid: Float[Tensor, "b c h w"], fitted: Float[Tensor, "_c *rest"]) -> None:
+        """Refuses a grid that a fit, of which ``fitted`` is a buffer with one entry per channel, does not belong to.
+
+        Raises:
+            InputError: nothing was fitted yet, or with another number of channels.
+        """
+        if not fitted.numel():
+            raise InputError(
+                f"Expected {type(self).__name__} to be fitted before it transforms, but got no fit. Fit it, or load a fit."
+            )
+        if grid.shape[1] != len(fitted):
+            raise InputError(
+                f"Expected grids of {len(fitted)} channels, those of the fit, but got {grid.shape[1]}. Fit one per layer."
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None:
+                self._buffers[name] = buffer.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Extraction(Configured):

@@ -155,7 +155,7 @@ class CorrespondenceProbe(lightning.LightningModule):
                 masks,
                 other,
             )
-            if self.enlarged:
+            if self.enlarged and not label_of(layer):
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
 
     def on_test_epoch_end(self) -> None:
@@ -202,7 +202,7 @@ class CorrespondenceProbe(lightning.LightningModule):
             matches = self._of(layer)
             table |= {f"{layer}/{name}": column for name, column in matches.columns().items()}
             table[f"{layer}/hit"] = reported.hits(matches, "test").cpu().numpy()
-            if self.enlarged:
+            if self.enlarged and not label_of(layer):
                 pixel = matches.pixel.cpu().numpy()
                 table |= {f"{layer}/{self.raw}/pixel_x": pixel[:, 0], f"{layer}/{self.raw}/pixel_y": pixel[:, 1]}
         return table

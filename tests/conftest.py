@@ -21,4 +21,5 @@ ROOT = Path(__file__).parent.parent
 DATAMODULES = [f"datamodules.{'.'.join(path.relative_to(ROOT / 'datamodules').with_suffix('').parts)}"
                for folder in ("", "images") for path in (ROOT / "datamodules" / folder).glob("*.py")
                if path.stem != "__init__"]  # fmt: skip
-install_import_hook(["tokens", "backbones", "anomalies", "probes", "metrics", *DATAMODULES], "tests.typechecker.check")
+PACKAGES = ["tokens", "backbones", "anomalies", "mitigations", "probes", "metrics", *DATAMODULES]
+install_import_hook(PACKAGES, "tests.typechecker.check")

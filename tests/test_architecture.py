@@ -10,6 +10,7 @@ ALLOWED = {
     "tokens": set(),
     "backbones": {"tokens"},
     "anomalies": {"tokens"},
+    "mitigations": {"tokens", "anomalies"},
     "metrics": {"tokens"},
     "probes": {"tokens", "metrics"},
     "datamodules": {"tokens", "backbones", "anomalies"},
