@@ -166,7 +166,7 @@ class CorrespondenceProbe(lightning.LightningModule):
         for layer in self.shapes:
             matches = self._of(layer)
             for way in self.ways:
-                values = self._reported(reported, matches, way)
+                values = self._reported(layer, reported, matches, way)
                 self.results |= {f"{way}/{layer}/{key}": value for key, value in values.items()}
             gains = {"gain_over_same_position": reported.same_position()}
             if self.learns:
@@ -291,9 +291,11 @@ class CorrespondenceProbe(lightning.LightningModule):
         place = self._points.target_placement(first)
         return upsampled_argmax(batch.sampled[layer], batch.target[layer], place, width, height, self._points.size)
 
-    def _reported(self, reported: Correspondence, matches: Matches, way: str) -> dict[str, float]:
+    def _reported(self, layer: str, reported: Correspondence, matches: Matches, way: str) -> dict[str, float]:
         if way == "shuffled_labels":
             return {k: v for k, v in reported.pck(matches, way, ("ours",)).items() if k.startswith("pck_ours_point")}
+        if label_of(layer):  # beside its layer a variant is counted in one way
+            return reported.pck(matches, way, ("ours",)) | reported.costs(matches, way)
         every = ("ours", "ours_img", "sd_dino", "geoaware", "loos_thesis")
         values = reported.pck(matches, way, (*every, "dift") if self.enlarged and way == self.raw else every)
         return values | reported.costs(matches, way)

@@ -1,0 +1,197 @@
+"""Mitigations between stream and probes: what is fitted on what, how many passes it takes, and what is refused."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backbones import FrozenSD
+from backbones.weights import weight_hash
+from datamodules.cache import LatentCache
+from datamodules.images.folder import FolderImages
+from datamodules.latents import LatentStore
+from datamodules.mitigated import Mitigations
+from datamodules.stream import ActivationStream
+from mitigations import Canvas, Leace, PaddingSwap, PcaDrop, PositionMean, RandomRank, Saved, ShiftFlipNoise, Standardize, load
+from tokens.errors import InputError
+
+LAYERS = ("down_0", "mid")
+FIT, TEST = range(8), range(8, 12)
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def stream(sd: FrozenSD, save_photos: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> ActivationStream:
+    root = tmp_path_factory.mktemp("mitigated")
+    images = FolderImages(str(save_photos(root / "photos", 12)), size=SIZE)
+    store = LatentStore(images, sd.encoder, LatentCache(root / "cache"), 0, 8, 0)
+    store.prepare(range(12))
+    return ActivationStream(sd, store, LAYERS, timestep=50, batch_size=4)
+
+
+@pytest.fixture
+def apart(stream: ActivationStream, tmp_path: Path) -> Iterator[ActivationStream]:
+    """The same stream with an empty cache of fits."""
+    whole, stream.store.cache = stream.store.cache, _Beside(stream.store.cache, tmp_path)  # type: ignore[assignment]
+    yield stream
+    stream.store.cache = whole
+
+
+class _Beside(LatentCache):
+    """A latent cache that keeps fits elsewhere."""
+
+    def __init__(self, cache: LatentCache, root: Path) -> None:
+        super().__init__(root)
+        self.get, self.put = cache.get, cache.put  # type: ignore[method-assign]
+
+
+def grids(stream: Any, indices: Any = TEST) -> dict[str, torch.Tensor]:
+    batches = list(stream(list(indices)))
+    return {layer: torch.cat([batch.grids[layer] for batch in batches]) for layer in batches[0].grids}
+
+
+def fitted(stream: ActivationStream, settings: dict[str, Any], compare: bool = False, fit: Any = FIT) -> Mitigations:
+    mitigations = Mitigations(settings, compare)
+    mitigations.fit(stream, list(fit), list(TEST))
+    return mitigations
+
+
+SEVERAL: dict[str, Callable[[], Any]] = {
+    "standardize": Standardize,
+    "position_mean": lambda: PositionMean(basis="cosine", cosines=1),
+    "leace": lambda: Leace(columns="cosine", cosines=1),
+    "pca_drop": PcaDrop,
+    "canvas": Canvas,
+    "padding_swap": PaddingSwap,
+}
+
+
+def test_a_variant_is_what_the_mitigation_alone_gives(apart: ActivationStream) -> None:
+    together = grids(fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True).through(apart))
+    plain = grids(apart)
+    assert list(together)[:2] == ["down_0", "down_0__standardize"]
+    for layer in LAYERS:
+        assert together[layer].equal(plain[layer])
+        for label, make in SEVERAL.items():
+            alone = grids(fitted(apart, {label: make()}).through(apart))
+            assert together[f"{layer}__{label}"].equal(alone[layer]), label
+            assert not alone[layer].equal(plain[layer]), label
+
+
+def test_a_chain_is_fitted_and_applied_step_by_step(apart: ActivationStream) -> None:
+    chained = grids(fitted(apart, {"a": Standardize(mode="zscore"), "b": PcaDrop()}).through(apart))
+    fit, test = grids(apart, FIT), grids(apart)
+    for layer in LAYERS:
+        first = Standardize(mode="zscore").fit([fit[layer]])
+        second = PcaDrop().fit([first.transform(fit[layer])])
+        torch.testing.assert_close(chained[layer], second.transform(first.transform(test[layer])), rtol=1e-4, atol=1e-5)
+
+
+def test_one_pass_over_the_fit_images_fits_everything_that_looks_at_them_plainly(apart: ActivationStream) -> None:
+    before = apart.backbone.passes["unet"]
+    fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True)
+    assert apart.backbone.passes["unet"] - before == len(FIT)
+    again = apart.backbone.passes["unet"]
+    one = grids(fitted(apart, {"leace": Leace(columns="cosine", cosines=1)}).through(apart))
+    fits = apart.backbone.passes["unet"] - again
+    other = fitted(apart, {"leace": Leace(columns="cosine", cosines=1)})
+    assert fits == len(FIT) + len(TEST)
+    assert apart.backbone.passes["unet"] - again == fits  # recalled, not fitted again
+    for layer, grid in grids(other.through(apart)).items():
+        assert grid.equal(one[layer])
+    [file] = [path for path in (apart.store.cache.root / "mitigations").iterdir() if path.stat().st_size < 10**9][:1]
+    file.write_bytes(b"damaged")
+    fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True)  # fitted anew, no error
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_results_do_not_depend_on_the_batch_size(apart: ActivationStream, size: int) -> None:
+    settings = {"position_mean": PositionMean(basis="cosine", cosines=1), "views": ShiftFlipNoise(2, shift=64)}
+    expected = grids(fitted(apart, settings, compare=True).through(apart))
+    usual, apart.batch_size = apart.batch_size, size
+    for path in (apart.store.cache.root / "mitigations").iterdir():
+        path.unlink()
+    found = grids(fitted(apart, settings, compare=True).through(apart))
+    apart.batch_size = usual
+    for name, grid in expected.items():
+        torch.testing.assert_close(found[name], grid, rtol=1e-4, atol=1e-4)
+
+
+def test_only_fit_images_enter_a_fit(apart: ActivationStream) -> None:
+    mitigations = fitted(apart, {"standardize": Standardize()})
+    fit = grids(apart, FIT)
+    for layer, grid in grids(mitigations.through(apart)).items():
+        expected = grids(apart)[layer] - fit[layer].mean((0, 2, 3), keepdim=True)
+        torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_padding_swap_leaves_the_network_as_it_was(apart: ActivationStream) -> None:
+    before = weight_hash(apart.backbone.unet.unet), weight_hash(apart.backbone.encoder.vae), grids(apart)
+    swapped = grids(fitted(apart, {"padding_swap": PaddingSwap("circular")}).through(apart))
+    assert not swapped["mid"].equal(before[2]["mid"])
+    assert (weight_hash(apart.backbone.unet.unet), weight_hash(apart.backbone.encoder.vae)) == before[:2]
+    assert grids(apart)["mid"].equal(before[2]["mid"])
+
+
+def test_what_a_run_saved_is_used_again_and_only_where_it_belongs(apart: ActivationStream, tmp_path: Path) -> None:
+    mitigations = fitted(apart, {"standardize": Standardize(mode="zca"), "leace": Leace(columns="cosine", cosines=1)})
+    mitigations.save(tmp_path / "run")
+    expected = grids(mitigations.through(apart))
+    for layer, chain in load(tmp_path / "run", timestep=50).items():
+        assert chain.transform(grids(apart)[layer]).equal(expected[layer])
+    for layer, grid in grids(fitted(apart, {"saved": Saved(str(tmp_path / "run"))}).through(apart)).items():
+        assert grid.equal(expected[layer])
+    with pytest.raises(InputError, match="used with timestep 50, which it was fitted on, but got 261"):
+        load(tmp_path / "run", timestep=261)
+    with pytest.raises(InputError, match="4 of the tested ones are among its fit images"):
+        Mitigations({"saved": Saved(str(tmp_path / "run"))}).fit(apart, [], [0, 1, 2, 3])
+    other = ActivationStream(apart.backbone, apart.store, ("up_0",), timestep=50)
+    with pytest.raises(InputError, match="at down_0, mid, which it was fitted at, but got up_0"):
+        Mitigations({"saved": Saved(str(tmp_path / "run"))}).fit(other, [], list(TEST))
+    with pytest.raises(InputError, match="hold mitigation.json"):
+        load(tmp_path / "nothing")
+    (tmp_path / "run" / "mitigation" / "mitigation.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="reading it failed"):
+        load(tmp_path / "run")
+
+
+def test_a_record_cannot_name_anything_but_a_mitigation(apart: ActivationStream, tmp_path: Path) -> None:
+    fitted(apart, {"standardize": Standardize()}).save(tmp_path)
+    record = tmp_path / "mitigation" / "mitigation.json"
+    record.write_text(record.read_text().replace('"Standardize"', '"load"'))
+    with pytest.raises(InputError, match="no mitigation is called load"):
+        load(tmp_path)
+
+
+def test_fits_that_cannot_be_trusted_are_refused(apart: ActivationStream) -> None:
+    with pytest.raises(InputError, match="Expected Canvas to come first"):
+        Mitigations({"a": Standardize(), "b": Canvas()})
+    with pytest.raises(InputError, match="Expected PaddingSwap to come first"):
+        Mitigations({"a": Canvas(), "b": PaddingSwap()})
+    with pytest.raises(InputError, match="Expected mitigations to compare, but got none"):
+        Mitigations({}, compare=True)
+    with pytest.raises(InputError, match="this protocol has none"):
+        Mitigations({"a": Standardize()}).fit(apart, [], list(TEST))
+    with pytest.raises(InputError, match="2 photographs are in both"):
+        Mitigations({"a": Standardize()}).fit(apart, list(FIT), [6, 7, 8])
+    with pytest.raises(InputError, match="saved alone"):
+        Mitigations({"a": Saved("x"), "b": Standardize()}).fit(apart, list(FIT), list(TEST))
+    with pytest.raises(InputError, match="above|half"):
+        fitted(apart, {"a": RandomRank(rank=60)})
+
+
+def test_nothing_to_do_costs_nothing(stream: ActivationStream) -> None:
+    mitigations = Mitigations({})
+    assert mitigations.idle and not mitigations.fits
+    assert mitigations.through(stream) is stream
+    assert mitigations.describe(SIZE) == {}
+
+
+def test_passes_are_counted(apart: ActivationStream) -> None:
+    settings = {"canvas": Canvas(), "views": ShiftFlipNoise(8), "standardize": Standardize()}
+    described = fitted(apart, settings, compare=True).describe(512)
+    passes = {label: way["passes"] for label, way in described.items()}
+    assert passes == {"none": 1, "canvas": 1.5625, "views": 8, "standardize": 1}
+    assert described["standardize"]["fits"]["mid"] == [{"fit_images": len(FIT)}]
