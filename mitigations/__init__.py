@@ -1,10 +1,25 @@
 """What to do about position, corners and high-norm tokens: maps of activation grids, one idea per file."""
 
+from mitigations.channel_discard import ChannelDiscard
+from mitigations.empty_image import EmptyImage
 from mitigations.leace import Leace
+from mitigations.outlier_tokens import OutlierTokens
 from mitigations.pca_drop import PcaDrop
 from mitigations.position_mean import PositionMean
 from mitigations.random_rank import RandomRank
+from mitigations.shift_anova import ShiftAnova
 from mitigations.shuffled_position import ShuffledPosition
 from mitigations.standardize import Standardize
 
-__all__ = ["Leace", "PcaDrop", "PositionMean", "RandomRank", "ShuffledPosition", "Standardize"]
+__all__ = [
+    "ChannelDiscard",
+    "EmptyImage",
+    "Leace",
+    "OutlierTokens",
+    "PcaDrop",
+    "PositionMean",
+    "RandomRank",
+    "ShiftAnova",
+    "ShuffledPosition",
+    "Standardize",
+]
