@@ -16,8 +16,9 @@ class OutlierTokens(Mitigation):
     """What becomes of the tokens that :func:`anomalies.groups.high_norm` finds in the grids it is given.
 
     Args:
-        mode: ``project``: x − u uᵀ (x − μ), u the unit mean of x − μ over the detected training tokens; ``inpaint``: the mean
-            of the tokens around it (3 × 3) that are not detected, of all such tokens of the image where there are none;
+        mode: ``project``: x − u uᵀ (x − μ₀), u the unit mean of x − μ over the detected training tokens, μ₀ the mean of the
+            others, which outliers do not pull; ``inpaint``: the mean of the tokens around it (3 × 3) that are not detected,
+            of all such tokens of the image where there are none;
             ``mask``: 0, whose cosine with everything is 0, so that it is no match; ``clip``: as long as the image's median
             token, which changes nothing for cosines.
         threshold: robust z of the log-norm above which a token is detected.
@@ -56,8 +57,8 @@ class OutlierTokens(Mitigation):
             return
         sums, outliers, found = self._sums or (TokenSums(), torch.empty(0), 0)
         self._sums = None
-        mean = sums.means().mean(0)
-        self.mean = mean.float()
+        mean, tokens = sums.means().mean(0), sums.images * sums.total[0].numel()
+        self.mean = ((mean * tokens - outliers) / max(tokens - found, 1)).float()
         self.direction = normalize(outliers - found * mean, dim=0, eps=torch.finfo(torch.float64).tiny).float()
         self.detected.fill_(found)
         self.seen.fill_(sums.images)
