@@ -17,7 +17,7 @@ def test_the_code_that_empty_pictures_show_is_subtracted_and_nothing_else() -> N
     left = mitigation.transform(photographs + code)
     torch.testing.assert_close(left, photographs, atol=0.1, rtol=0)
     torch.testing.assert_close(left.mean((0, 2, 3)), photographs.mean((0, 2, 3)))
-    assert axis_accuracy(photographs + code) > 0.8 > 0.4 > axis_accuracy(left)
+    assert axis_accuracy(photographs + code) > 0.7 > 0.4 > axis_accuracy(left)
     assert mitigation.describe() == {"fit_images": 64}
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from tokens.errors import InputError
 CONFIGS = Path(__file__).parents[2] / "configs" / "mitigation"
 MAKERS: dict[str, Callable[[], Mitigation]] = {
     "position_mean": PositionMean,
-    "position_mean_scaled": lambda: PositionMean(basis="onehot", gamma=0.5, scale=True, centre=True),
+    "position_mean_scaled": lambda: PositionMean(basis="cosine", gamma=0.5, scale=True, centre=True),
     "leace": Leace,
     "standardize": Standardize,
     "zscore": lambda: Standardize(mode="zscore"),
@@ -51,22 +52,26 @@ MAKERS: dict[str, Callable[[], Mitigation]] = {
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
+COUNT = 24
+
+
+@cache
 def images(seed: int = 0) -> Tensor:
-    """66 grids of 8 × 8 tokens, with a code of position and high-norm tokens."""
-    raw = grids(66, 24, 8, 8, strength=1.0, seed=seed)
+    """Grids of 8 × 8 tokens, with a code of position and high-norm tokens."""
+    raw = grids(COUNT, 24, 8, 8, strength=1.0, seed=seed)
     return high_norm_patches(raw, 20.0, 1, generator(seed + 7))[0]
 
 
 def fed(mitigation: Mitigation, parts: int = 1, seed: int = 0) -> Mitigation:
     """Fitted on as many different views of every image as it wants."""
     views = [images(seed + view) for view in range(len(mitigation.fit_views))]
-    return mitigation.fit(tuple(view[i] for view in views) for i in torch.arange(66).tensor_split(parts))
+    return mitigation.fit(tuple(view[i] for view in views) for i in torch.arange(COUNT).tensor_split(parts))
 
 
 @every
 def test_batch_size_changes_neither_fit_nor_transform(make: Callable[[], Mitigation]) -> None:
     raw = images(20)
-    whole, parts = fed(make()), fed(make(), parts=9)
+    whole, parts = fed(make()), fed(make(), parts=5)
     expected = whole.transform(raw)
     torch.testing.assert_close(parts.transform(raw), expected, atol=1e-4, rtol=1e-5)
     alone = torch.cat([whole.transform(image[None]) for image in raw])
@@ -93,13 +98,12 @@ def test_a_state_without_a_part_is_refused(make: Callable[[], Mitigation]) -> No
 
 
 @every
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_grids_keep_their_precision_and_sums_are_of_float32(make: Callable[[], Mitigation], dtype: torch.dtype) -> None:
+def test_grids_keep_their_precision_and_arithmetic_is_float32(make: Callable[[], Mitigation]) -> None:
     raw, mitigation = images(20)[:4], fed(make())
-    left = mitigation.transform(raw.to(dtype))
-    assert left.dtype == dtype and left.shape == raw.shape and left.isfinite().all()
-    expected = mitigation.transform(raw.to(dtype).float())
-    torch.testing.assert_close(left.float(), expected, atol=0.1 if dtype == torch.bfloat16 else 0.02, rtol=0.01)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        left = mitigation.transform(raw.to(dtype))
+        assert left.dtype == dtype and left.shape == raw.shape and left.isfinite().all()
+        assert torch.equal(left, mitigation.transform(raw.to(dtype).float()).to(dtype))
 
 
 @every
