@@ -44,7 +44,7 @@ class Mitigation(Configured):
             InputError: the images seen cannot determine it.
         """
 
-    def fit(self: Self, batches: Iterable[Float[Tensor, "b c h w"] | tuple[Float[Tensor, "b c h w"], ...]]) -> Self:
+    def fit(self: Self, batches: Iterable[Float[Tensor, "_b c h w"] | tuple[Float[Tensor, "_b c h w"], ...]]) -> Self:
         """Fit on batches of grids of training images (tuples where there are several views), each looked at once."""
         for batch in batches:
             self.update(*(batch if isinstance(batch, tuple) else (batch,)))
