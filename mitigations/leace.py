@@ -75,7 +75,7 @@ class Leace(LowRank):
                 "Use more images, or columns=cosine with fewer cosines."
             )
         if images < channels:
-            log.warning("leace: %d fit images for %d channels; part of what it takes is noise.", images, channels)
+            log.warning("%s: %d fit images for %d channels; part of what goes is noise.", type(self).__name__, images, channels)
 
 
 def shrunk(covariance: Float[Tensor, "c c"], tokens: int) -> Float[Tensor, "c c"]:

@@ -59,7 +59,7 @@ class PositionMean(Mitigation):
         self._sums: TokenSums | None = None
 
     def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        self._sums = self._sums or TokenSums(energy=True)
+        self._sums = self._sums or TokenSums(energy=self.scale)
         self._sums.update(grids[0])
 
     def finish(self) -> None:
@@ -69,13 +69,10 @@ class PositionMean(Mitigation):
         code, rank = smoothed(means, self.basis, height, width, self.cosines, self.ridge)
         self._check_images(sums.images, rank, means.shape[1])
         mean = means.mean(0)
-        expected = code + mean
-        residual = sums.energy / sums.images - 2 * (means * expected).sum(1) + expected.square().sum(1)
-        spread = residual.clamp_min(0).sqrt()
-        relative = spread / spread.mean().clamp_min(torch.finfo(spread.dtype).tiny)
+        if self.scale:
+            self.spread = relative_spread(sums, code + mean).float()
         self.code = code.T.unflatten(1, (height, width)).float().contiguous()
         self.mean = mean.float()
-        self.spread = torch.where(relative > 0, relative, 1.0).view(height, width).float()
         self.seen.fill_(sums.images)
         self.rank.fill_(rank)
 
@@ -104,4 +101,15 @@ class PositionMean(Mitigation):
                 f"but got {images}. Use more images, or a smaller basis."
             )
         if images < channels:
-            log.warning("position_mean: %d fit images for %d channels; their noise writes position back.", images, channels)
+            log.warning("%s: %d fit images for %d channels; noise writes position back.", type(self).__name__, images, channels)
+
+
+def relative_spread(sums: TokenSums, expected: Float[Tensor, "p c"]) -> Float[Tensor, "h w"]:
+    """Root mean square of x − ``expected`` at every position over its mean; 1 where nothing varies.
+
+    E ‖x_p − e_p‖² = E ‖x_p‖² − 2 m_p · e_p + ‖e_p‖².
+    """
+    residual = sums.energy / sums.images - 2 * (sums.means() * expected).sum(1) + expected.square().sum(1)
+    spread = residual.clamp_min(0).sqrt()
+    relative = spread / spread.mean().clamp_min(torch.finfo(spread.dtype).tiny)
+    return torch.where(relative > 0, relative, 1.0).view(sums.total.shape[1:])
