@@ -71,7 +71,7 @@ def test_a_variant_has_the_numbers_that_its_mitigation_has_alone(run: Callable[.
     assert both["meta"]["mitigations"]["canvas"]["passes"] == 4
 
 
-def test_pairs_are_matched_behind_mitigations_fitted_on_other_pictures(
+def test_pairs_are_matched_behind_mitigations_of_other_pictures(
     run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     found = run(
