@@ -84,7 +84,8 @@ def test_pairs_are_matched_behind_mitigations_of_other_pictures(
 
 
 def test_statistics_are_measured_behind_mitigations(run: Callable[..., dict[str, Any]]) -> None:
-    found = run(
+        "probe=statistics", "block=[conv_in,down_0_res_0]", "images.limit=70", "datamodule.margin=16",
+        "mitigation=position_mean",
         "probe=statistics", "block=[conv_in,down_0_res_0]", "images.limit=70", "datamodule.margin=16", "mitigation=position_mean",
         "mitigation.position_mean.basis=cosine", "mitigation.position_mean.cosines=2", "datamodule.compare=true",
     )  # fmt: skip
