@@ -1,5 +1,7 @@
 """Table and figure of a content run."""
 
+import re
+
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -10,7 +12,7 @@ from reports.run import Run
 
 KIND = "content_r2"
 GROUPS = ("all", "corner", "border", "interior", "high_norm")
-NULLS = ("random_weights", "shuffled_labels")
+NULLS = {"random_weights": "random\nweights", "shuffled_labels": "shuf-\nfled"}
 STYLES = {
     "test": ("-", "#0b6e99", "this network"),
     "random_weights": ("-", "#d9730d", "random weights"),
@@ -21,7 +23,7 @@ CAPTION = (
     "R² of the clean latent under a token, its mean at that position removed: 1 is all of it, 0 what the position alone tells, "
     "below 0 is worse. ±: half of the 95 % interval over photographs."
 )
-GAINED = " over none: a mitigation's R² minus that of the layer without it, and the paired interval."
+GAINED = " over none: a mitigation's R² minus that of the layer without it, ± half of the paired interval."
 
 
 def content_table(run: Run) -> Table:
@@ -33,16 +35,17 @@ def content_table(run: Run) -> Table:
         caption=CAPTION + GAINED * compared,
         title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
     )  # fmt: skip
-    for header in ("layer", "all", "±", "corner", "border", "interior", "high\nnorm"):
-        table.add_column(header, no_wrap=True, justify="left" if header == "layer" else "right")
-    for header in ("random\nweights", "shuffled"):
-        table.add_column(header, no_wrap=True, justify="right", style="dim")
+    table.add_column("layer", no_wrap=not compared, overflow="fold")  # names of variants are long
+    for header in ("all", "±", "corner", "border", "interior", "high\nnorm"):
+        table.add_column(header, no_wrap=True, justify="right")
     if compared:
-        table.add_column("over none", justify="right")
+        table.add_column("over none", no_wrap=True, justify="right")
+    for header in NULLS.values():
+        table.add_column(header, no_wrap=True, justify="right", style="dim")
     for layer in run.layers:
         groups = [f"[bold]{_number(run.value('test', layer, KIND, group))}[/bold]" for group in GROUPS]
         nulls = [_number(run.value(null, layer, KIND)) for null in NULLS]
-        table.add_row(layer, groups[0], _half(run, layer), *groups[1:], *nulls, *([_gain(run, layer)] * compared))
+        table.add_row(layer, groups[0], _half(run, layer), *groups[1:], *([_gain(run, layer)] * compared), *nulls)
     return table
 
 
@@ -72,16 +75,17 @@ def over_layers(run: Run) -> Figure:
     return figure
 
 
-def _half(run: Run, layer: str) -> str:
-    low, high = (run.value("test", layer, KIND, end=end) for end in ("ci_low", "ci_high"))
+def _half(run: Run, layer: str, what: str = "test") -> str:
+    low, high = (run.value(what, layer, KIND, end=end) for end in ("ci_low", "ci_high"))
     return "" if low is None or high is None else _number((high - low) / 2)
 
 
 def _gain(run: Run, layer: str) -> str:
-    value, low, high = (run.value("gain_over_none", layer, KIND, end=end) for end in ("", "ci_low", "ci_high"))
-    return "" if value is None else f"{value:+.3f} ({_number(low)} to {_number(high)})"
+    value = run.value("gain_over_none", layer, KIND)
+    sign = "" if value is None or value < 0 else "+"
+    return "" if value is None else f"{sign}{_number(value)} ± {_half(run, layer, 'gain_over_none')}"
 
 
 def _number(value: float | None) -> str:
     """Three decimals without the leading zero; a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+    return "–" if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")

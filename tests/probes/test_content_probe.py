@@ -37,11 +37,11 @@ def shown(planted):
     return Shown
 
 
-def random_latents(images: int, side: int, seed: int = 0) -> Tensor:
-    """Four channels of unlike scale around means of every position."""
+def random_latents(images: int, side: int, seed: int = 0, layout_strength: float = 0.0) -> Tensor:
+    """Four channels of unlike scale, around means of every position that vary so many times as much as images do."""
     generator = torch.Generator().manual_seed(seed)
     layout = torch.randn(side, side, 4, generator=generator)
-    return (torch.randn(images, side, side, 4, generator=generator) + 2 * layout) * torch.tensor([1.0, 10.0, 0.1, 3.0])
+    return (torch.randn(images, side, side, 4, generator=generator) + layout_strength * layout) * torch.tensor([1.0, 10.0, 0.1, 3.0])
 
 
 def coded(latents: Tensor, channels: int, noise: float, seed: int = 1) -> Tensor:
@@ -60,9 +60,11 @@ def noise(images: int, channels: int, side: int, seed: int = 3) -> Tensor:
 def test_a_planted_latent_code_is_read_and_shuffled_labels_are_not(validate, shown, fit_and_test) -> None:
     latents = random_latents(60, 8)
     data = shown({"mid": coded(latents, 16, 0.05)}, {8: latents}, validate=validate)
+    n = len(data.parts["train"])
     results = fit_and_test(ContentProbe(data.shapes, data.images), data, epochs=5)
     for group in ("all", "corner", "border", "interior"):
-        assert results[f"test/mid/content_r2/{group}"] > 0.99
+        # the mean of n training images has a noise of its own, σ²/n, which no activation tells
+        assert results[f"test/mid/content_r2/{group}"] == pytest.approx(n / (n + 1), abs=0.015)
         assert results[f"chance/mid/content_r2/{group}"] == results[f"position_only/mid/content_r2/{group}"] == 0
     assert results["test/mid/content_r2/corner/n"] == 12 * 4
     assert abs(results["shuffled_labels/mid/content_r2/all"]) < 0.1
@@ -78,14 +80,17 @@ def test_noise_tells_nothing(shown, fit_and_test) -> None:
 
 
 def test_tokens_that_know_their_position_alone_tell_nothing_and_with_content_everything(shown, fit_and_test) -> None:
-    latents = random_latents(60, 8)
+    latents = random_latents(60, 8, layout_strength=2)
     place = torch.eye(64).reshape(1, 8, 8, 64).permute(0, 3, 1, 2).expand(60, -1, -1, -1)  # every position its own channel
     grids = {"mid": place + 1e-3 * noise(60, 64, 8), "up_0": torch.cat([place * 5, coded(latents, 16, 0.05)], dim=1)}
+    grids["up_1"] = coded(latents, 16, 0.05)
     data = shown(grids, {8: latents})
     results = fit_and_test(ContentProbe(data.shapes, data.images), data, epochs=5)
     # the layout of these latents is four times the variance around it, and a probe of raw latents would read it all
     assert -0.1 < results["test/mid/content_r2/all"] < 0.01
     assert results["test/up_0/content_r2/all"] > 0.98
+    # latents without their position: nobody can tell layout from content, and layout has 4 of 5 parts of the variance
+    assert results["test/up_1/content_r2/all"] == pytest.approx(1 / 5, abs=0.06)
 
 
 def test_channels_weigh_alike_whatever_their_scale(shown, fit_and_test) -> None:
@@ -98,23 +103,25 @@ def test_channels_weigh_alike_whatever_their_scale(shown, fit_and_test) -> None:
     still = latents.clone()
     still[..., 1] = 7.0
     results = fit_and_test(ContentProbe({"mid": (16, 8, 8)}, 60), shown(grids, {8: still}), epochs=5)
-    assert results["test/mid/content_r2/all"] > 0.98
+    assert results["test/mid/content_r2/all"] > 0.96
 
 
 def test_the_level_that_validates_best_is_kept(shown, fit_and_test) -> None:
     latents = random_latents(20, 4)
-    # the code lies in directions a thousand times smaller than one that says nothing; then 150 channels of noise on 192 tokens
+    # the code lies in directions far smaller than one that says nothing; then 150 channels of noise on 192 tokens
     small = torch.cat([1e3 * noise(20, 1, 4), coded(latents, 12, 0.01)], dim=1)
     many = torch.cat([coded(latents, 4, 3.0), 4 * noise(20, 150, 4)], dim=1)
     data = shown({"mid": small, "up_0": many}, {4: latents})
     probe = ContentProbe(data.shapes, data.images)
     results = fit_and_test(probe, data, epochs=5)
-    assert results["test/mid/content_r2/all"] > 0.95, "1e-3 of the mean variance would shrink the code away"
+    assert results["test/mid/content_r2/all"] > 0.9
     assert results["val/mid/ridge_level/all"] == LEVELS[0] < results["val/up_0/ridge_level/all"]
     moments = RidgeMoments(13, 4, torch.device("cpu"))
     tokens = data.grids["mid"][:12].permute(0, 2, 3, 1).reshape(-1, 13)
     target = (latents[:12] - data.position_means("mid")) / data.spread("mid")
     moments.update(tokens, target.reshape(-1, 4))
+    weight, bias = moments.solve()
+    assert (tokens.double() @ weight.T + bias).var() < 0.1, "one level for all would shrink this code away"
     torch.testing.assert_close(probe.heads["mid"].weight[:4], moments.solve(LEVELS[0])[0].float(), rtol=1e-3, atol=1e-5)
 
 
