@@ -45,15 +45,12 @@ class ContentProbe(lightning.LightningModule):
         seed: of shuffled labels.
     """
 
-    solved: Tensor
-
     def __init__(self, shapes: dict[str, tuple[int, int, int]], photos: int, seed: int = 0) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.shapes, self.seed = shapes, seed
         self.heads = nn.ModuleDict({layer: nn.Linear(c, len(VARIANTS) * LATENT) for layer, (c, _, _) in shapes.items()})
         self.heads.requires_grad_(False)
-        self.register_buffer("solved", torch.tensor(False))
         self.scores = nn.ModuleDict({f"{what}/{layer}": ContentR2(GROUPS, photos) for what in VARIANTS for layer in shapes})
         self.results: dict[str, float] = {}
         self._means: dict[str, Tensor] = {}
@@ -64,7 +61,7 @@ class ContentProbe(lightning.LightningModule):
         self._errors: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """None: one pass, then a linear system."""
+        """None: one pass, then a linear system. Without steps there are no checkpoints; a resumed run starts over."""
         return None
 
     def setup(self, stage: str) -> None:
@@ -77,10 +74,6 @@ class ContentProbe(lightning.LightningModule):
             spread = self._data.spread(layer)
             self._means[layer] = self._data.position_means(layer)
             self._spread[layer] = torch.where(spread > 0, spread, torch.inf)
-
-    def on_train_start(self) -> None:
-        """A resumed run may have nothing left to fit."""
-        self.trainer.should_stop = bool(self.solved)
 
     def on_train_epoch_start(self) -> None:
         """Steps of each layer are counted for themselves: other layers may have more of them."""
@@ -133,7 +126,6 @@ class ContentProbe(lightning.LightningModule):
             weight, bias = moments.solve(SHRINKAGE)
             self._put(layer, weight, bias)
         self._moments.clear()
-        self.solved.fill_(True)
         self.trainer.should_stop = True
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
@@ -155,14 +147,6 @@ class ContentProbe(lightning.LightningModule):
                 gained = self._score("test", layer).gain(self._score("test", base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What validation found stays with the heads that it chose."""
-        checkpoint["validated"] = {key: value for key, value in self.results.items() if key.startswith("val/")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A resumed run does not validate again."""
-        self.results |= checkpoint["validated"]
 
     @property
     def unfinished(self) -> list[str]:

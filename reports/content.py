@@ -1,9 +1,11 @@
 """Table and figure of a content run."""
 
 import re
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -11,6 +13,7 @@ from rich.table import Table
 from reports.run import Run
 
 KIND = "content_r2"
+SEPARATOR = "__"
 GROUPS = ("all", "corner", "border", "interior", "high_norm")
 NULLS = {"random_weights": "random\nweights", "shuffled_labels": "shuf-\nfled"}
 STYLES = {
@@ -51,28 +54,38 @@ def content_table(run: Run) -> Table:
 
 def content_figures(run: Run) -> dict[str, Figure]:
     """Every figure that the run has data for, by file name."""
-    return {"content_over_layers": over_layers(run)} if len(run.layers) > 1 else {}
+    return {"content_over_layers": over_layers(run)} if len(_bases(run)) > 1 else {}
 
 
 def over_layers(run: Run) -> Figure:
-    """R² of every layer beside random weights and shuffled labels; 0 is what a token's position tells."""
-    count = len(run.layers)
+    """R² of every layer beside mitigations, random weights and shuffled labels; 0 is what a token's position tells."""
+    layers = _bases(run)
+    count = len(layers)
     figure, axis = plt.subplots(figsize=(max(6, 0.32 * count + 2), 4.5), layout="constrained")
     for what, (style, colour, label) in STYLES.items():
-        values = [run.value(what, layer, KIND) for layer in run.layers]
-        if all(value is None for value in values):
-            continue
-        y = np.array([np.nan if value is None else value for value in values])
-        axis.plot(y, style, marker="o" if what == "test" else None, ms=3.5, color=colour, label=label)
-        ends = [[run.value(what, layer, KIND, end=end) for layer in run.layers] for end in ("ci_low", "ci_high")]
-        if what == "test" and all(value is not None for end in ends for value in end):
-            axis.fill_between(range(count), *np.array(ends, dtype=float), color=colour, alpha=0.2, lw=0)
+        _curve(axis, run, what, layers, style, marker="o" if what == "test" else None, color=colour, label=label)
+    for label in dict.fromkeys(layer.partition(SEPARATOR)[2] for layer in run.layers if SEPARATOR in layer):
+        _curve(axis, run, "test", [f"{layer}{SEPARATOR}{label}" for layer in layers], "-", lw=1, label=label)
+    ends = [[run.value("test", layer, KIND, end=end) for layer in layers] for end in ("ci_low", "ci_high")]
+    if all(value is not None for end in ends for value in end):
+        axis.fill_between(range(count), *np.array(ends, dtype=float), color=STYLES["test"][1], alpha=0.2, lw=0)
     axis.set(ylim=(None, 1.02), ylabel="R² of the clean latent under a token")
-    axis.set_xticks(range(count), run.layers, rotation=90 if count > 12 else 30, ha="center" if count > 12 else "right")
+    axis.set_xticks(range(count), layers, rotation=90 if count > 12 else 30, ha="center" if count > 12 else "right")
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(f"Linear content probe, {run.setting}", fontsize=11)
     return figure
+
+
+def _curve(axis: Axes, run: Run, what: str, layers: list[str], style: str, **options: Any) -> None:
+    values = [run.value(what, layer, KIND) for layer in layers]
+    if any(value is not None for value in values):
+        axis.plot([np.nan if value is None else value for value in values], style, ms=3.5, **options)
+
+
+def _bases(run: Run) -> list[str]:
+    """Layers without any mitigation; variants stand beside them as ``<layer>__<mitigation>``."""
+    return [layer for layer in run.layers if SEPARATOR not in layer]
 
 
 def _half(run: Run, layer: str, what: str = "test") -> str:

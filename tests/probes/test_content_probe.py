@@ -41,7 +41,8 @@ def random_latents(images: int, side: int, seed: int = 0, layout_strength: float
     """Four channels of unlike scale, around means of every position that vary so many times as much as images do."""
     generator = torch.Generator().manual_seed(seed)
     layout = torch.randn(side, side, 4, generator=generator)
-    return (torch.randn(images, side, side, 4, generator=generator) + layout_strength * layout) * torch.tensor([1.0, 10.0, 0.1, 3.0])
+    latents = torch.randn(images, side, side, 4, generator=generator) + layout_strength * layout
+    return latents * torch.tensor([1.0, 10.0, 0.1, 3.0])
 
 
 def coded(latents: Tensor, channels: int, noise: float, seed: int = 1) -> Tensor:
