@@ -32,12 +32,12 @@ class RidgeMoments:
         self.target += y.sum(0)
         self.cross += x.T @ y
 
-    def solve(self) -> tuple[Float[Tensor, "v c"], Float[Tensor, " v"]]:
-        """Weight and bias: w = (Σ + λI)⁻¹ cov(x, y), b = ȳ − wᵀx̄, with Σ the covariance of tokens and λ = 1e-3 · tr Σ / C."""
+    def solve(self, shrinkage: float = SHRINKAGE) -> tuple[Float[Tensor, "v c"], Float[Tensor, " v"]]:
+        """Weight and bias: w = (Σ + λI)⁻¹ cov(x, y), b = ȳ − wᵀx̄, Σ the covariance of tokens, λ = ``shrinkage`` · tr Σ / C."""
         count = self.count.clamp_min(1)
         mean, target = self.total / count, self.target / count
         covariance = self.second / count - mean.outer(mean)
-        level = (SHRINKAGE * covariance.trace() / len(mean)).clamp_min(torch.finfo(mean.dtype).tiny)
+        level = (shrinkage * covariance.trace() / len(mean)).clamp_min(torch.finfo(mean.dtype).tiny)
         covariance.diagonal().add_(level)
         weight = torch.linalg.solve(covariance, self.cross / count - mean.outer(target)).T
         return weight, target - weight @ mean

@@ -12,13 +12,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.content import content_figures
 from reports.correspondence import correspondence_figures
 from reports.depth import depth_figures
 from reports.run import Run
 from reports.statistics import norm_maps, statistics_figures
 from reports.study import study_figures, write_differences
 
-FIGURES = {"statistics": statistics_figures, "depth": depth_figures, "correspondence": correspondence_figures}
+FIGURES = {
+    "statistics": statistics_figures, "depth": depth_figures, "content": content_figures,
+    "correspondence": correspondence_figures,
+}  # fmt: skip
 COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
 LABELS = {"test": "this network", "random_weights": "random weights", "shuffled_labels": "shuffled labels", "chance": "chance"}
 

@@ -34,7 +34,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What was measured: ``position``, ``statistics`` or ``study``."""
+        """What was measured: ``position``, ``statistics``, ``content``, …"""
         return str(self.meta.get("probe", "position"))
 
     @property

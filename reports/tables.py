@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from reports.content import content_table
 from reports.correspondence import correspondence_tables
 from reports.depth import depth_table
 from reports.run import Run
@@ -59,7 +60,7 @@ def show(run: Run, console: Console) -> None:
         for each in correspondence_tables(run):
             console.print(each, width=width)
         return
-    table = {"statistics": statistics_table, "depth": depth_table}.get(run.kind, position_table)(run)
+    table = {"statistics": statistics_table, "depth": depth_table, "content": content_table}.get(run.kind, position_table)(run)
     console.print(table, width=width)
     if run.kind == "study":
         console.print(study_table(run), width=width)

@@ -49,7 +49,7 @@ LEFT = (
     "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
     "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
     "principal_components.png", "high_norm_tokens.png", "similarity.png",
-    "depth_error_over_layers.png", "depth_error_over_grid.png",
+    "content_over_layers.png", "depth_error_over_layers.png", "depth_error_over_grid.png",
     "pck_over_layers.png", "errors_over_offset.png", "matches.png",
 )  # fmt: skip
 

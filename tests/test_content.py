@@ -1,0 +1,179 @@
+"""``python train.py probe=content``, run as a user runs it, in miniature: variants, reports, resuming, refusals."""
+
+import io
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+from rich.console import Console
+
+import train
+from reports.content import content_figures, over_layers
+from reports.run import Run
+from reports.tables import show
+from runs.record import LEFT
+from runs.sentences import UserError, sentences
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "probe=content", "block=mid", "backbone=tiny", "images.size=128", "images.limit=16", "twins=0", "logger=none", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("content_cache")
+
+
+@pytest.fixture
+def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
+    """A configuration as the command line would give it."""
+
+    def make(*overrides: str, folder: str = "run") -> DictConfig:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", overrides=[*SMALL, f"cache_dir={cache}", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        cfg.run_dir = str(tmp_path / folder)
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
+    def go(*overrides: str, **options: Any) -> Run:
+        with sentences():
+            return train.run(configure(*overrides, **options))
+
+    return go
+
+
+def test_a_run_leaves_everything_behind_and_repeats(launch, tmp_path: Path, capsys) -> None:
+    run = launch("block=[latent,mid]", "twins=1")
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    meta = stored.pop("meta")
+    assert (run.metrics, run.kind, meta["complete"]) == (stored, "content", True)
+    for layer in ("latent", "mid"):
+        for what in ("test", "shuffled_labels", "chance", "position_only", "random_weights"):
+            assert stored[f"{what}/{layer}/content_r2/all"] <= 1, what
+        assert stored[f"test/{layer}/content_r2/all/ci_low"] <= stored[f"test/{layer}/content_r2/all/ci_high"]
+        assert stored[f"val/{layer}/content_r2/all"] <= 1
+    # the mean of n training images has a noise of its own, which the latent does not tell
+    n = meta["images"]["train"]
+    assert stored["test/latent/content_r2/all"] == pytest.approx(n / (n + 1), abs=0.1)
+    assert meta["seconds"]["content"] > 0
+    with Image.open(tmp_path / "run" / "content_over_layers.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5, "a picture, not a blank sheet"
+    assert "Linear content probe" in capsys.readouterr().out
+    again = launch("block=[latent,mid]", folder="again").metrics
+    assert again == {key: value for key, value in stored.items() if not key.startswith("random_weights/")}
+
+
+class Interrupt(Callback):
+    """Ctrl-C after fitting."""
+
+    def on_test_batch_start(self, *arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_interrupted_while_testing_resumes_to_the_same_numbers(launch, configure, tmp_path: Path, monkeypatch) -> None:
+    whole = launch(folder="whole")
+    build = train.Measurement
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        measurement = build(*arguments, **named)
+        measurement.trainer.callbacks.append(Interrupt())
+        return measurement
+
+    previous = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train, "Measurement", interrupted)
+    with pytest.raises(SystemExit):
+        launch(folder="cut")
+    signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
+    assert not any(key.startswith("test/") for key in Run.read(tmp_path / "cut").metrics)
+    monkeypatch.setattr(train, "Measurement", build)
+    cfg = configure(folder="cut")
+    cfg.resume = cfg.run_dir
+    assert train.run(cfg).metrics == whole.metrics
+
+
+def test_mitigations_stand_beside_their_layer_with_paired_gains(launch) -> None:
+    run = launch("mitigation=[canvas]", "datamodule.compare=true")
+    assert run.layers == ["mid", "mid__canvas"]
+    gain = run.metrics["gain_over_none/mid__canvas/content_r2/all"]
+    values = [run.metrics[f"test/{layer}/content_r2/all"] for layer in run.layers]
+    assert gain == pytest.approx(values[1] - values[0])
+    assert 0 < run.metrics["gain_over_none/mid__canvas/content_r2/all/p"] <= 1
+
+
+def test_a_protocol_without_validation_runs(launch) -> None:
+    run = launch("protocol=loos2025")
+    assert "test/mid/content_r2/all" in run.metrics
+    assert not any(key.startswith("val/") for key in run.metrics)
+
+
+def test_other_data_is_refused_in_one_sentence(launch) -> None:
+    with pytest.raises(UserError, match="Expected datamodule=content for probe=content, but got ActivationDataModule"):
+        launch("datamodule=activations")
+
+
+def fabricated(layers: list[str], complete: bool = True) -> Run:
+    metrics: dict[str, float] = {}
+    for i, layer in enumerate(layers):
+        metrics |= {f"test/{layer}/content_r2/{group}": 0.5 + i / 8 for group in ("all", "interior")}
+        metrics |= {f"test/{layer}/content_r2/all/ci_low": 0.25 + i / 8, f"test/{layer}/content_r2/all/ci_high": 0.75 + i / 8}
+        metrics |= {f"random_weights/{layer}/content_r2/all": 0.3125, f"shuffled_labels/{layer}/content_r2/all": -0.0625}
+        metrics |= {f"chance/{layer}/content_r2/all": 0.0}
+        if "__" in layer:
+            ends = {"": 0.125, "/ci_low": 0.0625, "/ci_high": 0.1875}
+            metrics |= {f"gain_over_none/{layer}/content_r2/all{end}": value for end, value in ends.items()}
+    meta = {
+        "layers": layers, "probe": "content", "model": "some/model", "weights": "stored", "timestep": 50, "images": {"test": 7},
+        "complete": complete,
+    }  # fmt: skip
+    return Run(metrics, meta, {})
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_holds_layers_groups_nulls_and_gains_without_cutting(width: int) -> None:
+    def printed(run: Run) -> str:
+        out = io.StringIO()
+        show(run, Console(file=out, width=width))
+        assert "…" not in out.getvalue()
+        return out.getvalue()
+
+    plain = printed(fabricated(["down_0_attn_0", "mid"]))
+    for piece in ("down_0_attn_0", "mid", ".500", ".625", ".250", ".312", "-.062", "weights"):
+        assert piece in plain, piece
+    assert "over none" not in plain and "INCOMPLETE" not in plain
+    assert "+.125 ± .062" in printed(fabricated(["mid", "mid__position_mean"]))
+    assert "INCOMPLETE" in printed(fabricated(["mid"], complete=False))
+
+
+def test_the_figure_draws_a_line_per_network_null_and_mitigation() -> None:
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in over_layers(fabricated(["conv_in", "mid"])).axes[0].lines}
+    assert drawn == {
+        "this network": [0.5, 0.625],
+        "random weights": [0.3125] * 2,
+        "shuffled labels": [-0.0625] * 2,
+        "knowing the position only": [0, 0],
+    }
+    both = over_layers(fabricated(["conv_in", "conv_in__leace", "mid", "mid__leace"])).axes[0]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in both.lines}
+    assert drawn["this network"] == [0.5, 0.75] and drawn["leace"] == [0.625, 0.875]
+    assert set(content_figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
+    assert "content_over_layers.png" in LEFT, "what an earlier run drew is removed"
+    assert content_figures(fabricated(["mid", "mid__leace"])) == {}
+    plt.close("all")
