@@ -318,7 +318,7 @@ class PairDataModule(LightningDataModule):
                 for k, index in enumerate(batch.image.tolist()):
                     pieces.append(self._source(batch, k, index))
                     starts[index], total = total, total + len(self._slots[index])
-                    if index in targets:
+                    if index in targets and not kept.full:
                         kept.offer(index, batch.select([k]))
             sources = {layer: _joined([piece[layer] for piece in pieces]) for layer in self.layers}
             for index, grids in self._grids(category, targets, kept):

@@ -22,8 +22,9 @@ from torch.nn.functional import normalize
 
 from metrics.correspondence import MAIN, Correspondence
 from metrics.matches import MASKED, Matches
+from metrics.pck import PROTOCOLS
 from probes.heads import LayerHead, heads
-from probes.matching import best, cosines, random_mask, upsampled_argmax
+from probes.matching import best, cosines, random_mask, refined, upsampled_argmax
 from tokens.batch import KeypointBatch, MatchBatch
 from tokens.errors import InputError
 from tokens.geometry import tokens_at
@@ -154,6 +155,7 @@ class CorrespondenceProbe(lightning.LightningModule):
                 masks,
                 other,
             )
+            self._of(layer).put_refined(batch.row, {way: refined(found, width) for way, found in alike.items()})
             if self.enlarged:
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
 
@@ -291,8 +293,7 @@ class CorrespondenceProbe(lightning.LightningModule):
     def _reported(self, reported: Correspondence, matches: Matches, way: str) -> dict[str, float]:
         if way == "shuffled_labels":
             return {k: v for k, v in reported.pck(matches, way, ("ours",)).items() if k.startswith("pck_ours_point")}
-        every = ("ours", "ours_img", "sd_dino", "geoaware", "loos_thesis")
-        values = reported.pck(matches, way, (*every, "dift") if self.enlarged and way == self.raw else every)
+        values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw))
         return values | reported.costs(matches, way)
 
     def _validated(self) -> dict[str, float]:
