@@ -4,8 +4,9 @@ Every image is extracted once, however many pairs it is in: its keypoints' token
 """
 
 import hashlib
+import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -35,6 +36,8 @@ from tokens.geometry import flatten, sampled_at, tokens_at
 from tokens.keyed import keyed_generator
 from tokens.keypoints import Keypoints
 from tokens.variants import base_of
+
+log = logging.getLogger(__name__)
 
 STEPS_PER_EPOCH = 100  # at least, so that validation and checkpoints come once per epoch
 
@@ -114,7 +117,7 @@ class PairDataModule(LightningDataModule):
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
         self.seconds: dict[str, float] = {}
         self._usable: set[int] | None = None
-        self._tokens: dict[int, dict[str, Tensor]] = {}
+        self._tokens: dict[_Key, dict[str, Tensor]] = {}
 
     @property
     def photos(self) -> int:
@@ -149,6 +152,15 @@ class PairDataModule(LightningDataModule):
         return sorted({pair.category for pair in self.pairs("test")})
 
     @property
+    def dropped(self) -> dict[str, int]:
+        """Reason → pairs that are left out, those of pictures that turned out to be damaged among them."""
+        return dict(Counter(getattr(self.images, "dropped", {})) + Counter({"unreadable image": self._undecodable()}))
+
+    def _undecodable(self) -> int:
+        """Pairs of the splits in use that the source offers and a picture that cannot be decoded takes away."""
+        return sum(len(self.images.pairs(split)) - len(self.pairs(split)) for split in self._splits)
+
+    @property
     def _splits(self) -> tuple[str, ...]:
         return PAIR_SPLITS if self.learns else ("test",)
 
@@ -164,12 +176,13 @@ class PairDataModule(LightningDataModule):
         wanted = dict.fromkeys(i for split in self._splits for p in self.images.pairs(split) for i in (p.source, p.target))
         self._usable = set(self.store.prepare(list(dict.fromkeys([*wanted, *self._fit_images]))))
         used = [index for index in wanted if index in self._usable]
-        self.mitigations.prepare(self._raw(""), used, [index for index in self._fit_images if index in self._usable])
+        self.mitigations.prepare(self._raw(self.prompt), used, [index for index in self._fit_images if index in self._usable])
+        if lost := self._undecodable():
+            log.warning("Left out %d pairs of pictures that cannot be decoded.", lost)
         found = sum(len(pair.ids) for pair in self.pairs("test"))
         if found < 2:
-            dropped = dict(getattr(self.images, "dropped", {}))
             raise InputError(
-                f"Expected at least 2 keypoints in usable test pairs, but got {found} (left out: {dropped or 'none'}). "
+                f"Expected at least 2 keypoints in usable test pairs, but got {found} (left out: {self.dropped or 'none'}). "
                 "Check the image source."
             )
         self.seconds["encode"] = time.perf_counter() - started
@@ -184,11 +197,11 @@ class PairDataModule(LightningDataModule):
         started = time.perf_counter()
         jobs: dict[str, set[int]] = defaultdict(set)
         for pair in [*self.pairs("train"), *self.pairs("val")]:
-            jobs[pair.category] |= {pair.source, pair.target}
-        for category in track(sorted(jobs), "extracting keypoints", transient=True):
-            for batch in self._stream(category, sorted(jobs[category])):
+            jobs[self._prompt(pair.category)] |= {pair.source, pair.target}
+        for prompt in track(sorted(jobs), "extracting keypoints", transient=True):
+            for batch in self._stream(prompt, sorted(jobs[prompt])):
                 for k, index in enumerate(batch.image.tolist()):
-                    self._tokens[index] = self._gathered(batch, k, index)
+                    self._tokens[prompt, index] = self._gathered(batch, k, index)
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":
@@ -222,7 +235,7 @@ class PairDataModule(LightningDataModule):
             "images": {split: len({i for p in part for i in (p.source, p.target)}) for split, part in pairs.items()},
             "pairs": {split: len(part) for split, part in pairs.items()},
             "categories": self.categories,
-            "dropped_pairs": dict(getattr(self.images, "dropped", {})),
+            "dropped_pairs": self.dropped,
             "skipped": self.store.skipped,
             "labels": None,
             "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
@@ -244,21 +257,21 @@ class PairDataModule(LightningDataModule):
 
     def _keypoint_batch(self, pairs: Sequence[Pair]) -> KeypointBatch:
         """Tokens of these pairs' keypoints; background comes from their target pictures, each once."""
-        targets = dict.fromkeys(pair.target for pair in pairs)
+        targets = dict.fromkeys((self._prompt(pair.category), pair.target) for pair in pairs)
         source, target, background, place = {}, {}, {}, {}
         for layer in self.layers:
-            source[layer] = torch.cat([self._of(pair.source, pair.source_points, layer) for pair in pairs])
-            target[layer] = torch.cat([self._of(pair.target, pair.target_points, layer) for pair in pairs])
-            background[layer] = torch.cat([self._tokens[index][layer][-self.background :] for index in targets])
+            source[layer] = torch.cat([self._of(pair, pair.source, pair.source_points, layer) for pair in pairs])
+            target[layer] = torch.cat([self._of(pair, pair.target, pair.target_points, layer) for pair in pairs])
+            background[layer] = torch.cat([self._tokens[key][layer][-self.background :] for key in targets])
             place[layer] = self._places(pairs, layer).to(self.backbone.device)
         names = [(pair.category, name) for pair in pairs for name in pair.ids]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         label = torch.tensor([numbers[name] for name in names], device=self.backbone.device)
         return KeypointBatch(source, target, background, place, label)
 
-    def _of(self, index: int, points: Sequence[tuple[float, float]], layer: str) -> Float[Tensor, "k c"]:
+    def _of(self, pair: Pair, index: int, points: Sequence[tuple[float, float]], layer: str) -> Float[Tensor, "k c"]:
         slots = self._slots[index]
-        return self._tokens[index][layer][[slots[point] for point in points]]
+        return self._tokens[self._prompt(pair.category), index][layer][[slots[point] for point in points]]
 
     def _places(self, pairs: Sequence[Pair], layer: str) -> Int[Tensor, " n"]:
         """Which token of which picture every target keypoint lies on."""
@@ -313,15 +326,20 @@ class PairDataModule(LightningDataModule):
         started = time.perf_counter()
         assert self._usable is not None
         tested = sorted({i for pair in self.pairs("test") for i in (pair.source, pair.target)})
-        self.mitigations.fit(self._raw(""), [index for index in self._fit_images if index in self._usable], tested)
+        self.mitigations.fit(self._raw(self.prompt), [index for index in self._fit_images if index in self._usable], tested)
         self.seconds.setdefault("fit", time.perf_counter() - started)
 
-    def _raw(self, category: str) -> ActivationStream:
-        prompt = self.prompt.replace("{category}", category)
+    def _prompt(self, category: str) -> str:
+        """What conditions the pictures of a category's pairs; tokens of a picture in two categories may differ by it."""
+        return self.prompt.replace("{category}", category)
+
+    def _raw(self, prompt: str) -> ActivationStream:
         return ActivationStream(self.backbone, self.store, self.computed, self.timestep, self.seed, prompt, self.batch_size)
 
-    def _stream(self, category: str, indices: Sequence[int]) -> Iterator[GridBatch]:
-        for batch in self.mitigations.through(self._raw(category))(indices):
+    def _stream(self, prompt: str, indices: Sequence[int]) -> Iterator[GridBatch]:
+        raw = self._raw(prompt)
+        for batch in self.mitigations.through(raw)(indices):
+            self.batch_size = raw.batch_size  # what did not fit in one category does not fit in the next
             yield concatenated(batch) if self.concatenate else batch
 
     def _matches(self) -> Iterator[MatchBatch]:
@@ -333,11 +351,11 @@ class PairDataModule(LightningDataModule):
             everyone = sorted({*targets, *table.source[rows].tolist()})
             kept: Resident[GridBatch] = Resident(self.activation_budget)
             pieces, starts, total = [], torch.zeros(len(self.images), dtype=torch.long), 0
-            for batch in self._stream(category, everyone):
+            for batch in self._stream(self._prompt(category), everyone):
                 for k, index in enumerate(batch.image.tolist()):
                     pieces.append(self._source(batch, k, index))
                     starts[index], total = total, total + len(self._slots[index])
-                    if index in targets:
+                    if index in targets and not kept.full:
                         kept.offer(index, batch.select([k]))
             sources = {layer: _joined([piece[layer] for piece in pieces]) for layer in self.layers}
             for index, grids in self._grids(category, targets, kept):
@@ -346,7 +364,7 @@ class PairDataModule(LightningDataModule):
 
     def _grids(self, category: str, targets: list[int], kept: Resident[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
         yield from ((index, kept[index]) for index in targets if index in kept)
-        for batch in self._stream(category, [index for index in targets if index not in kept]):
+        for batch in self._stream(self._prompt(category), [index for index in targets if index not in kept]):
             yield from ((index, batch.select([k])) for k, index in enumerate(batch.image.tolist()))
 
     def _source(self, batch: GridBatch, k: int, index: int) -> "dict[str, _Source]":
@@ -377,6 +395,7 @@ class PairDataModule(LightningDataModule):
         )
 
 
+_Key = tuple[str, int]  # prompt, item
 # tokens under points, the grid read at their pixels' centres, token groups
 _Source = tuple[Tensor, Tensor, dict[str, Tensor]]
 

@@ -7,7 +7,17 @@ from torch import Tensor
 from metrics.match_costs import attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
 from metrics.pair_means import PairMeans
-from metrics.pck import ALPHAS, PROTOCOLS, Distances, distances, input_distances, pixel_distances, point_distances, random_hits
+from metrics.pck import (
+    ALPHAS,
+    PROTOCOLS,
+    REFINED,
+    Distances,
+    distances,
+    input_distances,
+    pixel_distances,
+    point_distances,
+    random_hits,
+)
 from tokens.errors import InputError
 from tokens.geometry import centres
 from tokens.keypoints import Keypoints
@@ -37,15 +47,19 @@ class Correspondence:
         found: dict[str, float] = {}
         state = matches.compute()
         for protocol in protocols:
-            if protocol == "dift":
-                if (state["pixel"] < 0).any():
-                    continue
-                away = pixel_distances(self.points, state["pixel"])
-            else:
-                cell = matches.place(state["cell"][matches.ways.index(way)])
-                away = distances(protocol, self.points, cell, matches.side)
-            found |= self._counted(protocol, away)
+            away = self._away(protocol, state, matches, matches.ways.index(way))
+            if away:
+                found |= self._counted(protocol, away)
         return found
+
+    def _away(self, protocol: str, state: dict[str, Tensor], matches: Matches, w: int) -> Distances | None:
+        """Distances of the matches that the protocol reads; None where they have not been put."""
+        if protocol == "dift":
+            return None if (state["pixel"] < 0).any() else pixel_distances(self.points, state["pixel"])
+        if not protocol.endswith(REFINED):
+            return distances(protocol, self.points, matches.place(state["cell"][w]), matches.side)
+        point = state["refined"][w].double() * self.points.size / matches.side
+        return None if (point < 0).any() else input_distances(protocol, self.points, point)
 
     def costs(self, matches: Matches, way: str) -> dict[str, float]:
         """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``."""
@@ -91,7 +105,7 @@ class Correspondence:
     def baselines(self) -> dict[str, dict[str, float]]:
         """``same_position``: the source point itself. ``random_point``: expectation of a uniform point of the picture."""
         same: dict[str, float] = {}
-        for protocol in PROTOCOLS:
+        for protocol in (name for name in PROTOCOLS if not name.endswith(REFINED)):
             same |= self._counted(protocol, self._unmoved(protocol))
         right = self.same_position()
         same |= self.averaged("point", {f"{MAIN}/{name}": (right, members) for name, members in places(self.points)})

@@ -24,6 +24,7 @@ class Matches(Metric):
     full_state_update = False
     cell: Tensor
     pixel: Tensor
+    refined: Tensor
     without: Tensor
     without_random: Tensor
     source_in: Tensor
@@ -42,6 +43,7 @@ class Matches(Metric):
         }  # fmt: skip
         for name, shape in missing.items():
             self.add_state(name, torch.full(shape, -1, dtype=torch.int32), dist_reduce_fx="max")
+        self.add_state("refined", torch.full((len(ways), rows, 2), -1.0), dist_reduce_fx="max")
         self.add_state("share", torch.full((len(GROUPS), rows), -1.0, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(
@@ -79,13 +81,21 @@ class Matches(Metric):
         """Matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
         self.pixel[row] = pixel.int()
 
+    def put_refined(self, row: Int[Tensor, " n"], points: Mapping[str, Float[Tensor, "n 2"]]) -> None:
+        """Matched points (x, y) between tokens, by way: a token's centre is its index + ½."""
+        for w, way in enumerate(self.ways):
+            self.refined[w, row] = points[way].float()
+
     def place(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
         """(row, col) of row-major cells."""
         return torch.stack([cell // self.side, cell % self.side], dim=-1).long()
 
     def compute(self) -> dict[str, Tensor]:
         """The states by name, all keypoints; −1 where a keypoint has not been seen."""
-        names = ("cell", "pixel", "without", "without_random", "source_in", "target_in", "landed_in", "share", "comparable")
+        names = (
+            "cell", "pixel", "refined", "without", "without_random", "source_in", "target_in", "landed_in", "share",
+            "comparable",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -93,6 +103,7 @@ class Matches(Metric):
         columns: dict[str, np.ndarray] = {}
         for w, way in enumerate(self.ways):
             columns[f"{way}/cell"] = self.cell[w].cpu().numpy()
+            columns |= {f"{way}/refined_{axis}": self.refined[w, :, k].cpu().numpy() for k, axis in enumerate("xy")}
             for g, group in enumerate(MASKED):
                 columns[f"{way}/without_{group}"] = self.without[w, g].cpu().numpy()
                 columns[f"{way}/without_random_{group}"] = self.without_random[w, g].cpu().numpy()

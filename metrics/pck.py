@@ -16,6 +16,7 @@ from tokens.keypoints import Keypoints
 
 ALPHAS = (0.05, 0.10, 0.15)
 ANNOTATION = 840  # pixels a side of the frame in which sd_dino and geoaware compare
+REFINED = "_refined"  # ends the names of protocols that read a point between tokens where others read a token's centre
 # protocol → how its hits are averaged, see metrics.pair_means
 PROTOCOLS = {
     "ours": ("point", "image", "macro"),
@@ -23,6 +24,8 @@ PROTOCOLS = {
     "dift": ("image", "point"),
     "sd_dino": ("macro", "pair"),
     "geoaware": ("image",),
+    "geoaware_refined": ("image",),
+    "ours_refined": ("point", "image", "macro"),
     "loos_thesis": ("point",),
 }
 
@@ -49,11 +52,14 @@ def distances(protocol: str, points: Keypoints, cell: Int[Tensor, "n 2"], side: 
 def input_distances(protocol: str, points: Keypoints, predicted: Float[Tensor, "n 2"]) -> Distances:
     """Of predicted points (x, y) in the network's input; every protocol but dift, see :func:`pixel_distances`.
 
+    A refined protocol counts such points as its namesake counts tokens' centres.
+
     - ``ours``: in the original picture; reach is the longer side of the target's box, ``ours_img``: the picture's.
     - ``sd_dino``: in a frame of 840 pixels, half a pixel less: token i at idx·14 + 6.5 of 60 tokens; strict.
     - ``geoaware``: the same without the half pixel, idx·14 + 7.
     - ``loos_thesis``: in the network's input; the box there, cut to whole pixels.
     """
+    protocol = protocol.removesuffix(REFINED)
     if protocol in ("ours", "ours_img"):
         return point_distances(points, predicted, image=protocol == "ours_img")
     if protocol == "loos_thesis":

@@ -22,8 +22,9 @@ from torch.nn.functional import normalize
 
 from metrics.correspondence import MAIN, Correspondence
 from metrics.matches import MASKED, Matches
+from metrics.pck import PROTOCOLS
 from probes.heads import LayerHead, heads
-from probes.matching import best, cosines, random_mask, upsampled_argmax
+from probes.matching import best, cosines, random_mask, refined, upsampled_argmax
 from tokens.batch import KeypointBatch, MatchBatch
 from tokens.errors import InputError
 from tokens.geometry import tokens_at
@@ -155,7 +156,10 @@ class CorrespondenceProbe(lightning.LightningModule):
                 masks,
                 other,
             )
-            if self.enlarged and not label_of(layer):
+            if label_of(layer):
+                continue  # beside its layer a variant is counted in one way
+            self._of(layer).put_refined(batch.row, {way: refined(found, width) for way, found in alike.items()})
+            if self.enlarged:
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
 
     def on_test_epoch_end(self) -> None:
@@ -296,8 +300,7 @@ class CorrespondenceProbe(lightning.LightningModule):
             return {k: v for k, v in reported.pck(matches, way, ("ours",)).items() if k.startswith("pck_ours_point")}
         if label_of(layer):  # beside its layer a variant is counted in one way
             return reported.pck(matches, way, ("ours",)) | reported.costs(matches, way)
-        every = ("ours", "ours_img", "sd_dino", "geoaware", "loos_thesis")
-        values = reported.pck(matches, way, (*every, "dift") if self.enlarged and way == self.raw else every)
+        values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw))
         return values | reported.costs(matches, way)
 
     def _validated(self) -> dict[str, float]:

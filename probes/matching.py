@@ -14,6 +14,8 @@ from torch.nn.functional import normalize
 from tokens.geometry import Placement
 from tokens.keyed import keyed_generator
 
+WINDOW = 7  # tokens to every side of the best one that refine it
+SHARPNESS = 0.02  # temperature of the softmax over them, for cosines
 CHUNK = 32  # keypoints whose enlarged similarities exist at a time
 
 
@@ -25,6 +27,21 @@ def cosines(source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"]) -> Flo
 def best(similarity: Float[Tensor, "n p"], masked: Bool[Tensor, " p"] | None = None) -> Int[Tensor, " n"]:
     """Index of the most alike target token that is not masked; of ties the first."""
     return (similarity if masked is None else similarity.masked_fill(masked, -torch.inf)).argmax(1)
+
+
+def refined(similarity: Float[Tensor, "n p"], width: int) -> Float[Tensor, "n 2"]:
+    """Point (x, y), in tokens, of the window soft-argmax: Σ softmax(s / 0.02) · centre over the grid, where the similarity s
+    counts as 0 outside the 15 × 15 tokens around the best one. A token's centre is its index + ½.
+
+    References:
+        Zhang et al. (2024), arXiv 2311.17034. Lee et al. (2019), arXiv 1904.01810 (the softmax).
+    """
+    first = best(similarity)[:, None]
+    token = torch.arange(similarity.shape[1], device=similarity.device)
+    row, col = token // width, token % width
+    near = ((row - first // width).abs() <= WINDOW) & ((col - first % width).abs() <= WINDOW)
+    weight = (similarity.float() * near / SHARPNESS).softmax(1)
+    return weight @ (torch.stack([col, row], 1) + 0.5)
 
 
 def random_mask(masks: Mapping[str, Bool[Tensor, "h w"]], group: str, *key: object) -> Bool[Tensor, " p"]:

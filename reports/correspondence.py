@@ -15,7 +15,8 @@ MAIN = "pck_ours_point_0.10"
 ALPHAS = ("0.05", "0.10", "0.15")
 PUBLISHED = [
     ("dift", "image"), ("dift", "point"), ("sd_dino", "macro"), ("sd_dino", "pair"), ("geoaware", "image"),
-    ("loos_thesis", "point"), ("ours", "point"), ("ours", "image"), ("ours", "macro"), ("ours_img", "point"),
+    ("geoaware_refined", "image"), ("loos_thesis", "point"), ("ours_refined", "point"), ("ours_refined", "image"),
+    ("ours_refined", "macro"), ("ours", "point"), ("ours", "image"), ("ours", "macro"), ("ours_img", "point"),
     ("ours_img", "image"), ("ours_img", "macro"),
 ]  # fmt: skip
 MEANS = {"point": "keypoints", "image": "pairs", "macro": "categories", "pair": "categories by pairs"}
@@ -113,7 +114,9 @@ def cost_table(run: Run) -> Table:
 def protocol_table(run: Run) -> Table:
     """Every published way of counting the same matches; dift counts its own, over enlarged grids, zero-shot."""
     raw = "zero_shot" if any(key.startswith("zero_shot/") for key in run.metrics) else "test"
-    table = _table("The same matches as papers count them (percent)", "dift: raw tokens, over enlarged grids.")
+    table = _table(
+        "The same matches as papers count them (percent)", "dift: raw tokens, over enlarged grids. refined: between tokens."
+    )
     for header in ("layer", "protocol", "mean over", *(f"@{alpha}" for alpha in ALPHAS), "± @0.10"):
         table.add_column(header, no_wrap=True, justify="left" if header in ("layer", "protocol", "mean over") else "right")
     for layer in shown_layers(run):

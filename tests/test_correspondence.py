@@ -22,7 +22,7 @@ from rich.console import Console
 import train
 from datamodules.images.scenes.spair import export
 from metrics.pair_means import PairMeans
-from metrics.pck import ALPHAS, PROTOCOLS, distances, pixel_distances
+from metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances
 from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
@@ -119,8 +119,13 @@ def test_every_protocol_follows_from_the_kept_predictions(launch, tmp_path: Path
     cell = torch.tensor(table["up_1/test/cell"])
     cell = torch.stack([cell // side, cell % side], 1).long()
     pixel = torch.stack([torch.tensor(table[f"up_1/test/pixel_{axis}"]) for axis in "xy"], 1)
+    between = torch.stack([torch.tensor(table[f"up_1/test/refined_{axis}"]) for axis in "xy"], 1).double()
+    assert (between.floor().long() != cell.flip(1)).any(), "they are points of their own"
     for protocol, averages in PROTOCOLS.items():
-        away = pixel_distances(points, pixel) if protocol == "dift" else distances(protocol, points, cell, side)
+        if protocol.endswith(REFINED):
+            away = input_distances(protocol, points, between * 128 / side)
+        else:
+            away = pixel_distances(points, pixel) if protocol == "dift" else distances(protocol, points, cell, side)
         for average in averages:
             for alpha in ALPHAS:
                 value = away.hits(alpha)[:, None].double()

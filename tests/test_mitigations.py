@@ -71,9 +71,7 @@ def test_a_variant_has_the_numbers_that_its_mitigation_has_alone(run: Callable[.
     assert both["meta"]["mitigations"]["canvas"]["passes"] == 4
 
 
-def test_pairs_are_matched_behind_mitigations_of_other_pictures(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_pairs_are_matched_behind_mitigations_of_other_pictures(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     found = run(
         "probe=correspondence", "block=up_0", TWO, "datamodule.compare=true", "images.limit=48", "protocol.matching=none"
     )
@@ -84,10 +82,10 @@ def test_pairs_are_matched_behind_mitigations_of_other_pictures(
 
 
 def test_statistics_are_measured_behind_mitigations(run: Callable[..., dict[str, Any]]) -> None:
+    found = run(
         "probe=statistics", "block=[conv_in,down_0_res_0]", "images.limit=70", "datamodule.margin=16",
-        "mitigation=position_mean",
-        "probe=statistics", "block=[conv_in,down_0_res_0]", "images.limit=70", "datamodule.margin=16", "mitigation=position_mean",
-        "mitigation.position_mean.basis=cosine", "mitigation.position_mean.cosines=2", "datamodule.compare=true",
+        "mitigation=position_mean", "mitigation.position_mean.basis=cosine", "mitigation.position_mean.cosines=2",
+        "datamodule.compare=true",
     )  # fmt: skip
     before, after = (found[f"test/{name}/r_pos/all"] for name in ("conv_in", "conv_in__position_mean"))
     assert after < before  # conv_in pads with zeros: its border is a position

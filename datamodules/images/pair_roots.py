@@ -1,9 +1,10 @@
 """Where a pair dataset lies: its root folder, checked, and files below it, which no path in its annotations may leave."""
 
 import os
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tokens.errors import InputError
 
@@ -45,12 +46,12 @@ def root_of(layout: Layout, root: str) -> Path:
 
 def inside(root: Path, *stated: str) -> Path:
     """The file that a dataset states, below its root; raises InputError, never to be skipped, where that leads out of it."""
-    path = PurePosixPath(*stated)
-    file = root / path
-    spoilt = "\0" in str(path)  # which no file system takes
-    if spoilt or path.is_absolute() or ".." in path.parts or not Path(os.path.realpath(file)).is_relative_to(root):
+    path, top = posixpath.join(*stated), str(root).rstrip(os.sep) + os.sep  # strings: there are 70,000 annotations
+    file = os.path.join(root, path)
+    spoilt = "\0" in path  # which no file system takes
+    if spoilt or path.startswith("/") or ".." in path.split("/") or not (os.path.realpath(file) + os.sep).startswith(top):
         raise InputError(
-            f"Expected every path in the dataset to stay below {root}, but got {str(path)!r}, which leads out of it. "
+            f"Expected every path in the dataset to stay below {root}, but got {path!r}, which leads out of it. "
             "Put the file itself there, in place of a link or of a path to elsewhere."
         )
-    return file
+    return Path(file)

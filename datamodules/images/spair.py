@@ -3,6 +3,7 @@
     JPEGImages/<category>/<image>.jpg
     PairAnnotation/<trn|val|test>/<pair>.json   <pair> is <number>-<source>-<target>:<category>
     Layout/large/<trn|val|test>.txt             one <pair> a line
+    ImageAnnotation/<category>/<image>.json     where ``keypoints=image``
 
 Reference: Min, Lee, Ponce and Cho, SPair-71k: A Large-scale Benchmark for Semantic Correspondence, arXiv:1908.10543.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from datamodules.images.pair_files import BadPair, Entry, PairFiles, Statement, warn_if_unpublished
 from datamodules.images.pair_roots import Layout, inside
 from datamodules.images.pairs import Box, Point
+from tokens.errors import InputError
 
 LAYOUT = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")})
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}
@@ -28,6 +30,7 @@ TEST_PAIRS = {
     "train": 756, "tvmonitor": 692,
 }  # fmt: skip
 TEST_KEYPOINTS = 88_328
+KEYPOINTS = ("pair", "image")
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ class SPairImages(PairFiles):
         resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
         categories: whose pairs are taken; None takes all.
         pairs_per_category: the first so many pairs of a category in each split; None takes all.
+        keypoints: ``pair``, those of PairAnnotation, or ``image``: all that ImageAnnotation has in both pictures, as geoaware
+            (arXiv 2311.17034) reads them.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
 
     Raises:
@@ -54,11 +59,18 @@ class SPairImages(PairFiles):
         resize: str = "pad",
         categories: Sequence[str] | None = None,
         pairs_per_category: int | None = None,
+        keypoints: str = "pair",
         on_error: str = "raise",
     ) -> None:
+        if keypoints not in KEYPOINTS:
+            raise InputError(
+                f"Expected images.keypoints to be pair or image, but got '{keypoints}'. Use images.keypoints=pair."
+            )
         super().__init__(LAYOUT, root, "JPEGImages", size, resize, on_error)
         self._categories = {folder.name for folder in (self.root / self.folder).iterdir() if folder.is_dir()}
         self._resized: set[str] = set()
+        self._keypoints = keypoints
+        self._marks: dict[str, dict[str, Point]] = {}
         splits: dict[str, list[Entry]] = {}
         for split, folder in FOLDERS.items():
             file = inside(self.root, f"Layout/large/{folder}.txt")
@@ -86,9 +98,25 @@ class SPairImages(PairFiles):
             sizes = [tuple(record[f"{side}_imsize"][:2]) for side in ("src", "trg")]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _unreadable(file, error) from error
+        if self._keypoints == "image":
+            source, target = (self._marked(name) for name in names)
+            ids = tuple(key for key in source if key in target)
+            points = (tuple(source[key] for key in ids), tuple(target[key] for key in ids))
         label = f"pair {line}"
         self._resized |= {name for name, size in zip(names, sizes, strict=True) if size != self._measured(name, label)}
         return Statement(label, names[0], names[1], category, ids, *points, box)
+
+    def _marked(self, name: str) -> dict[str, Point]:
+        """Id → point of the keypoints that a picture's ImageAnnotation has; raises BadPair where it cannot be read."""
+        if name not in self._marks:
+            file = inside(self.root, "ImageAnnotation", PurePosixPath(name).with_suffix(".json").as_posix())
+            record = _record(file)
+            try:
+                marks = record["kps"].items()
+                self._marks[name] = {key: _points([point], 1)[0] for key, point in marks if point is not None}
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise _unreadable(file, error) from error
+        return self._marks[name]
 
     def _compare(self, splits: dict[str, list[Entry]], complete: bool) -> None:
         """Warn of what a published copy would not show; trees without its 18 categories are something else."""
@@ -104,7 +132,7 @@ class SPairImages(PairFiles):
         if counts.get("test") == PAIRS["test"]:
             per_category = Counter(category for category, _ in splits["test"])
             counts |= {category: per_category[category] for category in TEST_PAIRS}
-            if complete:
+            if complete and self._keypoints == "pair":
                 counts["test keypoints"] = sum(len(pair.ids) for pair in self.pairs("test"))
         warn_if_unpublished(self.title, counts, published)
 
@@ -114,7 +142,7 @@ def _record(file: Path) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         # ':' is what some file systems and archivers replace
-        message = f"Expected {file} to annotate a pair of Layout/large, but it is missing; its name holds ':'."
+        message = f"Expected {file} to annotate what Layout/large lists, but it is missing; names of pairs hold ':'."
         raise BadPair("missing annotation", message) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error

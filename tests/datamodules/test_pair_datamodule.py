@@ -1,6 +1,7 @@
 """PairDataModule: every image is extracted once, and every keypoint gets its own tokens, whatever the memory or the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,12 @@ from torch.nn.functional import interpolate, normalize
 
 from backbones import FrozenSD
 from datamodules.concatenation import CONCATENATED
+from datamodules.images.pairs import Pair
 from datamodules.images.scene_pairs import ScenePairs
 from datamodules.images.scenes import Scenes
+from datamodules.images.spair import SPairImages
 from datamodules.pairs import PairDataModule
+from tests.datamodules.pair_trees import add_spair
 from tokens.batch import MatchBatch
 from tokens.errors import InputError
 from tokens.geometry import tokens_at
@@ -141,6 +145,69 @@ def test_a_prompt_may_name_the_category_of_the_pair(make) -> None:
     for batch in named:
         alike = torch.allclose(batch.target["up_1"], rows[int(batch.row[0])].target["up_1"], atol=1e-5)
         assert alike == (categories[int(table.category[batch.row[0]])] == "quadruped")
+
+
+class TwoCategories(ScenePairs):
+    """The same pictures in two categories, as where file names do not tell categories apart."""
+
+    def pairs(self, split: str) -> Sequence[Pair]:
+        return [replace(p, category=c) for p in super().pairs(split)[:2] for c in ("cat", "dog")]
+
+
+@pytest.fixture(scope="module")
+def doubled() -> TwoCategories:
+    return TwoCategories(SIZE, 48, seed=3)
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a {category}", "a photo"])
+def test_a_picture_of_two_categories_has_the_tokens_of_each_prompt(
+    make, sd: FrozenSD, doubled: TwoCategories, prompt: str
+) -> None:
+    before = sd.passes["unet"]
+    data = make(learns=True, source=doubled, prompt=prompt)
+    pictures = len({i for split in ("train", "val") for p in data.pairs(split) for i in (p.source, p.target)})
+    assert sd.passes["unet"] - before == pictures * (2 if "{" in prompt else 1)
+    found = {}
+    for category in ("cat", "dog"):
+        pairs = [pair for pair in data.pairs("train") if pair.category == category]
+        [found[category]] = data._steps(pairs)
+        [expected] = make(learns=True, source=doubled, prompt=prompt.replace("{category}", category))._steps(pairs)
+        for name in ("source", "target", "background"):
+            torch.testing.assert_close(getattr(found[category], name), getattr(expected, name), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found["cat"].source["up_1"], found["dog"].source["up_1"]) == ("{" not in prompt)
+
+
+def test_memory_that_runs_out_in_one_category_is_not_tried_again_in_the_next(make, sd: FrozenSD, images: ScenePairs) -> None:
+    assert len({pair.category for pair in images.pairs("test")}) > 2
+    plenty, tried = matches(make(batch_size=2)), []
+
+    def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        tried.append(len(inputs[0]))
+        if tried[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = sd.unet.unet.conv_in.register_forward_pre_hook(refuse)
+    try:
+        scarce = matches(make(batch_size=2))
+    finally:
+        handle.remove()
+    assert [size for size in tried if size > 1] == [2]
+    assert same(plenty, scarce)
+
+
+def test_pairs_of_a_picture_that_is_damaged_behind_its_header_are_counted(
+    make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for target in ("b", "c"):
+        add_spair(tmp_path, "test", "cat", "a", target)
+        add_spair(tmp_path, "test", "cat", target, "a")
+    add_spair(tmp_path, "test", "cat", "a", "x", trg_bndbox=[1, 1, 1, 1])
+    file = tmp_path / "JPEGImages/cat/c.jpg"
+    file.write_bytes(file.read_bytes()[:-400])
+    data = make(source=SPairImages(str(tmp_path), size=64, on_error="skip"))
+    assert [len(data.pairs("test")), len(data.images.pairs("test"))] == [2, 4]
+    assert data.describe()["dropped_pairs"] == {"empty box": 1, "unreadable image": 2}
+    assert "Left out 2 pairs of pictures that cannot be decoded." in caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,54 @@ def test_a_source_can_be_sent_to_workers(tree: Path) -> None:
     assert torch.equal(copy[0]["image"], images[0]["image"])
 
 
+# --- keypoints of ImageAnnotation ------------------------------------------------------------------------------------
+
+
+def mark(root: Path, name: str, kps: Any) -> Path:
+    file = root / "ImageAnnotation" / "cat" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"kps": kps}))
+    return file
+
+
+def test_keypoints_of_the_pictures_are_those_that_both_have_by_their_id(tmp_path: Path) -> None:
+    add_spair(tmp_path)
+    mark(tmp_path, "a", {"0": [1, 2], "3": None, "4": [5.5, 6], "10": [7, 8], "12": [9, 10]})
+    mark(tmp_path, "b", {"12": [11, 12], "10": [13, 14.25], "4": None, "3": [1, 1], "0": [15, 16]})
+    [pair] = read(tmp_path, keypoints="image").pairs("test")
+    assert pair.ids == ("0", "10", "12")
+    assert pair.source_points == ((1.0, 2.0), (7.0, 8.0), (9.0, 10.0))
+    assert pair.target_points == ((15.0, 16.0), (13.0, 14.25), (11.0, 12.0))
+    assert pair.target_box == tuple(BOX), "the rest is the pair's"
+    assert read(tmp_path).pairs("test")[0].ids == ("3", "12")
+
+
+@pytest.mark.parametrize(
+    ("kps", "reason", "message"),
+    [
+        (None, "unreadable annotation", r"ImageAnnotation/cat/y\.json"),
+        ({"0": [1, 2, 3]}, "unreadable annotation", r"ImageAnnotation/cat/y\.json"),
+        ({"1": [1, 2]}, "no mutual keypoints", "keypoints that both show"),
+        ("gone", "missing annotation", r"ImageAnnotation/cat/y\.json .*but it is missing"),
+    ],
+)
+def test_pictures_whose_keypoints_cannot_be_read_are_named_or_counted(
+    tmp_path: Path, kps: Any, reason: str, message: str
+) -> None:
+    for ends in ("xy", "ab"):
+        add_spair(tmp_path, "test", "cat", *ends)
+        for name in ends:
+            mark(tmp_path, name, {"0": [3, 4]})
+    file = mark(tmp_path, "y", kps)
+    if kps == "gone":
+        file.unlink()
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, keypoints="image")
+    images = read(tmp_path, keypoints="image", on_error="skip")
+    assert images.dropped == {reason: 1}
+    assert [images.name(pair.source) for pair in images.pairs("test")] == ["cat/a.jpg"]
+
+
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +285,7 @@ def test_an_annotation_whose_colon_was_replaced_is_missed(tmp_path: Path) -> Non
     file = add_spair(tmp_path, "test", "cat", "x", "y")
     file.rename(file.with_name(file.name.replace(":", "_")))
     add_spair(tmp_path, "test", "dog", "a", "b")
-    refused(tmp_path, "missing annotation", r"x-y:cat\.json to annotate a pair of Layout/large, .*its name holds ':'")
+    refused(tmp_path, "missing annotation", r"x-y:cat\.json to annotate what Layout/large lists, .*hold ':'")
 
 
 def test_no_picture_at_all_is_unreadable(tmp_path: Path) -> None:
@@ -356,6 +404,7 @@ def test_a_root_that_is_no_folder_is_refused(tree: Path) -> None:
     [
         ({"size": 100}, r"images\.size to be a multiple of 64"),
         ({"resize": "crop"}, r"images\.resize to be pad, replicate or squash, but got 'crop'"),
+        ({"keypoints": "both"}, r"images\.keypoints to be pair or image, but got 'both'"),
         ({"on_error": "ignore"}, r"images\.on_error"),
         ({"pairs_per_category": 0}, r"images\.pairs_per_category to be at least 1 or null, but got 0"),
         ({"categories": ["cat", "zebra"]}, r"images\.categories to be null or some of cat, dog, but got 'zebra'"),
@@ -439,5 +488,9 @@ def test_an_exported_tree_is_read_back(tmp_path: Path, caplog: pytest.LogCapture
     assert {index for pair in shown for index in pair} == set(range(len(images)))
     stored = np.asarray(Image.open(root / "JPEGImages" / images.name(0)))
     assert np.array_equal((images[0]["image"].permute(1, 2, 0) * 255).round().numpy().astype(np.uint8), stored)
+    marked = read(root, keypoints="image")
+    for pair, other in zip(images.pairs("test"), marked.pairs("test"), strict=True):
+        corresponding = [zip(p.ids, p.source_points, p.target_points, strict=True) for p in (pair, other)]
+        assert sorted(corresponding[0]) == sorted(corresponding[1]), "pictures' own keypoints are the pairs', in some order"
     assert not images.dropped
     assert not caplog.records, "smaller trees are silent"

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datamodules.images.pairs import RESIZES, placement_of
-from metrics.pck import ALPHAS, PROTOCOLS, distances, pixel_distances, point_distances, random_hits
+from metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances, point_distances, random_hits
 from tokens.geometry import tokens_at
 from tokens.keypoints import Keypoints
 
 Hits = list[bool]
+PLAIN = [name for name in PROTOCOLS if name != "dift" and not name.endswith(REFINED)]  # those that read tokens' centres
 
 
 def table(pictures: list[tuple[int, int]], resize: str, size: int, seed: int = 0) -> Keypoints:
@@ -156,7 +157,7 @@ def aimed(points: Keypoints, side: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "dift"])
+@pytest.mark.parametrize("protocol", PLAIN)
 @pytest.mark.parametrize(("size", "side"), [(512, 32), (960, 60), (768, 48), (256, 7)])
 def test_a_protocol_agrees_with_a_loop_over_keypoints(protocol: str, resize: str, size: int, side: int) -> None:
     points = table(random_pictures(300, seed=size), resize, size, seed=side)
@@ -191,6 +192,17 @@ def test_rounding_other_pictures_changes_an_error_by_a_pixel_of_the_frame_at_mos
     literal = (cell.flip(1) * 14.0 + middle - truth).norm(dim=1)
     assert (found.error - literal).abs().max() <= 1.5
     assert ((found.error - literal).abs() > 1e-9).any(), "it does change some"
+
+
+@pytest.mark.parametrize("protocol", ["geoaware", "ours"])
+def test_a_refined_protocol_counts_a_point_as_its_namesake_counts_a_centre(protocol: str) -> None:
+    points = table(random_pictures(200, seed=12), "pad", 960)
+    cell = aimed(points, 60, seed=12)
+    found = input_distances(f"{protocol}_refined", points, (cell.flip(1) + 0.5).double() * 16)
+    plain = distances(protocol, points, cell, 60)
+    assert torch.equal(found.error, plain.error) and torch.equal(found.reach, plain.reach) and found.strict == plain.strict
+    moved = input_distances(f"{protocol}_refined", points, points.target_input)
+    assert moved.error.max() < 1e-9, "the true point itself, between tokens"
 
 
 def test_sd_dino_and_geoaware_differ_by_half_a_pixel() -> None:
@@ -296,11 +308,11 @@ def test_a_match_with_the_true_token_errs_by_half_a_cell_at_most(resize: str, gr
 def test_keypoints_stay_float() -> None:
     points, moved = single((100.0, 50.0), (0, 0, 20, 100)), single((100.25, 50.0), (0, 0, 20, 100))
     cell = torch.tensor([[3, 20]])
-    for protocol in (name for name in PROTOCOLS if name != "dift"):
+    for protocol in PLAIN:
         assert distances(protocol, points, cell, 60).error.item() != distances(protocol, moved, cell, 60).error.item()
 
 
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "dift"])
+@pytest.mark.parametrize("protocol", PLAIN)
 def test_a_box_without_width_is_reached_by_nothing_but_never_by_a_nan(protocol: str) -> None:
     points = single((100, 50), (40, 40, 40, 40))
     found = distances(protocol, points, torch.tensor([[3, 20]]), 60)
@@ -311,7 +323,7 @@ def test_a_box_without_width_is_reached_by_nothing_but_never_by_a_nan(protocol: 
 def test_more_tolerance_never_loses_a_hit() -> None:
     points = table(random_pictures(200, seed=6), "pad", 512, seed=6)
     cell = aimed(points, 32, seed=6)
-    for protocol in (name for name in PROTOCOLS if name != "dift"):
+    for protocol in PLAIN:
         hits = torch.stack([distances(protocol, points, cell, 32).hits(alpha) for alpha in ALPHAS]).int()
         assert (hits.diff(dim=0) >= 0).all()
 
@@ -323,6 +335,8 @@ def test_averages_are_the_published_ones() -> None:
         "dift": ("image", "point"),
         "sd_dino": ("macro", "pair"),
         "geoaware": ("image",),
+        "geoaware_refined": ("image",),
+        "ours_refined": ("point", "image", "macro"),
         "loos_thesis": ("point",),
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, normalize
 
 from datamodules.images.pairs import placement_of
-from probes.matching import CHUNK, best, cosines, random_mask, upsampled_argmax
+from probes.matching import CHUNK, best, cosines, random_mask, refined, upsampled_argmax
 from tokens.geometry import Placement, border_groups, sampled_at
 
 MARGIN = 1e-5  # of cosines: how much more alike the best pixel must be for float32 to find it
@@ -181,6 +181,40 @@ def test_the_best_token_is_the_first_of_the_most_alike_that_are_not_masked(n: in
             allowed = [k for k in range(p) if mask is None or not mask[k]]
             assert found[i] == max(allowed, key=lambda k: (similarity[i, k].item(), -k))
     assert torch.equal(similarity, kept), "what is masked is masked for one group only"
+
+
+# --- between tokens --------------------------------------------------------------------------------------------------
+
+
+def window_soft_argmax(similarity: list[float], width: int, height: int) -> tuple[float, float]:
+    """As released by geoaware, token by token: similarities outside 15 × 15 tokens are zeroed, then softmax with 0.02."""
+    first = similarity.index(max(similarity))
+    kept = {
+        (row, col): similarity[row * width + col] if abs(row - first // width) <= 7 and abs(col - first % width) <= 7 else 0.0
+        for row in range(height)
+        for col in range(width)
+    }
+    largest = max(kept.values())
+    weight = {place: math.exp((value - largest) / 0.02) for place, value in kept.items()}
+    total = sum(weight.values())
+    x = sum(col * share for (_, col), share in weight.items()) / total
+    return x, sum(row * share for (row, _), share in weight.items()) / total
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.sampled_from([0.02, 0.1, 0.4]), st.integers(0, 10**6))
+@settings(max_examples=40)
+def test_the_refined_match_is_geoawares_window_soft_argmax(width: int, height: int, scale: float, seed: int) -> None:
+    similarity = scale * randn(3, height * width, seed=seed)
+    for found, values in zip(refined(similarity, width).tolist(), similarity.tolist(), strict=True):
+        x, y = window_soft_argmax(values, width, height)
+        assert found == pytest.approx([x + 0.5, y + 0.5], abs=1e-3), "a token's centre is its index + ½"
+
+
+def test_a_sharp_peak_is_its_tokens_centre_and_two_equal_ones_meet_between_them() -> None:
+    similarity = torch.zeros(3, 20 * 30)
+    similarity[0, 4 * 30 + 9] = similarity[1, [4 * 30 + 9, 4 * 30 + 10]] = similarity[2, [4 * 30 + 9, 4 * 30 + 20]] = 1.0
+    expected = torch.tensor([[9.5, 4.5], [10.0, 4.5], [9.5, 4.5]])  # the last peak lies outside the first one's window
+    torch.testing.assert_close(refined(similarity, 30), expected, atol=1e-4, rtol=0)
 
 
 # --- random masks ----------------------------------------------------------------------------------------------------
