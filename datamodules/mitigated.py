@@ -103,7 +103,7 @@ class Mitigations:
         """Write what is fitted, with what it was fitted on."""
         for way in self.ways:
             if any(chain.maps for chain in way.chains.values()):
-                save(folder / "mitigation" / way.label, way.chains, way.extraction, self.fitted_on)
+                save(folder / "mitigation" / way.label, way.chains, way.extraction, **self.fitted_on)
 
     def describe(self, size: int) -> dict[str, Any]:
         """Label → what :meth:`Way.describe` says of a chain."""
@@ -117,7 +117,7 @@ class Mitigations:
             [step] = way.templates
             way.extraction, chains, fitted_on = read(step.options["folder"], _circumstances(stream))
             check_layers(list(chains), stream.layers, step.options["folder"])
-            if tested & set(fitted_on["images"]):
+            if tested & set(fitted_on.get("images", [])):
                 raise InputError(
                     f"Expected images that the mitigation in {step.options['folder']} was not fitted on, but "
                     f"{len(tested & set(fitted_on['images']))} of the tested ones are among its fit images. Test on others."

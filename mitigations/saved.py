@@ -4,7 +4,7 @@ Weights are read from safetensors only, and classes by name from this package on
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,18 @@ from tokens.errors import InputError
 STATE, RECORD = "mitigation.safetensors", "mitigation.json"
 
 
-def save(folder: Path, chains: dict[str, Chain], extraction: Extraction | None, fitted_on: dict[str, Any]) -> None:
-    """Write layer → chain.
+def save(
+    folder: str | Path, fitted: Mapping[str, Chain | Mitigation], extraction: Extraction | None = None, **fitted_on: Any
+) -> None:
+    """Write layer → fitted mitigation, or chain of some; all layers have the same ones.
 
     Args:
         extraction: how the network was shown images in front of the chains.
         fitted_on: what a later use has to agree with (see :func:`load`), and ``images``: digests of the fit images.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    chains = {layer: each if isinstance(each, Chain) else Chain([each]) for layer, each in fitted.items()}
     state = {f"{layer}/{key}": value for layer, chain in chains.items() for key, value in chain.state_dict().items()}
     first = next(iter(chains.values()))
     kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]
