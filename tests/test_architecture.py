@@ -13,7 +13,7 @@ ALLOWED = {
     "mitigations": {"tokens", "anomalies"},
     "metrics": {"tokens"},
     "probes": {"tokens", "metrics"},
-    "datamodules": {"tokens", "backbones", "anomalies"},
+    "datamodules": {"tokens", "backbones", "anomalies", "mitigations"},
     "reports": {"tokens", "backbones", "datamodules"},  # similarity.py alone
     "demo": {"tokens", "backbones", "datamodules"},
     "runs": {"tokens", "backbones"},  # backbones only to quieten libraries before lightning imports them
