@@ -27,7 +27,7 @@ from reports.pareto import pareto_figure
 from reports.run import Run
 
 COST = ("passes", "fit\nimages", "rank")
-WIDTH = 168  # of a table with every column
+WIDTH = 188  # of a table with every column
 CAPTION = (
     "Each value, and behind it its paired difference from none; * p < .05 after Holm's correction over the mitigations of the "
     "layer. position: accuracy in 8 bins of a fresh probe. PCK@0.10, all and by displacement between source and target. "
@@ -66,7 +66,7 @@ def _table(layer: MitigatedLayer) -> Table:
     metrics = _measured(layer)
     for heading in (*(METRICS[key] for key in metrics), *COST):
         table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("works")
+    table.add_column("works", no_wrap=True)
     for row in layer.rows:
         cells = [_cell(row.cells.get(key)) for key in metrics]
         said = verdict(layer, row)

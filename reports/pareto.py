@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
@@ -73,7 +74,7 @@ def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
     heading, more = ROWS[key]
     axis.set(xlabel="position accuracy, 8 bins (less is better)", ylabel=f"{heading} ({'more' if more else 'less'} is better)")
     axis.grid(alpha=0.25)
-    axis.margins(0.18)
+    axis.margins(0.2)
     if not more:
         axis.invert_yaxis()
     if math.isfinite(layer.chance):
@@ -93,7 +94,7 @@ def _families(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, tup
         axis.errorbar(x, y, xerr=ends[0], yerr=ends[1], color=colour, alpha=0.3, lw=0.8, zorder=1)
         axis.plot(
             x, y, marker, ms=13 if row.label == NONE else 6.5, color=colour, mfc="white" if open_ else colour, mew=1.4,
-            zorder=3, gid=row.label,
+            zorder=5 if row.label == NONE else 3, gid=row.label,
         )  # fmt: skip
         lines[row.family].append((x, y))
     for name, line in lines.items():
