@@ -112,16 +112,9 @@ def _labels(axis: Axes, points: list[tuple[Row, float, float]], styles: dict[str
     places = [axis.transData.transform((x, y)) for _, x, y in points]
     taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in places]
     for row, x, y in points:
-        text = axis.annotate(
-            row.label,
-            (x, y),
-            (0, 0),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=_style(row, styles)[0],
-            va="center",
-            zorder=4,
-        )
+        colour, _ = _style(row, styles)
+        text = axis.annotate(row.label, (x, y), (0, 0), textcoords="offset points", fontsize=7.5, color=colour, va="center")
+        text.set(zorder=6, path_effects=[withStroke(linewidth=2, foreground="white")])
         text.set_in_layout(False)
         tried = [_tried(axis, text, shift, taken) for shift in SHIFTS]
         _, best = min(zip(tried, range(len(SHIFTS)), strict=True))  # the nearest of those with the fewest overlaps
