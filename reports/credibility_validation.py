@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import product
@@ -140,4 +141,4 @@ def _with_interval(found: Correlation) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".").replace("-", "−")
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}").replace("-", "−")
