@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from reports.mitigated_layers import LEAST_PCK
 from reports.run import Run
 
 MITIGATION = "position_mean"
 PCK = "pck_ours_point_0.10"
-LEAST_PCK = 0.08
 RISKS = {"credibility": "1 − credibility", "r_pos": "r_pos", "r_cor": "r_cor", "r_norm": "r_norm"}
 HARMS = {"gain": "PCK gained by removing position,\ndisplaced pairs", "copy_excess": "position-copy excess"}
 BASELINE = {"resolution": "resolution", "depth": "depth", "raw": "raw PCK"}

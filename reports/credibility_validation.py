@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from reports.credibility_cells import HARMS, LEAST_PCK, RISKS, CredibilityCell, credibility_cells
+from reports.credibility_cells import HARMS, RISKS, CredibilityCell, credibility_cells
+from reports.mitigated_layers import LEAST_PCK
 from reports.run import Run
 from reports.validation import Correlation, Validation, validation
 

@@ -18,6 +18,7 @@ NONE = "none"
 CONTROLS = ("random_rank", "shuffled_position", "pca_drop", "empty_image")
 RANDOM = CONTROLS[0]
 LEVEL = 0.05
+LEAST_PCK = 0.08  # matching below it is too close to nothing to be harmed
 POSITION, PCK, CONTENT = "binned_accuracy/all", "pck_ours_point_0.10/all", "content_r2/all"
 # metric/group → heading; in the order of the table
 METRICS = {
@@ -119,7 +120,8 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     """Whether a mitigation works: ``yes``, or why not, or what is missing to tell.
 
     It works if it lowers position accuracy significantly, by more than the random control of its rank (see :func:`beyond`),
-    and does not lower PCK significantly; significance is after Holm's correction.
+    and does not lower PCK significantly, of which there must be something to lose: 8 % without mitigation. Significance is
+    after Holm's correction.
     """
     if row.label == NONE:
         return ""
@@ -137,7 +139,9 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
         return "random_rank missing"
     if not beyond(position, control.cells[POSITION]):
         return f"no: not beyond {control.label}"
-    return "yes" if pck is not None and not math.isnan(pck.p_holm) else "PCK missing"
+    if pck is None or math.isnan(pck.p_holm):
+        return "PCK missing"
+    return "yes" if layer.none.cells[PCK].value >= LEAST_PCK else f"PCK below {LEAST_PCK:.0%}"
 
 
 def counterpart(layer: MitigatedLayer, row: Row) -> Row | None:

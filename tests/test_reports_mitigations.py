@@ -184,6 +184,13 @@ def test_without_correspondence_it_says_so(tmp_path: Path) -> None:
     assert rows(layer)["position_mean_050"] == "position missing"
 
 
+def test_where_matching_never_worked_nothing_is_said_to_work(tmp_path: Path) -> None:
+    low = {label: (value - 0.221, *rest) for label, (value, *rest) in PCK.items()}
+    metrics = planted("binned_accuracy/all", POSITION) | planted("pck_ours_point_0.10/all", low)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert rows(layer)["position_mean_050"] == "PCK below 8%" and rows(layer)["position_mean"] == "no: lowers PCK"
+
+
 def test_the_control_of_equal_rank_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a control of leace's own rank that takes less, and one of a higher rank that takes nearly all
     monkeypatch.setitem(FAMILIES, "random_rank_6", "RandomRank")
