@@ -48,17 +48,3 @@ def fold_gain(
     t = abs(folds.mean().item()) * math.sqrt(len(folds)) / spread if spread else (math.inf if folds.any() else 0.0)
     p = 2 * float(stats.t.sf(t, len(folds) - 1))
     return {key: own - other, f"{key}/ci_low": low, f"{key}/ci_high": high, f"{key}/p": p}
-
-
-def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """p-values corrected for their number, step down; their order stays.
-
-    >>> holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
-    [0.03, 0.06, 0.06]
-
-    References:
-        Holm (1979), Scandinavian Journal of Statistics 6.
-    """
-    order = np.argsort(p_values)
-    corrected = np.maximum.accumulate(p_values[order] * (len(p_values) - np.arange(len(p_values))))
-    return np.asarray(np.minimum(1.0, corrected)[np.argsort(order)])

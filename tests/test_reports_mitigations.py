@@ -1,0 +1,322 @@
+"""Mitigations side by side: planted numbers in, exact cells out; Holm and dominance against slow references."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.markers import MarkerStyle
+from PIL import Image
+from rich.console import Console
+
+from reports.holm import holm
+from reports.mitigated_layers import MitigatedLayer, mitigated_layers, verdict
+from reports.mitigations import WIDTH, mitigation_tables, write
+from reports.pareto import dominated, pareto_figure
+from reports.run import Run
+
+FAMILIES = {"position_mean_050": "PositionMean", "position_mean": "PositionMean", "leace": "Leace", "canvas": "Canvas"}
+FAMILIES |= {"random_rank": "RandomRank", "shuffled_position": "ShuffledPosition"}
+RANKS = {"position_mean_050": 14, "position_mean": 14, "leace": 6, "random_rank": 14, "shuffled_position": 14}
+# value, gain, half width of the gain's interval, p
+POSITION = {
+    "none": (0.8,), "position_mean_050": (0.6, -0.2, 0.02, 0.001), "position_mean": (0.25, -0.55, 0.02, 0.001),
+    "leace": (0.74, -0.06, 0.03, 0.002), "canvas": (0.79, -0.01, 0.05, 0.7), "random_rank": (0.76, -0.04, 0.02, 0.004),
+    "shuffled_position": (0.8, 0.0, 0.02, 1.0),
+}  # fmt: skip
+PCK = {
+    "none": (0.3,), "position_mean_050": (0.33, 0.03, 0.02, 0.004), "position_mean": (0.24, -0.06, 0.03, 0.001),
+    "leace": (0.31, 0.01, 0.03, 0.5), "canvas": (0.28, -0.02, 0.03, 0.2), "random_rank": (0.29, -0.01, 0.02, 0.3),
+    "shuffled_position": (0.3, 0.0, 0.01, 1.0),
+}  # fmt: skip
+CONTENT = {label: (0.5 - 0.05 * i, -0.05 * i, 0.01, 0.02) if i else (0.5,) for i, label in enumerate(["none", *FAMILIES])}
+
+
+def planted(metric: str, numbers: dict[str, tuple[float, ...]], layers: Sequence[str] = ("mid",)) -> dict[str, float]:
+    """What a run writes about one metric of the layers and their variants."""
+    found: dict[str, float] = {}
+    for layer in layers:
+        for label, (value, *gained) in numbers.items():
+            name = layer if label == "none" else f"{layer}__{label}"
+            ends = {"": value, "/ci_low": value - 0.05, "/ci_high": value + 0.05}
+            found |= {f"test/{name}/{metric}{end}": each for end, each in ends.items()}
+            if gained:
+                gain, half, p = gained
+                ends = {"": gain, "/ci_low": gain - half, "/ci_high": gain + half, "/p": p}
+                found |= {f"gain_over_none/{name}/{metric}{end}": each for end, each in ends.items()}
+    return found
+
+
+def run_of(
+    metrics: dict[str, float], folder: Path, labels: Sequence[str] = tuple(FAMILIES), fit_images: int = 64, **meta: Any
+) -> Run:
+    """A run folder with these metrics, read back."""
+    bases = list(dict.fromkeys(key.split("/")[1].split("__")[0] for key in metrics))
+    layers = [name for base in bases for name in (base, *(f"{base}__{label}" for label in labels))]
+    described: dict[str, Any] = {"none": {"steps": [], "passes": 1.0, "fits": {base: [] for base in bases}}}
+    for label in labels:
+        fit = [] if label == "canvas" else [{"fit_images": fit_images} | ({"rank": RANKS[label]} if label in RANKS else {})]
+        passes = 1.5625 if label == "canvas" else 1.0
+        described[label] = {"steps": [FAMILIES[label]], "passes": passes, "fits": dict.fromkeys(bases, fit)}
+    said = {
+        "layers": layers, "probe": "position", "model": "some/model", "weights": "stored", "timestep": 50, "seed": 0,
+        "noise": "independent", "padding": "zeros", "mitigations": described, "complete": True,
+    } | meta  # fmt: skip
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"meta": said}))
+    return Run.read(folder)
+
+
+def sweep(folder: Path, layers: Sequence[str] = ("mid",), without: Sequence[str] = ()) -> list[Run]:
+    """A position run, a correspondence run and a content run."""
+    kept = [label for label in FAMILIES if label not in without]
+    runs = []
+    for i, (key, numbers) in enumerate(
+        (("binned_accuracy/all", POSITION), ("pck_ours_point_0.10/all", PCK), ("content_r2/all", CONTENT))
+    ):
+        kind = {label: each for label, each in numbers.items() if label in ("none", *kept)}
+        metrics = planted(key, kind, layers)
+        if i == 0:
+            metrics |= {f"chance/{layer}/binned_accuracy/all": 0.125 for layer in layers}
+        runs.append(run_of(metrics, folder / str(i), kept, fit_images=128 if i == 1 else 64))
+    return runs
+
+
+def sweep_again(folder: Path) -> list[Run]:
+    (folder / "again").mkdir()
+    return sweep(folder / "again")
+
+
+def rows(layer: MitigatedLayer) -> dict[str, str]:
+    return {row.label: verdict(layer, row) for row in layer.rows}
+
+
+def printed(runs: Sequence[Run]) -> str:
+    out = io.StringIO()
+    for table in mitigation_tables(runs):
+        Console(file=out, width=WIDTH).print(table)
+    return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Any:
+    yield
+    plt.close("all")
+
+
+# --- Holm ------------------------------------------------------------------------------------------------------------
+
+
+def slow_holm(p_values: list[float]) -> list[float]:
+    """The largest, over hypotheses rejected no later than this one, of p times how many were then left."""
+    m, corrected = len(p_values), []
+    for p in p_values:
+        earlier = [q for q in p_values if q <= p]
+        steps = [q * (m - sum(r < q for r in p_values)) for q in earlier]
+        corrected.append(min(1.0, max(steps)))
+    return corrected
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=12))
+def test_holm_is_the_slow_one(p_values: list[float]) -> None:
+    assert holm(np.array(p_values)) == pytest.approx(slow_holm(p_values))
+
+
+def test_holm_keeps_the_family_wise_error() -> None:
+    generator = np.random.default_rng(0)
+    wrong = np.mean([(holm(generator.random(10)) < 0.05).any() for _ in range(2000)])
+    uncorrected = np.mean([(generator.random(10) < 0.05).any() for _ in range(2000)])
+    assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000) < 0.3 < uncorrected
+
+
+def test_correction_is_over_the_mitigations_of_one_layer_and_metric(tmp_path: Path) -> None:
+    [position, pck, _] = sweep(tmp_path, ("mid", "up_1"))
+    for layer in mitigated_layers([position, pck]):
+        for key, numbers in (("binned_accuracy/all", POSITION), ("pck_ours_point_0.10/all", PCK)):
+            labels = [label for label in numbers if label != "none"]
+            expected = slow_holm([numbers[label][3] for label in labels])
+            assert [row.cells[key].p_holm for row in layer.rows[1:]] == pytest.approx(expected)
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+
+def test_cells_hold_value_difference_and_mark(tmp_path: Path) -> None:
+    [line] = [line for line in printed(sweep(tmp_path)).splitlines() if line.split()[:1] == ["position_mean_050"]]
+    # .004 of six is .024 after Holm with one smaller; content: .02 six times over is not significant
+    assert line.split() == ["position_mean_050", ".60", "−.20*", ".45", "−.05", ".33", "+.03*", "1", "64–128", "14", "yes"]
+    [line] = [line for line in printed(sweep_again(tmp_path)).splitlines() if line.split()[:1] == ["canvas"]]
+    assert line.split()[:3] == ["canvas", ".79", "−.01"] and line.split()[7:10] == ["1.56", "–", "–"]
+
+
+def test_a_mitigation_works_only_if_nothing_speaks_against_it(tmp_path: Path) -> None:
+    [layer] = mitigated_layers(sweep(tmp_path))
+    assert rows(layer) == {
+        "none": "",
+        "position_mean_050": "yes",
+        "position_mean": "no: lowers PCK",
+        "leace": "no: not beyond random_rank",
+        "canvas": "no: position stays",
+        "random_rank": "control",
+        "shuffled_position": "control",
+    }
+
+
+def test_without_a_random_control_nothing_works(tmp_path: Path) -> None:
+    runs = sweep(tmp_path, without=["random_rank"])
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "random_rank missing"
+    assert "yes" not in rows(layer).values()
+    assert "random_rank missing: nothing can count as working" in printed(runs)
+
+
+def test_without_correspondence_it_says_so(tmp_path: Path) -> None:
+    [layer] = mitigated_layers(sweep(tmp_path)[:1])
+    assert rows(layer)["position_mean_050"] == "PCK missing"
+    [layer] = mitigated_layers(sweep_again(tmp_path)[1:])
+    assert rows(layer)["position_mean_050"] == "position missing"
+
+
+def test_where_matching_never_worked_nothing_is_said_to_work(tmp_path: Path) -> None:
+    low = {label: (value - 0.221, *rest) for label, (value, *rest) in PCK.items()}
+    metrics = planted("binned_accuracy/all", POSITION) | planted("pck_ours_point_0.10/all", low)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert rows(layer)["position_mean_050"] == "PCK below 8%" and rows(layer)["position_mean"] == "no: lowers PCK"
+
+
+def test_the_control_of_equal_rank_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a control of leace's own rank that takes less, and one of a higher rank that takes nearly all
+    monkeypatch.setitem(FAMILIES, "random_rank_6", "RandomRank")
+    monkeypatch.setitem(RANKS, "random_rank_6", 6)
+    numbers = POSITION | {"random_rank_6": (0.8, 0.0, 0.01, 0.9), "random_rank": (0.3, -0.5, 0.02, 0.001)}
+    pck = PCK | {"random_rank_6": (0.3, 0.0, 0.01, 0.9)}
+    metrics = planted("binned_accuracy/all", numbers) | planted("pck_ours_point_0.10/all", pck)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run", list(FAMILIES))])
+    assert rows(layer)["leace"] == "yes"
+    assert rows(layer)["position_mean_050"] == "no: not beyond random_rank"
+
+
+def test_runs_of_other_networks_are_not_mixed(tmp_path: Path) -> None:
+    runs = sweep(tmp_path)
+    other = run_of(planted("binned_accuracy/all", POSITION | {"leace": (0.1, -0.7, 0.01, 0.001)}), tmp_path / "x", timestep=261)
+    values = [
+        {row.label: row.cells["binned_accuracy/all"].value for row in layer.rows}["leace"]
+        for layer in mitigated_layers([*runs, other])
+    ]
+    assert values == [0.74, 0.1]
+
+
+def test_runs_that_disagree_are_refused(tmp_path: Path) -> None:
+    other = run_of(planted("binned_accuracy/all", POSITION | {"leace": (0.1, -0.7, 0.01, 0.001)}), tmp_path / "x")
+    with pytest.raises(ValueError, match=r"one value of test/mid__leace/binned_accuracy/all.*0\.74 and 0\.1.*label of its own"):
+        mitigated_layers([*sweep(tmp_path), other])
+
+
+def test_runs_without_variants_have_no_report(tmp_path: Path) -> None:
+    plain = run_of(planted("binned_accuracy/all", {"none": (0.8,)}), tmp_path / "plain", labels=[])
+    assert mitigation_tables([plain]) == [] and write([plain], tmp_path) == []
+    assert not list(tmp_path.glob("mitigations*"))
+
+
+def test_a_layer_that_is_the_start_of_another_s_name_stays_alone(tmp_path: Path) -> None:
+    metrics = planted("binned_accuracy/all", POSITION, ("up_1",))
+    metrics |= planted("binned_accuracy/all", {label: (0.01, *rest[1:]) for label, rest in POSITION.items()}, ("up_1_res_0",))
+    [first, second] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert first.none.cells["binned_accuracy/all"].value == 0.8
+    assert second.none.cells["binned_accuracy/all"].value == 0.01
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_csv_holds_every_number(tmp_path: Path) -> None:
+    paths = write(sweep(tmp_path, ("mid", "up_1")), tmp_path)
+    assert [path.name for path in paths] == ["mitigations.csv", "mitigations.md", "mitigations_pareto.png"]
+    with paths[0].open() as file:
+        table = {(row["layer"], row["mitigation"], row["metric"]): row for row in csv.DictReader(file)}
+    assert len(table) == 2 * 3 * 7
+    row = table["up_1", "leace", "binned_accuracy/all"]
+    expected = {"value": 0.74, "ci_low": 0.69, "ci_high": 0.79, "gain": -0.06, "gain_ci_low": -0.09, "gain_ci_high": -0.03}
+    assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
+    assert float(row["p"]) == 0.002 and float(row["p_holm"]) == pytest.approx(0.008)
+    assert table["mid", "none", "binned_accuracy/all"]["gain"] == ""
+
+
+def test_markdown_gives_intervals_and_what_was_compared(tmp_path: Path) -> None:
+    write(sweep(tmp_path), tmp_path)
+    [line] = [line for line in (tmp_path / "mitigations.md").read_text().splitlines() if line.startswith("| leace")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == ".74 [.69, .79] −.06 [−.09, −.03]*"
+    assert cells[-2:] == ["no: not beyond random_rank", "random_rank (rank 14)"]
+
+
+# --- figure ----------------------------------------------------------------------------------------------------------
+
+
+def worse(point: np.ndarray, other: np.ndarray) -> bool:
+    return bool(other[0] <= point[0] and other[1] >= point[1] and (other[0] < point[0] or other[1] > point[1]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_dominated_is_brute_force(points: list[tuple[int, int]]) -> None:
+    array = np.array(points, dtype=float)
+    expected = [any(worse(point, other) for other in array) for point in array]
+    assert dominated(array).tolist() == expected
+    assert not all(expected)
+
+
+def markers(axis: Any) -> dict[str, bool]:
+    """Label → whether it is hollow."""
+    return {line.get_gid(): line.get_markerfacecolor() == "white" for line in axis.get_lines() if line.get_gid()}
+
+
+def test_dominated_points_are_hollow_and_families_joined(tmp_path: Path) -> None:
+    figure = pareto_figure(mitigated_layers(sweep(tmp_path)))
+    assert figure is not None
+    pck, content = figure.axes
+    assert {label for label, hollow in markers(pck).items() if not hollow} == {"position_mean_050", "position_mean"}
+    assert not markers(content)["none"] and markers(content)["canvas"]
+    joined = [line for line in pck.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]  # type: ignore[arg-type]
+    assert [list(line.get_xdata()) for line in joined] == [[0.25, 0.6]]  # type: ignore[call-overload]
+    [star] = [line for line in pck.get_lines() if line.get_gid() == "none"]
+    assert MarkerStyle(star.get_marker()).get_marker() == "*"  # type: ignore[arg-type]
+    assert "chance" in figure.get_suptitle()
+
+
+def test_less_error_is_better(tmp_path: Path) -> None:
+    # the same numbers as errors: what was best is worst
+    metrics = planted("binned_accuracy/all", POSITION) | planted("rmse/all", PCK)
+    figure = pareto_figure(mitigated_layers([run_of(metrics, tmp_path / "run")]))
+    assert figure is not None
+    [axis] = figure.axes
+    low, high = axis.get_ylim()
+    assert low > high
+    assert {label for label, hollow in markers(axis).items() if not hollow} == {"position_mean"}
+
+
+def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_path: Path) -> None:
+    figure = pareto_figure(mitigated_layers(sweep(tmp_path)))
+    assert figure is not None
+    for axis in figure.axes:
+        texts = [text for text in axis.texts if text.get_text()]
+        assert {text.get_text() for text in texts} == {"none", *FAMILIES}
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_no_figure_without_a_task(tmp_path: Path) -> None:
+    assert pareto_figure(mitigated_layers(sweep(tmp_path)[:1])) is None
+
+
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
+    *_, path = write(sweep(tmp_path, ("mid", "up_0", "up_1")), tmp_path)
+    with Image.open(path) as image:
+        assert image.width > image.height > 900 and np.asarray(image.convert("L")).std() > 5
