@@ -9,6 +9,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from runs import sweep
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
 
     Args:
         folder: the run folder; wandb's files go to ``<folder>/wandb``.
-        project, name, group: as wandb shows them.
+        project, name: as wandb shows them.
+        group: of a single run; the jobs of a sweep share the sweep's.
         tags: become ``key=value`` tags of the run, several where a value is a list.
 
     Environment: ``WANDB_MODE`` wins over everything; ``WANDB_API_KEY`` or ``wandb login`` switch online runs on.
@@ -30,7 +32,7 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
     options: dict[str, Any] = {
         "project": project,
         "name": name[:128],
-        "group": group,
+        "group": sweep.group(group)[:128],
         "tags": [f"{key}={value}"[:64] for key, values in tags.items() for value in _listed(values)],
         "dir": folder,
         "settings": wandb.Settings(init_timeout=PATIENCE, silent=True),
