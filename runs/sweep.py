@@ -141,6 +141,6 @@ def _meta(folder: Path) -> dict[str, Any]:
     """What is written about a run; nothing where there is no record, or a damaged one."""
     try:
         meta = json.loads((folder / "metrics.json").read_text())["meta"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return meta if isinstance(meta, dict) else {}
