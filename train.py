@@ -78,6 +78,7 @@ def run(cfg: DictConfig) -> Run:
 
 
 if __name__ == "__main__":
+    quiet()
     try:
         sys.argv[1:] = command.expanded(sys.argv[1:])
         command.check(sys.argv[1:])
