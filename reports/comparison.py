@@ -145,8 +145,8 @@ def against_position(positions: dict[Cell, float], others: dict[Cell, float], ta
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     for number, model in enumerate(sorted({cell[0] for cell in shared})):
         points = [(positions[cell], others[cell], cell) for cell in shared if cell[0] == model]
-        style = {"marker": MARKERS[number % 8], "color": COLOURS[number % 8]}
-        axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=26, alpha=0.8, label=model, **style)
+        x_values, y_values = [x for x, _, _ in points], [y for _, y, _ in points]
+        axis.plot(x_values, y_values, MARKERS[number % 8], ms=5, alpha=0.8, label=model, color=COLOURS[number % 8])
         for x, y, (_, timestep, layer) in points if len(shared) <= 24 else []:
             text = f"{layer}, {timestep}" if len({cell[1] for cell in shared}) > 1 else layer
             axis.annotate(text, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)

@@ -1,5 +1,6 @@
 """Sweeps: what a job that fails, is finished, or was killed leaves; what the sweep says at its end."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -214,6 +215,37 @@ def test_the_jobs_of_a_sweep_share_a_group(job, tmp_path: Path, monkeypatch) -> 
     assert seen[2] == "alone"
 
 
+def service() -> int:
+    """wandb's process below this one."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            named_so = b"wandb-core" in stat.with_name("cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if parent == os.getpid() and named_so:
+            return int(stat.parent.name)
+    raise AssertionError("wandb's service is no child of this process")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds wandb's process in /proc")
+def test_wandb_gone_in_the_middle_of_a_run_costs_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = tracking.wandb_logger(str(tmp_path), "p", "n", "g", {})
+    logger.log_metrics({"a": 1.0}, 0)
+    assert "no longer answers" not in caplog.text
+    os.kill(service(), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while "no longer answers" not in caplog.text and time.monotonic() < deadline:
+        logger.log_metrics({"a": 1.0}, 1)
+        time.sleep(0.05)
+    tracking.log_results(logger, OmegaConf.create({"seed": 0}), ["layer"], [["mid"]], [])
+    tracking.finish(logger)
+    assert "no longer answers" in caplog.text
+    with contextlib.suppress(ConnectionError):  # the next test gets a service of its own
+        tracking.wandb.teardown()
+
+
 def test_killed_and_unborn_jobs_are_named_too(tmp_path: Path, caplog) -> None:
     (tmp_path / "sweep.json").write_text('{"jobs": 4, "started": 0}')
     for number, (name, text) in enumerate([("error.txt", "Expected a.\n\nTraceback"), ("config_hash", "x")]):
@@ -279,6 +311,30 @@ def test_two_processes_encode_the_same_images_into_one_cache(tmp_path: Path) -> 
     assert one == two
     assert one[0] == list(range(6)) and one[2] == 0
     assert len(list(tmp_path.rglob("*.safetensors"))) == 6
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_disk_that_fills_up_stops_with_a_sentence_and_keeps_what_is_whole(tmp_path: Path, monkeypatch) -> None:
+    backbone, images = FrozenSD.from_pretrained("tiny", device="cpu"), Scenes(size=64, limit=6)
+
+    def store() -> LatentStore:
+        return LatentStore(images, backbone.encoder, LatentCache(tmp_path), seed=0, batch_size=2, num_workers=0)
+
+    real, calls = os.replace, []
+
+    def filling(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr("datamodules.cache.os.replace", filling)
+    with pytest.raises(InputError, match=r"No space left on device.*cache_dir"):
+        store().prepare(range(6))
+    monkeypatch.undo()
+    again = store()
+    assert again.prepare(range(6)) == list(range(6))
+    assert again.encoded == 3, "three were whole"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
