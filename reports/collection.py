@@ -60,8 +60,8 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def show_runs(runs: list[Run], console: Console) -> None:
-    """Print the table of best layers; where output is no terminal it is wide enough for every cell."""
-    console.print(best_table(runs), width=None if console.is_terminal else 130)
+    """Print the table of best layers; a narrow terminal folds cells and cuts none."""
+    console.print(best_table(runs))
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:
