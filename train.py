@@ -13,7 +13,7 @@ from rich.console import Console
 from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
-from runs import command, tracking
+from runs import command, sweep, tracking
 from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
@@ -29,7 +29,11 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """Hydra's entry point."""
     quiet()
-    with sentences():
+    with sweep.recorded(cfg), sentences():
+        if sweep.finished(cfg):
+            log.info("%s is finished already; skipped.", cfg.run_dir)
+            return
+        sweep.begin(cfg)
         run(cfg)
 
 
@@ -75,6 +79,7 @@ def run(cfg: DictConfig) -> Run:
 
 
 if __name__ == "__main__":
+    quiet()
     try:
         sys.argv[1:] = command.expanded(sys.argv[1:])
         command.check(sys.argv[1:])

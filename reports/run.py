@@ -15,17 +15,18 @@ class Run:
     metrics: dict[str, float]
     meta: dict[str, Any]
     maps: dict[str, np.ndarray]
+    folder: Path = Path()
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """Raises FileNotFoundError where there is no metrics.json."""
+    def read(cls, folder: Path, maps: bool = True) -> "Run":
+        """Raises FileNotFoundError where there is no metrics.json. Many runs at once are read without their maps."""
         metrics = json.loads((folder / "metrics.json").read_text())
         meta = metrics.pop("meta")
-        maps: dict[str, np.ndarray] = {}
-        if (folder / "maps.npz").is_file():
+        arrays: dict[str, np.ndarray] = {}
+        if maps and (folder / "maps.npz").is_file():
             with np.load(folder / "maps.npz", allow_pickle=False) as stored:
-                maps = {name: stored[name] for name in stored.files}
-        return cls(metrics, meta, maps)
+                arrays = {name: stored[name] for name in stored.files}
+        return cls(metrics, meta, arrays, folder)
 
     @property
     def layers(self) -> list[str]:

@@ -15,6 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from runs import sweep
 from tokens.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -57,7 +58,8 @@ def check(arguments: list[str]) -> None:
         return  # --help, --cfg job, ...: Hydra's own business
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            compose("train", overrides=[_first(text) for text in overrides], return_hydra_config=True)
+            cfg = compose("train", overrides=[_first(text) for text in overrides], return_hydra_config=True)
+        sweep.check(cfg, multirun=len(overrides) < len(arguments))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, overrides)) from error
     except ValueError as error:  # a group set to null

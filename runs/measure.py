@@ -27,6 +27,7 @@ class Measurement:
     def __init__(self, cfg: DictConfig) -> None:
         lightning.seed_everything(cfg.seed, verbose=False)
         self.cfg = cfg
+        cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
         self.data = instantiate(cfg.datamodule)
         self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos)
         device = self.data.backbone.device

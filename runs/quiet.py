@@ -10,6 +10,7 @@ _NOISE = (
     r"You are using `torch.load` with `weights_only=False`",
     r".*does not have many workers",
     r"Total length of `\w+` across ranks is zero",
+    r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # ours name every setting themselves
     r"The number of training batches .* is smaller than the logging interval",
 )
 

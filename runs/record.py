@@ -50,7 +50,7 @@ LEFT = (
     "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
     "principal_components.png", "high_norm_tokens.png", "similarity.png",
     "content_over_layers.png", "depth_error_over_layers.png", "depth_error_over_grid.png",
-    "pck_over_layers.png", "errors_over_offset.png", "matches.png",
+    "pck_over_layers.png", "errors_over_offset.png", "matches.png", "error.txt",
 )  # fmt: skip
 
 

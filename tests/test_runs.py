@@ -34,6 +34,7 @@ from tokens.errors import InputError
             "probe to be one of content, correspondence, depth, position, statistics, study, but got 'positon'",
         ),
         (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
+        (["sweep=timestep"], "sweep to be one of layers, models, stages, timesteps, but got 'timestep'"),
         (["block"], "overrides of the form key=value, but got 'block'"),
         (["block=[mid"], "Quote globs and lists"),
         (["-m", "blok=mid,up_0"], "got 'blok'"),
@@ -52,6 +53,7 @@ def test_misspelt_overrides_get_the_nearest_name(arguments: list[str], message: 
         [], ["probe=position", "block=mid"], ["block=[mid,up_1]"], ["block='up_*'"], ["block=up_*"], ["-m", "block=mid,up_1"],
         ["protocol=loos2025"], ["images=folder", "images.root=x", "images.on_error=skip"], ["--cfg", "job"], ["--help"],
         ["backbone=local", "backbone.path=/somewhere"], ["timestep=range(0,100,50)", "-m"], ["hydra.run.dir=x"],
+        ["sweep=models"], ["-m", "sweep=layers", "seed=0,1"],
     ],
 )  # fmt: skip
 def test_good_commands_pass(arguments: list[str]) -> None:

@@ -1,0 +1,69 @@
+"""Many runs together: which ones a folder holds, and what is written about them. Reads files only."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a cluster
+from matplotlib import pyplot as plt
+from rich.console import Console
+
+from reports.comparison import comparison_figures
+from reports.comparison_table import best_table, write_tables
+from reports.run import Run
+
+NEEDED = ("layers", "model", "weights", "timestep", "images")
+
+
+def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
+    """(every complete run at or below a folder, by path; folder → why it is left out, for the others)."""
+    runs, skipped = [], {}
+    names = ("metrics.json", "error.txt", "config_hash")
+    for path in sorted({file.parent for name in names for file in folder.rglob(name)}, key=_by_number):
+        reason = _unusable(path)
+        if reason:
+            skipped[path] = reason
+        else:
+            runs.append(Run.read(path, maps=False))
+    return runs, skipped
+
+
+def _unusable(folder: Path) -> str:
+    """Why a folder's run cannot be compared; empty where it can."""
+    if (folder / "error.txt").is_file():
+        lines = (folder / "error.txt").read_text(errors="replace").splitlines()
+        return lines[0] if lines else "failed"
+    if not (folder / "metrics.json").is_file():
+        return "has no result yet: it runs, or was killed"
+    try:
+        meta = Run.read(folder, maps=False).meta
+        absent = [name for name in (*NEEDED, "complete") if name not in meta]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        return f"metrics.json is unreadable ({type(error).__name__})"
+    if absent:
+        return f"metrics.json lacks meta.{absent[0]}"
+    return "" if meta["complete"] else "is incomplete"
+
+
+def summarise(runs: list[Run], folder: Path) -> list[Path]:
+    """Write the tables and figures of a set of runs into a folder; returns their paths.
+
+    The one place that chooses what a set of runs is shown as: a further kind of set is told by its runs' ``meta`` here.
+    """
+    paths = write_tables(runs, folder)
+    for name, figure in comparison_figures(runs).items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=130)
+        plt.close(figure)
+    return paths
+
+
+def show_runs(runs: list[Run], console: Console) -> None:
+    """Print the table of best layers; a narrow terminal folds cells and cuts none."""
+    console.print(best_table(runs))
+
+
+def _by_number(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key: job 10 after job 2."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]

@@ -1,0 +1,137 @@
+"""One table of many runs: a row per run and layer (CSV, Markdown), a row per run at its best layer (terminal)."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from reports.run import Run
+
+POSITION = "binned_accuracy"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a probe is compared by; ``scale`` turns a share into percent."""
+
+    metric: str
+    label: str
+    more_is_better: bool = True
+    scale: float = 1.0
+
+
+TASKS = {
+    "position": Task(POSITION, "position accuracy, 8 bins"),
+    "study": Task(POSITION, "position accuracy, 8 bins"),
+    "correspondence": Task("pck_ours_point_0.10", "PCK@0.10, %", scale=100.0),
+    "depth": Task("rmse", "depth RMSE", more_is_better=False),
+    "statistics": Task("credibility", "credibility"),
+}
+COLUMNS: dict[str, Callable[[Run], Any]] = {
+    "run": lambda run: run.folder.as_posix(),
+    "probe": lambda run: run.kind,
+    "model": lambda run: run.meta["model"],
+    "weights": lambda run: run.meta["weights"],
+    "timestep": lambda run: run.meta["timestep"],
+    "seed": lambda run: run.meta.get("seed"),
+    "test_images": lambda run: run.meta["images"].get("test"),
+    "noise": lambda run: run.meta.get("noise"),
+    "config_hash": lambda run: run.meta.get("config_hash"),
+}
+NUMBERS = ("value", "ci_low", "ci_high", "random_weights")
+
+
+def value_of(run: Run, layer: str) -> float | None:
+    """A run's main number at a layer, in the task's unit; None where it was not measured."""
+    task = TASKS.get(run.kind)
+    value = run.value("test", layer, task.metric) if task else None
+    return None if value is None or task is None else task.scale * value
+
+
+def best_layer(run: Run) -> str | None:
+    """The layer with the best main number; None where a run has none."""
+    values = {layer: value for layer in run.layers if (value := value_of(run, layer)) is not None}
+    if not values:
+        return None
+    return (max if TASKS[run.kind].more_is_better else min)(values, key=lambda layer: values[layer])
+
+
+def rows(runs: list[Run]) -> list[dict[str, Any]]:
+    """A row per run and layer: what was measured, its main number with interval, the same with random weights."""
+    return [row for run in runs for row in _rows(run)]
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    task = TASKS.get(run.kind)
+    if task is None:
+        return []
+    found = []
+    for layer in run.layers:
+        ends = [run.value("test", layer, task.metric, end=end) for end in ("", "ci_low", "ci_high")]
+        numbers = [*ends, run.value("random_weights", layer, task.metric)]
+        found.append(
+            {name: read(run) for name, read in COLUMNS.items()}
+            | {"layer": layer, "metric": task.metric}
+            | dict(zip(NUMBERS, numbers, strict=True))
+        )
+    return found
+
+
+def write_tables(runs: list[Run], folder: Path) -> list[Path]:
+    """``runs.csv`` and ``runs.md``, every row; numbers as in metrics.json."""
+    header = [*COLUMNS, "layer", "metric", *NUMBERS]
+    table = [[_text(row[name]) for name in header] for row in rows(runs)]
+    paths = [folder / "runs.csv", folder / "runs.md"]
+    with paths[0].open("w", newline="") as file:
+        csv.writer(file).writerows([header, *table])
+    lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in table)]
+    paths[1].write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return paths
+
+
+def best_table(runs: list[Run]) -> Table:
+    """A row per run: its best layer's main number, the interval, and random weights beside."""
+    table = Table(
+        title=f"{len(runs)} runs, each at its best layer (all layers: runs.csv, runs.md)",
+        caption="The best layer is chosen on the test images it is shown for, so it is a little too good.",
+        title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
+    )  # fmt: skip
+    for header in ("run", "probe", "model", "timestep", "metric", "best layer", "value", "95 % interval", "random\nweights"):
+        table.add_column(header, overflow="fold", justify="right" if header in ("timestep", "value") else "left")
+    for run in runs:
+        layer, task = best_layer(run), TASKS.get(run.kind)
+        where = [_short(run.folder), run.kind, _model(run), str(run.meta["timestep"])]
+        if layer is None or task is None:
+            table.add_row(*where, "–", "–", "–", "", "")
+            continue
+        low, high, random = (
+            None if value is None else task.scale * value
+            for value in (
+                *(run.value("test", layer, task.metric, end=end) for end in ("ci_low", "ci_high")),
+                run.value("random_weights", layer, task.metric),
+            )
+        )
+        interval = "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+        table.add_row(*where, task.label, layer, _number(value_of(run, layer)), interval, _number(random))
+    return table
+
+
+def _short(folder: Path) -> str:
+    return "/".join(folder.parts[-2:])
+
+
+def _model(run: Run) -> str:
+    name = Path(str(run.meta["model"])).name
+    return name if run.meta["weights"] == "stored" else f"{name}, {run.meta['weights']}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

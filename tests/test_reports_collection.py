@@ -1,0 +1,148 @@
+"""Many runs together: which are read, which are named and skipped, the table, the figures."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from reports.__main__ import main
+from reports.collection import read_runs, show_runs, summarise
+from reports.comparison import comparison_figures, means
+from reports.comparison_table import best_layer, rows, write_tables
+from reports.run import Run
+
+LAYERS = ["down_0", "mid", "up_1"]
+METRICS = {"position": "binned_accuracy", "correspondence": "pck_ours_point_0.10", "depth": "rmse"}
+VALUES = {"position": (0.2, 0.9, 0.6), "correspondence": (0.1, 0.2, 0.475), "depth": (1.0, 0.7, 0.5)}
+
+
+def planted(
+    folder: Path, probe: str, timestep: int = 50, model: str = "sd", layers: list[str] | None = None, **meta: object
+) -> Path:
+    """A run folder with known numbers, a little lower at higher noise."""
+    folder.mkdir(parents=True)
+    layers = layers or LAYERS
+    metrics: dict[str, object] = {}
+    for layer in layers:
+        key = f"test/{layer}/{METRICS.get(probe, 'unknown')}/all"
+        value = VALUES.get(probe, VALUES["position"])[LAYERS.index(layer)] * (1 - timestep / 1000)
+        metrics |= {key: value, f"{key}/ci_low": value - 0.05, f"{key}/ci_high": value + 0.05}
+    metrics["meta"] = {
+        "layers": layers, "model": model, "weights": "stored", "timestep": timestep, "images": {"test": 7}, "complete": True,
+        "probe": probe, "seed": 0,
+    } | meta  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    for model in ("a/one", "b/two"):
+        for timestep in (10, 261):
+            for probe in ("position", "correspondence", "depth"):
+                planted(tmp_path / f"{model[2:]}-{timestep}-{probe}", probe, timestep, model)
+    return tmp_path
+
+
+def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
+    planted(tmp_path / "10", "position")
+    planted(tmp_path / "2", "position")
+    planted(tmp_path / "incomplete", "position", complete=False)
+    failed = planted(tmp_path / "failed", "position")
+    (failed / "error.txt").write_text("Expected a, but got b.\n\nTraceback")
+    for name, text in {"cut": '{"a": 1', "list": "[]", "bare": "{}", "poor": '{"meta": {"complete": true}}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(text)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config_hash").write_text("x")
+    runs, skipped = read_runs(tmp_path)
+    assert [run.folder.name for run in runs] == ["2", "10"]
+    assert {path.name: reason for path, reason in skipped.items()} == {
+        "bare": "metrics.json is unreadable (KeyError)",
+        "cut": "metrics.json is unreadable (JSONDecodeError)",
+        "failed": "Expected a, but got b.",
+        "incomplete": "is incomplete",
+        "killed": "has no result yet: it runs, or was killed",
+        "list": "metrics.json is unreadable (TypeError)",
+        "poor": "metrics.json lacks meta.layers",
+    }
+
+
+def test_the_best_layer_follows_what_the_task_calls_better(several: Path) -> None:
+    runs, _ = read_runs(several)
+    assert {run.kind: best_layer(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
+
+
+def test_tables_hold_every_layer_and_their_numbers(several: Path) -> None:
+    runs, _ = read_runs(several)
+    write_tables(runs, several)
+    with (several / "runs.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows(runs)) == 12 * len(LAYERS)
+    [row] = [r for r in table if r["run"].endswith("one-10-correspondence") and r["layer"] == "up_1"]
+    assert float(row["value"]) == pytest.approx(0.475 * 0.99)
+    assert (float(row["ci_low"]), row["random_weights"]) == (pytest.approx(0.475 * 0.99 - 0.05), "")
+    lines = (several / "runs.md").read_text().splitlines()
+    assert len(lines) == 2 + len(table)
+    assert len({line.count(" | ") for line in lines}) == 1
+
+
+def test_the_terminal_shows_a_row_per_run_in_percent(several: Path) -> None:
+    runs, _ = read_runs(several)
+    out = io.StringIO()
+    show_runs(runs, Console(file=out, width=130))
+    assert "47.0" in out.getvalue(), "PCK in percent"
+    assert out.getvalue().count("PCK@0.10") == 4
+    assert "…" not in out.getvalue()
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    one = Run.read(planted(tmp_path / "a", "position"))
+    two = Run({key: value + 0.02 for key, value in one.metrics.items()}, one.meta | {"seed": 1}, {})
+    found = means([one, two])["sd", 50, "mid"]
+    assert found == pytest.approx(one.metrics["test/mid/binned_accuracy/all"] + 0.01)
+
+
+def test_every_standard_figure_is_drawn(several: Path) -> None:
+    runs, _ = read_runs(several)
+    figures = {path.stem for path in summarise(runs, several) if path.suffix == ".png"}
+    over = {f"{kind}_{task}" for kind in ("layers", "timesteps", "layers_timesteps") for task in METRICS}
+    assert figures == over | {"best_layer", "position_against_correspondence", "position_against_depth"}
+    for name in ("layers_depth", "layers_timesteps_correspondence", "best_layer", "position_against_depth"):
+        with Image.open(several / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, name
+
+
+def test_figures_show_the_numbers(several: Path) -> None:
+    figures = comparison_figures(read_runs(several)[0])
+    curve = figures["timesteps_correspondence"].axes[0].lines
+    shown = {line.get_label(): list(line.get_ydata()) for line in curve}
+    assert shown["up_1"] == pytest.approx([47.5 * 0.99, 47.5 * 0.739])
+    grid = figures["layers_timesteps_correspondence"].axes[0].images[0].get_array()
+    assert np.asarray(grid)[:, 2] == pytest.approx([47.5 * 0.99, 47.5 * 0.739])
+    assert "12 layers and timesteps" in figures["position_against_correspondence"].get_suptitle()
+
+
+def test_figures_follow_what_there_is(tmp_path: Path) -> None:
+    alone = Run.read(planted(tmp_path / "alone", "position", layers=["mid"]))
+    assert comparison_figures([alone]) == {}
+    strange = Run.read(planted(tmp_path / "strange", "somethingelse"))
+    assert comparison_figures([strange]) == {} and rows([strange]) == []
+    wide = Run.read(planted(tmp_path / "wide", "position"))
+    figure = comparison_figures([alone, wide])["layers_position"]
+    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == LAYERS, "execution order"
+
+
+def test_the_command_collects_and_names_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted(tmp_path / "one", "position", layers=["mid"])
+    planted(tmp_path / "broken", "position", complete=False)
+    main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert "1 runs" in said.out
+    assert "broken: is incomplete" in said.err
+    assert (tmp_path / "runs.md").is_file()
