@@ -13,7 +13,7 @@ from rich.console import Console
 from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
-from runs import command, tracking
+from runs import command, devices, tracking
 from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
@@ -33,19 +33,26 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
 
 
-def run(cfg: DictConfig) -> Run:
-    """Measure, compare with the nulls, write ``metrics.json`` and figures into ``cfg.run_dir``, show and track them."""
+def run(cfg: DictConfig) -> Run | None:
+    """Measure, compare with the nulls, write ``metrics.json`` and figures into ``cfg.run_dir``, show and track them.
+
+    Of several processes only the first does more than measure, and returns something.
+    """
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
-    clear(folder, resumed=bool(cfg.resume))
+    if devices.first():
+        clear(folder, resumed=bool(cfg.resume))
     command.check_types(cfg)
+    command.check_devices(cfg, devices.sweeping())
     measurement = Measurement(cfg)
+    if not devices.first():
+        return assist(cfg, measurement)
     logger, meta = None, None
     try:
-        measurement.data.prepare_data()  # unusable images end the run before anything is tracked
+        measurement.prepare()  # unusable images end the run before anything is tracked
         logger = instantiate(cfg.logger) if cfg.logger else None
         measurement.trainer.loggers = [logger] if logger else []
         measurement.run()
@@ -56,6 +63,7 @@ def run(cfg: DictConfig) -> Run:
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         nulls = random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
+        devices.end(measurement.trainer)
         tracking.finish(logger, exit_code=1)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             write_metrics(folder, measurement.results, (meta or measurement.meta) | {"complete": False})
@@ -73,10 +81,22 @@ def run(cfg: DictConfig) -> Run:
     return finished
 
 
+def assist(cfg: DictConfig, measurement: Measurement) -> None:
+    """What the process of another device does: it measures along, and leaves writing and speaking to the first."""
+    try:
+        measurement.prepare()
+    except InputError:
+        sys.exit(0)  # all processes end with the same sentence
+    measurement.run()
+    measurement.release()
+    random_weights(cfg, measurement.meta)
+
+
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = command.expanded(sys.argv[1:])
-        command.check(sys.argv[1:])
+        if devices.first():  # the others are given what the first began with
+            sys.argv[1:] = command.expanded(sys.argv[1:])
+            command.check(sys.argv[1:])
         main()
     except InputError as error:
         sys.exit(str(error))

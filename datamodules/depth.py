@@ -112,6 +112,9 @@ class DepthDataModule(ActivationDataModule):
         super().release()
         self._tables.clear()
 
+    def _label(self, index: int) -> int:
+        return index
+
     def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
         return super()._drawn(_by_item(batch))
 
