@@ -14,6 +14,7 @@ from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
 from runs import command, devices, tracking
+from runs.assist import assist
 from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
@@ -63,7 +64,7 @@ def run(cfg: DictConfig) -> Run | None:
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         nulls = random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
-        devices.end(measurement.trainer)
+        devices.end(measurement.trainer, error)
         tracking.finish(logger, exit_code=1)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             write_metrics(folder, measurement.results, (meta or measurement.meta) | {"complete": False})
@@ -79,17 +80,6 @@ def run(cfg: DictConfig) -> Run | None:
     show(finished, Console())
     log.info("Run folder: %s", folder)
     return finished
-
-
-def assist(cfg: DictConfig, measurement: Measurement) -> None:
-    """What the process of another device does: it measures along, and leaves writing and speaking to the first."""
-    try:
-        measurement.prepare()
-    except InputError:
-        sys.exit(0)  # all processes end with the same sentence
-    measurement.run()
-    measurement.release()
-    random_weights(cfg, measurement.meta)
 
 
 if __name__ == "__main__":

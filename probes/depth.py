@@ -207,9 +207,7 @@ class DepthProbe(lightning.LightningModule):
         depth: Tensor = self._data.depth_at(layer, batch.photo[layer], batch.positions[layer])
         return depth
 
-    def _labelled(
-        self, batch: TokenBatch, layer: str, *key: object
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n v"], int]:
+    def _labelled(self, batch: TokenBatch, layer: str, *key: object) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n v"], int]:
         """Tokens whose depth is known, the depths of every variant, in the order of VARIANTS, and how many such tokens the
         batch has, in all processes."""
         depth = self._depth(batch, layer)

@@ -159,7 +159,9 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         )
     gpus = str(cfg.device) != "cpu" and torch.cuda.is_available()
     if str(cfg.device).startswith("cuda:"):
-        raise InputError(f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda.")
+        raise InputError(
+            f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
+        )
     there, what = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
     if count > there:
         raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")

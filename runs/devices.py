@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 from typing import Any
 
 import lightning
@@ -10,8 +11,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig
 
+from tokens.errors import InputError
+
+# seconds that a process whose connection is closed may take to end
+PATIENCE = 3
 # what each process has a part of: numbers, or numbers by name, in a data module's description
 SUMMED = ("latents", "passes", "resident_images")
 
@@ -49,10 +55,21 @@ def begin(trainer: lightning.Trainer) -> None:
         trainer.strategy.launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
 
 
-def end(trainer: lightning.Trainer) -> None:
-    """Where the first process fails, the others would wait for it."""
-    if trainer.strategy.launcher is not None and first():
-        trainer.strategy.launcher.kill(signal.SIGKILL)
+def end(trainer: lightning.Trainer, error: BaseException) -> None:
+    """Where the first process fails, the others would wait for it: end them.
+
+    Raises:
+        InputError: it failed because another did, which has said why.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    failed = isinstance(error, RuntimeError) and any(map(_failed, launcher.procs))  # what a broken connection raises
+    launcher.kill(signal.SIGKILL)
+    if failed:
+        raise InputError(
+            "Expected the processes of all devices to go on, but one of them ended. Its error stands above; correct that."
+        ) from error
 
 
 def merged(described: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,6 +82,13 @@ def merged(described: list[dict[str, Any]]) -> dict[str, Any]:
         elif parts:
             whole[name] = sum(parts)
     return whole
+
+
+def _failed(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        return process.wait(PATIENCE) != 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _count(cfg: DictConfig) -> int:

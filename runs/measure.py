@@ -46,7 +46,7 @@ class Measurement:
         self.data.prepare_data()
 
     def run(self) -> None:
-        """Encode, train and test; a resumed run continues from the last checkpoint of its folder."""
+        """Encode, train and test, all processes together; a resumed run continues from the last checkpoint of its folder."""
         self.prepare()
         checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
         resumed = self.cfg.resume and checkpoint.is_file()

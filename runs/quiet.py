@@ -19,7 +19,14 @@ _NOISE = (
 
 def quiet() -> None:
     """Raise the level of chatty loggers and filter the warnings above."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.distributed", "lightning.pytorch.accelerators.cuda", "httpx", "diffusers"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.distributed",
+        "lightning.pytorch.accelerators.cuda",
+        "httpx",
+        "diffusers",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR if name == "diffusers" else logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 
+import train
 from reports.run import Run
 from runs.command import check_devices
 from runs.record import config_hash
@@ -26,13 +28,26 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     cache = folder.parent / "cache"
     return subprocess.run(
         [sys.executable, "train.py", *SMALL, f"cache_dir={cache}", f"hydra.run.dir={folder}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
 def measured(folder: Path, *arguments: str) -> Run:
     answer = command(folder, *arguments)
     assert answer.returncode == 0, answer.stderr
+    return Run.read(folder)
+
+
+def alone(folder: Path, *arguments: str) -> Run:
+    """The same in this process."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        given = [*SMALL, f"cache_dir={folder.parent / 'cache'}", *arguments]
+        cfg = compose("train", overrides=given, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    cfg.run_dir = str(folder)
+    train.run(cfg)
     return Run.read(folder)
 
 
@@ -52,7 +67,7 @@ def assert_equal(one: Run, two: Run, tolerance: float) -> None:
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     two = measured(tmp_path / "two", "trainer=ddp", "trainer.devices=2", "probe.solver=closed_form")
     assert two.meta["latents"]["encoded"] == sum(two.meta["images"].values()) - two.meta["images"]["fit"]
-    one = measured(tmp_path / "one", "probe.solver=closed_form")
+    one = alone(tmp_path / "one", "probe.solver=closed_form")
     assert one.meta["latents"]["encoded"] == 0, "all of them were encoded by one of the two"
     assert_equal(one, two, tolerance=1e-6)
 
@@ -61,8 +76,15 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 @two_cores
 @pytest.mark.parametrize("probe", ["position", "depth"])
 def test_heads_trained_by_two_processes_are_those_of_one(tmp_path: Path, probe: str) -> None:
-    options = [f"probe={probe}", "twins=1", "images.limit=20", "probe.min_steps=100", "probe.patience=1", "trainer.max_epochs=4"]
-    one = measured(tmp_path / "one", *options)
+    options = [
+        f"probe={probe}",
+        "twins=1",
+        "images.limit=20",
+        "probe.min_steps=100",
+        "probe.patience=1",
+        "trainer.max_epochs=4",
+    ]
+    one = alone(tmp_path / "one", *options)
     two = measured(tmp_path / "two", "trainer=ddp", *options, f"cache_dir={tmp_path / 'other'}")
     assert_equal(one, two, tolerance=1e-3)
     assert one.meta["train_steps"] == two.meta["train_steps"]
@@ -74,7 +96,9 @@ def test_unusable_images_end_all_processes_with_one_sentence(tmp_path: Path) -> 
     (tmp_path / "photos").mkdir()
     for number in range(12):
         (tmp_path / "photos" / f"{number}.jpg").write_text("no picture")
-    answer = command(tmp_path / "run", "trainer=ddp", "images=folder", f"images.root={tmp_path / 'photos'}", "images.limit=null")
+    answer = command(
+        tmp_path / "run", "trainer=ddp", "images=folder", f"images.root={tmp_path / 'photos'}", "images.limit=null"
+    )
     assert answer.returncode == 1
     assert answer.stderr.count("to be an intact image") == 1
     assert "Traceback" not in answer.stderr

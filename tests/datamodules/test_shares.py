@@ -54,7 +54,9 @@ def test_shares_of_a_batch_are_the_batch(images: int, count: int, block: int, si
     for rank in range(count):
         own = Processes(rank, count).share(range(images))
         absent = {i: placeholder(SHAPES, None, i, torch.device("cpu"), torch.float32) for i in range(images)}
-        lists.append(list(mixing_buffer((shared(image(i) if i in own else absent[i]) for i in range(images)), block, size, "key")))
+        lists.append(
+            list(mixing_buffer((shared(image(i) if i in own else absent[i]) for i in range(images)), block, size, "key"))
+        )
     for batch, *parts in zip(whole, *lists, strict=True):
         for layer, tokens in batch.tokens.items():
             together = torch.full_like(tokens, -1)
