@@ -95,7 +95,7 @@ def test_heads_trained_by_two_processes_are_those_of_one(tmp_path: Path, probe: 
 def test_unusable_images_end_all_processes_with_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(12):
-        (tmp_path / "photos" / f"{number}.jpg").write_text("no picture")
+        (tmp_path / "photos" / f"{number}.jpg").write_text(f"no picture {number}")
     answer = command(
         tmp_path / "run", "trainer=ddp", "images=folder", f"images.root={tmp_path / 'photos'}", "images.limit=null"
     )
