@@ -13,7 +13,8 @@ from rich.console import Console
 from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
-from runs import command, sweep, tracking
+from runs import command, devices, sweep, tracking
+from runs.assist import assist
 from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
@@ -37,19 +38,26 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
 
 
-def run(cfg: DictConfig) -> Run:
-    """Measure, compare with the nulls, write ``metrics.json`` and figures into ``cfg.run_dir``, show and track them."""
+def run(cfg: DictConfig) -> Run | None:
+    """Measure, compare with the nulls, write ``metrics.json`` and figures into ``cfg.run_dir``, show and track them.
+
+    Of several processes only the first does more than measure, and returns something.
+    """
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
-    clear(folder, resumed=bool(cfg.resume))
+    if devices.first():
+        clear(folder, resumed=bool(cfg.resume))
     command.check_types(cfg)
+    command.check_devices(cfg, devices.sweeping())
     measurement = Measurement(cfg)
+    if not devices.first():
+        return assist(cfg, measurement)
     logger, meta = None, None
     try:
-        measurement.data.prepare_data()  # unusable images end the run before anything is tracked
+        measurement.prepare()  # unusable images end the run before anything is tracked
         logger = instantiate(cfg.logger) if cfg.logger else None
         measurement.trainer.loggers = [logger] if logger else []
         measurement.run()
@@ -61,6 +69,7 @@ def run(cfg: DictConfig) -> Run:
         measurement.data.mitigations.save(folder)
         nulls = random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
+        devices.end(measurement.trainer, error)
         tracking.finish(logger, exit_code=1)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             write_metrics(folder, measurement.results, (meta or measurement.meta) | {"complete": False})
@@ -81,8 +90,9 @@ def run(cfg: DictConfig) -> Run:
 if __name__ == "__main__":
     quiet()
     try:
-        sys.argv[1:] = command.expanded(sys.argv[1:])
-        command.check(sys.argv[1:])
+        if devices.first():  # the others are given what the first began with
+            sys.argv[1:] = command.expanded(sys.argv[1:])
+            command.check(sys.argv[1:])
         main()
     except InputError as error:
         sys.exit(str(error))

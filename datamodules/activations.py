@@ -4,7 +4,7 @@ It owns the splits, the latent cache, the stream and the tokens that stay on the
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,14 @@ from datamodules.mitigated import Mitigations
 from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
 from datamodules.resident import Resident
 from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
+from datamodules.shares import padded, placeholder, shared
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
 from mitigations.configured import Configured
 from tokens.batch import GridBatch, TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.processes import Processes
 
 # one Lightning epoch holds at least so many steps: validation, checkpoints and progress bars come once per epoch
 STEPS_PER_EPOCH = 100
@@ -34,6 +36,9 @@ STEPS_PER_EPOCH = 100
 
 class ActivationDataModule(LightningDataModule):
     """Streams frozen activations to probes.
+
+    Several processes, one per device, compute disjoint shares of the images. They train on the same batches, each on the
+    tokens of its own images (``TokenBatch.here``), so no number depends on how many they are; see ``datamodules/shares.py``.
 
     Args:
         images: an image source.
@@ -112,16 +117,21 @@ class ActivationDataModule(LightningDataModule):
         self.stream = self.mitigations.through(self.raw)
         self.photos = len(self.stream.photos)
         self.resident: Resident[TokenBatch] = Resident(activation_budget)
+        self.processes = Processes()
         self.seconds: dict[str, float] = {}
         self._prepared = False
 
     def prepare_data(self) -> None:
-        """Encode what the latent cache lacks. The fit images (A) stay untouched unless something is fitted."""
+        """Encode what the latent cache lacks. The fit images (A) stay untouched unless something is fitted.
+
+        Several processes call this together before they call a Trainer, which would ask one of them only.
+        """
         if self._prepared:
             return
+        self.processes = Processes.current()
         started = time.perf_counter()
         names = ("fit", "train", "val", "test") if self.mitigations.fits else ("train", "val", "test")
-        usable = set(self.store.prepare([i for name in names for i in self.split[name]]))
+        usable = set(self.store.prepare([i for name in names for i in self.split[name]], self.processes))
         for name in names:
             wanted = self.split[name]
             self.split[name] = [i for i in wanted if i in usable]
@@ -137,11 +147,11 @@ class ActivationDataModule(LightningDataModule):
         self._fit_mitigations()
         if stage != "fit" or not (self.trainer is None or self.trainer.lightning_module.automatic_optimization):
             return
-        wanted = [i for i in (*self.split["train"], *self.split["val"]) if i not in self.resident]
+        wanted = [i for i in (*self._own("train"), *self._own("val")) if i not in self.resident]
         if not wanted or self.resident.full:
             return
         started = time.perf_counter()
-        with Progress(*Progress.get_default_columns()) as progress:
+        with Progress(*Progress.get_default_columns(), disable=self.processes.rank > 0) as progress:
             task = progress.add_task("extracting activations", total=len(wanted))
             while wanted and (room := self.resident.room()):
                 size = min(room, self.stream.batch_size)
@@ -150,6 +160,9 @@ class ActivationDataModule(LightningDataModule):
                     self.resident.offer(index, piece)
                     progress.advance(task)
             progress.update(task, total=progress.tasks[task].completed)
+        own = set(self._own("train"))
+        for index in (index for index in self.split["train"] if index not in own):
+            self.resident.offer(index, self._placeholder(index))
         self.seconds["extract"] = time.perf_counter() - started
 
     def _fit_mitigations(self) -> None:
@@ -170,17 +183,16 @@ class ActivationDataModule(LightningDataModule):
 
     def val_dataloader(self) -> "Loader[TokenBatch] | list[Any]":
         """The tokens of the validation images, one image per batch, unmixed."""
-        indices = self.split["val"]
-        return Loader(lambda: self._pieces(indices), len(indices)) if indices else []
+        indices, length = self._own("val"), self.processes.largest(len(self.split["val"]))
+        return Loader(lambda: padded(self._pieces(indices), length, len(indices)), length) if length else []
 
     def test_dataloader(self) -> "Loader[TokenBatch]":
         """Every token of the test images, unmixed."""
-        indices, size = self.split["test"], self.stream.batch_size
+        indices, size = self._own("test"), self.stream.batch_size
         groups = [indices[start : start + size] for start in range(0, len(indices), size)]
+        length = -(-self.processes.largest(len(self.split["test"])) // size)
         # one batch per group even if the stream halves its own: Lightning stops at the length it was told
-        return Loader(
-            lambda: (concatenate([flattened(batch) for batch in self._whole(group)]) for group in groups), len(groups)
-        )
+        return Loader(lambda: padded(map(self._tested, groups), length, len(groups)), length)
 
     def release(self) -> None:
         """Let go of everything kept on the device."""
@@ -196,8 +208,8 @@ class ActivationDataModule(LightningDataModule):
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": self.store.skipped,
             "labels": self.stream.labels.digest if self.stream.labels else None,
-            "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
-            "resident_images": len(self.resident),
+            "latents": {"reused": len(self.processes.share(used)) - self.store.encoded, "encoded": self.store.encoded},
+            "resident_images": sum(i in self.resident for name in ("train", "val") for i in self._own(name)),
             "passes": self.backbone.passes,
             "mitigations": self.mitigations.describe(self.images.size),
         }
@@ -207,25 +219,50 @@ class ActivationDataModule(LightningDataModule):
         for number in range(passes):
             key = ("train", self.seed, self.trainer.current_epoch, number)
             shuffle = torch.randperm(len(self.split["train"]), generator=keyed_generator("images", *key))
-            pieces = self._pieces([self.split["train"][i] for i in shuffle])
+            pieces = self._pieces([self.split["train"][i] for i in shuffle], set(self._own("train")))
+            if self.processes.count > 1:
+                pieces = map(shared, pieces)
             yield from mixing_buffer(pieces, self.mixing_images, self.token_batch, *key)
 
-    def _pieces(self, indices: Sequence[int]) -> Iterator[TokenBatch]:
-        """Drawn tokens per image, in order; resident ones are reused, the others computed in full batches."""
+    def _own(self, name: str) -> list[int]:
+        """The images of a split that this process computes."""
+        return self.processes.share(self.split[name])
+
+    def _placeholder(self, index: int) -> TokenBatch:
+        draw = None if self.sampling == "all" else (self.seed, self.images.name(index))
+        return placeholder(self.shapes, draw, self._label(index), self.backbone.device, self.backbone.dtype)
+
+    def _label(self, index: int) -> int:
+        """What ``photo`` holds for an image."""
+        return self.stream.photos[self.images.photo(index)]
+
+    def _pieces(self, indices: Sequence[int], own: Collection[int] | None = None) -> Iterator[TokenBatch]:
+        """Drawn tokens per image, in order; resident ones are reused, the others computed in full batches, or left to
+        another process where they are not among its ``own``."""
         queue: list[int] = []
         lacking = 0
         for index in indices:
             queue.append(index)
-            lacking += index not in self.resident
+            lacking += self._lacks(index, own)
             if lacking in (0, self.stream.batch_size):
-                yield from self._served(queue)
+                yield from self._served(queue, own)
                 queue, lacking = [], 0
-        yield from self._served(queue)
+        yield from self._served(queue, own)
 
-    def _served(self, indices: Sequence[int]) -> Iterator[TokenBatch]:
-        computed = dict(self._computed([i for i in indices if i not in self.resident]))
+    def _lacks(self, index: int, own: Collection[int] | None) -> bool:
+        return index not in self.resident and (own is None or index in own)
+
+    def _served(self, indices: Sequence[int], own: Collection[int] | None) -> Iterator[TokenBatch]:
+        computed = dict(self._computed([i for i in indices if self._lacks(i, own)]))
         for index in indices:
-            yield computed.pop(index) if index in computed else self.resident[index]
+            if index in computed:
+                yield computed.pop(index)
+            else:
+                yield self.resident[index] if index in self.resident else self._placeholder(index)
+
+    def _tested(self, indices: Sequence[int]) -> TokenBatch:
+        """Every token of some images."""
+        return concatenate([flattened(batch) for batch in self._whole(indices)])
 
     def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
         for batch in self.stream(indices):

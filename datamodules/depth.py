@@ -112,6 +112,9 @@ class DepthDataModule(ActivationDataModule):
         super().release()
         self._tables.clear()
 
+    def _label(self, index: int) -> int:
+        return index
+
     def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
         return super()._drawn(_by_item(batch))
 
@@ -123,7 +126,8 @@ class DepthDataModule(ActivationDataModule):
         for side in {height for _, height, _ in self.shapes.values()}:
             self._tables[side] = torch.full((len(source), side, side), torch.nan)
         failed: list[int] = []
-        for index in track([index for name in USED for index in self.split[name]], "reading depth"):
+        wanted = [index for name in USED for index in self.split[name]]
+        for index in track(wanted, "reading depth", disable=self.processes.rank > 0):
             try:
                 depth = source.depth(index)
             except InputError:

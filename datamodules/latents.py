@@ -19,6 +19,7 @@ from datamodules.images.source import ImageSource, Item
 from datamodules.images.viewed import Viewed
 from mitigations.views import View
 from tokens.errors import InputError
+from tokens.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +54,28 @@ class LatentStore:
             [latent] = self._encode({index: self.images[index]})
         return latent
 
-    def prepare(self, indices: Sequence[int]) -> list[int]:
+    def prepare(self, indices: Sequence[int], processes: Processes = Processes()) -> list[int]:  # noqa: B008  # frozen
         """Encode what the cache lacks; returns the indices that have a latent (all, unless ``on_error`` is ``skip``).
 
+        Several processes encode a share each, and return when all latents are there.
+
         Raises:
-            InputError: an item cannot be decoded and the source's ``on_error`` is ``raise``.
+            InputError: in every process, where an item cannot be decoded and the source's ``on_error`` is ``raise``.
         """
-        lacking = [index for index in indices if self.cache.get(*self._key(index)) is None]
-        failed = self._encode_all(lacking)
+        lacking = [index for index in processes.share(indices) if self.cache.get(*self._key(index)) is None]
+        failed: set[int] = set()
+        error = None
+        try:
+            failed = self._encode_all(lacking, shown=processes.rank == 0)
+        except InputError as caught:
+            error = caught
+        outcomes = processes.gathered((failed, str(error) if error else None))
+        if error or any(said for _, said in outcomes):
+            raise error or InputError(next(said for _, said in outcomes if said))
+        failed = {index for indices, _ in outcomes for index in indices}
+        if failed:
+            self.skipped = [self.images.name(index) for index in sorted(failed)]
+            log.warning("Skipped %d images that cannot be decoded: %s", len(failed), ", ".join(self.skipped))
         usable = [index for index in indices if index not in failed]
         if usable:
             warn_if_unusual(torch.stack([self[index] for index in usable[:16]]))
@@ -79,11 +94,11 @@ class LatentStore:
             digest.update(f"{self.images.name(index)}\x1f{self.images.content_key(index)}\x1e".encode())
         return digest.hexdigest()
 
-    def _encode_all(self, indices: list[int]) -> set[int]:
+    def _encode_all(self, indices: list[int], shown: bool = True) -> set[int]:
         """Encode items and return those that could not be decoded."""
         loader = DataLoader(_Attempts(self.images, indices), self.batch_size, num_workers=self.num_workers, collate_fn=_as_list)
         failed = set()
-        for batch in track(loader, "encoding images", total=len(loader), disable=not indices):
+        for batch in track(loader, "encoding images", total=len(loader), disable=not (indices and shown)):
             items = dict(batch)
             for index in [index for index, item in items.items() if isinstance(item, InputError)]:
                 if self.images.on_error == "raise":
@@ -91,9 +106,6 @@ class LatentStore:
                 failed.add(index)
                 del items[index]
             self._encode(items)
-        if failed:
-            self.skipped = [self.images.name(index) for index in sorted(failed)]
-            log.warning("Skipped %d images that cannot be decoded: %s", len(failed), ", ".join(self.skipped))
         return failed
 
     def _encode(self, items: dict[int, Item]) -> list[Tensor]:

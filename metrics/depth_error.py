@@ -121,8 +121,11 @@ class DepthError(Metric):
         return found
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
-        """``error``: mean of |ŷ − y| over the grid, NaN where no token with a depth was seen."""
-        with np.errstate(invalid="ignore"):
+        """``error``: mean of |ŷ − y| over the grid, NaN where no token with a depth was seen.
+
+        All processes call this together.
+        """
+        with self.sync_context(), np.errstate(invalid="ignore"):
             return {"error": self.map_sum.cpu().numpy() / self.map_count.cpu().numpy()}
 
 

@@ -143,7 +143,7 @@ class GridAccuracy(Metric):
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``accuracy``: axis accuracy over the grid, NaN where no token was seen. ``rows``, ``cols``: counts of
-        (true, predicted)."""
-        with np.errstate(invalid="ignore"):
+        (true, predicted). Several processes call this together."""
+        with self.sync_context(), np.errstate(invalid="ignore"):
             accuracy = self.map_right.cpu().numpy() / self.map_count.cpu().numpy()
-        return {"accuracy": accuracy, "rows": self.rows.cpu().numpy(), "cols": self.cols.cpu().numpy()}
+            return {"accuracy": accuracy, "rows": self.rows.cpu().numpy(), "cols": self.cols.cpu().numpy()}

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokens.processes import Processes
+
 SHRINKAGE = 1e-3
 
 
@@ -36,6 +38,11 @@ class Moments:
             for variant in range(labels.shape[1]):
                 self.sums[axis][variant].index_add_(0, labels[:, variant, axis], x)
                 self.counts[axis][variant].index_add_(0, labels[:, variant, axis], torch.ones_like(x[:, 0]))
+
+    def share(self, processes: Processes) -> None:
+        """Add the sums of all processes."""
+        for sums in (self.second, self.total, *self.sums, *self.counts):
+            processes.total(sums)
 
     def discriminants(self, variant: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, " k"]]:
         """Weight and bias whose outputs are the linear discriminants of rows, then columns.

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from metrics.depth_error import DepthError
-from probes.heads import LayerHead, heads
+from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
 from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.processes import Processes
 from tokens.variants import OVER_NONE, base_of, label_of
 
 VARIANTS = ("test", "shuffled_labels")
@@ -43,7 +44,11 @@ class DepthProbe(lightning.LightningModule):
         patience: validations without improvement after which a head stops; without validation images all heads train
             until ``trainer.max_epochs``.
         seed: of initial weights and shuffled labels.
+
+    ``several_devices``: whether processes that see disjoint shares of the images end with the results of one.
     """
+
+    several_devices = True
 
     def __init__(
         self,
@@ -82,6 +87,7 @@ class DepthProbe(lightning.LightningModule):
         self._done: set[str] = set()
         self._validation: dict[str, Tensor] = {}
         self._moments: dict[str, RidgeMoments] = {}
+        self._maps: dict[str, np.ndarray] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
@@ -116,15 +122,16 @@ class DepthProbe(lightning.LightningModule):
         # a finished head keeps its best state whatever happens, so nothing needs to happen
         for layer in (layer for layer in batch.tokens if layer not in self._done):
             # keyed by the layer's own step: other layers may have more of them
-            tokens, labels = self._labelled(batch, layer, "train", self.trainer.current_epoch, self._seen[layer])
+            tokens, labels, count = self._labelled(batch, layer, "train", self.trainer.current_epoch, self._seen[layer])
             if self.closed_form:
                 self._moments_of(layer).update(tokens, labels)
-            elif len(tokens):
-                losses.append(self._losses(layer, tokens, labels).mean(0).sum())
+            elif count:
+                losses.append((self._losses(layer, tokens, labels).sum(0) / count).sum())
                 self._head(layer).steps += 1
         if not losses:
-            return None
-        loss = torch.stack(losses).sum()
+            return None if self.closed_form else nothing_to_learn()
+        # gradients are averaged over processes, and each has its part of the mean over tokens
+        loss = torch.stack(losses).sum() * Processes.current().count
         self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
         return loss
 
@@ -140,16 +147,19 @@ class DepthProbe(lightning.LightningModule):
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and squared error of every head."""
+        processes = Processes.current()
+        image = batch_idx * processes.count + processes.rank
         for layer in batch.tokens:
-            tokens, labels = self._labelled(batch, layer, "val", batch_idx)
+            tokens, labels, count = self._labelled(batch, layer, "val", image)
             loss = self._losses(layer, tokens, labels).double().sum(0)
             squares = (self._predict(layer, tokens) - labels).double().square().sum(0)
-            seen = torch.stack([loss, squares, torch.full_like(loss, len(tokens))])
+            seen = torch.stack([loss, squares, torch.full_like(loss, count)])
             self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best state of every head; stop when none can improve."""
-        for layer, (loss, squares, count) in self._validation.items():
+        empty = torch.zeros(3, len(VARIANTS), dtype=torch.float64, device=self.device)
+        for layer, (loss, squares, count) in shared_sums(self._validation, self.shapes, empty).items():
             # what a head keeps beside its best loss is called accuracy there; here it is the RMSE
             self._head(layer).judge(loss / count, (squares / count).sqrt(), self.patience, self.min_steps)
         self._validation.clear()
@@ -182,6 +192,7 @@ class DepthProbe(lightning.LightningModule):
             if label_of(layer):
                 gained = self._error("test", layer).gain(self._error("test", base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
+            self._maps[f"{layer}/error"] = self._error("test", layer).maps()["error"]
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
 
     @property
@@ -192,7 +203,7 @@ class DepthProbe(lightning.LightningModule):
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/error`` of the probes, see :meth:`DepthError.maps`."""
-        return {f"{layer}/error": self._error("test", layer).maps()["error"] for layer in self.shapes}
+        return dict(self._maps)
 
     def _depth(self, batch: TokenBatch, layer: str) -> Float[Tensor, " n"]:
         """Depth of tokens, NaN where it is missing."""
@@ -200,13 +211,17 @@ class DepthProbe(lightning.LightningModule):
         depth: Tensor = self._data.depth_at(layer, batch.photo[layer], batch.positions[layer])
         return depth
 
-    def _labelled(self, batch: TokenBatch, layer: str, *key: object) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n v"]]:
-        """Tokens whose depth is known, and the depths of every variant, in the order of VARIANTS."""
+    def _labelled(self, batch: TokenBatch, layer: str, *key: object) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n v"], int]:
+        """Tokens whose depth is known, the depths of every variant, in the order of VARIANTS, and how many such tokens the
+        batch has, in all processes."""
         depth = self._depth(batch, layer)
         known = depth.isfinite()
-        depth = depth[known]
-        shuffle = torch.randperm(len(depth), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
-        return batch.tokens[layer][known], torch.stack([depth, depth[shuffle.to(depth.device)]], dim=1)
+        labels = depth[known]
+        shuffle = torch.randperm(len(labels), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
+        variants = depth[:, None].repeat(1, len(VARIANTS))
+        variants[known] = torch.stack([labels, labels[shuffle.to(depth.device)]], dim=1)
+        here = batch.present(layer, known)
+        return batch.tokens[layer][here], batch.present(layer, variants)[here], len(labels)
 
     def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
         return huber_loss(self._predict(layer, tokens), labels, reduction="none", delta=DELTA)
@@ -233,6 +248,7 @@ class DepthProbe(lightning.LightningModule):
     def _solve(self) -> None:
         """Closed-form heads from the moments seen so far."""
         for layer, moments in self._moments.items():
+            moments.share(Processes.current())
             weight, bias = moments.solve()
             self._head(layer).weight.data[:, 0], self._head(layer).bias.data[:, 0] = weight.float(), bias.float()
         self._moments.clear()

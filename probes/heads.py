@@ -5,13 +5,14 @@ each ends exactly where it would alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokens.keyed import keyed_generator
+from tokens.processes import Processes
 from tokens.variants import base_of
 
 
@@ -74,6 +75,20 @@ class LayerHead(nn.Module):
 
     def _finished(self, patience: int, min_steps: int) -> Tensor:
         return (self.stale >= patience) & (self.steps >= min_steps)
+
+
+def shared_sums(sums: dict[str, Tensor], layers: Iterable[str], empty: Tensor) -> dict[str, Tensor]:
+    """Sums of each layer over all processes, so that all judge heads alike; ``empty`` stands for layers without any here."""
+    processes = Processes.current()
+    if processes.count == 1:
+        return sums
+    return {layer: processes.total(sums.get(layer, empty).clone()) for layer in layers}
+
+
+def nothing_to_learn() -> Tensor | None:
+    """What a step returns in which no head learns: nothing, or, since several processes may not leave out a step, a loss
+    that no head has a part in."""
+    return torch.zeros((), requires_grad=True) if Processes.current().count > 1 else None
 
 
 def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:

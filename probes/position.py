@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from metrics.coordinate_r2 import CoordinateR2
 from metrics.grid_accuracy import GridAccuracy, chance
 from probes.closed_form import Moments, coordinates
-from probes.heads import LayerHead, heads
+from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.processes import Processes
 from tokens.variants import OVER_NONE, base_of, label_of
 
 VARIANTS = ("test", "shuffled_labels", "random_partition")
@@ -45,7 +46,11 @@ class PositionProbe(lightning.LightningModule):
         patience: validations without improvement after which a head stops; without validation images all heads train
             until ``trainer.max_epochs``.
         seed: of initial weights and controls.
+
+    ``several_devices``: whether processes that see disjoint shares of the images end with the results of one.
     """
+
+    several_devices = True
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class PositionProbe(lightning.LightningModule):
         self._done: set[str] = set()
         self._validation: dict[str, Tensor] = {}
         self._moments: dict[str, Moments] = {}
+        self._maps: dict[str, np.ndarray] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
@@ -118,7 +124,8 @@ class PositionProbe(lightning.LightningModule):
         epoch = self.trainer.current_epoch
         # keyed by the layer's own step: other layers may have more of them
         labels = {
-            layer: self._labels(layer, where, "train", epoch, self._seen[layer]) for layer, where in batch.positions.items()
+            layer: batch.present(layer, self._labels(layer, where, "train", epoch, self._seen[layer]))
+            for layer, where in batch.positions.items()
         }
         if self.closed_form:
             for layer, tokens in batch.tokens.items():
@@ -126,12 +133,15 @@ class PositionProbe(lightning.LightningModule):
             return None
         # a finished head keeps its best state whatever happens, so nothing needs to happen
         active = [layer for layer in batch.tokens if layer not in self._done]
-        losses = [self._losses(layer, batch.tokens[layer], labels[layer]).sum() for layer in active]
+        losses = [
+            self._losses(layer, batch.tokens[layer], labels[layer], len(batch.positions[layer])).sum() for layer in active
+        ]
         if not losses:
-            return None
+            return nothing_to_learn()
         for layer in active:
             self._head(layer).steps += 1
-        loss = torch.stack(losses).sum()
+        # gradients are averaged over processes, and each has its part of the mean over tokens
+        loss = torch.stack(losses).sum() * Processes.current().count
         self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
         return loss
 
@@ -147,16 +157,19 @@ class PositionProbe(lightning.LightningModule):
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and axis accuracy of every head."""
+        processes = Processes.current()
+        image = batch_idx * processes.count + processes.rank
         for layer, tokens in batch.tokens.items():
-            labels = self._labels(layer, batch.positions[layer], "val", batch_idx)
-            loss = self._losses(layer, tokens, labels).double()
+            labels = self._labels(layer, batch.positions[layer], "val", image)
+            loss = self._losses(layer, tokens, labels, len(tokens)).double()
             right = (self._predict(layer, tokens) == labels).double().mean((0, 2))
             seen = torch.stack([loss, right, torch.ones_like(loss)])
             self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best state of every head; stop when none can improve."""
-        for layer, (loss, right, count) in self._validation.items():
+        empty = torch.zeros(3, len(VARIANTS), dtype=torch.float64, device=self.device)
+        for layer, (loss, right, count) in shared_sums(self._validation, self.shapes, empty).items():
             self._head(layer).judge(loss / count, right / count, self.patience, self.min_steps)
         self._validation.clear()
         self.log_dict(self._validated(), batch_size=1)
@@ -192,6 +205,8 @@ class PositionProbe(lightning.LightningModule):
             if label_of(layer):
                 gained = self._accuracy("test", layer).gain(self._accuracy("test", base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
+            tables = self._accuracy("test", layer).maps()
+            self._maps |= {f"{layer}/{name}": table for name, table in tables.items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
 
@@ -203,9 +218,7 @@ class PositionProbe(lightning.LightningModule):
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""
-        return {
-            f"{layer}/{name}": table for layer in self.shapes for name, table in self._accuracy("test", layer).maps().items()
-        }
+        return dict(self._maps)
 
     def _labels(self, layer: str, where: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
         """(row, col) labels of every variant, in the order of VARIANTS."""
@@ -216,14 +229,16 @@ class PositionProbe(lightning.LightningModule):
         classes = self.partitions[layer] = self.partitions[layer].to(where.device)
         return classes[where[:, 0] * self.shapes[layer][2] + where[:, 1]]
 
-    def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"]) -> Float[Tensor, " v"]:
-        """Mean loss per token of every variant."""
+    def _losses(
+        self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"], count: int
+    ) -> Float[Tensor, " v"]:
+        """Loss of every variant, summed over tokens, per ``count`` tokens."""
         outputs = self._head(layer)(tokens)
         if self.regresses:
-            return (outputs - self._coordinates(layer, labels)).square().sum(-1).mean(0)
+            return (outputs - self._coordinates(layer, labels)).square().sum(-1).sum(0) / count
         height = self.shapes[layer][1]
         parts = outputs[..., :height], outputs[..., height:]
-        losses = [_cross_entropy(part, labels[..., axis]) for axis, part in enumerate(parts)]
+        losses = [_cross_entropy(part, labels[..., axis]) / count for axis, part in enumerate(parts)]
         return torch.stack(losses).sum(0)
 
     def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Int[Tensor, "n v 2"]:
@@ -257,6 +272,7 @@ class PositionProbe(lightning.LightningModule):
     def _solve(self) -> None:
         """Closed-form heads from the moments seen so far."""
         for layer, moments in self._moments.items():
+            moments.share(Processes.current())
             head = self._head(layer)
             for i in range(len(VARIANTS)):
                 weight, bias = moments.ridge(i) if self.regresses else moments.discriminants(i)
@@ -279,9 +295,9 @@ class PositionProbe(lightning.LightningModule):
 
 
 def _cross_entropy(logits: Float[Tensor, "n v k"], labels: Int[Tensor, "n v"]) -> Float[Tensor, " v"]:
-    """Mean over tokens of −log softmax(logits)[label], for every variant."""
+    """Sum over tokens of −log softmax(logits)[label], for every variant."""
     chosen = logits.gather(-1, labels[..., None])[..., 0]
-    return (logits.logsumexp(-1) - chosen).mean(0)
+    return (logits.logsumexp(-1) - chosen).sum(0)
 
 
 def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:

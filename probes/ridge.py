@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.closed_form import SHRINKAGE
+from tokens.processes import Processes
 
 
 class RidgeMoments:
@@ -31,6 +32,11 @@ class RidgeMoments:
         self.second += x.T @ x
         self.target += y.sum(0)
         self.cross += x.T @ y
+
+    def share(self, processes: Processes) -> None:
+        """Add the sums of all processes."""
+        for sums in (self.count, self.total, self.second, self.target, self.cross):
+            processes.total(sums)
 
     def solve(self, shrinkage: float = SHRINKAGE) -> tuple[Float[Tensor, "v c"], Float[Tensor, " v"]]:
         """Weight and bias: w = (Σ + λI)⁻¹ cov(x, y), b = ȳ − wᵀx̄, Σ the covariance of tokens, λ = ``shrinkage`` · tr Σ / C."""

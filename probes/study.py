@@ -34,6 +34,8 @@ class StudyProbe(PositionProbe):
     Args: those of :class:`PositionProbe`.
     """
 
+    several_devices = False  # images are observed once, in the order of one stream
+
     @cached_property
     def measures(self) -> dict[str, "_Measure"]:
         """Layer → its similarities and norms, made where its first grid lies."""

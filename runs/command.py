@@ -1,12 +1,14 @@
 """The command line: ``resume=``, and one helpful sentence for a misspelt override before Hydra sees it."""
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -133,6 +135,40 @@ def check_types(cfg: DictConfig) -> None:
         least = 0 if key == "twins" else 1
         if not _fits(value, int) or value < least:
             raise InputError(f"Expected {key} to be an integer of at least {least}, but got {value!r}. Correct the value.")
+
+
+def check_devices(cfg: DictConfig, sweep: bool) -> None:
+    """Whether a run can have the devices it asks for.
+
+    Args:
+        cfg: of the run.
+        sweep: whether the run is a job of a multirun.
+
+    Raises:
+        InputError: a number of devices that is none, that is not there, or that the probe or a sweep cannot use.
+    """
+    count = cfg.trainer.get("devices", 1)
+    if not _fits(count, int) or count < 1:
+        raise InputError(f"Expected trainer.devices to be an integer of at least 1, but got {count!r}. Use trainer.devices=2.")
+    if count == 1:
+        return
+    if sweep:
+        raise InputError(f"Expected trainer.devices to be 1 in a sweep, whose jobs have one device each, but got {count}.")
+    if not getattr(get_object(cfg.probe._target_), "several_devices", False):
+        raise InputError(
+            f"Expected trainer.devices to be 1 for this probe, but got {count}. Only probe=position and probe=depth can share "
+            "their images among devices."
+        )
+    if cfg.datamodule.compare:
+        raise InputError(f"Expected trainer.devices to be 1 where mitigations are compared, but got {count}. Lower it.")
+    gpus = str(cfg.device) != "cpu" and torch.cuda.is_available()
+    if str(cfg.device).startswith("cuda:"):
+        raise InputError(
+            f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
+        )
+    there, what = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
+    if count > there:
+        raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")
 
 
 def _constructor(target: Any) -> Any:

@@ -13,7 +13,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from runs import devices
 from runs.record import circumstances
+from tokens.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +28,27 @@ class Measurement:
 
     def __init__(self, cfg: DictConfig) -> None:
         lightning.seed_everything(cfg.seed, verbose=False)
+        devices.choose(cfg)
         self.cfg = cfg
         cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
         self.data = instantiate(cfg.datamodule)
         self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos)
         device = self.data.backbone.device
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
-            accelerator=device.type,
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            logger=False,
-            default_root_dir=cfg.run_dir,
+            accelerator=device.type, logger=False, default_root_dir=cfg.run_dir, **devices.options(cfg, device)
         )
         self.seconds: dict[str, float] = {}
         self.complete = False
+        self._data: list[dict[str, Any]] = []
+
+    def prepare(self) -> None:
+        """Encode what the latent cache lacks, in one process per device, which begin here."""
+        devices.begin(self.trainer)
+        self.data.prepare_data()
 
     def run(self) -> None:
-        """Encode, train and test; a resumed run continues from the last checkpoint of its folder."""
+        """Encode, train and test, all processes together; a resumed run continues from the last checkpoint of its folder."""
+        self.prepare()
         checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
         resumed = self.cfg.resume and checkpoint.is_file()
         started = time.perf_counter()
@@ -55,6 +62,7 @@ class Measurement:
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
+        self._data = Processes.current().gathered(self.data.describe())
         self.complete = True
 
     def release(self) -> None:
@@ -82,8 +90,9 @@ class Measurement:
         """What is needed to run this again, and what it cost."""
         return (
             circumstances(self.cfg)
-            | self.data.describe()
+            | devices.merged(self._data or [self.data.describe()])
             | {
+                "devices": self.trainer.world_size,
                 "probe": type(self.probe).__name__.removesuffix("Probe").lower(),
                 "layers": list(self.data.layers),
                 "published_names": self.data.backbone.published_names(self.data.layers),

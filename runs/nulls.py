@@ -13,6 +13,7 @@ from scipy import stats
 from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
 from runs.record import decisive, digest, source_digest, write_atomically
+from tokens.processes import Processes
 
 log = logging.getLogger(__name__)
 # what of a twin is kept, and under which name
@@ -73,13 +74,16 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> tuple[dict[str,
         },
     )
     assert isinstance(twin, DictConfig)
+    processes = Processes.current()
     identity = digest([decisive(twin), {key: meta[key] for key in _DATA}, source_digest()])
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{identity}.json"
     beside = stored.with_suffix(".parquet")
     predicts = "predictions" in dir(get_object(cfg.probe._target_))
-    if stored.is_file() and (beside.is_file() or not predicts):
+    # all processes measure a twin, or none does, whatever each sees of the folder
+    if processes.gathered(stored.is_file() and (beside.is_file() or not predicts))[0]:
         log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
-        return json.loads(stored.read_text()), read_predictions(beside) if predicts else {}
+        found = json.loads(stored.read_text()) if processes.rank == 0 else {}
+        return found, read_predictions(beside) if predicts else {}
     log.info("Random weights, seed %d: measuring", twin.backbone.weights_seed)
     measurement = Measurement(twin)
     measurement.run()
@@ -90,7 +94,8 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> tuple[dict[str,
         if what in WHAT:
             kept[f"{WHAT[what]}/{rest}"] = value
     predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
-    _store(stored, kept, predictions)
+    if processes.rank == 0:
+        _store(stored, kept, predictions)
     return kept, predictions
 
 

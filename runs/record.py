@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
 # settings that say where and how fast, never what is measured
+DEVICES = ("devices", "strategy", "use_distributed_sampler")
 NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins")
 
 
@@ -74,7 +75,8 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
     kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in NEUTRAL}
-    kept["trainer"].pop("callbacks", None)
+    for name in ("callbacks", *DEVICES):
+        kept["trainer"].pop(name, None)
     return kept
 
 

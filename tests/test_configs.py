@@ -47,7 +47,8 @@ def test_every_choice_composes_and_matches_its_constructor(overrides: tuple[str,
         target = get_object(node._target_)
         parameters = inspect.signature(target).parameters
         given = {str(key) for key in node if not str(key).startswith("_")}
-        assert given <= set(parameters), f"{node._target_} does not take {given - set(parameters)}"
+        if node._target_ != "lightning.pytorch.strategies.DDPStrategy":  # passes the rest on to torch
+            assert given <= set(parameters), f"{node._target_} does not take {given - set(parameters)}"
         if not node.get("_partial_", False):
             required = {name for name, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD}
             assert required <= given, f"{node._target_} wants {required - given}"

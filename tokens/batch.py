@@ -6,11 +6,11 @@ feeds every layer's head.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -78,12 +78,20 @@ class TokenBatch(_Movable):
 
     tokens: layer → (N, C). positions: layer → (N, 2) long (row, col). masks: layer → token group → (N,) bool.
     photo: layer → (N,) index of the photograph a token comes from. N may differ between layers.
+
+    Where several processes share a batch, every one has all of its positions and photographs, but activations and masks of
+    some tokens only: here: layer → (M,) long, ascending, which of the N these M are. Empty where a batch is not shared.
     """
 
-    tokens: dict[str, Float[Tensor, "_n _c"]]
+    tokens: dict[str, Float[Tensor, "_m _c"]]
     positions: dict[str, Int[Tensor, "_n 2"]]
-    masks: dict[str, dict[str, Bool[Tensor, " _n"]]]
+    masks: dict[str, dict[str, Bool[Tensor, " _m"]]]
     photo: dict[str, Int[Tensor, " _n"]]
+    here: dict[str, Int[Tensor, " _m"]] = field(default_factory=dict)
+
+    def present(self, layer: str, values: Shaped[Tensor, "_n *rest"]) -> Shaped[Tensor, "_m *rest"]:
+        """Of a value per token of the batch those whose activations are here."""
+        return values[self.here[layer]] if self.here else values
 
 
 @dataclass(frozen=True)
