@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.latents import LatentEncoder, warn_if_unusual
 from datamodules.cache import LatentCache
+from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
 from tokens.errors import InputError
 
@@ -22,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class LatentStore:
-    """Item index → latent.
+    """Item index → latent. A source that gives latents itself is passed through: nothing is encoded or kept.
 
     Args:
-        images: where pixels come from.
+        images: where pixels, or latents, come from.
         encoder: runs on misses only.
         cache: where latents stay.
         seed: of posterior samples.
@@ -46,6 +47,8 @@ class LatentStore:
         self.encoded = 0
 
     def __getitem__(self, index: int) -> Float[Tensor, "c h w"]:
+        if isinstance(self.images, LatentSource):
+            return self.images.latent(index)
         latent = self.cache.get(*self._key(index))
         if latent is None:  # damaged or deleted since prepare()
             [latent] = self._encode({index: self.images[index]})
@@ -57,7 +60,8 @@ class LatentStore:
         Raises:
             InputError: an item cannot be decoded and the source's ``on_error`` is ``raise``.
         """
-        lacking = [index for index in indices if self.cache.get(*self._key(index)) is None]
+        given = isinstance(self.images, LatentSource)
+        lacking = [] if given else [index for index in indices if self.cache.get(*self._key(index)) is None]
         failed = self._encode_all(lacking)
         usable = [index for index in indices if index not in failed]
         if usable:

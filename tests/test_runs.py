@@ -22,8 +22,8 @@ from tokens.errors import InputError
         (["prob=position"], "got 'prob'. The nearest is 'probe'."),
         (
             ["images=fodler"],
-            "images to be one of folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, scenes, spair, but got "
-            "'fodler'. The nearest is 'folder'.",
+            "images to be one of constant, crops, flipped, folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, "
+            "scenes, spair, texture, texture_latents, but got 'fodler'. The nearest is 'folder'.",
         ),
         (
             ["backbone=sd1"],
