@@ -29,7 +29,10 @@ from tokens.errors import InputError
             ["backbone=sd1"],
             "backbone to be one of demo, local, sd14, sd15, sd21, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'",
         ),
-        (["probe=positon"], "probe to be one of correspondence, depth, position, statistics, study, but got 'positon'"),
+        (
+            ["probe=positon"],
+            "probe to be one of controls, correspondence, depth, position, statistics, study, but got 'positon'",
+        ),
         (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
         (["block"], "overrides of the form key=value, but got 'block'"),
         (["block=[mid"], "Quote globs and lists"),

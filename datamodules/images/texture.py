@@ -112,17 +112,20 @@ class LatentTextures(Textures):
 class Constants(Textures):
     """Pictures of one colour each: what is left where an image shows nothing at all.
 
-    Args: `size`, `limit` and `seed` of :class:`Textures`.
+    Args:
+        size, limit, seed: see :class:`Textures`.
+        grey: shades of grey instead of colours.
     """
 
-    def __init__(self, size: int = 512, limit: int = 160, seed: int = 0) -> None:
+    def __init__(self, size: int = 512, limit: int = 160, seed: int = 0, grey: bool = False) -> None:
         super().__init__(size, limit, seed)
+        self.grey = grey
 
     def __getitem__(self, index: int) -> Item:
         """A colour drawn at random."""
-        colour = torch.rand(3, 1, 1, generator=self._generator(index))
+        colour = torch.rand(1 if self.grey else 3, 1, 1, generator=self._generator(index))
         return {"image": colour.expand(3, self.size, self.size).contiguous(), "id": self.name(index)}
 
     def name(self, index: int) -> str:
-        """Seed and number."""
-        return f"constant-{self.seed}-{range(self.limit)[index]}"
+        """Kind, seed and number."""
+        return f"{'grey' if self.grey else 'constant'}-{self.seed}-{range(self.limit)[index]}"
