@@ -40,8 +40,8 @@ CONTRASTS: dict[str, tuple[str, tuple[str, str], tuple[tuple[str, str], ...]]] =
     "VAE input": ("[−1, 1] − [0, 1]", ("trained", "test"), (("vae_unit", "test"),)),
 }
 CAPTION = (
-    "Position accuracy in 8 bins per axis; ±: half of the 95 % interval over photographs, paired where two cells were tested on "
-    "the same ones (else independent); means over random weights include the spread over seeds. A: flip attribution, 1 is the "
+    "Position accuracy in 8 bins per axis; ±: half of the 95 % interval over photographs, paired where two cells were tested "
+    "on the same ones (else independent); means over random weights include the spread over seeds. A: flip attribution, 1 is the "
     "network's position, −1 the photographers'; – where there is no position to attribute."
 )
 
