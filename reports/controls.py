@@ -41,8 +41,8 @@ CONTRASTS: dict[str, tuple[str, tuple[str, str], tuple[tuple[str, str], ...]]] =
 }
 CAPTION = (
     "Position accuracy in 8 bins per axis; ±: half of the 95 % interval over photographs, paired where two cells were tested "
-    "on the same ones (else independent); means over random weights include the spread over seeds. A: flip attribution, 1 is the "
-    "network's position, −1 the photographers'; – where there is no position to attribute."
+    "on the same ones (else independent); means over random weights include the spread over seeds. A: flip attribution, 1 is "
+    "the network's position, −1 the photographers'; – where there is no position to attribute."
 )
 
 
