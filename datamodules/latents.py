@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.latents import LatentEncoder, warn_if_unusual
 from datamodules.cache import LatentCache
+from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
 from datamodules.images.viewed import Viewed
 from mitigations.views import View
@@ -25,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class LatentStore:
-    """Item index → latent.
+    """Item index → latent. A source that gives latents itself is passed through: nothing is encoded or kept.
 
     Args:
-        images: where pixels come from.
+        images: where pixels, or latents, come from.
         encoder: runs on misses only.
         cache: where latents stay.
         seed: of posterior samples.
@@ -49,6 +50,8 @@ class LatentStore:
         self.encoded = 0
 
     def __getitem__(self, index: int) -> Float[Tensor, "c h w"]:
+        if isinstance(self.images, LatentSource):
+            return self.images.latent(index)
         latent = self.cache.get(*self._key(index))
         if latent is None:  # damaged or deleted since prepare()
             [latent] = self._encode({index: self.images[index]})
@@ -62,7 +65,8 @@ class LatentStore:
         Raises:
             InputError: in every process, where an item cannot be decoded and the source's ``on_error`` is ``raise``.
         """
-        lacking = [index for index in processes.share(indices) if self.cache.get(*self._key(index)) is None]
+        own = [] if isinstance(self.images, LatentSource) else processes.share(indices)
+        lacking = [index for index in own if self.cache.get(*self._key(index)) is None]
         failed: set[int] = set()
         error = None
         try:

@@ -121,6 +121,11 @@ def check_types(cfg: DictConfig) -> None:
         node = cfg[name]
         raw = OmegaConf.to_container(node, resolve=False)
         hints = get_type_hints(_constructor(get_object(node._target_)))
+        if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:
+            raise InputError(
+                f"Expected {name}={node._target_.rpartition('.')[2]} to have a setting '{strange[0]}', but it has none. "
+                f"Choose another {name}=, or another cell of control=, which may bring {name} of its own."
+            )
         for key, hint in hints.items():
             if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
                 continue

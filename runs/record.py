@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
 # settings that say where and how fast, never what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
-NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins")
+NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
 
 
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
@@ -103,6 +103,7 @@ def circumstances(cfg: DictConfig) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hardware": _hardware(),
         "seed": cfg.seed,
+        "control": cfg.get("control"),
     }
 
 

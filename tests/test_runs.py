@@ -22,8 +22,8 @@ from tokens.errors import InputError
         (["prob=position"], "got 'prob'. The nearest is 'probe'."),
         (
             ["images=fodler"],
-            "images to be one of folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, scenes, spair, but got "
-            "'fodler'. The nearest is 'folder'.",
+            "images to be one of constant, crops, flipped, folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, "
+            "scenes, spair, texture, texture_latents, but got 'fodler'. The nearest is 'folder'.",
         ),
         (
             ["backbone=sd1"],
@@ -31,7 +31,7 @@ from tokens.errors import InputError
         ),
         (
             ["probe=positon"],
-            "probe to be one of content, correspondence, depth, position, statistics, study, but got 'positon'",
+            "probe to be one of content, controls, correspondence, depth, position, statistics, study, but got 'positon'",
         ),
         (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
         (["sweep=timestep"], "sweep to be one of layers, models, stages, timesteps, but got 'timestep'"),

@@ -1,0 +1,155 @@
+"""The same pictures without their photographers' habits: every one mirrored, rotated, or cropped at random. Step 1.
+
+Wrappers around another source. Whatever shows one photograph keeps its name, and so stays in one split.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from datamodules.images.given import LatentSource
+from datamodules.images.source import ImageSource, Item, check_limit
+from tokens.errors import InputError
+from tokens.keyed import keyed_generator
+
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # as it is, left to right, upside down, both
+SHARES = (0.5, 0.9)  # side of a random crop as a share of the picture's
+
+
+class _Wrapped:
+    """An image source made of `variants` pictures per item of another."""
+
+    kind: str
+
+    def __init__(self, images: ImageSource, size: int, limit: int | None, variants: int) -> None:
+        check_limit(limit)
+        if images.size != size:
+            raise InputError(f"Expected images of {size} pixels, but got {images.size}. Give both sources the same size.")
+        self.images, self.variants = images, variants
+        self.size, self.on_error = size, images.on_error
+        self.count = len(images) * variants if limit is None else min(limit, len(images) * variants)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """The picture's id and what was done to it."""
+        return f"{self.images.name(index // self.variants)}#{self.kind}{index % self.variants}"
+
+    def photo(self, index: int) -> str:
+        """That of the picture."""
+        return self.images.photo(index // self.variants)
+
+    def content_key(self, index: int) -> str:
+        """The picture's key and what was done to it."""
+        return f"{self.images.content_key(index // self.variants)}:{self.kind}{index % self.variants}"
+
+
+class FlipBalanced(_Wrapped):
+    """Every picture four times: as it is, mirrored left to right, upside down, and both.
+
+    What a photographer puts at the top is at the bottom just as often, so content says nothing of position in the mean.
+
+    Args:
+        images: the pictures.
+        size: of the pictures in pixels.
+        limit: number of items at most, four per picture; None takes all.
+
+    Raises:
+        InputError: another size than that of the pictures; a limit below 1.
+    """
+
+    kind = "flip"
+
+    def __init__(self, images: ImageSource, size: int = 512, limit: int | None = None) -> None:
+        super().__init__(images, size, limit, len(FLIPS))
+
+    def __getitem__(self, index: int) -> Item:
+        """The mirrored picture."""
+        item = self.images[index // self.variants]
+        return {"image": item["image"].flip(FLIPS[index % self.variants]), "id": self.name(index)}
+
+
+class RandomCrops(_Wrapped):
+    """Random squares of every picture, 50 to 90 % of its side, enlarged to its size.
+
+    Args:
+        images: the pictures.
+        size: of the pictures in pixels.
+        limit: number of items at most; None takes all.
+        crops: items per picture.
+        seed: of the squares.
+
+    Raises:
+        InputError: another size than that of the pictures; fewer than one crop; a limit below 1.
+    """
+
+    def __init__(self, images: ImageSource, size: int = 512, limit: int | None = None, crops: int = 1, seed: int = 0) -> None:
+        if crops < 1:
+            raise InputError(f"Expected images.crops to be at least 1, but got {crops}. Use images.crops=1.")
+        super().__init__(images, size, limit, crops)
+        self.seed, self.kind = seed, f"crop{seed}."
+
+    def __getitem__(self, index: int) -> Item:
+        """The enlarged square."""
+        item = self.images[index // self.variants]
+        generator = keyed_generator("crop", self.seed, self.name(index))
+        low, high = SHARES
+        side = round(self.size * (low + (high - low) * torch.rand((), generator=generator).item()))
+        top, left = (int(torch.randint(self.size - side + 1, (), generator=generator)) for _ in range(2))
+        square = item["image"][None, :, top : top + side, left : left + side]
+        enlarged = interpolate(square, size=(self.size, self.size), mode="bicubic", align_corners=False)
+        return {"image": enlarged[0].clamp(0, 1), "id": self.name(index)}
+
+
+class Rotated:
+    """The same pictures rotated by 180°, with the same ids: whatever is keyed by an id stays where it was.
+
+    Args:
+        images: the pictures.
+    """
+
+    def __init__(self, images: ImageSource) -> None:
+        self.images, self.size, self.on_error = images, images.size, images.on_error
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        """The rotated picture."""
+        item = self.images[index]
+        return {"image": item["image"].flip((-2, -1)), "id": item["id"]}
+
+    def name(self, index: int) -> str:
+        """The upright picture's id."""
+        return self.images.name(index)
+
+    def photo(self, index: int) -> str:
+        """The upright picture's photograph."""
+        return self.images.photo(index)
+
+    def content_key(self, index: int) -> str:
+        """The upright picture's key, marked."""
+        return f"{self.images.content_key(index)}:rotated"
+
+
+class RotatedLatents(Rotated):
+    """The same for a source that gives latents itself.
+
+    Args:
+        images: gives latents.
+    """
+
+    def __init__(self, images: LatentSource) -> None:
+        super().__init__(images)
+        self.latents = images
+
+    def latent(self, index: int) -> Float[Tensor, "c h w"]:
+        """The rotated latent."""
+        return self.latents.latent(index).flip((-2, -1))
+
+
+def rotated(images: ImageSource) -> Rotated:
+    """The pictures, or latents, of a source rotated by 180°."""
+    return RotatedLatents(images) if isinstance(images, LatentSource) else Rotated(images)

@@ -1,0 +1,151 @@
+"""The report of the controls: planted differences come back with intervals that know what is paired."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from rich.console import Console
+
+from reports.controls import CONTRASTS, cells, contrast, controls_table, difference, layers_of, write_controls
+from reports.run import Run
+from reports.waterfall import STEPS, controls_figure
+
+PHOTOS, TOKENS = 40, 128
+LEVELS = {
+    "trained": 0.6,
+    "random_0": 0.7,
+    "random_1": 0.68,
+    "random_2": 0.72,
+    "random_periodic": 0.65,
+    "random_circular": 0.125,
+}
+
+
+def cell(name: str, level: float, photos: str = "scene", other: float | None = None, layers: tuple[str, ...] = ("mid",)) -> Run:
+    """A run whose photographs differ in difficulty, alike in every cell."""
+    hard = np.random.default_rng(0).normal(0, 0.1, PHOTOS)
+    views = {"test": level, "rotated": level} | ({"other_noise": other} if other is not None else {})
+    right = np.stack([TOKENS * (value + hard - hard.mean()) for value in views.values()])
+    count = np.full(right.shape, float(TOKENS))
+    metrics, maps = {}, {"views": np.array(list(views)), "photos": np.array([f"{photos} {i}" for i in range(PHOTOS)])}
+    for layer in layers:
+        maps |= {f"{layer}/photo_right": right, f"{layer}/photo_count": count}
+        metrics |= {f"chance/{layer}/binned_accuracy/all": 0.125, f"test/{layer}/flip_attribution/all": 0.9}
+        for view, value in views.items():
+            ends = {"": value, "/ci_low": value - 0.03, "/ci_high": value + 0.03}
+            metrics |= {f"{view}/{layer}/binned_accuracy/all{end}": number for end, number in ends.items()}
+    meta = {"control": name, "complete": True, "layers": list(layers), "model": "tiny"}
+    return Run(metrics, meta, maps)
+
+
+@pytest.fixture
+def runs() -> list[Run]:
+    return [cell(name, level) for name, level in LEVELS.items()] + [cell("shared", 0.7, other=0.6)]
+
+
+def printed(runs: list[Run]) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(controls_table(runs))
+    return console.export_text()
+
+
+def test_planted_differences_come_back(runs: list[Run]) -> None:
+    known = cells(runs)
+    found = {name: contrast(known, name, "mid") for name in ("architecture", "noise", "learned")}
+    assert {name: each and round(each.value, 6) for name, each in found.items()} == {
+        "architecture": 0.525, "noise": 0.1, "learned": -0.1,
+    }  # fmt: skip
+    assert contrast(known, "content", "mid") is None, "its cell is missing"
+
+
+def test_pairing_takes_the_difficulty_of_photographs_away(runs: list[Run]) -> None:
+    known = cells(runs)
+    paired = contrast(known, "architecture", "mid")
+    elsewhere = cells([*runs, cell("random_circular", 0.125, photos="texture")])
+    alone = contrast(elsewhere, "architecture", "mid")
+    assert paired and alone and paired.paired and not alone.paired
+    assert paired.half < 1e-9 < 0.02 < alone.half
+    # two independent means of 40 photographs with a standard deviation of 0.1
+    assert alone.half == pytest.approx(1.96 * 0.1 * (2 / PHOTOS) ** 0.5, rel=0.25)
+    assert paired.value == pytest.approx(alone.value)
+
+
+def test_a_mean_over_seeds_has_their_spread_in_its_interval(runs: list[Run]) -> None:
+    learned = contrast(cells(runs), "learned", "mid")
+    # paired over photographs, so that only the t-interval of .70, .68, .72 is left: 4.303 · 0.02 / √3
+    assert learned and learned.half == pytest.approx(4.303 * 0.02 / 3**0.5, rel=1e-3)
+
+
+def test_the_steps_of_the_waterfall_add_up_to_the_trained_network(runs: list[Run]) -> None:
+    known = cells(runs)
+    steps = [difference(known, "mid", upper, lower) for _, upper, lower in STEPS]
+    assert sum(step.value for step in steps if step) == pytest.approx(LEVELS["trained"])
+
+
+def test_a_contrast_that_is_nothing_has_an_interval_around_zero() -> None:
+    covered = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        sides = []
+        for name in ("random_periodic", "random_circular"):
+            run = cell(name, 0.5)
+            run.maps["mid/photo_right"] = generator.binomial(TOKENS, 0.5, (2, PHOTOS)).astype(float)
+            sides.append(run)
+        found = contrast(cells(sides), "architecture", "mid")
+        assert found
+        covered += found.low <= 0 <= found.high
+    assert covered >= 34, "95 % of 40, short of three standard deviations"
+
+
+def test_the_table_has_every_cell_and_every_contrast_that_can_be_taken(runs: list[Run]) -> None:
+    text = printed(runs)
+    for name in (*LEVELS, "shared", "other noise", "chance", "architecture: zeros − circular", "+.525"):
+        assert name in text, name
+    assert "rotated" not in text and "content" not in text
+    assert "INCOMPLETE" not in text
+
+
+def test_runs_that_are_no_cells_are_left_out(runs: list[Run]) -> None:
+    unfinished, unnamed = cell("crops", 0.5), cell("texture", 0.5)
+    unfinished.meta["complete"] = False
+    unnamed.meta["control"] = None
+    assert set(cells([*runs, unfinished, unnamed])) == {*LEVELS, "shared"}
+    assert layers_of({}) == [] and controls_table([]).title == "Where position comes from: no cells"
+
+
+def test_only_layers_that_every_cell_has_are_compared() -> None:
+    runs = [cell("trained", 0.6, layers=("mid", "up_0")), cell("shuffled", 0.6)]
+    assert layers_of(cells(runs)) == ["mid"]
+
+
+@pytest.mark.parametrize("names", [tuple(LEVELS), ("trained",), ()])
+def test_the_figure_draws_what_there_is(names: tuple[str, ...]) -> None:
+    figure = controls_figure([cell(name, LEVELS[name], layers=("mid", "up_0")) for name in names])
+    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    if names:
+        assert labels[0] == "chance" and labels[-1] == "this\nnetwork"
+        assert len(labels) == (6 if len(names) > 1 else 2)
+        assert len(figure.axes[0].patches) == len(labels)
+    plt.close(figure)
+
+
+def test_the_csv_holds_cells_views_and_contrasts(runs: list[Run], tmp_path: Path) -> None:
+    write_controls(runs, tmp_path / "controls.csv")
+    with (tmp_path / "controls.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"test", "rotated", "other_noise", "flip_attribution", "contrast"}
+    [noise] = [row for row in rows if row["name"] == "noise"]
+    assert float(noise["value"]) == pytest.approx(0.1) and noise["paired"] == "True"
+    assert {row["name"] for row in rows if row["kind"] == "contrast"} < set(CONTRASTS)
+
+
+def test_every_cell_of_a_contrast_is_a_configuration() -> None:
+    configured = {path.stem for path in (Path(__file__).parent.parent / "configs" / "control").glob("*.yaml")}
+    sides = [upper for _, upper, _ in CONTRASTS.values()] + [side for _, _, lower in CONTRASTS.values() for side in lower]
+    assert {name for name, _ in sides} <= configured
+    for _, upper, lower in STEPS:
+        assert {name for name, _ in (*upper, *lower)} <= configured
