@@ -9,6 +9,7 @@ from datamodules.activations import ActivationDataModule
 from datamodules.images.balanced import rotated
 from datamodules.latents import LatentStore
 from datamodules.loader import Loader
+from datamodules.mitigated import MitigatedStream
 from datamodules.mixing import concatenate
 from datamodules.sampling import flattened
 from datamodules.stream import ActivationStream
@@ -27,11 +28,14 @@ class ControlsDataModule(ActivationDataModule):
     """
 
     @cached_property
-    def streams(self) -> dict[str, ActivationStream]:
+    def streams(self) -> dict[str, ActivationStream | MitigatedStream]:
         """View → its activations."""
         store = self.store
         turned = LatentStore(rotated(self.images), store.encoder, store.cache, self.seed, store.batch_size, store.num_workers)
-        streams = {"test": self.stream, "rotated": self._stream(turned, self.seed)}
+        streams: dict[str, ActivationStream | MitigatedStream] = {
+            "test": self.stream,
+            "rotated": self._stream(turned, self.seed),
+        }
         if self.backbone.noise.mode in REPEATED:
             streams["other_noise"] = self._stream(store, self.seed + 1)
         return streams
@@ -59,13 +63,14 @@ class ControlsDataModule(ActivationDataModule):
         """See the class."""
         return [self._tokens(stream) for stream in self.streams.values()]
 
-    def _stream(self, store: LatentStore, seed: int) -> ActivationStream:
-        whole = self.stream
-        return ActivationStream(
-            self.backbone, store, self.layers, whole.timestep, seed, whole.prompt, whole.batch_size, whole.labels
+    def _stream(self, store: LatentStore, seed: int) -> ActivationStream | MitigatedStream:
+        whole = self.raw
+        raw = ActivationStream(
+            self.backbone, store, whole.layers, whole.timestep, seed, whole.prompt, whole.batch_size, whole.labels
         )
+        return self.mitigations.through(raw)
 
-    def _tokens(self, stream: ActivationStream) -> "Loader[TokenBatch]":
+    def _tokens(self, stream: ActivationStream | MitigatedStream) -> "Loader[TokenBatch]":
         indices, size = self.split["test"], stream.batch_size
         groups = [indices[start : start + size] for start in range(0, len(indices), size)]
 

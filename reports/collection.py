@@ -11,7 +11,13 @@ from rich.console import Console
 
 from reports.comparison import comparison_figures
 from reports.comparison_table import best_table, write_tables
+from reports.controls import controls_tables, write_controls
+from reports.credibility_validation import credibility_tables
+from reports.credibility_validation import write as write_validation
+from reports.mitigations import WIDTH, mitigation_tables
+from reports.mitigations import write as write_mitigations
 from reports.run import Run
+from reports.waterfall import controls_figure
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
 
@@ -25,7 +31,8 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
         if reason:
             skipped[path] = reason
         else:
-            runs.append(Run.read(path, maps=False))
+            run = Run.read(path, maps=False)
+            runs.append(Run.read(path) if run.meta.get("control") else run)  # contrasts pair photographs, which maps hold
     return runs, skipped
 
 
@@ -52,7 +59,14 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
     The one place that chooses what a set of runs is shown as: a further kind of set is told by its runs' ``meta`` here.
     """
     paths = write_tables(runs, folder)
-    for name, figure in comparison_figures(runs).items():
+    figures = comparison_figures(runs)
+    if controls_tables(runs):
+        paths.append(folder / "controls.csv")
+        write_controls(runs, paths[-1])
+        figures["controls"] = controls_figure(runs)
+    for write in (write_mitigations, write_validation):
+        paths += write(runs, folder)
+    for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=130)
         plt.close(figure)
@@ -60,8 +74,10 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def show_runs(runs: list[Run], console: Console) -> None:
-    """Print the table of best layers; a narrow terminal folds cells and cuts none."""
-    console.print(best_table(runs))
+    """Print what a set of runs is about, or its table of best layers; a narrow terminal folds cells and cuts none."""
+    tables = [*controls_tables(runs), *mitigation_tables(runs), *credibility_tables(runs)]
+    for table in tables or [best_table(runs)]:
+        console.print(table, width=None if console.is_terminal else WIDTH)
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:

@@ -189,6 +189,11 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
 
 
+def controls_tables(runs: Sequence[Run]) -> list[Table]:
+    """:func:`controls_table`; nothing where no run is a cell."""
+    return [controls_table(runs)] if cells(runs) else []
+
+
 def write_controls(runs: Sequence[Run], path: Path) -> None:
     """Cells and contrasts as CSV: kind, name, layer, value, ci_low, ci_high, chance, paired."""
     known = cells(runs)
