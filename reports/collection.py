@@ -76,8 +76,10 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
 def show_runs(runs: list[Run], console: Console) -> None:
     """Print what a set of runs is about, or its table of best layers; a narrow terminal folds cells and cuts none."""
     tables = [*controls_tables(runs), *mitigation_tables(runs), *credibility_tables(runs)]
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
     for table in tables or [best_table(runs)]:
-        console.print(table, width=None if console.is_terminal else WIDTH)
+        console.print(table)
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:

@@ -55,15 +55,16 @@ def position_table(run: Run) -> Table:
 
 def show(run: Run, console: Console) -> None:
     """Print the table; where output is no terminal it is wide enough for every cell."""
-    width = None if console.is_terminal else 110
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
     if run.kind == "correspondence":
         for each in correspondence_tables(run):
-            console.print(each, width=width)
+            console.print(each)
         return
     table = {"statistics": statistics_table, "depth": depth_table, "content": content_table}.get(run.kind, position_table)(run)
-    console.print(table, width=width)
+    console.print(table)
     if run.kind == "study":
-        console.print(study_table(run), width=width)
+        console.print(study_table(run))
 
 
 def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
