@@ -35,7 +35,7 @@ CONTRASTS: dict[str, tuple[str, tuple[str, str], tuple[tuple[str, str], ...]]] =
     "framing": ("natural − random crops", ("trained", "test"), (("crops", "test"),)),
     "natural images": ("natural − 1/f texture", ("trained", "test"), (("texture", "test"),)),
     "border of texture": ("1/f texture, windows − periodic", ("texture", "test"), (("periodic", "test"),)),
-    "VAE": ("periodic texture − the same drawn as latents", ("periodic", "test"), (("no_vae", "test"),)),
+    "VAE": ("periodic texture − texture drawn as latents", ("periodic", "test"), (("no_vae", "test"),)),
     "VAE sample": ("mode − sample", ("trained", "test"), (("vae_sample", "test"),)),
     "VAE input": ("[−1, 1] − [0, 1]", ("trained", "test"), (("vae_unit", "test"),)),
 }

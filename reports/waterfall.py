@@ -19,7 +19,7 @@ UNTRAINED: Side = tuple((seed, "test") for seed in SEEDS)
 TRAINED: Side = (("trained", "test"),)
 # the accuracy reached, what was added to reach it, and from where
 STEPS: tuple[tuple[str, Side, Side], ...] = (
-    ("random weights,\nno border", NULL, ()),
+    ("untrained,\nno\nborder", NULL, ()),
     ("+ zero\npadding", PADDED, NULL),
     ("+ natural\nimages", UNTRAINED, PADDED),
     ("+ learned\nweights", TRAINED, UNTRAINED),
@@ -32,7 +32,7 @@ def controls_figure(runs: Sequence[Run]) -> Figure:
     known = cells(runs)
     layers = layers_of(known)
     names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in layers)]
-    height = max(2.8, 0.21 * len(names) + 0.9)
+    height = max(2.8, 0.17 * len(names) + 0.6)
     figure, axes = plt.subplots(
         max(1, len(layers)), 2, figsize=(12.5, height * max(1, len(layers)) + 0.8), squeeze=False, layout="constrained",
         gridspec_kw={"width_ratios": (1, 1.1)},
@@ -42,7 +42,7 @@ def controls_figure(runs: Sequence[Run]) -> Figure:
     for (left, right), layer in zip(axes, layers, strict=False):
         _waterfall(left, known, layer)
         _forest(right, known, layer, names)
-    axes[-1][1].set_xlabel("difference in position accuracy (8 bins), 95 % interval; grey: it includes 0")
+    axes[-1][1].set_xlabel("difference in position accuracy\n95 % interval; grey: it includes 0")
     if known:
         figure.suptitle(f"Where position comes from: {next(iter(known.values())).meta['model']}", fontsize=12)
     return figure
