@@ -18,16 +18,20 @@ from backbones.weights import random_unet
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
 
 
-def random_pipeline(model: str = "tiny", seed: int = 0, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def random_pipeline(
+    model: str = "tiny", seed: int = 0, dtype: torch.dtype = torch.float32, narrower: tuple[int, int] = (1, 1)
+) -> StableDiffusionPipeline:
     """A ``StableDiffusionPipeline`` with the U-Net of preset ``model`` (SD-1.x or 2.x shape) and random weights.
 
     The VAE is kl-f8-shaped: full width for full-width presets, a few channels for ``tiny``. Its scaling factor gives
     latents of white noise about unit scale. The text encoder is one small layer; the tokenizer knows single bytes.
+    ``narrower`` divides the widths of a full-width preset's U-Net and VAE.
     """
     config = preset_config(model)
+    config = config | {"block_out_channels": [width // narrower[0] for width in config["block_out_channels"]]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = _vae((8, 16, 16, 16) if model == "tiny" else (128, 256, 512, 512))
+        vae = _vae((8, 16, 16, 16) if model == "tiny" else tuple(width // narrower[1] for width in (128, 256, 512, 512)))
         tokenizer = _tokenizer()
         text_encoder = _text_encoder(tokenizer, config["cross_attention_dim"])
     return StableDiffusionPipeline(

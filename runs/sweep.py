@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # extras of pyproject.toml, by the plugin that a launcher's _target_ names
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 # a job asks for a GPU only where there is one, or Ray would wait for it for ever
+OmegaConf.register_new_resolver("either", lambda flag, yes, no: yes if flag else no, replace=True)
 OmegaConf.register_new_resolver("gpus_per_job", lambda: min(1, torch.cuda.device_count()), replace=True)
 
 

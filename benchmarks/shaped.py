@@ -1,0 +1,54 @@
+"""What is compared on: pipeline folders in Stable Diffusion's shape with random weights, and pictures of noise."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from backbones.latents import LOG_VARIANCE_FLOOR
+from backbones.random_pipeline import random_pipeline
+from datamodules.images.source import Item
+
+
+def write_pipeline(folder: Path, narrower: tuple[int, int]) -> Path:
+    """An SD-1.5-shaped pipeline with random weights, U-Net and VAE so many times narrower; written once.
+
+    The VAE is sure of its latents, so that a library which samples them gets the same ones as another that does not.
+    """
+    if not (folder / "model_index.json").is_file():
+        pipeline = random_pipeline("sd15", dtype=torch.float16, narrower=narrower)
+        with torch.no_grad():
+            moments = pipeline.vae.quant_conv
+            moments.weight[4:], moments.bias[4:] = 0.0, LOG_VARIANCE_FLOOR
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+class Pictures:
+    """Smooth noise in colour, a source of images for this project and of PIL pictures for others."""
+
+    on_error = "raise"
+
+    def __init__(self, count: int, size: int) -> None:
+        coarse = np.random.default_rng(0).integers(0, 256, (count, size // 32, size // 32, 3), dtype=np.uint8)
+        self.size = size
+        self.pictures = [Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC) for pixels in coarse]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Item:
+        pixels = torch.from_numpy(np.array(self.pictures[index])).permute(2, 0, 1)
+        return {"image": pixels.float() / 255, "id": self.name(index)}
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return str(index)
+
+    photo = name
+
+    def content_key(self, index: int) -> str:
+        """Digest of its pixels."""
+        return hashlib.sha256(self.pictures[index].tobytes()).hexdigest()

@@ -1,0 +1,60 @@
+"""Works that take turns, so that a machine that slows down slows all of them."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Timed:
+    """Seconds of every turn, on the clock and of processor time, and what the untimed first turn returned."""
+
+    first: Any = None
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Timed]:
+    """One untimed turn each, then ``rounds`` timed ones."""
+    timed = {name: Timed(work()) for name, work in works.items()}
+    for _ in range(rounds):
+        for name, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            timed[name].wall.append(time.perf_counter() - wall)
+            timed[name].cpu.append(time.process_time() - cpu)
+            del result
+    return timed
+
+
+def times_faster(slow: Timed, fast: Timed) -> tuple[float, float]:
+    """Median over turns of the ratio on the clock, and of processor time, which other work on the machine hardly changes."""
+    wall = statistics.median(a / b for a, b in zip(slow.wall, fast.wall, strict=True))
+    return wall, statistics.median(a / b for a, b in zip(slow.cpu, fast.cpu, strict=True))
+
+
+def matrix_product(side: int = 4096, dtype: torch.dtype = torch.bfloat16) -> Callable[[], torch.Tensor]:
+    """A product of two square matrices: 2 · side³ floating-point operations."""
+    left, right = torch.randn(2, side, side, dtype=dtype).unbind()
+    out = torch.empty_like(left)
+    return lambda: torch.mm(left, right, out=out)
+
+
+def hardware() -> str:
+    """Processor, threads and load of this machine, and the versions that matter."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    amx = "AMX, " if torch.cpu._is_amx_tile_supported() else ""
+    load = os.getloadavg()[0]
+    return f"{model}, {amx}{torch.get_num_threads()} threads, torch {torch.__version__}, load {load:.1f}"
