@@ -81,7 +81,7 @@ class LatentStore:
             self.skipped = [self.images.name(index) for index in sorted(failed)]
             log.warning("Skipped %d images that cannot be decoded: %s", len(failed), ", ".join(self.skipped))
         usable = [index for index in indices if index not in failed]
-        if usable:
+        if usable and not isinstance(self.images, Viewed):  # a view of pictures that were looked at may be grey
             warn_if_unusual(torch.stack([self[index] for index in usable[:16]]))
         return usable
 
