@@ -30,6 +30,7 @@ class LayerStatistics(nn.Module):
         images: images of the whole and of the cropped view.
         repeats: images of the views with other ``noise`` and at another ``timestep``.
         seed: of drawn tokens.
+        similar: also compare token distance with spatial distance (RSA), which is slow.
     """
 
     mean: Tensor
@@ -37,7 +38,14 @@ class LayerStatistics(nn.Module):
     content: Tensor
 
     def __init__(
-        self, shape: tuple[int, int, int], margin: int, fitted: TokenMeans, images: int, repeats: dict[str, int], seed: int
+        self,
+        shape: tuple[int, int, int],
+        margin: int,
+        fitted: TokenMeans,
+        images: int,
+        repeats: dict[str, int],
+        seed: int,
+        similar: bool = True,
     ) -> None:
         super().__init__()
         channels, height, width = shape
@@ -49,7 +57,7 @@ class LayerStatistics(nn.Module):
         self.cropped_similarity = GroupSimilarity(PARTS, images, centred=True)
         self.norms = TokenNorms(height, width, (*PARTS, "high_norm"), images)
         self.variance = PositionVariance(channels, height, width, images)
-        self.rsa = PositionRSA(images, seed=seed)
+        self.rsa = PositionRSA(images, seed=seed) if similar else None
         self.channels = ChannelEnergy(channels, images)
         self.high_norm = HighNormTokens(images)
         self.template_overlap = MaskOverlap(images)
@@ -69,7 +77,8 @@ class LayerStatistics(nn.Module):
         metrics: tuple[Metric, ...] = (self.similarity, self.norms, self.variance, self.channels, self.high_norm)
         for metric in metrics:
             metric.update(tokens)
-        self.rsa.update(tokens, image, photo)
+        if self.rsa is not None:
+            self.rsa.update(tokens, image, photo)
         self.template_overlap.update(masks["high_norm"], resembles(tokens, self.template))
         if "labelled" in masks:
             self.scored = True
@@ -98,7 +107,7 @@ class LayerStatistics(nn.Module):
         values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in key}
         values |= {f"cropped_{key}": value for key, value in self.cropped_similarity.compute().items()}
         for metric in (self.norms, self.variance, self.rsa, self.channels, self.high_norm):
-            values |= metric.compute()
+            values |= metric.compute() if metric is not None else {}
         for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
             values |= {f"{name}_{key}": value for key, value in overlap.compute().items()}  # type: ignore[operator]
         if self.floor is not None:

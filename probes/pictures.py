@@ -10,6 +10,7 @@ from torch import Tensor
 from tokens.batch import GridBatch
 from tokens.errors import InputError
 from tokens.similarity import token_similarity
+from tokens.variants import label_of
 
 SIDE = 32  # tokens a side of the grid in which a token is chosen
 
@@ -37,7 +38,7 @@ class Pictures:
         """Draw the first ``count`` images of the batch."""
         self.tables["pictured"] = batch.image[:count].cpu().numpy()
         self.tables["token"] = np.array([*self.token, SIDE])
-        for layer, grid in batch.grids.items():
+        for layer, grid in ((layer, grid) for layer, grid in batch.grids.items() if not label_of(layer)):
             self.tables[f"{layer}/similarity"] = token_similarity(grid[0], self.token, SIDE).cpu().numpy()
             self.tables[f"{layer}/components"] = components(grid[:count]).cpu().numpy()
             self.tables[f"{layer}/high_norm"] = batch.masks[layer]["high_norm"][:count].cpu().numpy()

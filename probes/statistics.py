@@ -93,11 +93,15 @@ class StatisticsProbe(lightning.LightningModule):
         repeated = {"noise": self._images(OTHER_NOISE), "timestep": self._images(OTHER_TIMESTEP)}
         self.layers = nn.ModuleDict(
             {
-                layer: LayerStatistics(shape, self.margins[layer], self._means(layer), measured, repeated, self.seed)
+                layer: LayerStatistics(
+                    shape, self.margins[layer], self._means(layer), measured, repeated, self.seed, not label_of(layer)
+                )
                 for layer, shape in self.shapes.items()
             }
         ).to(self.device)
-        self.cka = LinearCKA({layer: c for layer, (c, _, _) in self.shapes.items()}, measured, seed=self.seed).to(self.device)
+        self.cka = LinearCKA(
+            {layer: c for layer, (c, _, _) in self.shapes.items() if not label_of(layer)}, measured, seed=self.seed
+        ).to(self.device)
 
     def test_step(self, batch: GridBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update every layer's statistics with the view that the dataloader brings."""
@@ -111,7 +115,7 @@ class StatisticsProbe(lightning.LightningModule):
                 statistics.repeated(dataloader_idx == OTHER_NOISE, masks["high_norm"], batch.image)
         if dataloader_idx == WHOLE:
             assert self.cka is not None
-            self.cka.update(batch.grids)
+            self.cka.update({layer: grid for layer, grid in batch.grids.items() if not label_of(layer)})
             if batch_idx == 0 and self.pictured:
                 self.pictures.take(batch, self.pictured)
 

@@ -34,6 +34,11 @@ class Run:
         return list(self.meta["layers"])
 
     @property
+    def bases(self) -> list[str]:
+        """Measured layers themselves, without their variants behind mitigations."""
+        return [layer for layer in self.layers if "__" not in layer]
+
+    @property
     def kind(self) -> str:
         """What was measured: ``position``, ``statistics``, ``content``, …"""
         return str(self.meta.get("probe", "position"))

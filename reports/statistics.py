@@ -114,11 +114,11 @@ def norms_over_layers(run: Run) -> Figure:
 
 def cka_matrix(run: Run) -> Figure:
     """Debiased linear CKA between layers."""
-    side = max(4.5, 0.16 * len(run.layers) + 2)
+    side = max(4.5, 0.16 * len(run.bases) + 2)
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     image = axis.imshow(run.maps["cka"], vmin=0, vmax=1, cmap="magma")
-    axis.set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(run.layers)), run.layers, fontsize=7)
+    axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(run.bases)), run.bases, fontsize=7)
     figure.colorbar(image, ax=axis, shrink=0.8, label="debiased linear CKA")
     figure.suptitle(f"How alike are the layers? {run.setting}", fontsize=11)
     return figure
@@ -152,7 +152,7 @@ def similarity_sheet(picture: np.ndarray, maps: dict[str, np.ndarray], token: tu
 def similarity(run: Run) -> Figure:
     """Similarity of one token of the first image in every layer."""
     row, col, side = run.maps["token"].tolist()
-    maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.layers}
+    maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.bases}
     title = f"One token and all others of its image, centred; {run.setting}"
     return similarity_sheet(run.maps["pictures"][0], maps, (row, col), side, title)
 
@@ -182,7 +182,7 @@ def high_norm_tokens(run: Run) -> Figure:
 
 
 def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> Figure:
-    pictures, layers = run.maps["pictures"], _stages(run.layers)
+    pictures, layers = run.maps["pictures"], _stages(run.bases)
     size = (1.25 * (len(layers) + 1), 1.4 * len(pictures) + 0.6)
     figure, axes = plt.subplots(len(pictures), len(layers) + 1, figsize=size, squeeze=False, layout="constrained")
     for image, row in enumerate(axes):
