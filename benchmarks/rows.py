@@ -167,7 +167,7 @@ def memory(scale: Scale, folder: Path) -> Iterator[Row]:
     grown = {who: f"{low:.2f} → {high:.2f} GiB ({100 * (high / low - 1):+.0f} %)" for who, (low, high) in peaks.items()}
     yield Row(
         f"peak memory from {few} to {many} images", f"ours {grown['ours']}, theirs {grown['theirs']}",
-        "ours flat within 5 %; theirs grows", f"45 layers, U-Net {NARROW[0]} times narrower, 256 px, batches of 8, own processes",
+        "ours flat within 5 %; theirs grows", f"45 layers, U-Net {NARROW[0]} times narrower, 256 px, a process each",
     )  # fmt: skip
 
 
