@@ -26,6 +26,8 @@ check: install
 	$(BIN)/mypy
 
 bench: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.early_exit
 	$(BIN)/python -m benchmarks.matching
 	$(BIN)/python -m benchmarks.statistics_overhead

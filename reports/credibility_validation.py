@@ -17,7 +17,7 @@ from rich.table import Table
 from reports.credibility_cells import HARMS, RISKS, CredibilityCell, credibility_cells
 from reports.mitigated_layers import LEAST_PCK
 from reports.run import Run
-from reports.validation import Correlation, Validation, validation
+from reports.validation import FEWEST_CELLS, Correlation, Validation, validation
 
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#ad1a72", "#6940a5", "#e03e3e")
 MARKERS = "os^Dv<>P"
@@ -32,14 +32,14 @@ Found = dict[tuple[str, str], Validation]
 
 
 def credibility_tables(runs: Sequence[Run]) -> list[Table]:
-    """One table: every risk against both harms, and the verdict; empty where no cell has both kinds of runs."""
-    cells = credibility_cells(runs)
+    """One table: every risk against both harms, and the verdict; empty where fewer cells than a model needs have both runs."""
+    cells = _enough(runs)
     return [_table(cells, _validated(cells))] if cells else []
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
     """``credibility_validation.csv`` of cells, ``credibility_correlations.csv``, ``credibility_validation.png``, or nothing."""
-    cells = credibility_cells(runs)
+    cells = _enough(runs)
     if not cells:
         return []
     found = _validated(cells)
@@ -51,6 +51,12 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
     figure.savefig(paths[2], dpi=130)
     plt.close(figure)
     return paths
+
+
+def _enough(runs: Sequence[Run]) -> list[CredibilityCell]:
+    """The cells, if there are as many as one model needs."""
+    cells = credibility_cells(runs)
+    return cells if len(cells) >= FEWEST_CELLS else []
 
 
 def overall(found: Found) -> str:

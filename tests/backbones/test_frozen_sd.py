@@ -223,6 +223,13 @@ def test_the_image_at_fault_is_named(sd: FrozenSD) -> None:
         sd.grids(latents, ["cat", "dog", "cow"], ("conv_in", "mid"), timestep=50, seed=0, prompt="")
 
 
+def test_large_values_are_not_taken_for_infinite_ones_though_their_sum_is(sd: FrozenSD) -> None:
+    latents = torch.full((1, 4, 8, 8), 3e37)
+    assert latents.sum() == torch.inf
+    grids = sd.grids(latents, ["cat"], ("latent",), timestep=50, seed=0, prompt="")
+    assert torch.equal(grids["latent"], latents)
+
+
 def test_the_remedy_is_not_the_precision_already_in_use(sd: FrozenSD) -> None:
     with pytest.raises(InputError) as refusal:
         sd.grids(torch.full((1, 4, 8, 8), float("nan")), ["cat"], ("mid",), timestep=50, seed=0, prompt="")
