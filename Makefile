@@ -30,5 +30,7 @@ bench: install
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.early_exit
 	$(BIN)/python -m benchmarks.matching
+	$(BIN)/python -m benchmarks.mitigations
+	$(BIN)/python -m benchmarks.pair_memory
 	$(BIN)/python -m benchmarks.statistics_overhead
 	$(BIN)/python -m benchmarks.memory probe.solver=closed_form
