@@ -60,7 +60,7 @@ def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
     return go
 
 
-def test_a_run_leaves_everything_behind_and_repeats(launch, tmp_path: Path, capsys) -> None:
+def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
     run = launch("block=[latent,mid]", "twins=1")
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     meta = stored.pop("meta")
@@ -77,8 +77,6 @@ def test_a_run_leaves_everything_behind_and_repeats(launch, tmp_path: Path, caps
     with Image.open(tmp_path / "run" / "content_over_layers.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5, "a picture, not a blank sheet"
     assert "Linear content probe" in capsys.readouterr().out
-    again = launch("block=[latent,mid]", folder="again").metrics
-    assert again == {key: value for key, value in stored.items() if not key.startswith("random_weights/")}
 
 
 class Interrupt(Callback):
@@ -107,15 +105,6 @@ def test_a_run_interrupted_while_testing_resumes_to_the_same_numbers(launch, con
     cfg = configure(folder="cut")
     cfg.resume = cfg.run_dir
     assert train.run(cfg).metrics == whole.metrics
-
-
-def test_mitigations_stand_beside_their_layer_with_paired_gains(launch) -> None:
-    run = launch("mitigation=[canvas]", "datamodule.compare=true")
-    assert run.layers == ["mid", "mid__canvas"]
-    gain = run.metrics["gain_over_none/mid__canvas/content_r2/all"]
-    values = [run.metrics[f"test/{layer}/content_r2/all"] for layer in run.layers]
-    assert gain == pytest.approx(values[1] - values[0])
-    assert 0 < run.metrics["gain_over_none/mid__canvas/content_r2/all/p"] <= 1
 
 
 def test_a_protocol_without_validation_runs(launch) -> None:
