@@ -203,7 +203,7 @@ class ActivationDataModule(LightningDataModule):
         """What identifies the data in a run's record."""
         used = [i for name in ("train", "val", "test") for i in self.split[name]]
         return self.backbone.describe() | {
-            "dataset_fingerprint": self.store.fingerprint(used),
+            "dataset_fingerprint": self.store.fingerprint([*used, *(self.split["fit"] if self.mitigations.fits else [])]),
             "images": {name: len(indices) for name, indices in self.split.items()},
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": self.store.skipped,

@@ -39,7 +39,8 @@ def fit_or_recall(ways: Sequence[Way], stream: ActivationStream, fit: Sequence[i
         fitted_on: what the fit depends on besides the mitigations, the layers and the code.
     """
     options = [(way.label, [(type(s).__name__, s.options) for s in (way.extraction, *way.templates) if s]) for way in ways]
-    key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {stream.backbone.describe()} {_code()}")
+    backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.seed)}"
+    key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {backbone} {_code()}")
     file = stream.store.cache.root / "mitigations" / f"{key}.safetensors"
     device = stream.backbone.device
     with suppress(OSError, SafetensorError, RuntimeError, KeyError):
@@ -89,7 +90,7 @@ def _round(ways: Sequence[Way], depth: int, stream: ActivationStream, fit: Seque
         wanted = [_wanted(way, depth, fit) for way in members]
         for start in track(range(0, max(wanted), stream.batch_size), "fitting mitigations", transient=True):
             indices = fit[start : min(start + stream.batch_size, max(wanted))]
-            streams = [stream if view == View() else stream.viewed(view) for view in views]
+            streams = [stream.viewed(view) for view in views]
             shown = [grids_of(members[0].extraction, each, indices) for each in streams]
             for way, count in zip(members, wanted, strict=True):
                 _update(way, depth, shown, count - start)

@@ -12,7 +12,7 @@ from datamodules.ways import Way, grids_of
 from mitigations.chain import Chain
 from mitigations.configured import Configured
 from mitigations.mitigation import Mitigation
-from mitigations.saved import Saved, check_layers, read, save
+from mitigations.saved import check_layers, read, save
 from mitigations.views import View
 from tokens.batch import GridBatch
 from tokens.errors import InputError
@@ -44,7 +44,6 @@ class Mitigations:
             self.ways = [Way("", []), *(Way(label, [step]) for label, step in steps.items())]
         else:
             self.ways = [Way("", list(steps.values()))]
-        self.fitted_on: dict[str, Any] = {}
 
     @property
     def idle(self) -> bool:
@@ -86,13 +85,17 @@ class Mitigations:
                 "mitigation=saved mitigation.saved.folder=RUN."
             )
         images = stream.store.images
-        self.fitted_on = _circumstances(stream) | {"images": [digest(images.content_key(i)) for i in fit]}
-        tested = {digest(images.content_key(i)) for i in test}
+        fitted_on = _circumstances(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
+        tested = {digest(_picture(images.content_key(i))) for i in test}
         for way in self.ways:
-            self._begin(way, stream, tested)
+            if way.saved:
+                _read(way, stream, tested)
+            else:
+                _begin(way, stream, fitted_on)
         if self.fits:
             _check_apart([images.photo(i) for i in fit], [images.photo(i) for i in test])
-            fit_or_recall(self.ways, stream, fit, self.fitted_on)
+            content = digest("".join(images.content_key(i) for i in fit))
+            fit_or_recall([way for way in self.ways if not way.saved], stream, fit, fitted_on | {"content": content})
             log.info("Fitted mitigations on %d images.", len(fit))
 
     def through(self, stream: ActivationStream) -> "ActivationStream | MitigatedStream":
@@ -103,32 +106,11 @@ class Mitigations:
         """Write what is fitted, with what it was fitted on."""
         for way in self.ways:
             if any(chain.maps for chain in way.chains.values()):
-                save(folder / "mitigation" / way.label, way.chains, way.extraction, **self.fitted_on)
+                save(folder / "mitigation" / way.label, way.chains, way.extraction, **way.fitted_on)
 
     def describe(self, size: int) -> dict[str, Any]:
         """Label → what :meth:`Way.describe` says of a chain."""
         return {} if self.idle else {way.label or "none": way.describe(size) for way in self.ways}
-
-    def _begin(self, way: Way, stream: ActivationStream, tested: set[str]) -> None:
-        """Unfitted maps for every layer, or saved ones."""
-        if any(isinstance(step, Saved) for step in way.templates):
-            if len(way.templates) > 1 or way.extraction:
-                raise InputError("Expected mitigation=saved alone, but got it in a list. Fit the others anew instead.")
-            [step] = way.templates
-            way.extraction, chains, fitted_on = read(step.options["folder"], _circumstances(stream))
-            check_layers(list(chains), stream.layers, step.options["folder"])
-            if tested & set(fitted_on.get("images", [])):
-                raise InputError(
-                    f"Expected images that the mitigation in {step.options['folder']} was not fitted on, but "
-                    f"{len(tested & set(fitted_on['images']))} of the tested ones are among its fit images. Test on others."
-                )
-            way.chains = {layer: chains[layer].to(stream.backbone.device) for layer in stream.layers}
-            self.fitted_on = fitted_on
-        else:
-            for step in way.templates:
-                if isinstance(step, Mitigation):
-                    step.size = stream.store.images.size
-            way.chains = {layer: Chain([copy.deepcopy(step) for step in way.templates]) for layer in stream.layers}  # type: ignore[misc]
 
 
 class MitigatedStream:
@@ -156,16 +138,52 @@ class MitigatedStream:
 
     def _batch(self, indices: Sequence[int]) -> GridBatch:
         grids, masks, shown = {}, {}, {}
+        known: dict[View, GridBatch] = {}
         for way in self.mitigations.ways:
             source = way.label if way.extraction else ""
             if source not in shown:
-                shown[source] = grids_of(way.extraction, self.stream, indices)
+                shown[source] = grids_of(way.extraction, self.stream, indices, known)
             for layer, grid in shown[source].grids.items():
                 grids[way.name(layer)] = way.chains[layer].transform(grid)
                 masks[way.name(layer)] = shown[source].masks[layer]
         batch = next(iter(shown.values()))
         order = sorted(grids, key=lambda name: self.stream.layers.index(base_of(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
+
+
+def _begin(way: Way, stream: ActivationStream, fitted_on: dict[str, Any]) -> None:
+    """Unfitted maps for every layer."""
+    for step in way.templates:
+        if isinstance(step, Mitigation):
+            step.size = stream.store.images.size
+    way.fitted_on = fitted_on
+    way.chains = {layer: Chain([copy.deepcopy(step) for step in way.templates]) for layer in stream.layers}  # type: ignore[misc]
+
+
+def _read(way: Way, stream: ActivationStream, tested: set[str]) -> None:
+    """Saved maps for every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
+    if len(way.templates) > 1 or way.extraction:
+        raise InputError("Expected mitigation=saved alone, but got it in a list. Fit the others anew instead.")
+    folder, expected = way.templates[0].options["folder"], _circumstances(stream)
+    way.extraction, chains, way.fitted_on = read(folder, expected)
+    if lacking := sorted({*expected, "images"} - set(way.fitted_on)):
+        raise InputError(
+            f"Expected the mitigation in {folder} to say what it was fitted on, but it does not name {', '.join(lacking)}. "
+            "Save it by a run, or use it in your own code."
+        )
+    check_layers(list(chains), stream.layers, folder)
+    if both := tested & set(way.fitted_on["images"]):
+        raise InputError(
+            f"Expected images that the mitigation in {folder} was not fitted on, but {len(both)} of the tested ones are among "
+            "its fit images. Test on others."
+        )
+    way.chains = {layer: chains[layer].to(stream.backbone.device) for layer in stream.layers}
+
+
+def _picture(key: str) -> str:
+    """What of an item's content key says which picture it shows, at any size and in any crop."""
+    parts = key.split(":")
+    return ":".join(parts[: {"file": 2, "scenes": 4}.get(parts[0], len(parts))])
 
 
 def _check_apart(fit: Sequence[str], test: Sequence[str]) -> None:
@@ -182,5 +200,7 @@ def _circumstances(stream: ActivationStream) -> dict[str, Any]:
     """What a mitigation is bound to besides its layer."""
     described = stream.backbone.describe()
     found = {key: described[key] for key in BOUND if key in described}
+    vae = stream.backbone.encoder.vae.config
     found |= {"timestep": stream.timestep, "prompt": stream.prompt, "size": stream.store.images.size}
+    found |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
     return found | ({"noise_seed": stream.seed} if described["noise"] in ("shared", "rolled") else {})

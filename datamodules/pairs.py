@@ -228,7 +228,7 @@ class PairDataModule(LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data in a run's record."""
-        used = sorted(self._usable or ())
+        used = sorted(self._usable or ())  # fit images, too
         pairs = {split: self.pairs(split) for split in self._splits}
         return self.backbone.describe() | {
             "dataset_fingerprint": _digest(self.store.fingerprint(used), pairs),

@@ -46,6 +46,7 @@ class ActivationStream:
     ) -> None:
         self.labels = labels
         self.view = view
+        self._views: dict[View, ActivationStream] = {}
         self.backbone = backbone
         self.store = store
         self.layers = layers
@@ -73,7 +74,14 @@ class ActivationStream:
             yield batch
 
     def viewed(self, view: View) -> "ActivationStream":
-        """A stream of the same images, shown as ``view`` says."""
+        """The stream of the same images, shown as ``view`` says."""
+        if view == self.view:
+            return self
+        if view not in self._views:
+            self._views[view] = self._made(view)
+        return self._views[view]
+
+    def _made(self, view: View) -> "ActivationStream":
         return ActivationStream(
             self.backbone,
             self.store.viewed(view),

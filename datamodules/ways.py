@@ -1,6 +1,6 @@
 """Way: one chain of mitigations at every layer, and the grids it starts from. Data path step 6."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from anomalies.groups import token_groups
@@ -23,6 +23,8 @@ class Way:
         self.extraction = steps[0] if steps and isinstance(steps[0], Extraction) else None
         self.templates = list(steps[1:] if self.extraction else steps)
         self.chains: dict[str, Chain] = {}
+        self.fitted_on: dict[str, Any] = {}
+        self.saved = any(isinstance(step, Saved) for step in self.templates)
         for step in self.templates:
             if isinstance(step, Extraction):
                 raise InputError(
@@ -50,12 +52,23 @@ class Way:
         return any(isinstance(step, Mitigation) and step.fit_images != 0 for step in self.templates)
 
 
-def grids_of(extraction: Extraction | None, stream: ActivationStream, indices: Sequence[int]) -> GridBatch:
-    """Grids of these images, the passes of an extraction merged, with the token groups of what came out."""
+def grids_of(
+    extraction: Extraction | None,
+    stream: ActivationStream,
+    indices: Sequence[int],
+    known: MutableMapping[View, GridBatch] | None = None,
+) -> GridBatch:
+    """Grids of these images, the passes of an extraction merged, with the token groups of what came out.
+
+    ``known`` are the passes that these images have taken already; the plain one is added.
+    """
+    known = {} if known is None else known
     if extraction is None:
-        return joined(list(stream(indices)))
+        known[View()] = joined(list(stream(indices)))
+        return known[View()]
     size = stream.store.images.size
-    passes = [joined(list(stream.viewed(view)(indices))) for view in extraction.views(size)]
+    views = extraction.views(size)
+    passes = [known[view] if view in known else joined(list(stream.viewed(view)(indices))) for view in views]
     grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.layers}
     masks = {layer: token_groups(grid) for layer, grid in grids.items()}
     return GridBatch(grids, masks, passes[0].image, passes[0].photo)

@@ -22,7 +22,8 @@ class ShiftAnova(Mitigation):
     Means over images, least squares by conjugate gradients to a residual of 1e-6, and of all solutions the g of least norm:
     with windows ``step`` pixels apart a g that repeats every step/stride tokens explains nothing that an f would not, so its
     mean over all tokens of one row and column modulo step/stride is 0. Where stride = step only the mean of g is lost so.
-    What photographers put at a place stays, and μ with it.
+    What photographers put at a place stays, and μ with it. Every window has noise of its own, also where images share theirs:
+    what a shared noise tensor writes is no part of g.
 
     Args:
         larger: pixels by which the picture is larger than the windows, a multiple of ``step``; 9 windows at the shifts
@@ -45,7 +46,8 @@ class ShiftAnova(Mitigation):
         if larger <= step or larger % step:
             raise InputError(f"Expected larger to be a multiple of step ({step}) above it, but got {larger}. Use {3 * step}.")
         self.larger, self.step, self.fit_images = larger, step, images
-        self.fit_views = tuple(View(window=(top, left), larger=larger) for top, left in product((0, step, larger), repeat=2))
+        windows = enumerate(product((0, step, larger), repeat=2))
+        self.fit_views = tuple(View(window=(top, left), larger=larger, draw=draw) for draw, (top, left) in windows)
         self._sums: tuple[Tensor, Tensor, int] | None = None
 
     def update(self, *grids: Float[Tensor, "b c h w"]) -> None:

@@ -117,8 +117,8 @@ def check_types(cfg: DictConfig) -> None:
     Raises:
         InputError: a value of another type, or a number out of range that no constructor sees.
     """
-    for name in ("images", "backbone", "datamodule", "probe"):
-        node = cfg[name]
+    nodes = {name: cfg[name] for name in ("images", "backbone", "datamodule", "probe")}
+    for name, node in (nodes | {f"mitigation.{label}": each for label, each in cfg.mitigation.items()}).items():
         raw = OmegaConf.to_container(node, resolve=False)
         hints = get_type_hints(_constructor(get_object(node._target_)))
         if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:

@@ -44,6 +44,9 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
         meta: of the measured network's run.
         probe: that was measured.
     """
+    if any(str(each.get("_target_", "")).endswith("mitigations.Saved") for each in cfg.mitigation.values()):
+        log.info("No random-weights twin: a saved mitigation belongs to the network it was fitted on.")
+        return {}
     measured = [_twin(cfg, meta, number) for number in range(cfg.twins)]
     twins = [results for results, _ in measured]
     gains = probe.compare([predictions for _, predictions in measured]) if isinstance(probe, Predicts) and measured else {}

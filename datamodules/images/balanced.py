@@ -91,6 +91,10 @@ class RandomCrops(_Wrapped):
         super().__init__(images, size, limit, crops)
         self.seed, self.kind = seed, f"crop{seed}."
 
+    def content_key(self, index: int) -> str:
+        """The picture's key, and its id, which chooses the square."""
+        return f"{super().content_key(index)}:{self.name(index)}"
+
     def __getitem__(self, index: int) -> Item:
         """The enlarged square."""
         item = self.images[index // self.variants]

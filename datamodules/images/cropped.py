@@ -1,5 +1,6 @@
 """The same pictures without their margin: what a network makes of content that used to lie further inside."""
 
+from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
 from tokens.errors import InputError
 
@@ -17,6 +18,8 @@ class Cropped:
     """
 
     def __init__(self, images: ImageSource, margin: int) -> None:
+        if isinstance(images, LatentSource):
+            raise InputError(f"Expected pictures to crop, but {type(images).__name__} has latents only. Use images=texture.")
         if margin < 0:
             raise InputError(f"Expected a margin of at least 0 pixels, but got {margin}. Use a positive number.")
         if images.size - 2 * margin < SMALLEST:

@@ -1,16 +1,27 @@
 """The same pictures as a mitigation wants them shown: shifted, mirrored, padded, or as a window of a larger rendering."""
 
 import copy
+import hashlib
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
+from mitigations import views
 from mitigations.views import View
+from tokens.errors import InputError
 
 
 class Viewed:
     """An image source whose pictures are shown as a :class:`~mitigations.views.View` says; items keep their ids."""
 
     def __init__(self, images: ImageSource, view: View) -> None:
+        if isinstance(images, LatentSource) and view.shows != View():
+            raise InputError(
+                f"Expected pictures to show in another way, but {type(images).__name__} has latents only. "
+                "Use images=texture, or a mitigation that takes no passes of its own."
+            )
         self.images = resized(images, images.size + view.larger) if view.larger else images
         self.view = view
         self.size, self.on_error = images.size + 2 * view.margin, images.on_error
@@ -37,7 +48,14 @@ class Viewed:
         parts = {"shift": shown.shift, "flip": shown.flip, "margin": shown.margin, "window": shown.window}
         if shown.empty:
             return f"empty:{self.size}"
-        return f"{self.images.content_key(index)}:" + ",".join(f"{key}={value}" for key, value in parts.items() if value)
+        done = ",".join(f"{key}={value}" for key, value in parts.items() if value)
+        return f"{self.images.content_key(index)}:{done}:larger={shown.larger}:{_drawing()}"
+
+
+@cache
+def _drawing() -> str:
+    """Digest of the code that shows pictures: latents of older ones are not taken for today's."""
+    return hashlib.blake2b(Path(views.__file__).read_bytes(), digest_size=6).hexdigest()
 
 
 def resized(images: ImageSource, size: int) -> ImageSource:
