@@ -155,7 +155,7 @@ def test_fit_images_of_two_shapes_are_refused() -> None:
         PositionMean().fit([grids(2, 24, 8, 8), grids(2, 24, 6, 6)])
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"none"}))
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"none", "saved"}))
 def test_every_choice_is_a_node_of_its_own_name_with_the_constructors_defaults(name: str) -> None:
     node = OmegaConf.load(CONFIGS / f"{name}.yaml")
     assert list(node) == [name]
@@ -167,4 +167,5 @@ def test_every_choice_is_a_node_of_its_own_name_with_the_constructors_defaults(n
 
 def test_every_class_has_a_choice() -> None:
     targets = {OmegaConf.load(path)[path.stem]["_target_"] for path in CONFIGS.glob("*.yaml") if path.stem != "none"}
-    assert {f"mitigations.{name}" for name in mitigations.__all__} <= targets
+    classes = {name for name in mitigations.__all__ if isinstance(getattr(mitigations, name), type)}
+    assert {f"mitigations.{name}" for name in classes - {"Extraction", "Mitigation"}} == targets
