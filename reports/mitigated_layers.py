@@ -128,8 +128,10 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if row.control:
         return "control"
     position, pck = row.cells.get(POSITION), row.cells.get(PCK)
-    if position is None or math.isnan(position.p_holm):
+    if position is None:
         return "position missing"
+    if math.isnan(position.p_holm):
+        return "too few images"
     if not (position.significant and position.gain < 0):
         return "no: position stays"
     control = counterpart(layer, row)
@@ -140,7 +142,7 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if not beyond(position, control.cells[POSITION]):
         return f"no: not beyond {control.label}"
     if pck is None or math.isnan(pck.p_holm):
-        return "PCK missing"
+        return "PCK missing" if pck is None else "too few pairs"
     return "yes" if layer.none.cells[PCK].value >= LEAST_PCK else f"PCK below {LEAST_PCK:.0%}"
 
 
