@@ -117,7 +117,7 @@ class DepthError(Metric):
         for i, group in ((i, self.groups[i]) for i in alike):
             for k, kind in enumerate(KINDS):
                 gained = float(mean[i, k] - base[i, k])
-                units = np.count_nonzero(count[:, i])
+                units = int(np.count_nonzero(count[:, i]))
                 found |= resampled_gain(f"{kind}/{group}", gained, own[:, i, k] - others[:, i, k], units)
         return found
 
