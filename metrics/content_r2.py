@@ -83,7 +83,8 @@ class ContentR2(Metric):
         found: dict[str, float] = {}
         for i, group in enumerate(self.groups):
             if self.count[:, i].equal(other.count[:, i]):
-                found |= resampled_gain(f"{KIND}/{group}", float(difference[i]), own[:, i] - others[:, i])
+                units = int((self.count[:, i] > 0).sum())
+                found |= resampled_gain(f"{KIND}/{group}", float(difference[i]), own[:, i] - others[:, i], units)
         return found
 
     @property

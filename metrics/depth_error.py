@@ -117,7 +117,8 @@ class DepthError(Metric):
         for i, group in ((i, self.groups[i]) for i in alike):
             for k, kind in enumerate(KINDS):
                 gained = float(mean[i, k] - base[i, k])
-                found |= resampled_gain(f"{kind}/{group}", gained, own[:, i, k] - others[:, i, k])
+                units = int(np.count_nonzero(count[:, i]))
+                found |= resampled_gain(f"{kind}/{group}", gained, own[:, i, k] - others[:, i, k], units)
         return found
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:

@@ -138,7 +138,8 @@ class GridAccuracy(Metric):
             for k, kind in enumerate(KINDS):
                 total = count[:, i, k].sum() if self.count[:, i].equal(other.count[:, i]) else 0
                 gained = right[:, i, k].sum() / total if total else np.nan
-                found |= resampled_gain(f"{kind}/{group}", float(gained), resampled[:, i, k])
+                units = int(np.count_nonzero(count[:, i, k]))
+                found |= resampled_gain(f"{kind}/{group}", float(gained), resampled[:, i, k], units)
         return found
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:

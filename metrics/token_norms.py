@@ -95,13 +95,17 @@ class TokenNorms(Metric):
         ]
         return whole, torch.stack(folds)
 
+    def per_fold(self) -> dict[str, Float[Tensor, " folds"]]:
+        """``relative_norm/<group>`` of every fold, NaN where none of its images has such tokens; of this device's images."""
+        return {f"relative_norm/{group}": self.ratio[:, i] / self.number[:, i] for i, group in enumerate(self.groups)}
+
     def compute(self) -> dict[str, float]:
         """Relative norms and ``/n`` (images that have such tokens), ``norm_icc/all``; intervals from 40 images on."""
         values: dict[str, float] = {}
-        for i, group in enumerate(self.groups):
-            key, total, number = f"relative_norm/{group}", self.ratio[:, i], self.number[:, i]
-            measured = with_interval(key, total.sum() / number.sum(), total / number, self.seen)
-            values |= measured | ({f"{key}/n": int(number.sum())} if measured else {})
+        for i, (key, folds) in enumerate(self.per_fold().items()):
+            number = self.number[:, i].sum()
+            measured = with_interval(key, self.ratio[:, i].sum() / number, folds, self.seen)
+            values |= measured | ({f"{key}/n": int(number)} if measured else {})
         return values | with_interval("norm_icc/all", *self._icc(), self.seen)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:

@@ -118,7 +118,7 @@ class LayerStatistics(nn.Module):
         return values | self._credibility()
 
     def gain(self, other: "LayerStatistics") -> dict[str, float]:
-        """The risks and the credibility of this layer minus another's of the same images, see :func:`fold_gain`."""
+        """Risks, credibility and relative norms of this layer minus another's of the same images, see :func:`fold_gain`."""
         (own, own_folds), (theirs, their_folds) = (
             (parts | {"credibility": credibility(*parts.values())}, folds | {"credibility": credibility(*folds.values())})
             for parts, folds in (self._risks(), other._risks())
@@ -126,6 +126,11 @@ class LayerStatistics(nn.Module):
         found: dict[str, float] = {}
         for name in own:
             found |= fold_gain(f"{name}/all", own[name].item(), theirs[name].item(), own_folds[name], their_folds[name])
+        (norms, norm_folds), (their_norms, their_norm_folds) = (
+            (each.norms.compute(), each.norms.per_fold()) for each in (self, other)
+        )
+        for key in (key for key in norm_folds if key in norms and key in their_norms):  # a group may have no tokens
+            found |= fold_gain(key, norms[key], their_norms[key], norm_folds[key], their_norm_folds[key])
         return found
 
     def _credibility(self) -> dict[str, float]:

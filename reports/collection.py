@@ -11,13 +11,14 @@ from rich.console import Console
 
 from reports.comparison import comparison_figures
 from reports.comparison_table import best_table, write_tables
+from reports.control_groups import control_groups
 from reports.controls import controls_tables, write_controls
 from reports.credibility_validation import credibility_tables
 from reports.credibility_validation import write as write_validation
 from reports.mitigations import WIDTH, mitigation_tables
 from reports.mitigations import write as write_mitigations
 from reports.run import Run
-from reports.waterfall import controls_figure
+from reports.waterfall import controls_figures
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
 
@@ -60,10 +61,10 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
     """
     paths = write_tables(runs, folder)
     figures = comparison_figures(runs)
-    if controls_tables(runs):
+    if groups := control_groups(runs):
         paths.append(folder / "controls.csv")
-        write_controls(runs, paths[-1])
-        figures["controls"] = controls_figure(runs)
+        write_controls(groups, paths[-1])
+        figures |= controls_figures(groups)
     for write in (write_mitigations, write_validation):
         paths += write(runs, folder)
     for name, figure in figures.items():

@@ -96,7 +96,8 @@ def _half(run: Run, layer: str, what: str = "test") -> str:
 def _gain(run: Run, layer: str) -> str:
     value = run.value("gain_over_none", layer, KIND)
     sign = "" if value is None or value < 0 else "+"
-    return "" if value is None else f"{sign}{_number(value)} ± {_half(run, layer, 'gain_over_none')}"
+    half = _half(run, layer, "gain_over_none")  # none from few photographs
+    return "" if value is None else f"{sign}{_number(value)}" + (f" ± {half}" if half else "")
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
+from reports.control_groups import control_groups
 from reports.run import Run
 
 RESAMPLES = 2000
@@ -59,15 +60,6 @@ class Estimate:
     def half(self) -> float:
         """Half of the interval."""
         return (self.high - self.low) / 2
-
-
-def cells(runs: Sequence[Run]) -> dict[str, Run]:
-    """Cell → its run: complete ones of ``probe=controls`` with a ``control``; the last where there are several."""
-    return {
-        str(run.meta["control"]): run
-        for run in runs
-        if run.meta.get("control") and run.meta["complete"] and "photos" in run.maps
-    }
 
 
 def layers_of(runs: dict[str, Run]) -> list[str]:
@@ -135,13 +127,11 @@ def _seed_variance(side: list[np.ndarray]) -> float:
     return float(stats.t.ppf(0.975, len(side) - 1) * np.std([values[0] for values in side], ddof=1) / len(side) ** 0.5)
 
 
-def controls_table(runs: Sequence[Run]) -> Table:
-    """Accuracy and flip attribution of every cell, then the contrasts, for every layer."""
-    known = cells(runs)
+def controls_table(title: str, known: dict[str, Run]) -> Table:
+    """Accuracy and flip attribution of every cell of a group, then the contrasts, for every layer."""
     layers = layers_of(known)
-    first = next(iter(known.values()), None)
     table = Table(
-        title=f"Where position comes from: {first.meta['model'] if first else 'no cells'}",
+        title=f"Where position comes from: {title}",
         caption=CAPTION,
         title_justify="left",
         caption_justify="left",
@@ -153,8 +143,8 @@ def controls_table(runs: Sequence[Run]) -> Table:
     for layer in layers:
         for header in (layer, "±", "A "):
             table.add_column(header, no_wrap=True, justify="right")
-    if first:
-        table.add_row("chance", *(_part(first.value("chance", layer, "binned_accuracy")) for layer in layers), style="dim")
+    first = next(iter(known.values()))
+    table.add_row("chance", *(_part(first.value("chance", layer, "binned_accuracy")) for layer in layers), style="dim")
     for cell, run in known.items():
         for view in run.maps["views"].tolist():
             if view != "rotated":  # A says it
@@ -190,13 +180,22 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def controls_tables(runs: Sequence[Run]) -> list[Table]:
-    """:func:`controls_table`; nothing where no run is a cell."""
-    return [controls_table(runs)] if cells(runs) else []
+    """:func:`controls_table` of every group; nothing where no run is a cell."""
+    return [controls_table(title, known) for title, known in control_groups(runs).items()]
 
 
-def write_controls(runs: Sequence[Run], path: Path) -> None:
-    """Cells and contrasts as CSV: kind, name, layer, value, ci_low, ci_high, chance, paired."""
-    known = cells(runs)
+def write_controls(groups: Mapping[str, dict[str, Run]], path: Path) -> None:
+    """Cells and contrasts as CSV: group, model, seed, kind, name, layer, value, ci_low, ci_high, chance, paired."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        names = ("group", "model", "seed", "kind", "name", "layer", "value", "ci_low", "ci_high", "chance", "paired")
+        writer.writerow(names)
+        for title, known in groups.items():
+            meta = next(iter(known.values())).meta
+            writer.writerows([title, meta["model"], meta.get("seed"), *row] for row in _csv_rows(known))
+
+
+def _csv_rows(known: dict[str, Run]) -> list[list[object]]:
     rows: list[list[object]] = []
     for layer in layers_of(known):
         for cell, run in known.items():
@@ -210,7 +209,4 @@ def write_controls(runs: Sequence[Run], path: Path) -> None:
         for name in CONTRASTS:
             if each := contrast(known, name, layer):
                 rows.append(["contrast", name, layer, each.value, each.low, each.high, 0, each.paired])
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["kind", "name", "layer", "value", "ci_low", "ci_high", "chance", "paired"])
-        writer.writerows(rows)
+    return rows

@@ -1,8 +1,9 @@
 """What runs with ``datamodule.compare=true`` measured, put side by side: per layer, every mitigation beside none.
 
-Runs of one network, timestep and seed are one :class:`MitigatedLayer` per layer, whatever probe each of them had.
+Runs of one setting are one :class:`MitigatedLayer` per layer, whatever probe each of them had.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from reports.holm import holm
+from reports.mitigation_groups import mitigation_groups
 from reports.run import Run
+
+log = logging.getLogger(__name__)
 
 NONE = "none"
 CONTROLS = ("random_rank", "shuffled_position", "pca_drop", "empty_image")
@@ -38,6 +42,7 @@ MORE = (
     "axis_accuracy/all", "cell_accuracy/all", "r_norm/all", "credibility/all",
     *(f"relative_norm/{group}" for group in ("border", "interior", "high_norm")),
 )  # fmt: skip
+ENDS = tuple(f"/{key}" for key in (*METRICS, *MORE))
 APART = 1e-3  # what two runs may differ by in the same number
 
 
@@ -98,21 +103,16 @@ class MitigatedLayer:
 
 
 def mitigated_layers(runs: Iterable[Run]) -> list[MitigatedLayer]:
-    """Every layer with variants, network by network, in execution order.
+    """Every layer with variants, group by group of :func:`~reports.mitigation_groups.mitigation_groups`, in execution order.
 
-    Raises:
-        ValueError: two runs disagree about a number, so that one label stands for two mitigations.
+    Where two runs of a group disagree about a number, so that one label stands for two mitigations, the later is left out
+    of the group with a warning.
     """
-    settings: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        if any("__" in name for name in run.layers):
-            settings[run.setting, run.meta.get("seed"), run.meta.get("noise"), run.meta.get("padding")].append(run)
-    several = len({setting for setting, *_ in settings}) < len(settings)
     found = []
-    for (setting, seed, noise, padding), together in settings.items():
-        title = f"{setting}, seed {seed}, {noise} noise, {padding} padding" if several else setting
-        layers = dict.fromkeys(name.partition("__")[0] for run in together for name in run.layers)
-        found += [_layer(title, layer, together) for layer in layers]
+    for title, together in mitigation_groups(runs).items():
+        kept, metrics = _merged(together, title)
+        layers = dict.fromkeys(name.partition("__")[0] for run in kept for name in run.layers)
+        found += [_layer(title, layer, kept, metrics) for layer in layers]
     return found
 
 
@@ -128,8 +128,10 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if row.control:
         return "control"
     position, pck = row.cells.get(POSITION), row.cells.get(PCK)
-    if position is None or math.isnan(position.p_holm):
+    if position is None:
         return "position missing"
+    if math.isnan(position.p_holm):
+        return "too few images"
     if not (position.significant and position.gain < 0):
         return "no: position stays"
     control = counterpart(layer, row)
@@ -140,7 +142,7 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if not beyond(position, control.cells[POSITION]):
         return f"no: not beyond {control.label}"
     if pck is None or math.isnan(pck.p_holm):
-        return "PCK missing"
+        return "PCK missing" if pck is None else "too few pairs"
     return "yes" if layer.none.cells[PCK].value >= LEAST_PCK else f"PCK below {LEAST_PCK:.0%}"
 
 
@@ -166,8 +168,7 @@ def _is(row: Row, kinds: tuple[str, ...]) -> bool:
     return row.label.startswith(kinds) or row.family.lower() in {kind.replace("_", "") for kind in kinds}
 
 
-def _layer(setting: str, layer: str, runs: list[Run]) -> MitigatedLayer:
-    metrics = _merged(runs, layer)
+def _layer(setting: str, layer: str, runs: list[Run], metrics: Mapping[str, float]) -> MitigatedLayer:
     described: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
         for label, said in run.meta.get("mitigations", {}).items():
@@ -179,22 +180,28 @@ def _layer(setting: str, layer: str, runs: list[Run]) -> MitigatedLayer:
     return MitigatedLayer(setting, layer, metrics.get(f"chance/{layer}/{POSITION}", math.nan), rows)
 
 
-def _merged(runs: list[Run], layer: str) -> dict[str, float]:
-    """Numbers of all runs about a layer and its variants."""
-    starts = tuple(f"{what}/{layer}{end}" for what in ("test", "chance", "gain_over_none") for end in ("/", "__"))
-    wanted = tuple(f"/{key}" for key in (*METRICS, *MORE))
+def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
+    """(runs that agree with those before them, their numbers)."""
+    kept: list[Run] = []
     merged: dict[str, float] = {}
     for run in runs:
-        for key, value in run.metrics.items():
-            number = key.removesuffix("/ci_low").removesuffix("/ci_high").removesuffix("/p")
-            if not (key.startswith(starts) and number.endswith(wanted)):
-                continue
-            if abs(merged.setdefault(key, value) - value) > APART:
-                raise ValueError(
-                    f"Expected one value of {key} for {run.setting}, but got {merged[key]:.4g} and {value:.4g}. "
-                    "Report these runs apart, or give every mitigation a label of its own."
-                )
-    return merged
+        numbers = {key: value for key, value in run.metrics.items() if _wanted(key)}
+        apart = [key for key, value in numbers.items() if abs(merged.get(key, value) - value) > APART]
+        if apart:
+            key = apart[0]
+            log.warning(
+                "%s is left out of the mitigations of %s: %s is %.4g there and %.4g in a run before it. Report these runs "
+                "apart, or give every mitigation a label of its own.", run.folder, title, key, numbers[key], merged[key],
+            )  # fmt: skip
+            continue
+        kept.append(run)
+        merged = numbers | merged
+    return kept, merged
+
+
+def _wanted(key: str) -> bool:
+    number = key.removesuffix("/ci_low").removesuffix("/ci_high").removesuffix("/p")
+    return key.startswith(("test/", "chance/", "gain_over_none/")) and number.endswith(ENDS)
 
 
 def _cells(metrics: Mapping[str, float], name: str) -> dict[str, Cell]:

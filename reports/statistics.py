@@ -62,7 +62,9 @@ def statistics_figures(run: Run) -> dict[str, Figure]:
     figures: dict[str, Callable[[Run], Figure]] = {}
     if len(run.layers) > 1:
         figures |= {"credibility": credibility_over_layers, "similarity_over_layers": similarity_over_layers}
-        figures |= {"norms_over_layers": norms_over_layers} | ({"cka": cka_matrix} if "cka" in run.maps else {})
+        figures |= {"norms_over_layers": norms_over_layers} | (
+            {"cka": cka_matrix} if "cka" in run.maps and len(run.bases) > 1 else {}
+        )
     if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
         figures["norm_maps"] = norm_maps
     if "pictures" in run.maps:

@@ -1,6 +1,7 @@
 """The figure of ``experiment=controls``: position accuracy built up source by source, and what each contrast says."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -9,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.controls import CONTRASTS, SEEDS, Estimate, cells, contrast, difference, layers_of, mean_accuracy
+from reports.controls import CONTRASTS, SEEDS, Estimate, contrast, difference, layers_of, mean_accuracy
 from reports.run import Run
 
 Side = tuple[tuple[str, str], ...]
@@ -27,9 +28,17 @@ STEPS: tuple[tuple[str, Side, Side], ...] = (
 UP, DOWN, TOTAL, GREY = "#0b6e99", "#d9730d", "#37352f", "#9b9a97"
 
 
-def controls_figure(runs: Sequence[Run]) -> Figure:
+def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
+    """:func:`controls_figure` of every group by file name: ``controls``, or ``controls_<title>`` where there are several."""
+    names = {title: re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_") for title in groups}
+    alone = len(groups) == 1
+    return {
+        "controls" if alone else f"controls_{names[title]}": controls_figure(title, known) for title, known in groups.items()
+    }
+
+
+def controls_figure(title: str, known: dict[str, Run]) -> Figure:
     """Per layer, left: a waterfall from chance to the trained network; right: every contrast with its interval."""
-    known = cells(runs)
     layers = layers_of(known)
     names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in layers)]
     height = max(2.8, 0.17 * len(names) + 0.6)
@@ -43,8 +52,7 @@ def controls_figure(runs: Sequence[Run]) -> Figure:
         _waterfall(left, known, layer)
         _forest(right, known, layer, names)
     axes[-1][1].set_xlabel("difference in position accuracy\n95 % interval; grey: it includes 0")
-    if known:
-        figure.suptitle(f"Where position comes from: {next(iter(known.values())).meta['model']}", fontsize=12)
+    figure.suptitle(f"Where position comes from: {title}", fontsize=12)
     return figure
 
 

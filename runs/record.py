@@ -103,6 +103,7 @@ def circumstances(cfg: DictConfig) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hardware": _hardware(),
         "seed": cfg.seed,
+        "image_size": OmegaConf.select(cfg, "images.size"),
         "control": cfg.get("control"),
     }
 

@@ -9,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 import train
-from reports.controls import cells, contrast
+from reports.control_groups import control_groups
+from reports.controls import contrast
 from reports.run import Run
 from runs import command
 from runs.record import config_hash
@@ -50,7 +51,8 @@ def test_without_a_border_an_untrained_network_knows_nothing_and_zero_padding_te
     # the deepest grid: a finer one of so few tokens shows the parity that upsampling leaves
     assert circular.value("test", "mid", "binned_accuracy") == pytest.approx(0.5, abs=0.15)
     assert periodic.value("test", "mid", "binned_accuracy") > 0.9  # type: ignore[operator]
-    architecture = contrast(cells([periodic, circular]), "architecture", "mid")
+    [cells] = control_groups([periodic, circular]).values()
+    architecture = contrast(cells, "architecture", "mid")
     assert architecture and architecture.paired and architecture.low > 0.2
     assert "test/mid/flip_attribution/all" in periodic.metrics
 

@@ -66,7 +66,7 @@ def test_a_variant_has_the_numbers_that_its_mitigation_has_alone(run: Callable[.
     gain = "gain_over_none/up_0__canvas/rmse/all"
     own, base = (both[f"test/{name}/rmse/all"] for name in ("up_0__canvas", "up_0"))
     assert both[gain] == pytest.approx(own - base)
-    assert both[f"{gain}/ci_low"] <= both[gain] <= both[f"{gain}/ci_high"] and 0 < both[f"{gain}/p"] <= 1
+    assert both["meta"]["photographs"]["test"] < 6 and f"{gain}/p" not in both, "too few to tell how sure it is"
     assert both["meta"]["mitigations"]["canvas"]["passes"] == 4
 
 

@@ -9,9 +9,11 @@ import pytest
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from reports.controls import CONTRASTS, cells, contrast, controls_table, difference, layers_of, write_controls
+from reports.collection import summarise
+from reports.control_groups import control_groups
+from reports.controls import CONTRASTS, contrast, controls_tables, difference, layers_of, write_controls
 from reports.run import Run
-from reports.waterfall import STEPS, controls_figure
+from reports.waterfall import STEPS, controls_figure, controls_figures
 
 PHOTOS, TOKENS = 40, 128
 LEVELS = {
@@ -24,7 +26,14 @@ LEVELS = {
 }
 
 
-def cell(name: str, level: float, photos: str = "scene", other: float | None = None, layers: tuple[str, ...] = ("mid",)) -> Run:
+def cell(
+    name: str,
+    level: float,
+    photos: str = "scene",
+    other: float | None = None,
+    layers: tuple[str, ...] = ("mid",),
+    **changes: object,
+) -> Run:
     """A run whose photographs differ in difficulty, alike in every cell."""
     hard = np.random.default_rng(0).normal(0, 0.1, PHOTOS)
     views = {"test": level, "rotated": level} | ({"other_noise": other} if other is not None else {})
@@ -37,8 +46,8 @@ def cell(name: str, level: float, photos: str = "scene", other: float | None = N
         for view, value in views.items():
             ends = {"": value, "/ci_low": value - 0.03, "/ci_high": value + 0.03}
             metrics |= {f"{view}/{layer}/binned_accuracy/all{end}": number for end, number in ends.items()}
-    meta = {"control": name, "complete": True, "layers": list(layers), "model": "tiny"}
-    return Run(metrics, meta, maps)
+    meta = {"control": name, "complete": True, "layers": list(layers), "model": "tiny", "seed": 0, "timestep": 50}
+    return Run(metrics, meta | changes, maps)
 
 
 @pytest.fixture
@@ -46,9 +55,16 @@ def runs() -> list[Run]:
     return [cell(name, level) for name, level in LEVELS.items()] + [cell("shared", 0.7, other=0.6)]
 
 
+def cells(runs: list[Run]) -> dict[str, Run]:
+    """Those of the only group."""
+    [known] = control_groups(runs).values()
+    return known
+
+
 def printed(runs: list[Run]) -> str:
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(controls_table(runs))
+    for table in controls_tables(runs):
+        console.print(table)
     return console.export_text()
 
 
@@ -113,7 +129,7 @@ def test_runs_that_are_no_cells_are_left_out(runs: list[Run]) -> None:
     unfinished.meta["complete"] = False
     unnamed.meta["control"] = None
     assert set(cells([*runs, unfinished, unnamed])) == {*LEVELS, "shared"}
-    assert layers_of({}) == [] and controls_table([]).title == "Where position comes from: no cells"
+    assert layers_of({}) == [] and controls_tables([]) == []
 
 
 def test_only_layers_that_every_cell_has_are_compared() -> None:
@@ -121,25 +137,25 @@ def test_only_layers_that_every_cell_has_are_compared() -> None:
     assert layers_of(cells(runs)) == ["mid"]
 
 
-@pytest.mark.parametrize("names", [tuple(LEVELS), ("trained",), ()])
+@pytest.mark.parametrize("names", [tuple(LEVELS), ("trained",)])
 def test_the_figure_draws_what_there_is(names: tuple[str, ...]) -> None:
-    figure = controls_figure([cell(name, LEVELS[name], layers=("mid", "up_0")) for name in names])
+    figure = controls_figure("tiny", cells([cell(name, LEVELS[name], layers=("mid", "up_0")) for name in names]))
     labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    if names:
-        assert labels[0] == "chance" and labels[-1] == "this\nnetwork"
-        assert len(labels) == (6 if len(names) > 1 else 2)
-        assert len(figure.axes[0].patches) == len(labels)
+    assert labels[0] == "chance" and labels[-1] == "this\nnetwork"
+    assert len(labels) == (6 if len(names) > 1 else 2)
+    assert len(figure.axes[0].patches) == len(labels)
     plt.close(figure)
 
 
 def test_the_csv_holds_cells_views_and_contrasts(runs: list[Run], tmp_path: Path) -> None:
-    write_controls(runs, tmp_path / "controls.csv")
+    write_controls(control_groups(runs), tmp_path / "controls.csv")
     with (tmp_path / "controls.csv").open() as file:
         rows = list(csv.DictReader(file))
     kinds = {row["kind"] for row in rows}
     assert kinds == {"test", "rotated", "other_noise", "flip_attribution", "contrast"}
     [noise] = [row for row in rows if row["name"] == "noise"]
     assert float(noise["value"]) == pytest.approx(0.1) and noise["paired"] == "True"
+    assert (noise["group"], noise["model"], noise["seed"]) == ("tiny", "tiny", "0")
     assert {row["name"] for row in rows if row["kind"] == "contrast"} < set(CONTRASTS)
 
 
@@ -149,3 +165,42 @@ def test_every_cell_of_a_contrast_is_a_configuration() -> None:
     assert {name for name, _ in sides} <= configured
     for _, upper, lower in STEPS:
         assert {name for name, _ in (*upper, *lower)} <= configured
+
+
+OTHERS = [{"model": "a/b"}, {"seed": 1}, {"timestep": 10}, {"image_size": 256}, {"precision": "bf16"}]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_cells_of_other_models_seeds_and_settings_are_not_mixed(runs: list[Run], other: dict[str, object]) -> None:
+    groups = control_groups([*runs, cell("trained", 0.3, **other), cell("shuffled", 0.2, **other)])  # type: ignore[arg-type]
+    first, second = groups.values()
+    assert contrast(first, "learned", "mid") and "shuffled" not in first
+    found = contrast(second, "order of weights", "mid")
+    assert set(second) == {"trained", "shuffled"} and found and found.value == pytest.approx(0.1)
+    assert len(controls_tables([*runs, *second.values()])) == 2
+    figures = controls_figures({title: {"trained": group["trained"]} for title, group in groups.items()})
+    assert len(figures) == 2 and all(name.startswith("controls_") and "/" not in name for name in figures)
+    plt.close("all")
+
+
+def test_the_cell_with_a_timestep_of_its_own_stays_with_the_others(runs: list[Run]) -> None:
+    own = cell("shared_261", 0.5, other=0.4, timestep=261)
+    assert set(cells([*runs, own])) == {*LEVELS, "shared", "shared_261"}
+    assert set(cells([own])) == {"shared_261"}
+    groups = control_groups([*runs, cell("trained", 0.3, timestep=10), own, cell("trained", 0.3, seed=1)])
+    assert ["shared_261" in group for group in groups.values()] == [True, True, False]
+
+
+def test_the_later_of_two_runs_of_a_cell_counts_and_a_warning_names_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    assert cells([cell("trained", 0.3), cell("trained", 0.6)])["trained"].value("test", "mid", "binned_accuracy") == 0.6
+    assert "cell 'trained' of tiny" in caplog.text
+
+
+def test_two_seeds_are_written_apart(tmp_path: Path) -> None:
+    meta = {"probe": "controls", "weights": "stored", "images": {"test": PHOTOS}}
+    runs = [cell("trained", 0.5 + 0.1 * seed, seed=seed, **meta) for seed in (0, 1)]  # type: ignore[arg-type]
+    names = {path.name for path in summarise(runs, tmp_path)}
+    assert {"controls.csv", "controls_tiny_seed_0.png", "controls_tiny_seed_1.png"} <= names
+    with (tmp_path / "controls.csv").open() as file:
+        found = {row["seed"]: float(row["value"]) for row in csv.DictReader(file) if row["kind"] == "test"}
+    assert found == {"0": 0.5, "1": 0.6}

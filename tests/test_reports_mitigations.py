@@ -85,7 +85,8 @@ def sweep(folder: Path, layers: Sequence[str] = ("mid",), without: Sequence[str]
         metrics = planted(key, kind, layers)
         if i == 0:
             metrics |= {f"chance/{layer}/binned_accuracy/all": 0.125 for layer in layers}
-        runs.append(run_of(metrics, folder / str(i), kept, fit_images=128 if i == 1 else 64))
+        kind = ("position", "correspondence", "content")[i]
+        runs.append(run_of(metrics, folder / str(i), kept, fit_images=128 if i == 1 else 64, probe=kind))
     return runs
 
 
@@ -213,10 +214,57 @@ def test_runs_of_other_networks_are_not_mixed(tmp_path: Path) -> None:
     assert values == [0.74, 0.1]
 
 
-def test_runs_that_disagree_are_refused(tmp_path: Path) -> None:
-    other = run_of(planted("binned_accuracy/all", POSITION | {"leace": (0.1, -0.7, 0.01, 0.001)}), tmp_path / "x")
-    with pytest.raises(ValueError, match=r"one value of test/mid__leace/binned_accuracy/all.*0\.74 and 0\.1.*label of its own"):
-        mitigated_layers([*sweep(tmp_path), other])
+OTHER = POSITION | {"leace": (0.1, -0.7, 0.01, 0.001)}
+
+
+def leace(layers: Sequence[MitigatedLayer]) -> list[tuple[float, bool]]:
+    """Position accuracy of leace, and whether its PCK is known, per table."""
+    found = [{row.label: row.cells for row in layer.rows}["leace"] for layer in layers]
+    return [(cells["binned_accuracy/all"].value, "pck_ours_point_0.10/all" in cells) for cells in found]
+
+
+def test_of_runs_that_disagree_the_later_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other")
+    assert leace(mitigated_layers([*sweep(tmp_path), other])) == [(0.74, True)]
+    [warning] = caplog.messages
+    assert "other is left out" in warning and "test/mid__leace/binned_accuracy/all is 0.1 there and 0.74" in warning
+
+
+@pytest.mark.parametrize(
+    "meta", [{"dataset_fingerprint": "b"}, {"images": {"test": 7}}, {"train_steps": 9}], ids=["data", "size", "solver"]
+)
+def test_another_way_of_measuring_has_a_table_of_its_own(
+    tmp_path: Path, meta: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [*sweep(tmp_path), run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other", **meta)]
+    layers = mitigated_layers(runs)
+    assert leace(layers) == [(0.74, True), (0.1, True)], "the only correspondence run belongs to both"
+    assert len({layer.setting for layer in layers}) == 2 and not caplog.messages
+    # with two data sets of both probes nothing tells which belong together
+    runs.append(run_of(planted("pck_ours_point_0.10/all", PCK), tmp_path / "pck", probe="correspondence", **meta))
+    assert [known for layer in mitigated_layers(runs) for known in [{*layer.none.cells}] if len(known) == 3] == []
+
+
+@pytest.mark.parametrize("meta", [{"seed": 1}, {"precision": "bf16"}, {"image_size": 256}], ids=str)
+def test_other_conditions_have_a_table_of_their_own(tmp_path: Path, meta: dict[str, Any]) -> None:
+    layers = mitigated_layers([*sweep(tmp_path), run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other", **meta)])
+    assert leace(layers) == [(0.74, True), (0.1, False)]
+    [(name, value)] = meta.items()
+    assert layers[1].setting == f"some/model, timestep 50, {name.replace('_', ' ')} {value}"
+
+
+def test_a_gain_from_few_photographs_decides_nothing(tmp_path: Path) -> None:
+    metrics = {
+        key: value
+        for key, value in planted("binned_accuracy/all", POSITION).items()
+        if not ("gain" in key and key[-4:] != "/all")
+    }
+    runs = [run_of(metrics, tmp_path / "run")]
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean"] == "too few images"
+    [line] = [line for line in printed(runs).splitlines() if line.split()[:1] == ["leace"]]
+    assert line.split()[:3] == ["leace", ".74", "−.06"]
+    assert write(runs, tmp_path)
 
 
 def test_runs_without_variants_have_no_report(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def _closed() -> Any:
     plt.close("all")
 
 
+def test_one_layer_and_its_variants_have_no_matrix_of_layers() -> None:
+    run = statistics_run()
+    names = {"conv_in": "conv_in", "conv_in__leace": "mid"}
+    metrics = {
+        key.replace(f"/{old}/", f"/{new}/"): value
+        for new, old in names.items()
+        for key, value in run.metrics.items()
+        if f"/{old}/" in key
+    }
+    maps = {f"{new}/norm": run.maps[f"{old}/norm"] for new, old in names.items()} | {"cka": np.ones(())}
+    figures = statistics_figures(Run(metrics, meta_of("statistics", {name: name for name in names}), maps))
+    assert set(figures) == OVER_LAYERS - {"cka"} | {"norm_maps"}
+
+
 # --- anomaly statistics: table ---------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metrics.gains import fold_gain, resampled_gain, two_sided
+from metrics.grid_accuracy import GridAccuracy
 from metrics.intervals import resampled_ratios
 
 
@@ -46,7 +47,7 @@ def differences(mean: float, seed: int, units: int = 40) -> np.ndarray:
 
 def resampled_mean(values: np.ndarray, seed: int) -> dict[str, float]:
     drawn = resampled_ratios(values[:, None], np.ones((len(values), 1)), seed)[:, 0]
-    return resampled_gain("k", float(values.mean()), drawn)
+    return resampled_gain("k", float(values.mean()), drawn, len(values))
 
 
 def test_bootstrap_interval_covers_and_p_rejects_at_its_level() -> None:
@@ -75,8 +76,27 @@ def test_a_planted_gain_is_found() -> None:
 
 @pytest.mark.parametrize("gain", [math.nan, math.inf])
 def test_a_gain_without_a_value_has_no_key(gain: float) -> None:
-    assert resampled_gain("k", gain, np.ones(3)) == {}
-    assert resampled_gain("k", 1.0, np.full(3, np.nan)) == {}
+    assert resampled_gain("k", gain, np.ones(3), 40) == {}
+    assert resampled_gain("k", 1.0, np.full(3, np.nan), 40) == {}
+
+
+def test_few_photographs_make_no_p() -> None:
+    for units in range(1, 9):
+        found = resampled_mean(np.linspace(0.5, 0.6, units), seed=0)
+        ends = {"k/ci_low", "k/ci_high", "k/p"} if units >= 6 else set()
+        assert set(found) == {"k", *ends}, units
+
+
+@pytest.mark.parametrize("other", [2, 8])
+def test_units_are_the_photographs_of_the_group(other: int) -> None:
+    own, base = (GridAccuracy(8, 8, ("corner",), photos=10) for _ in range(2))
+    for metric in (own, base):
+        metric.count[:] = 5
+        metric.count[other:, 1] = 0
+    own.right[:] = 1.0 * (own.count > 0)[..., None]
+    found = own.gain(base)
+    assert "binned_accuracy/all/p" in found and "binned_accuracy/corner" in found
+    assert ("binned_accuracy/corner/p" in found) == (other >= 6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -84,10 +104,10 @@ def test_fold_gain_is_the_paired_t_test(seed: int) -> None:
     generator = np.random.default_rng(seed)
     other = generator.normal(0, 3, 20)
     own = other + generator.normal(0.3, 1, 20)
-    found = fold_gain("k", 0.5, 0.25, torch.from_numpy(own), torch.from_numpy(other))
+    found = fold_gain("k", own.mean(), other.mean(), torch.from_numpy(own), torch.from_numpy(other))
     expected = stats.ttest_rel(own, other)
     interval = expected.confidence_interval(0.95)
-    assert found["k"] == 0.25
+    assert found["k"] == pytest.approx((own - other).mean())
     assert found["k/p"] == pytest.approx(expected.pvalue, rel=1e-9)
     assert (found["k/ci_low"], found["k/ci_high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
 
@@ -107,15 +127,32 @@ def test_folds_that_all_agree_are_certain() -> None:
     assert fold_gain("k", 1.0, 1.0, ones, ones)["k/p"] == 1.0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_gain_lies_amid_its_interval_whatever_small_folds_add(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # clipped at 0, as risks are: folds of few images lie above the estimate of all
+    own, other = ((0.05 * torch.randn(20, generator=generator)).clamp_min(0) for _ in range(2))
+    found = fold_gain("k", 0.3, 0.0, own + 0.1, other)
+    assert (found["k/ci_low"] + found["k/ci_high"]) / 2 == pytest.approx(found["k"]) and found["k/p"] < 1e-6
+    null = fold_gain("k", 0.0, 0.0, own + 0.1, other)
+    assert null["k/ci_low"] < 0 < null["k/ci_high"] and null["k/p"] == 1
+
+
+def test_rounding_is_no_gain_and_clipped_folds_are_no_certainty() -> None:
+    own = torch.full((20,), 3e-5) + 1e-7 * torch.arange(20)
+    assert fold_gain("k", 3e-5, 0.0, own, torch.zeros(20))["k/p"] == 1
+    assert fold_gain("k", 0.3, 0.0, torch.zeros(20), torch.zeros(20)) == {"k": 0.3}
+
+
 def test_fold_intervals_cover_and_reject_at_their_level() -> None:
     generator = np.random.default_rng(0)
     repeats, covered, rejected = 400, 0, 0
     for _ in range(repeats):
         shared = generator.normal(0, 5, 20)
         own, other = shared + generator.normal(0.2, 1, 20), shared + generator.normal(0, 1, 20)
-        found = fold_gain("k", 0.2, 0.0, torch.from_numpy(own), torch.from_numpy(other))
+        found = fold_gain("k", own.mean(), other.mean(), torch.from_numpy(own), torch.from_numpy(other))
         covered += found["k/ci_low"] <= 0.2 <= found["k/ci_high"]
-        null = fold_gain("k", 0.2, 0.0, torch.from_numpy(own - 0.2), torch.from_numpy(other))
+        null = fold_gain("k", own.mean() - 0.2, other.mean(), torch.from_numpy(own - 0.2), torch.from_numpy(other))
         rejected += null["k/p"] < 0.05
     assert covered / repeats >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / repeats)
     assert rejected / repeats <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats)

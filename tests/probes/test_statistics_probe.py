@@ -597,3 +597,16 @@ def test_a_margin_that_cuts_through_tokens_is_refused() -> None:
         StatisticsProbe(shapes, 50, size=512, margin=16)
     StatisticsProbe(shapes, 50, size=512, margin=64)
     StatisticsProbe({"up_1": (8, 32, 32)}, 50, size=512, margin=16)
+
+
+def test_relative_norms_have_a_paired_gain_where_both_have_the_group(study: SimpleNamespace) -> None:
+    layers, values = study.probe._of, study.values
+    found = layers("corner").gain(layers("clean"))
+    assert {key for key in found if key.startswith("relative_norm") and key.count("/") == 1} == {
+        f"relative_norm/{group}" for group in ("corner", "border", "interior")
+    }, "nothing is a high-norm token of the clean layer"
+    difference = values["corner"]["relative_norm/corner"] - values["clean"]["relative_norm/corner"]
+    assert found["relative_norm/corner"] == pytest.approx(difference) and difference > 0.1
+    assert 0 < found["relative_norm/corner/ci_low"] < difference < found["relative_norm/corner/ci_high"]
+    assert found["relative_norm/corner/p"] < 1e-6
+    assert "relative_norm/high_norm/p" in layers("patches").gain(layers("odd"))
