@@ -46,7 +46,8 @@ def expanded(arguments: list[str]) -> list[str]:
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
     kept = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
-    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    # a job of a preset or an experiment would begin the whole sweep again
+    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
 
 
 def check(arguments: list[str]) -> None:
@@ -60,7 +61,7 @@ def check(arguments: list[str]) -> None:
         return  # --help, --cfg job, ...: Hydra's own business
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("train", overrides=[_first(text) for text in overrides], return_hydra_config=True)
+            cfg = compose("train", overrides=[first for text in overrides if (first := _first(text))], return_hydra_config=True)
         sweep.check(cfg, multirun=len(overrides) < len(arguments))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, overrides)) from error
@@ -71,8 +72,10 @@ def check(arguments: list[str]) -> None:
 
 
 def _first(text: str) -> str:
-    """An override with a sweep replaced by its first value."""
+    """An override with a sweep replaced by its first value; nothing for a glob, which only Hydra's loader can resolve."""
     override = OverridesParser.create().parse_override(text)
+    if override.is_glob_sweep():
+        return ""
     if not override.is_sweep_override():
         return text
     value = next(override.sweep_string_iterator())
@@ -87,6 +90,10 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
         return f"Expected {group} to be one of {', '.join(options)}, but got '{choice}'. {_nearest(choice, options)}"
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
+        if key == "trainer.devices":
+            return (
+                "Expected trainer.devices beside trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2, for example."
+            )
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
@@ -159,7 +166,7 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         return
     if sweep:
         raise InputError(f"Expected trainer.devices to be 1 in a sweep, whose jobs have one device each, but got {count}.")
-    if not getattr(get_object(cfg.probe._target_), "several_devices", False):
+    if not vars(get_object(cfg.probe._target_)).get("several_devices"):  # not inherited: a subclass has to say so itself
         raise InputError(
             f"Expected trainer.devices to be 1 for this probe, but got {count}. Only probe=position and probe=depth can share "
             "their images among devices."

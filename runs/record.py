@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +99,9 @@ def source_digest() -> str:
 def circumstances(cfg: DictConfig) -> dict[str, Any]:
     """Command, configuration, code, packages and machine of this process."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_arguments()]),
+        "source": source_digest(),
+        "twins": cfg.twins,
         "config_hash": config_hash(cfg),
         "git_commit": _git_commit(),
         "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -106,6 +110,13 @@ def circumstances(cfg: DictConfig) -> dict[str, Any]:
         "image_size": OmegaConf.select(cfg, "images.size"),
         "control": cfg.get("control"),
     }
+
+
+def _arguments() -> list[str]:
+    """What was typed after python; for a job of a sweep, what would start it alone."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return sys.argv
+    return ["train.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
 
 
 def _hardware() -> str:

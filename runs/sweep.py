@@ -20,7 +20,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.record import config_hash, write_atomically
+from runs.record import config_hash, source_digest, write_atomically
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,12 @@ def group(otherwise: str) -> str:
 def finished(cfg: DictConfig) -> bool:
     """Whether a sweep already has this job's complete result, for the same settings, in the job's folder."""
     meta = _meta(Path(cfg.run_dir)) if active() else {}
-    return bool(meta.get("complete")) and meta.get("config_hash") == config_hash(cfg)
+    wanted = {"config_hash": config_hash(cfg), "twins": cfg.twins, "control": cfg.control}
+    if not meta.get("complete") or any(meta.get(key) != value for key, value in wanted.items()):
+        return False
+    if meta.get("source") != source_digest():
+        log.warning("%s was measured by another version of this code; its numbers are kept.", cfg.run_dir)
+    return True
 
 
 def begin(cfg: DictConfig) -> None:

@@ -119,6 +119,7 @@ def composed(*overrides: str) -> DictConfig:
         (["trainer.devices=0"], "trainer.devices to be an integer of at least 1, but got 0"),
         (["trainer.devices=auto"], "trainer.devices to be an integer of at least 1, but got 'auto'"),
         (["probe=statistics"], "trainer.devices to be 1 for this probe, but got 2"),
+        (["probe=controls"], "trainer.devices to be 1 for this probe, but got 2"),
         (["probe=study"], "trainer.devices to be 1 for this probe, but got 2"),
         (["probe=correspondence"], "trainer.devices to be 1 for this probe, but got 2"),
         (["device=cuda:1"], "device to be auto, cpu or cuda for several devices, but got 'cuda:1'"),

@@ -438,7 +438,7 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_encoding_leaves_a_record(launch, tmp_path: Path, monkeypatch) -> None:
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("datamodules.latents.LatentStore._encode_all", interrupted)

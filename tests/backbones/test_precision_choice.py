@@ -10,6 +10,7 @@ from tokens.errors import InputError
 def pretend(patch: pytest.MonkeyPatch, cuda: bool, capability: tuple[int, int] = (8, 0), amx: bool = False) -> None:
     """Stand-ins for questions to the hardware, none of it ours."""
     patch.setattr(torch.cuda, "is_available", lambda: cuda)
+    patch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
     patch.setattr(torch.cuda, "get_device_capability", lambda _device=None: capability)
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
