@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -74,7 +75,7 @@ def check(arguments: list[str]) -> None:
 def _first(text: str) -> str:
     """An override with a sweep replaced by its first value; nothing for a glob, which only Hydra's loader can resolve."""
     override = OverridesParser.create().parse_override(text)
-    if override.is_glob_sweep():
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         return ""
     if not override.is_sweep_override():
         return text
@@ -91,9 +92,7 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
         if key == "trainer.devices":
-            return (
-                "Expected trainer.devices beside trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2, for example."
-            )
+            return "Expected trainer.devices beside trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."

@@ -33,6 +33,7 @@ from tokens.errors import InputError
             ["probe=positon"],
             "probe to be one of content, controls, correspondence, depth, position, statistics, study, but got 'positon'",
         ),
+        (["trainer.devices=2"], "Expected trainer.devices beside trainer=ddp"),
         (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
         (["sweep=timestep"], "sweep to be one of layers, models, stages, timesteps, but got 'timestep'"),
         (["block"], "overrides of the form key=value, but got 'block'"),
@@ -68,6 +69,7 @@ def test_resume_brings_back_the_overrides_of_the_run(tmp_path: Path) -> None:
         "seed=3",
         f"resume='{tmp_path}'",
         f"hydra.run.dir='{tmp_path}'",
+        "hydra.mode=RUN",
     ]
     assert command.expanded(["block=mid"]) == ["block=mid"]
 

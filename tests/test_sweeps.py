@@ -107,12 +107,12 @@ def test_a_failure_that_cannot_be_written_down_reaches_hydra(job, tmp_path: Path
 
 def test_only_a_complete_result_of_the_same_settings_is_skipped(job, tmp_path: Path) -> None:
     cfg = job()
-    stored = {"config_hash": config_hash(cfg), "complete": True}
+    stored = {"config_hash": config_hash(cfg), "complete": True, "twins": cfg.twins, "control": None}
     file = tmp_path / "0" / "metrics.json"
     assert not sweep.finished(cfg)
     file.write_text(json.dumps({"meta": stored}))
     assert sweep.finished(cfg)
-    assert not sweep.finished(job("seed=1"))
+    assert not sweep.finished(job("seed=1")) and not sweep.finished(job("twins=2"))
     assert not sweep.finished(job(mode="RUN")), "a single run into an old folder is asked for on purpose"
     for damaged in (json.dumps({"meta": stored | {"complete": False}}), "{", "[]", '{"meta": 3}'):
         file.write_text(damaged)
