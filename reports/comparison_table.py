@@ -54,7 +54,7 @@ def value_of(run: Run, layer: str) -> float | None:
 
 def best_layer(run: Run) -> str | None:
     """The layer with the best main number; None where a run has none."""
-    values = {layer: value for layer in run.layers if (value := value_of(run, layer)) is not None}
+    values = {layer: value for layer in run.bases if (value := value_of(run, layer)) is not None}
     if not values:
         return None
     return (max if TASKS[run.kind].more_is_better else min)(values, key=lambda layer: values[layer])
@@ -70,7 +70,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     if task is None:
         return []
     found = []
-    for layer in run.layers:
+    for layer in run.bases:
         ends = [run.value("test", layer, task.metric, end=end) for end in ("", "ci_low", "ci_high")]
         numbers = [*ends, run.value("random_weights", layer, task.metric)]
         found.append(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from reports.__main__ import main
 from reports.collection import read_runs, show_runs, summarise
-from reports.comparison import comparison_figures, means
+from reports.comparison import best_of, comparison_figures, means
 from reports.comparison_table import best_layer, rows, write_tables
 from reports.run import Run
 
@@ -146,3 +146,72 @@ def test_the_command_collects_and_names_what_it_skips(tmp_path: Path, capsys: py
     assert "1 runs" in said.out
     assert "broken: is incomplete" in said.err
     assert (tmp_path / "runs.md").is_file()
+
+
+def a_run(value: float, seed: int = 0, layers: tuple[str, ...] = ("down_0", "mid"), **meta: object) -> Run:
+    """Position accuracy ``value`` at the first layer and 0.1 less at every next."""
+    numbers = {f"test/{layer}/binned_accuracy/all": value - 0.1 * i for i, layer in enumerate(layers)}
+    known = {"layers": list(layers), "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}, "seed": seed}
+    return Run(numbers, known | {"probe": "position", "complete": True} | meta, {})
+
+
+LEACE = {"none": {"steps": ["Standardize", "Leace"]}}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({}, {"mitigations": LEACE}, "mitigation Standardize + Leace"),
+        ({"image_size": 512}, {"image_size": 768}, "size 768"),
+        ({"noise": "independent"}, {"noise": "shared"}, "noise shared"),
+        ({"padding": "zeros"}, {"padding": "reflect"}, "padding reflect"),
+        ({}, {"control": "rotated"}, "control rotated"),
+        ({}, {"prompt": "a cat"}, "prompt a cat"),
+        ({}, {"weights": "random-1"}, "random-1"),
+        ({"precision": "bf16"}, {"precision": "fp32"}, "precision fp32"),
+        ({"dataset_fingerprint": "a" * 64}, {"dataset_fingerprint": "b" * 64}, "images bbbbbbbb"),
+        ({"train_steps": 0}, {"train_steps": 9}, "solver trained"),
+        ({"config_hash": "c" * 16}, {"config_hash": "d" * 16}, "settings dddddddd"),
+    ],
+)
+def test_only_seeds_are_averaged_and_other_runs_say_what_differs(one: dict, two: dict, said: str) -> None:
+    found = means([a_run(0.5, **one), a_run(0.9, **two)])
+    assert sorted(found[cell] for cell in found if cell[2] == "down_0") == pytest.approx([0.5, 0.9])
+    assert found[f"sd, {said}", 50, "down_0"] == pytest.approx(0.9)
+
+
+def test_a_seed_may_draw_other_images() -> None:
+    seeds = [a_run(0.5, 0, dataset_fingerprint="a", config_hash="1"), a_run(0.9, 1, dataset_fingerprint="b", config_hash="2")]
+    assert means(seeds)["sd", 50, "down_0"] == pytest.approx(0.7)
+
+
+def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:
+    found = means([a_run(0.5, model="a/unet"), a_run(0.9, model="b/unet"), a_run(0.4, model="c/other")])
+    assert {cell[0] for cell in found} == {"a/unet", "b/unet", "other"}
+
+
+def test_the_best_layer_is_that_of_the_mean_over_seeds() -> None:
+    one, two = a_run(0.5, 0), a_run(0.5, 1)
+    two.metrics["test/mid/binned_accuracy/all"] = 0.9  # 0.4 and 0.9 against 0.5 twice
+    assert best_of(means([one, two]), "position") == {("sd", 50): "mid"}
+    two.metrics["test/mid/binned_accuracy/all"] = 0.55  # best of its own run, not on average
+    assert best_of(means([one, two]), "position") == {("sd", 50): "down_0"}
+    figure = comparison_figures([one, two])["best_layer"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["down_0"]
+
+
+def test_variants_never_count_as_layers() -> None:
+    run = a_run(0.3, layers=("mid", "up_1", "mid__leace"))
+    run.metrics["test/mid__leace/binned_accuracy/all"] = 0.99
+    assert best_layer(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
+    assert {cell[2] for cell in means([run])} == {"mid", "up_1"}
+    labels = comparison_figures([run])["layers_position"].axes[-1].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["mid", "up_1"]
+
+
+def test_tasks_of_one_condition_meet_where_one_of_them_has_two() -> None:
+    other = a_run(0.4, noise="shared", probe="depth")
+    other.metrics.update({f"test/{layer}/rmse/all": 0.3 for layer in other.layers})
+    both = [a_run(0.5, noise="shared"), a_run(0.7, noise="independent"), other]
+    legend = comparison_figures(both)["position_against_depth"].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["sd, noise shared"]
