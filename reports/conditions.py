@@ -41,7 +41,7 @@ SHARED: dict[str, Read] = {
 }
 OWN: dict[str, Read] = {
     "probe": lambda run: run.kind,
-    "solver": lambda run: {True: "trained", False: "closed form"}.get(_steps(run)),
+    "solver": lambda run: None if "train_steps" not in run.meta else "trained" if run.meta["train_steps"] else "closed form",
 }
 # a seed may draw other images, so these tell runs apart only where one seed has two of them
 HIDDEN: dict[str, Read] = {"images": fingerprint, "settings": lambda run: str(run.meta.get("config_hash"))[:8]}
@@ -101,7 +101,3 @@ def _append(named: dict[int, str], runs: Iterable[Run], label: str, read: Read) 
     for run in runs:
         value = read(run)
         named[id(run)] += f", {label} {'none' if value is None else value}"
-
-
-def _steps(run: Run) -> bool | None:
-    return bool(run.meta["train_steps"]) if "train_steps" in run.meta else None

@@ -13,7 +13,7 @@ from rich.console import Console
 from reports.__main__ import main
 from reports.collection import read_runs, show_runs, summarise
 from reports.comparison import best_of, comparison_figures, means
-from reports.comparison_table import best_layer, rows, write_tables
+from reports.comparison_table import best_layer, best_table, rows, write_tables
 from reports.run import Run
 
 LAYERS = ["down_0", "mid", "up_1"]
@@ -215,3 +215,20 @@ def test_tasks_of_one_condition_meet_where_one_of_them_has_two() -> None:
     both = [a_run(0.5, noise="shared"), a_run(0.7, noise="independent"), other]
     legend = comparison_figures(both)["position_against_depth"].axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["sd, noise shared"]
+
+
+def test_tables_hold_the_conditions_and_the_terminal_those_that_vary(tmp_path: Path) -> None:
+    common = {"padding": "zeros", "image_size": 512, "dataset_fingerprint": "0123456789"}
+    compared = {"none": {"steps": []}, "leace": {"steps": ["Leace"]}}
+    runs = [a_run(0.5, **common), a_run(0.6, **common, mitigations=LEACE), a_run(0.7, **common, mitigations=compared)]
+    runs.append(a_run(0.8, **common, control="rotated"))
+    write_tables(runs, tmp_path)
+    with (tmp_path / "runs.csv").open() as file:
+        table = [row for row in csv.DictReader(file) if row["layer"] == "mid"]
+    assert [row["mitigation"] for row in table] == ["", "Standardize + Leace", "compared", ""]
+    assert [row["control"] for row in table] == ["", "", "", "rotated"]
+    assert {(row["padding"], row["image_size"], row["dataset_fingerprint"]) for row in table} == {("zeros", "512", "01234567")}
+    shown = best_table(runs)
+    headers = [column.header for column in shown.columns]
+    assert headers == ["run", "mitigation", "control", "metric", "best layer", "value", "95 % interval", "random\nweights"]
+    assert "image size 512" in str(shown.caption) and "padding zeros" in str(shown.caption)
