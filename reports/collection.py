@@ -1,6 +1,6 @@
 """Many runs together: which ones a folder holds, and what is written about them. Reads files only."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -21,14 +21,19 @@ from reports.run import Run
 from reports.waterfall import controls_figures
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
+TRACES = ("metrics.json", "error.txt", "config_hash")  # what a run that began leaves
 
 
 def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
     """(every complete run at or below a folder, by path; folder → why it is left out, for the others)."""
+    return read_folders({file.parent for name in TRACES for file in folder.rglob(name)})
+
+
+def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """(the complete runs in these very folders, by path; folder → why it is left out, for the others that began)."""
     runs, skipped = [], {}
-    names = ("metrics.json", "error.txt", "config_hash")
-    for path in sorted({file.parent for name in names for file in folder.rglob(name)}, key=_by_number):
-        reason = _unusable(path)
+    for path in sorted((path for path in folders if any((path / name).is_file() for name in TRACES)), key=_by_number):
+        reason = unusable(path)
         if reason:
             skipped[path] = reason
         else:
@@ -37,21 +42,24 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
     return runs, skipped
 
 
-def _unusable(folder: Path) -> str:
+def unusable(folder: Path) -> str:
     """Why a folder's run cannot be compared; empty where it can."""
     if (folder / "error.txt").is_file():
         lines = (folder / "error.txt").read_text(errors="replace").splitlines()
         return lines[0] if lines else "failed"
     if not (folder / "metrics.json").is_file():
         return "has no result yet: it runs, or was killed"
+    return damage(folder) or ("" if Run.read(folder, maps=False).meta["complete"] else "is incomplete")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a folder's ``metrics.json``; empty where it can be read."""
     try:
         meta = Run.read(folder, maps=False).meta
         absent = [name for name in (*NEEDED, "complete") if name not in meta]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"metrics.json is unreadable ({type(error).__name__})"
-    if absent:
-        return f"metrics.json lacks meta.{absent[0]}"
-    return "" if meta["complete"] else "is incomplete"
+    return f"metrics.json lacks meta.{absent[0]}" if absent else ""
 
 
 def summarise(runs: list[Run], folder: Path) -> list[Path]:

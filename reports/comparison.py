@@ -2,8 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -11,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.comparison_table import TASKS, best_layer, value_of
+from reports.conditions import names
 from reports.run import Run
 
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#64473a", "#e03e3e", "#787774")
 MARKERS = "os^Dvp*X"
-Cell = tuple[str, int, str]  # checkpoint, timestep, layer
+Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
+Means = dict[Cell, float]
 
 
 def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
@@ -23,39 +24,42 @@ def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
     tasks = _tasks(runs)
     if not tasks:
         return {}
-    figures = {f"layers_{task}": over_layers(group, task) for task, group in tasks.items() if _most_layers(group) > 1}
+    named = names(tasks)
+    values = {task: means(group, named) for task, group in tasks.items()}
+    figures = {
+        f"layers_{task}": over_layers(values[task], _layers(group), task)
+        for task, group in tasks.items() if _most_layers(group) > 1
+    }  # fmt: skip
     for task, group in tasks.items():
-        if len({run.meta["timestep"] for run in group}) > 1:
-            figures[f"timesteps_{task}"] = over_timesteps(group, task)
-            figures[f"layers_timesteps_{task}"] = over_both(group, task)
-    if _most_layers([run for group in tasks.values() for run in group]) > 1:
-        figures["best_layer"] = best_layers(tasks)
-    positions = means(tasks.get("position", []))
-    for task, group in tasks.items():
-        if task != "position" and len(positions.keys() & means(group).keys()) > 1:
-            figures[f"position_against_{task}"] = against_position(positions, means(group), task)
+        if len({cell[1] for cell in values[task]}) > 1:
+            figures[f"timesteps_{task}"] = over_timesteps(values[task], _layers(group), task)
+            figures[f"layers_timesteps_{task}"] = over_both(values[task], _layers(group), task)
+    every = [run for group in tasks.values() for run in group]
+    if _most_layers(every) > 1:
+        figures["best_layer"] = best_layers(values, _layers(every))
+    positions = values.get("position", {})
+    for task, others in values.items():
+        if task != "position" and len(positions.keys() & others.keys()) > 1:
+            figures[f"position_against_{task}"] = against_position(positions, others, task)
     return figures
 
 
-def means(runs: list[Run]) -> dict[Cell, float]:
-    """Main number by checkpoint, timestep and layer, averaged over runs that share them (seeds, say)."""
+def means(runs: Sequence[Run], named: dict[int, str] | None = None) -> Means:
+    """Main number by name, timestep and layer, averaged over runs that differ by the seed alone.
+
+    ``named`` is :func:`reports.conditions.names` of more runs than these, None where there are no others.
+    """
+    named = names({"": runs}) if named is None else named
     values = defaultdict(list)
     for run in runs:
-        for layer in run.layers:
+        for layer in run.bases:
             if (value := value_of(run, layer)) is not None:
-                values[checkpoint(run), int(run.meta["timestep"]), layer].append(value)
+                values[named[id(run)], int(run.meta["timestep"]), layer].append(value)
     return {cell: float(np.mean(found)) for cell, found in values.items()}
 
 
-def checkpoint(run: Run) -> str:
-    """Network, and its weights where they are not its own."""
-    name = Path(str(run.meta["model"])).name
-    return name if run.meta["weights"] == "stored" else f"{name}, {run.meta['weights']}"
-
-
-def over_layers(runs: list[Run], task: str) -> Figure:
-    """The main number over layers, a panel per checkpoint, a curve per timestep."""
-    values, layers = means(runs), _layers(runs)
+def over_layers(values: Means, layers: list[str], task: str) -> Figure:
+    """The main number over layers, a panel per name, a curve per timestep."""
     models, timesteps = sorted({cell[0] for cell in values}), sorted({cell[1] for cell in values})
     width = max(6.5, 0.3 * len(layers) + 3)
     figure, axes = plt.subplots(
@@ -72,14 +76,13 @@ def over_layers(runs: list[Run], task: str) -> Figure:
     return figure
 
 
-def over_timesteps(runs: list[Run], task: str) -> Figure:
-    """The main number over timesteps, a panel per checkpoint, a curve per layer: the eight best of them."""
-    values = means(runs)
+def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
+    """The main number over timesteps, a panel per name, a curve per layer: the eight best of them."""
     models = sorted({cell[0] for cell in values})
     sign = 1 if TASKS[task].more_is_better else -1
     best = {layer: max(sign * v for c, v in values.items() if c[2] == layer) for layer in {cell[2] for cell in values}}
     kept = set(sorted(best, key=lambda layer: -best[layer])[: len(COLOURS)])
-    layers = [layer for layer in _layers(runs) if layer in kept]
+    layers = [layer for layer in layers if layer in kept]
     figure, axes = plt.subplots(
         len(models), 1, figsize=(7.5, 3.1 * len(models) + 0.8), squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
@@ -94,9 +97,8 @@ def over_timesteps(runs: list[Run], task: str) -> Figure:
     return figure
 
 
-def over_both(runs: list[Run], task: str) -> Figure:
-    """The main number over layers and timesteps, a map per checkpoint; white where nothing was measured."""
-    values, layers = means(runs), _layers(runs)
+def over_both(values: Means, layers: list[str], task: str) -> Figure:
+    """The main number over layers and timesteps, a map per name; white where nothing was measured."""
     models, timesteps = sorted({cell[0] for cell in values}), sorted({cell[1] for cell in values})
     width, height = max(6.0, 0.3 * len(layers) + 3), 0.35 * len(timesteps) + 0.9
     figure, axes = plt.subplots(
@@ -115,13 +117,10 @@ def over_both(runs: list[Run], task: str) -> Figure:
     return figure
 
 
-def best_layers(tasks: dict[str, list[Run]]) -> Figure:
-    """Which layer is best at every task, a row per checkpoint and timestep."""
-    chosen = {
-        (checkpoint(run), int(run.meta["timestep"]), task): layer
-        for task, runs in tasks.items() for run in runs if (layer := best_layer(run))
-    }  # fmt: skip
-    layers = [layer for layer in _layers([run for runs in tasks.values() for run in runs]) if layer in chosen.values()]
+def best_layers(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
+    """Which layer is best at every task, a row per name and timestep; ``tasks`` holds :func:`means` of each."""
+    chosen = {(*line, task): layer for task, values in tasks.items() for line, layer in best_of(values, task).items()}
+    layers = [layer for layer in layers if layer in chosen.values()]
     lines = sorted({cell[:2] for cell in chosen})
     figure, axis = plt.subplots(figsize=(max(6.5, 0.45 * len(layers) + 4.5), 0.35 * len(lines) + 1.8), layout="constrained")
     count = len(tasks)
@@ -135,12 +134,22 @@ def best_layers(tasks: dict[str, list[Run]]) -> Figure:
     axis.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-0.5, len(layers) - 0.5))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=count, frameon=False, fontsize=9)
-    figure.suptitle("Best layer of every task, by checkpoint and timestep", fontsize=11)
+    figure.suptitle("Best layer of every task, by network and timestep", fontsize=11)
     return figure
 
 
-def against_position(positions: dict[Cell, float], others: dict[Cell, float], task: str) -> Figure:
-    """A task's number over position accuracy, a point per layer and timestep, a colour per checkpoint."""
+def best_of(values: Means, task: str) -> dict[tuple[str, int], str]:
+    """(name, timestep) → the layer whose mean is best; of equal ones the first."""
+    sign = 1 if TASKS[task].more_is_better else -1
+    best: dict[tuple[str, int], tuple[float, str]] = {}
+    for (name, timestep, layer), value in values.items():
+        if (name, timestep) not in best or sign * value > best[name, timestep][0]:
+            best[name, timestep] = sign * value, layer
+    return {line: layer for line, (_, layer) in best.items()}
+
+
+def against_position(positions: Means, others: Means, task: str) -> Figure:
+    """A task's number over position accuracy, a point per layer and timestep, a colour per name."""
     shared = sorted(positions.keys() & others.keys())
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     for number, model in enumerate(sorted({cell[0] for cell in shared})):
@@ -169,16 +178,16 @@ def _tasks(runs: list[Run]) -> dict[str, list[Run]]:
 def _layers(runs: Sequence[Run]) -> list[str]:
     """Layers of all runs in execution order: runs of fewer layers fill in between those of more."""
     order: list[str] = []
-    for run in sorted(runs, key=lambda run: -len(run.layers)):
-        for number, layer in enumerate(run.layers):
+    for run in sorted(runs, key=lambda run: -len(run.bases)):
+        for number, layer in enumerate(run.bases):
             if layer not in order:
-                before = [order.index(name) for name in run.layers[:number] if name in order]
+                before = [order.index(name) for name in run.bases[:number] if name in order]
                 order.insert(max(before, default=-1) + 1, layer)
     return order
 
 
 def _most_layers(runs: Sequence[Run]) -> int:
-    return len({layer for run in runs for layer in run.layers})
+    return len({layer for run in runs for layer in run.bases})
 
 
 def _ramp(count: int) -> list[tuple[float, ...]]:

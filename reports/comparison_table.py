@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from reports.conditions import checkpoints, fingerprint, mitigation
 from reports.run import Run
 
 POSITION = "binned_accuracy"
@@ -40,8 +41,15 @@ COLUMNS: dict[str, Callable[[Run], Any]] = {
     "seed": lambda run: run.meta.get("seed"),
     "test_images": lambda run: run.meta["images"].get("test"),
     "noise": lambda run: run.meta.get("noise"),
+    "mitigation": mitigation,
+    "padding": lambda run: run.meta.get("padding"),
+    "control": lambda run: run.meta.get("control"),
+    "image_size": lambda run: run.meta.get("image_size"),
+    "dataset_fingerprint": fingerprint,
     "config_hash": lambda run: run.meta.get("config_hash"),
 }
+HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
+RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
 NUMBERS = ("value", "ci_low", "ci_high", "random_weights")
 
 
@@ -54,7 +62,7 @@ def value_of(run: Run, layer: str) -> float | None:
 
 def best_layer(run: Run) -> str | None:
     """The layer with the best main number; None where a run has none."""
-    values = {layer: value for layer in run.layers if (value := value_of(run, layer)) is not None}
+    values = {layer: value for layer in run.bases if (value := value_of(run, layer)) is not None}
     if not values:
         return None
     return (max if TASKS[run.kind].more_is_better else min)(values, key=lambda layer: values[layer])
@@ -70,7 +78,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     if task is None:
         return []
     found = []
-    for layer in run.layers:
+    for layer in run.bases:
         ends = [run.value("test", layer, task.metric, end=end) for end in ("", "ci_low", "ci_high")]
         numbers = [*ends, run.value("random_weights", layer, task.metric)]
         found.append(
@@ -94,39 +102,47 @@ def write_tables(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def best_table(runs: list[Run]) -> Table:
-    """A row per run: its best layer's main number, the interval, and random weights beside."""
+    """A row per run: what tells it from the others, its best layer's main number, the interval, and random weights beside.
+
+    What all runs share has no column: the caption names it.
+    """
+    named = checkpoints(runs)
+    told = {"model": [named[id(run)] for run in runs]}
+    told |= {name: [_text(read(run)) for run in runs] for name, read in COLUMNS.items() if name not in HIDDEN}
+    varying = {name: texts for name, texts in told.items() if len(set(texts)) > 1}
+    shared = [f"{name.replace('_', ' ')} {texts[0]}" for name, texts in told.items() if name not in varying and any(texts)]
+    note = "The best layer is chosen on the test images it is shown for, so it is a little too good."
     table = Table(
         title=f"{len(runs)} runs, each at its best layer (all layers: runs.csv, runs.md)",
-        caption="The best layer is chosen on the test images it is shown for, so it is a little too good.",
+        caption="\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), note]),
         title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
     )  # fmt: skip
-    for header in ("run", "probe", "model", "timestep", "metric", "best layer", "value", "95 % interval", "random\nweights"):
-        table.add_column(header, overflow="fold", justify="right" if header in ("timestep", "value") else "left")
-    for run in runs:
-        layer, task = best_layer(run), TASKS.get(run.kind)
-        where = [_short(run.folder), run.kind, _model(run), str(run.meta["timestep"])]
-        if layer is None or task is None:
-            table.add_row(*where, "–", "–", "–", "", "")
-            continue
-        low, high, random = (
-            None if value is None else task.scale * value
-            for value in (
-                *(run.value("test", layer, task.metric, end=end) for end in ("ci_low", "ci_high")),
-                run.value("random_weights", layer, task.metric),
-            )
-        )
-        interval = "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
-        table.add_row(*where, task.label, layer, _number(value_of(run, layer)), interval, _number(random))
+    headers = [name.replace("_", "\n") for name in varying]
+    for header in ("run", *headers, "metric", "best layer", "value", "95 % interval", "random\nweights"):
+        table.add_column(header, overflow="fold", justify="right" if header in RIGHT else "left")
+    for i, run in enumerate(runs):
+        table.add_row(_short(run.folder), *(texts[i] or "–" for texts in varying.values()), *_best(run))
     return table
+
+
+def _best(run: Run) -> tuple[str, ...]:
+    """Metric, best layer, its number, the interval and the number with random weights, as shown."""
+    layer, task = best_layer(run), TASKS.get(run.kind)
+    if layer is None or task is None:
+        return "–", "–", "–", "", ""
+    low, high, random = (
+        None if value is None else task.scale * value
+        for value in (
+            *(run.value("test", layer, task.metric, end=end) for end in ("ci_low", "ci_high")),
+            run.value("random_weights", layer, task.metric),
+        )
+    )
+    interval = "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+    return task.label, layer, _number(value_of(run, layer)), interval, _number(random)
 
 
 def _short(folder: Path) -> str:
     return "/".join(folder.parts[-2:])
-
-
-def _model(run: Run) -> str:
-    name = Path(str(run.meta["model"])).name
-    return name if run.meta["weights"] == "stored" else f"{name}, {run.meta['weights']}"
 
 
 def _number(value: float | None) -> str:

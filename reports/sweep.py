@@ -3,6 +3,7 @@
 import atexit
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,47 +14,89 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from reports.collection import read_runs, show_runs, summarise
+from reports.collection import read_folders, read_runs, show_runs, summarise
+from reports.run import Run
 
 log = logging.getLogger(__name__)
+NUMBER = "${hydra.job.num}"
 
 
 class SweepSummary(Callback):
     """Counts a sweep's jobs when it starts; when it ends, names what failed and makes the exit code tell."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write ``sweep.json``: the number of jobs, and when they began."""
+        """Write ``sweep.json``: the number of jobs, the folders they will have, and when they began."""
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sweep.json").write_text(json.dumps({"jobs": jobs(config), "started": time.time()}))
+        count = jobs(config)
+        plan = {"jobs": count, "folders": _folders(config, count), "started": time.time()}
+        _replace(folder / "sweep.json", json.dumps(plan))
         # a launcher whose worker was killed raises, and Hydra then forgets on_multirun_end
         self._unsaid = atexit.register(named, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write tables and figures into the sweep's folder and exit with 1 if a job failed."""
-        atexit.unregister(self._unsaid)
+        """Write tables and figures into the sweep's folder and exit with 1 if a job failed, or the tables did."""
         folder = Path(config.hydra.sweep.dir)
-        runs, _ = read_runs(folder)
-        if runs:
-            show_runs(runs, Console())
-            written = ", ".join(path.name for path in summarise(runs, folder))
-            log.info("Written to %s: %s", folder, written)
-        if named(folder):
+        failed = True
+        try:
+            _summarise(folder)
+            failed = False
+        except Exception:
+            log.exception("The table and figures of %s were not written; python -m reports '%s' tries again.", folder, folder)
+        finally:
+            missing = named(folder)
+            atexit.unregister(self._unsaid)
+        if failed or missing:
             sys.exit(1)  # Hydra turns a callback's exceptions into warnings, but not this one
 
 
+def _summarise(folder: Path) -> None:
+    runs, _ = planned(folder)
+    if runs:
+        show_runs(runs, Console())
+        written = ", ".join(path.name for path in summarise(runs, folder))
+        log.info("Written to %s: %s", folder, written)
+
+
+def planned(folder: Path) -> tuple[list[Run], dict[Path, str]]:
+    """:func:`reports.collection.read_runs` of the jobs that ``sweep.json`` plans, not of an earlier, longer sweep."""
+    names = _plan(folder).get("folders")
+    return read_runs(folder) if names is None else read_folders(folder / name for name in names)
+
+
 def named(folder: Path) -> list[str]:
-    """Log every job of a sweep's folder without a complete result, and how to go on; returns them."""
-    runs, skipped = read_runs(folder)
-    planned = json.loads((folder / "sweep.json").read_text())["jobs"]
+    """Log every planned job of a sweep's folder without a complete result, and how to go on; returns them."""
+    runs, skipped = planned(folder)
+    count = _plan(folder)["jobs"]
     lines = [f"  {path.name} ({overrides(path)}): {reason}" for path, reason in skipped.items()]
-    absent = planned - len(runs) - len(skipped)
+    absent = count - len(runs) - len(skipped)
     if absent > 0:
-        lines.append(f"  {absent} of {planned} jobs never began")
+        lines.append(f"  {absent} of {count} jobs never began")
     if lines:
         again = f"The same command with hydra.sweep.dir='{folder}' repeats only these."
-        log.error("%d of %d jobs have no result:\n%s\n%s", planned - len(runs), planned, "\n".join(lines), again)
+        log.error("%d of %d jobs have no result:\n%s\n%s", count - len(runs), count, "\n".join(lines), again)
     return lines
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    return plan
+
+
+def _folders(config: DictConfig, count: int) -> list[str] | None:
+    """Names of the jobs' folders; None where the user has chosen others than the job's number."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    return [str(number) for number in range(count)] if sweep.get("subdir", NUMBER) == NUMBER else None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once or not at all: running jobs of the sweep read it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def overrides(folder: Path) -> str:

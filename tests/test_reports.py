@@ -83,3 +83,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
         main([str(tmp_path)])
     assert caught.value.code == 1
     assert "Expected a run folder with metrics.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('{"a": 1', "is unreadable (JSONDecodeError)"), ("{}", "is unreadable (KeyError)"), ('{"meta": {}}', "lacks meta.layers")],
+)
+def test_a_damaged_result_is_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 1
+    assert f"but its metrics.json {said}" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from reports.__main__ import main
 from reports.collection import read_runs, show_runs, summarise
-from reports.comparison import comparison_figures, means
-from reports.comparison_table import best_layer, rows, write_tables
+from reports.comparison import best_of, comparison_figures, means
+from reports.comparison_table import best_layer, best_table, rows, write_tables
 from reports.run import Run
 
 LAYERS = ["down_0", "mid", "up_1"]
@@ -146,3 +146,89 @@ def test_the_command_collects_and_names_what_it_skips(tmp_path: Path, capsys: py
     assert "1 runs" in said.out
     assert "broken: is incomplete" in said.err
     assert (tmp_path / "runs.md").is_file()
+
+
+def a_run(value: float, seed: int = 0, layers: tuple[str, ...] = ("down_0", "mid"), **meta: object) -> Run:
+    """Position accuracy ``value`` at the first layer and 0.1 less at every next."""
+    numbers = {f"test/{layer}/binned_accuracy/all": value - 0.1 * i for i, layer in enumerate(layers)}
+    known = {"layers": list(layers), "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}, "seed": seed}
+    return Run(numbers, known | {"probe": "position", "complete": True} | meta, {})
+
+
+LEACE = {"none": {"steps": ["Standardize", "Leace"]}}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({}, {"mitigations": LEACE}, "mitigation Standardize + Leace"),
+        ({"image_size": 512}, {"image_size": 768}, "size 768"),
+        ({"noise": "independent"}, {"noise": "shared"}, "noise shared"),
+        ({"padding": "zeros"}, {"padding": "reflect"}, "padding reflect"),
+        ({}, {"control": "rotated"}, "control rotated"),
+        ({}, {"prompt": "a cat"}, "prompt a cat"),
+        ({}, {"weights": "random-1"}, "random-1"),
+        ({"precision": "bf16"}, {"precision": "fp32"}, "precision fp32"),
+        ({"dataset_fingerprint": "a" * 64}, {"dataset_fingerprint": "b" * 64}, "images bbbbbbbb"),
+        ({"train_steps": 0}, {"train_steps": 9}, "solver trained"),
+        ({"config_hash": "c" * 16}, {"config_hash": "d" * 16}, "settings dddddddd"),
+    ],
+)
+def test_only_seeds_are_averaged_and_other_runs_say_what_differs(one: dict, two: dict, said: str) -> None:
+    found = means([a_run(0.5, **one), a_run(0.9, **two)])
+    assert sorted(found[cell] for cell in found if cell[2] == "down_0") == pytest.approx([0.5, 0.9])
+    assert found[f"sd, {said}", 50, "down_0"] == pytest.approx(0.9)
+
+
+def test_a_seed_may_draw_other_images() -> None:
+    seeds = [a_run(0.5, 0, dataset_fingerprint="a", config_hash="1"), a_run(0.9, 1, dataset_fingerprint="b", config_hash="2")]
+    assert means(seeds)["sd", 50, "down_0"] == pytest.approx(0.7)
+
+
+def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:
+    found = means([a_run(0.5, model="a/unet"), a_run(0.9, model="b/unet"), a_run(0.4, model="c/other")])
+    assert {cell[0] for cell in found} == {"a/unet", "b/unet", "other"}
+
+
+def test_the_best_layer_is_that_of_the_mean_over_seeds() -> None:
+    one, two = a_run(0.5, 0), a_run(0.5, 1)
+    two.metrics["test/mid/binned_accuracy/all"] = 0.9  # 0.4 and 0.9 against 0.5 twice
+    assert best_of(means([one, two]), "position") == {("sd", 50): "mid"}
+    two.metrics["test/mid/binned_accuracy/all"] = 0.55  # best of its own run, not on average
+    assert best_of(means([one, two]), "position") == {("sd", 50): "down_0"}
+    figure = comparison_figures([one, two])["best_layer"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["down_0"]
+
+
+def test_variants_never_count_as_layers() -> None:
+    run = a_run(0.3, layers=("mid", "up_1", "mid__leace"))
+    run.metrics["test/mid__leace/binned_accuracy/all"] = 0.99
+    assert best_layer(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
+    assert {cell[2] for cell in means([run])} == {"mid", "up_1"}
+    labels = comparison_figures([run])["layers_position"].axes[-1].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["mid", "up_1"]
+
+
+def test_tasks_of_one_condition_meet_where_one_of_them_has_two() -> None:
+    other = a_run(0.4, noise="shared", probe="depth")
+    other.metrics.update({f"test/{layer}/rmse/all": 0.3 for layer in other.layers})
+    both = [a_run(0.5, noise="shared"), a_run(0.7, noise="independent"), other]
+    legend = comparison_figures(both)["position_against_depth"].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["sd, noise shared"]
+
+
+def test_tables_hold_the_conditions_and_the_terminal_those_that_vary(tmp_path: Path) -> None:
+    common = {"padding": "zeros", "image_size": 512, "dataset_fingerprint": "0123456789"}
+    compared = {"none": {"steps": []}, "leace": {"steps": ["Leace"]}}
+    runs = [a_run(0.5, **common), a_run(0.6, **common, mitigations=LEACE), a_run(0.7, **common, mitigations=compared)]
+    runs.append(a_run(0.8, **common, control="rotated"))
+    write_tables(runs, tmp_path)
+    with (tmp_path / "runs.csv").open() as file:
+        table = [row for row in csv.DictReader(file) if row["layer"] == "mid"]
+    assert [row["mitigation"] for row in table] == ["", "Standardize + Leace", "compared", ""]
+    assert [row["control"] for row in table] == ["", "", "", "rotated"]
+    assert {(row["padding"], row["image_size"], row["dataset_fingerprint"]) for row in table} == {("zeros", "512", "01234567")}
+    shown = best_table(runs)
+    headers = [column.header for column in shown.columns]
+    assert headers == ["run", "mitigation", "control", "metric", "best layer", "value", "95 % interval", "random\nweights"]
+    assert "image size 512" in str(shown.caption) and "padding zeros" in str(shown.caption)

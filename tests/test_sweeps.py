@@ -1,5 +1,6 @@
 """Sweeps: what a job that fails, is finished, or was killed leaves; what the sweep says at its end."""
 
+import atexit
 import contextlib
 import json
 import multiprocessing
@@ -269,6 +270,51 @@ def test_a_failed_job_makes_the_exit_code_tell(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         summary.on_multirun_end(cfg)
     assert caught.value.code == 1
+
+
+def sweep_of(folder: Path, task: str, **sweep: str) -> DictConfig:
+    return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder), **sweep}, "sweeper": {}, "overrides": {"task": [task]}}})
+
+
+def result(folder: Path, **meta: object) -> None:
+    folder.mkdir(exist_ok=True)
+    known = {"complete": True, "layers": ["up_0"], "model": "tiny", "weights": "stored", "timestep": 10, "images": {"test": 2}}
+    (folder / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known | meta}))
+
+
+def test_jobs_of_an_earlier_longer_sweep_are_not_this_ones(tmp_path: Path) -> None:
+    result(tmp_path / "0")
+    result(tmp_path / "1")
+    result(tmp_path / "2", timestep=500)
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "error.txt").write_text("old")
+    cfg, summary = sweep_of(tmp_path, "seed=1,2"), SweepSummary()
+    summary.on_multirun_start(cfg)
+    assert json.loads((tmp_path / "sweep.json").read_text())["folders"] == ["0", "1"]
+    summary.on_multirun_end(cfg)  # does not exit
+    assert (tmp_path / "runs.csv").read_text().count("\n") == 3
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_sweep_whose_folders_are_named_otherwise_reads_them_all(tmp_path: Path) -> None:
+    result(tmp_path / "seed=1")
+    cfg, summary = sweep_of(tmp_path, "seed=1,2", subdir="${hydra.job.override_dirname}"), SweepSummary()
+    summary.on_multirun_start(cfg)
+    assert named(tmp_path) == ["  1 of 2 jobs never began"]
+    atexit.unregister(summary._unsaid)
+
+
+def test_failed_jobs_are_named_where_the_table_cannot_be_written(tmp_path: Path, caplog) -> None:
+    result(tmp_path / "0")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "error.txt").write_text("Expected a.")
+    (tmp_path / "runs.csv").mkdir()
+    cfg, summary = sweep_of(tmp_path, "seed=1,2"), SweepSummary()
+    summary.on_multirun_start(cfg)
+    with pytest.raises(SystemExit) as caught:
+        summary.on_multirun_end(cfg)
+    assert caught.value.code == 1
+    assert "IsADirectoryError" in caplog.text and "1 (no overrides): Expected a." in caplog.text
 
 
 def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
