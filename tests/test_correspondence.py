@@ -49,8 +49,9 @@ def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
     """A configuration as the command line would give it."""
 
     def make(*overrides: str, folder: str = "run") -> DictConfig:
+        fewer = [] if any(text.startswith("images=") for text in overrides) else ["images.limit=120"]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("train", overrides=[*SMALL, f"cache_dir={cache}", *overrides], return_hydra_config=True)
+            cfg = compose("train", overrides=[*SMALL, *fewer, f"cache_dir={cache}", *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]

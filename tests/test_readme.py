@@ -30,6 +30,7 @@ SHALLOW = "block=[conv_in,down_0_res_0]"
 SMALLER = {
     "probe=statistics": [SHALLOW, "images.limit=70", "datamodule.margin=16", "datamodule.repeats=2"],
     "probe=correspondence": ["images.limit=48", "probe.min_steps=10"],
+    "block=all": ["protocol.solver=closed_form"],
     "experiment=loos2025": [SHALLOW, "probe.solver=closed_form"],
     "experiment=mitigations": ["block=mid"],  # four fit images are enough for a basis of a 2×2 grid
     "experiment=controls": ["images.limit=12"],

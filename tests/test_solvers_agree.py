@@ -38,6 +38,7 @@ def data_of(cache: str, size: int, limit: int, **options: object) -> ActivationD
     return ActivationDataModule(Scenes(size, limit), sd, block=LAYERS, cache_dir=cache, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_closed_form_and_converged_adam_agree(cache: str) -> None:
     data = data_of(cache, size=256, limit=150)
     results = {

@@ -320,6 +320,7 @@ def test_failed_jobs_are_named_where_the_table_cannot_be_written(tmp_path: Path,
 def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
     known = {"config_hash": config_hash(job("timestep=10")), "complete": True, "layers": ["up_0"], "model": "tiny"}
     known |= {"weights": "stored", "timestep": 10, "images": {"test": 2}, "probe": "position"}
+    known |= {"twins": job().twins, "control": None}
     (tmp_path / "0" / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known}))
     options = ["timestep=10,1000,50", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
     answer = command_line("-m", *SMALL, *options)

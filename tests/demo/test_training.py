@@ -22,6 +22,8 @@ from demo.portraits import portrait
 from demo.states import load_state, log_line, save_state
 from demo.text import text_encoder
 
+pytestmark = pytest.mark.slow  # minutes of training, for a recipe that nothing else imports
+
 SMALL = [
     "autoencoder.widths=[8,8,16,16]",
     "autoencoder.steps=3",
