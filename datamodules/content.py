@@ -1,8 +1,6 @@
 """ContentDataModule: tokens as ever, and beside them the clean latent of what each token covers. Data path steps 1 to 7."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -11,20 +9,15 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from datamodules.activations import ActivationDataModule
-from tokens.batch import GridBatch, TokenBatch
+from datamodules.items import USED, ItemDataModule
 from tokens.errors import InputError
 
-USED = ("train", "val", "test")
 
-
-class ContentDataModule(ActivationDataModule):
-    """An :class:`ActivationDataModule` that a probe asks for the content of its tokens.
+class ContentDataModule(ItemDataModule):
+    """An :class:`~datamodules.items.ItemDataModule` that a probe asks for the content of its tokens.
 
     A token's content is the clean latent of its image, whatever noise or mitigation the token went through, averaged over
-    the token's cell. Content belongs to an item (a crop), and a photograph may have several. So in the batches of this data
-    module ``photo`` holds the index of the *item*, and :meth:`photograph` gives that of the photograph, by which images are
-    split and intervals are drawn.
+    the token's cell.
 
     Args: those of :class:`ActivationDataModule`.
 
@@ -33,18 +26,9 @@ class ContentDataModule(ActivationDataModule):
     """
 
     @cached_property
-    def _tables(self) -> dict[int, Tensor]:
-        """Side of a grid → content of every token of the items in use (rows, side, side, channels)."""
-        return {}
-
-    @cached_property
     def _rows(self) -> Int[Tensor, " items"]:
         """Where an item's content stands in the tables; items that are not in use stand nowhere."""
         return torch.full((len(self.images),), -1)
-
-    @cached_property
-    def _photographs(self) -> Int[Tensor, " items"]:
-        return torch.tensor([self.stream.photos[self.images.photo(index)] for index in range(len(self.images))])
 
     def prepare_data(self) -> None:
         """Encode what the latent cache lacks, and average the latent of every image that is used."""
@@ -76,26 +60,10 @@ class ContentDataModule(ActivationDataModule):
         """Root mean square of content minus :meth:`position_means`, over all tokens of the training images."""
         return (self._training(layer) - self.position_means(layer)).square().mean((0, 1, 2)).sqrt()
 
-    def photograph(self, item: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The photographs that items show."""
-        self._photographs = self._photographs.to(item.device)
-        return self._photographs[item]
-
-    def release(self) -> None:
-        """Let go of everything kept on the device."""
-        super().release()
-        self._tables.clear()
-
     def _training(self, layer: str) -> Float[Tensor, "images h w v"]:
         table = self._tables[self.shapes[layer][1]]
         rows = self._rows.to(table.device)[self.split["train"]]
         return table[rows]
-
-    def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
-        return super()._drawn(_by_item(batch))
-
-    def _whole(self, indices: Sequence[int]) -> Iterator[GridBatch]:
-        return map(_by_item, super()._whole(indices))
 
     def _read(self) -> None:
         """Fill the tables."""
@@ -122,7 +90,3 @@ def cell_means(latent: Float[Tensor, "v h w"], side: int) -> Float[Tensor, "{sid
     [[[3.0]]]
     """
     return adaptive_avg_pool2d(latent.float(), side).permute(1, 2, 0).contiguous()
-
-
-def _by_item(batch: GridBatch) -> GridBatch:
-    return replace(batch, photo=batch.image)

@@ -3,8 +3,6 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,14 +11,11 @@ from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
 
-from datamodules.activations import ActivationDataModule
 from datamodules.images.source import ImageSource
-from tokens.batch import GridBatch, TokenBatch
+from datamodules.items import USED, ItemDataModule
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
-
-USED = ("train", "val", "test")
 
 
 @runtime_checkable
@@ -34,12 +29,10 @@ class DepthSource(ImageSource, Protocol):
         """Identifies an item's depth, as ``content_key`` does its pixels."""
 
 
-class DepthDataModule(ActivationDataModule):
-    """An :class:`ActivationDataModule` that a probe asks for the depth of its tokens.
+class DepthDataModule(ItemDataModule):
+    """An :class:`~datamodules.items.ItemDataModule` that a probe asks for the depth of its tokens.
 
-    A token's depth is the mean over the pixels of its cell that have one; NaN where none has. Depth belongs to an item (a
-    frame, a crop), and a photograph may have several. So in the batches of this data module ``photo`` holds the index of the
-    *item*, and :meth:`photograph` gives that of the photograph, by which images are split and intervals are drawn.
+    A token's depth is the mean over the pixels of its cell that have one; NaN where none has.
 
     Args: those of :class:`ActivationDataModule`.
 
@@ -56,15 +49,6 @@ class DepthDataModule(ActivationDataModule):
                 "Choose one of these."
             )
         return self.images
-
-    @cached_property
-    def _tables(self) -> dict[int, Tensor]:
-        """Side of a grid → depth of every token of every item (items, side, side)."""
-        return {}
-
-    @cached_property
-    def _photographs(self) -> Int[Tensor, " items"]:
-        return torch.tensor([self.stream.photos[self.images.photo(index)] for index in range(len(self.images))])
 
     def prepare_data(self) -> None:
         """Encode what the latent cache lacks, and read the depth of every image that is used."""
@@ -93,11 +77,6 @@ class DepthDataModule(ActivationDataModule):
         table = self._tables[self.shapes[layer][1]]
         return table[torch.tensor(self.split["train"], device=table.device)]
 
-    def photograph(self, item: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The photographs that items show."""
-        self._photographs = self._photographs.to(item.device)
-        return self._photographs[item]
-
     def describe(self) -> dict[str, Any]:
         """That of tokens; the fingerprint covers depth too."""
         described = super().describe()
@@ -106,20 +85,6 @@ class DepthDataModule(ActivationDataModule):
             digest.update(f"\x1e{self.source.depth_key(index)}".encode())
         described["dataset_fingerprint"] = digest.hexdigest()
         return described
-
-    def release(self) -> None:
-        """Let go of everything kept on the device."""
-        super().release()
-        self._tables.clear()
-
-    def _label(self, index: int) -> int:
-        return index
-
-    def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
-        return super()._drawn(_by_item(batch))
-
-    def _whole(self, indices: Sequence[int]) -> Iterator[GridBatch]:
-        return map(_by_item, super()._whole(indices))
 
     def _read(self, source: DepthSource) -> None:
         """Fill the tables; items whose depth cannot be decoded leave their split, unless ``on_error`` is ``raise``."""
@@ -163,7 +128,3 @@ def cell_means(depth: Float[Tensor, "size size"], side: int) -> Float[Tensor, "{
         for part in (torch.where(known, depth, 0), known)
     )
     return (values / counts).float()
-
-
-def _by_item(batch: GridBatch) -> GridBatch:
-    return replace(batch, photo=batch.image)

@@ -59,7 +59,7 @@ def _remember(ways: Sequence[Way], file: Path) -> None:
         for layer, chain in way.chains.items()
         for name, value in chain.state_dict().items()
     }
-    with suppress(OSError):
+    with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}.part")
         save_file(state, part)

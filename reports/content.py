@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from reports.run import Run
+from reports.run import Run, label_of, variant
 
 KIND = "content_r2"
-SEPARATOR = "__"
 GROUPS = ("all", "corner", "border", "interior", "high_norm")
 NULLS = {"random_weights": "random\nweights", "shuffled_labels": "shuf-\nfled"}
 STYLES = {
@@ -54,18 +53,18 @@ def content_table(run: Run) -> Table:
 
 def content_figures(run: Run) -> dict[str, Figure]:
     """Every figure that the run has data for, by file name."""
-    return {"content_over_layers": over_layers(run)} if len(_bases(run)) > 1 else {}
+    return {"content_over_layers": over_layers(run)} if len(run.bases) > 1 else {}
 
 
 def over_layers(run: Run) -> Figure:
     """R² of every layer beside mitigations, random weights and shuffled labels; 0 is what a token's position tells."""
-    layers = _bases(run)
+    layers = run.bases
     count = len(layers)
     figure, axis = plt.subplots(figsize=(max(6, 0.32 * count + 2), 4.5), layout="constrained")
     for what, (style, colour, label) in STYLES.items():
         _curve(axis, run, what, layers, style, marker="o" if what == "test" else None, color=colour, label=label)
-    for label in dict.fromkeys(layer.partition(SEPARATOR)[2] for layer in run.layers if SEPARATOR in layer):
-        _curve(axis, run, "test", [f"{layer}{SEPARATOR}{label}" for layer in layers], "-", lw=1, label=label)
+    for label in dict.fromkeys(filter(None, map(label_of, run.layers))):
+        _curve(axis, run, "test", [variant(layer, label) for layer in layers], "-", lw=1, label=label)
     ends = [[run.value("test", layer, KIND, end=end) for layer in layers] for end in ("ci_low", "ci_high")]
     if all(value is not None for end in ends for value in end):
         axis.fill_between(range(count), *np.array(ends, dtype=float), color=STYLES["test"][1], alpha=0.2, lw=0)
@@ -81,11 +80,6 @@ def _curve(axis: Axes, run: Run, what: str, layers: list[str], style: str, **opt
     values = [run.value(what, layer, KIND) for layer in layers]
     if any(value is not None for value in values):
         axis.plot([np.nan if value is None else value for value in values], style, ms=3.5, **options)
-
-
-def _bases(run: Run) -> list[str]:
-    """Layers without any mitigation; variants stand beside them as ``<layer>__<mitigation>``."""
-    return [layer for layer in run.layers if SEPARATOR not in layer]
 
 
 def _half(run: Run, layer: str, what: str = "test") -> str:

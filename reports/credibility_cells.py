@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reports.mitigated_layers import LEAST_PCK
-from reports.run import Run
+from reports.run import Run, variant
 
 MITIGATION = "position_mean"
 PCK = "pck_ours_point_0.10"
@@ -53,9 +53,8 @@ def credibility_cells(runs: Iterable[Run]) -> list[CredibilityCell]:
     found = []
     for run in runs:
         if run.kind == "correspondence" and _key(run) in statistics:
-            layers = [name for name in run.layers if "__" not in name]
             said = statistics[_key(run)]
-            found += [_cell(run, said, layer, place) for place, layer in enumerate(layers) if layer in said.layers]
+            found += [_cell(run, said, layer, place) for place, layer in enumerate(run.bases) if layer in said.layers]
     return found
 
 
@@ -70,7 +69,7 @@ def _cell(run: Run, statistics: Run, layer: str, place: int) -> CredibilityCell:
     values = {
         "credibility": None if credibility is None else 1 - credibility,
         **{name: statistics.value("test", layer, name) for name in ("r_pos", "r_cor", "r_norm")},
-        "gain": run.value("gain_over_none", f"{layer}__{MITIGATION}", PCK, "displacement_far"),
+        "gain": run.value("gain_over_none", variant(layer, MITIGATION), PCK, "displacement_far"),
         "copy_excess": run.value("test", layer, "copy_excess"),
         "resolution": float(run.meta["shapes"][layer][1]),
         "depth": float(place),

@@ -14,7 +14,7 @@ import numpy as np
 
 from reports.holm import holm
 from reports.mitigation_groups import mitigation_groups
-from reports.run import Run
+from reports.run import Run, base_of, label_of, variant
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def mitigated_layers(runs: Iterable[Run]) -> list[MitigatedLayer]:
     found = []
     for title, together in mitigation_groups(runs).items():
         kept, metrics = _merged(together, title)
-        layers = dict.fromkeys(name.partition("__")[0] for run in kept for name in run.layers)
+        layers = dict.fromkeys(base_of(name) for run in kept for name in run.layers)
         found += [_layer(title, layer, kept, metrics) for layer in layers]
     return found
 
@@ -173,8 +173,8 @@ def _layer(setting: str, layer: str, runs: list[Run], metrics: Mapping[str, floa
     for run in runs:
         for label, said in run.meta.get("mitigations", {}).items():
             described[label].append(said)
-    labels = dict.fromkeys(name.partition("__")[2] for run in runs for name in run.layers if name.partition("__")[0] == layer)
-    cells = {label: _cells(metrics, f"{layer}__{label}" if label else layer) for label in labels}
+    labels = dict.fromkeys(label_of(name) for run in runs for name in run.layers if base_of(name) == layer)
+    cells = {label: _cells(metrics, variant(layer, label)) for label in labels}
     _correct(cells)
     rows = [_row(label or NONE, layer, cells[label], described[label or NONE]) for label in sorted(labels, key=bool)]
     return MitigatedLayer(setting, layer, metrics.get(f"chance/{layer}/{POSITION}", math.nan), rows)

@@ -17,7 +17,7 @@ def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """
     settings: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        if any("__" in name for name in run.layers):
+        if len(run.bases) < len(run.layers):
             settings[run.setting, *(run.meta.get(name) for name in CONDITIONS)].append(run)
     groups: dict[str, list[Run]] = {}
     for setting, together in settings.items():

@@ -7,6 +7,35 @@ from typing import Any
 
 import numpy as np
 
+VARIANT = "__"  # stands between a layer and the mitigation that a variant of it is behind
+
+
+def base_of(name: str) -> str:
+    """The layer of a variant.
+
+    >>> base_of("mid__leace")
+    'mid'
+    """
+    return name.partition(VARIANT)[0]
+
+
+def label_of(name: str) -> str:
+    """The mitigation of a variant; empty for the layer itself.
+
+    >>> label_of("mid__leace"), label_of("mid")
+    ('leace', '')
+    """
+    return name.partition(VARIANT)[2]
+
+
+def variant(layer: str, label: str) -> str:
+    """What a layer behind a mitigation is called in ``metrics.json``; the layer itself for an empty label.
+
+    >>> variant("mid", "leace"), variant("mid", "")
+    ('mid__leace', 'mid')
+    """
+    return f"{layer}{VARIANT}{label}" if label else layer
+
 
 @dataclass(frozen=True)
 class Run:
@@ -36,7 +65,7 @@ class Run:
     @property
     def bases(self) -> list[str]:
         """Measured layers themselves, without their variants behind mitigations."""
-        return [layer for layer in self.layers if "__" not in layer]
+        return [layer for layer in self.layers if not label_of(layer)]
 
     @property
     def kind(self) -> str:
