@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> Run | None:
     if devices.first():
         clear(folder, resumed=bool(cfg.resume))
     command.check_types(cfg)
-    command.check_devices(cfg, devices.sweeping())
+    command.check_devices(cfg, sweep.active())
     measurement = Measurement(cfg)
     if not devices.first():
         return assist(cfg, measurement)

@@ -1,7 +1,9 @@
 """Many runs together: which ones a folder holds, and what is written about them. Reads files only."""
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import matplotlib
 
@@ -33,8 +35,7 @@ def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     """(the complete runs in these very folders, by path; folder → why it is left out, for the others that began)."""
     runs, skipped = [], {}
     for path in sorted((path for path in folders if any((path / name).is_file() for name in TRACES)), key=_by_number):
-        reason = unusable(path)
-        if reason:
+        if reason := unusable(path):
             skipped[path] = reason
         else:
             run = Run.read(path, maps=False)
@@ -53,13 +54,19 @@ def unusable(folder: Path) -> str:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a folder's ``metrics.json``; empty where it can be read."""
+    """What is wrong with a folder's ``metrics.json`` or ``maps.npz``; empty where both can be read."""
     try:
         meta = Run.read(folder, maps=False).meta
         absent = [name for name in (*NEEDED, "complete") if name not in meta]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"metrics.json is unreadable ({type(error).__name__})"
-    return f"metrics.json lacks meta.{absent[0]}" if absent else ""
+    if absent:
+        return f"metrics.json lacks meta.{absent[0]}"
+    try:
+        Run.read(folder)
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        return f"maps.npz is unreadable ({type(error).__name__})"
+    return ""
 
 
 def summarise(runs: list[Run], folder: Path) -> list[Path]:

@@ -8,8 +8,6 @@ from typing import Any
 
 import lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig
@@ -25,11 +23,6 @@ SUMMED = ("latents", "passes", "resident_images")
 def first() -> bool:
     """Whether this process reports: the one the user began. Those Lightning begins have their number in LOCAL_RANK."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def sweeping() -> bool:
-    """Whether this is a job of a multirun."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def choose(cfg: DictConfig) -> None:

@@ -58,6 +58,7 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
     for name, text in {"cut": '{"a": 1', "list": "[]", "bare": "{}", "poor": '{"meta": {"complete": true}}'}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(text)
+    (planted(tmp_path / "maps", "position") / "maps.npz").write_bytes(b"PK\x03\x04 cut off")
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "config_hash").write_text("x")
     runs, skipped = read_runs(tmp_path)
@@ -69,6 +70,7 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
         "incomplete": "is incomplete",
         "killed": "has no result yet: it runs, or was killed",
         "list": "metrics.json is unreadable (TypeError)",
+        "maps": "maps.npz is unreadable (BadZipFile)",
         "poor": "metrics.json lacks meta.layers",
     }
 
