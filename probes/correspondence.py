@@ -12,18 +12,16 @@ from dataclasses import fields
 from functools import cached_property
 from typing import cast
 
-import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from metrics.correspondence import MAIN, Correspondence
 from metrics.matches import MASKED, Matches
 from metrics.pck import PROTOCOLS
-from probes.heads import LayerHead, heads
+from probes.linear import LinearProbe
 from probes.matching import best, cosines, random_mask, refined, upsampled_argmax
 from tokens.batch import KeypointBatch, MatchBatch
 from tokens.errors import InputError
@@ -35,7 +33,7 @@ from tokens.variants import OVER_NONE, base_of, label_of
 TRAINED = ("test", "shuffled_labels")
 
 
-class CorrespondenceProbe(lightning.LightningModule):
+class CorrespondenceProbe(LinearProbe):
     """Semantic correspondence in every layer.
 
     Args:
@@ -45,7 +43,7 @@ class CorrespondenceProbe(lightning.LightningModule):
         dimensions: of the projection.
         temperature: of the contrastive loss, for cosines.
         learning_rate: of Adam.
-        min_steps, patience: see :class:`~probes.position.PositionProbe`.
+        min_steps, patience: see :class:`~probes.linear.LinearProbe`.
         enlarged: also match as DIFT does, over enlarged grids; raw tokens only.
         pictured: pairs that are drawn.
         seed: of initial weights, shuffled pairs, random masks and resampling.
@@ -53,6 +51,9 @@ class CorrespondenceProbe(lightning.LightningModule):
     Raises:
         InputError: an option out of range.
     """
+
+    solvers = ("adam", "none")
+    variants, judged = TRAINED, "retrieval_accuracy"
 
     def __init__(
         self,
@@ -68,72 +69,43 @@ class CorrespondenceProbe(lightning.LightningModule):
         pictured: int = 6,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         if head not in ("linear", "none"):
             raise InputError(f"Expected probe.head to be linear or none, but got '{head}'.")
-        positive = {"dimensions": dimensions, "temperature": temperature, "learning_rate": learning_rate, "patience": patience}
-        for name, value in positive.items():
+        for name, value in {"dimensions": dimensions, "temperature": temperature}.items():
             if value <= 0:
                 raise InputError(f"Expected probe.{name} to be positive, but got {value}. Leave it out for its default.")
-        if min_steps < 0 or pictured < 0:
-            raise InputError(f"Expected probe.min_steps and probe.pictured ≥ 0, but got {min_steps} and {pictured}.")
-        self.shapes, self.temperature, self.learning_rate = shapes, temperature, learning_rate
-        self.min_steps, self.patience, self.enlarged, self.pictured, self.seed = min_steps, patience, enlarged, pictured, seed
-        self.automatic_optimization = self.learns = head == "linear"
+        if pictured < 0:
+            raise InputError(f"Expected probe.pictured ≥ 0, but got {pictured}. Use 0 for none.")
+        solver = "adam" if head == "linear" else "none"
+        super().__init__(shapes, dict.fromkeys(shapes, dimensions), solver, learning_rate, min_steps, patience, seed)
+        self.temperature, self.enlarged, self.pictured = temperature, enlarged, pictured
+        self.learns = head == "linear"
         self.raw = "zero_shot" if self.learns else "test"
         self.ways = (*TRAINED, "zero_shot") if self.learns else ("test",)
-        outputs = {layer: (channels, dimensions) for layer, (channels, _, _) in shapes.items()}
-        self.heads = heads(outputs, TRAINED, seed) if self.learns else nn.ModuleDict()
         self.matches = nn.ModuleDict()
-        self.results: dict[str, float] = {}
-        self._validation: dict[str, Tensor] = {}
-        self._done: set[str] = set()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One Adam over the heads of all layers."""
-        return torch.optim.Adam(self.heads.parameters(), lr=self.learning_rate) if self.learns else None
 
     def on_fit_start(self) -> None:
         """Refuse batches of another kind before anything is computed."""
         if not hasattr(self.trainer.datamodule, "keypoints"):  # type: ignore[attr-defined]
             raise InputError("Expected datamodule=pairs for probe=correspondence, but got another. Leave datamodule= out.")
 
-    def on_train_start(self) -> None:
-        """A resumed run may have nothing left to train."""
-        self._stop_if_finished()
-
     def training_step(self, batch: KeypointBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and ways of the contrastive loss per keypoint."""
         active = [layer for layer in self.shapes if layer not in self._done]
-        if not active:
-            return None
         losses = [self._contrast(layer, batch, "train", self.trainer.current_epoch, batch_idx)[0] for layer in active]
         for layer in active:
             self._head(layer).steps += 1
-        loss = torch.stack(losses).sum()
-        self.log("train/loss", loss / (len(losses) * len(TRAINED)), prog_bar=True, batch_size=1)
-        return loss
+        return self._total(losses)
 
     def validation_step(self, batch: KeypointBatch, batch_idx: int) -> None:
         """Add up loss and retrieval accuracy of every head."""
         for layer in self.shapes:
             loss, right = self._contrast(layer, batch, "val", batch_idx)
-            seen = torch.stack([loss.double(), right.double(), torch.ones_like(right, dtype=torch.float64)]) * len(batch.label)
-            self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the best state of every head; stop when none can improve."""
-        for layer, (loss, right, count) in self._validation.items():
-            self._head(layer).judge(loss / count, right / count, self.patience, self.min_steps)
-        self._validation.clear()
-        self.log_dict(self._validated(), batch_size=1)
-        self._stop_if_finished()
+            self._validate(layer, loss.double() * len(batch.label), right * len(batch.label), len(batch.label))
 
     def on_test_start(self) -> None:
-        """Every head is tested in its best state."""
-        for head in self.heads.values():
-            cast(LayerHead, head).select()
-        self._validated()
+        """Heads in their best states, and room for a match of every keypoint."""
+        super().on_test_start()
         rows = len(self._points)
         self.matches = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
         self.matches.to(self.device)
@@ -245,11 +217,6 @@ class CorrespondenceProbe(lightning.LightningModule):
         chosen = dict.fromkeys([*starts.values(), *points.pair[spread.to(points.pair.device)].tolist()])
         return torch.tensor(sorted(list(chosen)[: self.pictured]), dtype=torch.long, device=points.pair.device)
 
-    @property
-    def unfinished(self) -> list[str]:
-        """Layers whose heads were stopped before their plateau."""
-        return [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all() and layer not in self._done]
-
     @cached_property
     def _points(self) -> Keypoints:
         points: Keypoints = self.trainer.datamodule.keypoints.to(self.device)  # type: ignore[attr-defined]
@@ -302,23 +269,6 @@ class CorrespondenceProbe(lightning.LightningModule):
             return reported.pck(matches, way, ("ours",)) | reported.costs(matches, way)
         values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw))
         return values | reported.costs(matches, way)
-
-    def _validated(self) -> dict[str, float]:
-        """Validation loss and accuracy of the best states, put into ``results``."""
-        for layer in self.heads:
-            head = self._head(layer)
-            if head.best_loss[0].isfinite():
-                self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
-                self.results[f"val/{layer}/retrieval_accuracy/all"] = head.best_accuracy[0].item()
-        return {key: value for key, value in self.results.items() if key.startswith("val/")}
-
-    def _stop_if_finished(self) -> None:
-        if self.learns:
-            self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
-            self.trainer.should_stop = len(self._done) == len(self.shapes)
-
-    def _head(self, layer: str) -> LayerHead:
-        return cast(LayerHead, self.heads[layer])
 
     def _of(self, layer: str) -> Matches:
         return cast(Matches, self.matches[layer])

@@ -5,19 +5,16 @@ training depth at each position of the grid: what a token's place alone tells) a
 trained on depths permuted within each batch).
 """
 
-from collections import Counter
 from typing import Any, cast
 
-import lightning
 import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from metrics.depth_error import DepthError
-from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
+from probes.linear import LinearProbe
 from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
@@ -31,7 +28,7 @@ GROUPS = ("corner", "border", "interior", "high_norm")
 DELTA = 1.0  # of the Huber loss, in the unit of depth: metres, or scene units
 
 
-class DepthProbe(lightning.LightningModule):
+class DepthProbe(LinearProbe):
     """Linear depth probes of every layer, C → 1. Its data module answers ``depth_at``, ``training_depth``, ``photograph``.
 
     Args:
@@ -40,15 +37,14 @@ class DepthProbe(lightning.LightningModule):
         solver: ``adam`` (Huber loss: e² / 2 up to an error of 1, beyond |e| − 1/2) or ``closed_form`` (ridge: squared error,
             one pass).
         learning_rate: of Adam.
-        min_steps: steps of a head before it may stop.
-        patience: validations without improvement after which a head stops; without validation images all heads train
-            until ``trainer.max_epochs``.
+        min_steps, patience: see :class:`~probes.linear.LinearProbe`.
         seed: of initial weights and shuffled labels.
 
     ``several_devices``: whether processes that see disjoint shares of the images end with the results of one.
     """
 
     several_devices = True
+    variants, judged = VARIANTS, "rmse"
 
     def __init__(
         self,
@@ -60,20 +56,7 @@ class DepthProbe(lightning.LightningModule):
         patience: int = 3,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if solver not in ("adam", "closed_form"):
-            raise InputError(f"Expected probe.solver to be adam or closed_form, but got '{solver}'.")
-        if patience < 1 or min_steps < 0:
-            raise InputError(
-                f"Expected probe.patience ≥ 1 and probe.min_steps ≥ 0, but got {patience} and {min_steps}. Use 3, 600."
-            )
-        if learning_rate <= 0:
-            raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 3e-3.")
-        self.shapes = shapes
-        self.closed_form = solver == "closed_form"
-        self.automatic_optimization = not self.closed_form
-        self.learning_rate, self.min_steps, self.patience, self.seed = learning_rate, min_steps, patience, seed
-        self.heads = heads({layer: (channels, 1) for layer, (channels, _, _) in shapes.items()}, VARIANTS, seed)
+        super().__init__(shapes, dict.fromkeys(shapes, 1), solver, learning_rate, min_steps, patience, seed)
         self.errors = nn.ModuleDict(
             {
                 f"{what}/{layer}": DepthError(h, w, GROUPS, photos)
@@ -81,17 +64,8 @@ class DepthProbe(lightning.LightningModule):
                 for layer, (_, h, w) in shapes.items()
             }
         )
-        self.results: dict[str, float] = {}
         self.expected: dict[str, dict[str, Tensor]] = {}
-        self._seen: Counter[str] = Counter()
-        self._done: set[str] = set()
-        self._validation: dict[str, Tensor] = {}
-        self._moments: dict[str, RidgeMoments] = {}
         self._maps: dict[str, np.ndarray] = {}
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
-        return None if self.closed_form else torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
     def setup(self, stage: str) -> None:
         """Take the nulls from training depth. New heads begin at its mean, which Adam's steps would take long to reach."""
@@ -107,14 +81,6 @@ class DepthProbe(lightning.LightningModule):
             if stage == "fit":  # a checkpoint is read later, and wins
                 self._head(layer).bias.data.fill_(constant.item())
 
-    def on_train_start(self) -> None:
-        """A resumed run may have nothing left to train."""
-        self._stop_if_finished()
-
-    def on_train_epoch_start(self) -> None:
-        """Steps of each layer are counted within an epoch, so that a resumed run counts alike."""
-        self._seen.clear()
-
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
         self._seen.update(batch.tokens.keys())
@@ -128,22 +94,7 @@ class DepthProbe(lightning.LightningModule):
             elif count:
                 losses.append((self._losses(layer, tokens, labels).sum(0) / count).sum())
                 self._head(layer).steps += 1
-        if not losses:
-            return None if self.closed_form else nothing_to_learn()
-        # gradients are averaged over processes, and each has its part of the mean over tokens
-        loss = torch.stack(losses).sum() * Processes.current().count
-        self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        """The closed form takes one pass."""
-        self._solve()
-        if self.closed_form:
-            self.trainer.should_stop = True
-
-    def on_validation_epoch_start(self) -> None:
-        """Validation comes before the end of the training epoch, and wants the closed form solved."""
-        self._solve()
+        return None if self.closed_form else self._total(losses)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and squared error of every head."""
@@ -153,24 +104,11 @@ class DepthProbe(lightning.LightningModule):
             tokens, labels, count = self._labelled(batch, layer, "val", image)
             loss = self._losses(layer, tokens, labels).double().sum(0)
             squares = (self._predict(layer, tokens) - labels).double().square().sum(0)
-            seen = torch.stack([loss, squares, torch.full_like(loss, count)])
-            self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
+            self._validate(layer, loss, squares, count)
 
-    def on_validation_epoch_end(self) -> None:
-        """Keep the best state of every head; stop when none can improve."""
-        empty = torch.zeros(3, len(VARIANTS), dtype=torch.float64, device=self.device)
-        for layer, (loss, squares, count) in shared_sums(self._validation, self.shapes, empty).items():
-            # what a head keeps beside its best loss is called accuracy there; here it is the RMSE
-            self._head(layer).judge(loss / count, (squares / count).sqrt(), self.patience, self.min_steps)
-        self._validation.clear()
-        self.log_dict(self._validated(), batch_size=1)
-        self._stop_if_finished()
-
-    def on_test_start(self) -> None:
-        """Every head is tested in its best state."""
-        for layer in self.shapes:
-            self._head(layer).select()
-        self._validated()
+    def judgement(self, mean: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        """The root of the mean squared error."""
+        return mean.sqrt()
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the errors of every head and null with the tokens of whole grids."""
@@ -194,12 +132,6 @@ class DepthProbe(lightning.LightningModule):
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
             self._maps[f"{layer}/error"] = self._error("test", layer).maps()["error"]
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
-
-    @property
-    def unfinished(self) -> list[str]:
-        """Layers whose heads were stopped before their plateau; none where no validation judges them."""
-        judged = [layer for layer in self.shapes if self._head(layer).best_loss.isfinite().all()]
-        return [layer for layer in judged if layer not in self._done and not self.closed_form]
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/error`` of the probes, see :meth:`DepthError.maps`."""
@@ -234,9 +166,6 @@ class DepthProbe(lightning.LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _head(self, layer: str) -> LayerHead:
-        return cast(LayerHead, self.heads[layer])
-
     def _error(self, what: str, layer: str) -> DepthError:
         return cast(DepthError, self.errors[f"{what}/{layer}"])
 
@@ -245,24 +174,6 @@ class DepthProbe(lightning.LightningModule):
             self._moments[layer] = RidgeMoments(self.shapes[layer][0], len(VARIANTS), self.device)
         return self._moments[layer]
 
-    def _solve(self) -> None:
-        """Closed-form heads from the moments seen so far."""
-        for layer, moments in self._moments.items():
-            moments.share(Processes.current())
-            weight, bias = moments.solve()
-            self._head(layer).weight.data[:, 0], self._head(layer).bias.data[:, 0] = weight.float(), bias.float()
-        self._moments.clear()
-
-    def _validated(self) -> dict[str, float]:
-        """Validation loss and RMSE of the probes' best states, put into ``results``."""
-        for layer in self.shapes:
-            head = self._head(layer)
-            if head.best_loss[0].isfinite():
-                self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
-                self.results[f"val/{layer}/rmse/all"] = head.best_accuracy[0].item()
-        return {key: value for key, value in self.results.items() if key.startswith("val/")}
-
-    def _stop_if_finished(self) -> None:
-        if not self.closed_form:
-            self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
-            self.trainer.should_stop = len(self._done) == len(self.shapes)
+    def _solution(self, moments: RidgeMoments) -> tuple[Float[Tensor, "v 1 c"], Float[Tensor, "v 1"]]:
+        weight, bias = moments.solve()
+        return weight[:, None], bias[:, None]

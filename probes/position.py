@@ -8,20 +8,17 @@ References:
     Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
 """
 
-from collections import Counter
 from typing import cast
 
-import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from metrics.coordinate_r2 import CoordinateR2
 from metrics.grid_accuracy import GridAccuracy, chance
 from probes.closed_form import Moments, coordinates
-from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
+from probes.linear import LinearProbe
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
@@ -32,7 +29,7 @@ VARIANTS = ("test", "shuffled_labels", "random_partition")
 GROUPS = ("corner", "border", "interior", "high_norm")
 
 
-class PositionProbe(lightning.LightningModule):
+class PositionProbe(LinearProbe):
     """Linear position probes of every layer.
 
     Args:
@@ -42,15 +39,14 @@ class PositionProbe(lightning.LightningModule):
             error, rounded to the grid).
         solver: ``adam`` or ``closed_form`` (linear discriminants, or ridge for regression; one pass).
         learning_rate: of Adam; the published protocol takes 1e-3.
-        min_steps: steps of a head before it may stop.
-        patience: validations without improvement after which a head stops; without validation images all heads train
-            until ``trainer.max_epochs``.
+        min_steps, patience: see :class:`~probes.linear.LinearProbe`.
         seed: of initial weights and controls.
 
     ``several_devices``: whether processes that see disjoint shares of the images end with the results of one.
     """
 
     several_devices = True
+    variants, judged = VARIANTS, "axis_accuracy"
 
     def __init__(
         self,
@@ -63,33 +59,17 @@ class PositionProbe(lightning.LightningModule):
         patience: int = 3,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         if head not in ("classification", "regression"):
             raise InputError(f"Expected probe.head to be classification or regression, but got '{head}'.")
-        if solver not in ("adam", "closed_form"):
-            raise InputError(f"Expected probe.solver to be adam or closed_form, but got '{solver}'.")
-        if patience < 1 or min_steps < 0:
-            raise InputError(
-                f"Expected probe.patience ≥ 1 and probe.min_steps ≥ 0, but got {patience} and {min_steps}. Use 3, 600."
-            )
-        if learning_rate <= 0:
-            raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 3e-3.")
+        outputs = {layer: 2 if head == "regression" else h + w for layer, (_, h, w) in shapes.items()}
+        super().__init__(shapes, outputs, solver, learning_rate, min_steps, patience, seed)
         for layer, (_, height, width) in shapes.items():
             if min(height, width) < 2:
                 raise InputError(
                     f"Expected grids of at least 2×2 tokens to read a position from, but layer {layer} has {height}×{width}. "
                     "Use larger images (images.size=128 gives 2×2 at the middle of Stable Diffusion)."
                 )
-        self.shapes = shapes
         self.regresses = head == "regression"
-        self.closed_form = solver == "closed_form"
-        self.automatic_optimization = not self.closed_form
-        self.learning_rate = learning_rate
-        self.min_steps = min_steps
-        self.patience = patience
-        self.seed = seed
-        outputs = {layer: (c, 2 if self.regresses else h + w) for layer, (c, h, w) in shapes.items()}
-        self.heads = heads(outputs, VARIANTS, seed)
         self.partitions = {layer: _random_partition(h, w, seed, layer) for layer, (_, h, w) in shapes.items()}
         self.accuracy = nn.ModuleDict(
             {
@@ -99,24 +79,7 @@ class PositionProbe(lightning.LightningModule):
             }
         )
         self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
-        self.results: dict[str, float] = {}
-        self._seen: Counter[str] = Counter()
-        self._done: set[str] = set()
-        self._validation: dict[str, Tensor] = {}
-        self._moments: dict[str, Moments] = {}
         self._maps: dict[str, np.ndarray] = {}
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
-        return None if self.closed_form else torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-
-    def on_train_start(self) -> None:
-        """A resumed run may have nothing left to train."""
-        self._stop_if_finished()
-
-    def on_train_epoch_start(self) -> None:
-        """Steps of each layer are counted within an epoch, so that a resumed run counts alike."""
-        self._seen.clear()
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
@@ -136,24 +99,9 @@ class PositionProbe(lightning.LightningModule):
         losses = [
             self._losses(layer, batch.tokens[layer], labels[layer], len(batch.positions[layer])).sum() for layer in active
         ]
-        if not losses:
-            return nothing_to_learn()
         for layer in active:
             self._head(layer).steps += 1
-        # gradients are averaged over processes, and each has its part of the mean over tokens
-        loss = torch.stack(losses).sum() * Processes.current().count
-        self.log("train/loss", loss / (len(losses) * len(VARIANTS)), prog_bar=True, batch_size=1)
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        """The closed form takes one pass."""
-        self._solve()
-        if self.closed_form:
-            self.trainer.should_stop = True
-
-    def on_validation_epoch_start(self) -> None:
-        """Validation comes before the end of the training epoch, and wants the closed form solved."""
-        self._solve()
+        return self._total(losses)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and axis accuracy of every head."""
@@ -161,25 +109,8 @@ class PositionProbe(lightning.LightningModule):
         image = batch_idx * processes.count + processes.rank
         for layer, tokens in batch.tokens.items():
             labels = self._labels(layer, batch.positions[layer], "val", image)
-            loss = self._losses(layer, tokens, labels, len(tokens)).double()
             right = (self._predict(layer, tokens) == labels).double().mean((0, 2))
-            seen = torch.stack([loss, right, torch.ones_like(loss)])
-            self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the best state of every head; stop when none can improve."""
-        empty = torch.zeros(3, len(VARIANTS), dtype=torch.float64, device=self.device)
-        for layer, (loss, right, count) in shared_sums(self._validation, self.shapes, empty).items():
-            self._head(layer).judge(loss / count, right / count, self.patience, self.min_steps)
-        self._validation.clear()
-        self.log_dict(self._validated(), batch_size=1)
-        self._stop_if_finished()
-
-    def on_test_start(self) -> None:
-        """Every head is tested in its best state."""
-        for layer in self.shapes:
-            self._head(layer).select()
-        self._validated()
+            self._validate(layer, self._losses(layer, tokens, labels, len(tokens)), right, 1)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the metrics of every head with the tokens of whole grids."""
@@ -209,12 +140,6 @@ class PositionProbe(lightning.LightningModule):
             self._maps |= {f"{layer}/{name}": table for name, table in tables.items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
-
-    @property
-    def unfinished(self) -> list[str]:
-        """Layers whose heads were stopped before their plateau; none where no validation judges them."""
-        judged = [layer for layer in self.shapes if self._head(layer).best_loss.isfinite().all()]
-        return [layer for layer in judged if layer not in self._done and not self.closed_form]
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""
@@ -254,9 +179,6 @@ class PositionProbe(lightning.LightningModule):
         _, height, width = self.shapes[layer]
         return torch.stack([coordinates(index[..., 0], height), coordinates(index[..., 1], width)], dim=-1)
 
-    def _head(self, layer: str) -> LayerHead:
-        return cast(LayerHead, self.heads[layer])
-
     def _accuracy(self, variant: str, layer: str) -> GridAccuracy:
         return cast(GridAccuracy, self.accuracy[f"{variant}/{layer}"])
 
@@ -269,29 +191,10 @@ class PositionProbe(lightning.LightningModule):
             self._moments[layer] = Moments(channels, sides, len(VARIANTS), self.device)
         return self._moments[layer]
 
-    def _solve(self) -> None:
-        """Closed-form heads from the moments seen so far."""
-        for layer, moments in self._moments.items():
-            moments.share(Processes.current())
-            head = self._head(layer)
-            for i in range(len(VARIANTS)):
-                weight, bias = moments.ridge(i) if self.regresses else moments.discriminants(i)
-                head.weight.data[i], head.bias.data[i] = weight.float(), bias.float()
-        self._moments.clear()
-
-    def _validated(self) -> dict[str, float]:
-        """Validation loss and accuracy of the probes' best states, put into ``results``."""
-        for layer in self.shapes:
-            head = self._head(layer)
-            if head.best_loss[0].isfinite():
-                self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
-                self.results[f"val/{layer}/axis_accuracy/all"] = head.best_accuracy[0].item()
-        return {key: value for key, value in self.results.items() if key.startswith("val/")}
-
-    def _stop_if_finished(self) -> None:
-        if not self.closed_form:
-            self._done = {layer for layer in self.shapes if self._head(layer).finished(self.patience, self.min_steps)}
-            self.trainer.should_stop = len(self._done) == len(self.shapes)
+    def _solution(self, moments: Moments) -> tuple[Float[Tensor, "v k c"], Float[Tensor, "v k"]]:
+        solve = moments.ridge if self.regresses else moments.discriminants
+        weights, biases = zip(*[solve(variant) for variant in range(len(VARIANTS))], strict=True)
+        return torch.stack(weights), torch.stack(biases)
 
 
 def _cross_entropy(logits: Float[Tensor, "n v k"], labels: Int[Tensor, "n v"]) -> Float[Tensor, " v"]:

@@ -13,21 +13,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 
-import train
 from datamodules.images.scenes.spair import export
 from metrics.pair_means import PairMeans
 from metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances
 from reports.figures import draw
-from reports.run import Run
 from reports.tables import rows, show
 from runs.record import LEFT
-from runs.sentences import UserError, sentences
+from runs.sentences import UserError
 from tests.datamodules.pair_trees import add_spair
 from tokens.keypoints import Keypoints
 
@@ -39,35 +35,15 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("correspondence_cache")
-
-
 @pytest.fixture
-def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
-    """A configuration as the command line would give it."""
+def configure(configure: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """With fewer pairs where no other images are asked for."""
 
-    def make(*overrides: str, folder: str = "run") -> DictConfig:
+    def make(*overrides: str, **options: Any) -> DictConfig:
         fewer = [] if any(text.startswith("images=") for text in overrides) else ["images.limit=120"]
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("train", overrides=[*SMALL, *fewer, f"cache_dir={cache}", *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        cfg.run_dir = str(tmp_path / folder)
-        return cfg
+        return configure(*fewer, *overrides, **options)
 
     return make
-
-
-@pytest.fixture
-def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
-    def go(*overrides: str, **options: Any) -> Run:
-        with sentences():
-            return train.run(configure(*overrides, **options))
-
-    return go
 
 
 def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: Path) -> None:

@@ -3,17 +3,13 @@
 import io
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
-from omegaconf import DictConfig, open_dict
 from PIL import Image
 from rich.console import Console
 
@@ -23,7 +19,7 @@ from reports.figures import draw
 from reports.run import Run
 from reports.tables import rows, show
 from runs.record import LEFT
-from runs.sentences import UserError, sentences
+from runs.sentences import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -38,36 +34,6 @@ SMALL = [
     "device=cpu",
 ]
 NULLS = ("constant", "position_only", "shuffled_labels", "random_weights")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("depth_cache")
-
-
-@pytest.fixture
-def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
-    """A configuration as the command line would give it."""
-
-    def make(*overrides: str, folder: str = "run") -> DictConfig:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("train", overrides=[*SMALL, f"cache_dir={cache}", *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        cfg.run_dir = str(tmp_path / folder)
-        return cfg
-
-    return make
-
-
-@pytest.fixture
-def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
-    def go(*overrides: str, **options: Any) -> Run:
-        with sentences():
-            return train.run(configure(*overrides, **options))
-
-    return go
 
 
 def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:

@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
 
-import train
 from mitigations import load
-from runs.sentences import UserError, sentences
+from runs.sentences import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -27,24 +23,12 @@ SMALL = [
 TWO = "mitigation=[standardize,canvas]"
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mitigations_cache")
-
-
 @pytest.fixture
-def run(tmp_path: Path, cache: Path) -> Callable[..., dict[str, Any]]:
+def run(launch: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """metrics.json of a run that got these overrides."""
 
     def go(*overrides: str, folder: str = "run") -> dict[str, Any]:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg: DictConfig = compose("train", overrides=[*SMALL, f"cache_dir={cache}", *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        cfg.run_dir = str(tmp_path / folder)
-        with sentences():
-            train.run(cfg)
+        launch(*overrides, folder=folder)
         found: dict[str, Any] = json.loads((tmp_path / folder / "metrics.json").read_text())
         return found
 

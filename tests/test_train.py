@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
-from omegaconf import DictConfig, open_dict
 from PIL import Image
 
 import train
@@ -25,7 +22,7 @@ from backbones import FrozenSD
 from backbones.random_pipeline import random_pipeline
 from backbones.weights import weight_hash
 from reports.run import Run
-from runs.sentences import UserError, sentences
+from runs.sentences import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -38,37 +35,6 @@ SMALL = [
     "logger=none",
     "device=cpu",
 ]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def configure(tmp_path: Path, cache: Path) -> Callable[..., DictConfig]:
-    """A configuration as the command line would give it."""
-
-    def make(*overrides: str, folder: str = "run", small: bool = True) -> DictConfig:
-        given = [*(SMALL if small else []), f"cache_dir={cache}", *overrides]
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("train", overrides=given, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        cfg.run_dir = str(tmp_path / folder)
-        return cfg
-
-    return make
-
-
-@pytest.fixture
-def launch(configure: Callable[..., DictConfig]) -> Callable[..., Run]:
-    def go(*overrides: str, **options: Any) -> Run:
-        with sentences():
-            return train.run(configure(*overrides, **options))
-
-    return go
 
 
 def measured(run: Run) -> dict[str, float]:
@@ -125,7 +91,7 @@ def test_speed_settings_change_no_number(launch, change: str) -> None:
     assert all(abs(one[key] - other[key]) <= 0.01 for key in one if key.endswith("/all") and "loss" not in key)
 
 
-def test_the_twin_is_measured_once_and_differs(launch, tmp_path: Path, cache: Path) -> None:
+def test_the_twin_is_measured_once_and_differs(launch, tmp_path: Path) -> None:
     first = launch("seed=5", folder="a")
     shutil.rmtree(tmp_path / "a" / "random_weights_0")
     again = launch("seed=5", folder="b")
