@@ -7,8 +7,10 @@ be equal before anything is timed. Needs the extra ``bench``. Prints Markdown; `
 import argparse
 import datetime
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -33,17 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="two small pictures, one round, narrow")
     options = parser.parse_args(arguments)
-    scale = Scale(FULL, size=512, images=options.images, rounds=options.rounds, study_size=384, study_images=10, growth=(8, 64))
+    scale = Scale(FULL, size=512, images=options.images, rounds=options.rounds, study_size=384, study_images=16, growth=(8, 64))
     if options.narrow:
         scale = scale.with_(narrower=NARROW)
     if options.smoke:
         scale = Scale(NARROW, size=128, images=2, rounds=1, study_size=384, study_images=10, growth=(1, 2))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    out = Console(width=10_000, highlight=False)
+    out = Console(file=sys.stdout, width=10_000, highlight=False)
     date = datetime.datetime.now(tz=datetime.UTC).date()
     out.print(f"{date}, {hardware()}\n", markup=False)
     out.print("| work | measured | target | how |\n|---|---|---|---|", markup=False)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # progress bars are no part of the table
         for part in options.parts:
             for row in PARTS[part](scale, Path(folder)):
                 out.print(f"| {row.work} | {row.measured} | {row.target} | {row.how} |", markup=False)
