@@ -23,6 +23,11 @@ def fingerprint(run: Run) -> str | None:
     return str(run.meta["dataset_fingerprint"])[:8] if run.meta.get("dataset_fingerprint") else None
 
 
+def settings(run: Run) -> str:
+    """The first eight digits of the digest of a run's settings, but those it is a point of a curve by."""
+    return str(run.meta.get("settings_hash", run.meta.get("config_hash")))[:8]
+
+
 def _meta(name: str) -> Read:
     return lambda run: run.meta.get(name)
 
@@ -44,7 +49,7 @@ OWN: dict[str, Read] = {
     "solver": lambda run: None if "train_steps" not in run.meta else "trained" if run.meta["train_steps"] else "closed form",
 }
 # a seed may draw other images, so these tell runs apart only where one seed has two of them
-HIDDEN: dict[str, Read] = {"images": fingerprint, "settings": lambda run: str(run.meta.get("config_hash"))[:8]}
+HIDDEN: dict[str, Read] = {"images": fingerprint, "settings": settings}
 
 
 def names(tasks: Tasks) -> dict[int, str]:

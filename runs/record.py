@@ -25,6 +25,8 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "
 # settings that say where and how fast, never what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
 NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
+# what reports draw runs over, or average them over
+AXES = ("block", "timestep", "seed")
 
 
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
@@ -72,6 +74,11 @@ def config_hash(cfg: DictConfig) -> str:
     return digest(decisive(cfg))
 
 
+def settings_hash(cfg: DictConfig) -> str:
+    """Digest of the same settings but layers, timestep and seed: equal for runs that are points of one curve."""
+    return digest({name: value for name, value in decisive(cfg).items() if name not in AXES})
+
+
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """The settings that can change a number; interpolations stay, since what they point to is here or neutral."""
     settings = OmegaConf.to_container(cfg, resolve=False)
@@ -103,6 +110,7 @@ def circumstances(cfg: DictConfig) -> dict[str, Any]:
         "source": source_digest(),
         "twins": cfg.twins,
         "config_hash": config_hash(cfg),
+        "settings_hash": settings_hash(cfg),
         "git_commit": _git_commit(),
         "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hardware": _hardware(),

@@ -173,13 +173,20 @@ LEACE = {"none": {"steps": ["Standardize", "Leace"]}}
         ({"precision": "bf16"}, {"precision": "fp32"}, "precision fp32"),
         ({"dataset_fingerprint": "a" * 64}, {"dataset_fingerprint": "b" * 64}, "images bbbbbbbb"),
         ({"train_steps": 0}, {"train_steps": 9}, "solver trained"),
-        ({"config_hash": "c" * 16}, {"config_hash": "d" * 16}, "settings dddddddd"),
+        ({"settings_hash": "c" * 16}, {"settings_hash": "d" * 16}, "settings dddddddd"),
     ],
 )
 def test_only_seeds_are_averaged_and_other_runs_say_what_differs(one: dict, two: dict, said: str) -> None:
     found = means([a_run(0.5, **one), a_run(0.9, **two)])
     assert sorted(found[cell] for cell in found if cell[2] == "down_0") == pytest.approx([0.5, 0.9])
     assert found[f"sd, {said}", 50, "down_0"] == pytest.approx(0.9)
+
+
+def test_two_sweeps_are_two_curves_whatever_their_points() -> None:
+    points = [(settings, timestep) for settings in ("a", "b") for timestep in (10, 50, 261)]
+    runs = [a_run(0.5, timestep=step, settings_hash=name, config_hash=f"{name}{step}") for name, step in points]
+    assert {cell[0] for cell in means(runs)} == {"sd, settings a", "sd, settings b"}
+    assert {cell[0] for cell in means([*runs[:3], *runs[:3]])} == {"sd"}, "the same sweep again"
 
 
 def test_a_seed_may_draw_other_images() -> None:

@@ -2,15 +2,17 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from wandb.errors import CommError
 
 from reports.run import Run
 from runs import command, tracking
-from runs.record import clear, config_hash, write_metrics
+from runs.record import clear, config_hash, settings_hash, write_metrics
 from tokens.errors import InputError
 
 
@@ -81,9 +83,9 @@ def test_resume_stands_alone_and_wants_a_run(tmp_path: Path) -> None:
         command.expanded([f"resume={tmp_path}", "block=mid"])
 
 
-def hash_of(*overrides: str) -> str:
+def hash_of(*overrides: str, hashed: Callable[[DictConfig], str] = config_hash) -> str:
     with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
-        return config_hash(compose("train", overrides=list(overrides)))
+        return hashed(compose("train", overrides=list(overrides)))
 
 
 def test_the_config_hash_follows_what_changes_numbers() -> None:
@@ -93,6 +95,12 @@ def test_the_config_hash_follows_what_changes_numbers() -> None:
         for o in ("seed=1", "block=up_1", "timestep=1", "protocol=loos2025", "backbone.weights=random", "images.limit=96")
     ]
     assert len({hash_of(), *changed}) == 7
+
+
+def test_points_of_a_curve_have_the_same_settings_hash() -> None:
+    points = (), ("seed=1", "timestep=1"), ("block=[mid,up_1]", "twins=0")
+    assert len({hash_of(*overrides, hashed=settings_hash) for overrides in points}) == 1
+    assert hash_of("images.limit=96", hashed=settings_hash) != hash_of(hashed=settings_hash)
 
 
 def test_metrics_are_written_at_once_or_not_at_all(tmp_path: Path) -> None:
