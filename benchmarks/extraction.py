@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.extraction", description=main.__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--narrow", action="store_true", help="a network 5 times narrower for activations and heads, too")
-    parser.add_argument("--images", type=int, default=2, help="pictures of 512 pixels in one turn of the activations")
+    parser.add_argument("--images", type=int, default=4, help="pictures of 512 pixels in one turn of the activations")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="two small pictures, one round, narrow")
     options = parser.parse_args(arguments)
