@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import hydra
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -19,7 +18,7 @@ from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
 from runs.quiet import quiet
-from runs.record import clear, write_metrics
+from runs.record import clear, write_maps, write_metrics
 from runs.sentences import sentences
 from tokens.errors import InputError
 
@@ -45,7 +44,7 @@ def run(cfg: DictConfig) -> Run | None:
     """
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder).meta["complete"]:
+    if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder, maps=False).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
     if devices.first():
@@ -76,7 +75,7 @@ def run(cfg: DictConfig) -> Run | None:
             log.warning("Interrupted; continue with: python train.py resume=%s", folder)
             sys.exit(130)
         raise
-    np.savez_compressed(folder / "maps.npz", **measurement.maps())
+    write_maps(folder, measurement.maps())
     write_metrics(folder, measurement.results | nulls, meta)  # last: it says that the run is complete
     finished = Run.read(folder)
     figures = draw(finished, folder)

@@ -10,7 +10,6 @@ keypoints and the list of pairs, about 3 KB a pair.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from datamodules.images.scenes import Scenes
 from datamodules.images.spair import TEST_PAIRS
 from datamodules.pairs import PairDataModule
 from probes.matching import best, cosines
+from runs.memory import peak_memory
 from tokens.batch import GridBatch
 from tokens.geometry import Placement
 
@@ -108,7 +108,7 @@ def measured(images: int, budget: float) -> dict[str, float]:
 
 def resident() -> float:
     """Most memory that this process ever held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory(torch.device("cpu")) / 2**20
 
 
 def row(images: int, budget: float) -> dict[str, float]:

@@ -1,15 +1,18 @@
 """Peak memory of a process that extracts 45 layers: ``python -m benchmarks.peak ours|theirs IMAGES PIPELINE CACHE``."""
 
 import argparse
-import resource
 from pathlib import Path
 
+import torch
+from diffusers import UNet2DConditionModel
 from rich.console import Console
 
 from backbones import FrozenSD
+from backbones.layers import layer_table, meta_unet, resolve
 from benchmarks.rivals import Sdhelper
 from benchmarks.rows import drain, stream_of
 from benchmarks.shaped import Pictures
+from runs.memory import peak_memory
 
 
 def main() -> None:
@@ -21,14 +24,15 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     options = parser.parse_args()
     pictures = Pictures(options.images, 256)
-    sd = FrozenSD.from_pretrained(str(options.pipeline))  # in both processes: the same imports, the same start
     if options.who == "ours":
+        sd = FrozenSD.from_pretrained(str(options.pipeline))
         drain(stream_of(sd, pictures, "loos2025", options.cache))
     else:
-        names = sd.published_names(sd.unet.resolve("loos2025"))
-        found = Sdhelper(options.pipeline).extract(pictures.pictures, list(names.values()))
+        table = layer_table(meta_unet(UNet2DConditionModel.load_config(options.pipeline, subfolder="unet")))
+        names = [table[layer].published for layer in resolve("loos2025", table)]
+        found = Sdhelper(options.pipeline).extract(pictures.pictures, names)
         assert len(found) == options.images
-    Console().print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.4f}")
+    Console().print(f"{peak_memory(torch.device('cpu')) / 2**30:.4f}")
 
 
 if __name__ == "__main__":

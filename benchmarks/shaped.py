@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from backbones.latents import LOG_VARIANCE_FLOOR
 from backbones.random_pipeline import random_pipeline
@@ -32,15 +33,23 @@ class Pictures:
     on_error = "raise"
 
     def __init__(self, count: int, size: int) -> None:
-        coarse = np.random.default_rng(0).integers(0, 256, (count, size // 32, size // 32, 3), dtype=np.uint8)
+        self.coarse = np.random.default_rng(0).integers(0, 256, (count, size // 32, size // 32, 3), dtype=np.uint8)
         self.size = size
-        self.pictures = [Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC) for pixels in coarse]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.coarse)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """All of them, drawn anew: they take no memory between uses."""
+        return [self._drawn(index) for index in range(len(self))]
+
+    def pixels(self) -> Tensor:
+        """All of them, (n, 3, size, size) in [0, 1]."""
+        return torch.stack([self[index]["image"] for index in range(len(self))])
 
     def __getitem__(self, index: int) -> Item:
-        pixels = torch.from_numpy(np.array(self.pictures[index])).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(self._drawn(index))).permute(2, 0, 1)
         return {"image": pixels.float() / 255, "id": self.name(index)}
 
     def name(self, index: int) -> str:
@@ -51,4 +60,7 @@ class Pictures:
 
     def content_key(self, index: int) -> str:
         """Digest of its pixels."""
-        return hashlib.sha256(self.pictures[index].tobytes()).hexdigest()
+        return hashlib.sha256(self._drawn(index).tobytes()).hexdigest()
+
+    def _drawn(self, index: int) -> Image.Image:
+        return Image.fromarray(self.coarse[index]).resize((self.size, self.size), Image.Resampling.BICUBIC)

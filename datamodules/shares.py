@@ -11,6 +11,7 @@ from datamodules.sampling import stratified
 from tokens.batch import TokenBatch
 from tokens.geometry import positions
 from tokens.keyed import keyed_generator
+from tokens.variants import base_of
 
 
 def placeholder(
@@ -29,7 +30,9 @@ def placeholder(
         where[layer] = positions(height, width, device)
         if draw:
             seed, name = draw
-            where[layer] = where[layer][stratified(height, width, keyed_generator("tokens", seed, name, layer)).to(device)]
+            where[layer] = where[layer][
+                stratified(height, width, keyed_generator("tokens", seed, name, base_of(layer))).to(device)
+            ]
     return TokenBatch(
         tokens={layer: torch.empty(0, channels, device=device, dtype=dtype) for layer, (channels, _, _) in shapes.items()},
         positions=where,

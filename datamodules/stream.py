@@ -72,7 +72,6 @@ class ActivationStream:
                 continue
             start += len(chunk)
             yield batch
-            del batch  # before the next one is computed
 
     def viewed(self, view: View) -> "ActivationStream":
         """The stream of the same images, shown as ``view`` says."""

@@ -53,7 +53,7 @@ class CorrespondenceProbe(LinearProbe):
     """
 
     solvers = ("adam", "none")
-    variants, judged = TRAINED, "retrieval_accuracy"
+    variants, metric = TRAINED, "retrieval_accuracy"
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class DepthProbe(LinearProbe):
     """
 
     several_devices = True
-    variants, judged = VARIANTS, "rmse"
+    variants, metric = VARIANTS, "rmse"
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class DepthProbe(LinearProbe):
             squares = (self._predict(layer, tokens) - labels).double().square().sum(0)
             self._validate(layer, loss, squares, count)
 
-    def judgement(self, mean: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+    def scored(self, mean: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
         """The root of the mean squared error."""
         return mean.sqrt()
 

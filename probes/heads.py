@@ -35,13 +35,13 @@ class LayerHead(nn.Module):
         self.best_weight: Tensor
         self.best_bias: Tensor
         self.best_loss: Tensor
-        self.best_accuracy: Tensor
+        self.best_score: Tensor
         self.stale: Tensor
         self.steps: Tensor
         self.register_buffer("best_weight", torch.zeros_like(self.weight))
         self.register_buffer("best_bias", torch.zeros_like(self.bias))
         self.register_buffer("best_loss", torch.full((variants,), torch.inf, dtype=torch.float64))
-        self.register_buffer("best_accuracy", torch.zeros(variants, dtype=torch.float64))
+        self.register_buffer("best_score", torch.zeros(variants, dtype=torch.float64))
         self.register_buffer("stale", torch.zeros(variants, dtype=torch.long))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
@@ -51,14 +51,14 @@ class LayerHead(nn.Module):
         return flat.unflatten(1, self.bias.shape)
 
     @torch.no_grad()
-    def judge(self, loss: Float[Tensor, " v"], accuracy: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
+    def judge(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
         """Keep the state of every variant whose validation loss fell by at least 0.1 %; a variant that has not for
         ``patience`` validations in a row, after ``min_steps`` steps, is finished and keeps its best state."""
         better = (loss < self.best_loss * (1 - 1e-3)) & ~self._finished(patience, min_steps)
         self.best_weight[better] = self.weight[better]
         self.best_bias[better] = self.bias[better]
         self.best_loss[better] = loss[better].to(self.best_loss.dtype)
-        self.best_accuracy[better] = accuracy[better].to(self.best_accuracy.dtype)
+        self.best_score[better] = score[better].to(self.best_score.dtype)
         self.stale += 1
         self.stale[better] = 0
 

@@ -21,7 +21,7 @@ class LinearProbe(lightning.LightningModule):
     """A head per layer, of several ``variants``: the probe and its controls. Heads of all layers share one Adam; each is
     tested in the state of its best validation. In closed form they are solved from sums over one pass.
 
-    A subclass says what a loss, a validation and a test are. ``judged`` names what it validates beside the loss.
+    A subclass says what a loss, a validation and a test are. ``metric`` names what it validates beside the loss.
 
     Args:
         shapes: layer → (C, h, w).
@@ -39,7 +39,7 @@ class LinearProbe(lightning.LightningModule):
 
     solvers: ClassVar[tuple[str, ...]] = ("adam", "closed_form")
     variants: ClassVar[tuple[str, ...]]
-    judged: ClassVar[str]
+    metric: ClassVar[str]
 
     def __init__(
         self,
@@ -60,7 +60,9 @@ class LinearProbe(lightning.LightningModule):
                 "Leave them out for their defaults."
             )
         if learning_rate <= 0:
-            raise InputError(f"Expected probe.learning_rate to be positive, but got {learning_rate}. Use 3e-3.")
+            raise InputError(
+                f"Expected probe.learning_rate to be positive, but got {learning_rate}. Leave it out for its default."
+            )
         self.shapes, self.seed = shapes, seed
         self.learning_rate, self.min_steps, self.patience = learning_rate, min_steps, patience
         self.closed_form = solver == "closed_form"
@@ -98,14 +100,14 @@ class LinearProbe(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep the best state of every head; stop when none can improve."""
         empty = torch.zeros(3, len(self.variants), dtype=torch.float64, device=self.device)
-        for layer, (loss, judged, count) in shared_sums(self._validation, self.shapes, empty).items():
-            self._head(layer).judge(loss / count, self.judgement(judged / count), self.patience, self.min_steps)
+        for layer, (loss, score, count) in shared_sums(self._validation, self.shapes, empty).items():
+            self._head(layer).judge(loss / count, self.scored(score / count), self.patience, self.min_steps)
         self._validation.clear()
         self.log_dict(self._validated(), batch_size=1)
         self._stop_if_finished()
 
-    def judgement(self, mean: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """What is kept under the name ``judged``, from the mean of what was validated beside the loss."""
+    def scored(self, mean: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        """``metric``, from the mean of what :meth:`_validate` was given as ``score``."""
         return mean
 
     def on_test_start(self) -> None:
@@ -117,8 +119,8 @@ class LinearProbe(lightning.LightningModule):
     @property
     def unfinished(self) -> list[str]:
         """Layers whose heads were stopped before their plateau; none where no validation judges them."""
-        judged = [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all()]
-        return [layer for layer in judged if layer not in self._done and not self.closed_form]
+        validated = [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all()]
+        return [layer for layer in validated if layer not in self._done and not self.closed_form]
 
     def _total(self, losses: list[Float[Tensor, ""]]) -> Tensor | None:
         """What a training step returns for the losses of the heads that learn in it, each summed over variants."""
@@ -129,9 +131,9 @@ class LinearProbe(lightning.LightningModule):
         self.log("train/loss", loss / (len(losses) * len(self.variants)), prog_bar=True, batch_size=1)
         return loss
 
-    def _validate(self, layer: str, loss: Float[Tensor, " v"], judged: Float[Tensor, " v"], count: int) -> None:
-        """Add up sums over ``count`` things validated."""
-        seen = torch.stack([loss.double(), judged.double(), torch.full_like(loss, count, dtype=torch.float64)])
+    def _validate(self, layer: str, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], count: int) -> None:
+        """Add up loss and score, each summed over ``count`` images, tokens or keypoints."""
+        seen = torch.stack([loss.double(), score.double(), torch.full_like(loss, count, dtype=torch.float64)])
         self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
 
     def _solve(self) -> None:
@@ -148,12 +150,12 @@ class LinearProbe(lightning.LightningModule):
         raise NotImplementedError
 
     def _validated(self) -> dict[str, float]:
-        """Validation loss and what else is judged of the probes' best states, put into ``results``."""
+        """Validation loss and score of the probes' best states, put into ``results``."""
         for layer in self.heads:
             head = self._head(layer)
             if head.best_loss[0].isfinite():
                 self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
-                self.results[f"val/{layer}/{self.judged}/all"] = head.best_accuracy[0].item()
+                self.results[f"val/{layer}/{self.metric}/all"] = head.best_score[0].item()
         return {key: value for key, value in self.results.items() if key.startswith("val/")}
 
     def _stop_if_finished(self) -> None:

@@ -46,7 +46,7 @@ class PositionProbe(LinearProbe):
     """
 
     several_devices = True
-    variants, judged = VARIANTS, "axis_accuracy"
+    variants, metric = VARIANTS, "axis_accuracy"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reports.collection import damage, read_runs, show_runs, summarise
+from reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
 from reports.figures import draw
 from reports.run import Run
 from reports.tables import show
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in summarise(runs, folder):
             console.print(path)
         return
-    if reason := damage(folder):
+    if reason := damage(folder) or damaged_maps(folder):
         parser.exit(1, f"Expected '{folder}' to hold a run, but its {reason}. Repeat the run, or delete the file.\n")
     run = Run.read(folder)
     show(run, console)

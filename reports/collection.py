@@ -37,9 +37,13 @@ def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     for path in sorted((path for path in folders if any((path / name).is_file() for name in TRACES)), key=_by_number):
         if reason := unusable(path):
             skipped[path] = reason
+            continue
+        run = Run.read(path, maps=False)
+        paired = bool(run.meta.get("control"))  # contrasts pair photographs, which maps hold
+        if paired and (reason := damaged_maps(path)):
+            skipped[path] = reason
         else:
-            run = Run.read(path, maps=False)
-            runs.append(Run.read(path) if run.meta.get("control") else run)  # contrasts pair photographs, which maps hold
+            runs.append(Run.read(path) if paired else run)
     return runs, skipped
 
 
@@ -54,14 +58,17 @@ def unusable(folder: Path) -> str:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a folder's ``metrics.json`` or ``maps.npz``; empty where both can be read."""
+    """What is wrong with a folder's ``metrics.json``; empty where it can be read."""
     try:
         meta = Run.read(folder, maps=False).meta
         absent = [name for name in (*NEEDED, "complete") if name not in meta]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"metrics.json is unreadable ({type(error).__name__})"
-    if absent:
-        return f"metrics.json lacks meta.{absent[0]}"
+    return f"metrics.json lacks meta.{absent[0]}" if absent else ""
+
+
+def damaged_maps(folder: Path) -> str:
+    """What is wrong with a folder's ``maps.npz``; empty where it can be read, or is absent."""
     try:
         Run.read(folder)
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:

@@ -1,8 +1,10 @@
 """Figures of many runs: over layers, over timesteps, the best layer of every task, position against the task."""
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -13,6 +15,7 @@ from reports.comparison_table import TASKS, best_layer, value_of
 from reports.conditions import names
 from reports.run import Run
 
+log = logging.getLogger(__name__)
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#64473a", "#e03e3e", "#787774")
 MARKERS = "os^Dvp*X"
 Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
@@ -41,21 +44,26 @@ def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
     for task, others in values.items():
         if task != "position" and len(positions.keys() & others.keys()) > 1:
             figures[f"position_against_{task}"] = against_position(positions, others, task)
+        elif len({cell[1:] for cell in positions} & {cell[1:] for cell in others}) > 1 and task != "position":
+            log.warning(
+                "No figure of position against %s: the runs have no name in common (%s; %s). Compare fewer at a time.",
+                task, *("; ".join(sorted({cell[0] for cell in cells})) for cells in (positions, others)),
+            )  # fmt: skip
     return figures
 
 
 def means(runs: Sequence[Run], named: dict[int, str] | None = None) -> Means:
-    """Main number by name, timestep and layer, averaged over runs that differ by the seed alone.
+    """Main number by name, timestep and layer: the mean over seeds of the mean over the seed's runs, if it has several.
 
     ``named`` is :func:`reports.conditions.names` of more runs than these, None where there are no others.
     """
     named = names({"": runs}) if named is None else named
-    values = defaultdict(list)
+    values: dict[Cell, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for layer in run.bases:
             if (value := value_of(run, layer)) is not None:
-                values[named[id(run)], int(run.meta["timestep"]), layer].append(value)
-    return {cell: float(np.mean(found)) for cell, found in values.items()}
+                values[named[id(run)], int(run.meta["timestep"]), layer][run.meta.get("seed")].append(value)
+    return {cell: float(np.mean([np.mean(found) for found in seeds.values()])) for cell, seeds in values.items()}
 
 
 def over_layers(values: Means, layers: list[str], task: str) -> Figure:
@@ -155,7 +163,8 @@ def against_position(positions: Means, others: Means, task: str) -> Figure:
     for number, model in enumerate(sorted({cell[0] for cell in shared})):
         points = [(positions[cell], others[cell], cell) for cell in shared if cell[0] == model]
         x_values, y_values = [x for x, _, _ in points], [y for _, y, _ in points]
-        axis.plot(x_values, y_values, MARKERS[number % 8], ms=5, alpha=0.8, label=model, color=COLOURS[number % 8])
+        marker = MARKERS[(number + number // 8) % 8]
+        axis.plot(x_values, y_values, marker, ms=5, alpha=0.8, label=model, color=COLOURS[number % 8])
         for x, y, (_, timestep, layer) in points if len(shared) <= 24 else []:
             text = f"{layer}, {timestep}" if len({cell[1] for cell in shared}) > 1 else layer
             axis.annotate(text, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)

@@ -43,6 +43,7 @@ SHARED: dict[str, Read] = {
     "posterior": _meta("posterior"),
     "scaled again": _meta("scaled_again"),
     "prompt": _meta("prompt"),
+    "concatenated": lambda run: " + ".join(run.meta.get("concatenated") or ()) or None,
 }
 OWN: dict[str, Read] = {
     "probe": lambda run: run.kind,

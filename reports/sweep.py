@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -109,7 +110,10 @@ def jobs(config: DictConfig) -> int:
     """Number of jobs: the product over the last override of every key, the sweep's presets first."""
     presets = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
     counts = {}
-    for override in OverridesParser.create().parse_overrides([*presets, *config.hydra.overrides.task]):
+    loader = (
+        GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    )  # lists a glob's choices
+    for override in OverridesParser.create(loader).parse_overrides([*presets, *config.hydra.overrides.task]):
         swept = override.is_sweep_override() and override.is_discrete_sweep()
         counts[override.get_key_element()] = len(list(override.sweep_string_iterator())) if swept else 1
     total = 1

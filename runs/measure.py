@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from runs import devices
+from runs.memory import forget_peak, peak_memory
 from runs.record import circumstances
 from tokens.processes import Processes
 
@@ -29,6 +29,7 @@ class Measurement:
     def __init__(self, cfg: DictConfig) -> None:
         lightning.seed_everything(cfg.seed, verbose=False)
         devices.choose(cfg)
+        forget_peak()
         self.cfg = cfg
         cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
         self.data = instantiate(cfg.datamodule)
@@ -101,14 +102,7 @@ class Measurement:
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.unfinished),
                 "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
-                "peak_memory_gib": round(_peak_memory(self.data.backbone.device) / 2**30, 3),
+                "peak_memory_gib": round(peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,
             }
         )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,6 +4,7 @@ Keys are ``<what>/<layer>/<metric>/<group>``, with ``/ci_low``, ``/ci_high`` and
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -37,12 +39,19 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_maps(folder: Path, maps: dict[str, np.ndarray]) -> None:
+    """Write ``maps.npz`` at once or not at all."""
+    stored = io.BytesIO()
+    np.savez_compressed(stored, **maps)  # type: ignore[arg-type]  # its stub takes a table for its option
+    write_atomically(folder / "maps.npz", stored.getvalue())
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file at once or not at all, whoever else writes it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

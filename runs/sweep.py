@@ -24,6 +24,7 @@ from runs.record import config_hash, source_digest, write_atomically
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
+ENDS = ("metrics.json", "error.txt")  # one of which a job leaves
 # extras of pyproject.toml, by the plugin that a launcher's _target_ names
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 # a job asks for a GPU only where there is one, or Ray would wait for it for ever
@@ -92,7 +93,7 @@ def begin(cfg: DictConfig) -> None:
         return
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    stamp, now = folder / "config_hash", config_hash(cfg)
+    stamp, now = folder / "config_hash", f"{config_hash(cfg)} {source_digest()}"  # one code trains a head from start to end
     if stamp.is_file() and stamp.read_text() == now and (folder / "checkpoints" / "last.ckpt").is_file():
         log.info("This job was cut off; it continues from its last epoch.")
         cfg.resume = str(folder)
@@ -106,8 +107,10 @@ def progress(sweep: Path, number: int, now: float) -> str:
         return f"Job {number + 1}"
     plan = json.loads((sweep / "sweep.json").read_text())
     total, started = plan["jobs"], plan["started"]
-    ended = [path.stat().st_mtime for name in ("metrics.json", "error.txt") for path in sweep.glob(f"*/{name}")]
-    before, done = sum(end < started for end in ended), sum(end >= started for end in ended)
+    folders = list(sweep.glob("*")) if plan["folders"] is None else [sweep / name for name in plan["folders"]]
+    ended = {name: [path.stat().st_mtime for folder in folders if (path := folder / name).is_file()] for name in ENDS}
+    done = sum(end >= started for ends in ended.values() for end in ends)
+    before = sum(end < started for end in ended["metrics.json"])  # what failed before is repeated
     text = f"Job {number + 1} of {total}"
     if not done:
         return text

@@ -58,11 +58,12 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
     for name, text in {"cut": '{"a": 1', "list": "[]", "bare": "{}", "poor": '{"meta": {"complete": true}}'}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(text)
-    (planted(tmp_path / "maps", "position") / "maps.npz").write_bytes(b"PK\x03\x04 cut off")
+    for name, meta in {"3": {}, "maps": {"control": "trained"}}.items():  # only contrasts of controls need maps
+        (planted(tmp_path / name, "position", **meta) / "maps.npz").write_bytes(b"PK\x03\x04 cut off")
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "config_hash").write_text("x")
     runs, skipped = read_runs(tmp_path)
-    assert [run.folder.name for run in runs] == ["2", "10"]
+    assert [run.folder.name for run in runs] == ["2", "3", "10"]
     assert {path.name: reason for path, reason in skipped.items()} == {
         "bare": "metrics.json is unreadable (KeyError)",
         "cut": "metrics.json is unreadable (JSONDecodeError)",
@@ -169,6 +170,7 @@ LEACE = {"none": {"steps": ["Standardize", "Leace"]}}
         ({"padding": "zeros"}, {"padding": "reflect"}, "padding reflect"),
         ({}, {"control": "rotated"}, "control rotated"),
         ({}, {"prompt": "a cat"}, "prompt a cat"),
+        ({"concatenated": ["mid", "up_1"]}, {"concatenated": ["up_1", "up_2"]}, "concatenated up_1 + up_2"),
         ({}, {"weights": "random-1"}, "random-1"),
         ({"precision": "bf16"}, {"precision": "fp32"}, "precision fp32"),
         ({"dataset_fingerprint": "a" * 64}, {"dataset_fingerprint": "b" * 64}, "images bbbbbbbb"),
@@ -186,12 +188,27 @@ def test_two_sweeps_are_two_curves_whatever_their_points() -> None:
     points = [(settings, timestep) for settings in ("a", "b") for timestep in (10, 50, 261)]
     runs = [a_run(0.5, timestep=step, settings_hash=name, config_hash=f"{name}{step}") for name, step in points]
     assert {cell[0] for cell in means(runs)} == {"sd, settings a", "sd, settings b"}
-    assert {cell[0] for cell in means([*runs[:3], *runs[:3]])} == {"sd"}, "the same sweep again"
+    again = [a_run(0.5, timestep=step, settings_hash="a", config_hash=f"again{step}") for step in (10, 50, 261)]
+    assert {cell[0] for cell in means([*runs[:3], *again])} == {"sd"}, "the same sweep again, into another folder"
 
 
 def test_a_seed_may_draw_other_images() -> None:
     seeds = [a_run(0.5, 0, dataset_fingerprint="a", config_hash="1"), a_run(0.9, 1, dataset_fingerprint="b", config_hash="2")]
     assert means(seeds)["sd", 50, "down_0"] == pytest.approx(0.7)
+
+
+def test_a_seed_measured_twice_counts_once() -> None:
+    assert means([a_run(0.4), a_run(0.4), a_run(0.7, seed=1)])["sd", 50, "down_0"] == pytest.approx(0.55)
+
+
+def test_a_figure_that_cannot_be_drawn_says_why(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    for name, changes in {"a": {}, "b": {"settings_hash": "other"}}.items():
+        for timestep in (10, 50):
+            planted(tmp_path / f"{name}{timestep}", "position", timestep, **changes)
+    planted(tmp_path / "depth10", "depth", 10)
+    planted(tmp_path / "depth50", "depth", 50)
+    assert "position_against_depth" not in comparison_figures(read_runs(tmp_path)[0])
+    assert "No figure of position against depth: the runs have no name in common (" in caplog.text
 
 
 def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:

@@ -120,7 +120,7 @@ def test_only_a_complete_result_of_the_same_settings_is_skipped(job, tmp_path: P
         assert not sweep.finished(job()), damaged
 
 
-def test_a_killed_job_continues_but_not_with_other_settings(job, tmp_path: Path) -> None:
+def test_a_killed_job_continues_but_not_with_other_settings_or_code(job, tmp_path: Path, monkeypatch) -> None:
     first = job()
     sweep.begin(first)
     assert first.resume is None
@@ -131,6 +131,10 @@ def test_a_killed_job_continues_but_not_with_other_settings(job, tmp_path: Path)
     assert again.resume == str(tmp_path / "0")
     sweep.begin(other)
     assert other.resume is None
+    monkeypatch.setattr(sweep, "source_digest", lambda: "other code")
+    changed = job("seed=1")
+    sweep.begin(changed)
+    assert changed.resume is None, "a head is trained by one code"
 
 
 def test_building_a_run_leaves_the_hash_of_its_settings_alone(job, tmp_path: Path) -> None:
@@ -145,10 +149,18 @@ def test_building_a_run_leaves_the_hash_of_its_settings_alone(job, tmp_path: Pat
 def test_progress_counts_jobs_and_estimates_the_rest(tmp_path: Path) -> None:
     assert sweep.progress(tmp_path, 3, 0.0) == "Job 4"
     now = time.time()
-    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": 8, "started": now - 100}))
-    for number, age in enumerate((500, 60, 0)):  # the first is from an earlier try
+    plan = {"jobs": 8, "folders": [str(number) for number in range(8)], "started": now - 100}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    # 0, 3 and 11 are from an earlier and longer try, in which 3 failed
+    for number, age, left in (
+        (0, 500, "metrics"),
+        (1, 60, "metrics"),
+        (2, 0, "error"),
+        (3, 500, "error"),
+        (11, 500, "metrics"),
+    ):
         (tmp_path / str(number)).mkdir()
-        file = tmp_path / str(number) / ("error.txt" if number == 2 else "metrics.json")
+        file = tmp_path / str(number) / {"metrics": "metrics.json", "error": "error.txt"}[left]
         file.touch()
         os.utime(file, (now - age, now - age))
     # two of the seven that this try has to do took 100 s: five are left
@@ -198,6 +210,14 @@ def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) 
     assert jobs(cfg) == count
     cfg.hydra.overrides.task = [f"sweep={preset}", "probe=position", "seed=range(0,4)"]
     assert jobs(cfg) == 4 * count // (3 if count == 3 else 2), "the command line wins over the preset"
+
+
+def test_a_glob_has_as_many_jobs_as_choices() -> None:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.overrides.task = ["backbone=glob(sd*)", "timestep=10,50"]
+        assert jobs(cfg) == 2 * len(list((ROOT / "configs" / "backbone").glob("sd*.yaml")))
 
 
 # --- the end of a sweep ------------------------------------------------------------------------------------------------
