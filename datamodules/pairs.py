@@ -19,23 +19,22 @@ from rich.progress import track
 from torch import Tensor
 
 from backbones import FrozenSD
-from datamodules.activations import Loader
 from datamodules.cache import LatentCache
 from datamodules.concatenation import CONCATENATED, concatenated, concatenated_shape
 from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
 from datamodules.keypoint_table import keypoint_table, slots_of
+from datamodules.keypoint_tokens import KeypointTokens, SourceTokens
 from datamodules.latents import LatentStore
+from datamodules.loader import Loader
 from datamodules.mitigated import Mitigations
 from datamodules.resident import Resident
 from datamodules.stream import ActivationStream
 from mitigations.configured import Configured
 from tokens.batch import GridBatch, KeypointBatch, MatchBatch
 from tokens.errors import InputError
-from tokens.geometry import flatten, sampled_at, tokens_at
 from tokens.keyed import keyed_generator
 from tokens.keypoints import Keypoints
-from tokens.variants import base_of
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +200,7 @@ class PairDataModule(LightningDataModule):
         for prompt in track(sorted(jobs), "extracting keypoints", transient=True):
             for batch in self._stream(prompt, sorted(jobs[prompt])):
                 for k, index in enumerate(batch.image.tolist()):
-                    self._tokens[prompt, index] = self._gathered(batch, k, index)
+                    self._tokens[prompt, index] = self._points.for_training(batch, k, index)
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":
@@ -279,7 +278,7 @@ class PairDataModule(LightningDataModule):
         found = []
         for pair in pairs:
             slots = self._slots[pair.target]
-            under = self._under(pair.target, height, width)
+            under = self._points.under(pair.target, height, width)
             found.append(pair.target * height * width + under[[slots[point] for point in pair.target_points]])
         return torch.cat(found)
 
@@ -288,30 +287,10 @@ class PairDataModule(LightningDataModule):
         """Item → point → its place among the item's distinct points."""
         return slots_of(pair for split in self._splits for pair in self.images.pairs(split))
 
-    def _points(self, index: int) -> Float[Tensor, "k 2"]:
-        """The item's distinct points in pixels of the network's input, in the order of their slots."""
-        return self.images.placement(index).to_input(torch.tensor(list(self._slots[index]), dtype=torch.float64))
-
-    def _gathered(self, batch: GridBatch, k: int, index: int) -> dict[str, Float[Tensor, "_n _c"]]:
-        """Layer → tokens under the item's points, then ``background`` random ones, where possible under no point."""
-        found = {}
-        for layer, grid in batch.grids.items():
-            _, height, width = grid[k].shape
-            under = self._under(index, height, width)
-            free = torch.ones(height * width, dtype=torch.bool)
-            free[under] = False
-            places = free.nonzero()[:, 0] if free.any() else torch.arange(height * width)
-            generator = keyed_generator("background", self.seed, self.images.name(index), base_of(layer))
-            order = torch.cat(
-                [torch.randperm(len(places), generator=generator) for _ in range(-(-self.background // len(places)))]
-            )
-            found[layer] = flatten(grid[k : k + 1])[0][torch.cat([under, places[order[: self.background]]]).to(grid.device)]
-        return found
-
-    def _under(self, index: int, height: int, width: int) -> Int[Tensor, " k"]:
-        """Row-major index of the token under each of the item's points."""
-        place = tokens_at(self._points(index), self.images.size / height, height, width)
-        return place[:, 0] * width + place[:, 1]
+    @cached_property
+    def _points(self) -> KeypointTokens:
+        assert isinstance(self.images, PairSource)
+        return KeypointTokens(self.images, self._slots, self.seed, self.background)
 
     @cached_property
     def _fit_images(self) -> list[int]:
@@ -353,11 +332,11 @@ class PairDataModule(LightningDataModule):
             pieces, starts, total = [], torch.zeros(len(self.images), dtype=torch.long), 0
             for batch in self._stream(self._prompt(category), everyone):
                 for k, index in enumerate(batch.image.tolist()):
-                    pieces.append(self._source(batch, k, index))
+                    pieces.append(self._points.for_matching(batch, k, index))
                     starts[index], total = total, total + len(self._slots[index])
                     if index in targets and not kept.full:
                         kept.offer(index, batch.select([k]))
-            sources = {layer: _joined([piece[layer] for piece in pieces]) for layer in self.layers}
+            sources = {layer: SourceTokens.joined([piece[layer] for piece in pieces]) for layer in self.layers}
             for index, grids in self._grids(category, targets, kept):
                 sought = rows[table.target[rows] == index]
                 yield self._match(grids, sources, starts[table.source[sought]] + table.source_slot[sought], sought)
@@ -367,43 +346,23 @@ class PairDataModule(LightningDataModule):
         for batch in self._stream(self._prompt(category), [index for index in targets if index not in kept]):
             yield from ((index, batch.select([k])) for k, index in enumerate(batch.image.tolist()))
 
-    def _source(self, batch: GridBatch, k: int, index: int) -> "dict[str, _Source]":
-        """Layer → what is known of the tokens under the item's points."""
-        found = {}
-        place = self.images.placement(index)
-        pixels = place.to_input(torch.tensor(list(self._slots[index]), dtype=torch.float64).floor() + 0.5)
-        for layer, grid in batch.grids.items():
-            _, height, width = grid[k].shape
-            under = self._under(index, height, width).to(grid.device)
-            masks = {group: mask[k].flatten()[under] for group, mask in batch.masks[layer].items()}
-            smooth = sampled_at(grid[k].float(), pixels.to(grid.device, torch.float32), self.images.size / height)
-            found[layer] = flatten(grid[k : k + 1])[0][under], smooth.to(grid.dtype), masks
-        return found
-
     def _match(
-        self, target: GridBatch, sources: "dict[str, _Source]", index: Int[Tensor, " n"], rows: Int[Tensor, " n"]
+        self, target: GridBatch, sources: dict[str, SourceTokens], index: Int[Tensor, " n"], rows: Int[Tensor, " n"]
     ) -> MatchBatch:
         """``index``: places of the source tokens among all of the category's."""
-        index = index.to(target.image.device)
+        device = target.image.device
+        source = {layer: tokens.at(index.to(device)) for layer, tokens in sources.items()}
         return MatchBatch(
-            source={layer: tokens[index] for layer, (tokens, _, _) in sources.items()},
-            sampled={layer: smooth[index] for layer, (_, smooth, _) in sources.items()},
+            source={layer: found.tokens for layer, found in source.items()},
+            sampled={layer: found.sampled for layer, found in source.items()},
             target={layer: grid[0] for layer, grid in target.grids.items()},
-            source_masks={layer: {name: m[index] for name, m in masks.items()} for layer, (_, _, masks) in sources.items()},
+            source_masks={layer: found.masks for layer, found in source.items()},
             target_masks={layer: {name: mask[0] for name, mask in masks.items()} for layer, masks in target.masks.items()},
-            row=rows.to(target.image.device),
+            row=rows.to(device),
         )
 
 
 _Key = tuple[str, int]  # prompt, item
-# tokens under points, the grid read at their pixels' centres, token groups
-_Source = tuple[Tensor, Tensor, dict[str, Tensor]]
-
-
-def _joined(pieces: Sequence[_Source]) -> _Source:
-    """Several pictures' tokens, one after the other."""
-    tokens, smooth, masks = zip(*pieces, strict=True)
-    return torch.cat(tokens), torch.cat(smooth), {name: torch.cat([mask[name] for mask in masks]) for name in masks[0]}
 
 
 def _digest(pictures: str, pairs: dict[str, list[Pair]]) -> str:
