@@ -18,6 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from backbones.precision import choose_device
 from runs import sweep
 from tokens.errors import InputError
 
@@ -63,13 +64,13 @@ def check(arguments: list[str]) -> None:
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose("train", overrides=[first for text in overrides if (first := _first(text))], return_hydra_config=True)
-        sweep.check(cfg, multirun=len(overrides) < len(arguments))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, overrides)) from error
     except ValueError as error:  # a group set to null
         raise InputError(f"Expected a choice for every configuration group, but got {' '.join(overrides)}: {error}") from error
     finally:
         GlobalHydra.instance().clear()
+    sweep.check(cfg, multirun=len(overrides) < len(arguments))
 
 
 def _first(text: str) -> str:
@@ -172,11 +173,11 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         )
     if cfg.datamodule.compare:
         raise InputError(f"Expected trainer.devices to be 1 where mitigations are compared, but got {count}. Lower it.")
-    gpus = str(cfg.device) != "cpu" and torch.cuda.is_available()
     if str(cfg.device).startswith("cuda:"):
         raise InputError(
             f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
         )
+    gpus = choose_device(str(cfg.device)).type == "cuda"
     there, what = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
     if count > there:
         raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")

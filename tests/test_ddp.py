@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -122,10 +123,12 @@ def composed(*overrides: str) -> DictConfig:
         (["probe=controls"], "trainer.devices to be 1 for this probe, but got 2"),
         (["probe=study"], "trainer.devices to be 1 for this probe, but got 2"),
         (["probe=correspondence"], "trainer.devices to be 1 for this probe, but got 2"),
+        (["device=cuda"], "device=cuda to have a CUDA GPU, but torch finds none"),
         (["device=cuda:1"], "device to be auto, cpu or cuda for several devices, but got 'cuda:1'"),
     ],
 )
-def test_devices_that_cannot_be_had_are_refused(overrides: list[str], message: str) -> None:
+def test_devices_that_cannot_be_had_are_refused(overrides: list[str], message: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=message):
         check_devices(composed("trainer=ddp", *overrides), sweep=False)
 
