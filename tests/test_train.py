@@ -68,7 +68,7 @@ def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
 
 
 def test_one_unet_pass_per_image_feeds_every_layer(launch) -> None:
-    run = launch("block=all", "twins=0")
+    run = launch("block=all", "twins=0", "trainer.max_epochs=1")
     assert len(run.layers) == 46
     assert all(f"test/{layer}/binned_accuracy/all" in run.metrics for layer in run.layers)
     assert run.meta["passes"]["unet"] == 18, "10 train, 2 val, 6 test images, once each"
