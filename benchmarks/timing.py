@@ -14,16 +14,17 @@ import torch
 
 @dataclass
 class Timed:
-    """Seconds of every turn, on the clock and of processor time, and what the untimed first turn returned."""
+    """Seconds of every turn, on the clock and of processor time."""
 
-    first: Any = None
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
 
 def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Timed]:
     """One untimed turn each, then ``rounds`` timed ones."""
-    timed = {name: Timed(work()) for name, work in works.items()}
+    for work in works.values():
+        work()
+    timed = {name: Timed() for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             wall, cpu = time.perf_counter(), time.process_time()

@@ -110,9 +110,8 @@ def jobs(config: DictConfig) -> int:
     """Number of jobs: the product over the last override of every key, the sweep's presets first."""
     presets = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
     counts = {}
-    loader = (
-        GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-    )  # lists a glob's choices
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # it lists what a glob may choose
     for override in OverridesParser.create(loader).parse_overrides([*presets, *config.hydra.overrides.task]):
         swept = override.is_sweep_override() and override.is_discrete_sweep()
         counts[override.get_key_element()] = len(list(override.sweep_string_iterator())) if swept else 1
