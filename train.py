@@ -18,7 +18,7 @@ from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
 from runs.quiet import quiet
-from runs.record import clear, write_maps, write_metrics
+from runs.record import clear, write_arrays, write_metrics
 from runs.sentences import sentences
 from tokens.errors import InputError
 
@@ -75,7 +75,8 @@ def run(cfg: DictConfig) -> Run | None:
             log.warning("Interrupted; continue with: python train.py resume=%s", folder)
             sys.exit(130)
         raise
-    write_maps(folder, measurement.maps())
+    write_arrays(folder / "maps.npz", measurement.maps())
+    write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
     write_metrics(folder, measurement.results | nulls, meta)  # last: it says that the run is complete
     finished = Run.read(folder)
     figures = draw(finished, folder)

@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.credibility import FOLDS, channel_risk, folds_of, with_intervals
+from metrics.credibility import channel_risk
+from metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, with_intervals
 from metrics.layer_tokens import LayerTokens
 
 
@@ -65,10 +66,11 @@ class ChannelEnergy(Metric):
         share = energy[..., top].sum(-1) / energy.sum(-1)
         return {"channel_energy/all": share, "r_chn/all": channel_risk(share, len(top), channels)}
 
-    def per_fold(self) -> dict[str, Float[Tensor, " folds"]]:
-        """S_k and r_chn of every fold, NaN for a fold without energy; of this device's images."""
-        return self._values(self.energy)
+    def estimates(self) -> dict[str, Estimate]:
+        """S_k and r_chn of all images and without one fold each; of this device's images."""
+        whole, without = self._values(self.energy.sum(0)), self._values(leave_one_out(self.energy))
+        return {key: (whole[key], without[key]) for key in whole}
 
     def compute(self) -> dict[str, float]:
         """S_k and r_chn, with intervals from 40 images on; nothing where all energy is 0."""
-        return with_intervals(self._values(self.energy.sum(0)), self.per_fold(), self.seen)
+        return with_intervals(self.estimates(), self.seen, (0, 1))

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.gains import resampled_gain
-from metrics.intervals import percentiles, resampled_ratios
+from metrics.gains import metric_gains
+from metrics.intervals import positive_interval, ratio_pseudovalues, with_ends
 
 KIND = "content_r2"
 
@@ -58,44 +58,27 @@ class ContentR2(Metric):
             for name, value in values.items():
                 getattr(self, name)[:, i].index_add_(0, photo[chosen], value[chosen])
 
+    def pseudovalues(self) -> dict[str, Float[np.ndarray, " photos"]]:
+        """``content_r2/<group>`` → what every photograph contributes, see :mod:`metrics.intervals`; several processes call this
+        together. Groups whose targets do not vary have no key."""
+        with self.sync_context():
+            values = self._values()
+        return {f"{KIND}/{group}": values[:, i] for i, group in enumerate(self.groups) if np.isfinite(values[:, i]).any()}
+
     def compute(self) -> dict[str, float]:
         """``content_r2/<group>`` with ``/ci_low``, ``/ci_high``, ``/n`` (tokens); none for groups whose targets do not vary."""
-        spread = self.spread.cpu().numpy()
-        low, high = percentiles(self._resampled()) if self._seen.any() else (np.empty(0), np.empty(0))
-        mean = self._mean()
+        unexplained = 1 - self._values()
+        low, high = positive_interval(unexplained)
         values: dict[str, float] = {}
         for i, group in enumerate(self.groups):
-            if spread[:, i].any():
-                key = f"{KIND}/{group}"
-                values |= {key: float(mean[i]), f"{key}/ci_low": float(low[i]), f"{key}/ci_high": float(high[i])}
-                values[f"{key}/n"] = int(self.count[:, i].sum().item())
+            if np.isfinite(unexplained[:, i]).any():
+                key, value = f"{KIND}/{group}", 1 - np.nanmean(unexplained[:, i])
+                values |= with_ends(key, value, 1 - high[i], 1 - low[i]) | {f"{key}/n": int(self.count[:, i].sum().item())}
         return values
 
     def gain(self, other: "ContentR2") -> dict[str, float]:
-        """``content_r2/<group>`` of this probe minus another's on the same tokens, see :func:`~metrics.gains.resampled_gain`.
+        """``<kind>/<group>`` of this probe minus another's on the same tokens, see :func:`~metrics.gains.metric_gains`."""
+        return metric_gains(self, other)
 
-        Groups that do not hold the same number of tokens of every photograph for both have no gain.
-        """
-        if not (self._seen.any() and self.count[:, 0].equal(other.count[:, 0])):
-            return {}
-        own, others = self._resampled(), other._resampled()
-        difference = self._mean() - other._mean()
-        found: dict[str, float] = {}
-        for i, group in enumerate(self.groups):
-            if self.count[:, i].equal(other.count[:, i]):
-                units = int((self.count[:, i] > 0).sum())
-                found |= resampled_gain(f"{KIND}/{group}", float(difference[i]), own[:, i] - others[:, i], units)
-        return found
-
-    @property
-    def _seen(self) -> Bool[np.ndarray, " photos"]:
-        """Photographs that tokens came from."""
-        return np.asarray(self.count[:, 0].cpu().numpy() > 0)
-
-    def _resampled(self) -> Float[np.ndarray, "resamples groups"]:
-        residual, spread = (state.cpu().numpy()[self._seen] for state in (self.residual, self.spread))
-        return np.asarray(1 - resampled_ratios(residual, spread))
-
-    def _mean(self) -> Float[np.ndarray, " groups"]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(1 - (self.residual.sum(0) / self.spread.sum(0)).cpu().numpy())
+    def _values(self) -> Float[np.ndarray, "photos groups"]:
+        return 1 - ratio_pseudovalues(self.residual.cpu().numpy(), self.spread.cpu().numpy())

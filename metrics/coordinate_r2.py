@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.intervals import percentiles, resampled_ratios
+from metrics.intervals import positive_interval, ratio_pseudovalues, with_ends
 
 
 class CoordinateR2(Metric):
@@ -38,7 +38,6 @@ class CoordinateR2(Metric):
         axes, seen = spread.sum(0) > 0, spread.sum(1) > 0
         if not axes.any():
             return {}
-        residual, spread = residual[seen][:, axes], spread[seen][:, axes]
-        value = (1 - residual.sum(0) / spread.sum(0)).mean()
-        low, high = percentiles((1 - resampled_ratios(residual, spread)).mean(-1))
-        return {"r2/all": float(value), "r2/all/ci_low": float(low), "r2/all/ci_high": float(high)}
+        unexplained = ratio_pseudovalues(residual[seen][:, axes], spread[seen][:, axes]).mean(1)
+        low, high = positive_interval(unexplained)
+        return with_ends("r2/all", 1 - unexplained.mean(), 1 - high, 1 - low)

@@ -1,9 +1,12 @@
-"""Matches → every number that is reported of them, shares from 0 to 1, with intervals over resampled pictures."""
+"""Matches → every number that is reported of them, shares from 0 to 1, with intervals over pictures."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from metrics.gains import over_seeds
+from metrics.intervals import mean_interval, share_interval, with_ends
 from metrics.match_costs import attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
 from metrics.pair_means import PairMeans
@@ -27,6 +30,8 @@ MAIN = f"pck_ours_point_{ALPHA:.2f}"
 ATTRACTORS = ("corner", "border", "high_norm")
 
 Columns = dict[str, tuple[Tensor, Tensor]]  # key → values and where they count, per keypoint
+Units = dict[str, np.ndarray]  # key → pseudo-values by picture, see metrics.intervals
+DIFFERENCES = ("copy_excess", "attraction", "harm", "harm_random")  # metrics that are no shares
 
 
 class Correspondence:
@@ -34,22 +39,24 @@ class Correspondence:
 
     Args:
         points: all keypoints, on one device.
-        seed: of resampling and of position copies' swaps.
+        seed: of position copies' swaps.
     """
 
     def __init__(self, points: Keypoints, seed: int = 0) -> None:
         self.points, self.seed = points, seed
-        self.pairs = PairMeans(points, seed)
+        self.pairs = PairMeans(points)
         self.everyone = torch.ones_like(points.pair, dtype=torch.bool)
 
-    def pck(self, matches: Matches, way: str, protocols: tuple[str, ...] = tuple(PROTOCOLS)) -> dict[str, float]:
-        """``pck_<protocol>_<average>_<alpha>/all``."""
+    def pck(
+        self, matches: Matches, way: str, protocols: tuple[str, ...] = tuple(PROTOCOLS), units: Units | None = None
+    ) -> dict[str, float]:
+        """``pck_<protocol>_<average>_<alpha>/all``; ``units`` takes the pseudo-values of every key."""
         found: dict[str, float] = {}
         state = matches.compute()
         for protocol in protocols:
             away = self._away(protocol, state, matches, matches.ways.index(way))
             if away:
-                found |= self._counted(protocol, away)
+                found |= self._counted(protocol, away, units)
         return found
 
     def _away(self, protocol: str, state: dict[str, Tensor], matches: Matches, w: int) -> Distances | None:
@@ -61,8 +68,8 @@ class Correspondence:
         point = state["refined"][w].double() * self.points.size / matches.side
         return None if (point < 0).any() else input_distances(protocol, self.points, point)
 
-    def costs(self, matches: Matches, way: str) -> dict[str, float]:
-        """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``."""
+    def costs(self, matches: Matches, way: str, units: Units | None = None) -> dict[str, float]:
+        """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``, their pseudo-values in ``units``."""
         state, w = matches.compute(), matches.ways.index(way)
         right = self.hits(matches, way)
         wrong = ~right
@@ -83,7 +90,7 @@ class Correspondence:
                 columns[f"{name}/{group}"] = (masked.double() - right.double(), state["comparable"][MASKED.index(group)] > 0)
         present = {group for g, group in enumerate(GROUPS) if (state["share"][g] > 0).any()}
         kept = {k: v for k, v in columns.items() if k.split("/")[1] in present or not k.startswith(("harm", "attraction"))}
-        return self.averaged("point", kept)
+        return self.averaged("point", kept, units)
 
     def hits(self, matches: Matches, way: str) -> Bool[Tensor, " n"]:
         """Right matches, as ``ours`` counts at ALPHA."""
@@ -97,10 +104,22 @@ class Correspondence:
         return distances("ours", self.points, cell, matches.side).hits(ALPHA)
 
     def gain(self, right: Shaped[Tensor, " n"], other: Shaped[Tensor, " n"]) -> dict[str, float]:
-        """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place, with ``/p``."""
+        """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place."""
         difference = right.double() - other.double()
         strata: Columns = {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)}
         return self.averaged("point", strata, differences=True)
+
+    def gain_over_seeds(self, right: Shaped[Tensor, " n"], others: list[Shaped[Tensor, " n"]]) -> dict[str, float]:
+        """The same over the mean of several random networks' matches, with an interval over networks and pictures."""
+        tables: dict[str, list[np.ndarray]] = {}
+        for other in others:
+            units: Units = {}
+            difference = right.double() - other.double()
+            strata: Columns = {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)}
+            self.averaged("point", strata, units, differences=True)
+            for key, values in units.items():
+                tables.setdefault(key, []).append(values)
+        return over_seeds({key: np.stack(values) for key, values in tables.items()})
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """``same_position``: the source point itself. ``random_point``: expectation of a uniform point of the picture."""
@@ -134,21 +153,27 @@ class Correspondence:
         predicted = centres(cell, self.points.size / matches.side).double()
         return offset_table(predicted, self.points.source_input, ~self.hits(matches, way), self.points.size)
 
-    def averaged(self, average: str, columns: Columns, differences: bool = False) -> dict[str, float]:
-        """Means with ``/ci_low``, ``/ci_high``, ``/n``, of differences also ``/p``; columns without keypoints are left out."""
+    def averaged(
+        self, average: str, columns: Columns, units: Units | None = None, differences: bool = False
+    ) -> dict[str, float]:
+        """Means with ``/ci_low``, ``/ci_high`` (6 pictures on), ``/n`` (keypoints); pseudo-values by picture go to ``units``.
+
+        Columns without keypoints are left out. ``differences``: whether all columns are, not only metrics of DIFFERENCES.
+        """
         columns = {key: column for key, column in columns.items() if column[1].any()}
         if not columns:
             return {}
         value = torch.stack([value.double() for value, _ in columns.values()], 1)
         counted = torch.stack([where.double() for _, where in columns.values()], 1)
         means = self.pairs.means(average, value, counted)
-        lows, highs, p = self.pairs.tested(average, value, counted)
+        values = self.pairs.pseudovalues(average, value, counted)
+        shares, others = share_interval(values), mean_interval(values)
         found: dict[str, float] = {}
         for i, key in enumerate(columns):
-            found |= {key: means[i].item(), f"{key}/n": int(counted[:, i].sum())}
-            if lows[i].isfinite():
-                found |= {f"{key}/ci_low": lows[i].item(), f"{key}/ci_high": highs[i].item()}
-                found |= {f"{key}/p": p[i].item()} if differences else {}
+            low, high = others if differences or key.split("/")[0] in DIFFERENCES else shares
+            found |= with_ends(key, means[i].item(), low[i], high[i]) | {f"{key}/n": int(counted[:, i].sum())}
+        if units is not None:
+            units |= {key: values[:, i] for i, key in enumerate(columns)}
         return found
 
     def _unmoved(self, protocol: str) -> Distances:
@@ -158,9 +183,9 @@ class Correspondence:
         original = (self.points.source_input - self.points.target_offset) / self.points.target_scale
         return pixel_distances(self.points, original.floor().long())
 
-    def _counted(self, protocol: str, away: Distances) -> dict[str, float]:
+    def _counted(self, protocol: str, away: Distances, units: Units | None = None) -> dict[str, float]:
         found: dict[str, float] = {}
         for average in PROTOCOLS[protocol]:
             keys = {f"pck_{protocol}_{average}_{alpha:.2f}/all": (away.hits(alpha), self.everyone) for alpha in ALPHAS}
-            found |= self.averaged(average, keys)
+            found |= self.averaged(average, keys, units)
         return found

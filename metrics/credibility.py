@@ -1,21 +1,20 @@
-"""How far a layer's tokens can be trusted: risks by position, corner and norm, and intervals over folds of images.
+"""How far a layer's tokens can be trusted: risks by position, corner and norm, and their product.
 
-The risks are pure functions of what the other statistics measure. A *fold* is one of 20 disjoint runs of consecutive
-images; every statistic keeps its sums per fold, so that a number made of several of them gets an interval as well.
+The risks are functions of what the other statistics measure, so their intervals come from leaving out one fold of images at a
+time in all of them (:mod:`metrics.folds`).
 """
 
-import math
+from collections.abc import Mapping
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Float
 from torch import Tensor
 
-from metrics.intervals import LEVEL
-from tokens.errors import InputError
+from metrics.folds import Estimate, pseudovalues, require_images, with_interval
+from metrics.intervals import mean_interval, with_ends
 
-FOLDS = 20
-PER_FOLD = 2  # images at least
+RISKS = ("r_pos", "r_cor", "r_norm")
 
 
 def above_chance(share: Float[Tensor, "*n"], chance: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -25,13 +24,20 @@ def above_chance(share: Float[Tensor, "*n"], chance: Float[Tensor, "*n"]) -> Flo
 
 
 def corner_risk(inner: Float[Tensor, "*n"], outer: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """r_cor = clip((c_in − c_out) / (1 − c_out), 0, 1): what corners share because they are corners.
+    """(c_in − c_out) / (1 − c_out): what corners share because they are corners. Unclipped: below 0 where they share less.
 
     Args:
-        inner: c_in, mean centred cosine between different corner tokens of cropped images.
+        inner: c_in, mean centred cosine between corner tokens of cropped images: of different corners of one image, or of the
+            same corner of different images.
         outer: c_out, the same of the tokens of the full images that show the same content.
     """
-    return above_chance(inner, outer).clamp(0, 1)
+    return above_chance(inner, outer)
+
+
+def larger_risk(*kinds: Estimate) -> Estimate:
+    """The larger of several risks, NaN ones left out: corners may be like each other, or each like itself everywhere."""
+    values, without = (torch.stack(parts).nan_to_num(-torch.inf).amax(0) for parts in zip(*kinds, strict=True))
+    return values.where(values.isfinite(), torch.nan), without.where(without.isfinite(), torch.nan)
 
 
 def token_risk(energy: Float[Tensor, "*n"], share: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -50,10 +56,7 @@ def norm_risk(token: Float[Tensor, "*n"], channel: Float[Tensor, "*n"]) -> Float
 
 
 def credibility(position: Float[Tensor, "*n"], corner: Float[Tensor, "*n"], norm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Cred = Π(1 − r)^{1/3} over r_pos, r_cor, r_norm: 1 trusts the tokens, 0 does not.
-
-    r_pos is the share of variance that position explains; it is reported as measured, which may be slightly negative,
-    and clipped to [0, 1] here only.
+    """Cred = Π(1 − r)^{1/3} over r_pos, r_cor, r_norm, each clipped to [0, 1] here only: 1 trusts the tokens, 0 does not.
 
     >>> credibility(torch.tensor(-0.01), torch.tensor(0.0), torch.tensor(0.0)).item()
     1.0
@@ -62,99 +65,56 @@ def credibility(position: Float[Tensor, "*n"], corner: Float[Tensor, "*n"], norm
     return (trust[0] * trust[1] * trust[2]) ** (1 / 3)
 
 
-def folds_of(
-    first: int,
-    batch: int,
-    images: int,
-    folds: int = FOLDS,
-    device: torch.device | str = "cpu",
-    rank: Int[Tensor, " batch"] | None = None,
-) -> Int[Tensor, " batch"]:
-    """Fold ⌊k · folds / images⌋ of the images number k = first … first + batch − 1; sizes differ by at most one.
+def credibility_report(risks: Mapping[str, Estimate], images: int) -> dict[str, float]:
+    """``r_pos/all`` as measured, ``r_cor/all`` and ``r_norm/all`` in [0, 1], then ``credibility/all``, with intervals.
 
-    ``rank`` gives the numbers k where images arrive out of order.
-
-    Raises:
-        InputError: if more images arrive than ``images``.
-    """
-    if first + batch > images:
-        raise InputError(
-            f"Expected images to be the number of images that arrive, but got {images} and at least {first + batch} came. "
-            "Give the statistic the length of the stream."
-        )
-    number = torch.arange(first, first + batch, device=device) if rank is None else rank.to(device)
-    return number * folds // images
-
-
-def interval(per_fold: Float[Tensor, " folds"]) -> tuple[float, float]:
-    """Ends of mean ± t · sd / √folds over fold estimates, at 95 %; folds that are NaN are left out.
-
-    NaN where fewer than two folds are left. The centre is the mean of the fold estimates: for a statistic that is not
-    linear in the images it may lie beside the estimate from all images.
-    """
-    values = per_fold[per_fold.isfinite()].double()
-    if len(values) < 2:
-        return math.nan, math.nan
-    reach = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std().item() / math.sqrt(len(values))
-    centre = values.mean().item()
-    return centre - float(reach), centre + float(reach)
-
-
-def with_interval(
-    key: str, value: Float[Tensor, ""], per_fold: Float[Tensor, " folds"], images: Int[Tensor, ""]
-) -> dict[str, float]:
-    """``key`` with ``/ci_low`` and ``/ci_high``; the ends from two images per fold on (40), nothing where the
-    value is not finite."""
-    if not value.isfinite():
-        return {}
-    low, high = interval(per_fold)
-    ends = {f"{key}/ci_low": low, f"{key}/ci_high": high} if images >= PER_FOLD * len(per_fold) and math.isfinite(low) else {}
-    return {key: value.item()} | ends
-
-
-def with_intervals(
-    values: dict[str, Float[Tensor, ""]], per_fold: dict[str, Float[Tensor, " folds"]], images: Int[Tensor, ""]
-) -> dict[str, float]:
-    """:func:`with_interval` of every value."""
-    report: dict[str, float] = {}
-    for key, value in values.items():
-        report |= with_interval(key, value, per_fold[key], images)
-    return report
-
-
-def require_images(images: int, folds: int = FOLDS) -> None:
-    """Refuse too few images for an interval.
-
-    Raises:
-        InputError: if there are fewer than two for each fold.
-    """
-    least = PER_FOLD * folds
-    if images < least:
-        raise InputError(
-            f"Expected images to be at least {least} for an interval over {folds} groups of images, but got {images}. "
-            f"Measure on {least} images or more."
-        )
-
-
-def credibility_report(
-    parts: dict[str, Float[Tensor, ""]], per_fold: dict[str, Float[Tensor, " folds"]], images: int
-) -> dict[str, float]:
-    """``r_pos/all``, ``r_cor/all``, ``r_norm/all``, then ``credibility/all``, each with its interval.
-
-    The interval of Cred comes from Cred of every fold, so that dependence between the parts is respected.
+    Intervals are those of the unclipped values, clipped at the end: where nothing is there to find, half of the estimates are
+    clipped, and an interval over clipped ones would miss both 0 and itself.
 
     Args:
-        parts: r_pos, r_cor and r_norm from all images.
-        per_fold: the same from every fold.
+        risks: unclipped, by name of RISKS.
         images: number of images.
 
     Raises:
         InputError: if there are fewer than two images for each fold.
     """
-    require_images(images, len(per_fold["r_pos"]))
-    names = ("r_pos", "r_cor", "r_norm")
-    whole, folds = (
-        {f"{name}/all": each[name] for name in names} | {"credibility/all": credibility(*(each[name] for name in names))}
-        for each in (parts, per_fold)
-    )
-    return with_intervals(whole, folds, torch.tensor(images))
+    require_images(images, len(risks["r_pos"][1]))
+    report = with_interval("r_pos/all", risks["r_pos"], images)
+    for name in RISKS[1:]:
+        report |= with_clipped(f"{name}/all", *risks[name])
+    low, high = mean_interval(credibility_pseudovalues(risks))
+    value = credibility(*(risks[name][0] for name in RISKS)).item()
+    return report | with_ends("credibility/all", value, *_held(low, high, value))
+
+
+def with_clipped(key: str, value: Float[Tensor, ""], without: Float[Tensor, " folds"]) -> dict[str, float]:
+    """A risk in [0, 1] with the interval of the unclipped one, clipped."""
+    low, high = mean_interval(pseudovalues((value, without)))
+    return with_ends(key, value.clamp(0, 1).item(), np.clip(low, 0, 1).item(), np.clip(high, 0, 1).item())
+
+
+def settled(estimate: Estimate) -> Float[np.ndarray, " folds"]:
+    """Pseudo-values of a risk that counts from 0 on: as measured, but 0 where its whole interval lies below 0."""
+    values = pseudovalues(estimate)
+    high = mean_interval(values)[1]
+    return np.where(np.isfinite(values), 0.0, np.nan) if high < 0 else values
+
+
+def credibility_pseudovalues(risks: Mapping[str, Estimate]) -> Float[np.ndarray, " folds"]:
+    """Pseudo-values of Cred with risks unclipped, those that are surely below 0 taken as 0."""
+    value = torch.ones((), dtype=torch.float64)
+    without = torch.ones(len(risks["r_pos"][1]), dtype=torch.float64)
+    for name in RISKS:
+        below = mean_interval(pseudovalues(risks[name]))[1] < 0
+        own, left = (part.detach().double().cpu() for part in risks[name])
+        value, without = (value, without) if below else (value * (1 - own), without * (1 - left))
+    return pseudovalues((_cube_root(value), _cube_root(without)))
+
+
+def _held(low: Float[np.ndarray, ""], high: Float[np.ndarray, ""], value: float) -> tuple[float, float]:
+    """The ends in [0, 1], moved where needed to hold the value: it is clipped risk by risk, they are at the end."""
+    return float(np.clip(np.minimum(low, value), 0, 1)), float(np.clip(np.maximum(high, value), 0, 1))
+
+
+def _cube_root(value: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    return value.sign() * value.abs() ** (1 / 3)

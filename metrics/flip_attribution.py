@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from metrics.grid_accuracy import hits
-from metrics.intervals import bootstrap_ratio
+from metrics.intervals import mean_interval, ratio_pseudovalues, with_ends
 
 BINNED = 2  # column of hits()
 
@@ -30,8 +30,8 @@ class FlipAttribution(Metric):
         A = (a_net − a_cnt) / (a⁰ − m⁰)        1: position is the network's; −1: it is the photographers'
         S = (a_net + a_cnt) / (a⁰ + m⁰)        the part that survives rotation
 
-    Intervals resample photographs, upright and rotated together. Nothing is reported where nothing is there to attribute:
-    where the interval of a⁰ − m⁰ reaches 0.
+    Intervals are over photographs, upright and rotated together. Nothing is reported where nothing is there to attribute:
+    where the interval of a⁰ − m⁰ reaches 0, or fewer than 6 photographs were tested.
 
     Args:
         height, width: of the grid.
@@ -67,15 +67,16 @@ class FlipAttribution(Metric):
         # per photograph as shares of its tokens' number upright, so that both sets weigh alike
         right = right[seen] * (count[seen, :1] / count[seen])[..., None]
         differences, sums = right[..., 0] - right[..., 1], right.sum(-1)
-        low, _ = bootstrap_ratio(differences[:, :1], count[seen, :1])
-        if not low[0] > 0:
+        low, _ = mean_interval(ratio_pseudovalues(differences[:, 0], count[seen, 0]))
+        if not low > 0:
             return {}
         values: dict[str, float] = {}
         for name, parts in (("flip_attribution", differences), ("flip_surviving", sums)):
-            values |= _ratio(f"{name}/all", parts[:, 1:], parts[:, :1])
+            values |= _ratio(f"{name}/all", parts[:, 1], parts[:, 0])
         return values
 
 
-def _ratio(key: str, above: Float[np.ndarray, "photos 1"], below: Float[np.ndarray, "photos 1"]) -> dict[str, float]:
-    low, high = bootstrap_ratio(above, below)
-    return {key: float(above.sum() / below.sum()), f"{key}/ci_low": float(low[0]), f"{key}/ci_high": float(high[0])}
+def _ratio(key: str, above: Float[np.ndarray, " photos"], below: Float[np.ndarray, " photos"]) -> dict[str, float]:
+    """Σ above / Σ below, whose denominators may be negative for single photographs."""
+    value = above.sum() / below.sum()
+    return with_ends(key, value, *mean_interval(value + (above - value * below) / below.mean()))

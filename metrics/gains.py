@@ -1,70 +1,69 @@
-"""Gains: how much one measurement lies above another on the same units, with a paired interval and p-value."""
+"""Gains: how much one measurement lies above another on the same units, with the interval of the paired difference."""
 
-import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
-from metrics.credibility import interval
-from metrics.intervals import percentiles
+from metrics.intervals import mean_interval, two_way_interval, with_ends
 
-LEAST_UNITS = 6
-ROUNDING = 1e-4  # of a gain; float32 sums behind a risk that is clipped to 0
+Values = Mapping[str, Float[np.ndarray, " n"]]  # key → pseudo-values by unit
 
 
-def two_sided(resampled: Float[np.ndarray, "resamples *k"]) -> Float[np.ndarray, "*k"]:
-    """Bootstrap p-value of a difference: twice the share of resamples on the rarer side of 0, where 0 is on both sides.
+def paired_gains(own: Values, other: Values) -> dict[str, float]:
+    """Gain of every key that both have, with ``/ci_low``, ``/ci_high`` and ``/n`` (units): the mean of paired differences.
 
-    (1 + count) / (1 + resamples) of a side, so that it is never 0; at most 1; NaN resamples are left out.
-
-    >>> two_sided(np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])).tolist()
-    [0.5, 1.0]
-
-    References:
-        Davison & Hinkley (1997), Bootstrap Methods and their Application, chapter 4.
+    Units that only one of the two has make a key unpaired, and it is left out. Below 6 units the gain stands alone.
     """
-    count = np.isfinite(resampled).sum(0)
-    rarer = np.minimum((resampled <= 0).sum(0), (resampled >= 0).sum(0))
-    return np.asarray(np.minimum(1.0, 2 * (1 + rarer) / (1 + count)))
-
-
-def resampled_gain(key: str, gain: float, resampled: Float[np.ndarray, " resamples"], units: int) -> dict[str, float]:
-    """``key`` with ``/ci_low``, ``/ci_high`` and ``/p`` from differences of paired resamples; nothing where there are none.
-
-    ``units`` is the number of photographs that were drawn from. Below 6 the gain stands alone, without interval and p: two
-    photographs have three different resamples, and where both point one way none of 2000 reaches 0. Six that agree are the
-    fewest that a sign test calls significant at 5 % (2 / 2⁶ = .031).
-    """
-    if not (math.isfinite(gain) and np.isfinite(resampled).any()):
+    keys = [key for key in own if key in other and bool((np.isfinite(own[key]) == np.isfinite(other[key])).all())]
+    if not keys:
         return {}
-    if units < LEAST_UNITS:
-        return {key: gain}
-    low, high = percentiles(resampled)
-    return {key: gain, f"{key}/ci_low": float(low), f"{key}/ci_high": float(high), f"{key}/p": float(two_sided(resampled))}
+    differences = np.stack([own[key] - other[key] for key in keys], axis=1)
+    lows, highs = mean_interval(differences)
+    found: dict[str, float] = {}
+    for i, key in enumerate(keys):
+        units = int(np.isfinite(differences[:, i]).sum())
+        if units:
+            found |= with_ends(key, float(np.nanmean(differences[:, i])), lows[i], highs[i]) | {f"{key}/n": units}
+    return found
 
 
-def fold_gain(
-    key: str, own: float, other: float, own_folds: Float[Tensor, " folds"], other_folds: Float[Tensor, " folds"]
-) -> dict[str, float]:
-    """The same from estimates of disjoint groups of images; nothing where fewer than two groups have both.
+def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, float]:
+    """A gain under its key, the ends of its interval in ``found`` moved where needed to hold it."""
+    ends = {end: found[f"{key}/{end}"] for end in ("ci_low", "ci_high") if f"{key}/{end}" in found}
+    moved = {f"{key}/{end}": (min if end == "ci_low" else max)(value, gain) for end, value in ends.items()}
+    return {key: gain} | moved
 
-    gain ± t(.975, F − 1) · sd / √F, and p of t = gain / (sd / √F): the gain is that of all images, sd the standard deviation of
-    the F groups' own differences. For a mean over images it is the paired t-test; a statistic that is not linear in the images
-    may have another bias in small groups, which then moves neither the interval nor p off the gain. A gain below 1e-4 is the
-    rounding of clipped risks: p = 1. Where every group has the same difference (both clipped, say) and the gain is another one,
-    the groups do not tell how sure it is, and it stands alone.
+
+def metric_gains(own: "PerPhotograph", other: "PerPhotograph") -> dict[str, float]:
+    """:func:`paired_gains` of two metrics over the same photographs; several processes call this together.
+
+    Groups that do not hold the same number of tokens of every photograph for both have no gain.
     """
-    folds = (own_folds - other_folds).double().cpu()
-    folds = folds[folds.isfinite()]
-    gain = own - other
-    if len(folds) < 2 or not math.isfinite(gain):
-        return {}
-    mean, alike = folds.mean(), bool((folds == folds[0]).all())
-    if alike and abs(gain - folds[0].item()) > ROUNDING:
-        return {key: gain}
-    low, high = interval(folds - mean + gain)
-    t = math.inf if alike else abs(gain) * math.sqrt(len(folds)) / folds.std().item()
-    p = 1.0 if abs(gain) < ROUNDING else 2 * float(stats.t.sf(t, len(folds) - 1))
-    return {key: gain, f"{key}/ci_low": low, f"{key}/ci_high": high, f"{key}/p": p}
+    with own.sync_context(), other.sync_context():
+        alike = [group for i, group in enumerate(own.groups) if own.count[:, i].equal(other.count[:, i])]
+    theirs = other.pseudovalues()
+    return paired_gains({key: value for key, value in own.pseudovalues().items() if key.split("/")[1] in alike}, theirs)
+
+
+class PerPhotograph(Protocol):
+    """A metric with sums per photograph and token group."""
+
+    groups: tuple[str, ...]
+    count: Tensor
+
+    def pseudovalues(self) -> dict[str, Float[np.ndarray, " n"]]: ...
+
+    def sync_context(self) -> AbstractContextManager[None]: ...
+
+
+def over_seeds(tables: Mapping[str, Float[np.ndarray, "seeds n"]]) -> dict[str, float]:
+    """Mean of every table of random networks × units, with ``/seeds``; from 3 networks on with an interval over both."""
+    found: dict[str, float] = {}
+    for key, table in tables.items():
+        if np.isfinite(table).any():
+            found |= with_ends(key, float(np.nanmean(table)), *two_way_interval(table)) | {f"{key}/seeds": len(table)}
+    return found

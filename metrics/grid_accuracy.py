@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.gains import resampled_gain
-from metrics.intervals import bootstrap_ratio, resampled_ratios
+from metrics.gains import metric_gains
+from metrics.intervals import ratio_pseudovalues, share_interval, with_ends
 from tokens.geometry import bins
 
 KINDS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
@@ -49,7 +49,7 @@ def chance(height: int, width: int) -> dict[str, float]:
 
 
 class GridAccuracy(Metric):
-    """Axis, cell and binned accuracy of position predictions for every token group, with bootstrap intervals.
+    """Axis, cell and binned accuracy of position predictions for every token group, with intervals.
 
     States are sums per photograph, never tokens: memory is flat in the number of tokens. They also hold, over the grid,
     how often each position was right, and how often row i was predicted as row j.
@@ -104,12 +104,24 @@ class GridAccuracy(Metric):
             cell = target[:, axis] * table.shape[1] + predicted[:, axis]
             table.view(-1).index_add_(0, cell, torch.ones_like(right[:, 0]))
 
+    def pseudovalues(self) -> dict[str, Float[np.ndarray, " photos"]]:
+        """``<kind>/<group>`` → what every photograph contributes, see :mod:`metrics.intervals`; several processes call this
+        together. Groups without tokens have no key.
+        """
+        with self.sync_context():
+            right, count = self.right.cpu().numpy(), self.count.cpu().numpy()[..., None]
+        values = ratio_pseudovalues(right, np.broadcast_to(count, right.shape))
+        present = [i for i in range(len(self.groups)) if count[:, i].any()]
+        return {f"{kind}/{self.groups[i]}": values[:, i, k] for i in present for k, kind in enumerate(KINDS)}
+
+    def gain(self, other: "GridAccuracy") -> dict[str, float]:
+        """``<kind>/<group>`` of this probe minus another's on the same tokens, see :func:`~metrics.gains.metric_gains`."""
+        return metric_gains(self, other)
+
     def compute(self) -> dict[str, float]:
         """``<kind>/<group>`` with ``/ci_low``, ``/ci_high`` and ``/n`` (tokens); groups without tokens have no key."""
         right, count = self.right.cpu().numpy(), self.count.cpu().numpy()
-        seen = count.sum(1) > 0
-        right, count = right[seen], count[seen]
-        low, high = bootstrap_ratio(right, np.broadcast_to(count[..., None], right.shape)) if seen.any() else (right, right)
+        low, high = share_interval(ratio_pseudovalues(right, np.broadcast_to(count[..., None], right.shape)))
         values: dict[str, float] = {}
         for i, group in enumerate(self.groups):
             total = count[:, i].sum()
@@ -117,30 +129,8 @@ class GridAccuracy(Metric):
                 continue
             for k, kind in enumerate(KINDS):
                 key = f"{kind}/{group}"
-                values[key] = float(right[:, i, k].sum() / total)
-                values[f"{key}/ci_low"], values[f"{key}/ci_high"] = float(low[i, k]), float(high[i, k])
-                values[f"{key}/n"] = int(total)
+                values |= with_ends(key, right[:, i, k].sum() / total, low[i, k], high[i, k]) | {f"{key}/n": int(total)}
         return values
-
-    def gain(self, other: "GridAccuracy") -> dict[str, float]:
-        """``<kind>/<group>`` of this probe minus another's on the same tokens, see :func:`~metrics.gains.resampled_gain`.
-
-        Groups that do not hold the same number of tokens of every photograph for both have no gain.
-        """
-        right = (self.right - other.right).cpu().numpy()
-        count = np.broadcast_to(self.count.cpu().numpy()[..., None], right.shape)
-        seen = count.sum((1, 2)) > 0
-        if not seen.any():
-            return {}
-        resampled = resampled_ratios(right[seen], count[seen])
-        found: dict[str, float] = {}
-        for i, group in enumerate(self.groups):
-            for k, kind in enumerate(KINDS):
-                total = count[:, i, k].sum() if self.count[:, i].equal(other.count[:, i]) else 0
-                gained = right[:, i, k].sum() / total if total else np.nan
-                units = int(np.count_nonzero(count[:, i, k]))
-                found |= resampled_gain(f"{kind}/{group}", float(gained), resampled[:, i, k], units)
-        return found
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``accuracy``: axis accuracy over the grid, NaN where no token was seen. ``rows``, ``cols``: counts of

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchmetrics import Metric
 
-from metrics.credibility import FOLDS, folds_of, with_interval
+from metrics.folds import FOLDS, Estimate, folds_of, ratio, with_intervals
 from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
 from tokens.geometry import border_groups
@@ -154,14 +154,11 @@ class GroupSimilarity(Metric):
                 tables[f"similarity_published/{group}"] = (self.published[:, i], self.number[:, 0, i, i])
         return tables
 
-    def per_fold(self) -> dict[str, Float[Tensor, " folds"]]:
-        """Every mean cosine in each of the folds, NaN where a fold has no such pair; of this device's images."""
-        return {key: total / number for key, (total, number) in self._tables().items()}
+    def estimates(self) -> dict[str, Estimate]:
+        """Every mean cosine over all images and without one fold each, NaN without such a pair; of this device's images."""
+        return {key: ratio(total, number) for key, (total, number) in self._tables().items()}
 
     def compute(self) -> dict[str, float]:
         """Mean cosines with ``/ci_low``, ``/ci_high`` (from 40 images on) and ``/n`` (images that have such pairs)."""
-        values: dict[str, float] = {}
-        for key, (total, number) in self._tables().items():
-            measured = with_interval(key, total.sum() / number.sum(), total / number, self.seen)
-            values |= measured | ({f"{key}/n": int(number.sum())} if measured else {})
-        return values
+        measured = with_intervals(self.estimates(), self.seen)
+        return measured | {f"{key}/n": int(number.sum()) for key, (_, number) in self._tables().items() if key in measured}

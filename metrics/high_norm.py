@@ -3,13 +3,16 @@
 In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns: a token of the coarser grid, upsampled.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 from torchmetrics import Metric
 
-from metrics.credibility import FOLDS, folds_of, token_risk, with_intervals
+from metrics.credibility import token_risk
+from metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, with_intervals
+from metrics.intervals import FEWEST
 from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
 from tokens.geometry import at_grid
@@ -96,13 +99,22 @@ class HighNormTokens(Metric):
         }
         return values | {f"high_norm_parity/{name}": parity[..., i] / detected for i, name in enumerate(PARITY)}
 
-    def per_fold(self) -> dict[str, Float[Tensor, " folds"]]:
-        """Every value in each of the folds, NaN where a fold has none; of this device's images."""
-        return self._values(self.sums, self.parity)
+    def estimates(self) -> dict[str, Estimate]:
+        """Every value over all images and without one fold each; of this device's images."""
+        whole = self._values(self.sums.sum(0), self.parity.sum(0))
+        without = self._values(leave_one_out(self.sums), leave_one_out(self.parity))
+        return {key: (whole[key], without[key]) for key in whole}
 
     def compute(self) -> dict[str, float]:
-        """All values with intervals from 40 images on; where nothing was detected, places have no key."""
-        return with_intervals(self._values(self.sums.sum(0), self.parity.sum(0)), self.per_fold(), self.seen)
+        """All values, with intervals from 40 images on where 6 folds have a detection; without any, places have no key."""
+        return _rare(self.estimates(), self.seen, self.sums[:, 0])
+
+
+def _rare(estimates: dict[str, Estimate], images: Tensor, events: Float[Tensor, " folds"]) -> dict[str, float]:
+    """Values with intervals; without where fewer than 6 folds hold an event: how much rarer such folds are is unknown."""
+    report = with_intervals(estimates, images, (0, np.inf))
+    enough = int((events > 0).sum()) >= FEWEST
+    return {key: value for key, value in report.items() if enough or not key.endswith(("/ci_low", "/ci_high"))}
 
 
 def resembles(
@@ -171,7 +183,8 @@ class MaskOverlap(Metric):
 
     def compute(self) -> dict[str, float]:
         """The IoU and its chance level, in [0, 1], with intervals from 40 images on; nothing where both sets are empty."""
-        return with_intervals(self._values(self.sums.sum(0)), self._values(self.sums), self.seen)
+        whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
+        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self.sums[:, 0])
 
 
 def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
@@ -227,4 +240,5 @@ class DetectionScore(Metric):
 
     def compute(self) -> dict[str, float]:
         """All values with intervals from 40 images on; no precision without a detection, no recall without a label."""
-        return with_intervals(self._values(self.sums.sum(0)), self._values(self.sums), self.seen)
+        whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
+        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self.sums[:, 0, 2])

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.credibility import folds_of
+from metrics.folds import folds_of
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
 

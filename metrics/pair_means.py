@@ -1,41 +1,37 @@
-"""Means over keypoints of pairs, and intervals over resampled pictures.
+"""Means over keypoints of pairs, and what every picture contributes to them.
 
-Pairs share pictures, so pictures are resampled, within each category: a pair counts as often as the product of its two
-pictures' draws. This is conservative where pairs differ more than pictures do.
+Pairs share pictures, so pictures are the sampled units, and a pair belongs to both of its pictures: pairs that share one may
+depend on each other whichever role it has in them. Target pictures alone as units reject far too often where source pictures
+matter, too. Where pairs differ more than pictures do, intervals are too wide.
 
-Reference: Owen (2007), The pigeonhole bootstrap, arXiv 0712.1111.
+References:
+    Fafchamps & Gubert (2007), Journal of Development Economics 83; Aronow, Samii & Assenova (2015), Political Analysis 23
+    (variance of means over pairs). Own choice: the factor for few pictures.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from metrics.gains import two_sided
 from tokens.keypoints import Keypoints
-
-RESAMPLES = 2000
-FEWEST = 5  # pictures that tell anything about how pictures differ
-CHUNK = 250  # resamples at a time: bounds memory
 
 
 class PairMeans:
-    """Means of per-keypoint values over pairs, with 95 % intervals.
+    """Means of per-keypoint values over pairs, and their pseudo-values over pictures.
 
     Args:
         points: whose ``pair``, ``category``, ``source`` and ``target`` say what belongs together.
-        seed: of the resampling.
     """
 
-    def __init__(self, points: Keypoints, seed: int = 0) -> None:
+    def __init__(self, points: Keypoints) -> None:
         first = torch.ones_like(points.pair, dtype=torch.bool)
         first[1:] = points.pair[1:] != points.pair[:-1]
         self.pair = torch.cumsum(first, 0) - 1
         self.category = points.category[first]
         self.pictures = torch.stack([points.source[first], points.target[first]], 1)
-        self.seed = seed
 
     def means(self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]) -> Float[Tensor, " m"]:
         """m means of ``value`` over the keypoints where ``counted`` is 1; NaN where there is none.
@@ -45,77 +41,73 @@ class PairMeans:
         - ``macro``: over categories, of the mean over the category's keypoints.
         - ``pair``: the same, categories weighted by their pairs.
         """
-        sums, counts = self._per_pair(average, value, counted)
-        everyone = torch.ones(1, len(self.category), dtype=torch.float64, device=sums.device)
-        return self._mean(average, sums, counts, everyone)[0]
+        return self._terms(average, value, counted)[0]
 
-    def intervals(
+    def pseudovalues(
         self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-        """2.5 and 97.5 percentiles of :meth:`means` over resampled pictures.
+    ) -> Float[np.ndarray, "_pictures m"]:
+        """What every picture contributes to :meth:`means`, see :mod:`metrics.intervals`; NaN where none of its pairs counts.
 
-        NaN where fewer than FEWEST pictures count, or fewer than half of the resamples have a value.
+        θ + n · f · Σ over the picture's pairs of the pair's deviation, n pictures: their mean is θ, and their squared deviations
+        add up to the variance of a mean over pairs that share pictures. f makes up for deviations being taken from means:
+        (n − 1)/(n − 2), for ``macro`` and ``pair`` that of the picture's category times √(n/(n − 1)). All NaN where there are
+        fewer than 3 pictures, of a category there.
         """
-        return self.tested(average, value, counted)[:2]
-
-    def tested(
-        self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
-        """:meth:`intervals`, and the p-value of a mean of 0, see :func:`~metrics.gains.two_sided`; NaN in the same places."""
-        sums, counts = self._per_pair(average, value, counted)
-        drawn = torch.cat([self._mean(average, sums, counts, weights) for weights in self._weights()])
-        bounds = torch.nanquantile(drawn, drawn.new_tensor([0.025, 0.975]), dim=0)
-        bounds[:, (drawn.isnan().double().mean(0) > 0.5) | (self._counted_pictures(counts) < FEWEST)] = torch.nan
-        p = torch.from_numpy(two_sided(drawn.cpu().numpy())).to(bounds).masked_fill(bounds[0].isnan(), torch.nan)
-        return bounds[0], bounds[1], p
-
-    def _counted_pictures(self, counts: Float[Tensor, "p m"]) -> Int[Tensor, " m"]:
-        """Distinct pictures of the pairs that count."""
-        index, sizes = self._places()
-        seen = torch.zeros(sum(sizes), counts.shape[1], dtype=torch.float64, device=counts.device)
+        mean, terms = self._terms(average, value, counted)
+        zeros = torch.zeros(len(self._group), value.shape[1], dtype=torch.float64, device=terms.device)
+        total, seen = zeros.clone(), zeros
         for side in (0, 1):
-            seen.index_add_(0, index[:, side], (counts > 0).double())
-        return (seen > 0).sum(0)
+            total.index_add_(0, self._place[:, side], terms)
+            seen.index_add_(0, self._place[:, side], (self._per_pair(counted) > 0).double())
+        present = seen > 0
+        apart = average in ("macro", "pair")
+        group = self._group if apart else torch.zeros_like(self._group)
+        size = zeros[: int(group.max()) + 1].index_add(0, group, present.double())
+        factor = (size - 1) / (size - 2).clamp(min=1) * ((size / (size - 1).clamp(min=1)).sqrt() if apart else 1)
+        few = ((size > 0) & (size < 3)).any(0)
+        scaled = mean + total * present.sum(0) * factor[group]
+        return scaled.masked_fill(~present | few, torch.nan).cpu().numpy()
 
-    def _per_pair(self, average: str, value: Tensor, counted: Tensor) -> tuple[Float[Tensor, "p m"], Float[Tensor, "p m"]]:
-        pairs = len(self.category)
-        zeros = torch.zeros(pairs, value.shape[1], dtype=torch.float64, device=value.device)
-        counts = zeros.index_add(0, self.pair, counted.double())
-        sums = zeros.index_add(0, self.pair, (value.masked_fill(counted == 0, 0.0) * counted).double())
-        if average != "image":
-            return sums, counts
-        return torch.where(counts > 0, sums / counts, 0.0), (counts > 0).double()
-
-    def _mean(self, average: str, sums: Tensor, counts: Tensor, weights: Float[Tensor, "b p"]) -> Float[Tensor, "b m"]:
+    def _terms(
+        self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, "p m"]]:
+        """(the means θ, and by how much each pair moves them: these sum to 0 over pairs)."""
+        counts = self._per_pair(counted)
+        sums = self._per_pair(value.masked_fill(counted == 0, 0.0) * counted)
+        if average == "image":
+            sums, counts = torch.where(counts > 0, sums / counts, 0.0), (counts > 0).double()
         if average in ("point", "image"):
-            return (weights @ sums) / (weights @ counts)
-        members = [(self.category == c).nonzero()[:, 0] for c in self.category.unique()]
-        each = torch.stack([(weights[:, i] @ sums[i]) / (weights[:, i] @ counts[i]) for i in members])  # (K, b, m)
-        share = torch.stack([weights[:, i].sum(1) for i in members])[:, :, None].expand_as(each)
-        share = torch.where(each.isnan(), 0.0, torch.ones_like(each) if average == "macro" else share)
-        return (each.nan_to_num() * share).sum(0) / share.sum(0)
+            mean = sums.sum(0) / counts.sum(0)
+            return mean, (sums - mean * counts) / counts.sum(0)
+        members = [self.category == c for c in self.category.unique()]
+        totals = torch.stack([counts[i].sum(0) for i in members])
+        each = torch.stack([sums[i].sum(0) for i in members]) / totals
+        size = torch.stack([i.sum() if average == "pair" else torch.ones_like(i.sum()) for i in members]).double()[:, None]
+        share = torch.where(totals > 0, size, 0.0)
+        share = share / share.sum(0)
+        mean = (each.nan_to_num() * share).sum(0)
+        terms = torch.zeros_like(sums)
+        for k, i in enumerate(members):
+            terms[i] = share[k] * (sums[i] - each[k].nan_to_num() * counts[i]) / totals[k].clamp(min=1)
+        return mean.masked_fill(~(totals > 0).any(0), torch.nan), terms
 
-    def _weights(self) -> Iterator[Float[Tensor, "b p"]]:
-        """How often every pair counts in each resample, in chunks; the draw depends on the pictures' numbers alone."""
-        for start in range(0, RESAMPLES, CHUNK):
-            yield self._drawn[start : start + CHUNK].double()
+    def _per_pair(self, value: Float[Tensor, "n m"]) -> Float[Tensor, "p m"]:
+        zeros = torch.zeros(len(self.category), value.shape[1], dtype=torch.float64, device=value.device)
+        return zeros.index_add(0, self.pair, value.double())
 
     @cached_property
-    def _drawn(self) -> Float[Tensor, "b p"]:
-        """All weights in single precision, which holds these whole numbers exactly: 100 MB for 12,000 pairs."""
-        generator = torch.Generator().manual_seed(self.seed)
-        index, counts = self._places()
-        draws = torch.cat([_multinomial(RESAMPLES, count, generator) for count in counts], 1).to(index.device)
-        return torch.cat([part[:, index].prod(2).float() for part in draws.split(CHUNK)])
-
-    def _places(self) -> tuple[Int[Tensor, "p 2"], list[int]]:
-        """Both pictures of every pair, numbered category by category; pictures per category."""
+    def _distinct(self) -> tuple[Int[Tensor, "_pictures 2"], Int[Tensor, " _2p"]]:
+        """(category, picture) of every picture, category by category; the number of each picture of the pairs in turn."""
         keys = torch.stack([self.category.repeat_interleave(2), self.pictures.flatten()], 1)
         distinct, index = keys.unique(dim=0, return_inverse=True)
-        return index.view(-1, 2), distinct[:, 0].unique(return_counts=True)[1].tolist()
+        return distinct, index
 
+    @property
+    def _place(self) -> Int[Tensor, "p 2"]:
+        """Both pictures of every pair."""
+        return self._distinct[1].view(-1, 2)
 
-def _multinomial(rows: int, count: int, generator: torch.Generator) -> Float[Tensor, "{rows} {count}"]:
-    """How often each of ``count`` items is among ``count`` draws with replacement."""
-    drawn = torch.randint(count, (rows, count), generator=generator)
-    return torch.zeros(rows, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(rows, count, dtype=torch.float64))
+    @property
+    def _group(self) -> Int[Tensor, " _pictures"]:
+        """The category of every picture, numbered from 0."""
+        return self._distinct[0][:, 0].unique(return_inverse=True)[1]

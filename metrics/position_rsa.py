@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.credibility import FOLDS, folds_of, with_interval
+from metrics.folds import FOLDS, folds_of, ratio, with_interval
 from metrics.layer_tokens import LayerTokens
 from tokens.geometry import bins, positions
 from tokens.keyed import keyed_generator
@@ -156,6 +156,6 @@ class PositionRSA(Metric):
         values: dict[str, float] = {}
         for column, group in enumerate(("within", "between")):
             key, total, number = f"rsa/{group}", self.total[:, column], self.number[:, column]
-            measured = with_interval(key, total.sum() / number.sum(), total / number, self.seen)
+            measured = with_interval(key, ratio(total, number), self.seen, (-1, 1))
             values |= measured | ({f"{key}/n": int(number.sum())} if measured else {})
         return values

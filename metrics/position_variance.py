@@ -5,7 +5,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.credibility import FOLDS, folds_of, require_images, with_interval
+from metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, require_images, with_interval
 from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
 
@@ -41,11 +41,22 @@ def position_share(
     References:
         Shrout & Fleiss (1979), Psychological Bulletin 86; McGraw & Wong (1996), Psychological Methods 1.
     """
-    positions = by_position[0].numel()
+    total = by_position.flatten(1).sum(1).square().sum()
+    return share_of_sums(by_position.square().sum(), total, squares, images, by_position[0].numel(), resolution)
+
+
+def share_of_sums(
+    explained: Float[Tensor, ""],
+    common: Float[Tensor, ""],
+    squares: Float[Tensor, "2"],
+    images: int,
+    positions: int,
+    resolution: float,
+) -> Float[Tensor, ""]:
+    """:func:`position_share` from Σ_p ‖Σ_n t_{n,p}‖² and ‖Σ_{n,p} t_{n,p}‖²."""
     if images < 2 or positions < 2:
         return torch.full_like(squares[0], torch.nan)
-    explained = by_position.square().sum() / images
-    common = by_position.flatten(1).sum(1).square().sum() / (images * positions)
+    explained, common = explained / images, common / (images * positions)
     within = (squares[0] - explained) / (positions * (images - 1))
     between = (explained - common) / (positions - 1)
     residual = (squares[0] - explained - squares[1] / positions + common) / ((images - 1) * (positions - 1))
@@ -57,10 +68,11 @@ def position_share(
 class PositionVariance(Metric):
     """``position_variance/all``: V_pos, see :func:`position_share`, of one layer's tokens, with an interval.
 
-    Images arrive in one order and form 20 folds of consecutive ones. A fold ends when its share of ``images`` has come: its
-    V_pos is taken, its sums join the total and the next one starts, so that two maps (h·w, C) are alive, not 20; the fold's
-    is float32, the total float64. For that reason the metric works on one device only. Crops of one photograph are not
-    independent: let them follow one another.
+    Images arrive in one order and form 20 folds of consecutive ones. A fold ends when its share of ``images`` has come: its map
+    of sums (h·w, C) joins the total and moves to the host's memory in half precision, and the next one starts. So the device
+    holds two maps, the fold's in float32 and the total in float64. Leaving a fold out needs its map's product with the total
+    only. For that order the metric works on one device. Crops of one photograph are not independent: let them follow one
+    another.
 
     Args:
         channels, height, width: of the grid.
@@ -77,7 +89,7 @@ class PositionVariance(Metric):
     current: Tensor
     squares: Tensor
     current_squares: Tensor
-    estimates: Tensor
+    fold_squares: Tensor
     seen: Tensor
 
     def __init__(
@@ -92,10 +104,18 @@ class PositionVariance(Metric):
         super().__init__()
         self.images, self.folds, self.normalise = images, folds, normalise
         tokens, sums = (height * width, channels), (2,)  # sums: Σ‖t‖², Σ_n‖Σ_p t‖²
-        for name, shape in {"total": tokens, "squares": sums, "current_squares": sums, "estimates": (folds,)}.items():
+        for name, shape in {"total": tokens, "squares": sums, "current_squares": sums, "fold_squares": (folds, 2)}.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("current", torch.zeros(tokens), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        self.ended: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of each fold: its map over its largest entry, in half precision, and that
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.ended = []
 
     def update(self, layer: LayerTokens) -> None:
         """Add the next images."""
@@ -116,20 +136,28 @@ class PositionVariance(Metric):
 
     def _close(self, fold: int) -> None:
         """End the fold if all of its images have come."""
-        start, end = (-(-edge * self.images // self.folds) for edge in (fold, fold + 1))
-        if int(self.seen) < end:
+        if int(self.seen) < -(-(fold + 1) * self.images // self.folds):
             return
-        ended = self.current.double()
-        self.estimates[fold] = position_share(ended.mT, self.current_squares, end - start, RESOLUTION)
-        self.total += ended
+        largest = self.current.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        self.ended.append(((self.current / largest).half().cpu(), largest.cpu()))
+        self.total += self.current
         self.squares += self.current_squares
+        self.fold_squares[fold] = self.current_squares
         self.current.zero_()
         self.current_squares.zero_()
 
-    def per_fold(self) -> Float[Tensor, " folds"]:
-        """V_pos of every fold that has come to its end, NaN for the others."""
-        ends = -(-torch.arange(1, self.folds + 1) * self.images // self.folds)
-        return torch.where(ends.to(self.seen.device) <= self.seen, self.estimates, torch.nan)
+    def estimate(self) -> Estimate:
+        """V_pos of all images and without one fold each."""
+        edges = -(-torch.arange(self.folds + 1) * self.images // self.folds)
+        explained, common = self.total.square().sum(), self.total.sum(0)
+        without = []
+        for k, (part, largest) in enumerate(self.ended):
+            own = part.to(self.total).mul_(largest.to(self.total))
+            left = explained - 2 * (self.total * own).sum() + own.square().sum()
+            squares, images = leave_one_out(self.fold_squares)[k], self.images - int(edges[k + 1] - edges[k])
+            total = (common - own.sum(0)).square().sum()
+            without.append(share_of_sums(left, total, squares, images, len(self.total), RESOLUTION))
+        return position_share(self.total.mT, self.squares, self.images, RESOLUTION), torch.stack(without)
 
     def compute(self) -> dict[str, float]:
         """``position_variance/all`` from all images, unclipped, with the interval over folds."""
@@ -139,5 +167,4 @@ class PositionVariance(Metric):
                 f"Expected images to be the number of images that arrive, but got {self.images} and {int(self.seen)} came. "
                 "Give the statistic the length of the stream."
             )
-        value = position_share(self.total.mT, self.squares, self.images, RESOLUTION)
-        return with_interval("position_variance/all", value, self.per_fold(), self.seen)
+        return with_interval("position_variance/all", self.estimate(), self.seen)

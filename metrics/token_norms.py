@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from metrics.credibility import FOLDS, folds_of, with_interval
+from metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, ratio, with_intervals
 from metrics.group_similarity import require_side
 from metrics.layer_tokens import TINY, LayerTokens
 from metrics.position_variance import position_share
@@ -86,27 +86,22 @@ class TokenNorms(Metric):
         self.count.index_add_(0, fold, torch.ones_like(log[:, 0]))
         self.seen += len(layer)
 
-    def _icc(self) -> tuple[Tensor, Tensor]:
-        """The ICC from all images, and from every fold."""
+    def _icc(self) -> Estimate:
+        sums = (leave_one_out(state) for state in (self.log_map, self.log_squares, self.count))
+        without = [position_share(table[None], squares, int(count)) for table, squares, count in zip(*sums, strict=True)]
         whole = position_share(self.log_map.sum(0)[None], self.log_squares.sum(0), images=int(self.seen))
-        folds = [
-            position_share(table[None], squares, images=int(count))
-            for table, squares, count in zip(self.log_map, self.log_squares, self.count, strict=True)
-        ]
-        return whole, torch.stack(folds)
+        return whole, torch.stack(without)
 
-    def per_fold(self) -> dict[str, Float[Tensor, " folds"]]:
-        """``relative_norm/<group>`` of every fold, NaN where none of its images has such tokens; of this device's images."""
-        return {f"relative_norm/{group}": self.ratio[:, i] / self.number[:, i] for i, group in enumerate(self.groups)}
+    def estimates(self) -> dict[str, Estimate]:
+        """``relative_norm/<group>`` and ``norm_icc/all`` of all images and without one fold each; of this device's images."""
+        norms = {f"relative_norm/{group}": ratio(self.ratio[:, i], self.number[:, i]) for i, group in enumerate(self.groups)}
+        return norms | {"norm_icc/all": self._icc()}
 
     def compute(self) -> dict[str, float]:
         """Relative norms and ``/n`` (images that have such tokens), ``norm_icc/all``; intervals from 40 images on."""
-        values: dict[str, float] = {}
-        for i, (key, folds) in enumerate(self.per_fold().items()):
-            number = self.number[:, i].sum()
-            measured = with_interval(key, self.ratio[:, i].sum() / number, folds, self.seen)
-            values |= measured | ({f"{key}/n": int(number)} if measured else {})
-        return values | with_interval("norm_icc/all", *self._icc(), self.seen)
+        measured = with_intervals(self.estimates(), self.seen)
+        number = {f"relative_norm/{group}": int(self.number[:, i].sum()) for i, group in enumerate(self.groups)}
+        return measured | {f"{key}/n": count for key, count in number.items() if key in measured}
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``norm``: mean token norm over images, in the activations' units; NaN before any image; of this device's images."""

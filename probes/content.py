@@ -9,12 +9,14 @@ from collections import Counter
 from typing import Any, cast
 
 import lightning
+import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from metrics.content_r2 import KIND, ContentR2
+from metrics.intervals import tested
 from probes.closed_form import SHRINKAGE
 from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
@@ -54,6 +56,7 @@ class ContentProbe(lightning.LightningModule):
         self.scores = nn.ModuleDict({f"{what}/{layer}": ContentR2(GROUPS, photos) for what in VARIANTS for layer in shapes})
         self.results: dict[str, float] = {}
         self._means: dict[str, Tensor] = {}
+        self._units: dict[str, np.ndarray] = {}
         self._spread: dict[str, Tensor] = {}
         self._seen: Counter[str] = Counter()
         self._moments: dict[str, RidgeMoments] = {}
@@ -143,6 +146,7 @@ class ContentProbe(lightning.LightningModule):
                 values = self._score(what, layer).compute()
                 self.results |= {f"{what}/{layer}/{key}": value for key, value in values.items()}
             self.results |= {f"{null}/{layer}/{key}": 0.0 for null in NULLS for key in values if key.count("/") == 1}
+            self._units |= {f"test/{layer}/{key}": values for key, values in self._score("test", layer).pseudovalues().items()}
             if label_of(layer):
                 gained = self._score("test", layer).gain(self._score("test", base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
@@ -152,6 +156,10 @@ class ContentProbe(lightning.LightningModule):
     def unfinished(self) -> list[str]:
         """No layer: nothing is trained in steps."""
         return []
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
+        return tested(self._units)
 
     def maps(self) -> dict[str, Any]:
         """None are kept."""

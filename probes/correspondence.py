@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from metrics.correspondence import MAIN, Correspondence
+from metrics.correspondence import MAIN, Correspondence, Units
 from metrics.matches import MASKED, Matches
 from metrics.pck import PROTOCOLS
 from probes.linear import LinearProbe
@@ -83,6 +83,7 @@ class CorrespondenceProbe(LinearProbe):
         self.raw = "zero_shot" if self.learns else "test"
         self.ways = (*TRAINED, "zero_shot") if self.learns else ("test",)
         self.matches = nn.ModuleDict()
+        self._units: dict[str, np.ndarray] = {}
 
     def on_fit_start(self) -> None:
         """Refuse batches of another kind before anything is computed."""
@@ -142,8 +143,10 @@ class CorrespondenceProbe(LinearProbe):
         for layer in self.shapes:
             matches = self._of(layer)
             for way in self.ways:
-                values = self._reported(layer, reported, matches, way)
+                units: Units = {}
+                values = self._reported(layer, reported, matches, way, units)
                 self.results |= {f"{way}/{layer}/{key}": value for key, value in values.items()}
+                self._units |= {f"{way}/{layer}/{key}": part for key, part in units.items()}
             gains = {"gain_over_same_position": reported.same_position()}
             if self.learns:
                 gains["gain_over_zero_shot"] = reported.hits(matches, "zero_shot")
@@ -160,10 +163,13 @@ class CorrespondenceProbe(LinearProbe):
         reported = self._reports
         for layer in self.shapes:
             mine = reported.hits(self._of(layer), "test").double()
-            other = [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins]
-            gained = reported.gain(mine, torch.stack(other).mean(0))
+            gained = reported.gain_over_seeds(mine, [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins])
             found |= {f"gain_over_random_weights/{layer}/{key}": value for key, value in gained.items()}
         return found
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``<way>/<layer>/<metric>/<group>`` → what every picture contributes, see :mod:`metrics.intervals`."""
+        return dict(self._units)
 
     def predictions(self) -> dict[str, np.ndarray]:
         """By keypoint: what it is; ``<layer>/<way>/cell`` (row-major token) and so on; ``<layer>/hit`` of the tested way."""
@@ -262,13 +268,13 @@ class CorrespondenceProbe(LinearProbe):
         place = self._points.target_placement(first)
         return upsampled_argmax(batch.sampled[layer], batch.target[layer], place, width, height, self._points.size)
 
-    def _reported(self, layer: str, reported: Correspondence, matches: Matches, way: str) -> dict[str, float]:
+    def _reported(self, layer: str, reported: Correspondence, matches: Matches, way: str, units: Units) -> dict[str, float]:
         if way == "shuffled_labels":
             return {k: v for k, v in reported.pck(matches, way, ("ours",)).items() if k.startswith("pck_ours_point")}
         if label_of(layer):  # beside its layer a variant is counted in one way
-            return reported.pck(matches, way, ("ours",)) | reported.costs(matches, way)
-        values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw))
-        return values | reported.costs(matches, way)
+            return reported.pck(matches, way, ("ours",), units) | reported.costs(matches, way, units)
+        values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw), units)
+        return values | reported.costs(matches, way, units)
 
     def _of(self, layer: str) -> Matches:
         return cast(Matches, self.matches[layer])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from metrics.depth_error import DepthError
+from metrics.intervals import tested
 from probes.linear import LinearProbe
 from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
@@ -66,6 +67,7 @@ class DepthProbe(LinearProbe):
         )
         self.expected: dict[str, dict[str, Tensor]] = {}
         self._maps: dict[str, np.ndarray] = {}
+        self._units: dict[str, np.ndarray] = {}
 
     def setup(self, stage: str) -> None:
         """Take the nulls from training depth. New heads begin at its mean, which Adam's steps would take long to reach."""
@@ -119,7 +121,7 @@ class DepthProbe(LinearProbe):
             for null, table in self.expected[layer].items():
                 guesses[null] = table.to(where.device)[where[:, 0], where[:, 1]]
             for what, predicted in guesses.items():
-                self._error(what, layer).update(predicted, depth, where, masks, photo)
+                self._error(what, layer).update(predicted, depth, where, masks, photo, batch.photo[layer])
 
     def on_test_epoch_end(self) -> None:
         """Collect ``<what>/<layer>/<metric>/<group>`` of probes and nulls in ``results``, and log the probes'."""
@@ -127,11 +129,16 @@ class DepthProbe(LinearProbe):
             for what in (*VARIANTS, *NULLS):
                 values = self._error(what, layer).compute()
                 self.results |= {f"{what}/{layer}/{key}": value for key, value in values.items()}
+            self._units |= {f"test/{layer}/{key}": values for key, values in self._error("test", layer).pseudovalues().items()}
             if label_of(layer):
                 gained = self._error("test", layer).gain(self._error("test", base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
             self._maps[f"{layer}/error"] = self._error("test", layer).maps()["error"]
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
+        return tested(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/error`` of the probes, see :meth:`DepthError.maps`."""

@@ -1,13 +1,24 @@
 """LayerStatistics: every anomaly statistic of one layer, fed by the views of its images."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from metrics.channel_energy import ChannelEnergy
-from metrics.credibility import corner_risk, credibility, credibility_report, norm_risk
-from metrics.gains import fold_gain
+from metrics.corner_similarity import CornerSimilarity
+from metrics.credibility import (
+    corner_risk,
+    credibility_pseudovalues,
+    credibility_report,
+    larger_risk,
+    norm_risk,
+    settled,
+    with_clipped,
+)
+from metrics.folds import Estimate, pseudovalues
+from metrics.gains import holding, paired_gains
 from metrics.group_similarity import GroupSimilarity, corner_mask
 from metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
 from metrics.layer_tokens import LayerTokens
@@ -16,6 +27,7 @@ from metrics.position_variance import PositionVariance
 from metrics.token_means import TokenMeans
 from metrics.token_norms import TokenNorms
 
+CLIPPED = ("r_cor", "r_norm")  # risks that count from 0 on
 PARTS = ("corner", "border", "interior")
 CONTENT = "corner_content"  # tokens of the whole image that show what the corners of the cropped image show
 
@@ -55,6 +67,8 @@ class LayerStatistics(nn.Module):
         self.register_buffer("content", corner_mask(height, width, margin), persistent=False)
         self.similarity = GroupSimilarity((*PARTS, CONTENT), images, centred=True)
         self.cropped_similarity = GroupSimilarity(PARTS, images, centred=True)
+        self.content_corners = CornerSimilarity(channels, images)
+        self.cropped_corners = CornerSimilarity(channels, images)
         self.norms = TokenNorms(height, width, (*PARTS, "high_norm"), images)
         self.variance = PositionVariance(channels, height, width, images)
         self.rsa = PositionRSA(images, seed=seed) if similar else None
@@ -77,6 +91,7 @@ class LayerStatistics(nn.Module):
         metrics: tuple[Metric, ...] = (self.similarity, self.norms, self.variance, self.channels, self.high_norm)
         for metric in metrics:
             metric.update(tokens)
+        self.content_corners.update(tokens, CONTENT)
         if self.rsa is not None:
             self.rsa.update(tokens, image, photo)
         self.template_overlap.update(masks["high_norm"], resembles(tokens, self.template))
@@ -88,8 +103,10 @@ class LayerStatistics(nn.Module):
                 self.kept[index] = mask.cpu()
 
     def cropped(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor]) -> None:
-        """Measure the similarity of groups in cropped images."""
-        self.cropped_similarity.update(LayerTokens.of(grid, masks, self.mean))
+        """Measure the similarity of groups, and of the same corner between images, in cropped images."""
+        tokens = LayerTokens.of(grid, masks, self.mean)
+        self.cropped_similarity.update(tokens)
+        self.cropped_corners.update(tokens, "corner")
 
     def repeated(self, noise: bool, mask: Bool[Tensor, "b h w"], image: Int[Tensor, " b"]) -> None:
         """Compare the high-norm tokens of images seen before, now with other noise or at another timestep."""
@@ -105,7 +122,9 @@ class LayerStatistics(nn.Module):
     def compute(self) -> dict[str, float]:
         """``<metric>/<group>`` with intervals over folds of images, credibility last."""
         values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in key}
-        values |= {f"cropped_{key}": value for key, value in self.cropped_similarity.compute().items()}
+        values |= {f"content_{key}": value for key, value in self.content_corners.compute().items()}
+        for cropped in (self.cropped_similarity, self.cropped_corners):
+            values |= {f"cropped_{key}": value for key, value in cropped.compute().items()}
         for metric in (self.norms, self.variance, self.rsa, self.channels, self.high_norm):
             values |= metric.compute() if metric is not None else {}
         for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
@@ -118,42 +137,44 @@ class LayerStatistics(nn.Module):
         return values | self._credibility()
 
     def gain(self, other: "LayerStatistics") -> dict[str, float]:
-        """Risks, credibility and relative norms of this layer minus another's of the same images, see :func:`fold_gain`."""
-        (own, own_folds), (theirs, their_folds) = (
-            (parts | {"credibility": credibility(*parts.values())}, folds | {"credibility": credibility(*folds.values())})
-            for parts, folds in (self._risks(), other._risks())
-        )
-        found: dict[str, float] = {}
-        for name in own:
-            found |= fold_gain(f"{name}/all", own[name].item(), theirs[name].item(), own_folds[name], their_folds[name])
-        (norms, norm_folds), (their_norms, their_norm_folds) = (
-            (each.norms.compute(), each.norms.per_fold()) for each in (self, other)
-        )
-        for key in (key for key in norm_folds if key in norms and key in their_norms):  # a group may have no tokens
-            found |= fold_gain(key, norms[key], their_norms[key], norm_folds[key], their_norm_folds[key])
+        """Risks, credibility and relative norms of this layer minus another's of the same images, see :func:`paired_gains`.
+
+        Gains are those of the reported values; intervals those of unclipped ones, moved where needed to hold the gain.
+        """
+        found = paired_gains(self.pseudovalues(), other.pseudovalues())
+        own, theirs = self.compute(), other.compute()
+        for key in (key for key in found if key in own and key in theirs):
+            found |= holding(key, own[key] - theirs[key], found)
         return found
 
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``<metric>/<group>`` → what every fold of images contributes, of risks, credibility and relative norms."""
+        risks = self._risks()
+        values = {f"{name}/all": settled(risk) if name in CLIPPED else pseudovalues(risk) for name, risk in risks.items()}
+        norms = {key: pseudovalues(estimate) for key, estimate in self.norms.estimates().items() if estimate[0].isfinite()}
+        return values | {"credibility/all": credibility_pseudovalues(risks)} | norms
+
     def _credibility(self) -> dict[str, float]:
-        return credibility_report(*self._risks(), self.images)
+        report = credibility_report(self._risks(), self.images)
+        for name, kind in self._corners().items():
+            report |= with_clipped(f"r_cor_{name}/all", *kind)
+        return report
 
-    def _risks(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """r_pos, r_cor and r_norm of all images, and of every fold."""
-        inner, outer = self.cropped_similarity, self.similarity
-        key_in, key_out = "similarity_centred/corner", f"similarity_centred/{CONTENT}"
-        folds = {
-            "r_pos": self.variance.per_fold(),
-            "r_cor": corner_risk(inner.per_fold()[key_in], outer.per_fold()[key_out]),
-            "r_norm": norm_risk(self.high_norm.per_fold()["r_tok/all"], self.channels.per_fold()["r_chn/all"]),
+    def _risks(self) -> dict[str, Estimate]:
+        """r_pos, r_cor and r_norm, unclipped."""
+        token, channel = self.high_norm.estimates()["r_tok/all"], self.channels.estimates()["r_chn/all"]
+        return {
+            "r_pos": self.variance.estimate(),
+            "r_cor": larger_risk(*self._corners().values()),
+            "r_norm": tuple(norm_risk(*parts) for parts in zip(token, channel, strict=True)),  # type: ignore[dict-item]
         }
-        whole = {
-            "r_pos": _value(self.variance, "position_variance/all"),
-            "r_cor": corner_risk(_value(inner, key_in), _value(outer, key_out)),
-            "r_norm": norm_risk(_value(self.high_norm, "r_tok/all"), _value(self.channels, "r_chn/all")),
+
+    def _corners(self) -> dict[str, Estimate]:
+        """Corner risk by kind of pairs, unclipped."""
+        inner = self.cropped_similarity.estimates()["similarity_centred/corner"]
+        outer = self.similarity.estimates()[f"similarity_centred/{CONTENT}"]
+        across = (self.cropped_corners.estimate(), self.content_corners.estimate())
+        return {
+            "within": tuple(corner_risk(*parts) for parts in zip(inner, outer, strict=True)),  # type: ignore[dict-item]
+            "across": tuple(corner_risk(*parts) for parts in zip(*across, strict=True)),  # type: ignore[dict-item]
         }
-        parts = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in whole.items()}
-        return parts, {name: fold.to(parts[name].device) for name, fold in folds.items()}
-
-
-def _value(metric: Metric, key: str) -> Tensor:
-    """One number of a metric; NaN where it was not measured."""
-    return torch.tensor(metric.compute().get(key, torch.nan), dtype=torch.float64)

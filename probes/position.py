@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metrics.coordinate_r2 import CoordinateR2
 from metrics.grid_accuracy import GridAccuracy, chance
+from metrics.intervals import tested
 from probes.closed_form import Moments, coordinates
 from probes.linear import LinearProbe
 from tokens.batch import TokenBatch
@@ -80,6 +81,7 @@ class PositionProbe(LinearProbe):
         )
         self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
         self._maps: dict[str, np.ndarray] = {}
+        self._units: dict[str, np.ndarray] = {}
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
@@ -133,6 +135,9 @@ class PositionProbe(LinearProbe):
                 self.results |= {f"{variant}/{layer}/{key}": value for key, value in kept.items()}
             if self.regresses:
                 self.results |= {f"test/{layer}/{key}": value for key, value in self._r2(layer).compute().items()}
+            self._units |= {
+                f"test/{layer}/{key}": values for key, values in self._accuracy("test", layer).pseudovalues().items()
+            }
             if label_of(layer):
                 gained = self._accuracy("test", layer).gain(self._accuracy("test", base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
@@ -140,6 +145,10 @@ class PositionProbe(LinearProbe):
             self._maps |= {f"{layer}/{name}": table for name, table in tables.items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
         self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
+        return tested(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""

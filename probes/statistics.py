@@ -11,7 +11,7 @@ import lightning
 import numpy as np
 from torch import Tensor, nn
 
-from metrics.credibility import FOLDS, require_images
+from metrics.folds import FOLDS, require_images
 from metrics.group_similarity import MIN_SIDE
 from metrics.linear_cka import LinearCKA
 from metrics.token_means import TokenMeans
@@ -129,6 +129,13 @@ class StatisticsProbe(lightning.LightningModule):
                 gained = self._of(layer).gain(self._of(base_of(layer)))
                 self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
         self.log_dict({k: v for k, v in self.results.items() if k.endswith("/credibility/all")})
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``test/<layer>/<metric>/<group>`` → what every fold of images contributes, of risks, credibility and norms."""
+        found: dict[str, np.ndarray] = {}
+        for layer in self.shapes:
+            found |= {f"test/{layer}/{key}": values for key, values in self._of(layer).pseudovalues().items()}
+        return found
 
     def maps(self) -> dict[str, np.ndarray]:
         """``<layer>/norm`` (h, w), ``cka`` (L, L), and what :meth:`Pictures.maps` draws."""

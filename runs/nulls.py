@@ -2,20 +2,24 @@
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from scipy import stats
 
+from metrics.intervals import two_way_interval, with_ends
 from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
-from runs.record import decisive, digest, source_digest, write_atomically
+from runs.record import decisive, digest, read_arrays, source_digest, write_arrays, write_atomically
 from tokens.processes import Processes
 
+Value = TypeVar("Value")
+
 log = logging.getLogger(__name__)
+ENDS = ("/ci_low", "/ci_high", "/n")
 # what of a twin is kept, and under which name
 WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
 # what the twin's numbers depend on besides its configuration
@@ -33,11 +37,21 @@ _DATA = (
 )
 
 
+@dataclass(frozen=True)
+class Twin:
+    """What one random-weights network gave: numbers, pseudo-values by key, and predictions where the probe keeps them."""
+
+    results: dict[str, float]
+    pseudovalues: dict[str, np.ndarray]
+    predictions: dict[str, np.ndarray]
+
+
 def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) -> dict[str, float]:
     """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds, each measured once and kept in ``cfg.cache_dir``.
 
-    The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. With
-    several seeds the interval is a t-interval over them and ``/n`` their number; with one, the twin's own over photographs.
+    The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. ``/n`` counts
+    what it counts in the measured network, ``/seeds`` the random networks. From three on there is an interval that covers both
+    other networks and other photographs, see :func:`~metrics.intervals.two_way_interval`; with fewer there is none.
     A probe that predicts is compared with its twins prediction by prediction, too.
 
     Args:
@@ -47,67 +61,70 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
     if any(str(each.get("_target_", "")).endswith("mitigations.Saved") for each in cfg.mitigation.values()):
         log.info("No random-weights twin: a saved mitigation belongs to the network it was fitted on.")
         return {}
-    measured = [_twin(cfg, meta, number) for number in range(cfg.twins)]
-    twins = [results for results, _ in measured]
-    gains = probe.compare([predictions for _, predictions in measured]) if isinstance(probe, Predicts) and measured else {}
+    twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
+    gains = probe.compare([twin.predictions for twin in twins]) if isinstance(probe, Predicts) and twins else {}
     return _merged(twins) | gains
 
 
-def _merged(twins: list[dict[str, float]]) -> dict[str, float]:
-    """A single twin's results, or the mean over several with an interval."""
-    if len(twins) < 2:
-        return {key: value for twin in twins for key, value in twin.items()}
+def _merged(twins: list[Twin]) -> dict[str, float]:
+    """Means over the twins that have a key, their number, and an interval where pseudo-values say how sure the mean is."""
     merged: dict[str, float] = {}
-    for key in dict.fromkeys(key for twin in twins for key in twin if not key.endswith(("/ci_low", "/ci_high", "/n"))):
-        values = np.array([twin[key] for twin in twins if key in twin])
-        merged |= {key: float(values.mean()), f"{key}/n": len(values)}
-        if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-            merged |= {f"{key}/ci_low": float(values.mean() - half), f"{key}/ci_high": float(values.mean() + half)}
+    for key in dict.fromkeys(key for twin in twins for key in twin.results if not key.endswith(ENDS)):
+        having = [twin for twin in twins if key in twin.results]
+        merged |= {key: float(np.mean([twin.results[key] for twin in having])), f"{key}/seeds": len(having)}
+        if f"{key}/n" in having[0].results:
+            merged[f"{key}/n"] = having[0].results[f"{key}/n"]
+        tables = [twin.pseudovalues[key] for twin in having if key in twin.pseudovalues]
+        if len(tables) == len(having) and len({len(table) for table in tables}) == 1:
+            merged |= with_ends(key, merged[key], *two_way_interval(np.stack(tables)))
     return merged
 
 
-def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Results and predictions (none, where the probe keeps none) of one twin."""
-    twin = OmegaConf.merge(
+def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
+    """One twin, measured or taken from the cache."""
+    config = OmegaConf.merge(
         cfg,
         {
             "backbone": {"weights": "random", "weights_seed": cfg.backbone.weights_seed + 1 + number},
             "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
         },
     )
-    assert isinstance(twin, DictConfig)
+    assert isinstance(config, DictConfig)
     processes = Processes.current()
-    identity = digest([decisive(twin), {key: meta[key] for key in _DATA}, source_digest()])
+    identity = digest([decisive(config), {key: meta[key] for key in _DATA}, source_digest()])
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{identity}.json"
-    beside = stored.with_suffix(".parquet")
+    beside, units = stored.with_suffix(".parquet"), stored.with_suffix(".npz")
     predicts = "predictions" in dir(get_object(cfg.probe._target_))
     # all processes measure a twin, or none does, whatever each sees of the folder
-    if processes.gathered(stored.is_file() and (beside.is_file() or not predicts))[0]:
-        log.info("Random weights, seed %d: taken from %s", twin.backbone.weights_seed, stored)
-        found = json.loads(stored.read_text()) if processes.rank == 0 else {}
-        return found, read_predictions(beside) if predicts else {}
-    log.info("Random weights, seed %d: measuring", twin.backbone.weights_seed)
-    measurement = Measurement(twin)
+    if processes.gathered(stored.is_file() and units.is_file() and (beside.is_file() or not predicts))[0]:
+        log.info("Random weights, seed %d: taken from %s", config.backbone.weights_seed, stored)
+        if processes.rank:
+            return Twin({}, {}, {})
+        return Twin(json.loads(stored.read_text()), read_arrays(units), read_predictions(beside) if predicts else {})
+    log.info("Random weights, seed %d: measuring", config.backbone.weights_seed)
+    measurement = Measurement(config)
     measurement.run()
     measurement.release()
-    kept = {}
-    for key, value in measurement.results.items():
-        what, rest = key.split("/", 1)
-        if what in WHAT:
-            kept[f"{WHAT[what]}/{rest}"] = value
     predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
+    twin = Twin(_renamed(measurement.results), _renamed(measurement.probe.pseudovalues()), predictions)
     if processes.rank == 0:
-        _store(stored, kept, predictions)
-    return kept, predictions
+        _store(stored, twin)
+    return twin
 
 
-def _store(path: Path, results: dict[str, float], predictions: dict[str, np.ndarray]) -> None:
+def _renamed(found: dict[str, Value]) -> dict[str, Value]:
+    """What of a twin is kept, under its name here."""
+    parts = {key: key.split("/", 1) for key in found}
+    return {f"{WHAT[what]}/{rest}": found[key] for key, (what, rest) in parts.items() if what in WHAT}
+
+
+def _store(path: Path, twin: Twin) -> None:
     """Keep what a twin gave; where that fails it is only measured again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if predictions:
-            write_predictions(path.with_suffix(".parquet"), predictions)
-        write_atomically(path, json.dumps(results))  # last: it says that the twin is complete
+        if twin.predictions:
+            write_predictions(path.with_suffix(".parquet"), twin.predictions)
+        write_arrays(path.with_suffix(".npz"), twin.pseudovalues)
+        write_atomically(path, json.dumps(twin.results))  # last: it says that the twin is complete
     except OSError as error:
         log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)

@@ -1,6 +1,6 @@
 """metrics.json: everything a run measured, and what is needed to run it again. One flat object at the root of a run folder.
 
-Keys are ``<what>/<layer>/<metric>/<group>``, with ``/ci_low``, ``/ci_high`` and ``/n`` beside; ``meta`` holds the rest.
+Keys are ``<what>/<layer>/<metric>/<group>``; ``/ci_low``, ``/ci_high``, ``/n``, ``/seeds`` stand beside, ``meta`` holds the rest.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parent.parent
+# of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds
+SCHEMA = 2
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
 # settings that say where and how fast, never what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
@@ -39,11 +41,17 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     return path
 
 
-def write_maps(folder: Path, maps: dict[str, np.ndarray]) -> None:
-    """Write ``maps.npz`` at once or not at all."""
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name into an ``.npz`` file at once or not at all."""
     stored = io.BytesIO()
-    np.savez_compressed(stored, **maps)  # type: ignore[arg-type]  # its stub takes a table for its option
-    write_atomically(folder / "maps.npz", stored.getvalue())
+    np.savez_compressed(stored, **arrays)  # type: ignore[arg-type]  # its stub takes a table for its option
+    write_atomically(path, stored.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name."""
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -71,7 +79,7 @@ LEFT = (
 def clear(folder: Path, resumed: bool) -> None:
     """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
     checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
-    names = ["metrics.json", "maps.npz", "predictions.parquet", "mitigation/**/mitigation.*", *LEFT]
+    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", "mitigation/**/mitigation.*", *LEFT]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:
@@ -115,6 +123,7 @@ def source_digest() -> str:
 def circumstances(cfg: DictConfig) -> dict[str, Any]:
     """Command, configuration, code, packages and machine of this process."""
     return {
+        "schema": SCHEMA,
         "command": shlex.join(["python", *_arguments()]),
         "source": source_digest(),
         "twins": cfg.twins,
