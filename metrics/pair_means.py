@@ -48,8 +48,8 @@ class PairMeans:
     ) -> Float[np.ndarray, "_pictures m"]:
         """What every picture contributes to :meth:`means`, see :mod:`metrics.intervals`; NaN where none of its pairs counts.
 
-        θ + n · f · Σ over the picture's pairs of the pair's deviation, n pictures: their mean is θ, and their squared deviations
-        add up to the variance of a mean over pairs that share pictures. f makes up for deviations being taken from means:
+        θ + n · f · Σ over the picture's pairs of the pair's deviation, n pictures: their mean is θ, and their squares
+        around it add up to the variance of a mean over pairs that share pictures. f makes up for deviations from means:
         (n − 1)/(n − 2), for ``macro`` and ``pair`` that of the picture's category times √(n/(n − 1)). All NaN where there are
         fewer than 3 pictures, of a category there.
         """

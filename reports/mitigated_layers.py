@@ -5,14 +5,14 @@ Runs of one setting are one :class:`MitigatedLayer` per layer, whatever probe ea
 
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from reports.holm import holm
+from metrics.sign_flips import adjusted_p
 from reports.mitigation_groups import mitigation_groups
 from reports.run import Run, base_of, label_of, variant
 
@@ -22,6 +22,7 @@ NONE = "none"
 CONTROLS = ("random_rank", "shuffled_position", "pca_drop", "empty_image")
 RANDOM = CONTROLS[0]
 LEVEL = 0.05
+NOTHING = 0.02  # a change whose whole interval lies within it is called none
 LEAST_PCK = 0.08  # matching below it is too close to nothing to be harmed
 POSITION, PCK, CONTENT = "binned_accuracy/all", "pck_ours_point_0.10/all", "content_r2/all"
 # metric/group → heading; in the order of the table
@@ -43,12 +44,16 @@ MORE = (
     *(f"relative_norm/{group}" for group in ("border", "interior", "high_norm")),
 )  # fmt: skip
 ENDS = tuple(f"/{key}" for key in (*METRICS, *MORE))
+Place = tuple[str, str]  # layer, mitigation
 APART = 1e-3  # what two runs may differ by in the same number
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric behind a mitigation, and how much it lies above no mitigation; NaN where nothing was measured."""
+    """A metric behind a mitigation, and how much it lies above no mitigation; NaN where nothing was measured.
+
+    ``p`` is adjusted for the family of the metric, see :class:`Family`; controls are in none and have none.
+    """
 
     value: float
     ci_low: float = math.nan
@@ -56,18 +61,21 @@ class Cell:
     gain: float = math.nan
     gain_ci_low: float = math.nan
     gain_ci_high: float = math.nan
+    units: int = 0
     p: float = math.nan
-    p_holm: float = math.nan
 
     @property
     def significant(self) -> bool:
-        """Whether the gain differs from 0 after Holm's correction."""
-        return self.p_holm < LEVEL
+        """Whether the gain differs from 0."""
+        return self.p < LEVEL
 
 
 @dataclass(frozen=True)
 class Row:
-    """A mitigation of a layer: its cells by metric, and what it took."""
+    """A mitigation of a layer: its cells by metric, and what it took.
+
+    ``beyond``: difference in position accuracy to the random control of its rank, and its adjusted p; NaN without one.
+    """
 
     label: str
     family: str
@@ -75,6 +83,7 @@ class Row:
     passes: float
     fit_images: tuple[int, ...]
     rank: int | None
+    beyond: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def control(self) -> bool:
@@ -88,13 +97,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Family:
+    """What was tested together: one metric, all layers and mitigations of a group of runs, on the same sampled units."""
+
+    columns: int
+    units: int
+
+
+@dataclass(frozen=True)
 class MitigatedLayer:
-    """A layer of a network: none first, then the mitigations in the order they were given."""
+    """A layer of a network: none first, then the mitigations in the order they were given.
+
+    ``families``: metric → its :class:`Family`. ``tested``: whether the runs have what a test needs (a schema of 2 or more).
+    """
 
     setting: str
     layer: str
     chance: float
     rows: list[Row]
+    families: dict[str, Family] = field(default_factory=dict)
+    tested: bool = True
 
     @property
     def none(self) -> Row:
@@ -112,16 +134,17 @@ def mitigated_layers(runs: Iterable[Run]) -> list[MitigatedLayer]:
     for title, together in mitigation_groups(runs).items():
         kept, metrics = _merged(together, title)
         layers = dict.fromkeys(base_of(name) for run in kept for name in run.layers)
-        found += [_layer(title, layer, kept, metrics) for layer in layers]
+        group = [_layer(title, layer, kept, metrics) for layer in layers]
+        found += _tested(group, kept)
     return found
 
 
 def verdict(layer: MitigatedLayer, row: Row) -> str:
     """Whether a mitigation works: ``yes``, or why not, or what is missing to tell.
 
-    It works if it lowers position accuracy significantly, by more than the random control of its rank (see :func:`beyond`),
-    and does not lower PCK significantly, of which there must be something to lose: 8 % without mitigation. Significance is
-    after Holm's correction.
+    It works if it lowers position accuracy significantly, and significantly below the random control of its rank, and if it
+    does not lower PCK: the interval of its gain lies above −.02, of a PCK of 8 % or more. Where PCK falls significantly it does
+    not work; in between it is not decided.
     """
     if row.label == NONE:
         return ""
@@ -130,20 +153,22 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     position, pck = row.cells.get(POSITION), row.cells.get(PCK)
     if position is None:
         return "position missing"
-    if math.isnan(position.p_holm):
-        return "too few images"
+    if math.isnan(position.p):
+        return "too few photographs" if layer.tested else "run again to test"
     if not (position.significant and position.gain < 0):
         return "no: position stays"
-    control = counterpart(layer, row)
     if pck is not None and pck.significant and pck.gain < 0:
         return "no: lowers PCK"
+    control = counterpart(layer, row)
     if control is None:
         return "random_rank missing"
-    if not beyond(position, control.cells[POSITION]):
+    if not (row.beyond[0] < 0 and row.beyond[1] < LEVEL):
         return f"no: not beyond {control.label}"
-    if pck is None or math.isnan(pck.p_holm):
-        return "PCK missing" if pck is None else "too few pairs"
-    return "yes" if layer.none.cells[PCK].value >= LEAST_PCK else f"PCK below {LEAST_PCK:.0%}"
+    if pck is None or math.isnan(pck.gain_ci_low):
+        return "PCK missing" if pck is None else "too few pictures"
+    if layer.none.cells[PCK].value < LEAST_PCK:
+        return f"PCK below {LEAST_PCK:.0%}"
+    return "yes" if pck.gain_ci_low > -NOTHING else "PCK not decided"
 
 
 def counterpart(layer: MitigatedLayer, row: Row) -> Row | None:
@@ -153,15 +178,6 @@ def counterpart(layer: MitigatedLayer, row: Row) -> Row | None:
         return None
     larger = [each for each in controls if row.rank is not None and (each.rank or 0) >= row.rank]
     return larger[0] if larger else controls[-1]
-
-
-def beyond(cell: Cell, control: Cell) -> bool:
-    """Whether a gain lies below a control's, their intervals apart.
-
-    Both are gains over the same layer, whose covariance a run does not keep. Intervals that do not overlap are stricter than
-    an interval of the paired difference, since sd(a − b) ≤ sd(a) + sd(b) however the two depend on each other.
-    """
-    return cell.gain_ci_high < control.gain_ci_low
 
 
 def _is(row: Row, kinds: tuple[str, ...]) -> bool:
@@ -175,9 +191,62 @@ def _layer(setting: str, layer: str, runs: list[Run], metrics: Mapping[str, floa
             described[label].append(said)
     labels = dict.fromkeys(label_of(name) for run in runs for name in run.layers if base_of(name) == layer)
     cells = {label: _cells(metrics, variant(layer, label)) for label in labels}
-    _correct(cells)
     rows = [_row(label or NONE, layer, cells[label], described[label or NONE]) for label in sorted(labels, key=bool)]
     return MitigatedLayer(setting, layer, metrics.get(f"chance/{layer}/{POSITION}", math.nan), rows)
+
+
+def _tested(group: list[MitigatedLayer], runs: list[Run]) -> list[MitigatedLayer]:
+    """Layers with p-values: of every metric over all layers and mitigations, and of what lies beyond the random controls."""
+    units = {key: values for run in runs for key, values in run.pseudovalues().items() if key.startswith("test/")}
+    families: dict[str, Family] = {}
+    for key in (*METRICS, *MORE):
+        rows = [(layer, row) for layer in group for row in layer.rows if row.label != NONE and not row.control]
+        columns = {(layer.layer, row.label): _difference(units, layer.layer, row.label, "", key) for layer, row in rows}
+        adjusted, family = _adjusted(columns)
+        if family.columns:
+            families[key] = family
+        for layer, row in rows:
+            if key in row.cells and not math.isnan(row.cells[key].gain):
+                row.cells[key] = replace(row.cells[key], p=adjusted.get((layer.layer, row.label), math.nan))
+    controls = {
+        (layer.layer, row.label): control.label
+        for layer in group
+        for row in layer.rows
+        if not row.control and row.label != NONE and (control := counterpart(layer, row)) is not None
+    }
+    differences = {place: _difference(units, *place, label, POSITION) for place, label in controls.items()}
+    adjusted, _ = _adjusted(differences)
+    return [
+        replace(
+            layer,
+            families=families,
+            tested=bool(units),
+            rows=[replace(row, beyond=_beyond(differences, adjusted, (layer.layer, row.label))) for row in layer.rows],
+        )
+        for layer in group
+    ]
+
+
+def _difference(units: Mapping[str, np.ndarray], layer: str, label: str, other: str, key: str) -> np.ndarray:
+    """By unit: a metric behind one mitigation minus behind another (none for an empty label); empty where one is missing."""
+    own, base = (units.get(f"test/{variant(layer, name)}/{key}", np.empty(0)) for name in (label, other))
+    return own - base if len(own) == len(base) else np.empty(0)
+
+
+def _adjusted(columns: Mapping[Place, np.ndarray]) -> tuple[dict[Place, float], Family]:
+    """(adjusted p by column, the family that they are); columns of another number of units than most are left out."""
+    lengths = Counter(len(values) for values in columns.values() if len(values))
+    if not lengths:
+        return {}, Family(0, 0)
+    units = lengths.most_common(1)[0][0]
+    kept = {place: values for place, values in columns.items() if len(values) == units}
+    p = adjusted_p(np.stack(list(kept.values()), axis=1))
+    return dict(zip(kept, p.tolist(), strict=True)), Family(len(kept), units)
+
+
+def _beyond(differences: Mapping[Place, np.ndarray], adjusted: Mapping[Place, float], place: Place) -> tuple[float, float]:
+    values = differences.get(place, np.empty(0))
+    return (float(np.nanmean(values)) if np.isfinite(values).any() else math.nan, adjusted.get(place, math.nan))
 
 
 def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
@@ -200,7 +269,7 @@ def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
 
 
 def _wanted(key: str) -> bool:
-    number = key.removesuffix("/ci_low").removesuffix("/ci_high").removesuffix("/p")
+    number = key.removesuffix("/ci_low").removesuffix("/ci_high").removesuffix("/n")
     return key.startswith(("test/", "chance/", "gain_over_none/")) and number.endswith(ENDS)
 
 
@@ -209,19 +278,9 @@ def _cells(metrics: Mapping[str, float], name: str) -> dict[str, Cell]:
     for key in (*METRICS, *MORE):
         if (value := metrics.get(f"test/{name}/{key}")) is not None:
             ends = [metrics.get(f"test/{name}/{key}/{end}", math.nan) for end in ("ci_low", "ci_high")]
-            gain = [metrics.get(f"gain_over_none/{name}/{key}{end}", math.nan) for end in ("", "/ci_low", "/ci_high", "/p")]
-            found[key] = Cell(value, *ends, *gain)
+            gain = [metrics.get(f"gain_over_none/{name}/{key}{end}", math.nan) for end in ("", "/ci_low", "/ci_high")]
+            found[key] = Cell(value, *ends, *gain, int(metrics.get(f"gain_over_none/{name}/{key}/n", 0)))
     return found
-
-
-def _correct(cells: dict[str, dict[str, Cell]]) -> None:
-    """Holm's correction of every metric over the mitigations of a layer, controls among them."""
-    for key in (*METRICS, *MORE):
-        labels = [label for label, each in cells.items() if key in each and not math.isnan(each[key].p)]
-        corrected: np.ndarray = holm(np.array([cells[label][key].p for label in labels])) if labels else np.array([])
-        for label, p in zip(labels, corrected, strict=True):
-            cell = cells[label][key]
-            cells[label][key] = Cell(**(vars(cell) | {"p_holm": float(p)}))
 
 
 def _row(label: str, layer: str, cells: dict[str, Cell], described: list[Mapping[str, Any]]) -> Row:

@@ -11,10 +11,15 @@ from matplotlib import pyplot as plt
 from rich import box
 from rich.table import Table
 
+from metrics.intervals import FEWEST
 from reports.mitigated_layers import (
+    CONTENT,
+    LEAST_PCK,
     METRICS,
     MORE,
     NONE,
+    NOTHING,
+    PCK,
     POSITION,
     Cell,
     MitigatedLayer,
@@ -29,12 +34,14 @@ from reports.run import Run
 COST = ("passes", "fit\nimages", "rank")
 WIDTH = 188  # of a table with every column
 CAPTION = (
-    "Each value, and behind it its paired difference from none; * p < .05 after Holm's correction over the mitigations of the "
-    "layer. position: accuracy in 8 bins of a fresh probe. PCK@0.10, all and by displacement between source and target. "
-    "passes: per image, in passes of the plain image. works: position accuracy falls significantly and by more than the random "
-    "control of equal rank (of the largest, for what has no rank) takes, the intervals of both differences apart, and PCK does "
-    "not fall significantly from 8 % or more."
+    "Each value, and behind it its paired difference from none. *: p < .05, adjusted within the metric's family (all layers "
+    "and mitigations, without controls) by joint sign flips. position: accuracy in 8 bins of a fresh probe. PCK@0.10, all and "
+    "by displacement between source and target. passes: per image, in passes of the plain image. works: position accuracy "
+    "falls significantly, and significantly below that of the random control of equal rank (of the largest, for what has no "
+    f"rank), and the interval of PCK's difference lies above −{NOTHING}, from a PCK of {LEAST_PCK:.0%} or more. Where PCK falls "
+    "significantly it does not work; else it is not decided."
 )
+KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
 
 
 def mitigation_tables(runs: Sequence[Run]) -> list[Table]:
@@ -59,8 +66,8 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def _table(layer: MitigatedLayer) -> Table:
     table = Table(
-        title=_title(layer), caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0), show_edge=False,
+        title=_title(layer), caption=f"{CAPTION} {families(layer)}", title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
     )  # fmt: skip
     table.add_column("mitigation", no_wrap=True)
     metrics = _measured(layer)
@@ -77,6 +84,20 @@ def _table(layer: MitigatedLayer) -> Table:
 def _title(layer: MitigatedLayer) -> str:
     missing = "" if any(row.random for row in layer.rows) else "  random_rank missing: nothing can count as working"
     return f"Mitigations of {layer.layer}: {layer.setting}{missing}"
+
+
+def families(layer: MitigatedLayer) -> str:
+    """What the stars of a table were adjusted for, and over how many units; or why there are none."""
+    if not layer.tested:
+        return "These runs were measured by an older version, which kept nothing to test with: no stars. Run them again."
+    parts = []
+    for name, key in KINDS.items():
+        family = layer.families.get(key)
+        if family is not None:
+            unit = {PCK: "pictures", "r_pos/all": "groups of images"}.get(key, "photographs")
+            few = f": fewer than {FEWEST}, so no star is possible" if family.units < FEWEST else ""
+            parts.append(f"{name} {family.columns} columns, {family.units} {unit}{few}")
+    return f"Families: {'; '.join(parts)}." if parts else ""
 
 
 def _measured(layer: MitigatedLayer) -> list[str]:
@@ -96,7 +117,7 @@ def _markdown(layer: MitigatedLayer) -> str:
         rank = f" (rank {_count(control.rank)})" if control else ""
         against = f"{control.label}{rank}" if control else ""
         lines.append("| " + " | ".join([row.label, *cells, *_cost(row), verdict(layer, row), against]) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", families(layer), ""])
 
 
 def _write_csv(layers: Sequence[MitigatedLayer], path: Path) -> None:

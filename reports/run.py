@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+SCHEMA = 2  # of metrics.json; runs of an older one have no pseudo-values that a test could use
 VARIANT = "__"  # stands between a layer and the mitigation that a variant of it is behind
 
 
@@ -56,6 +57,14 @@ class Run:
             with np.load(folder / "maps.npz", allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         return cls(metrics, meta, arrays, folder)
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``<what>/<layer>/<metric>/<group>`` → what every sampled unit contributes; none for runs of an older schema."""
+        path = self.folder / "pseudovalues.npz"
+        if int(self.meta.get("schema", 1)) < SCHEMA or not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
 
     @property
     def layers(self) -> list[str]:

@@ -1,6 +1,6 @@
 """metrics.json: everything a run measured, and what is needed to run it again. One flat object at the root of a run folder.
 
-Keys are ``<what>/<layer>/<metric>/<group>``; ``/ci_low``, ``/ci_high``, ``/n``, ``/seeds`` stand beside, ``meta`` holds the rest.
+Keys are ``<what>/<layer>/<metric>/<group>``; ``/ci_low``, ``/ci_high``, ``/n``, ``/seeds`` stand beside; ``meta`` is the rest.
 """
 
 import hashlib
