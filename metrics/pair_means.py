@@ -96,7 +96,7 @@ class PairMeans:
         return zeros.index_add(0, self.pair, value.double())
 
     @cached_property
-    def _distinct(self) -> tuple[Int[Tensor, "_pictures 2"], Int[Tensor, " _2p"]]:
+    def _distinct(self) -> tuple[Int[Tensor, "_pictures 2"], Int[Tensor, " _sides"]]:
         """(category, picture) of every picture, category by category; the number of each picture of the pairs in turn."""
         keys = torch.stack([self.category.repeat_interleave(2), self.pictures.flatten()], 1)
         distinct, index = keys.unique(dim=0, return_inverse=True)

@@ -51,21 +51,23 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
     "VAE input": ("[−1, 1] − [0, 1]", tested("trained"), tested("vae_unit")),
 }
 CAPTION = (
-    "Position accuracy in 8 bins per axis; ±: half of the 95 % interval over test photographs, paired where two cells were "
-    "tested on the same ones (else independent). Rows over three seeds of random weights: the interval covers other seeds and other "
-    "photographs; one seed: photographs only. A: flip attribution, 1 is the network's position, −1 the photographers'; – where "
-    "there is no position to attribute."
+    "Position accuracy in 8 bins per axis. ±: half of the 95 % interval over test photographs ({photos}), paired where two "
+    "cells were tested on the same ones, else independent; over three random networks it covers other seeds, too, over one "
+    "(one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
+    "photographers'; – where there is no position to attribute."
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval, and whether it compares the same photographs."""
+    """A value, its 95 % interval (NaN where there is none), whether it compares the same photographs, and over how many random
+    networks it is a mean (0 where none is random)."""
 
     value: float
     low: float
     high: float
     paired: bool = True
+    seeds: int = 0
 
     @property
     def half(self) -> float:
@@ -95,7 +97,7 @@ def contrast(runs: dict[str, Run], name: str, layer: str) -> Estimate | None:
 def mean_accuracy(runs: dict[str, Run], layer: str, side: Side) -> Estimate | None:
     """Mean binned accuracy over cells."""
     known = _side(runs, layer, side)
-    return None if known is None else _one(known[1])
+    return None if known is None else _one(known[1], _seeds(side, known[1]))
 
 
 def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Estimate | None:
@@ -108,38 +110,49 @@ def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Es
     if first is None or second is None:
         return None
     (names, up), (others, down) = first, second
+    seeds = max(_seeds(upper, up), _seeds(lower, down))
     if names == others and (len(up) == len(down) or 1 in (len(up), len(down))):
-        return _one(up - down)
+        return _one(up - down, seeds)
     parts = [_one(table) for table in (up, down)]
     value = parts[0].value - parts[1].value
     if len(up) == len(down) == 1:
         low, high = independent_interval({"upper": up[0], "lower": down[0]})
-        return Estimate(value, low, high, paired=False)
+        return Estimate(value, low, high, paired=False, seeds=seeds)
     half = float(np.hypot(parts[0].half, parts[1].half))  # wider than Welch's, as each half has the quantile of its own side
-    return Estimate(value, value - half, value + half, paired=False)
+    return Estimate(value, value - half, value + half, paired=False, seeds=seeds)
 
 
-def _one(table: np.ndarray) -> Estimate:
+def _seeds(side: Side, table: np.ndarray) -> int:
+    """Random networks of a side."""
+    return len(table) if len(side) > 1 or side[0][0].startswith("random_") else 0
+
+
+def _one(table: np.ndarray, seeds: int = 0) -> Estimate:
     """Mean of a table of networks × photographs; of one network over photographs, of several over both."""
     if len(table) > 1:
         low, high = two_way_interval(table)
     else:
         low, high = (float(end) for end in mean_interval(table[0]))
-    return Estimate(float(np.nanmean(table)), low, high)
+    return Estimate(float(np.nanmean(table)), low, high, seeds=seeds)
 
 
 def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.ndarray] | None:
-    """(names of the photographs, pseudo-values of binned accuracy by cell and photograph); None where a cell is missing."""
+    """(names of the photographs, pseudo-values of binned accuracy by cell and photograph) of the cells that were measured.
+
+    None where none was, or they were tested on different photographs.
+    """
     tables, names = [], []
     for cell, view in side:
         run = runs.get(cell)
-        if run is None or view not in run.maps["views"].tolist() or f"{layer}/photo_right" not in run.maps:
+        if run is None:
+            continue
+        if view not in run.maps["views"].tolist() or f"{layer}/photo_right" not in run.maps:
             return None
         index = run.maps["views"].tolist().index(view)
         right, count = (run.maps[f"{layer}/photo_{name}"][index] for name in ("right", "count"))
         tables.append(ratio_pseudovalues(right, count))
         names.append(run.maps["photos"].tolist())
-    return (names[0], np.stack(tables)) if all(each == names[0] for each in names) else None
+    return (names[0], np.stack(tables)) if names and all(each == names[0] for each in names) else None
 
 
 def controls_table(title: str, known: dict[str, Run]) -> Table:
@@ -147,7 +160,7 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
     layers = layers_of(known)
     table = Table(
         title=f"Where position comes from: {title}",
-        caption=CAPTION,
+        caption=CAPTION.format(photos=_tested_photographs(known)),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -170,12 +183,19 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
         found = [contrast(known, name, layer) for layer in layers]
         if any(found):
             parts = [part for each in found for part in ((_signed(each), _number(each.half), "") if each else ("–", "", ""))]
-            table.add_row(f"{name}: {what}", *parts)
+            one = " (one seed)" if any(each and each.seeds == 1 for each in found) else ""
+            table.add_row(f"{name}: {what}{one}", *parts)
     return table
 
 
 def _part(value: float | None) -> str:
     return _number(value)
+
+
+def _tested_photographs(known: Mapping[str, Run]) -> str:
+    """How many photographs cells were tested on."""
+    counts = sorted({len(run.maps["photos"]) for run in known.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
