@@ -38,6 +38,8 @@ GRID = SHAPE[0] * SHAPE[1] * SHAPE[2] * 2 / 2**20  # MiB
 class NumberedPairs(Scenes):
     """Pairs without pictures: in every category ordered pairs of its images, 7 or 8 of 12 points each, 7.2 on average."""
 
+    resize, box, image_reach = "pad", "object", False
+
     def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
         """``sizes``: images and pairs of every category."""
         super().__init__(SIZE, sum(images for images, _ in sizes))

@@ -42,5 +42,10 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
     columns = [
         *whole.unbind(1), *slot.unbind(1), *points.split(2, 1), *around.split([4, 2], 1), *frames.split(2, 1),
     ]  # fmt: skip
-    names = [field.name for field in fields(Keypoints) if field.name != "size"]
-    return Keypoints(**dict(zip(names, columns, strict=True)), size=images.size)
+    names = [field.name for field in fields(Keypoints)][: len(columns)]
+    return Keypoints(
+        **dict(zip(names, columns, strict=True)),
+        size=images.size,
+        image_reach=images.image_reach,
+        squashed=images.resize == "squash",
+    )

@@ -235,6 +235,8 @@ class PairDataModule(LightningDataModule):
             "pairs": {split: len(part) for split, part in pairs.items()},
             "categories": self.categories,
             "dropped_pairs": self.dropped,
+            "target_box": self.images.box,
+            "image_reach": self.images.image_reach,
             "skipped": self.store.skipped,
             "labels": None,
             "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},

@@ -87,7 +87,7 @@ def positive_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
     enough = (count >= FEWEST) & (mean > 0)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         factor = np.exp(np.where(enough, half / mean, np.nan))
-    return mean / factor, mean * factor
+    return np.asarray(mean / factor), np.asarray(mean * factor)
 
 
 def two_way_interval(table: Float[np.ndarray, "seeds units"]) -> tuple[float, float]:
@@ -157,7 +157,7 @@ def _moments(values: Float[np.ndarray, "n *k"]) -> tuple[np.ndarray, np.ndarray,
         mean = np.nansum(values, axis=0) / count
         spread = np.nansum((values - mean) ** 2, axis=0)
         half = _quantile(count) * np.sqrt(spread / (count - 1) / count)
-    return count, mean, half
+    return count, np.asarray(mean), np.asarray(half)
 
 
 def _quantile(count: np.ndarray | int) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Percentage of correct keypoints: one set of predicted tokens, counted as every paper counts.
 
+A protocol has a frame of its own, in which it places the target picture anew and compares; the network's input, where the
+picture was matched, may place it a pixel away from there.
+
 References (protocol: source of its rule):
     dift: Tang et al. (2023), arXiv 2306.03881. sd_dino: Zhang et al. (2023), arXiv 2305.15347. geoaware: Zhang et al. (2024),
     arXiv 2311.17034. loos_thesis: the thesis behind Loos & Linhardt (2025), arXiv 2504.07008. ours: this project.
@@ -14,7 +17,7 @@ from torch import Tensor
 from tokens.geometry import centres
 from tokens.keypoints import Keypoints
 
-ALPHAS = (0.05, 0.10, 0.15)
+ALPHAS = (0.01, 0.05, 0.10, 0.15)
 ANNOTATION = 840  # pixels a side of the frame in which sd_dino and geoaware compare
 REFINED = "_refined"  # ends the names of protocols that read a point between tokens where others read a token's centre
 # protocol → how its hits are averaged, see metrics.pair_means
@@ -44,6 +47,31 @@ class Distances:
         return self.error < limit if self.strict else self.error <= limit
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A square that a protocol pads target pictures into; frame point = (original point + before) · side / longer + after.
+
+    side: of the square, in pixels. longer: longer side of the picture. before, after: margins in pixels of the picture and
+    of the frame.
+    """
+
+    side: int
+    longer: Float[Tensor, "n 1"]
+    before: Float[Tensor, "n 2"]
+    after: Float[Tensor, "n 2"]
+
+    def place(self, original: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Points of the original pictures, in the frame."""
+        return (original + self.before) * self.side / self.longer + self.after
+
+    def predicted(self, points: Keypoints, predicted: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Points of the network's input, in the frame: scaled as a whole, since both are padded squares.
+
+        Papers do not squash; from a squashed input points go by way of the original picture.
+        """
+        return self.place(_original(points, predicted)) if points.squashed else predicted * self.side / points.size
+
+
 def distances(protocol: str, points: Keypoints, cell: Int[Tensor, "n 2"], side: int) -> Distances:
     """Of predicted tokens (row, col) of a grid of ``side`` tokens, read at their centres; see :func:`input_distances`."""
     return input_distances(protocol, points, centres(cell, points.size / side).double())
@@ -55,27 +83,48 @@ def input_distances(protocol: str, points: Keypoints, predicted: Float[Tensor, "
     A refined protocol counts such points as its namesake counts tokens' centres.
 
     - ``ours``: in the original picture; reach is the longer side of the target's box, ``ours_img``: the picture's.
-    - ``sd_dino``: in a frame of 840 pixels, half a pixel less: token i at idx·14 + 6.5 of 60 tokens; strict.
+    - ``sd_dino``: in a frame of 840 pixels, half a pixel less: token i at idx·14 + 6.5 of 60 tokens; strict. Reach is the box
+      there, or the frame's side where ``points.image_reach``.
     - ``geoaware``: the same without the half pixel, idx·14 + 7.
-    - ``loos_thesis``: in the network's input; the box there, cut to whole pixels.
+    - ``loos_thesis``: in a frame of the input's size; the box there, cut to whole pixels.
     """
     protocol = protocol.removesuffix(REFINED)
     if protocol in ("ours", "ours_img"):
         return point_distances(points, predicted, image=protocol == "ours_img")
-    if protocol == "loos_thesis":
-        box = (points.target_box.view(-1, 2, 2) * points.target_scale[:, None] + points.target_offset[:, None]).trunc()
-        return Distances((predicted - points.target_input).norm(dim=1), _longer(box.flatten(1)))
-    if protocol not in ("sd_dino", "geoaware"):
+    if protocol not in ("sd_dino", "geoaware", "loos_thesis"):
         raise ValueError(protocol)
-    frame = ANNOTATION / points.size
-    shifted = predicted * frame - (0.5 if protocol == "sd_dino" else 0.0)
-    box = points.target_box.view(-1, 2, 2) * points.target_scale[:, None] * frame
-    return Distances((shifted - points.target_input * frame).norm(dim=1), _longer(box.flatten(1)), strict=True)
+    frame = _thesis_frame(points) if protocol == "loos_thesis" else _annotation_frame(points)
+    shift = 0.5 if protocol == "sd_dino" else 0.0
+    error = (frame.predicted(points, predicted) - shift - frame.place(points.target_point)).norm(dim=1)
+    if protocol == "loos_thesis":
+        corners = [frame.place(corner).trunc() for corner in points.target_box.split(2, 1)]
+        return Distances(error, _longer(torch.cat(corners, 1)))
+    box = _longer(points.target_box) * frame.side / frame.longer[:, 0]
+    return Distances(error, torch.full_like(box, frame.side) if points.image_reach else box, strict=True)
+
+
+def _annotation_frame(points: Keypoints) -> Frame:
+    """840 pixels a side; what a rounded shorter side leaves is halved and cut to whole pixels."""
+    longer = points.target_size.amax(1, keepdim=True)
+    left = ANNOTATION - (ANNOTATION * points.target_size / longer).round()
+    return Frame(ANNOTATION, longer, torch.zeros_like(left), (left / 2).floor())
+
+
+def _thesis_frame(points: Keypoints) -> Frame:
+    """The input's size; pictures are padded by whole pixels of their own before they are scaled."""
+    longer = points.target_size.amax(1, keepdim=True)
+    left = longer - points.target_size
+    return Frame(points.size, longer, (left / 2).floor(), torch.zeros_like(left))
+
+
+def _original(points: Keypoints, predicted: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Points of the network's input, in pixels of the original pictures."""
+    return (predicted - points.target_offset) / points.target_scale
 
 
 def point_distances(points: Keypoints, predicted: Float[Tensor, "n 2"], image: bool = False) -> Distances:
     """Of any points (x, y) in the network's input, measured in the original pictures."""
-    original = (predicted - points.target_offset) / points.target_scale
+    original = _original(points, predicted)
     reach = points.target_size.amax(1) if image else _longer(points.target_box)
     return Distances((original - points.target_point).norm(dim=1), reach)
 

@@ -1,6 +1,7 @@
 """``experiment=controls``: what every source of position contributes, as a table, a waterfall figure and a CSV."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,57 +10,69 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.table import Table
-from scipy import stats
 
+from metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
 from reports.control_groups import control_groups
 from reports.run import Run
 
-RESAMPLES = 2000
 SEEDS = ("random_0", "random_1", "random_2")
-# name → what it is, (cell, view) minus the mean of (cell, view)
-CONTRASTS: dict[str, tuple[str, tuple[str, str], tuple[tuple[str, str], ...]]] = {
-    "learned": ("trained − random weights", ("trained", "test"), tuple((seed, "test") for seed in SEEDS)),
-    "order of weights": ("trained − shuffled entries", ("trained", "test"), (("shuffled", "test"),)),
+PERIODIC = ("random_periodic", "random_periodic_1", "random_periodic_2")
+CIRCULAR = ("random_circular", "random_circular_1", "random_circular_2")
+Side = tuple[tuple[str, str], ...]  # cells and views whose mean it is; several are random networks, in the order of their seeds
+
+
+def tested(*cells: str) -> Side:
+    """The upright view of these cells."""
+    return tuple((cell, "test") for cell in cells)
+
+
+# name → what it is, one side minus the other
+CONTRASTS: dict[str, tuple[str, Side, Side]] = {
+    "learned": ("trained − random weights", tested("trained"), tested(*SEEDS)),
+    "order of weights": ("trained − shuffled entries", tested("trained"), tested("shuffled")),
     "architecture": (
         "zeros − circular, random weights, periodic texture",
-        ("random_periodic", "test"),
-        (("random_circular", "test"),),
+        tested(*PERIODIC),
+        tested(*CIRCULAR),
     ),
-    "zeros over replicate": ("trained − replicate", ("trained", "test"), (("replicate", "test"),)),
-    "zeros over reflect": ("trained − reflect", ("trained", "test"), (("reflect", "test"),)),
-    "zeros over circular": ("trained − circular", ("trained", "test"), (("circular", "test"),)),
-    "noise": ("own − another shared tensor", ("shared", "test"), (("shared", "other_noise"),)),
-    "noise, timestep 261": ("own − another shared tensor", ("shared_261", "test"), (("shared_261", "other_noise"),)),
-    "noise, in place": ("shared − rolled", ("shared", "test"), (("rolled", "test"),)),
-    "noise at all": ("trained − without noise", ("trained", "test"), (("noiseless", "test"),)),
-    "content": ("natural − flip-balanced", ("trained", "test"), (("flipped", "test"),)),
-    "framing": ("natural − random crops", ("trained", "test"), (("crops", "test"),)),
-    "natural images": ("natural − 1/f texture", ("trained", "test"), (("texture", "test"),)),
-    "border of texture": ("1/f texture, windows − periodic", ("texture", "test"), (("periodic", "test"),)),
-    "VAE": ("periodic texture − texture drawn as latents", ("periodic", "test"), (("no_vae", "test"),)),
-    "VAE sample": ("mode − sample", ("trained", "test"), (("vae_sample", "test"),)),
-    "VAE input": ("[−1, 1] − [0, 1]", ("trained", "test"), (("vae_unit", "test"),)),
+    "zeros over replicate": ("trained − replicate", tested("trained"), tested("replicate")),
+    "zeros over reflect": ("trained − reflect", tested("trained"), tested("reflect")),
+    "zeros over circular": ("trained − circular", tested("trained"), tested("circular")),
+    "noise": ("own − another shared tensor", tested("shared"), (("shared", "other_noise"),)),
+    "noise, timestep 261": ("own − another shared tensor", tested("shared_261"), (("shared_261", "other_noise"),)),
+    "noise, in place": ("shared − rolled", tested("shared"), tested("rolled")),
+    "noise at all": ("trained − without noise", tested("trained"), tested("noiseless")),
+    "content": ("natural − flip-balanced", tested("trained"), tested("flipped")),
+    "framing": ("natural − random crops", tested("trained"), tested("crops")),
+    "natural images": ("natural − 1/f texture", tested("trained"), tested("texture")),
+    "border of texture": ("1/f texture, windows − periodic", tested("texture"), tested("periodic")),
+    "VAE": ("periodic texture − texture drawn as latents", tested("periodic"), tested("no_vae")),
+    "VAE sample": ("mode − sample", tested("trained"), tested("vae_sample")),
+    "VAE input": ("[−1, 1] − [0, 1]", tested("trained"), tested("vae_unit")),
 }
 CAPTION = (
-    "Position accuracy in 8 bins per axis; ±: half of the 95 % interval over photographs, paired where two cells were tested "
-    "on the same ones (else independent); means over random weights include the spread over seeds. A: flip attribution, 1 is "
-    "the network's position, −1 the photographers'; – where there is no position to attribute."
+    "Position accuracy in 8 bins per axis. ±: half of the 95 % interval over test photographs ({photos}), paired where two "
+    "cells were tested on the same ones, else independent; over three random networks it covers other seeds, too, over one "
+    "(one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
+    "photographers'; – where there is no position to attribute."
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval, and whether it compares the same photographs."""
+    """A value, its 95 % interval (NaN where there is none), whether it compares the same photographs, and over how many random
+    networks it is a mean (0 where none is random)."""
 
     value: float
     low: float
     high: float
     paired: bool = True
+    seeds: int = 0
 
     @property
     def half(self) -> float:
         """Half of the interval."""
-        return (self.high - self.low) / 2
+        return (self.high - self.low) / 2  # NaN below 6 photographs
 
 
 def layers_of(runs: dict[str, Run]) -> list[str]:
@@ -71,60 +84,75 @@ def layers_of(runs: dict[str, Run]) -> list[str]:
 def accuracy(run: Run, layer: str, view: str = "test") -> Estimate | None:
     """Binned accuracy of one view with the interval that the run reported."""
     value, low, high = (run.value(view, layer, "binned_accuracy", end=end) for end in ("", "ci_low", "ci_high"))
-    return None if value is None or low is None or high is None else Estimate(value, low, high)
-
-
-def mean_accuracy(runs: dict[str, Run], layer: str, sides: Sequence[tuple[str, str]]) -> Estimate | None:
-    """Mean binned accuracy over cells."""
-    return _estimate(runs, layer, sides, ())
+    ends = [math.nan if end is None else end for end in (low, high)]
+    return None if value is None else Estimate(value, ends[0], ends[1])
 
 
 def contrast(runs: dict[str, Run], name: str, layer: str) -> Estimate | None:
     """One of CONTRASTS; None where a cell is missing."""
     _, upper, lower = CONTRASTS[name]
-    return difference(runs, layer, (upper,), lower)
+    return difference(runs, layer, upper, lower)
 
 
-def difference(
-    runs: dict[str, Run], layer: str, upper: Sequence[tuple[str, str]], lower: Sequence[tuple[str, str]]
-) -> Estimate | None:
-    """Mean over ``upper`` minus mean over ``lower``, resampling photographs: the same where both have the same ones."""
-    return _estimate(runs, layer, upper, lower)
+def mean_accuracy(runs: dict[str, Run], layer: str, side: Side) -> Estimate | None:
+    """Mean binned accuracy over cells."""
+    known = _side(runs, layer, side)
+    return None if known is None else _one(known[1], _seeds(side, known[1]))
 
 
-def _estimate(
-    runs: dict[str, Run], layer: str, upper: Sequence[tuple[str, str]], lower: Sequence[tuple[str, str]]
-) -> Estimate | None:
-    sides = [(runs.get(cell), view) for cell, view in (*upper, *lower)]
-    if not all(run and view in run.maps["views"].tolist() and f"{layer}/photo_right" in run.maps for run, view in sides):
+def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Estimate | None:
+    """Mean over ``upper`` minus mean over ``lower``, with an interval over photographs, and seeds where a side has several.
+
+    Cells tested on the same photographs are paired, and so are sides of as many random networks, whose seeds are the same.
+    Otherwise the sides count as independent.
+    """
+    first, second = _side(runs, layer, upper), _side(runs, layer, lower)
+    if first is None or second is None:
         return None
-    known = [(run, view) for run, view in sides if run]
-    photos = [run.maps["photos"].tolist() for run, _ in known]
-    paired = all(names == photos[0] for names in photos)
-    values = [_values(run, layer, view, 0 if paired else k >= len(upper)) for k, (run, view) in enumerate(known)]
-    ups, downs = values[: len(upper)], values[len(upper) :]
-    draws = np.mean(ups, axis=0) - (np.mean(downs, axis=0) if downs else 0)
-    spread = sum(_seed_variance(side) for side in (ups, downs))
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
-    value = float(draws[0])
-    return Estimate(value, value - float(np.hypot(value - low, spread)), value + float(np.hypot(high - value, spread)), paired)
+    (names, up), (others, down) = first, second
+    seeds = max(_seeds(upper, up), _seeds(lower, down))
+    if names == others and (len(up) == len(down) or 1 in (len(up), len(down))):
+        return _one(up - down, seeds)
+    parts = [_one(table) for table in (up, down)]
+    value = parts[0].value - parts[1].value
+    if len(up) == len(down) == 1:
+        low, high = independent_interval({"upper": up[0], "lower": down[0]})
+        return Estimate(value, low, high, paired=False, seeds=seeds)
+    half = float(np.hypot(parts[0].half, parts[1].half))  # wider than Welch's, as each half has the quantile of its own side
+    return Estimate(value, value - half, value + half, paired=False, seeds=seeds)
 
 
-def _values(run: Run, layer: str, view: str, seed: int) -> np.ndarray:
-    """Accuracy over all photographs, then over 2000 resamples of them."""
-    index = run.maps["views"].tolist().index(view)
-    right, count = (run.maps[f"{layer}/photo_{name}"][index] for name in ("right", "count"))
-    units = len(right)
-    drawn = np.random.default_rng(int(seed)).multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, units)), drawn])
-    return np.asarray((weights @ right) / (weights @ count))
+def _seeds(side: Side, table: np.ndarray) -> int:
+    """Random networks of a side."""
+    return len(table) if len(side) > 1 or side[0][0].startswith("random_") else 0
 
 
-def _seed_variance(side: list[np.ndarray]) -> float:
-    """Half of the t-interval of a mean over cells that differ by their seed; 0 for one cell."""
-    if len(side) < 2:
-        return 0.0
-    return float(stats.t.ppf(0.975, len(side) - 1) * np.std([values[0] for values in side], ddof=1) / len(side) ** 0.5)
+def _one(table: np.ndarray, seeds: int = 0) -> Estimate:
+    """Mean of a table of networks × photographs; of one network over photographs, of several over both."""
+    if len(table) > 1:
+        low, high = two_way_interval(table)
+    else:
+        low, high = (float(end) for end in mean_interval(table[0]))
+    return Estimate(float(np.nanmean(table)), low, high, seeds=seeds)
+
+
+def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.ndarray] | None:
+    """(names of the photographs, pseudo-values of binned accuracy by cell and photograph) of the cells that were measured.
+
+    None where none was, or they were tested on different photographs.
+    """
+    tables, names = [], []
+    for cell, view in side:
+        run = runs.get(cell)
+        if run is None:
+            continue
+        if view not in run.maps["views"].tolist() or f"{layer}/photo_right" not in run.maps:
+            return None
+        index = run.maps["views"].tolist().index(view)
+        right, count = (run.maps[f"{layer}/photo_{name}"][index] for name in ("right", "count"))
+        tables.append(ratio_pseudovalues(right, count))
+        names.append(run.maps["photos"].tolist())
+    return (names[0], np.stack(tables)) if names and all(each == names[0] for each in names) else None
 
 
 def controls_table(title: str, known: dict[str, Run]) -> Table:
@@ -132,7 +160,7 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
     layers = layers_of(known)
     table = Table(
         title=f"Where position comes from: {title}",
-        caption=CAPTION,
+        caption=CAPTION.format(photos=_tested_photographs(known)),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -155,12 +183,19 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
         found = [contrast(known, name, layer) for layer in layers]
         if any(found):
             parts = [part for each in found for part in ((_signed(each), _number(each.half), "") if each else ("–", "", ""))]
-            table.add_row(f"{name}: {what}", *parts)
+            one = " (one seed)" if any(each and each.seeds == 1 for each in found) else ""
+            table.add_row(f"{name}: {what}{one}", *parts)
     return table
 
 
 def _part(value: float | None) -> str:
     return _number(value)
+
+
+def _tested_photographs(known: Mapping[str, Run]) -> str:
+    """How many photographs cells were tested on."""
+    counts = sorted({len(run.maps["photos"]) for run in known.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
@@ -176,7 +211,7 @@ def _signed(estimate: Estimate) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     """Without the leading zero; a dash where nothing was measured."""
-    return "–" if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    return "–" if value is None or math.isnan(value) else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
 
 
 def controls_tables(runs: Sequence[Run]) -> list[Table]:

@@ -20,6 +20,7 @@ PUBLISHED = [
     ("ours_refined", "macro"), ("ours", "point"), ("ours", "image"), ("ours", "macro"), ("ours_img", "point"),
     ("ours_img", "image"), ("ours_img", "macro"),
 ]  # fmt: skip
+PUBLISHED_ALPHAS = ("0.01", *ALPHAS)
 MEANS = {"point": "keypoints", "image": "pairs", "macro": "categories", "pair": "categories by pairs"}
 WAYS = {
     "test": "tested", "zero_shot": "zero-shot", "random_weights": "random weights",
@@ -55,7 +56,11 @@ CAPTION = (
     "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17).\n"
     "Gains are paired by keypoint, in points, with their interval."
 )
-PROTOCOL_CAPTION = "dift: raw tokens, over enlarged grids. refined: between tokens."
+PROTOCOL_CAPTION = (
+    "α of: the longer side that α is a share of, of the target's box, of the box around its keypoints, or of its image;\n"
+    "sd_dino and geoaware take the image on PF-PASCAL, the box elsewhere.\n"
+    "dift: raw tokens, over enlarged grids. refined: between tokens."
+)
 FEW_OF_CATEGORY = "n < 6 also stands where a category has fewer than 3 pictures."
 COST_CAPTION = (
     "displacement: of the target point from the source point, in sides of the input (below .15, to .35, above).\n"
@@ -121,20 +126,29 @@ def protocol_table(run: Run) -> Table:
     """Every published way of counting the same matches; dift counts its own, over enlarged grids, zero-shot."""
     raw = "zero_shot" if any(key.startswith("zero_shot/") for key in run.metrics) else "test"
     table = run_table(f"The same matches as papers count them (percent){_chosen(run)}", run, PADDING)
-    for header in ("layer", "protocol", "mean over", *(f"@{alpha}" for alpha in ALPHAS), "± @0.10"):
-        table.add_column(header, no_wrap=True, justify="left" if header in ("layer", "protocol", "mean over") else "right")
+    words = ("layer", "protocol", "α of", "mean over")
+    for header in (*words, *(f"@{alpha}" for alpha in PUBLISHED_ALPHAS), "± @0.10"):
+        table.add_column(header, no_wrap=True, justify="left" if header in words else "right")
     for layer in shown_layers(run):
         first = layer
         for protocol, average in PUBLISHED:
             way = raw if protocol == "dift" else "test"
-            values = [run.value(way, layer, f"pck_{protocol}_{average}_{alpha}") for alpha in ALPHAS]
-            if values[0] is None:
+            values = [run.value(way, layer, f"pck_{protocol}_{average}_{alpha}") for alpha in PUBLISHED_ALPHAS]
+            if values[-1] is None:
                 continue
             within = _half(run, way, layer, f"pck_{protocol}_{average}_0.10", "all")
-            table.add_row(first, protocol, MEANS[average], *map(percent, values), within)
+            table.add_row(first, protocol, reach(run, protocol), MEANS[average], *map(percent, values), within)
             first = ""
         table.add_section()
     return captioned(table, run, PROTOCOL_CAPTION, f"{intervals(run)} {FEW_OF_CATEGORY}", sep="\n")
+
+
+def reach(run: Run, protocol: str) -> str:
+    """What α is a share of, by its longer side: the target's ``box``, the box around its ``keypoints``, or the ``image``."""
+    follows = protocol.startswith(("sd_dino", "geoaware")) and run.meta.get("image_reach", False)
+    if protocol == "ours_img" or follows:
+        return "image"
+    return "keypoints" if run.meta.get("target_box") == "keypoints" else "box"
 
 
 def shown_layers(run: Run) -> list[str]:

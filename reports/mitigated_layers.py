@@ -279,7 +279,8 @@ def _cells(metrics: Mapping[str, float], name: str) -> dict[str, Cell]:
         if (value := metrics.get(f"test/{name}/{key}")) is not None:
             ends = [metrics.get(f"test/{name}/{key}/{end}", math.nan) for end in ("ci_low", "ci_high")]
             gain = [metrics.get(f"gain_over_none/{name}/{key}{end}", math.nan) for end in ("", "/ci_low", "/ci_high")]
-            found[key] = Cell(value, *ends, *gain, int(metrics.get(f"gain_over_none/{name}/{key}/n", 0)))
+            units = int(metrics.get(f"gain_over_none/{name}/{key}/n", 0))
+            found[key] = Cell(value, ends[0], ends[1], gain[0], gain[1], gain[2], units)
     return found
 
 

@@ -38,7 +38,7 @@ CAPTION = (
     "and mitigations, without controls) by joint sign flips. position: accuracy in 8 bins of a fresh probe. PCK@0.10, all and "
     "by displacement between source and target. passes: per image, in passes of the plain image. works: position accuracy "
     "falls significantly, and significantly below that of the random control of equal rank (of the largest, for what has no "
-    f"rank), and the interval of PCK's difference lies above −{NOTHING}, from a PCK of {LEAST_PCK:.0%} or more. Where PCK falls "
+    f"rank), and the interval of PCK's difference lies above −{NOTHING}, from a PCK of {LEAST_PCK:.0%} on. Where PCK falls "
     "significantly it does not work; else it is not decided."
 )
 KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}

@@ -4,20 +4,29 @@ import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # no display on a cluster
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.controls import CONTRASTS, SEEDS, Estimate, contrast, difference, layers_of, mean_accuracy
+from reports.controls import (
+    CIRCULAR,
+    CONTRASTS,
+    PERIODIC,
+    SEEDS,
+    Estimate,
+    Side,
+    contrast,
+    difference,
+    layers_of,
+    mean_accuracy,
+    tested,
+)
 from reports.run import Run
 
-Side = tuple[tuple[str, str], ...]
-NULL: Side = (("random_circular", "test"),)
-PADDED: Side = (("random_periodic", "test"),)
-UNTRAINED: Side = tuple((seed, "test") for seed in SEEDS)
-TRAINED: Side = (("trained", "test"),)
+NULL, PADDED, UNTRAINED, TRAINED = tested(*CIRCULAR), tested(*PERIODIC), tested(*SEEDS), tested("trained")
 # the accuracy reached, what was added to reach it, and from where
 STEPS: tuple[tuple[str, Side, Side], ...] = (
     ("untrained,\nno\nborder", NULL, ()),
@@ -61,7 +70,8 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
     base, place, ticks = chance, 0, ["chance"]
     axis.bar(place, chance, color=GREY, width=0.6)
     for label, upper, lower in STEPS:
-        level, step = mean_accuracy(runs, layer, upper), difference(runs, layer, upper, lower)
+        level = mean_accuracy(runs, layer, upper)
+        step = difference(runs, layer, upper, lower) if lower else level
         if level is None or step is None:  # without a cell in between, its share would go to the next source
             break
         place += 1
@@ -72,7 +82,7 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
         place += 1
         axis.bar(place, total.value, color=TOTAL, width=0.6)
         axis.errorbar(place, total.value, [[total.value - total.low], [total.high - total.value]], color="black", capsize=3)
-        axis.text(place, total.high + 0.02, f"{total.value:.2f}", ha="center", fontsize=9)
+        axis.text(place, np.nanmax([total.value, total.high]) + 0.02, f"{total.value:.2f}", ha="center", fontsize=9)
         ticks.append("this\nnetwork")
     axis.axhline(chance, color=GREY, linewidth=1, linestyle=":")
     axis.set(ylim=(0, 1.12), ylabel="position accuracy (8 bins)")
@@ -87,7 +97,7 @@ def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> 
     axis.plot([place - 1.3, place + 0.3], [base, base], color=GREY, linewidth=0.8)
     axis.bar(place, change, bottom=base, color=UP if change >= 0 else DOWN, width=0.6)
     axis.errorbar(place, level, [[step.value - step.low], [step.high - step.value]], color="black", capsize=3, linewidth=1)
-    top = max(base, level + step.high - step.value)
+    top = np.nanmax([base, level, level + step.high - step.value])
     axis.text(place, top + 0.02, f"{change:+.2f}".replace("0.", "."), ha="center", fontsize=9)
 
 

@@ -91,7 +91,9 @@ def test_every_protocol_follows_from_the_kept_predictions(launch, tmp_path: Path
     for field in dataclasses.fields(Keypoints):
         parts = [torch.tensor(values) for name, values in table.items() if re.fullmatch(rf"{field.name}(_[xy][01]?)?", name)]
         columns[field.name] = parts[0] if len(parts) == 1 else torch.stack(parts, 1)
-    points = Keypoints(**(columns | {"size": 128}))
+    points = Keypoints(**(columns | {name: table[name][0] for name in ("size", "image_reach", "squashed")}))
+    assert (points.size, points.image_reach, points.squashed) == (128, False, False)
+    assert (run.meta["target_box"], run.meta["image_reach"]) == ("object", False)
     side = run.meta["shapes"]["up_1"][1]
     cell = torch.tensor(table["up_1/test/cell"])
     cell = torch.stack([cell // side, cell % side], 1).long()

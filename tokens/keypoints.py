@@ -1,6 +1,7 @@
 """Keypoints: what is known of every keypoint that is carried from a source to a target picture, one row each."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,9 @@ class Keypoints:
     pair: number of the pair. category: number of its category. source, target: item indices in the image source.
     source_slot, target_slot: which of its picture's points it is. source_point, target_point, target_box: in pixels of the
     original pictures. target_size: (width, height) of the target's original. source_scale, source_offset, target_scale,
-    target_offset: see :class:`~tokens.geometry.Placement`. size: side of the network's input in pixels.
+    target_offset: see :class:`~tokens.geometry.Placement`. size: side of the network's input in pixels. image_reach: in this
+    data set sd_dino and geoaware take α as a share of the image, not of the target's box. squashed: the input gives up the
+    pictures' aspect ratio.
     """
 
     pair: Int[Tensor, " n"]
@@ -34,6 +37,8 @@ class Keypoints:
     target_scale: Float[Tensor, "n 2"]
     target_offset: Float[Tensor, "n 2"]
     size: int
+    image_reach: bool = False
+    squashed: bool = False
 
     def __len__(self) -> int:
         return len(self.pair)
@@ -60,11 +65,13 @@ class Keypoints:
 
     def to(self, device: torch.device | str) -> "Keypoints":
         """A copy on another device."""
-        return replace(
-            self, **{field.name: getattr(self, field.name).to(device) for field in fields(self) if field.name != "size"}
-        )
+        return replace(self, **{name: column.to(device) for name, column in self._columns().items()})
 
     def select(self, rows: Tensor) -> "Keypoints":
         """These rows."""
-        picked = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name != "size"}
-        return replace(self, **picked)
+        return replace(self, **{name: column[rows] for name, column in self._columns().items()})
+
+    def _columns(self) -> dict[str, Any]:
+        """What is said of each keypoint, not of all: the tensors."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -57,6 +57,8 @@ Entry = tuple[str, Callable[[], Statement]]  # category ("" if it has none that 
 class PairFiles(Dataset[Item]):
     """The pictures of all kept pairs, in the order in which pairs first show them.
 
+    ``box`` and ``image_reach``: see :class:`~datamodules.images.pairs.PairSource`.
+
     Args:
         layout: of the dataset.
         root: its folder.
@@ -65,6 +67,9 @@ class PairFiles(Dataset[Item]):
         resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
     """
+
+    box = "object"
+    image_reach = False
 
     def __init__(self, layout: Layout, root: str, folder: str, size: int, resize: str, on_error: str) -> None:
         check_size(size)

@@ -46,7 +46,16 @@ class Pair:
 
 @runtime_checkable
 class PairSource(ImageSource, Protocol):
-    """An image source whose items come in pairs."""
+    """An image source whose items come in pairs.
+
+    resize: how pictures fit into items, one of RESIZES.
+    box: what ``target_box`` surrounds: the ``object`` or its ``keypoints``.
+    image_reach: whether sd_dino and geoaware take α as a share of the image in this data set, not of the target's box.
+    """
+
+    resize: str
+    box: str
+    image_reach: bool
 
     def pairs(self, split: str) -> Sequence[Pair]:
         """The pairs of ``train``, ``val`` or ``test``; empty where the dataset has no such split."""

@@ -37,6 +37,7 @@ class PFPascalImages(PairFiles):
     Keypoint ids are row numbers of ``kps`` in Annotations, from "0". Where a pair has no annotations that agree with its
     table, an id is only the keypoint's position in the table, which lists those that both pictures show: the same id
     then means different parts in different pairs. The target's box is its ``bbox``, or else the extent of its keypoints.
+    sd_dino and geoaware (arXiv 2305.15347, 2311.17034) take α as a share of the image's longer side here.
 
     Args:
         root: the folder that holds JPEGImages, Annotations and the tables; without a training table, ``train`` is empty.
@@ -49,6 +50,8 @@ class PFPascalImages(PairFiles):
     Raises:
         InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
     """
+
+    image_reach = True
 
     def __init__(
         self,

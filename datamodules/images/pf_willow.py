@@ -43,6 +43,8 @@ class PFWillowImages(PairFiles):
         InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
     """
 
+    box = "keypoints"
+
     def __init__(
         self,
         root: str,

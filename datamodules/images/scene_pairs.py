@@ -34,6 +34,10 @@ class ScenePairs(Scenes):
         InputError: if an argument is out of range.
     """
 
+    resize = "pad"  # to a square that scenes fill anyway
+    box = "object"
+    image_reach = False
+
     def __init__(self, size: int = 512, limit: int = 320, seed: int = 0, pairs_per_category: int | None = None) -> None:
         super().__init__(size, limit, seed)
         least = FEWEST * len(CATEGORIES)

@@ -112,7 +112,7 @@ def test_pair_annotations_hold_the_keys_and_types_of_the_original(tree: Path) ->
             assert len(record["src_kps"]) == len(record["trg_kps"]) == len(record["kps_ids"]) >= 3
             assert all(type(slot) is str for slot in record["kps_ids"])
             assert record["kps_ids"] == sorted(set(record["kps_ids"]), key=int)
-            for key, top in (("mirror", 1), ("viewpoint_variation", 2), ("scale_variation", 2), ("truncation", 3)):
+            for key, top in (("mirror", 0), ("viewpoint_variation", 2), ("scale_variation", 2), ("truncation", 3)):
                 assert type(record[key]) is int and 0 <= record[key] <= top
             assert type(record["occlusion"]) is int and 0 <= record["occlusion"] <= 3
 
@@ -174,6 +174,22 @@ def test_a_loader_reads_the_ground_truth_back(tree: Path, drawn: list[Scene]) ->
                     points += 1
                 assert record[f"{side}_bndbox"] == list(main_object.bbox) and scene.category == record["category"]
     assert points > 300
+
+
+def test_the_strictest_published_loader_takes_every_pair(tree: Path, drawn: list[Scene]) -> None:
+    """What sd-dino (arXiv 2305.15347) asks of a pair before it reads it, and geoaware (arXiv 2311.17034) of its pictures."""
+    facing = set()
+    for path in sorted((tree / "PairAnnotation").rglob("*.json")):
+        record, category = load(path), path.stem.partition(":")[2]
+        assert record["category"] == category and record["mirror"] == 0
+        assert len(record["src_imsize"]) == len(record["trg_imsize"]) == 3
+        for side in ("src", "trg"):
+            image = load(tree / "ImageAnnotation" / category / record[f"{side}_imname"].replace("jpg", "json"))
+            marked = [image["kps"][str(slot)] for slot in range(30)]
+            assert [marked[int(slot)] for slot in record["kps_ids"]] == record[f"{side}_kps"]
+        ends = (drawn[scene_index(record[f"{side}_imname"])].objects[0].flipped for side in ("src", "trg"))
+        facing.add(tuple(ends))
+    assert len(facing) == 4, "the control: objects that face apart are among them"
 
 
 def test_pictures_are_the_scenes_and_masks_their_objects(tree: Path, drawn: list[Scene]) -> None:

@@ -15,7 +15,7 @@ What the original gets from people comes from ground truth here, with thresholds
     azimuth_id           eighths of a turn of the front, from the viewer (0) to the viewer's right (2); 6 is left
     pose                 Right (2), Left (6), Frontal (0, 1, 7)
     truncated, occluded  outlines leave the canvas; other objects hide over 1 % of the object's pixels on the canvas
-    mirror               1 if one of the two objects is drawn mirrored, 0 if none or both are
+    mirror               0, as loaders of the original insist: pictures are not mirrored, even where an object faces left
     viewpoint_variation  0 same azimuth_id, 1 up to two eighths apart, 2 more
     scale_variation      larger over smaller box area: 0 below 1.5, 1 below 3, 2 above
     truncation           0 neither object truncated, 1 source, 2 target, 3 both; occlusion likewise
@@ -26,7 +26,6 @@ Reference: Min, Lee, Ponce and Cho, SPair-71k: A Large-scale Benchmark for Seman
 import json
 from collections.abc import Mapping
 from colorsys import hsv_to_rgb
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,14 +54,6 @@ CLASSES = tuple(sorted(CATEGORIES))
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Shot:
-    """An exported image: its ImageAnnotation, and whether its main object is drawn mirrored."""
-
-    annotation: Record
-    flipped: bool
-
-
 def export(
     folder: Path, images_per_category: int = 100, pairs_per_category: int | None = None, size: int = 512, seed: int = 0
 ) -> dict[str, int]:
@@ -86,8 +77,8 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         tree = Path(temporary) / "tree"
-        shots = write_images(tree, scenes)
-        counts = write_pairs(tree, scenes, shots, pairs_per_category)
+        annotations = write_images(tree, scenes)
+        counts = write_pairs(tree, scenes, annotations, pairs_per_category)
         tree.rename(folder)
     return counts
 
@@ -108,12 +99,12 @@ def check(folder: Path, images_per_category: int, pairs_per_category: int | None
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def write_images(tree: Path, scenes: Scenes) -> list[Shot]:
-    """Draw every scene, write its picture, mask and annotation; returns what the pairs need, in the scenes' order."""
+def write_images(tree: Path, scenes: Scenes) -> list[Record]:
+    """Draw every scene, write its picture, mask and annotation; returns the annotations, in the scenes' order."""
     for kind in ("JPEGImages", "Segmentation", "ImageAnnotation"):
         for category in CATEGORIES:
             (tree / kind / category).mkdir(parents=True)
-    shots = []
+    annotations = []
     for index in track(range(len(scenes)), "Drawing scenes"):
         composition = compose(scenes.seed, index)
         scene, name = render(composition, scenes.size), f"{scenes.seed:04d}_{index:06d}"
@@ -121,8 +112,8 @@ def write_images(tree: Path, scenes: Scenes) -> list[Shot]:
         Image.fromarray(scene.image).save(tree / "JPEGImages" / scene.category / f"{name}.jpg", quality=95, subsampling=0)
         segmentation(scene).save(tree / "Segmentation" / scene.category / f"{name}.png")
         (tree / "ImageAnnotation" / scene.category / f"{name}.json").write_text(json.dumps(record))
-        shots.append(Shot(record, scene.objects[0].flipped))
-    return shots
+        annotations.append(record)
+    return annotations
 
 
 def annotation(composition: Composition, scene: Scene, filename: str) -> Record:
@@ -194,7 +185,7 @@ def members(scenes: Scenes, category: str) -> dict[str, list[int]]:
     return {"trn": indices[:trn], "val": indices[trn : trn + val], "test": indices[trn + val :]}
 
 
-def write_pairs(tree: Path, scenes: Scenes, shots: list[Shot], limit: int | None) -> dict[str, int]:
+def write_pairs(tree: Path, scenes: Scenes, annotations: list[Record], limit: int | None) -> dict[str, int]:
     """Write PairAnnotation and both layouts; returns the number of pairs of each split."""
     parts = {category: members(scenes, category) for category in CLASSES}
     counts = {}
@@ -205,7 +196,7 @@ def write_pairs(tree: Path, scenes: Scenes, shots: list[Shot], limit: int | None
         for category in track(CLASSES, f"Pairing {split}"):
             drawn = islice(pairs_among(scenes, parts[category][split], scenes.seed), limit)
             for pair in sorted(drawn, key=lambda pair: (pair.source, pair.target)):
-                record = pair_annotation(len(lines) + 1, pair, shots[pair.source], shots[pair.target])
+                record = pair_annotation(len(lines) + 1, pair, annotations[pair.source], annotations[pair.target])
                 lines.append(record["filename"])
                 (folder / f"{record['filename']}.json").write_text(json.dumps(record))
         for layout, step in (("large", 1), ("small", SMALL)):
@@ -216,9 +207,9 @@ def write_pairs(tree: Path, scenes: Scenes, shots: list[Shot], limit: int | None
     return counts
 
 
-def pair_annotation(number: int, pair: ScenePair, source: Shot, target: Shot) -> Record:
-    """PairAnnotation of two exported images."""
-    sides: dict[str, Record] = {"src": source.annotation, "trg": target.annotation}
+def pair_annotation(number: int, pair: ScenePair, source: Record, target: Record) -> Record:
+    """PairAnnotation of two exported images, by their ImageAnnotations."""
+    sides = {"src": source, "trg": target}
     names = [side["filename"].removesuffix(".jpg") for side in sides.values()]
     record: Record = {"pair_id": number, "filename": f"{number:06d}-{names[0]}-{names[1]}:{pair.category}"}
     record |= {f"{key}_imname": side["filename"] for key, side in sides.items()}
@@ -228,8 +219,8 @@ def pair_annotation(number: int, pair: ScenePair, source: Shot, target: Shot) ->
     record |= {f"{key}_pose": side["pose"] for key, side in sides.items()}
     record |= {f"{key}_kps": [side["kps"][slot] for slot in pair.kps_ids] for key, side in sides.items()}
     record["kps_ids"] = list(pair.kps_ids)
-    record["mirror"] = int(source.flipped != target.flipped)
-    return record | difficulty(source.annotation, target.annotation)
+    record["mirror"] = 0
+    return record | difficulty(source, target)
 
 
 def difficulty(source: Record, target: Record) -> Record:
