@@ -146,7 +146,7 @@ def layer_by_question(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
     axis.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-0.5, len(layers) - 0.5))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=min(count, 2), frameon=False, fontsize=9)
-    figure.suptitle("Layer by question, network and timestep; of layers that hardly differ, one", fontsize=11)
+    figure.suptitle("Layer by question, network and timestep\nby the mean over seeds; intervals: runs.csv", fontsize=11)
     return figure
 
 

@@ -51,6 +51,7 @@ COSTS = [
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
 PADDING = (0, 1, 0, 0)
+SAME = "all equal"  # in place of an interval of width 0
 VERDICTS = {1: ("right", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong: at the source's position", "#ffbf00")}
 CAPTION = (
     "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17).\n"
@@ -68,7 +69,8 @@ COST_CAPTION = (
     "copies: wrong matches at the source's own position, and how many would be at other pairs' source positions.\n"
     "attraction: share of wrong matches on the group, less the group's share of the grid.\n"
     "harm: PCK gained by masking the group, and by masking as many random interior tokens.\n"
-    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on."
+    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on.\n"
+    f"{SAME}: every picture gives the same number, which says nothing of how pictures differ."
 )
 
 
@@ -263,7 +265,8 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
 
 
 def _half(run: Run, what: str, layer: str, metric: str, group: str) -> str:
-    return half(run, what, layer, metric, group, percent)
+    low, high = (run.value(what, layer, metric, group, end) for end in ("ci_low", "ci_high"))
+    return SAME if low is not None and low == high else half(run, what, layer, metric, group, percent)
 
 
 def _ends(run: Run, what: str, layer: str) -> str:

@@ -87,9 +87,11 @@ def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
 
 def _sampled(layer: MitigatedLayer, key: str) -> str:
     """How many units the intervals of a metric rest on."""
-    count = max((row.cells[key].units for row in layer.rows if key in row.cells), default=0)
+    if key not in layer.families:  # only controls, or an older run
+        return ""
+    count = layer.families[key].units
     few = ", too few for intervals" if count < FEWEST else ""
-    return f"{count} {'pictures' if key == PCK else 'photographs'}{few}" if count else ""
+    return f"{count} {'pictures' if key == PCK else 'photographs'}{few}"
 
 
 def _families(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, tuple[str, str]]) -> None:
