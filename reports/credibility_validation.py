@@ -78,7 +78,9 @@ def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
             axis.set(xlabel=RISKS[risk], ylabel=HARMS[harm] if column == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(f"{_verdict(found)}; hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11)
+    each = found["credibility", "gain"]
+    over = f"{each.models} model{'' if each.models == 1 else 's'}, {each.risk.cells} cells"
+    figure.suptitle(f"{_verdict(found)} ({over}); hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11)
     return figure
 
 
@@ -104,11 +106,9 @@ def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
 
 
 def _verdict(found: Found) -> str:
-    """The verdict, and over how many models and cells it holds."""
-    each = found["credibility", "gain"]
-    over = f"({each.models} model{'' if each.models == 1 else 's'}, {each.risk.cells} cells)"
+    """The verdict in words that claim no more."""
     said = "" if overall(found) == "predictive" else ", not shown to predict what position costs"
-    return f"Credibility is {overall(found)}{said} {over}"
+    return f"Credibility is {overall(found)}{said}"
 
 
 def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str) -> None:
