@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,9 @@ from rich.console import Console
 from datamodules.images.scenes.spair import export
 from metrics.pair_means import PairMeans
 from metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances
+from reports.correspondence import correspondence_figures, cost_table, matching_best_at, over_layers, pck_table, shown_layers
 from reports.figures import draw
+from reports.run import Run
 from reports.tables import rows, show
 from runs.record import LEFT
 from runs.sentences import UserError
@@ -51,7 +54,8 @@ def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: P
     for layer in ("up_0", "up_1"):
         for what in ("test", "zero_shot", "shuffled_labels", "random_weights", "random_weights_zero_shot"):
             assert 0 <= run.value(what, layer, MAIN) <= 1, what
-        for what in ("gain_over_zero_shot", "gain_over_random_weights", "gain_over_same_position"):
+        assert run.value("gain_over_random_weights", layer, MAIN, end="ci_low") is None, "one network is no sample"
+        for what in ("gain_over_zero_shot", "gain_over_same_position"):
             low, value, high = (run.value(what, layer, MAIN, end=end) for end in ("ci_low", "", "ci_high"))
             assert low <= value <= high
         difference = run.value("test", layer, MAIN) - run.value("random_weights", layer, MAIN)
@@ -198,3 +202,69 @@ def test_reports_show_an_old_run_again(launch, tmp_path: Path) -> None:
 def test_wrong_input_is_one_sentence(launch, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         launch(*overrides)
+
+
+def fabricated(folder: Path, layers: dict[str, float], pictures: int = 16, seeds: int = 1) -> Run:
+    """Layers of a known PCK, each with an interval where there are 6 pictures; masking corners changes no match."""
+    metrics: dict[str, float] = {}
+    units = {}
+    for layer, value in layers.items():
+        costs = {f"{MAIN}/all": value, f"{MAIN}/displacement_far": value / 2, "harm/corner": 0.0}
+        for key, number in costs.items():
+            width = 0.0 if key == "harm/corner" else 0.05
+            ends = {"/ci_low": number - width, "/ci_high": number + width}
+            metrics |= {f"test/{layer}/{key}": number, f"test/{layer}/{key}/n": 40}
+            metrics |= {f"test/{layer}/{key}{end}": each for end, each in ends.items() if pictures >= 6}
+            units[f"test/{layer}/{key}"] = np.where(np.arange(pictures) < (9 if "far" in key else pictures), number, np.nan)
+        metrics |= {f"test/{layer}/pck_ours_point_0.{alpha}/all": value for alpha in ("05", "15")}
+        metrics |= {f"random_weights/{layer}/pck_ours_point_0.{alpha}/all": 0.02 for alpha in ("05", "15")}
+        for what, number in (("random_weights", 0.02), ("gain_over_random_weights", value - 0.02)):
+            metrics |= {f"{what}/{layer}/{MAIN}/all": number, f"{what}/{layer}/{MAIN}/all/seeds": seeds}
+            ends = {"/ci_low": number - 0.01, "/ci_high": number + 0.01}
+            metrics |= {f"{what}/{layer}/{MAIN}/all{end}": each for end, each in ends.items() if seeds >= 3 and pictures >= 6}
+    meta = {
+        "layers": list(layers), "probe": "correspondence", "model": "some/model", "weights": "stored", "timestep": 50,
+        "images": {"test": pictures}, "pairs": {"test": 20}, "schema": 2, "complete": True,
+    }  # fmt: skip
+    np.savez(folder / "pseudovalues.npz", **units)
+    return Run(metrics, meta, {}, folder)
+
+
+def lines(table: Any) -> list[list[str]]:
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def test_costs_say_how_many_pictures_and_where_nothing_differs(tmp_path: Path) -> None:
+    found = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(cost_table(fabricated(tmp_path, {"mid": 0.4})))}
+    assert found["all keypoints"] == ["40.0", "5.0", "40", "16"]
+    assert found["displacement far"] == ["20.0", "5.0", "40", "9"]
+    assert found["harm of corner"] == ["0.0", "all equal", "40", "16"], "no interval of width 0 around nothing"
+    few = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(cost_table(fabricated(tmp_path, {"mid": 0.4}, pictures=4)))}
+    assert few["all keypoints"] == ["40.0", "n < 6", "40", "4"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "seeds", "own", "random"),
+    [(16, 1, "5.0", "one seed"), (16, 2, "5.0", "2 seeds"), (16, 3, "5.0", "1.0"), (4, 3, "n < 6", "n < 6")],
+)
+def test_missing_intervals_say_what_there_is_too_little_of(
+    tmp_path: Path, pictures: int, seeds: int, own: str, random: str
+) -> None:
+    shown = pck_table(fabricated(tmp_path, {"mid": 0.4}, pictures, seeds))
+    found = {row[1].split(",")[0]: row[-1] for row in lines(shown)}
+    assert [found["tested"], found["random weights"]] == [own, random]
+    assert found["gain over random weights"] == ("37.0 to 39.0" if random == "1.0" else random)
+    assert f"20 test pairs of {pictures} pictures" in str(shown.title)
+    said = "over 16 test pictures." if pictures == 16 else "Only 4 test pictures: no intervals below 6"
+    assert said in str(shown.caption)
+
+
+def test_of_many_layers_the_one_is_shown_where_matching_is_best(tmp_path: Path) -> None:
+    run = fabricated(tmp_path, {"down_0": 0.1, "down_0__leace": 0.9, "mid": 0.3, "mid__leace": 0.2})
+    assert matching_best_at(run) == "mid" and shown_layers(run) == ["mid"], "a mitigation is no layer"
+    assert "at mid, without mitigation, where matching is best" in str(cost_table(run).title)
+    drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in over_layers(run).axes[0].lines}
+    assert drawn["tested"] == pytest.approx([10, 30]) and drawn["behind leace"] == pytest.approx([90, 20])
+    one = fabricated(tmp_path, {"mid": 0.3, "mid__leace": 0.2})
+    assert "best" not in str(cost_table(one).title) and "pck_over_layers" not in correspondence_figures(one)
+    plt.close("all")

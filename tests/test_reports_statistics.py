@@ -207,6 +207,8 @@ def test_intervals_are_drawn_where_there_are_any() -> None:
     for shown, bands in ((run, 1), (changed(run, drop="/ci_"), 0)):
         figure = credibility_over_layers(shown)
         assert len(figure.axes[0].collections) == bands
+    gap = credibility_over_layers(changed(run, drop="conv_in/credibility/all/ci_low")).axes[0].collections[0]
+    assert gap.get_datalim(gap.axes.transData).x0 == 1, "no band where there is no interval"
     twins = {f"random_weights/{layer}/credibility/all/{end}": 0.5 for layer in LAYERS for end in ("ci_low", "ci_high")}
     twins |= {f"random_weights/{layer}/credibility/all/seeds": 3 for layer in LAYERS}
     figure = credibility_over_layers(Run(run.metrics | twins, run.meta, run.maps))
