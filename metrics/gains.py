@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from metrics.intervals import mean_interval, two_way_interval, with_ends
+from metrics.intervals import FEWEST, effective_units, mean_interval, two_way_interval, with_ends
 
 Values = Mapping[str, Float[np.ndarray, " n"]]  # key → pseudo-values by unit
 
@@ -41,12 +41,18 @@ def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, floa
 def metric_gains(own: "PerPhotograph", other: "PerPhotograph") -> dict[str, float]:
     """:func:`paired_gains` of two metrics over the same photographs; several processes call this together.
 
-    Groups that do not hold the same number of tokens of every photograph for both have no gain.
+    Groups that do not hold the same number of tokens of every photograph for both have no gain, and below 6 effective
+    photographs (few hold most of the tokens) no interval.
     """
     with own.sync_context(), other.sync_context():
         alike = [group for i, group in enumerate(own.groups) if own.count[:, i].equal(other.count[:, i])]
+        effective = dict(zip(own.groups, effective_units(own.count.cpu().numpy()), strict=True))
     theirs = other.pseudovalues()
-    return paired_gains({key: value for key, value in own.pseudovalues().items() if key.split("/")[1] in alike}, theirs)
+    found = paired_gains({key: value for key, value in own.pseudovalues().items() if key.split("/")[1] in alike}, theirs)
+    few = [group for group, units in effective.items() if units + 1e-9 < FEWEST]
+    return {
+        key: value for key, value in found.items() if not (key.endswith(("/ci_low", "/ci_high")) and key.split("/")[1] in few)
+    }
 
 
 class PerPhotograph(Protocol):

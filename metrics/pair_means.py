@@ -55,7 +55,7 @@ class PairMeans:
         """
         mean, terms = self._terms(average, value, counted)
         zeros = torch.zeros(len(self._group), value.shape[1], dtype=torch.float64, device=terms.device)
-        total, seen = zeros.clone(), zeros
+        total, seen = zeros.clone(), zeros.clone()
         for side in (0, 1):
             total.index_add_(0, self._place[:, side], terms)
             seen.index_add_(0, self._place[:, side], (self._per_pair(counted) > 0).double())

@@ -1,0 +1,1 @@
+"""Programs for this project's own upkeep; no run imports them."""
