@@ -208,8 +208,7 @@ def test_layers_that_share_nothing_have_mean_zero_over_2100_data_sets(make: Rows
     pairs = unrelated(image, cell, SHARED)
     values = [any_two(make, image, cell, pairs, seed) for seed in range(20)]
     for kind in zip(*values, strict=True):
-        mean, error = torch.cat(kind).mean(), torch.cat(kind).std() / 2100**0.5
-        assert abs(mean) < 4 * error < 0.02
+        assert abs(torch.cat(kind).mean()) < 0.01
 
 
 @pytest.mark.parametrize(
