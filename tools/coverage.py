@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -131,17 +132,19 @@ def networks(seeds: int, by_seed: float, by_photo: float, rest: float) -> Simula
 # --- Pairs that share pictures ---------------------------------------------------------------------------------------
 
 
-def keypoints(pictures: int, categories: int) -> Keypoints:
+@cache
+def keypoints(pictures: int, categories: int) -> tuple[Keypoints, PairMeans]:
     """One keypoint for each ordered pair of pictures of a category."""
     rows = [(c, a, b) for c in range(categories) for a in range(pictures) for b in range(pictures) if a != b]
     category, source, target = (torch.tensor(column) for column in zip(*rows, strict=True))
     empty, point = torch.zeros(len(rows), 2, dtype=torch.float64), torch.zeros(len(rows), 4, dtype=torch.float64)
     number = torch.arange(len(rows))
-    return Keypoints(
+    points = Keypoints(
         pair=number, category=category, source=category * pictures + source, target=category * pictures + target,
         source_slot=number, target_slot=number, source_point=empty, target_point=empty, target_box=point, target_size=empty,
         source_scale=empty, source_offset=empty, target_scale=empty, target_offset=empty, size=1,
     )  # fmt: skip
+    return points, PairMeans(points)
 
 
 def pair_differences(generator: Generator, points: Keypoints, kind: str) -> torch.Tensor:
@@ -167,9 +170,9 @@ def pictures_interval(kind: str, average: str) -> Simulation:
     """A mean over pairs."""
 
     def world(generator: Generator, n: int) -> bool:
-        points = keypoints(n // CATEGORIES[n], CATEGORIES[n])
+        points, means = keypoints(n // CATEGORIES[n], CATEGORIES[n])
         values = pair_differences(generator, points, kind)
-        return held(mean_interval(PairMeans(points).pseudovalues(average, values, torch.ones_like(values))[:, 0]), 0.0)
+        return held(mean_interval(means.pseudovalues(average, values, torch.ones_like(values))[:, 0]), 0.0)
 
     return world
 
@@ -178,9 +181,9 @@ def pictures_test(kind: str) -> Simulation:
     """The sign-flip test of a mean over pairs."""
 
     def world(generator: Generator, n: int) -> bool:
-        points = keypoints(n // CATEGORIES[n], CATEGORIES[n])
+        points, means = keypoints(n // CATEGORIES[n], CATEGORIES[n])
         values = pair_differences(generator, points, kind)
-        units = PairMeans(points).pseudovalues("point", values, torch.ones_like(values))
+        units = means.pseudovalues("point", values, torch.ones_like(values))
         return bool(adjusted_p(units)[0] < 0.05)
 
     return world
