@@ -10,13 +10,15 @@ from torch import Tensor
 
 from metrics.intervals import FEWEST, effective_units, mean_interval, two_way_interval, with_ends
 
+SAME = 1e-12  # differences below it are rounding
 Values = Mapping[str, Float[np.ndarray, " n"]]  # key → pseudo-values by unit
 
 
 def paired_gains(own: Values, other: Values) -> dict[str, float]:
     """Gain of every key that both have, with ``/ci_low``, ``/ci_high`` and ``/n`` (units): the mean of paired differences.
 
-    Units that only one of the two has make a key unpaired, and it is left out. Below 6 units the gain stands alone.
+    Units that only one of the two has make a key unpaired, and it is left out. Below 6 units, or where fewer than 6 differ at
+    all, the gain stands alone: how often and how much the others would is unknown.
     """
     keys = [key for key in own if key in other and bool((np.isfinite(own[key]) == np.isfinite(other[key])).all())]
     if not keys:
@@ -27,7 +29,8 @@ def paired_gains(own: Values, other: Values) -> dict[str, float]:
     for i, key in enumerate(keys):
         units = int(np.isfinite(differences[:, i]).sum())
         if units:
-            found |= with_ends(key, float(np.nanmean(differences[:, i])), lows[i], highs[i]) | {f"{key}/n": units}
+            ends = (lows[i], highs[i]) if (np.abs(differences[:, i]) > SAME).sum() >= FEWEST else (np.nan, np.nan)
+            found |= with_ends(key, float(np.nanmean(differences[:, i])), *ends) | {f"{key}/n": units}
     return found
 
 
