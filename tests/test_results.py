@@ -194,6 +194,11 @@ def test_cells_of_the_mitigations_tables_are_found() -> None:
         published.cell(tables, "mid", "leace", "depth RMSE")
 
 
+def test_the_readme_s_extract_is_that_of_the_published_tables() -> None:
+    root = Path(__file__).parent.parent
+    assert published.extract_table((root / "docs/mitigations.md").read_text()) in (root / "README.md").read_text()
+
+
 def test_every_published_block_and_figure_has_its_steps() -> None:
     known = {step.name for step in published.PLAN.steps}
     assert {name for needed, _ in published.PLAN.blocks.values() for name in needed} <= known

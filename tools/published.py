@@ -167,7 +167,7 @@ def tables_of(folder: Path) -> tuple[Run, ...]:
 
 
 EXTRACT = {
-    "none": "none", "position_mean": "`position_mean`", "shift_anova": "`shift_anova`", "leace": "`leace`",
+    "none": "none (chance .125)", "position_mean": "`position_mean`", "shift_anova": "`shift_anova`", "leace": "`leace`",
     "padding_swap": "`padding_swap` (reflect)", "random_rank": "control: as many random directions as `position_mean` takes",
 }  # fmt: skip
 COLUMNS = (("mid", "position"), ("up_1", "position"), ("up_1", "PCK all"), ("up_1", "depth RMSE"), ("up_1", "passes"))
@@ -180,19 +180,22 @@ def mitigation_tables(folder: Path) -> str:
 
 
 def mitigation_extract(folder: Path) -> str:
-    """A few rows and columns of those tables, values alone, and their n."""
-    runs = tables_of(folder)
-    tables = layer_tables((folder / "mitigations.md").read_text())
+    """A few rows and columns of those tables, and their n."""
+    counts = {run.kind: Measured.read(run.folder) for run in tables_of(folder)}
+    kinds = [kind for kind in ("position", "correspondence", "depth") if kind in counts]
+    n = ", ".join(f"{kind} n = {counts[kind].tested()}" for kind in kinds)
+    return (
+        f"{extract_table((folder / 'mitigations.md').read_text())}\n\nIn test pictures: {n}. A star is that of the whole table."
+    )
+
+
+def extract_table(text: str) -> str:
+    """The rows and columns of EXTRACT and COLUMNS of Markdown tables, values alone."""
+    tables = layer_tables(text)
     lines = ["| | position at mid | at up_1 | PCK at up_1 | depth RMSE at up_1 | passes |", "|---|---|---|---|---|---|"]
     for row, label in EXTRACT.items():
         lines.append(f"| {label} | {' | '.join(bare(cell(tables, layer, row, column)) for layer, column in COLUMNS)} |")
-    counts = {run.kind: Measured.read(run.folder) for run in runs}
-    n = [
-        f"{kind}: n = {run.tested()} test pictures"
-        for kind, run in counts.items()
-        if kind in ("position", "correspondence", "depth")
-    ]
-    return "\n".join([*lines, "", f"Values without intervals; {', '.join(n)}. A star is that of the whole table."])
+    return "\n".join(lines)
 
 
 def layer_tables(text: str) -> dict[str, dict[str, dict[str, str]]]:
