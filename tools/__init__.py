@@ -1,1 +1,1 @@
-"""Programs for this project's own upkeep; no run imports them."""
+"""Maintenance of what the documents publish: commands for those who change the code. Nobody imports this package."""

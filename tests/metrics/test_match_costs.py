@@ -419,7 +419,8 @@ def test_harm_is_the_share_of_keypoints_that_an_attractor_takes(share: float) ->
     assert values["harm/high_norm"] == pytest.approx((1 - reference) * n / elsewhere), "all are right without the attractor"
     assert values["harm/high_norm"] == pytest.approx(share, abs=0.06)
     assert values["harm/corner"] == values["harm_random/high_norm"] == values["harm_random/corner"] == 0
-    assert values["harm/high_norm/ci_low"] <= values["harm/high_norm"] <= values["harm/high_norm/ci_high"]
+    if share:
+        assert values["harm/high_norm/ci_low"] <= values["harm/high_norm"] <= values["harm/high_norm/ci_high"]
     if share:
         assert values["attraction/high_norm"] == pytest.approx(1 - 1 / SIDE**2), "every wrong match is on it"
         assert values["attraction/corner"] == pytest.approx(-4 / SIDE**2)
@@ -465,7 +466,8 @@ def test_without_any_anomaly_masking_costs_nothing() -> None:
     assert values[f"{MAIN}/all"] == 1
     for group in MASKED:
         for name in ("harm", "harm_random"):
-            assert values[f"{name}/{group}"] == values[f"{name}/{group}/ci_low"] == values[f"{name}/{group}/ci_high"] == 0
+            assert values[f"{name}/{group}"] == 0
+            assert f"{name}/{group}/ci_low" not in values, "where no picture changes, nothing says how rare changes are"
             assert values[f"{name}/{group}/n"] > 1000
     state = matches.compute()
     for random in (False, True):
@@ -482,7 +484,7 @@ def test_a_group_that_takes_matches_is_blamed_and_as_many_random_tokens_are_not(
     assert lost > 0.2
     assert values["harm/high_norm"] == pytest.approx(lost)
     assert values["harm/high_norm/ci_low"] > 0.15
-    assert values["harm_random/high_norm"] == values["harm_random/high_norm/ci_low"] == 0
+    assert values["harm_random/high_norm"] == 0
     assert values["harm/border"] == pytest.approx(values["harm_random/border"], abs=0.05), "which takes none of its own"
 
 
