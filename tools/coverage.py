@@ -5,7 +5,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -13,8 +13,10 @@ import torch
 from scipy import stats
 
 from metrics.credibility import RISKS, corner_risk, credibility, credibility_report, larger_risk, with_clipped
+from metrics.flip_attribution import FlipAttribution
 from metrics.folds import Estimate, leave_one_out
 from metrics.gains import paired_gains
+from metrics.high_norm import HighNormTokens
 from metrics.intervals import (
     independent_interval,
     jackknife_pseudovalues,
@@ -28,6 +30,8 @@ from metrics.layer_tokens import LayerTokens
 from metrics.pair_means import PairMeans
 from metrics.position_variance import PositionVariance
 from metrics.sign_flips import adjusted_p
+from reports.credibility_cells import CredibilityCell
+from reports.validation import validation
 from tokens.keypoints import Keypoints
 
 FOLDS = 20
@@ -276,6 +280,54 @@ def credibility_interval(corner: float, position: float) -> Simulation:
     return world
 
 
+def detections(share: float) -> Simulation:
+    """Share of tokens in the few images that have detections; without an interval where too few groups of images have any."""
+
+    def world(generator: Generator, n: int) -> bool:
+        count = torch.from_numpy(generator.binomial(64, 0.1, n) * (generator.random(n) < share))
+        metric = HighNormTokens(n)
+        mask = (torch.arange(64).expand(n, -1) < count[:, None]).view(n, 8, 8)
+        metric.update(LayerTokens.of(torch.ones(n, 1, 8, 8), {"high_norm": mask}))
+        found = metric.compute()
+        low, high = (found.get(f"high_norm_share/all/{end}") for end in ("ci_low", "ci_high"))
+        return low is None or high is None or held((low, high), 0.1 * share)
+
+    return world
+
+
+def flips(generator: Generator, n: int) -> bool:
+    """Flip attribution of photographs whose accuracies differ, .9 in truth."""
+    metric = FlipAttribution(8, 8, n)
+    effect = generator.normal(0.4, 0.1, n)  # what is read above the mirrored coordinate's rate
+    rates = np.array([[0.1 + effect, np.full(n, 0.1)], [0.1 + 0.9 * effect + generator.normal(0, 0.03, n), np.full(n, 0.1)]])
+    nowhere = torch.zeros(0, 2, dtype=torch.long)
+    metric.update(nowhere, nowhere, nowhere[:, 0], rotated=False)  # sums are put in place of tokens
+    metric.right += torch.from_numpy(64 * rates).permute(2, 0, 1)
+    metric.count += 64
+    found = metric.compute()
+    return held((found["flip_attribution/all/ci_low"], found["flip_attribution/all/ci_high"]), 0.9)
+
+
+def ranks(models: int) -> Simulation:
+    """ρ of a risk and a harm that are unrelated, over ``models`` networks of n layers at three timesteps."""
+
+    def world(generator: Generator, n: int) -> bool:
+        cells = []
+        for model in range(models):
+            risk, harm = (generator.normal(size=(n, 1)) + 0.6 * generator.normal(size=(n, 3)) for _ in range(2))
+            cells += [
+                CredibilityCell(
+                    str(model), t, str(k), risk[k, t], 0, 0, 0, harm[k, t], 0, generator.normal(), k, generator.random()
+                )
+                for k in range(n)
+                for t in range(3)
+            ]
+        found = validation([replace(cell, raw=0.5 + 0.1 * cell.raw) for cell in cells], "credibility", "gain").risk
+        return held((found.ci_low, found.ci_high), 0.0)
+
+    return world
+
+
 # --- Tests of many columns -------------------------------------------------------------------------------------------
 
 
@@ -324,6 +376,12 @@ LEVELS = (
         "credibility", 0.95, (40, 96),
         {f"r_cor {corner}": credibility_interval(corner, 0.1) for corner in (-0.1, 0.0, 0.02, 0.3)}, "images",
     ),
+    Level(
+        "share of high-norm tokens", 0.95, (40, 96), {f"in {s:.0%} of images": detections(s) for s in (0.1, 0.3, 0.8)}, "images"
+    ),
+    Level("flip attribution", 0.95, (8, 32), {"normal": flips}),
+    Level("ρ of the credibility validation, one model", 0.95, (10, 40), {"unrelated": ranks(1)}, "layers"),
+    Level("ρ of the credibility validation, three models", 0.95, (10,), {"unrelated": ranks(3)}, "layers"),
     Level("any star, 23 mitigations", 0.05, (6, 8, 10, 16, 32), {"correlation .5": family(23, 0.5), "none": family(23, 0.0)}),
     Level("any star, 57 columns", 0.05, (32,), {"correlation .5": family(57, 0.5)}),
     Level("star of a mean over pairs", 0.05, (6, 8, 12, 88), {kind: pictures_test(kind) for kind in PAIRS}, "pictures"),
