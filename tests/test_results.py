@@ -167,8 +167,7 @@ def test_blocks_are_rewritten_alone() -> None:
         (Estimate(0.001, -0.019, 0.02), "nothing (+.001 [−.019, +.020], n = 8)"),
         (Estimate(0.001, -0.021, 0.01), "not decided (+.001 [−.021, +.010], n = 8)"),
         (Estimate(-0.1, -0.2, -0.03), "less (−.100 [−.200, −.030], n = 8)"),
-        (Estimate(0.0, 0.0, 0.0), "no change seen (.000, n = 8, no interval)"),
-        (Estimate(0.0), "not decided (+.000, n = 8, too few for an interval)"),
+        (Estimate(0.0), "not decided (+.000, n = 8, no interval: fewer than 6 differ)"),
     ],
 )
 def test_nothing_is_said_only_of_a_small_interval(estimate: Estimate, text: str) -> None:

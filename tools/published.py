@@ -14,12 +14,13 @@ from pathlib import Path
 
 from demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
 from reports.collection import read_runs, summarise
+from reports.controls import CIRCULAR, PERIODIC, mean_accuracy, tested
 from reports.figures import draw
 from reports.run import Run
 from tokens.errors import InputError
 from tools.plan import Plan
 from tools.steps import OUTPUT, Step, sweep, train
-from tools.wording import Measured, effect, half_width, number
+from tools.wording import Estimate, Measured, effect, half_width, number
 
 ACCURACY = "binned_accuracy/all"
 PCK = "pck_ours_point_0.10"
@@ -227,20 +228,25 @@ def bare(text: str) -> str:
 
 
 def origin(folder: Path) -> str:
-    """What networks with and without zero padding and training read of position."""
-    cells = {str(run.meta["control"]): Measured.read(run.folder) for run in tables_of(folder)}
+    """What networks with and without zero padding and training read of position.
 
-    def accuracy(name: str) -> str:
-        if name not in cells:
-            raise InputError(f"Expected a cell control={name} in {folder.name}, but there is none. Run the step again.")
-        return str(cells[name].estimate(f"test/{MID}/{ACCURACY}"))
+    Raises:
+        InputError: a cell is missing.
+    """
+    cells = {str(run.meta["control"]): run for run in tables_of(folder)}
 
-    circular, trained = accuracy("random_circular"), cells["trained"]
+    def accuracy(*names: str) -> str:
+        found = mean_accuracy(cells, MID, tested(*names))
+        if found is None or not set(names) <= set(cells):
+            raise InputError(f"Expected cells {', '.join(names)} in {folder.name}, but not all are there. Run the step again.")
+        return str(Estimate(found.value, found.low, found.high))
+
+    trained = Measured.read(cells["trained"].folder)
     return (
-        f"Accuracy at `{MID}` (n = {trained.tested()} test pictures, chance "
-        f"{number(trained.number(f'chance/{MID}/{ACCURACY}'), 3)}). An untrained network (one seed)\n"
-        f"on periodic texture: {accuracy('random_periodic')} with zero padding, {circular} with circular padding.\n"
-        f"The trained network: {accuracy('trained')} with zero padding, {accuracy('circular')} with circular padding."
+        f"Accuracy at `{MID}` ({trained.tested()} test photographs, chance "
+        f"{number(trained.number(f'chance/{MID}/{ACCURACY}'), 3)}). Untrained networks on periodic texture (3 seeds; intervals "
+        f"over seeds and\nphotographs): {accuracy(*PERIODIC)} with zero padding, {accuracy(*CIRCULAR)} with circular padding. "
+        f"The trained network\non scenes: {accuracy('trained')} with zero padding, {accuracy('circular')} with circular."
     )
 
 

@@ -108,9 +108,7 @@ def effect(estimate: Estimate, n: str, digits: int = 3) -> str:
     out, else "not decided"; always with value, interval and n."""
     numbers = f"{estimate.text(digits, sign=True)}, n = {n}"
     if estimate.low is None or estimate.high is None:
-        return f"not decided ({numbers}, too few for an interval)"
-    if estimate.low == estimate.high == 0:
-        return f"no change seen ({number(0, digits)}, n = {n}, no interval)"  # resamples of zeros show no spread
+        return f"not decided ({numbers}, no interval: fewer than 6 differ)"
     if estimate.low >= -NEGLIGIBLE and estimate.high <= NEGLIGIBLE:
         return f"nothing ({numbers})"
     if estimate.low > 0 or estimate.high < 0:
