@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from reports.comparison import comparison_figures
-from reports.comparison_table import best_table, write_tables
+from reports.comparison_table import question_table, write_tables
 from reports.control_groups import control_groups
 from reports.controls import controls_tables, write_controls
 from reports.credibility_validation import credibility_tables
@@ -97,11 +97,11 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def show_runs(runs: list[Run], console: Console) -> None:
-    """Print what a set of runs is about, or its table of best layers; a narrow terminal folds cells and cuts none."""
+    """Print what a set of runs is about, or its table of layers by question; a narrow terminal folds cells and cuts none."""
     tables = [*controls_tables(runs), *mitigation_tables(runs), *credibility_tables(runs)]
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
-    for table in tables or [best_table(runs)]:
+    for table in tables or [question_table(runs)]:
         console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Figures of many runs: over layers, over timesteps, the best layer of every task, position against the task."""
+"""Figures of many runs: over layers, over timesteps, the layer of every question, position against the task."""
 
 import logging
 import math
@@ -11,13 +11,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.comparison_table import TASKS, best_layer, value_of
+from reports.comparison_table import TASKS, layer_asked_for, value_of
 from reports.conditions import names
 from reports.run import Run
 
 log = logging.getLogger(__name__)
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#64473a", "#e03e3e", "#787774")
 MARKERS = "os^Dvp*X"
+MEANS = "means over seeds; their intervals are in runs.csv"
 Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
 Means = dict[Cell, float]
 
@@ -39,7 +40,7 @@ def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
             figures[f"layers_timesteps_{task}"] = over_both(values[task], _layers(group), task)
     every = [run for group in tasks.values() for run in group]
     if _most_layers(every) > 1:
-        figures["best_layer"] = best_layers(values, _layers(every))
+        figures["layer_by_question"] = layer_by_question(values, _layers(every))
     positions = values.get("position", {})
     for task, others in values.items():
         if task != "position" and len(positions.keys() & others.keys()) > 1:
@@ -80,16 +81,19 @@ def over_layers(values: Means, layers: list[str], task: str) -> Figure:
                 axis.plot(curve, "-o", ms=3, lw=1.4, color=colour, label=f"timestep {timestep}")
         _finish(axis, model, task)
     axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, fontsize=8)
-    figure.suptitle(f"{TASKS[task].label} over layers", fontsize=11)
+    figure.suptitle(f"{TASKS[task].label} over layers\n{MEANS}", fontsize=11)
     return figure
 
 
 def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
-    """The main number over timesteps, a panel per name, a curve per layer: the eight best of them."""
+    """The main number over timesteps, a panel per name, a curve per layer: of many layers eight, those with the highest number
+    (the lowest, where that answers the question)."""
     models = sorted({cell[0] for cell in values})
-    sign = 1 if TASKS[task].more_is_better else -1
-    best = {layer: max(sign * v for c, v in values.items() if c[2] == layer) for layer in {cell[2] for cell in values}}
-    kept = set(sorted(best, key=lambda layer: -best[layer])[: len(COLOURS)])
+    sign = 1 if TASKS[task].highest else -1
+    most = {layer: max(sign * v for c, v in values.items() if c[2] == layer) for layer in {cell[2] for cell in values}}
+    kept = set(sorted(most, key=lambda layer: -most[layer])[: len(COLOURS)])
+    end = "highest" if sign > 0 else "lowest"
+    cut = f": of {len(most)} layers the {len(kept)} with the {end}" if len(kept) < len(most) else ""
     layers = [layer for layer in layers if layer in kept]
     figure, axes = plt.subplots(
         len(models), 1, figsize=(7.5, 3.1 * len(models) + 0.8), squeeze=False, sharex=True, sharey=True, layout="constrained"
@@ -101,7 +105,7 @@ def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
                 axis.plot(*zip(*points, strict=True), "-o", ms=3.5, lw=1.4, color=colour, label=layer)
         _finish(axis, model, task)
     axes[-1, 0].set_xlabel("timestep")
-    figure.suptitle(f"{TASKS[task].label} over timesteps", fontsize=11)
+    figure.suptitle(f"{TASKS[task].label} over timesteps{cut}\n{MEANS}", fontsize=11)
     return figure
 
 
@@ -121,13 +125,13 @@ def over_both(values: Means, layers: list[str], task: str) -> Figure:
         axis.set_title(model, loc="left", fontsize=10)
     axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
     figure.colorbar(image, ax=list(axes.flat), label=TASKS[task].label)
-    figure.suptitle(f"{TASKS[task].label} over layers and timesteps", fontsize=11)
+    figure.suptitle(f"{TASKS[task].label} over layers and timesteps\n{MEANS}", fontsize=11)
     return figure
 
 
-def best_layers(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
-    """Which layer is best at every task, a row per name and timestep; ``tasks`` holds :func:`means` of each."""
-    chosen = {(*line, task): layer for task, values in tasks.items() for line, layer in best_of(values, task).items()}
+def layer_by_question(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
+    """Which layer every task's question points to, a row per name and timestep; ``tasks`` holds :func:`means` of each."""
+    chosen = {(*line, task): layer for task, values in tasks.items() for line, layer in answers(values, task).items()}
     layers = [layer for layer in layers if layer in chosen.values()]
     lines = sorted({cell[:2] for cell in chosen})
     figure, axis = plt.subplots(figsize=(max(6.5, 0.45 * len(layers) + 4.5), 0.35 * len(lines) + 1.8), layout="constrained")
@@ -136,24 +140,24 @@ def best_layers(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
         shift = 0.16 * (number - (count - 1) / 2)  # tasks that agree stay visible beside each other
         found = [(layers.index(layer), lines.index(cell[:2]) + shift) for cell, layer in chosen.items() if cell[2] == task]
         x, y = zip(*found, strict=True)
-        axis.plot(x, y, MARKERS[number % 8], ms=7, color=COLOURS[number % 8], label=TASKS[task].label)
+        axis.plot(x, y, MARKERS[number % 8], ms=7, color=COLOURS[number % 8], label=TASKS[task].question)
     axis.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(lines)), [f"{model}, {timestep}" for model, timestep in lines], fontsize=8)
     axis.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-0.5, len(layers) - 0.5))
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=count, frameon=False, fontsize=9)
-    figure.suptitle("Best layer of every task, by network and timestep", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=min(count, 2), frameon=False, fontsize=9)
+    figure.suptitle("Layer by question, network and timestep\nby the mean over seeds; intervals: runs.csv", fontsize=11)
     return figure
 
 
-def best_of(values: Means, task: str) -> dict[tuple[str, int], str]:
-    """(name, timestep) → the layer whose mean is best; of equal ones the first."""
-    sign = 1 if TASKS[task].more_is_better else -1
-    best: dict[tuple[str, int], tuple[float, str]] = {}
+def answers(values: Means, task: str) -> dict[tuple[str, int], str]:
+    """(name, timestep) → the layer whose mean answers the task's question; of equal ones the first."""
+    sign = 1 if TASKS[task].highest else -1
+    found: dict[tuple[str, int], tuple[float, str]] = {}
     for (name, timestep, layer), value in values.items():
-        if (name, timestep) not in best or sign * value > best[name, timestep][0]:
-            best[name, timestep] = sign * value, layer
-    return {line: layer for line, (_, layer) in best.items()}
+        if (name, timestep) not in found or sign * value > found[name, timestep][0]:
+            found[name, timestep] = sign * value, layer
+    return {line: layer for line, (_, layer) in found.items()}
 
 
 def against_position(positions: Means, others: Means, task: str) -> Figure:
@@ -179,7 +183,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs with a main number, by task; the study measures position by the same number."""
     tasks: dict[str, list[Run]] = {}
     for run in runs:
-        if best_layer(run):
+        if layer_asked_for(run):
             tasks.setdefault("position" if run.kind == "study" else run.kind, []).append(run)
     return tasks
 

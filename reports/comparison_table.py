@@ -1,4 +1,4 @@
-"""One table of many runs: a row per run and layer (CSV, Markdown), a row per run at its best layer (terminal)."""
+"""One table of many runs: a row per run and layer (CSV, Markdown), a row per run at the layer of its question (terminal)."""
 
 import csv
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from reports.conditions import checkpoints, fingerprint, mitigation
+from reports.numbers import FEW, seeds, units
 from reports.run import Run
 
 POSITION = "binned_accuracy"
@@ -17,20 +18,24 @@ POSITION = "binned_accuracy"
 
 @dataclass(frozen=True)
 class Task:
-    """What a probe is compared by; ``scale`` turns a share into percent."""
+    """What a probe is compared by, and the question that singles out a layer: the ``highest`` number answers it, or the lowest.
+
+    ``scale`` turns a share into percent.
+    """
 
     metric: str
     label: str
-    more_is_better: bool = True
+    question: str
+    highest: bool = True
     scale: float = 1.0
 
 
 TASKS = {
-    "position": Task(POSITION, "position accuracy, 8 bins"),
-    "study": Task(POSITION, "position accuracy, 8 bins"),
-    "correspondence": Task("pck_ours_point_0.10", "PCK@0.10, %", scale=100.0),
-    "depth": Task("rmse", "depth RMSE", more_is_better=False),
-    "statistics": Task("credibility", "credibility"),
+    "position": Task(POSITION, "position accuracy, 8 bins", "position most readable at"),
+    "study": Task(POSITION, "position accuracy, 8 bins", "position most readable at"),
+    "correspondence": Task("pck_ours_point_0.10", "PCK@0.10, %", "matching best at", scale=100.0),
+    "depth": Task("rmse", "depth RMSE", "depth read best at", highest=False),
+    "statistics": Task("credibility", "credibility", "credibility highest at (descriptive)"),
 }
 COLUMNS: dict[str, Callable[[Run], Any]] = {
     "run": lambda run: run.folder.as_posix(),
@@ -49,8 +54,15 @@ COLUMNS: dict[str, Callable[[Run], Any]] = {
     "config_hash": lambda run: run.meta.get("config_hash"),
 }
 HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
+NOTE = (
+    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6: too few "
+    "units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
+)
 RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
-NUMBERS = ("value", "ci_low", "ci_high", "random_weights")
+ENDS = ("", "ci_low", "ci_high")
+NUMBERS = (
+    "value", "ci_low", "ci_high", "random_weights", "random_weights_ci_low", "random_weights_ci_high", "random_weights_seeds",
+)  # fmt: skip
 
 
 def value_of(run: Run, layer: str) -> float | None:
@@ -60,12 +72,12 @@ def value_of(run: Run, layer: str) -> float | None:
     return None if value is None or task is None else task.scale * value
 
 
-def best_layer(run: Run) -> str | None:
-    """The layer with the best main number; None where a run has none."""
+def layer_asked_for(run: Run) -> str | None:
+    """The layer that answers the question of the run's task; None where a run has no number."""
     values = {layer: value for layer in run.bases if (value := value_of(run, layer)) is not None}
     if not values:
         return None
-    return (max if TASKS[run.kind].more_is_better else min)(values, key=lambda layer: values[layer])
+    return (max if TASKS[run.kind].highest else min)(values, key=lambda layer: values[layer])
 
 
 def rows(runs: list[Run]) -> list[dict[str, Any]]:
@@ -79,11 +91,11 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         return []
     found = []
     for layer in run.bases:
-        ends = [run.value("test", layer, task.metric, end=end) for end in ("", "ci_low", "ci_high")]
-        numbers = [*ends, run.value("random_weights", layer, task.metric)]
+        numbers = [run.value("test", layer, task.metric, end=end) for end in ENDS]
+        numbers += [run.value("random_weights", layer, task.metric, end=end) for end in (*ENDS, "seeds")]
         found.append(
             {name: read(run) for name, read in COLUMNS.items()}
-            | {"layer": layer, "metric": task.metric}
+            | {"layer": layer, "metric": task.metric, "units": sampled(run)}
             | dict(zip(NUMBERS, numbers, strict=True))
         )
     return found
@@ -91,7 +103,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 def write_tables(runs: list[Run], folder: Path) -> list[Path]:
     """``runs.csv`` and ``runs.md``, every row; numbers as in metrics.json."""
-    header = [*COLUMNS, "layer", "metric", *NUMBERS]
+    header = [*COLUMNS, "layer", "metric", "units", *NUMBERS]
     table = [[_text(row[name]) for name in header] for row in rows(runs)]
     paths = [folder / "runs.csv", folder / "runs.md"]
     with paths[0].open("w", newline="") as file:
@@ -101,8 +113,9 @@ def write_tables(runs: list[Run], folder: Path) -> list[Path]:
     return paths
 
 
-def best_table(runs: list[Run]) -> Table:
-    """A row per run: what tells it from the others, its best layer's main number, the interval, and random weights beside.
+def question_table(runs: list[Run]) -> Table:
+    """A row per run: what tells it from the others, the layer that its question points to, the number there with its interval
+    and what this rests on, and random weights beside.
 
     What all runs share has no column: the caption names it.
     """
@@ -111,34 +124,40 @@ def best_table(runs: list[Run]) -> Table:
     told |= {name: [_text(read(run)) for run in runs] for name, read in COLUMNS.items() if name not in HIDDEN}
     varying = {name: texts for name, texts in told.items() if len(set(texts)) > 1}
     shared = [f"{name.replace('_', ' ')} {texts[0]}" for name, texts in told.items() if name not in varying and any(texts)]
-    note = "The best layer is chosen on the test images it is shown for, so it is a little too good."
     table = Table(
-        title=f"{len(runs)} runs, each at its best layer (all layers: runs.csv, runs.md)",
-        caption="\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), note]),
+        title=f"{len(runs)} runs, each at the layer that answers its question (all layers: runs.csv, runs.md)",
+        caption="\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), NOTE]),
         title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
     )  # fmt: skip
     headers = [name.replace("_", "\n") for name in varying]
-    for header in ("run", *headers, "metric", "best layer", "value", "95 % interval", "random\nweights"):
+    for header in ("run", *headers, "metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"):
         table.add_column(header, overflow="fold", justify="right" if header in RIGHT else "left")
     for i, run in enumerate(runs):
-        table.add_row(_short(run.folder), *(texts[i] or "–" for texts in varying.values()), *_best(run))
+        table.add_row(_short(run.folder), *(texts[i] or "–" for texts in varying.values()), *_answer(run))
     return table
 
 
-def _best(run: Run) -> tuple[str, ...]:
-    """Metric, best layer, its number, the interval and the number with random weights, as shown."""
-    layer, task = best_layer(run), TASKS.get(run.kind)
+def _answer(run: Run) -> tuple[str, ...]:
+    """Metric, question, layer, its number, the interval and its units, the number with random weights, as shown."""
+    layer, task = layer_asked_for(run), TASKS.get(run.kind)
     if layer is None or task is None:
-        return "–", "–", "–", "", ""
-    low, high, random = (
-        None if value is None else task.scale * value
-        for value in (
-            *(run.value("test", layer, task.metric, end=end) for end in ("ci_low", "ci_high")),
-            run.value("random_weights", layer, task.metric),
-        )
-    )
-    interval = "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
-    return task.label, layer, _number(value_of(run, layer)), interval, _number(random)
+        return "–", "–", "–", "–", "", "", ""
+    interval, random = (_interval(run, what, layer, task) for what in ("test", "random_weights"))
+    value = run.value("random_weights", layer, task.metric)
+    parts = [] if value is None else [_number(task.scale * value), random, seeds(run)]
+    beside = ", ".join(filter(None, parts)) or "–"
+    return task.label, task.question, layer, _number(value_of(run, layer)), interval or FEW, sampled(run), beside
+
+
+def sampled(run: Run) -> str:
+    """What a run's intervals rest on: ``12 photographs``."""
+    count, name = units(run)
+    return "" if count is None else f"{count} {name.removeprefix('test ')}"
+
+
+def _interval(run: Run, what: str, layer: str, task: Task) -> str:
+    low, high = (run.value(what, layer, task.metric, end=end) for end in ("ci_low", "ci_high"))
+    return "" if low is None or high is None else f"{_number(task.scale * low)} to {_number(task.scale * high)}"
 
 
 def _short(folder: Path) -> str:

@@ -12,10 +12,8 @@ Read = Callable[[Run], Any]
 
 
 def mitigation(run: Run) -> str | None:
-    """Names of a run's steps, ``compared`` where layers stand beside their variants, None without a mitigation."""
-    described = run.meta.get("mitigations") or {}
-    steps = [" + ".join(each.get("steps", ())) for each in described.values()]
-    return "compared" if len(steps) > 1 else (steps[0] or None) if steps else None
+    """A run's chain, ``compared`` where layers stand beside their variants, None without a mitigation."""
+    return "compared" if len(run.meta.get("mitigations") or {}) > 1 else run.chain or None
 
 
 def fingerprint(run: Run) -> str | None:
@@ -57,13 +55,15 @@ def names(tasks: Tasks) -> dict[int, str]:
     """``id(run)`` → checkpoint and those conditions in which runs of the checkpoint differ.
 
     A condition that differs within one task is named in all, so that tasks still meet under one name; the probe and its solver
-    are a task's own. Where runs of one seed, timestep and layer remain under one name, their images or settings are named.
+    are a task's own. A chain of mitigations is always named. Where runs of one seed, timestep and layer remain under one name,
+    their images or settings are named.
     """
     every = [run for runs in tasks.values() for run in runs]
     short = checkpoints(every)
     named = {id(run): short[id(run)] for run in every}
     for label, read in SHARED.items():
         differing = {name for runs in tasks.values() for name in _several(runs, short, read)}
+        differing |= {short[id(run)] for run in every if read is mitigation and run.chain}
         _append(named, [run for run in every if short[id(run)] in differing], label, read)
     for runs in tasks.values():
         for label, read in OWN.items():

@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
+from reports.curves import curve, heading, mitigated, name_layers
+from reports.numbers import captioned, half, intervals, lacking, percent, random_weights, run_table, tested
 from reports.run import Run
 
 MAIN = "pck_ours_point_0.10"
@@ -49,22 +50,28 @@ COSTS = [
     *(("attraction", name, f"attraction {name}") for name in MASKED),
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
+PADDING = (0, 1, 0, 0)
+SAME = "all equal"  # in place of an interval of width 0
 VERDICTS = {1: ("right", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong: at the source's position", "#ffbf00")}
 CAPTION = (
-    "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17). ±: half of the 95 % interval\n"
-    "over pictures. Gains are paired by keypoint, in points, with their interval."
+    "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17).\n"
+    "Gains are paired by keypoint, in points, with their interval."
 )
 PROTOCOL_CAPTION = (
     "α of: the longer side that α is a share of, of the target's box, of the box around its keypoints, or of its image;\n"
     "sd_dino and geoaware take the image on PF-PASCAL, the box elsewhere.\n"
     "dift: raw tokens, over enlarged grids. refined: between tokens."
 )
+FEW_OF_CATEGORY = "n < 6 also stands where a category has fewer than 3 pictures."
 COST_CAPTION = (
     "displacement: of the target point from the source point, in sides of the input (below .15, to .35, above).\n"
     "edge: of the target point from the input's edge (below 1/16, to 3/16, above).\n"
     "copies: wrong matches at the source's own position, and how many would be at other pairs' source positions.\n"
     "attraction: share of wrong matches on the group, less the group's share of the grid.\n"
-    "harm: PCK gained by masking the group, and by masking as many random interior tokens."
+    "harm: PCK gained by masking the group, and by masking as many random interior tokens; of keypoints whose true token\n"
+    "neither masks.\n"
+    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on.\n"
+    f"{SAME}: every picture gives the same number, which says nothing of how pictures differ."
 )
 
 
@@ -75,52 +82,53 @@ def correspondence_tables(run: Run) -> list[Table]:
 
 def pck_table(run: Run) -> Table:
     """Rows per layer and way of matching."""
-    state = "" if run.meta["complete"] else "  INCOMPLETE"
-    pairs = run.meta["pairs"]["test"]
-    table = _table(f"Semantic correspondence: {run.setting}, {pairs} test pairs{state}", CAPTION)
+    shown = run_table(f"Semantic correspondence: {run.setting}, {tested(run)}", run, PADDING)
     for header in ("layer", "matching", *(f"@{alpha}" for alpha in ALPHAS), "± @0.10"):
-        table.add_column(header, no_wrap=True, justify="left" if header in ("layer", "matching") else "right")
+        shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "matching") else "right")
+    ways = WAYS | {way: WAYS[way].replace("random weights", random_weights(run)) for way in WAYS if way.startswith("random_w")}
     for layer in run.layers:
-        for way, text in WAYS.items():
+        for way, text in ways.items():
             where = "baseline" if way in ("same_position", "random_point") else layer
             values = [run.value(way, where, f"pck_ours_point_{alpha}") for alpha in ALPHAS]
             if values[0] is not None:
-                cells = [_percent(value) for value in values]
-                half = _half(run, way, where, MAIN, "all")
-                table.add_row(layer if way == "test" else "", text, *cells, half, style="" if way == "test" else "dim")
+                cells = [percent(value) for value in values]
+                within = _half(run, way, where, MAIN, "all")
+                shown.add_row(layer if way == "test" else "", text, *cells, within, style="" if way == "test" else "dim")
         for what, text in GAINS.items():
             if (value := run.value(what, layer, MAIN)) is not None:
-                ends = [_percent(run.value(what, layer, MAIN, end=end)) for end in ("ci_low", "ci_high")]
-                table.add_row("", text, "", _percent(value), "", f"{ends[0]} to {ends[1]}")
-        table.add_section()
-    return table
+                shown.add_row("", text, "", percent(value), "", _ends(run, what, layer))
+        shown.add_section()
+    return captioned(shown, run, CAPTION, intervals(run), sep="\n")
 
 
 def cost_table(run: Run) -> Table:
-    """PCK of every stratum, then copies, attraction and harm; of at most three layers, else of the best."""
-    table = _table("What position, corners and high-norm tokens cost (percent, @0.10)", COST_CAPTION)
-    for header in ("layer", "group", "tested", "±", "zero-\nshot", "random\nweights", "same\nplace", "n"):
-        table.add_column(header, no_wrap=True, justify="left" if header in ("layer", "group") else "right")
+    """PCK of every stratum, then copies, attraction and harm; of more than three layers where matching is best."""
+    shown = run_table(f"Matches by place and token group (percent, @0.10){_chosen(run)}", run, PADDING)
+    weights = random_weights(run).replace(" ", "\n", 2)
+    for header in ("layer", "group", "tested", "±", "zero-\nshot", weights, "same\nplace", "key-\npoints", "pic-\ntures"):
+        shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "group") else "right")
+    sampled = {key: str(int(np.isfinite(values).sum())) for key, values in run.pseudovalues().items()}
     for layer in shown_layers(run):
         first = layer
         for metric, group, text in COSTS:
             value = run.value("test", layer, metric, group)
             if value is None:
                 continue
-            nulls = [_percent(run.value(way, layer, metric, group)) for way in ("zero_shot", "random_weights")]
-            same = _percent(run.value("same_position", "baseline", metric, group))
+            nulls = [percent(run.value(way, layer, metric, group)) for way in ("zero_shot", "random_weights")]
+            same = percent(run.value("same_position", "baseline", metric, group))
             n = run.value("test", layer, metric, group, "n")
-            half = _half(run, "test", layer, metric, group)
-            table.add_row(first, text, _percent(value), half, *nulls, same, f"{n:.0f}" if n else "")
+            counts = f"{n:.0f}" if n else "", sampled.get(f"test/{layer}/{metric}/{group}", "–")
+            within = _half(run, "test", layer, metric, group)
+            shown.add_row(first, text, percent(value), within, *nulls, same, *counts)
             first = ""
-        table.add_section()
-    return table
+        shown.add_section()
+    return captioned(shown, run, COST_CAPTION, sep="\n")
 
 
 def protocol_table(run: Run) -> Table:
     """Every published way of counting the same matches; dift counts its own, over enlarged grids, zero-shot."""
     raw = "zero_shot" if any(key.startswith("zero_shot/") for key in run.metrics) else "test"
-    table = _table("The same matches as papers count them (percent)", PROTOCOL_CAPTION)
+    table = run_table(f"The same matches as papers count them (percent){_chosen(run)}", run, PADDING)
     words = ("layer", "protocol", "α of", "mean over")
     for header in (*words, *(f"@{alpha}" for alpha in PUBLISHED_ALPHAS), "± @0.10"):
         table.add_column(header, no_wrap=True, justify="left" if header in words else "right")
@@ -131,11 +139,11 @@ def protocol_table(run: Run) -> Table:
             values = [run.value(way, layer, f"pck_{protocol}_{average}_{alpha}") for alpha in PUBLISHED_ALPHAS]
             if values[-1] is None:
                 continue
-            half = _half(run, way, layer, f"pck_{protocol}_{average}_0.10", "all")
-            table.add_row(first, protocol, reach(run, protocol), MEANS[average], *map(_percent, values), half)
+            within = _half(run, way, layer, f"pck_{protocol}_{average}_0.10", "all")
+            table.add_row(first, protocol, reach(run, protocol), MEANS[average], *map(percent, values), within)
             first = ""
         table.add_section()
-    return table
+    return captioned(table, run, PROTOCOL_CAPTION, f"{intervals(run)} {FEW_OF_CATEGORY}", sep="\n")
 
 
 def reach(run: Run, protocol: str) -> str:
@@ -147,48 +155,58 @@ def reach(run: Run, protocol: str) -> str:
 
 
 def shown_layers(run: Run) -> list[str]:
-    """All layers, or the best of more than three."""
-    return run.layers if len(run.layers) <= 3 else [best_layer(run)]
+    """All layers, or of more than three the one where matching is best."""
+    return run.layers if len(run.layers) <= 3 else [matching_best_at(run)]
+
+
+def _chosen(run: Run) -> str:
+    """Why a table or figure shows one layer of many."""
+    if len(run.layers) <= 3:
+        return ""
+    plain = ", without mitigation" if run.labels else ""
+    return f", at {matching_best_at(run)}{plain}" + (", where matching is best" if len(run.bases) > 1 else "")
 
 
 def correspondence_figures(run: Run) -> dict[str, Figure]:
     """Every figure that the run has data for, by file name."""
     figures: dict[str, Figure] = {}
-    if len(run.layers) > 1:
+    if len(run.bases) > 1:
         figures["pck_over_layers"] = over_layers(run)
     if all(f"{layer}/offset_errors" in run.maps for layer in run.layers):  # an interrupted run has no maps
         figures["errors_over_offset"] = over_offset(run)
         if "pictures" in run.maps:
-            figures["matches"] = drawn_matches(run, best_layer(run))
+            figures["matches"] = drawn_matches(run, matching_best_at(run))
     return figures
 
 
-def best_layer(run: Run) -> str:
-    """The layer with the highest PCK."""
-    return max(run.layers, key=lambda layer: run.value("test", layer, MAIN) or 0.0)
+def matching_best_at(run: Run) -> str:
+    """The layer with the highest PCK, without mitigation where mitigations are compared."""
+    return max(run.bases, key=lambda layer: run.value("test", layer, MAIN) or 0.0)
 
 
 def over_layers(run: Run) -> Figure:
-    """PCK@0.10 of every layer: all keypoints above, by displacement below."""
-    count = len(run.layers)
-    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.32 * count + 2), 7), sharex=True, layout="constrained")
-    for way in ("test", "zero_shot", "random_weights"):
-        _curve(axes[0], run, way, "all", COLOURS[way], WAYS[way])
+    """PCK@0.10 of every layer: all keypoints above, also behind mitigations; by displacement below."""
+    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.32 * len(run.bases) + 2), 7), sharex=True, layout="constrained")
+    for way, label in (("test", WAYS["test"]), ("zero_shot", WAYS["zero_shot"]), ("random_weights", random_weights(run))):
+        curve(axes[0], run, way, MAIN, scale=100, marker="o", color=COLOURS[way], label=label)
+    mitigated(axes[0], run, MAIN, scale=100)
     same = run.value("same_position", "baseline", MAIN)
     axes[0].axhline(100 * (same or 0), color=COLOURS["same_position"], ls=":", label=WAYS["same_position"])
     axes[0].set_title("all keypoints", loc="left", fontsize=10)
     for name, colour in zip(DISPLACEMENTS, ("#08519c", "#3182bd", "#9ecae1"), strict=True):
-        _curve(axes[1], run, "test", f"displacement_{name}", colour, f"tested, {name}")
-        same = run.value("same_position", "baseline", MAIN, f"displacement_{name}")
+        group = f"displacement_{name}"
+        curve(axes[1], run, "test", MAIN, group, scale=100, marker="o", color=colour, label=f"tested, {name}")
+        same = run.value("same_position", "baseline", MAIN, group)
         if same:
             axes[1].axhline(100 * same, color=colour, ls=":", label=f"same position, {name}")
-    axes[1].set_title("by displacement of source and target", loc="left", fontsize=10)
+    plain = ", without mitigation" if run.labels else ""
+    axes[1].set_title(f"by displacement of source and target{plain}", loc="left", fontsize=10)
     for axis in axes:
         axis.set(ylabel="PCK@0.10, %", ylim=(0, None))
         axis.grid(axis="y", alpha=0.3)
         axis.legend(frameon=False, fontsize=8, ncols=2)
-    axes[1].set_xticks(range(count), run.layers, rotation=90 if count > 12 else 30, ha="center" if count > 12 else "right")
-    figure.suptitle(f"Semantic correspondence, {run.setting}", fontsize=11)
+    name_layers(axes[1], run)
+    heading(figure, "Semantic correspondence", run, bands=True)
     return figure
 
 
@@ -207,12 +225,12 @@ def over_offset(run: Run) -> Figure:
         image = panel.imshow(rate, vmin=0, vmax=1, cmap="magma", extent=(-1, 1, 1, -1))
         panel.axhline(0, color="white", lw=0.4)
         panel.axvline(0, color="white", lw=0.4)
-        panel.set_title(f"{layer}  {_percent(run.value('test', layer, MAIN))} %", fontsize=11 if len(layers) == 1 else 8)
+        panel.set_title(f"{layer}  {percent(run.value('test', layer, MAIN))} %", fontsize=11 if len(layers) == 1 else 8)
         panel.set(xlabel="x, sides", ylabel="y, sides") if len(layers) == 1 else panel.set_axis_off()
     for panel in list(axes.flat)[len(layers) :]:
         panel.remove()
     figure.colorbar(image, ax=list(axes.flat)[: len(layers)], shrink=0.8, aspect=30, label="share of wrong matches")
-    figure.suptitle(f"Errors over the offset from source to match, {run.setting}", fontsize=11)
+    heading(figure, "Errors over the offset from source to match", run)
     return figure
 
 
@@ -229,7 +247,8 @@ def drawn_matches(run: Run, layer: str) -> Figure:
             _pair(panel, pictures[2 * number], pictures[2 * number + 1], table[table[:, 0] == number])
     handles = [plt.Line2D([], [], color=colour, label=text) for text, colour in VERDICTS.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"Matches at {layer} (cross: where the part is), {run.setting}", fontsize=11)
+    why = ", where matching is best" if len(run.bases) > 1 else ""
+    heading(figure, f"Matches at {layer}{why} (cross: where the part is)", run)
     return figure
 
 
@@ -246,28 +265,12 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
     panel.set(xlim=(0, 2 * side + side // 16), ylim=(side, 0))
 
 
-def _curve(axis: Axes, run: Run, way: str, group: str, colour: str, label: str) -> None:
-    values = [run.value(way, layer, MAIN, group) for layer in run.layers]
-    if all(value is None for value in values):
-        return
-    x, y = np.arange(len(values)), 100 * np.array([np.nan if value is None else value for value in values])
-    axis.plot(x, y, marker="o", ms=3.5, color=colour, label=label)
-    ends = [[run.value(way, layer, MAIN, group, end) for layer in run.layers] for end in ("ci_low", "ci_high")]
-    low, high = (100 * np.array([np.nan if value is None else value for value in end]) for end in ends)
-    axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        show_edge=False,
-    )  # fmt: skip
-
-
 def _half(run: Run, what: str, layer: str, metric: str, group: str) -> str:
     low, high = (run.value(what, layer, metric, group, end) for end in ("ci_low", "ci_high"))
-    return "" if low is None or high is None else _percent((high - low) / 2)
+    return SAME if low is not None and low == high else half(run, what, layer, metric, group, percent)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+def _ends(run: Run, what: str, layer: str) -> str:
+    """Both ends of a gain's interval, or why it has none."""
+    low, high = (run.value(what, layer, MAIN, end=end) for end in ("ci_low", "ci_high"))
+    return lacking(run, what) if low is None or high is None else f"{percent(low)} to {percent(high)}"

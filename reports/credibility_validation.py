@@ -23,10 +23,11 @@ COLOURS = ("#0b6e99", "#d9730d", "#448361", "#ad1a72", "#6940a5", "#e03e3e")
 MARKERS = "os^Dv<>P"
 CAPTION = (
     f"Cells with a raw PCK@0.10 of {LEAST_PCK:.0%} at least. ρ: Spearman, mean over models of the ρ inside each; 95 % "
-    "intervals: models drawn with replacement, and layers with all their timesteps within them. baseline: resolution, depth "
+    "intervals: models drawn with replacement, and layers with all their timesteps within them; of one model they cover its "
+    "layers only. baseline: resolution, depth "
     "and raw PCK together, regressed on the ranks of other models (with one model: of other layers). Predictive: the gain on "
     "displaced pairs goes with 1 − credibility at ρ ≥ .5, the interval above .2, and better than the baseline, the interval of "
-    "the difference above 0, over at least two models; anything else is descriptive."
+    "the difference above 0, over at least two models. Descriptive: not shown to predict, which does not show that it cannot."
 )
 Found = dict[tuple[str, str], Validation]
 
@@ -77,9 +78,9 @@ def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
             axis.set(xlabel=RISKS[risk], ylabel=HARMS[harm] if column == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(
-        f"Credibility is {overall(found)} of what position costs; hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11
-    )
+    each = found["credibility", "gain"]
+    over = f"{each.models} model{'' if each.models == 1 else 's'}, {each.risk.cells} cells"
+    figure.suptitle(f"{_verdict(found)} ({over}); hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11)
     return figure
 
 
@@ -90,7 +91,7 @@ def _validated(cells: Sequence[CredibilityCell]) -> Found:
 def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
     counted, models = sum(cell.counts for cell in cells), found["credibility", "gain"].models
     table = Table(
-        title=f"Credibility is {overall(found)}: {counted} of {len(cells)} cells count, {models} of "
+        title=f"{_verdict(found)}: {counted} of {len(cells)} cells count, {models} of "
         f"{len({cell.model for cell in cells})} models have enough of them",
         caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
         show_edge=False,
@@ -102,6 +103,12 @@ def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
         texts = [_with_interval(part) for part in (each.risk, each.baseline, each.better)]
         table.add_row(HARMS[harm].replace("\n", " "), RISKS[risk], str(each.risk.cells), *texts, style=bold)
     return table
+
+
+def _verdict(found: Found) -> str:
+    """The verdict in words that claim no more."""
+    said = "" if overall(found) == "predictive" else ", not shown to predict what position costs"
+    return f"Credibility is {overall(found)}{said}"
 
 
 def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str) -> None:

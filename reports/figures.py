@@ -7,14 +7,15 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # no display on a cluster
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.content import content_figures
 from reports.correspondence import correspondence_figures
+from reports.curves import curve, heading, mitigated, name_layers
 from reports.depth import depth_figures
+from reports.numbers import random_weights
 from reports.run import Run
 from reports.statistics import norm_maps, statistics_figures
 from reports.study import study_figures, write_differences
@@ -24,7 +25,7 @@ FIGURES = {
     "correspondence": correspondence_figures,
 }  # fmt: skip
 COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
-LABELS = {"test": "this network", "random_weights": "random weights", "shuffled_labels": "shuffled labels", "chance": "chance"}
+STYLES = {"test": "-", "random_weights": "-", "shuffled_labels": "--", "chance": ":"}
 
 
 def draw(run: Run, folder: Path) -> list[Path]:
@@ -46,7 +47,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
 def position_figures(run: Run) -> dict[str, Figure]:
     """Every figure that a position run has data for, by file name."""
     figures: dict[str, Figure] = {}
-    if len(run.layers) > 1:
+    if len(run.bases) > 1:
         figures["accuracy_over_layers"] = over_layers(run)
     if run.maps:
         figures["accuracy_over_grid"] = over_grid(run)
@@ -56,36 +57,30 @@ def position_figures(run: Run) -> dict[str, Figure]:
 
 def over_layers(run: Run) -> Figure:
     """Binned accuracy (8 bins per axis, comparable between layers) above, accuracy at each layer's own grid below."""
-    layers = run.layers
-    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.32 * len(layers) + 2), 7), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.32 * len(run.bases) + 2), 7), sharex=True, layout="constrained")
     for axis, metric, title in (
         (axes[0], "binned_accuracy", "8 bins per axis: layers compare"),
         (axes[1], "axis_accuracy", "own grid: chance differs between layers"),
     ):
-        for what in ("test", "random_weights", "shuffled_labels", "chance"):
-            _curve(axis, run, what, metric)
+        for what, label in labels(run).items():
+            marker = "o" if what == "test" else None
+            band = what in ("test", "random_weights")
+            curve(axis, run, what, metric, band=band, ls=STYLES[what], marker=marker, color=COLOURS[what], label=label)
+        mitigated(axis, run, metric)
         axis.set(ylim=(0, 1.02), ylabel="position accuracy")
         axis.set_title(title, loc="left", fontsize=10)
         axis.grid(axis="y", alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    axes[1].set_xticks(
-        range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, ha="right" if len(layers) <= 12 else "center"
-    )
-    figure.suptitle(f"Linear position probe, {run.setting}", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    name_layers(axes[1], run)
+    heading(figure, "Linear position probe", run, bands=True)
     return figure
 
 
-def _curve(axis: Axes, run: Run, what: str, metric: str) -> None:
-    values = [run.value(what, layer, metric) for layer in run.layers]
-    if all(value is None for value in values):
-        return
-    x = np.arange(len(values))
-    y = np.array([np.nan if value is None else value for value in values])
-    style = {"test": "-", "random_weights": "-", "shuffled_labels": "--", "chance": ":"}[what]
-    axis.plot(x, y, style, marker="o" if what == "test" else None, ms=3.5, color=COLOURS[what], label=LABELS[what])
-    ends = [[run.value(what, layer, metric, end=end) for layer in run.layers] for end in ("ci_low", "ci_high")]
-    if what == "test" and all(value is not None for end in ends for value in end):
-        axis.fill_between(x, *np.array(ends, dtype=float), color=COLOURS[what], alpha=0.2, lw=0)
+def labels(run: Run) -> dict[str, str]:
+    """What is drawn over layers, and what the legend calls it."""
+    return {
+        "test": "this network", "random_weights": random_weights(run), "shuffled_labels": "shuffled labels", "chance": "chance",
+    }  # fmt: skip
 
 
 def over_grid(run: Run) -> Figure:
@@ -97,7 +92,7 @@ def over_grid(run: Run) -> Figure:
         panel.set_title(f"{layer}  {value:.2f} (chance {chance:.2f})", fontsize=8 if len(run.layers) > 1 else 11)
         panel.set(xlabel="column", ylabel="row") if len(run.layers) == 1 else panel.set_axis_off()
     figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="axis accuracy")
-    figure.suptitle(f"Where position is read well, {run.setting}", fontsize=11)
+    heading(figure, "Axis accuracy over the grid", run)
     return figure
 
 
@@ -114,7 +109,7 @@ def confusion(run: Run) -> Figure:
                 run.layers
             ) == 1 else panel.set_axis_off()
     figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="share of tokens")
-    figure.suptitle(f"Predicted against true position, {run.setting}", fontsize=11)
+    heading(figure, "Predicted against true position", run)
     return figure
 
 

@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from metrics.intervals import FEWEST
 from reports.mitigated_layers import CONTENT, NONE, PCK, POSITION, MitigatedLayer, Row
 
 # metric → heading, and whether more of it is better
@@ -54,8 +55,8 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
         axis.set_title(f"{layer.layer}\n{layer.setting}" if several else layer.layer, fontsize=9 if several else 11)
     setting = "" if several else f", {layers[0].setting}"
     figure.suptitle(
-        f"What is left of position, and of the task{setting}\nhollow: another is better in one and worse in neither; "
-        "bars: 95 % intervals; dotted: chance", fontsize=11,
+        f"What is left of position, and of the task{setting}\nhollow: another's estimates are better in one and worse in "
+        "neither (intervals may overlap); bars: 95 % intervals; dotted: chance", fontsize=11,
     )  # fmt: skip
     figure.canvas.draw()  # lays the panels out, so that labels can be placed in them
     for line, key in enumerate(tasks):
@@ -72,13 +73,25 @@ def _points(layer: MitigatedLayer, key: str) -> list[tuple[Row, float, float]]:
 
 def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
     heading, more = ROWS[key]
-    axis.set(xlabel="position accuracy, 8 bins (less is better)", ylabel=f"{heading} ({'more' if more else 'less'} is better)")
+    axis.set(
+        xlabel=f"position accuracy, 8 bins (less is better)\n{_sampled(layer, POSITION)}",
+        ylabel=f"{heading} ({'more' if more else 'less'} is better)\n{_sampled(layer, key)}",
+    )
     axis.grid(alpha=0.25)
     axis.margins(0.2)
     if not more:
         axis.invert_yaxis()
     if math.isfinite(layer.chance):
         axis.axvline(layer.chance, color=NEUTRAL, ls=":", lw=1)
+
+
+def _sampled(layer: MitigatedLayer, key: str) -> str:
+    """How many units the intervals of a metric rest on."""
+    if key not in layer.families:  # only controls, or an older run
+        return ""
+    count = layer.families[key].units
+    few = ", too few for intervals" if count < FEWEST else ""
+    return f"{count} {'pictures' if key == PCK else 'photographs'}{few}"
 
 
 def _families(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, tuple[str, str]]) -> None:

@@ -1,6 +1,7 @@
 """A run folder as reports see it: metrics by what, layer, metric and group; maps by layer."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,27 @@ class Run:
         return [layer for layer in self.layers if not label_of(layer)]
 
     @property
+    def labels(self) -> list[str]:
+        """Mitigations that stand beside the layers, in order; empty unless a run compares."""
+        return list(dict.fromkeys(filter(None, map(label_of, self.layers))))
+
+    @property
     def kind(self) -> str:
         """What was measured: ``position``, ``statistics``, ``content``, …"""
         return str(self.meta.get("probe", "position"))
 
     @property
+    def chain(self) -> str:
+        """Mitigations that all layers are behind, in order: ``standardize → leace``; empty for none."""
+        steps = (self.meta.get("mitigations") or {}).get("none", {}).get("steps", ())
+        return " → ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", step).lower() for step in steps)
+
+    @property
     def setting(self) -> str:
-        """Network and noise level, for titles."""
+        """Network, noise level and mitigations, for titles."""
         weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
-        return f"{self.meta['model']}{weights}, timestep {self.meta['timestep']}"
+        behind = f", behind {self.chain}" if self.chain else ""
+        return f"{self.meta['model']}{weights}, timestep {self.meta['timestep']}{behind}"
 
     def value(self, what: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, None where it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""

@@ -2,69 +2,70 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
+from reports.curves import curve, heading, mitigated, name_layers
+from reports.numbers import captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
 from reports.run import Run
 
 BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#d9730d", "#448361", "#9b9a97"
+OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
 CAPTION = (
-    "±: half of the 95 % interval over 20 groups of images. r_pos: variance that position explains. r_cor: what corners share "
-    "because they are corners. r_norm: energy in few tokens or channels. cred. (credibility) = "
-    "((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): this project's own score, descriptive only: it has not been shown to predict how a "
-    "downstream task degrades. rand.: the same with random weights. cosine: mean within the group, centred. corner norm: "
-    "relative to the image. high norm: tokens with robust z > 5."
+    "r_pos: variance that position explains. r_cor: what corners share because they are corners, the larger of two kinds of "
+    "pairs (pairs): within, different corners of one image; across, the same corner of different images. r_norm: energy in few "
+    "tokens or channels. cred. (credibility) = ((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): this project's own score, descriptive "
+    "only: it has not been shown to predict how a downstream task degrades."
 )
+MORE = "cosine: mean within the group, centred. corner norm: relative to the image. high norm: tokens with robust z > 5."
+FEW = "n < 40"  # images
 
 
 def statistics_table(run: Run) -> Table:
     """A row per layer: risks and credibility beside the same network with random weights, similarities, norms."""
-    state = "" if run.meta["complete"] else "  INCOMPLETE"
-    table = Table(
-        title=f"Anomaly statistics: {run.setting}, {run.meta['images']['test']} images{state}",
-        caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
-    )  # fmt: skip
-    table.add_column("layer", no_wrap=True)
-    headers = (
-        "r_pos",
-        "r_cor",
-        "r_norm",
-        "cred.",
-        "±",
-        "rand.",
-        "corner\ncosine",
-        "inner\ncosine",
-        "corner\nnorm",
+    shown = run_table(f"Anomaly statistics: {run.setting}, {tested(run)}", run)
+    shown.add_column("layer", no_wrap=True)
+    ends = ["±"] * over_seeds(run)
+    for header in (
+        "r_pos", "r_cor", "pairs", "r_norm", "cred.", "±", "rand.", *ends, "corner\ncosine", "inner\ncosine", "corner\nnorm",
         "high\nnorm %",
-    )
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True, style="dim" if header == "rand." else "")
+    ):  # fmt: skip
+        shown.add_column(header, justify="right", no_wrap=True, style="dim" if header == "rand." else "")
     for layer in run.layers:
-        risks = [_number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")]
-        cosines = [_number(run.value("test", layer, "similarity_centred", group)) for group in ("corner", "interior")]
-        norm = _number(run.value("test", layer, "relative_norm", "corner"), 2)
+        r_pos, r_cor, r_norm, credibility = (
+            number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm", "credibility")
+        )
+        random = [number(run.value("random_weights", layer, "credibility"))]
+        random += [half(run, "random_weights", layer, "credibility", few=FEW) for _ in ends]
+        cosines = [number(run.value("test", layer, "similarity_centred", group)) for group in ("corner", "interior")]
+        norm = number(run.value("test", layer, "relative_norm", "corner"), 2)
         share = run.value("test", layer, "high_norm_share")
-        table.add_row(
-            layer, *risks, f"[bold]{_number(run.value('test', layer, 'credibility'))}[/bold]", _half(run, layer),
-            _number(run.value("random_weights", layer, "credibility")), *cosines, norm,
-            _number(None if share is None else 100 * share, 2),
+        shown.add_row(
+            layer, r_pos, r_cor, _pairs(run, layer), r_norm, f"[bold]{credibility}[/bold]",
+            half(run, "test", layer, "credibility", few=FEW), *random, *cosines, norm,
+            number(None if share is None else 100 * share, 2),
         )  # fmt: skip
-    return table
+    weights = random_weights(run)
+    return captioned(shown, run, intervals(run), CAPTION, f"rand.: the same with {weights}." if weights else "", MORE)
+
+
+def _pairs(run: Run, layer: str) -> str:
+    """The kind of pairs of corners that r_cor comes from; a dash where neither kind is above 0, or none was told."""
+    kinds = {kind: run.value("test", layer, f"r_cor_{kind}") or 0.0 for kind in ("within", "across")}
+    return max(kinds, key=lambda kind: kinds[kind]) if any(kinds.values()) else "–"
 
 
 def statistics_figures(run: Run) -> dict[str, Figure]:
     """Every figure that the run has data for, by file name."""
     figures: dict[str, Callable[[Run], Figure]] = {}
-    if len(run.layers) > 1:
+    if len(run.bases) > 1:
         figures |= {"credibility": credibility_over_layers, "similarity_over_layers": similarity_over_layers}
-        figures |= {"norms_over_layers": norms_over_layers} | (
-            {"cka": cka_matrix} if "cka" in run.maps and len(run.bases) > 1 else {}
-        )
+        figures |= {"norms_over_layers": norms_over_layers} | ({"cka": cka_matrix} if "cka" in run.maps else {})
     if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
         figures["norm_maps"] = norm_maps
     if "pictures" in run.maps:
@@ -77,16 +78,18 @@ def statistics_figures(run: Run) -> dict[str, Figure]:
 
 
 def credibility_over_layers(run: Run) -> Figure:
-    """Credibility above, its three risks below, each beside the same network with random weights."""
+    """Credibility above, also behind mitigations; its three risks below; each beside the same network with random weights."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
-    _curve(axes[0], run, "credibility", "all", BLUE, "this network")
-    _curve(axes[0], run, "credibility", "all", ORANGE, "random weights", what="random_weights")
+    weights = random_weights(run)
+    curve(axes[0], run, "test", "credibility", color=BLUE, label="this network", **OWN)
+    curve(axes[0], run, "random_weights", "credibility", color=ORANGE, label=weights, lw=1.4)
+    mitigated(axes[0], run, "credibility")
     axes[0].set(ylim=(0, 1.02), ylabel="credibility (descriptive)")
     for name, colour, text in (("r_pos", BLUE, "position"), ("r_cor", GREEN, "corners"), ("r_norm", ORANGE, "norms")):
-        _curve(axes[1], run, name, "all", colour, text)
-        _curve(axes[1], run, name, "all", colour, f"{text}, random weights", what="random_weights", style=":")
+        curve(axes[1], run, "test", name, color=colour, label=text, **OWN)
+        curve(axes[1], run, "random_weights", name, color=colour, label=f"{text}, {weights}", ls=":", lw=1.4)
     axes[1].set(ylim=(-0.05, 1.02), ylabel="risk")
-    return _finished(figure, axes, run, "Can these tokens be trusted?")
+    return _finished(figure, axes, run, "Credibility and its risks", several=axes[1:])
 
 
 def similarity_over_layers(run: Run) -> Figure:
@@ -94,35 +97,42 @@ def similarity_over_layers(run: Run) -> Figure:
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
     for axis, metric, title in ((axes[0], "similarity", "raw tokens"), (axes[1], "similarity_centred", "minus the mean token")):
         for group, colour in (("corner", BLUE), ("border", GREEN), ("interior", GREY)):
-            _curve(axis, run, metric, group, colour, group)
-            _curve(axis, run, f"cropped_{metric}", group, colour, f"{group}, image cropped", style="--")
-        _curve(axis, run, metric, "corner_content", ORANGE, "what the cropped corners show, in the whole image", style=":")
+            curve(axis, run, "test", metric, group, color=colour, label=group, **OWN)
+            label = f"{group}, image cropped"
+            curve(axis, run, "test", f"cropped_{metric}", group, band=False, color=colour, label=label, ls="--", lw=1.4)
+        label = "what the cropped corners show, in the whole image"
+        curve(axis, run, "test", metric, "corner_content", band=False, color=ORANGE, label=label, ls=":", lw=1.4)
         axis.set(ylabel="mean cosine within group")
         axis.set_title(title, loc="left", fontsize=10)
-    return _finished(figure, axes, run, "Are corners alike whatever they show?")
+    return _finished(figure, axes, run, "Similarity of tokens within groups", several=axes)
 
 
 def norms_over_layers(run: Run) -> Figure:
     """Relative norm of every group above, share of high-norm tokens and of their energy below."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
     for group, colour in (("corner", BLUE), ("border", GREEN), ("interior", GREY), ("high_norm", ORANGE)):
-        _curve(axes[0], run, "relative_norm", group, colour, group.replace("_", "-"))
+        curve(axes[0], run, "test", "relative_norm", group, color=colour, label=group.replace("_", "-"), **OWN)
     axes[0].set(ylabel="norm relative to image")
-    _curve(axes[1], run, "high_norm_share", "all", ORANGE, "share of tokens detected as high-norm")
-    _curve(axes[1], run, "high_norm_energy", "all", BLUE, "their share of energy")
+    curve(axes[1], run, "test", "high_norm_share", color=ORANGE, label="share of tokens detected as high-norm", **OWN)
+    curve(axes[1], run, "test", "high_norm_energy", color=BLUE, label="their share of energy", **OWN)
     axes[1].set(ylabel="share")
-    return _finished(figure, axes, run, "Which tokens are long?")
+    return _finished(figure, axes, run, "Norms of tokens by group", several=axes)
 
 
 def cka_matrix(run: Run) -> Figure:
-    """Debiased linear CKA between layers."""
+    """Debiased linear CKA between layers, and beside it what positions alone give."""
+    titles = {"cka": "same places of the same images", "cka_positions": "positions alone: images exchanged within each place"}
+    shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have the first alone
     side = max(4.5, 0.16 * len(run.bases) + 2)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    image = axis.imshow(run.maps["cka"], vmin=0, vmax=1, cmap="magma")
-    axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(run.bases)), run.bases, fontsize=7)
-    figure.colorbar(image, ax=axis, shrink=0.8, label="debiased linear CKA")
-    figure.suptitle(f"How alike are the layers? {run.setting}", fontsize=11)
+    size = (side * len(shown) + 1, side + 0.3)
+    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
+        image = axis.imshow(run.maps[name], vmin=0, vmax=1, cmap="magma")
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
+    axes[0, 0].set_yticks(range(len(run.bases)), run.bases, fontsize=7)
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label="debiased linear CKA")
+    heading(figure, "Similarity of layers", run)
     return figure
 
 
@@ -134,7 +144,7 @@ def norm_maps(run: Run) -> Figure:
         image = panel.imshow(table / table.mean(), vmin=0.5, vmax=1.5, cmap="RdBu_r")
         panel.set_title(layer, fontsize=8)
     figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, label="norm / mean norm of the layer")
-    figure.suptitle(f"Where tokens are long, mean over images; {run.setting}", fontsize=11)
+    heading(figure, "Token norm over the grid, mean over images", run)
     return figure
 
 
@@ -206,27 +216,15 @@ def _stages(layers: Sequence[str]) -> list[str]:
     return stages if len(layers) > 12 and stages else list(layers)
 
 
-def _curve(
-    axis: Axes, run: Run, metric: str, group: str, colour: str, label: str, what: str = "test", style: str = "-"
-) -> None:
-    values = [run.value(what, layer, metric, group) for layer in run.layers]
-    if all(value is None for value in values):
-        return
-    y = np.array([np.nan if value is None else value for value in values])
-    axis.plot(y, style, marker="o" if style == "-" and what == "test" else None, ms=3, color=colour, label=label, lw=1.4)
-    low, high = ([run.value(what, layer, metric, group, end=end) for layer in run.layers] for end in ("ci_low", "ci_high"))
-    if what == "test" and style == "-" and None not in low + high:
-        axis.fill_between(range(len(y)), np.array(low, float), np.array(high, float), color=colour, alpha=0.18, lw=0)
-
-
-def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str) -> Figure:
+def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, several: Sequence[Axes]) -> Figure:
+    """Grid, legends, layers, heading; ``several`` are the panels of several numbers, which have no room for mitigations."""
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    rotation = 90 if len(run.layers) > 12 else 30
-    axes[-1].set_xticks(range(len(run.layers)), run.layers, rotation=rotation, fontsize=8)
-    figure.suptitle(f"{title} {run.setting}", fontsize=11)
+            named = "without mitigation" if run.labels and axis in several else None
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=named, title_fontsize=8)
+    name_layers(axes[-1], run)
+    heading(figure, title, run, bands=True)
     return figure
 
 
@@ -242,13 +240,4 @@ def _sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def _width(run: Run) -> float:
-    return max(8.5, 0.3 * len(run.layers) + 4)
-
-
-def _half(run: Run, layer: str) -> str:
-    low, high = (run.value("test", layer, "credibility", end=end) for end in ("ci_low", "ci_high"))
-    return "" if low is None or high is None else _number((high - low) / 2)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
+    return max(8.5, 0.3 * len(run.bases) + 4)

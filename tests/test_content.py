@@ -27,7 +27,7 @@ SMALL = [
 
 
 def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
-    run = launch("block=[latent,mid]", "twins=1")
+    run = launch("block=[latent,mid]", "twins=1", "images.limit=32")
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     meta = stored.pop("meta")
     assert (run.metrics, run.kind, meta["complete"]) == (stored, "content", True)
@@ -96,7 +96,7 @@ def fabricated(layers: list[str], complete: bool = True) -> Run:
             metrics |= {f"gain_over_none/{layer}/content_r2/all{end}": value for end, value in ends.items()}
     meta = {
         "layers": layers, "probe": "content", "model": "some/model", "weights": "stored", "timestep": 50, "images": {"test": 7},
-        "complete": complete,
+        "twins": 1,        "complete": complete,
     }  # fmt: skip
     return Run(metrics, meta, {})
 
@@ -115,19 +115,22 @@ def test_the_table_holds_layers_groups_nulls_and_gains_without_cutting(width: in
     assert "over none" not in plain and "INCOMPLETE" not in plain
     assert "+.125 ± .062" in printed(fabricated(["mid", "mid__position_mean"]))
     assert "INCOMPLETE" in printed(fabricated(["mid"], complete=False))
+    few = fabricated(["mid", "mid__position_mean"])
+    few = Run({key: value for key, value in few.metrics.items() if "/ci_" not in key}, few.meta, {})
+    assert "+.125, n < 6" in printed(few) and ".500†" in printed(few)
 
 
 def test_the_figure_draws_a_line_per_network_null_and_mitigation() -> None:
     drawn = {line.get_label(): line.get_ydata().tolist() for line in over_layers(fabricated(["conv_in", "mid"])).axes[0].lines}
     assert drawn == {
         "this network": [0.5, 0.625],
-        "random weights": [0.3125] * 2,
+        "random weights, one seed": [0.3125] * 2,
         "shuffled labels": [-0.0625] * 2,
         "knowing the position only": [0, 0],
     }
     both = over_layers(fabricated(["conv_in", "conv_in__leace", "mid", "mid__leace"])).axes[0]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in both.lines}
-    assert drawn["this network"] == [0.5, 0.75] and drawn["leace"] == [0.625, 0.875]
+    assert drawn["this network"] == [0.5, 0.75] and drawn["behind leace"] == [0.625, 0.875]
     assert set(content_figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
     assert "content_over_layers.png" in LEFT, "what an earlier run drew is removed"
     assert content_figures(fabricated(["mid", "mid__leace"])) == {}

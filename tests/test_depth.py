@@ -48,6 +48,7 @@ def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
             assert 0 <= stored[f"{what}/{layer}/delta1/all"] <= 1
         assert stored[f"test/{layer}/rmse/all/ci_low"] <= stored[f"test/{layer}/rmse/all/ci_high"]
         assert stored[f"val/{layer}/rmse/all"] > 0
+        assert stored[f"test/{layer}/rmse_per_image/all"] > 0
         assert run.maps[f"{layer}/error"].shape == tuple(meta["shapes"][layer][1:])
     assert meta["images"] == {"fit": 12, "train": 10, "val": 2, "test": 6}
     assert meta["seconds"]["depth"] > 0
@@ -138,11 +139,15 @@ def fabricated(layers: list[str], side: int = 4) -> Run:
     for i, layer in enumerate(layers):
         for k, what in enumerate(("test", *NULLS)):
             metrics |= {f"{what}/{layer}/rmse/{group}": 0.5 + 0.25 * k + i for group in ("all", "interior")}
-            metrics |= {f"{what}/{layer}/abs_rel/all": 0.125, f"{what}/{layer}/delta1/all": 0.875}
+            metrics |= {
+                f"{what}/{layer}/rmse_per_image/all": 2.75 + k + i,
+                f"{what}/{layer}/abs_rel/all": 0.125,
+                f"{what}/{layer}/delta1/all": 0.875,
+            }
         metrics |= {f"test/{layer}/rmse/all/ci_low": 0.25 + i, f"test/{layer}/rmse/all/ci_high": 1.25 + i}
     meta = {
         "layers": layers, "probe": "depth", "model": "some/model", "weights": "stored", "timestep": 50, "images": {"test": 7},
-        "complete": True,
+        "twins": 1,        "complete": True,
     }  # fmt: skip
     table = np.arange(float(side * side)).reshape(side, side)
     table[0, 0] = np.nan
@@ -154,7 +159,20 @@ def test_the_table_names_layers_groups_and_nulls_without_cutting(width: int) -> 
     out = io.StringIO()
     run = fabricated(["down_0_attn_0", "mid"])
     show(run, Console(file=out, width=width))
-    for piece in ("down_0_attn_0", "mid", ".500", "1.500", ".875", ".125", "position only", "constant", "shuffled", "random"):
+    for piece in (
+        "down_0_attn_0",
+        "mid",
+        "RMSE per image",
+        "2.750",
+        ".500",
+        "1.500",
+        ".875",
+        ".125",
+        "position only",
+        "constant",
+        "shuffled",
+        "random",
+    ):
         assert piece in out.getvalue(), piece
     assert "…" not in out.getvalue()
     assert "INCOMPLETE" not in out.getvalue()
@@ -171,7 +189,7 @@ def test_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
         "this network": [0.5, 1.5, 2.5],
         "constant": [0.75, 1.75, 2.75],
         "position only": [1.0, 2.0, 3.0],
-        "random weights": [1.5, 2.5, 3.5],
+        "random weights, one seed": [1.5, 2.5, 3.5],
     }
     panels = [axis for axis in over_grid(run).axes if axis.get_title()]
     assert [panel.get_title().split()[0] for panel in panels] == layers

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +14,8 @@ from rich.console import Console
 
 from reports.__main__ import main
 from reports.collection import read_runs, show_runs, summarise
-from reports.comparison import best_of, comparison_figures, means
-from reports.comparison_table import best_layer, best_table, rows, write_tables
+from reports.comparison import answers, comparison_figures, means
+from reports.comparison_table import layer_asked_for, question_table, rows, write_tables
 from reports.run import Run
 
 LAYERS = ["down_0", "mid", "up_1"]
@@ -38,6 +40,12 @@ def planted(
     } | meta  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
@@ -76,9 +84,49 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
     }
 
 
-def test_the_best_layer_follows_what_the_task_calls_better(several: Path) -> None:
+def test_the_layer_asked_for_follows_what_answers_the_question(several: Path) -> None:
     runs, _ = read_runs(several)
-    assert {run.kind: best_layer(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
+    assert {run.kind: layer_asked_for(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
+
+
+def test_nothing_is_called_best_without_its_question(several: Path) -> None:
+    runs, _ = read_runs(several)
+    shown = {str(column.header): list(column.cells) for column in question_table(runs).columns}
+    assert set(zip(shown["metric"], shown["question"], shown["layer"], strict=True)) == {
+        ("position accuracy, 8 bins", "position most readable at", "mid"),
+        ("PCK@0.10, %", "matching best at", "up_1"),
+        ("depth RMSE", "depth read best at", "up_1"),
+    }
+    legend = comparison_figures(runs)["layer_by_question"].legends[0]
+    assert {text.get_text() for text in legend.get_texts()} == set(shown["question"])
+
+
+def test_few_units_and_seeds_are_told_where_the_number_stands(tmp_path: Path) -> None:
+    few = a_run(0.5, photographs={"test": 4})
+    many = a_run(0.5, photographs={"test": 12}, twins=3)
+    number = "test/down_0/binned_accuracy/all"
+    many.metrics.update({f"{number}/ci_low": 0.4, f"{number}/ci_high": 0.6})
+    ends = {"": 0.3, "/ci_low": 0.2, "/ci_high": 0.4, "/seeds": 3}
+    many.metrics.update({f"random_weights/down_0/binned_accuracy/all{end}": value for end, value in ends.items()})
+    few.metrics.update({"random_weights/down_0/binned_accuracy/all": 0.3, "random_weights/down_0/binned_accuracy/all/seeds": 1})
+    shown = [list(column.cells) for column in question_table([few, many]).columns[-3:]]
+    assert shown == [
+        ["n < 6", "0.400 to 0.600"],
+        ["4 photographs", "12 photographs"],
+        ["0.300, one seed", "0.300, 0.200 to 0.400, 3 seeds"],
+    ]
+    write_tables([few, many], tmp_path)
+    with (tmp_path / "runs.csv").open() as file:
+        table = [row for row in csv.DictReader(file) if row["layer"] == "down_0"]
+    names = ("units", "ci_low", "random_weights_ci_low", "random_weights_seeds")
+    assert [[row[name] for name in names] for row in table] == [
+        ["4 photographs", "", "", "1"], ["12 photographs", "0.4", "0.2", "3"],
+    ]  # fmt: skip
+
+
+def test_a_chain_is_named_in_every_figure_even_where_all_runs_share_it() -> None:
+    figure = comparison_figures([a_run(0.5, mitigations=LEACE)])["layers_position"]
+    assert figure.axes[0].get_title(loc="left") == "sd, mitigation standardize → leace"
 
 
 def test_tables_hold_every_layer_and_their_numbers(several: Path) -> None:
@@ -115,8 +163,8 @@ def test_every_standard_figure_is_drawn(several: Path) -> None:
     runs, _ = read_runs(several)
     figures = {path.stem for path in summarise(runs, several) if path.suffix == ".png"}
     over = {f"{kind}_{task}" for kind in ("layers", "timesteps", "layers_timesteps") for task in METRICS}
-    assert figures == over | {"best_layer", "position_against_correspondence", "position_against_depth"}
-    for name in ("layers_depth", "layers_timesteps_correspondence", "best_layer", "position_against_depth"):
+    assert figures == over | {"layer_by_question", "position_against_correspondence", "position_against_depth"}
+    for name in ("layers_depth", "layers_timesteps_correspondence", "layer_by_question", "position_against_depth"):
         with Image.open(several / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5, name
 
@@ -164,7 +212,7 @@ LEACE = {"none": {"steps": ["Standardize", "Leace"]}}
 @pytest.mark.parametrize(
     ("one", "two", "said"),
     [
-        ({}, {"mitigations": LEACE}, "mitigation Standardize + Leace"),
+        ({}, {"mitigations": LEACE}, "mitigation standardize → leace"),
         ({"image_size": 512}, {"image_size": 768}, "size 768"),
         ({"noise": "independent"}, {"noise": "shared"}, "noise shared"),
         ({"padding": "zeros"}, {"padding": "reflect"}, "padding reflect"),
@@ -216,20 +264,20 @@ def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:
     assert {cell[0] for cell in found} == {"a/unet", "b/unet", "other"}
 
 
-def test_the_best_layer_is_that_of_the_mean_over_seeds() -> None:
+def test_the_layer_asked_for_is_that_of_the_mean_over_seeds() -> None:
     one, two = a_run(0.5, 0), a_run(0.5, 1)
     two.metrics["test/mid/binned_accuracy/all"] = 0.9  # 0.4 and 0.9 against 0.5 twice
-    assert best_of(means([one, two]), "position") == {("sd", 50): "mid"}
+    assert answers(means([one, two]), "position") == {("sd", 50): "mid"}
     two.metrics["test/mid/binned_accuracy/all"] = 0.55  # best of its own run, not on average
-    assert best_of(means([one, two]), "position") == {("sd", 50): "down_0"}
-    figure = comparison_figures([one, two])["best_layer"]
+    assert answers(means([one, two]), "position") == {("sd", 50): "down_0"}
+    figure = comparison_figures([one, two])["layer_by_question"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["down_0"]
 
 
 def test_variants_never_count_as_layers() -> None:
     run = a_run(0.3, layers=("mid", "up_1", "mid__leace"))
     run.metrics["test/mid__leace/binned_accuracy/all"] = 0.99
-    assert best_layer(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
+    assert layer_asked_for(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
     assert {cell[2] for cell in means([run])} == {"mid", "up_1"}
     labels = comparison_figures([run])["layers_position"].axes[-1].get_xticklabels()
     assert [label.get_text() for label in labels] == ["mid", "up_1"]
@@ -251,10 +299,11 @@ def test_tables_hold_the_conditions_and_the_terminal_those_that_vary(tmp_path: P
     write_tables(runs, tmp_path)
     with (tmp_path / "runs.csv").open() as file:
         table = [row for row in csv.DictReader(file) if row["layer"] == "mid"]
-    assert [row["mitigation"] for row in table] == ["", "Standardize + Leace", "compared", ""]
+    assert [row["mitigation"] for row in table] == ["", "standardize → leace", "compared", ""]
     assert [row["control"] for row in table] == ["", "", "", "rotated"]
     assert {(row["padding"], row["image_size"], row["dataset_fingerprint"]) for row in table} == {("zeros", "512", "01234567")}
-    shown = best_table(runs)
+    shown = question_table(runs)
     headers = [column.header for column in shown.columns]
-    assert headers == ["run", "mitigation", "control", "metric", "best layer", "value", "95 % interval", "random\nweights"]
+    fixed = ["metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"]
+    assert headers == ["run", "mitigation", "control", *fixed]
     assert "image size 512" in str(shown.caption) and "padding zeros" in str(shown.caption)

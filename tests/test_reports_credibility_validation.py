@@ -242,10 +242,10 @@ def test_random_weights_are_another_model(tmp_path: Path) -> None:
 
 
 def test_the_report_says_predictive_with_models_and_descriptive_with_one(tmp_path: Path) -> None:
-    for models, verdict in ((4, "predictive"), (1, "descriptive")):
+    for models, verdict, said in ((4, "predictive", ""), (1, "descriptive", ", not shown to predict what position costs")):
         runs = stored(cells_of(models, seed=1, credibility=1.0), tmp_path / str(models))
         text = printed(runs)
-        assert text.startswith(f"Credibility is {verdict}: {24 * models} of {24 * models} cells count, {models} of {models}")
+        assert text.startswith(f"Credibility is {verdict}{said}: {24 * models} of {24 * models} cells count, {models} of")
         paths = write(runs, tmp_path)
         with paths[1].open() as file:
             table = {(row["risk"], row["harm"]): row for row in csv.DictReader(file)}

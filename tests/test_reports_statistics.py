@@ -37,7 +37,10 @@ def meta_of(probe: str, layers: dict[str, str] = LAYERS, **changes: Any) -> dict
 def statistics_run() -> Run:
     metrics: dict[str, float] = {}
     for i, layer in enumerate(LAYERS):
-        values = {"r_pos/all": 0.1 + 0.2 * i, "r_cor/all": 0.25, "r_norm/all": -0.0004, "credibility/all": 0.75 - 0.125 * i}
+        values = (
+            {"r_cor_within/all": 0.05, "r_cor_across/all": 0.25} if i else {"r_cor_within/all": 0.25, "r_cor_across/all": 0.0}
+        )
+        values |= {"r_pos/all": 0.1 + 0.2 * i, "r_cor/all": 0.25, "r_norm/all": -0.0004, "credibility/all": 0.75 - 0.125 * i}
         for group, value in {"corner": 0.625, "border": 0.5, "interior": -0.375}.items():
             values |= {f"{kind}similarity{centred}/{group}": value for kind in ("", "cropped_") for centred in ("", "_centred")}
             values[f"relative_norm/{group}"] = 1 + value
@@ -48,7 +51,8 @@ def statistics_run() -> Run:
         metrics |= {f"random_weights/{layer}/{key}": 0.9 * values[key] for key in ("credibility/all", "r_pos/all")}
     generator = np.random.default_rng(0)
     maps: dict[str, np.ndarray] = {f"{layer}/norm": 1 + generator.random((SIDE, SIDE)) for layer in LAYERS}
-    maps |= {"cka": generator.random((len(LAYERS), len(LAYERS))), "pictured": np.arange(2)}
+    maps |= {name: generator.random((len(LAYERS), len(LAYERS))) for name in ("cka", "cka_positions")}
+    maps["pictured"] = np.arange(2)
     maps["pictures"] = generator.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     maps["token"] = np.array([12, 17, 32])
     for layer in LAYERS:
@@ -124,7 +128,7 @@ def test_one_layer_and_its_variants_have_no_matrix_of_layers() -> None:
     }
     maps = {f"{new}/norm": run.maps[f"{old}/norm"] for new, old in names.items()} | {"cka": np.ones(())}
     figures = statistics_figures(Run(metrics, meta_of("statistics", {name: name for name in names}), maps))
-    assert set(figures) == OVER_LAYERS - {"cka"} | {"norm_maps"}
+    assert set(figures) == {"norm_maps"}, "a layer and what is behind a mitigation are no two layers"
 
 
 # --- anomaly statistics: table ---------------------------------------------------------------------------------------
@@ -138,23 +142,23 @@ def cells(text: str, layer: str) -> list[str]:
 def test_the_table_has_a_row_per_layer_with_its_numbers() -> None:
     run = statistics_run()
     text = printed(run)
-    # r_pos r_cor r_norm credibility ± random corner interior norm high-norm
+    # r_pos r_cor pairs r_norm credibility ± random corner interior norm high-norm
     assert cells(text, "conv_in")[1:] == [
-        ".100", ".250", "-.000", ".750", ".188", ".675", ".625", "-.375", "1.62", "1.23",
+        ".100", ".250", "within", "-.000", ".750", ".188", ".675", ".625", "-.375", "1.62", "1.23",
     ]  # fmt: skip
-    assert cells(text, "up_1")[1:5] == [".500", ".250", "-.000", ".500"]
-    assert "7 images" in text and "some/model, timestep 50" in text
+    assert cells(text, "up_1")[1:6] == [".500", ".250", "across", "-.000", ".500"]
+    assert "7 images in 20 groups" in text and "over 20 groups of images" in text and "some/model, timestep 50" in text
     assert "descriptive only" in " ".join(text.split()), "until it has been shown to predict anything"
     assert "…" not in text and "INCOMPLETE" not in text
 
 
 def test_missing_numbers_are_dashes() -> None:
     run = changed(changed(statistics_run(), drop="random_weights"), drop="/ci_")
-    assert cells(printed(run), "mid")[5:] == ["–", ".625", "-.375", "1.62", "1.23"], "no interval and no twin"
+    assert cells(printed(run), "mid")[6:] == ["n", "<", "40", "–", ".625", "-.375", "1.62", "1.23"], "no interval, no twin"
     bare = changed(run, drop="high_norm")
     assert cells(printed(bare), "mid")[-1] == "–"
     nothing = Run({}, meta_of("statistics", complete=False), {})
-    assert cells(printed(nothing), "mid")[1:] == ["–"] * 9
+    assert cells(printed(nothing), "mid")[1:] == ["–"] * 10
     assert "INCOMPLETE" in printed(nothing)
 
 
@@ -201,9 +205,14 @@ def test_figures_leave_out_what_was_not_measured(drop: str, left: list[int]) -> 
 
 def test_intervals_are_drawn_where_there_are_any() -> None:
     run = statistics_run()
-    for shown, bands in ((run, 1), (changed(run, drop="/ci_"), 0), (changed(run, drop="mid/credibility/all/ci_low"), 0)):
+    for shown, bands in ((run, 1), (changed(run, drop="/ci_"), 0)):
         figure = credibility_over_layers(shown)
         assert len(figure.axes[0].collections) == bands
+    twins = {f"random_weights/{layer}/credibility/all/{end}": 0.5 for layer in LAYERS for end in ("ci_low", "ci_high")}
+    twins |= {f"random_weights/{layer}/credibility/all/seeds": 3 for layer in LAYERS}
+    figure = credibility_over_layers(Run(run.metrics | twins, run.meta, run.maps))
+    assert len(figure.axes[0].collections) == 2
+    assert figure.get_suptitle().endswith("over 20 groups of images; of random weights over 3 seeds, too")
 
 
 def test_where_no_token_was_detected_the_pictures_are_bare(tmp_path: Path) -> None:
@@ -250,6 +259,23 @@ def test_curves_are_the_metrics() -> None:
     assert np.isnan(curve(statistics_figures(gap)["norms_over_layers"].axes[1], "their share of energy")[1])
 
 
+def test_variants_are_curves_of_their_own_and_no_layers() -> None:
+    plain = statistics_run()
+    metrics = plain.metrics | {
+        key.replace(f"/{layer}/", f"/{layer}__leace/"): value / 2
+        for layer in LAYERS
+        for key, value in plain.metrics.items()
+        if f"/{layer}/" in key
+    }
+    names = [name for layer in LAYERS for name in (layer, f"{layer}__leace")]
+    run = Run(metrics, plain.meta | {"layers": names}, {})
+    score, risks = credibility_over_layers(run).axes
+    assert curve(score, "this network") == [0.75, 0.625, 0.5] and curve(score, "behind leace") == [0.375, 0.3125, 0.25]
+    assert [label.get_text() for label in risks.get_xticklabels()] == list(LAYERS)
+    assert risks.get_legend().get_title().get_text() == "without mitigation"
+    assert credibility_over_layers(plain).axes[1].get_legend().get_title().get_text() == ""
+
+
 def test_sheets_show_the_maps_they_are_given() -> None:
     run = statistics_run()
     for layer, panel in zip(LAYERS, norm_maps(run).axes, strict=False):
@@ -266,6 +292,16 @@ def test_sheets_show_the_maps_they_are_given() -> None:
         assert panel.get_xlabel() == str(mask.sum())
 
 
+def test_cka_stands_beside_what_positions_give_and_alone_in_older_runs() -> None:
+    run = statistics_run()
+    panels = [axis for axis in statistics_figures(run)["cka"].axes if axis.images]
+    for panel, name in zip(panels, ("cka", "cka_positions"), strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), run.maps[name])
+    assert "positions alone" in panels[1].get_title(loc="left") and "positions" not in panels[0].get_title(loc="left")
+    older = Run(run.metrics, run.meta, {name: table for name, table in run.maps.items() if name != "cka_positions"})
+    assert len([axis for axis in statistics_figures(older)["cka"].axes if axis.images]) == 1
+
+
 def test_many_layers_show_their_stages_only() -> None:
     names = [f"up_{i}_{kind}_{j}" for i in range(4) for kind in ("res", "attn") for j in range(2)] + ["mid", "up_3"]
     run = statistics_run()
@@ -274,7 +310,9 @@ def test_many_layers_show_their_stages_only() -> None:
         for name in names
         for kind in ("norm", "components", "high_norm", "similarity")
     }
-    figure = statistics_figures(Run({}, run.meta | {"layers": names}, maps | {"cka": np.eye(len(names))}))
+    figure = statistics_figures(
+        Run({}, run.meta | {"layers": names}, maps | dict.fromkeys(("cka", "cka_positions"), np.eye(len(names))))
+    )
     assert [panel.get_title() for panel in figure["principal_components"].axes[:3]] == ["", "mid", "up_3"]
     assert [panel.get_title() for panel in figure["norm_maps"].axes if panel.images][: len(names)] == names
 
