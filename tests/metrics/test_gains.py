@@ -53,6 +53,15 @@ def test_keys_have_units_of_their_own() -> None:
     assert paired_gains({}, other) == paired_gains(own, {}) == {}
 
 
+@pytest.mark.parametrize("differing", [0, 1, 5, 6, 12])
+def test_where_fewer_than_six_units_differ_the_gain_stands_alone(differing: int) -> None:
+    own = np.random.default_rng(0).uniform(size=12)
+    other = own - 0.3 * (np.arange(12) < differing) + 1e-16 * np.arange(12)
+    found = paired_gains({"k": own}, {"k": other})
+    assert found["k"] == pytest.approx(0.3 * differing / 12) and found["k/n"] == 12
+    assert ("k/ci_low" in found) == ("k/ci_high" in found) == (differing >= FEWEST)
+
+
 @pytest.mark.parametrize("gain", [-0.5, 0.0, 0.2, 0.9])
 def test_an_interval_is_moved_to_hold_a_gain_and_no_further(gain: float) -> None:
     found = {"k": 0.1, "k/ci_low": 0.0, "k/ci_high": 0.3, "k/n": 9, "other/ci_low": 5.0}
@@ -62,10 +71,10 @@ def test_an_interval_is_moved_to_hold_a_gain_and_no_further(gain: float) -> None
 
 
 def accuracies(seed: int, photos: int = 10) -> GridAccuracy:
-    """Random hits of five tokens in every photograph and group."""
+    """Random hits of five tokens in every photograph and group; no two photographs are alike."""
     metric = GridAccuracy(8, 8, ("corner",), photos)
     metric.count[:] = 5
-    metric.right[:] = metric.right.new_tensor(np.random.default_rng(seed).integers(0, 6, metric.right.shape))
+    metric.right[:] = metric.right.new_tensor(np.random.default_rng(seed).uniform(0, 5, metric.right.shape))
     return metric
 
 
@@ -96,6 +105,15 @@ def test_units_are_the_photographs_that_have_the_group(having: int) -> None:
     assert found["binned_accuracy/corner/n"] == having and found["binned_accuracy/all/n"] == 10
     assert ("binned_accuracy/corner/ci_low" in found) == (having >= FEWEST)
     assert "binned_accuracy/all/ci_low" in found
+
+
+def test_a_group_that_few_photographs_hold_has_a_gain_without_an_interval() -> None:
+    own, other = accuracies(0), accuracies(1)
+    for metric in (own, other):
+        metric.count[0, 1] = 500  # of 545 tokens
+    found = metric_gains(own, other)
+    assert found["axis_accuracy/corner/n"] == 10 and "axis_accuracy/corner/ci_low" not in found
+    assert "axis_accuracy/all/ci_low" in found
 
 
 @given(st.integers(1, 5), st.integers(1, 10), st.integers(0, 3), st.integers(0, 10**6))

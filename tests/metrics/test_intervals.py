@@ -14,6 +14,7 @@ from metrics.intervals import (
     FEWEST,
     FEWEST_SEEDS,
     PRIOR,
+    effective_units,
     independent_interval,
     jackknife_pseudovalues,
     mean_interval,
@@ -66,17 +67,38 @@ def test_the_mean_of_a_ratios_pseudovalues_is_the_ratio_of_the_sums(case: tuple[
 
 def test_ratios_of_equal_counts_have_the_units_own_ratios() -> None:
     right = np.random.default_rng(0).integers(0, 65, (12, 3)).astype(float)
-    np.testing.assert_allclose(ratio_pseudovalues(right, np.full((12, 3), 64.0)), right / 64, rtol=ROUNDING)
+    np.testing.assert_allclose(ratio_pseudovalues(right, np.full((12, 3), 64.0)), right / 64, atol=ROUNDING)
 
 
-def test_their_standard_error_is_the_delta_methods() -> None:
+@given(counts())
+def test_a_ratios_pseudovalues_are_the_jackknifes(case: tuple[np.ndarray, np.ndarray]) -> None:
+    right, count = case
+    kept = np.flatnonzero(count > 0)
+    if len(kept) < 2:
+        expected = right[kept] / count[kept]
+    else:
+        without = [right[kept[kept != k]].sum() / count[kept[kept != k]].sum() for k in kept]
+        expected = jackknife_pseudovalues(float(right.sum() / count.sum()), np.array(without))
+    np.testing.assert_allclose(present(ratio_pseudovalues(right, count)), expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_among_many_units_their_standard_error_is_the_delta_methods() -> None:
     generator = np.random.default_rng(1)
-    count = generator.integers(1, 100, 30).astype(float)
+    count = generator.integers(1, 100, 400).astype(float)
     right = generator.binomial(count.astype(int), 0.4).astype(float)
     theta = right.sum() / count.sum()
     squares = sum((h - theta * c) ** 2 for h, c in zip(right, count, strict=True))
-    expected = math.sqrt(squares * 30 / 29) / count.sum()  # Cochran (1977), Sampling Techniques, section 6.3
-    assert stats.sem(ratio_pseudovalues(right, count)) == pytest.approx(expected, rel=ROUNDING)
+    expected = math.sqrt(squares * 400 / 399) / count.sum()  # Cochran (1977), Sampling Techniques, section 6.3
+    assert stats.sem(ratio_pseudovalues(right, count)) == pytest.approx(expected, rel=0.01)
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=20).filter(any), st.floats(0.1, 10))
+def test_effective_units_are_all_where_weights_are_equal_and_one_where_one_has_all(weights: list[int], scale: float) -> None:
+    found = effective_units(scale * np.array(weights, dtype=float)).item()
+    assert 1 - ROUNDING <= found <= sum(weight > 0 for weight in weights) + 1e-9
+    assert effective_units(np.append(weights, 0.0)).item() == pytest.approx(found), "a unit without tokens tells nothing"
+    assert effective_units(np.full(len(weights), scale)).item() == pytest.approx(len(weights))
+    assert effective_units(np.eye(len(weights))[0]).item() == 1
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20))
@@ -142,6 +164,19 @@ def test_nothing_at_all_is_nan_without_a_warning(interval: Any, recwarn: pytest.
     for values in (np.full((10, 2), np.nan), np.zeros((0, 2)), np.ones((1, 2)), np.full((5, 2), 0.5)):
         assert np.isnan(interval(values)).all()
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("interval", [share_interval, positive_interval])
+def test_six_units_of_which_one_has_most_tokens_are_not_six(interval: Any) -> None:
+    values = np.linspace(0.2, 0.6, 7)[:, None] * np.ones(4)
+    even, own = np.full(7, 64.0), np.append(np.full(6, 64.0), 0.0)
+    # 64 · (6 + 9)² / (6 + 81) = 2.6; six and a seventh nearly as large: 6.5
+    weights = np.stack([even, np.append(np.full(6, 64.0), 9 * 64), np.append(np.full(6, 64.0), 30.0), own], axis=1)
+    low, high = interval(values, weights)
+    assert np.isfinite(low).tolist() == np.isfinite(high).tolist() == [True, False, True, True]
+    plain = interval(values)
+    np.testing.assert_array_equal(low[[0, 2, 3]], plain[0][[0, 2, 3]])
+    np.testing.assert_array_equal(high[[0, 2, 3]], plain[1][[0, 2, 3]])
 
 
 # --- one by one ------------------------------------------------------------------------------------------------------

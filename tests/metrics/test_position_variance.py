@@ -99,7 +99,7 @@ def test_without_a_fold_it_is_the_definition_on_the_other_images(images: int, st
         rest, own = grid[fold_of != fold].double(), grid[fold_of == fold].double().sum(0)
         # a fold's map is kept in half precision: 11 significant bits, and steps of 2⁻²⁴ of its largest entry at least
         half = own.abs() * 2.0**-11 + own.abs().max() * 2.0**-25
-        low, high = (share_without(rest, half, sign) - sign * -ROUNDING for sign in (-1, 1))
+        low, high = (share_without(rest, half, sign) + sign * ROUNDING for sign in (-1, 1))
         assert low <= reference(rest) <= high
         assert low <= without[fold].item() <= high
         assert high - low < 0.01, "bounds that mean something"
