@@ -70,9 +70,13 @@ class PerPhotograph(Protocol):
 
 
 def over_seeds(tables: Mapping[str, Float[np.ndarray, "seeds n"]]) -> dict[str, float]:
-    """Mean of every table of random networks × units, with ``/seeds``; from 3 networks on with an interval over both."""
+    """Mean of every table of random networks × units, with ``/seeds``; from 3 networks on with an interval over both.
+
+    Over the units that all networks have, as the interval is.
+    """
     found: dict[str, float] = {}
     for key, table in tables.items():
-        if np.isfinite(table).any():
-            found |= with_ends(key, float(np.nanmean(table)), *two_way_interval(table)) | {f"{key}/seeds": len(table)}
+        shared = table[:, np.isfinite(table).all(0)]
+        if shared.size:
+            found |= with_ends(key, float(shared.mean()), *two_way_interval(shared)) | {f"{key}/seeds": len(table)}
     return found

@@ -10,6 +10,7 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from metrics.gains import holding
 from metrics.intervals import two_way_interval, with_ends
 from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
@@ -76,7 +77,8 @@ def _merged(twins: list[Twin]) -> dict[str, float]:
             merged[f"{key}/n"] = having[0].results[f"{key}/n"]
         tables = [twin.pseudovalues[key] for twin in having if key in twin.pseudovalues]
         if len(tables) == len(having) and len({len(table) for table in tables}) == 1:
-            merged |= with_ends(key, merged[key], *two_way_interval(np.stack(tables)))
+            # risks are reported clipped, and their pseudo-values are not
+            merged |= holding(key, merged[key], with_ends(key, merged[key], *two_way_interval(np.stack(tables))))
     return merged
 
 
