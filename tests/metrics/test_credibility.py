@@ -169,7 +169,9 @@ def test_the_interval_of_credibility_is_the_jackknife_of_the_product() -> None:
     np.testing.assert_allclose(values, expected, rtol=1e-9)
     report = credibility_report(risks, images=100)
     assert report["credibility/all"] == pytest.approx(whole)
-    assert (report["credibility/all/ci_low"], report["credibility/all/ci_high"]) == pytest.approx(tuple(map(float, mean_interval(values))))
+    assert (report["credibility/all/ci_low"], report["credibility/all/ci_high"]) == pytest.approx(
+        tuple(map(float, mean_interval(values)))
+    )
 
 
 def test_risks_that_are_surely_none_do_not_move_credibility() -> None:
