@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from backbones.layers import preset_config
+from backbones.saving import save_folder
 from backbones.weights import random_unet
 
 # Stable Diffusion's noise schedule
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    random_pipeline(options.model, options.seed, torch.float16).save_pretrained(options.folder)
+    save_folder(random_pipeline(options.model, options.seed, torch.float16), options.folder)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     side, margin = options.size // STRIDE, options.margin // STRIDE
     images = options.images
     measures: dict[str, LayerStatistics] = {}
-    for layer, grid in extract(side).items():
+    grids = extract(side)
+    for layer, grid in grids.items():
         fitted = TokenMeans(grid.shape[1]).to(device)
         fitted.update(grid, token_groups(grid)["high_norm"])
         tokens = margin * grid.shape[2] // side
         measures[layer] = LayerStatistics(tuple(grid.shape[1:]), tokens, fitted, images, {"noise": 0}, seed=0).to(device)
-    cka = LinearCKA({layer: measure.mean.shape[0] for layer, measure in measures.items()}, images).to(device)
+    cka = LinearCKA({layer: tuple(grid.shape[1:]) for layer, grid in grids.items()}, images).to(device)
 
     def measure(whole: dict[str, torch.Tensor], cropped: dict[str, torch.Tensor], image: torch.Tensor) -> None:
         for layer, statistic in measures.items():

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from transformers import CLIPTokenizer
 
+from backbones.saving import save_folder
 from datamodules.images.scenes.composition import compose
 from demo import autoencoder, diffusion
 from demo.captions import caption
@@ -55,7 +56,7 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Write a half-precision diffusers folder, tokenizer files of older transformers releases included."""
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.to(torch.float16, memory_format=torch.contiguous_format)
-    pipe.save_pretrained(folder)
+    save_folder(pipe, folder)
     pairs = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(pairs["vocab"], ensure_ascii=False))
     merges = "\n".join(" ".join(pair) for pair in pairs["merges"])

@@ -68,7 +68,7 @@ class ContentR2(Metric):
     def compute(self) -> dict[str, float]:
         """``content_r2/<group>`` with ``/ci_low``, ``/ci_high``, ``/n`` (tokens); none for groups whose targets do not vary."""
         unexplained = 1 - self._values()
-        low, high = positive_interval(unexplained)
+        low, high = positive_interval(unexplained, self.spread.cpu().numpy())
         values: dict[str, float] = {}
         for i, group in enumerate(self.groups):
             if np.isfinite(unexplained[:, i]).any():

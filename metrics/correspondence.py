@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from metrics.gains import over_seeds
-from metrics.intervals import mean_interval, share_interval, with_ends
+from metrics.intervals import FEWEST, mean_interval, share_interval, with_ends
 from metrics.match_costs import attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
 from metrics.pair_means import PairMeans
@@ -158,7 +158,8 @@ class Correspondence:
     ) -> dict[str, float]:
         """Means with ``/ci_low``, ``/ci_high`` (6 pictures on), ``/n`` (keypoints); pseudo-values by picture go to ``units``.
 
-        Columns without keypoints are left out. ``differences``: whether all columns are, not only metrics of DIFFERENCES.
+        Columns without keypoints are left out. ``differences``: whether all columns are, not only metrics of DIFFERENCES. No
+        interval where fewer than 6 pictures have a keypoint that masking or the other way changes, or that lands on the group.
         """
         columns = {key: column for key, column in columns.items() if column[1].any()}
         if not columns:
@@ -168,10 +169,18 @@ class Correspondence:
         means = self.pairs.means(average, value, counted)
         values = self.pairs.pseudovalues(average, value, counted)
         shares, others = share_interval(values), mean_interval(values)
+        changed = self.pairs.touched(torch.where(counted > 0, torch.stack([_event(key, columns) for key in columns], 1), 0))
+        rare = [
+            i
+            for i, key in enumerate(columns)
+            if (differences or key.split("/")[0] in ("harm", "harm_random", "attraction")) and changed[i] < FEWEST
+        ]
         found: dict[str, float] = {}
         for i, key in enumerate(columns):
-            low, high = others if differences or key.split("/")[0] in DIFFERENCES else shares
-            found |= with_ends(key, means[i].item(), low[i], high[i]) | {f"{key}/n": int(counted[:, i].sum())}
+            metric = key.split("/")[0]
+            low, high = others if differences or metric in DIFFERENCES else shares
+            ends = (low[i], high[i]) if i not in rare else (np.nan, np.nan)
+            found |= with_ends(key, means[i].item(), *ends) | {f"{key}/n": int(counted[:, i].sum())}
         if units is not None:
             units |= {key: values[:, i] for i, key in enumerate(columns)}
         return found
@@ -189,3 +198,9 @@ class Correspondence:
             keys = {f"pck_{protocol}_{average}_{alpha:.2f}/all": (away.hits(alpha), self.everyone) for alpha in ALPHAS}
             found |= self.averaged(average, keys, units)
         return found
+
+
+def _event(key: str, columns: Columns) -> Bool[Tensor, " n"]:
+    """Keypoints at which something happened: a match on the group for attraction, else a value that is not 0."""
+    value = columns[key][0]
+    return value > 0 if key.startswith("attraction") else value != 0

@@ -103,7 +103,7 @@ class DepthError(Metric):
         values, count = self._values(), self.count.sum(0).tolist()
         found: dict[str, float] = {}
         for k, kind in enumerate(KINDS):
-            low, high = _interval(kind, values[:, :, k])
+            low, high = _interval(kind, values[:, :, k], self.count.cpu().numpy())
             for i, group in enumerate(self.groups):
                 if count[i]:
                     key = f"{kind}/{group}"
@@ -133,8 +133,8 @@ class DepthError(Metric):
             return {"error": self.map_sum.cpu().numpy() / self.map_count.cpu().numpy()}
 
 
-def _interval(kind: str, values: Float[np.ndarray, "photos k"]) -> Ends:
-    return share_interval(values) if kind == "delta1" else positive_interval(values)
+def _interval(kind: str, values: Float[np.ndarray, "photos k"], count: Float[np.ndarray, "photos k"]) -> Ends:
+    return share_interval(values, count) if kind == "delta1" else positive_interval(values, count)
 
 
 def _numbered(image: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " _k"]]:

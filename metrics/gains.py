@@ -8,15 +8,17 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from metrics.intervals import mean_interval, two_way_interval, with_ends
+from metrics.intervals import FEWEST, effective_units, mean_interval, two_way_interval, with_ends
 
+SAME = 1e-12  # differences below it are rounding
 Values = Mapping[str, Float[np.ndarray, " n"]]  # key → pseudo-values by unit
 
 
 def paired_gains(own: Values, other: Values) -> dict[str, float]:
     """Gain of every key that both have, with ``/ci_low``, ``/ci_high`` and ``/n`` (units): the mean of paired differences.
 
-    Units that only one of the two has make a key unpaired, and it is left out. Below 6 units the gain stands alone.
+    Units that only one of the two has make a key unpaired, and it is left out. Below 6 units, or where fewer than 6 differ at
+    all, the gain stands alone: how often and how much the others would is unknown.
     """
     keys = [key for key in own if key in other and bool((np.isfinite(own[key]) == np.isfinite(other[key])).all())]
     if not keys:
@@ -27,7 +29,8 @@ def paired_gains(own: Values, other: Values) -> dict[str, float]:
     for i, key in enumerate(keys):
         units = int(np.isfinite(differences[:, i]).sum())
         if units:
-            found |= with_ends(key, float(np.nanmean(differences[:, i])), lows[i], highs[i]) | {f"{key}/n": units}
+            ends = (lows[i], highs[i]) if (np.abs(differences[:, i]) > SAME).sum() >= FEWEST else (np.nan, np.nan)
+            found |= with_ends(key, float(np.nanmean(differences[:, i])), *ends) | {f"{key}/n": units}
     return found
 
 
@@ -41,12 +44,18 @@ def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, floa
 def metric_gains(own: "PerPhotograph", other: "PerPhotograph") -> dict[str, float]:
     """:func:`paired_gains` of two metrics over the same photographs; several processes call this together.
 
-    Groups that do not hold the same number of tokens of every photograph for both have no gain.
+    Groups that do not hold the same number of tokens of every photograph for both have no gain, and below 6 effective
+    photographs (few hold most of the tokens) no interval.
     """
     with own.sync_context(), other.sync_context():
         alike = [group for i, group in enumerate(own.groups) if own.count[:, i].equal(other.count[:, i])]
+        effective = dict(zip(own.groups, effective_units(own.count.cpu().numpy()), strict=True))
     theirs = other.pseudovalues()
-    return paired_gains({key: value for key, value in own.pseudovalues().items() if key.split("/")[1] in alike}, theirs)
+    found = paired_gains({key: value for key, value in own.pseudovalues().items() if key.split("/")[1] in alike}, theirs)
+    few = [group for group, units in effective.items() if units + 1e-9 < FEWEST]
+    return {
+        key: value for key, value in found.items() if not (key.endswith(("/ci_low", "/ci_high")) and key.split("/")[1] in few)
+    }
 
 
 class PerPhotograph(Protocol):
@@ -61,9 +70,13 @@ class PerPhotograph(Protocol):
 
 
 def over_seeds(tables: Mapping[str, Float[np.ndarray, "seeds n"]]) -> dict[str, float]:
-    """Mean of every table of random networks × units, with ``/seeds``; from 3 networks on with an interval over both."""
+    """Mean of every table of random networks × units, with ``/seeds``; from 3 networks on with an interval over both.
+
+    Over the units that all networks have, as the interval is.
+    """
     found: dict[str, float] = {}
     for key, table in tables.items():
-        if np.isfinite(table).any():
-            found |= with_ends(key, float(np.nanmean(table)), *two_way_interval(table)) | {f"{key}/seeds": len(table)}
+        shared = table[:, np.isfinite(table).all(0)]
+        if shared.size:
+            found |= with_ends(key, float(shared.mean()), *two_way_interval(shared)) | {f"{key}/seeds": len(table)}
     return found

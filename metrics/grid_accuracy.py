@@ -121,7 +121,8 @@ class GridAccuracy(Metric):
     def compute(self) -> dict[str, float]:
         """``<kind>/<group>`` with ``/ci_low``, ``/ci_high`` and ``/n`` (tokens); groups without tokens have no key."""
         right, count = self.right.cpu().numpy(), self.count.cpu().numpy()
-        low, high = share_interval(ratio_pseudovalues(right, np.broadcast_to(count[..., None], right.shape)))
+        below = np.broadcast_to(count[..., None], right.shape)
+        low, high = share_interval(ratio_pseudovalues(right, below), below)
         values: dict[str, float] = {}
         for i, group in enumerate(self.groups):
             total = count[:, i].sum()

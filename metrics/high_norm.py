@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool2d
 from torchmetrics import Metric
 
 from metrics.credibility import token_risk
-from metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, with_intervals
+from metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, with_interval
 from metrics.intervals import FEWEST
 from metrics.layer_tokens import LayerTokens, inverse_norms
 from tokens.errors import InputError
@@ -112,7 +112,9 @@ class HighNormTokens(Metric):
 
 def _rare(estimates: dict[str, Estimate], images: Tensor, events: Float[Tensor, " folds"]) -> dict[str, float]:
     """Values with intervals; without where fewer than 6 folds hold an event: how much rarer such folds are is unknown."""
-    report = with_intervals(estimates, images, (0, np.inf))
+    report: dict[str, float] = {}
+    for key, estimate in estimates.items():  # all are shares but one, a number of patches per image
+        report |= with_interval(key, estimate, images, (0, np.inf if key == "high_norm_patches/all" else 1))
     enough = int((events > 0).sum()) >= FEWEST
     return {key: value for key, value in report.items() if enough or not key.endswith(("/ci_low", "/ci_high"))}
 

@@ -29,15 +29,27 @@ Ends = tuple[Float[np.ndarray, "*k"], Float[np.ndarray, "*k"]]
 def ratio_pseudovalues(
     numerator: Float[np.ndarray, "n *k"], denominator: Float[np.ndarray, "n *k"]
 ) -> Float[np.ndarray, "n *k"]:
-    """Of θ = Σ numerator / Σ denominator over n units: θ + (numerator − θ · denominator) / mean(denominator).
+    """Of θ = Σ numerator / Σ denominator over n units: the jackknife's, θ + (n − 1)(mean(θ without) − θ without).
 
-    NaN for units whose denominator is 0: they have no such token and are not among the n.
+    NaN for units whose denominator is 0: they have no such token and are not among the n. Of one unit: θ.
     """
-    count = (denominator > 0).sum(0)
+    present = denominator > 0
+    total, below = numerator.sum(0), denominator.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = numerator.sum(0) / denominator.sum(0)
-        values = ratio + (numerator - ratio * denominator) * count / denominator.sum(0)
-    return np.where(denominator > 0, values, np.nan)
+        ratio, count = total / below, present.sum(0)
+        without = np.where(present, np.where(count > 1, (total - numerator) / (below - denominator), ratio), 0.0)
+        values = ratio + (count - 1) * (without.sum(0) / count - without)
+    return np.where(present, values, np.nan)
+
+
+def effective_units(weights: Float[np.ndarray, "n *k"]) -> Float[np.ndarray, "*k"]:
+    """(Σ w)² / Σ w²: as many units of equal weight would tell as much; n where weights are equal, 1 where one has all.
+
+    References:
+        Kish (1965), Survey Sampling, section 11.7.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(weights.sum(0) ** 2 / (weights**2).sum(0))
 
 
 def jackknife_pseudovalues(value: float, without: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -62,12 +74,12 @@ def mean_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
     return np.where(count >= FEWEST, mean - half, np.nan), np.where(count >= FEWEST, mean + half, np.nan)
 
 
-def share_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
+def share_interval(values: Float[np.ndarray, "n *k"], weights: Float[np.ndarray, "n *k"] | None = None) -> Ends:
     """Wilson's interval for a share in [0, 1] of clustered tokens, with the effective number of tokens n / ρ.
 
     ρ is the share of the variance p(1 − p) that lies between units: (SS + κ) / ((n − 1) p (1 − p) + κ), SS the sum of squared
     deviations of the pseudo-values, κ = 0.03. Quantiles are those of t with n − 1 degrees of freedom. Where all units are right
-    (or wrong) ρ is 1. NaN below 6 units.
+    (or wrong) ρ is 1. NaN below 6 units, and below 6 effective ones of unequal ``weights``.
     """
     count, mean, _ = _moments(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -78,13 +90,15 @@ def share_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
         centre = (share + square / (2 * effective)) / (1 + square / effective)
         half = np.sqrt(square * (share * (1 - share) / effective + square / (4 * effective**2))) / (1 + square / effective)
         low, high = np.minimum(centre - half, share), np.maximum(centre + half, share)  # equal up to rounding at 0 and 1
-    return np.where(count >= FEWEST, np.maximum(low, 0), np.nan), np.where(count >= FEWEST, np.minimum(high, 1), np.nan)
+    enough = _enough(count, weights)
+    return np.where(enough, np.maximum(low, 0), np.nan), np.where(enough, np.minimum(high, 1), np.nan)
 
 
-def positive_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
-    """mean · exp(± t · se / mean), for errors, never negative; NaN below 6 units, and where the mean is not positive."""
+def positive_interval(values: Float[np.ndarray, "n *k"], weights: Float[np.ndarray, "n *k"] | None = None) -> Ends:
+    """mean · exp(± t · se / mean), for errors, which are never negative; NaN where the mean is not positive, below 6 units, and
+    below 6 effective ones of unequal ``weights``."""
     count, mean, half = _moments(values)
-    enough = (count >= FEWEST) & (mean > 0)
+    enough = _enough(count, weights) & (mean > 0)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         factor = np.exp(np.where(enough, half / mean, np.nan))
     return np.asarray(mean / factor), np.asarray(mean * factor)
@@ -148,6 +162,10 @@ def with_ends(key: str, value: SupportsFloat, low: SupportsFloat, high: Supports
     return {key: number} | (
         dict(zip((f"{key}/ci_low", f"{key}/ci_high"), ends, strict=True)) if np.isfinite(ends).all() else {}
     )
+
+
+def _enough(count: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    return np.asarray((count if weights is None else np.minimum(count, effective_units(weights) + 1e-9)) >= FEWEST)
 
 
 def _moments(values: Float[np.ndarray, "n *k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

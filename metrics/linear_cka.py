@@ -1,9 +1,10 @@
 """LinearCKA: how alike two layers see the same places of the same images."""
 
-import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -14,6 +15,7 @@ from tokens.keyed import keyed_generator
 CELLS = 8
 ROWS = 1024
 MIN_ROWS = 4
+RIDGE = 1e-10  # of the least squares, of the number of rows
 
 
 def cell_mean(image: Float[Tensor, "c h w"], cell: int) -> Float[Tensor, " c"]:
@@ -25,35 +27,78 @@ def cell_mean(image: Float[Tensor, "c h w"], cell: int) -> Float[Tensor, " c"]:
     return image[:, rows, cols].mean((1, 2), dtype=torch.float64)
 
 
-def centred_gram(rows: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:
-    """The Gram matrix of the rows, U-centred: its off-diagonal rows and columns sum to 0, and its diagonal is 0.
+def sharing(height: int, width: int) -> Bool[Tensor, "64 64"]:
+    """Which cells share a token of a grid: each with itself only where 8 divides both sides."""
 
-    The inner product of two such matrices over n (n − 3) is the unbiased HSIC₁ of linear kernels.
+    def axis(side: int) -> Bool[Tensor, "8 8"]:
+        number = torch.arange(CELLS)
+        start, end = number * side // CELLS, -(-(number + 1) * side // CELLS)
+        return (start[:, None] < end) & (start < end[:, None])
+
+    return (axis(height)[:, None, :, None] & axis(width)[None, :, None, :]).reshape(CELLS**2, CELLS**2)
+
+
+def unrelated(image: Int[Tensor, " n"], cell: Int[Tensor, " n"], shared: Bool[Tensor, "64 64"]) -> Bool[Tensor, "n n"]:
+    """Pairs of rows that have neither the image nor the place in common: different images, and cells that share no token."""
+    return (image[:, None] != image) & ~shared.to(cell.device)[cell][:, cell]
+
+
+def centred_grams(layers: Sequence[Float[Tensor, "n _c"]], pairs: Bool[Tensor, "n n"]) -> Float[Tensor, "l m"]:
+    """K̂ of every layer on the m pairs i < j: its inner products K without what one row adds to all its pairs.
+
+    K̂_ij = K_ij − u_i − u_j, where u minimises Σ (K_ij − u_i − u_j)² over the pairs. A common offset of the rows is such a sum
+    and vanishes. With every pair i ≠ j this is U-centring, and ⟨K̂, L̂⟩ is HSIC₁ times n (n − 3) / 2.
 
     References:
-        Székely & Rizzo (2014), Annals of Statistics 42, definition 2.
+        Székely & Rizzo (2014), Annals of Statistics 42, arXiv:1310.2926, definition 2 and section 3 (U-centring).
     """
-    rows = rows.double() - rows.double().mean(0)
-    gram = (rows @ rows.mT).fill_diagonal_(0)
-    count = len(rows)
-    side = gram.sum(0) / (count - 2)
-    whole = gram.sum() / ((count - 1) * (count - 2))
-    return (gram - side[:, None] - side[None] + whole).fill_diagonal_(0)
+    once = pairs.triu().flatten().nonzero()[:, 0]
+    normal = pairs.double() + pairs.sum(1).double().diag()
+    normal.diagonal().add_(RIDGE * len(pairs))  # a row without pairs, or two sets of rows, leave u open, but not u_i + u_j
+    factor = torch.linalg.cholesky(normal)
+    grams = []
+    for rows in layers:
+        rows = rows.double() - rows.double().mean(0)
+        gram = rows @ rows.mT
+        effect = torch.cholesky_solve((gram * pairs).sum(1, keepdim=True), factor)
+        grams.append((gram - effect - effect.mT).take(once))
+    return torch.stack(grams)
 
 
-def hsic_to_cka(grams: Float[Tensor, "l m"]) -> Float[Tensor, "l l"]:
-    """HSIC₁(i, j) / √(HSIC₁(i, i) · HSIC₁(j, j)); NaN where a layer does not vary."""
-    products = grams @ grams.mT
-    scale = products.diagonal()
+def cka_matrix(grams: Float[Tensor, "l m"]) -> Float[Tensor, "l l"]:
+    """CKA = ⟨K̂, L̂⟩ / (‖K̂‖ ‖L̂‖) of every two layers; NaN where a layer does not vary."""
+    return _scaled(grams @ grams.mT, grams)
+
+
+def position_matrix(grams: Float[Tensor, "l m"], pairs: Bool[Tensor, "n n"], cell: Int[Tensor, " n"]) -> Float[Tensor, "l l"]:
+    """What of :func:`cka_matrix` is left when one layer's rows are permuted over images within each cell.
+
+    The mean over all permutations replaces K̂ by its mean over the pairs that lie in the same two cells, with the scale of the
+    rows as they are. Each pair keeps its weight of one in some 240 in that mean: without any position code a layer has about
+    .004 with itself.
+    """
+    ends = cell[pairs.triu().nonzero()].sort(1).values
+    block = ends[:, 0] * CELLS**2 + ends[:, 1]
+    sums = grams.new_zeros(len(grams), CELLS**4).index_add_(1, block, grams)
+    sums /= block.bincount(minlength=CELLS**4).clamp(min=1).sqrt()
+    return _scaled(sums @ sums.mT, grams)
+
+
+def _scaled(products: Float[Tensor, "l l"], grams: Float[Tensor, "l m"]) -> Float[Tensor, "l l"]:
+    scale = grams.square().sum(1)
     return products / torch.where(scale > 0, scale, torch.nan).outer(scale).sqrt()
 
 
-def debiased_cka(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Debiased linear CKA of two representations of the same n things, one in each row.
+def debiased_cka(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], pairs: Bool[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """Debiased linear CKA of two representations of the same n things, one in each row, over some pairs of them.
 
-    HSIC₁(K, L) = 1/(n(n−3)) · [tr(KL) + 1ᵀK1·1ᵀL1/((n−1)(n−2)) − 2/(n−2)·1ᵀKL1] with K = XXᵀ, L = YYᵀ, diagonals set to 0;
-    CKA = HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)). At most 1, about 0 for independent rows and possibly negative (not
-    clipped); rotations, a common factor and a common offset of X or Y change nothing. NaN where X or Y does not vary.
+    CKA = ⟨K̂, L̂⟩ / (‖K̂‖ ‖L̂‖), see :func:`centred_grams`. Unbiased: let X and Y be independent, and let E[K_ij] be the same
+    for all ``pairs``, as for rows that are independent draws. Then E⟨K̂, L̂⟩ = ⟨E K̂, E L̂⟩ = 0, for a constant is a sum
+    u_i + u_j. Pairs of rows that share something (image, place) have another mean and must be left out. With every pair i ≠ j
+    it is the published estimator HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)).
+
+    From −1 to 1 (not clipped), 1 for equal layers; rotations, a common factor and a common offset of X or Y change nothing.
+    NaN where X or Y does not vary.
 
     Raises:
         InputError: if there are fewer than 4 rows.
@@ -66,7 +111,7 @@ def debiased_cka(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"]) -> Float[Tens
         raise InputError(
             f"Expected the rows to be at least {MIN_ROWS} for debiased CKA, but got {len(x)}. Measure on more images."
         )
-    return hsic_to_cka(torch.stack([centred_gram(x).flatten(), centred_gram(y).flatten()]))[0, 1]
+    return cka_matrix(centred_grams([x, y], pairs))[0, 1]
 
 
 class LinearCKA(Metric):
@@ -77,28 +122,33 @@ class LinearCKA(Metric):
     random without repetition, keyed by the image's number. A cell is what torch's adaptive pooling makes it: exact where 8
     divides the side; on grids below 8×8 neighbouring cells share tokens.
 
-    Rows of one image are not independent, which leaves some similarity of whole images in values near 0. The states are
-    buffers of fixed place: the metric works on one device only.
+    Rows of one image are alike, and so are rows of one place: where two layers each have a vector of their own per image, or
+    per place, such pairs read as similarity (.28 and .21 at 40 images). Only pairs of different images count, whose cells share
+    no token of either layer's grid. Images and places are then both draws: layers with content or position codes that know
+    nothing of each other have mean 0. What shared positions contribute stands beside it, see :func:`position_matrix`.
+
+    The states are buffers of fixed place: the metric works on one device only.
 
     Args:
-        channels: layer → C.
+        shapes: layer → (C, h, w).
         images: number of images that will arrive.
         rows: rows to keep at most.
         seed: of the draw of cells.
 
     Raises:
-        InputError: if more images arrive than ``images``; in :meth:`compute`, if fewer than 4 rows came.
+        InputError: if more images arrive than ``images``; in :meth:`compute`, if fewer than 4 came.
     """
 
     full_state_update = False
     seen: Tensor
 
-    def __init__(self, channels: dict[str, int], images: int, rows: int = ROWS, seed: int = 0) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, int, int]], images: int, rows: int = ROWS, seed: int = 0) -> None:
         super().__init__()
-        self.layers, self.images, self.seed = tuple(channels), images, seed
+        self.layers, self.images, self.seed = tuple(shapes), images, seed
+        self.shared = [sharing(height, width) for _, height, width in shapes.values()]
         self.size = min(rows, images * CELLS**2)
-        for layer, width in channels.items():
-            self.add_state(f"rows_{layer}", torch.zeros(self.size, width, dtype=torch.float64), dist_reduce_fx="sum")
+        for layer, (channels, _, _) in shapes.items():
+            self.add_state(f"rows_{layer}", torch.zeros(self.size, channels, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
 
     def _filled(self, images: int) -> int:
@@ -126,12 +176,34 @@ class LinearCKA(Metric):
         kept: Tensor = getattr(self, f"rows_{layer}")
         return kept[: self._filled(int(self.seen))]
 
-    def compute(self) -> Float[Tensor, "l l"]:
-        """CKA of every pair of layers, in the order of ``channels``; NaN where a layer does not vary."""
-        count = self._filled(int(self.seen))
-        if count < MIN_ROWS:
+    def places(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """(image, cell) of every row: numbers in the order of arrival, and row-major ones of the partition."""
+        cells = [self._cells(image) for image in range(int(self.seen))]
+        image = torch.arange(len(cells)).repeat_interleave(torch.tensor([len(drawn) for drawn in cells], dtype=torch.long))
+        cell = torch.tensor([cell for drawn in cells for cell in drawn], dtype=torch.long)
+        return image.to(self.device), cell.to(self.device)
+
+    def compute(self) -> dict[str, Float[Tensor, "l l"]]:
+        """``cka`` of every pair of layers, in the order of ``shapes``; ``cka_positions``; NaN where one does not vary."""
+        if self.seen < MIN_ROWS:
             raise InputError(
-                f"Expected the rows to be at least {MIN_ROWS} for debiased CKA, but got {count}. Measure on more images."
+                f"Expected the images to be at least {MIN_ROWS} for debiased CKA, but got {self.seen}. Measure on more images."
             )
-        grams = torch.stack([centred_gram(self.rows(layer)).flatten() for layer in self.layers])
-        return hsic_to_cka(grams / math.sqrt(count * (count - 3)))
+        image, cell = self.places()
+        size = (len(self.layers), len(self.layers))
+        cka, positions = (torch.zeros(size, dtype=torch.float64, device=self.device) for _ in range(2))
+        for members, shared in self._alike():
+            pairs = unrelated(image, cell, shared)
+            grams = centred_grams([self.rows(self.layers[i]) for i in members], pairs)
+            block = torch.meshgrid(torch.tensor(members), torch.tensor(members), indexing="ij")
+            cka[block], positions[block] = cka_matrix(grams), position_matrix(grams, pairs, cell)
+        return {"cka": cka, "cka_positions": positions}
+
+    def _alike(self) -> Iterator[tuple[list[int], Bool[Tensor, "64 64"]]]:
+        """Layers to compare, by number, and the cells that share a token of one of their grids; equal grids come last."""
+        kinds: dict[bytes, list[int]] = {}
+        for number, shared in enumerate(self.shared):
+            kinds.setdefault(shared.numpy().tobytes(), []).append(number)
+        of_kind = list(kinds.values())
+        for first, second in [*combinations(of_kind, 2), *zip(of_kind, of_kind, strict=True)]:
+            yield sorted({*first, *second}), self.shared[first[0]] | self.shared[second[0]]

@@ -59,7 +59,8 @@ class Matches(Metric):
     ) -> None:
         """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group.
 
-        A group and its random mask are comparable where both have as many tokens and neither is the whole grid.
+        A group and its random mask are comparable where both have as many tokens, neither is the whole grid, and neither holds
+        the true token: without it a match that was right cannot be, whatever the group does.
         """
         for g, group in enumerate(GROUPS):
             mask = target_masks[group].flatten()
@@ -69,8 +70,9 @@ class Matches(Metric):
             for w, way in enumerate(self.ways):
                 self.landed_in[w, g, row] = mask[cell[way]].int()
         for g, group in enumerate(MASKED):
-            sizes = target_masks[group].sum(), random_masks[group].sum()
-            self.comparable[g, row] = ((sizes[0] == sizes[1]) & (sizes[0] < target_masks[group].numel())).int()
+            mask, random = target_masks[group].flatten(), random_masks[group]
+            alike = (mask.sum() == random.sum()) & ~mask.all()
+            self.comparable[g, row] = (alike & ~(mask | random)[true_cell]).int()
         for w, way in enumerate(self.ways):
             self.cell[w, row] = cell[way].int()
             for g, group in enumerate(MASKED):

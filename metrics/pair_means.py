@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tokens.keypoints import Keypoints
@@ -55,7 +55,7 @@ class PairMeans:
         """
         mean, terms = self._terms(average, value, counted)
         zeros = torch.zeros(len(self._group), value.shape[1], dtype=torch.float64, device=terms.device)
-        total, seen = zeros.clone(), zeros
+        total, seen = zeros.clone(), zeros.clone()
         for side in (0, 1):
             total.index_add_(0, self._place[:, side], terms)
             seen.index_add_(0, self._place[:, side], (self._per_pair(counted) > 0).double())
@@ -67,6 +67,14 @@ class PairMeans:
         few = ((size > 0) & (size < 3)).any(0)
         scaled = mean + total * present.sum(0) * factor[group]
         return scaled.masked_fill(~present | few, torch.nan).cpu().numpy()
+
+    def touched(self, event: Shaped[Tensor, "n m"]) -> Int[Tensor, " m"]:
+        """Number of pictures that have a keypoint where ``event`` is not 0."""
+        pairs = (self._per_pair(event) > 0).double()
+        seen = torch.zeros(len(self._group), event.shape[1], dtype=torch.float64, device=pairs.device)
+        for side in (0, 1):
+            seen.index_add_(0, self._place[:, side], pairs)
+        return (seen > 0).sum(0)
 
     def _terms(
         self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
@@ -91,7 +99,7 @@ class PairMeans:
             terms[i] = share[k] * (sums[i] - each[k].nan_to_num() * counts[i]) / totals[k].clamp(min=1)
         return mean.masked_fill(~(totals > 0).any(0), torch.nan), terms
 
-    def _per_pair(self, value: Float[Tensor, "n m"]) -> Float[Tensor, "p m"]:
+    def _per_pair(self, value: Shaped[Tensor, "n m"]) -> Float[Tensor, "p m"]:
         zeros = torch.zeros(len(self.category), value.shape[1], dtype=torch.float64, device=value.device)
         return zeros.index_add(0, self.pair, value.double())
 

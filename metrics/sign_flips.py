@@ -16,7 +16,7 @@ from metrics.intervals import FEWEST
 EXACT = 12  # units up to which all flips are tried
 FLIPS = 4096
 CHUNK = 512
-TIE = 1e-9  # relative; statistics that are equal but for rounding count as reached
+TIE = 1e-9  # statistics that are equal but for rounding count as reached, also those of a mean of 0
 
 
 def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndarray, " k"]:
@@ -39,7 +39,7 @@ def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndar
     signs = _signs(len(values), seed)
     for start in range(0, len(signs), CHUNK):
         largest = np.abs(signs[start : start + CHUNK] @ unit).max(1, initial=0.0)
-        reached += (largest[:, None] >= own * (1 - TIE)).sum(0)
+        reached += (largest[:, None] >= own - TIE).sum(0)
     found = np.full(values.shape[1], np.nan)
     found[counted] = reached / len(signs)
     return found

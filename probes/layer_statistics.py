@@ -141,9 +141,10 @@ class LayerStatistics(nn.Module):
 
         Gains are those of the reported values; intervals those of unclipped ones, moved where needed to hold the gain.
         """
-        found = paired_gains(self.pseudovalues(), other.pseudovalues())
+        units = self.pseudovalues()
+        found = paired_gains(units, other.pseudovalues())
         own, theirs = self.compute(), other.compute()
-        for key in (key for key in found if key in own and key in theirs):
+        for key in (key for key in units if key in found):
             found |= holding(key, own[key] - theirs[key], found)
         return found
 

@@ -100,7 +100,7 @@ class StatisticsProbe(lightning.LightningModule):
             }
         ).to(self.device)
         self.cka = LinearCKA(
-            {layer: c for layer, (c, _, _) in self.shapes.items() if not label_of(layer)}, measured, seed=self.seed
+            {layer: shape for layer, shape in self.shapes.items() if not label_of(layer)}, measured, seed=self.seed
         ).to(self.device)
 
     def test_step(self, batch: GridBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -138,10 +138,10 @@ class StatisticsProbe(lightning.LightningModule):
         return found
 
     def maps(self) -> dict[str, np.ndarray]:
-        """``<layer>/norm`` (h, w), ``cka`` (L, L), and what :meth:`Pictures.maps` draws."""
+        """``<layer>/norm`` (h, w), ``cka`` and ``cka_positions`` (L, L), and what :meth:`Pictures.maps` draws."""
         maps: dict[str, np.ndarray] = {f"{layer}/norm": self._of(layer).norms.maps()["norm"] for layer in self.shapes}
         if self.cka is not None:
-            maps["cka"] = self.cka.compute().cpu().numpy()
+            maps |= {name: table.cpu().numpy() for name, table in self.cka.compute().items()}
         return maps | self.pictures.maps()
 
     def _compare_with_floor(self) -> None:

@@ -68,7 +68,8 @@ COST_CAPTION = (
     "edge: of the target point from the input's edge (below 1/16, to 3/16, above).\n"
     "copies: wrong matches at the source's own position, and how many would be at other pairs' source positions.\n"
     "attraction: share of wrong matches on the group, less the group's share of the grid.\n"
-    "harm: PCK gained by masking the group, and by masking as many random interior tokens.\n"
+    "harm: PCK gained by masking the group, and by masking as many random interior tokens; of keypoints whose true token\n"
+    "neither masks.\n"
     "keypoints, pictures: how many a number is a mean of, and how many its ± rests on.\n"
     f"{SAME}: every picture gives the same number, which says nothing of how pictures differ."
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from metrics.intervals import FEWEST
 from metrics.sign_flips import adjusted_p
 from reports.mitigation_groups import mitigation_groups
 from reports.run import Run, base_of, label_of, variant
@@ -165,7 +166,8 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if not (row.beyond[0] < 0 and row.beyond[1] < LEVEL):
         return f"no: not beyond {control.label}"
     if pck is None or math.isnan(pck.gain_ci_low):
-        return "PCK missing" if pck is None else "too few pictures"
+        few = PCK in layer.families and layer.families[PCK].units < FEWEST
+        return "PCK missing" if pck is None else "too few pictures" if few else "PCK not decided"
     if layer.none.cells[PCK].value < LEAST_PCK:
         return f"PCK below {LEAST_PCK:.0%}"
     return "yes" if pck.gain_ci_low > -NOTHING else "PCK not decided"

@@ -120,13 +120,18 @@ def norms_over_layers(run: Run) -> Figure:
 
 
 def cka_matrix(run: Run) -> Figure:
-    """Debiased linear CKA between layers."""
+    """Debiased linear CKA between layers, and beside it what positions alone give."""
+    titles = {"cka": "same places of the same images", "cka_positions": "positions alone: images exchanged within each place"}
+    shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have the first alone
     side = max(4.5, 0.16 * len(run.bases) + 2)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    image = axis.imshow(run.maps["cka"], vmin=0, vmax=1, cmap="magma")
-    axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(run.bases)), run.bases, fontsize=7)
-    figure.colorbar(image, ax=axis, shrink=0.8, label="debiased linear CKA")
+    size = (side * len(shown) + 1, side + 0.3)
+    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
+        image = axis.imshow(run.maps[name], vmin=0, vmax=1, cmap="magma")
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
+    axes[0, 0].set_yticks(range(len(run.bases)), run.bases, fontsize=7)
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label="debiased linear CKA")
     heading(figure, "Similarity of layers", run)
     return figure
 

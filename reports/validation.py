@@ -1,7 +1,8 @@
 """Does a risk go with harm? Spearman correlations inside each model, with intervals over models and layers, and a baseline.
 
 Cells of one layer at several timesteps depend on each other, and so do cells of one model: whole models are drawn with
-replacement, and whole layers within them. Everything is computed on ranks within a model, so that a model that is harmed
+replacement, and whole layers within them; of one model, layers are left out one by one. Everything is computed
+on ranks within a model, so that a model that is harmed
 more everywhere adds nothing.
 """
 
@@ -14,6 +15,7 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
+from metrics.intervals import jackknife_pseudovalues, mean_interval
 from reports.credibility_cells import BASELINE, CredibilityCell
 
 RESAMPLES = 2000
@@ -63,8 +65,7 @@ def validation(cells: Sequence[CredibilityCell], risk: str, harm: str) -> Valida
     table = [np.array([[getattr(c, risk), getattr(c, harm), guesses[c]] for c in rows]) for rows in models]
     layers = [np.unique([c.layer for c in rows], return_inverse=True)[1] for rows in models]
     point = _mean(np.stack([_rhos(rows, np.ones((1, len(rows)))) for rows in table]))[0]
-    drawn = _resampled(table, layers, zlib.crc32(f"{risk}/{harm}".encode()))
-    ends = np.nanquantile(drawn, [0.025, 0.975], axis=0) if np.isfinite(drawn).any(0).all() else np.full((2, 3), math.nan)
+    ends = _one_model(table[0], layers[0]) if len(models) == 1 else _several(table, layers, f"{risk}/{harm}", point)
     found = [Correlation(float(point[k]), float(ends[0, k]), float(ends[1, k]), len(kept)) for k in range(3)]
     return Validation(found[0], found[1], found[2], len(models))
 
@@ -129,6 +130,32 @@ def _mean(rhos: np.ndarray) -> np.ndarray:
     """Over models (models, resamples, 3), those without a ρ left out; NaN where none has one."""
     counted = np.isfinite(rhos).sum(0)
     return np.asarray(np.where(counted > 0, np.nansum(rhos, 0), np.nan) / np.maximum(counted, 1))
+
+
+def _one_model(rows: np.ndarray, layers: np.ndarray) -> np.ndarray:
+    """Ends (2, 3) of (risk, baseline, risk − baseline) of one model: jackknife over layers, correlations on Fisher's scale."""
+    weights = np.stack([(layers != layer).astype(float) for layer in np.unique(layers)])
+    values, without = _rhos(rows, np.ones((1, len(rows))))[0], _rhos(rows, weights)
+    ends = np.full((2, 3), math.nan)
+    for k in (k for k in range(3) if np.isfinite(values[k])):
+        correlation = k < 2  # the last is a difference of two
+        parts = [_fisher(part) if correlation else part for part in (values[k], without[:, k])]
+        found = np.asarray(mean_interval(jackknife_pseudovalues(float(parts[0]), parts[1])))
+        ends[:, k] = np.tanh(found) if correlation else found
+    return ends
+
+
+def _fisher(rho: np.ndarray | float) -> np.ndarray:
+    return np.arctanh(np.clip(rho, -0.999, 0.999))
+
+
+def _several(table: Sequence[np.ndarray], layers: Sequence[np.ndarray], key: str, point: np.ndarray) -> np.ndarray:
+    """The same over several models: percentiles of resamples, moved where needed to hold the estimate."""
+    drawn = _resampled(table, layers, zlib.crc32(key.encode()))
+    if not np.isfinite(drawn).any(0).all():
+        return np.full((2, 3), math.nan)
+    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    return np.stack([np.minimum(low, point), np.maximum(high, point)])
 
 
 def _resampled(table: Sequence[np.ndarray], layers: Sequence[np.ndarray], seed: int) -> np.ndarray:

@@ -10,12 +10,14 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from metrics.gains import holding
 from metrics.intervals import two_way_interval, with_ends
 from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
 from runs.record import decisive, digest, read_arrays, source_digest, write_arrays, write_atomically
 from tokens.processes import Processes
 
+SHARES = ("accuracy", "/pck_", "delta1", "copy_share", "/r_cor", "/r_norm", "credibility")  # metrics within [0, 1]
 Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,11 @@ def _merged(twins: list[Twin]) -> dict[str, float]:
             merged[f"{key}/n"] = having[0].results[f"{key}/n"]
         tables = [twin.pseudovalues[key] for twin in having if key in twin.pseudovalues]
         if len(tables) == len(having) and len({len(table) for table in tables}) == 1:
-            merged |= with_ends(key, merged[key], *two_way_interval(np.stack(tables)))
+            low, high = two_way_interval(np.stack(tables))
+            if any(part in key for part in SHARES):
+                low, high = (float(np.clip(end, 0, 1)) for end in (low, high))
+            # risks are reported clipped, and their pseudo-values are not
+            merged |= holding(key, merged[key], with_ends(key, merged[key], low, high))
     return merged
 
 

@@ -1,8 +1,9 @@
-"""Mitigations side by side: planted numbers in, exact cells out; Holm and dominance against slow references."""
+"""Mitigations side by side: planted numbers in, exact cells out; families of tests; dominance against a slow reference."""
 
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from matplotlib.markers import MarkerStyle
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 
-from reports.holm import holm
-from reports.mitigated_layers import MitigatedLayer, mitigated_layers, verdict
+from metrics.sign_flips import adjusted_p
+from reports.mitigated_layers import Family, MitigatedLayer, mitigated_layers, verdict
 from reports.mitigations import WIDTH, mitigation_tables, write
 from reports.pareto import dominated, pareto_figure
 from reports.run import Run
@@ -25,18 +27,19 @@ from reports.run import Run
 FAMILIES = {"position_mean_050": "PositionMean", "position_mean": "PositionMean", "leace": "Leace", "canvas": "Canvas"}
 FAMILIES |= {"random_rank": "RandomRank", "shuffled_position": "ShuffledPosition"}
 RANKS = {"position_mean_050": 14, "position_mean": 14, "leace": 6, "random_rank": 14, "shuffled_position": 14}
-# value, gain, half width of the gain's interval, p
+UNITS = 20
+# value, gain, half width of the gain's interval
 POSITION = {
-    "none": (0.8,), "position_mean_050": (0.6, -0.2, 0.02, 0.001), "position_mean": (0.25, -0.55, 0.02, 0.001),
-    "leace": (0.74, -0.06, 0.03, 0.002), "canvas": (0.79, -0.01, 0.05, 0.7), "random_rank": (0.76, -0.04, 0.02, 0.004),
-    "shuffled_position": (0.8, 0.0, 0.02, 1.0),
+    "none": (0.8,), "position_mean_050": (0.6, -0.2, 0.02), "position_mean": (0.25, -0.55, 0.02),
+    "leace": (0.74, -0.06, 0.03), "canvas": (0.79, -0.01, 0.05), "random_rank": (0.76, -0.04, 0.02),
+    "shuffled_position": (0.8, 0.0, 0.02),
 }  # fmt: skip
 PCK = {
-    "none": (0.3,), "position_mean_050": (0.33, 0.03, 0.02, 0.004), "position_mean": (0.24, -0.06, 0.03, 0.001),
-    "leace": (0.31, 0.01, 0.03, 0.5), "canvas": (0.28, -0.02, 0.03, 0.2), "random_rank": (0.29, -0.01, 0.02, 0.3),
-    "shuffled_position": (0.3, 0.0, 0.01, 1.0),
+    "none": (0.3,), "position_mean_050": (0.33, 0.03, 0.02), "position_mean": (0.24, -0.06, 0.03),
+    "leace": (0.31, 0.01, 0.02), "canvas": (0.28, -0.02, 0.03), "random_rank": (0.29, -0.01, 0.02),
+    "shuffled_position": (0.3, 0.0, 0.01),
 }  # fmt: skip
-CONTENT = {label: (0.5 - 0.05 * i, -0.05 * i, 0.01, 0.02) if i else (0.5,) for i, label in enumerate(["none", *FAMILIES])}
+CONTENT = {label: (0.5 - 0.05 * i, -0.05 * i, 0.01) if i else (0.5,) for i, label in enumerate(["none", *FAMILIES])}
 
 
 def planted(metric: str, numbers: dict[str, tuple[float, ...]], layers: Sequence[str] = ("mid",)) -> dict[str, float]:
@@ -48,16 +51,21 @@ def planted(metric: str, numbers: dict[str, tuple[float, ...]], layers: Sequence
             ends = {"": value, "/ci_low": value - 0.05, "/ci_high": value + 0.05}
             found |= {f"test/{name}/{metric}{end}": each for end, each in ends.items()}
             if gained:
-                gain, half, p = gained
-                ends = {"": gain, "/ci_low": gain - half, "/ci_high": gain + half, "/p": p}
+                gain, half = gained
+                ends = {"": gain, "/ci_low": gain - half, "/ci_high": gain + half, "/n": UNITS}
                 found |= {f"gain_over_none/{name}/{metric}{end}": each for end, each in ends.items()}
     return found
 
 
 def run_of(
-    metrics: dict[str, float], folder: Path, labels: Sequence[str] = tuple(FAMILIES), fit_images: int = 64, **meta: Any
+    metrics: dict[str, float],
+    folder: Path,
+    labels: Sequence[str] = tuple(FAMILIES),
+    fit_images: int = 64,
+    units: int = UNITS,
+    **meta: Any,
 ) -> Run:
-    """A run folder with these metrics, read back."""
+    """A run folder with these metrics and pseudo-values of ``units`` photographs that give their gains, read back."""
     bases = list(dict.fromkeys(key.split("/")[1].split("__")[0] for key in metrics))
     layers = [name for base in bases for name in (base, *(f"{base}__{label}" for label in labels))]
     described: dict[str, Any] = {"none": {"steps": [], "passes": 1.0, "fits": {base: [] for base in bases}}}
@@ -67,11 +75,30 @@ def run_of(
         described[label] = {"steps": [FAMILIES[label]], "passes": passes, "fits": dict.fromkeys(bases, fit)}
     said = {
         "layers": layers, "probe": "position", "model": "some/model", "weights": "stored", "timestep": 50, "seed": 0,
-        "noise": "independent", "padding": "zeros", "mitigations": described, "complete": True,
+        "noise": "independent", "padding": "zeros", "mitigations": described, "complete": True, "schema": 2,
     } | meta  # fmt: skip
     folder.mkdir()
+    if not units and "schema" not in meta:
+        said.pop("schema")
+    np.savez(folder / "pseudovalues.npz", **by_unit(metrics, units))
     (folder / "metrics.json").write_text(json.dumps(metrics | {"meta": said}))
     return Run.read(folder)
+
+
+def by_unit(metrics: dict[str, float], units: int) -> dict[str, np.ndarray]:
+    """Pseudo-values whose paired differences have the gains of the metrics, and the half widths of their intervals."""
+    found: dict[str, np.ndarray] = {}
+    if units < 2:
+        return found
+    for key in (key for key in metrics if key.startswith("test/") and not key.endswith(("/ci_low", "/ci_high"))):
+        _, name, rest = key.split("/", 2)
+        base = np.random.default_rng(0).normal(metrics.get(f"test/{name.split('__')[0]}/{rest}", 0), 0.1, units)
+        gain = metrics.get(f"gain_over_none/{name}/{rest}", 0.0)
+        half = gain - metrics.get(f"gain_over_none/{name}/{rest}/ci_low", gain)
+        noise = np.random.default_rng(list(name.encode())).normal(size=units)
+        noise = (noise - noise.mean()) / noise.std(ddof=1)
+        found[key] = base + gain + noise * half * units**0.5 / stats.t.ppf(0.975, units - 1)
+    return found
 
 
 def sweep(folder: Path, layers: Sequence[str] = ("mid",), without: Sequence[str] = ()) -> list[Run]:
@@ -112,38 +139,62 @@ def _closed() -> Any:
     plt.close("all")
 
 
-# --- Holm ------------------------------------------------------------------------------------------------------------
+# --- families --------------------------------------------------------------------------------------------------------
 
 
-def slow_holm(p_values: list[float]) -> list[float]:
-    """The largest, over hypotheses rejected no later than this one, of p times how many were then left."""
-    m, corrected = len(p_values), []
-    for p in p_values:
-        earlier = [q for q in p_values if q <= p]
-        steps = [q * (m - sum(r < q for r in p_values)) for q in earlier]
-        corrected.append(min(1.0, max(steps)))
-    return corrected
+def test_a_family_is_a_metric_over_all_layers_and_mitigations_without_controls(tmp_path: Path) -> None:
+    layers = mitigated_layers(sweep(tmp_path, ("mid", "up_1")))
+    assert [layer.families["binned_accuracy/all"] for layer in layers] == [Family(2 * 4, UNITS)] * 2
+    assert [layer.families["pck_ours_point_0.10/all"] for layer in layers] == [Family(2 * 4, UNITS)] * 2
+    text = " ".join(printed(sweep_again(tmp_path)).split())
+    assert f"Families: position 4 columns, {UNITS} photographs; content 4 columns" in text
+    assert f"PCK 4 columns, {UNITS} pictures" in text
 
 
-@given(st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=12))
-def test_holm_is_the_slow_one(p_values: list[float]) -> None:
-    assert holm(np.array(p_values)) == pytest.approx(slow_holm(p_values))
+def test_p_values_are_those_of_joint_flips_over_the_family(tmp_path: Path) -> None:
+    runs = sweep(tmp_path, ("mid", "up_1"))
+    units = runs[0].pseudovalues()
+    labels = [label for label in FAMILIES if label not in ("random_rank", "shuffled_position")]
+    places = [(layer, label) for layer in ("mid", "up_1") for label in labels]
+    key = "binned_accuracy/all"
+    columns = np.stack([units[f"test/{layer}__{label}/{key}"] - units[f"test/{layer}/{key}"] for layer, label in places], 1)
+    expected = dict(zip(places, adjusted_p(columns), strict=True))
+    for layer in mitigated_layers(runs):
+        for row in layer.rows[1:]:
+            p = row.cells[key].p
+            assert math.isnan(p) if row.control else p == expected[layer.layer, row.label]
 
 
-def test_holm_keeps_the_family_wise_error() -> None:
-    generator = np.random.default_rng(0)
-    wrong = np.mean([(holm(generator.random(10)) < 0.05).any() for _ in range(2000)])
-    uncorrected = np.mean([(generator.random(10) < 0.05).any() for _ in range(2000)])
-    assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000) < 0.3 < uncorrected
+def test_below_six_photographs_no_star_is_possible_and_the_table_says_so(tmp_path: Path) -> None:
+    runs = [run_of(planted("binned_accuracy/all", POSITION), tmp_path / "few", units=5)]
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean"] == "too few photographs"
+    text = " ".join(printed(runs).split())
+    assert "5 photographs: fewer than 6, so no star is possible" in text and "−.55*" not in text
 
 
-def test_correction_is_over_the_mitigations_of_one_layer_and_metric(tmp_path: Path) -> None:
-    [position, pck, _] = sweep(tmp_path, ("mid", "up_1"))
-    for layer in mitigated_layers([position, pck]):
-        for key, numbers in (("binned_accuracy/all", POSITION), ("pck_ours_point_0.10/all", PCK)):
-            labels = [label for label in numbers if label != "none"]
-            expected = slow_holm([numbers[label][3] for label in labels])
-            assert [row.cells[key].p_holm for row in layer.rows[1:]] == pytest.approx(expected)
+@pytest.mark.parametrize("schema", [None, 1])
+def test_runs_of_an_older_schema_have_no_stars(tmp_path: Path, schema: int | None) -> None:
+    metrics = planted("binned_accuracy/all", POSITION)
+    old = {key.replace("/n", "/p"): 0.001 if key.endswith("/n") else value for key, value in metrics.items()}
+    runs = [run_of(old, tmp_path / "old", **({} if schema is None else {"schema": schema}), units=0)]
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean"] == "run again to test" and not layer.families
+    text = " ".join(printed(runs).split())
+    assert "−.55*" not in text and "measured by an older version" in text
+    assert write(runs, tmp_path)
+
+
+def test_a_family_of_one_column_and_constant_differences_have_a_result(tmp_path: Path) -> None:
+    one = {label: POSITION[label] for label in ("none", "leace")}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", one), tmp_path / "one", ["leace"])])
+    assert layer.families["binned_accuracy/all"].columns == 1 and layer.rows[1].cells["binned_accuracy/all"].p < 0.01
+    same = {"none": (0.8,), "leace": (0.8, 0.0, 0.0)}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", same), tmp_path / "same", ["leace"])])
+    assert layer.rows[1].cells["binned_accuracy/all"].p == 1
+    constant = {"none": (0.8,), "leace": (0.7, -0.1, 0.0)}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", constant), tmp_path / "constant", ["leace"])])
+    assert layer.rows[1].cells["binned_accuracy/all"].significant
 
 
 # --- table -----------------------------------------------------------------------------------------------------------
@@ -151,8 +202,7 @@ def test_correction_is_over_the_mitigations_of_one_layer_and_metric(tmp_path: Pa
 
 def test_cells_hold_value_difference_and_mark(tmp_path: Path) -> None:
     [line] = [line for line in printed(sweep(tmp_path)).splitlines() if line.split()[:1] == ["position_mean_050"]]
-    # .004 of six is .024 after Holm with one smaller; content: .02 six times over is not significant
-    assert line.split() == ["position_mean_050", ".60", "−.20*", ".45", "−.05", ".33", "+.03*", "1", "64–128", "14", "yes"]
+    assert line.split() == ["position_mean_050", ".60", "−.20*", ".45", "−.05*", ".33", "+.03*", "1", "64–128", "14", "yes"]
     [line] = [line for line in printed(sweep_again(tmp_path)).splitlines() if line.split()[:1] == ["canvas"]]
     assert line.split()[:3] == ["canvas", ".79", "−.01"] and line.split()[7:10] == ["1.56", "–", "–"]
 
@@ -196,8 +246,8 @@ def test_the_control_of_equal_rank_decides(tmp_path: Path, monkeypatch: pytest.M
     # a control of leace's own rank that takes less, and one of a higher rank that takes nearly all
     monkeypatch.setitem(FAMILIES, "random_rank_6", "RandomRank")
     monkeypatch.setitem(RANKS, "random_rank_6", 6)
-    numbers = POSITION | {"random_rank_6": (0.8, 0.0, 0.01, 0.9), "random_rank": (0.3, -0.5, 0.02, 0.001)}
-    pck = PCK | {"random_rank_6": (0.3, 0.0, 0.01, 0.9)}
+    numbers = POSITION | {"random_rank_6": (0.8, 0.0, 0.01), "random_rank": (0.3, -0.5, 0.02)}
+    pck = PCK | {"random_rank_6": (0.3, 0.0, 0.01)}
     metrics = planted("binned_accuracy/all", numbers) | planted("pck_ours_point_0.10/all", pck)
     [layer] = mitigated_layers([run_of(metrics, tmp_path / "run", list(FAMILIES))])
     assert rows(layer)["leace"] == "yes"
@@ -206,7 +256,7 @@ def test_the_control_of_equal_rank_decides(tmp_path: Path, monkeypatch: pytest.M
 
 def test_runs_of_other_networks_are_not_mixed(tmp_path: Path) -> None:
     runs = sweep(tmp_path)
-    other = run_of(planted("binned_accuracy/all", POSITION | {"leace": (0.1, -0.7, 0.01, 0.001)}), tmp_path / "x", timestep=261)
+    other = run_of(planted("binned_accuracy/all", POSITION | {"leace": (0.1, -0.7, 0.01)}), tmp_path / "x", timestep=261)
     values = [
         {row.label: row.cells["binned_accuracy/all"].value for row in layer.rows}["leace"]
         for layer in mitigated_layers([*runs, other])
@@ -214,7 +264,7 @@ def test_runs_of_other_networks_are_not_mixed(tmp_path: Path) -> None:
     assert values == [0.74, 0.1]
 
 
-OTHER = POSITION | {"leace": (0.1, -0.7, 0.01, 0.001)}
+OTHER = POSITION | {"leace": (0.1, -0.7, 0.01)}
 
 
 def leace(layers: Sequence[MitigatedLayer]) -> list[tuple[float, bool]]:
@@ -253,18 +303,11 @@ def test_other_conditions_have_a_table_of_their_own(tmp_path: Path, meta: dict[s
     assert layers[1].setting == f"some/model, timestep 50, {name.replace('_', ' ')} {value}"
 
 
-def test_a_gain_from_few_photographs_decides_nothing(tmp_path: Path) -> None:
-    metrics = {
-        key: value
-        for key, value in planted("binned_accuracy/all", POSITION).items()
-        if not ("gain" in key and key[-4:] != "/all")
-    }
-    runs = [run_of(metrics, tmp_path / "run")]
-    [layer] = mitigated_layers(runs)
-    assert rows(layer)["position_mean"] == "too few images"
-    [line] = [line for line in printed(runs).splitlines() if line.split()[:1] == ["leace"]]
-    assert line.split()[:3] == ["leace", ".74", "−.06"]
-    assert write(runs, tmp_path)
+def test_pck_that_may_have_fallen_by_more_than_two_points_is_not_decided(tmp_path: Path) -> None:
+    wide = PCK | {"position_mean_050": (0.3, 0.0, 0.03)}
+    metrics = planted("binned_accuracy/all", POSITION) | planted("pck_ours_point_0.10/all", wide)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert rows(layer)["position_mean_050"] == "PCK not decided"
 
 
 def test_runs_without_variants_have_no_report(tmp_path: Path) -> None:
@@ -293,7 +336,8 @@ def test_the_csv_holds_every_number(tmp_path: Path) -> None:
     row = table["up_1", "leace", "binned_accuracy/all"]
     expected = {"value": 0.74, "ci_low": 0.69, "ci_high": 0.79, "gain": -0.06, "gain_ci_low": -0.09, "gain_ci_high": -0.03}
     assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
-    assert float(row["p"]) == 0.002 and float(row["p_holm"]) == pytest.approx(0.008)
+    assert 0 < float(row["p"]) < 0.05 and int(row["units"]) == UNITS
+    assert table["up_1", "random_rank", "binned_accuracy/all"]["p"] == ""
     assert table["mid", "none", "binned_accuracy/all"]["gain"] == ""
 
 

@@ -51,7 +51,8 @@ def statistics_run() -> Run:
         metrics |= {f"random_weights/{layer}/{key}": 0.9 * values[key] for key in ("credibility/all", "r_pos/all")}
     generator = np.random.default_rng(0)
     maps: dict[str, np.ndarray] = {f"{layer}/norm": 1 + generator.random((SIDE, SIDE)) for layer in LAYERS}
-    maps |= {"cka": generator.random((len(LAYERS), len(LAYERS))), "pictured": np.arange(2)}
+    maps |= {name: generator.random((len(LAYERS), len(LAYERS))) for name in ("cka", "cka_positions")}
+    maps["pictured"] = np.arange(2)
     maps["pictures"] = generator.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     maps["token"] = np.array([12, 17, 32])
     for layer in LAYERS:
@@ -293,6 +294,16 @@ def test_sheets_show_the_maps_they_are_given() -> None:
         assert panel.get_xlabel() == str(mask.sum())
 
 
+def test_cka_stands_beside_what_positions_give_and_alone_in_older_runs() -> None:
+    run = statistics_run()
+    panels = [axis for axis in statistics_figures(run)["cka"].axes if axis.images]
+    for panel, name in zip(panels, ("cka", "cka_positions"), strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), run.maps[name])
+    assert "positions alone" in panels[1].get_title(loc="left") and "positions" not in panels[0].get_title(loc="left")
+    older = Run(run.metrics, run.meta, {name: table for name, table in run.maps.items() if name != "cka_positions"})
+    assert len([axis for axis in statistics_figures(older)["cka"].axes if axis.images]) == 1
+
+
 def test_many_layers_show_their_stages_only() -> None:
     names = [f"up_{i}_{kind}_{j}" for i in range(4) for kind in ("res", "attn") for j in range(2)] + ["mid", "up_3"]
     run = statistics_run()
@@ -301,7 +312,9 @@ def test_many_layers_show_their_stages_only() -> None:
         for name in names
         for kind in ("norm", "components", "high_norm", "similarity")
     }
-    figure = statistics_figures(Run({}, run.meta | {"layers": names}, maps | {"cka": np.eye(len(names))}))
+    figure = statistics_figures(
+        Run({}, run.meta | {"layers": names}, maps | dict.fromkeys(("cka", "cka_positions"), np.eye(len(names))))
+    )
     assert [panel.get_title() for panel in figure["principal_components"].axes[:3]] == ["", "mid", "up_3"]
     assert [panel.get_title() for panel in figure["norm_maps"].axes if panel.images][: len(names)] == names
 

@@ -110,6 +110,8 @@ def test_the_command_writes_a_folder_that_both_libraries_load(
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "new", local_files_only=True)
     halved = {name: tensor.half() for name, tensor in pipeline.unet.state_dict().items()}
     assert all(torch.equal(tensor.half(), halved[name]) for name, tensor in loaded.unet.state_dict().items())
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded("a bird", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)  # no Half against Float
     grid = load(tmp_path / "new").activations(images[:1], "mid")["mid"]
     torch.testing.assert_close(grid, load("tiny").activations(images[:1], "mid")["mid"], rtol=0.05, atol=0.05)
 

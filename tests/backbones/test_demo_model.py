@@ -12,6 +12,7 @@ from backbones import FrozenSD
 from backbones.integrity import digest, listed
 from backbones.layers import layer_table, meta_unet, preset_config
 from backbones.weights import DEMO
+from demo.card import write
 from tokens.errors import InputError
 
 pytestmark = pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is still in training")
@@ -23,7 +24,8 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_diffusers_alone_loads_and_samples_it() -> None:
-    pipe = DiffusionPipeline.from_pretrained(DEMO, torch_dtype=torch.float32, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(DEMO, local_files_only=True)
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}  # though it is stored in half
     assert type(pipe).__name__ == "StableDiffusionPipeline"
     pipe.set_progress_bar_config(disable=True)
     pictures = [
@@ -46,6 +48,11 @@ def test_the_card_lists_every_weight_file_with_its_digest() -> None:
     digests = listed(DEMO / "README.md")
     assert set(digests) == {path.relative_to(DEMO).as_posix() for path in DEMO.rglob("*.safetensors")}
     assert all(digest(DEMO / name) == value for name, value in digests.items())
+
+
+def test_the_card_is_its_template_with_what_was_measured(copy: Path) -> None:
+    write(copy)
+    assert (copy / "README.md").read_text() == (DEMO / "README.md").read_text()
 
 
 def test_its_layers_are_stable_diffusions_but_for_attention_at_64() -> None:

@@ -46,17 +46,23 @@ def test_it_agrees_with_a_loop_over_channels(batch: int, channels: int, seed: in
     assert values["r_chn/all"] == pytest.approx(risk, abs=ROUNDING)
 
 
-def test_folds_share_the_channels_chosen_on_all_images() -> None:
+def test_without_a_fold_the_channels_are_those_chosen_on_all_images() -> None:
     grid = randn(60, 150, 2, 2)
     metric = metric_of(grid)
     chosen = metric.top().tolist()
     assert len(chosen) == 2
     fold_of = torch.arange(60) * 20 // 60
-    shares = [reference(grid[fold_of == fold], torch.zeros(150)) for fold in range(20)]
+    shares = [reference(grid[fold_of != fold], torch.zeros(150)) for fold in range(20)]
     expected = [sum(share[c] for c in chosen) for share in shares]
-    assert metric.per_fold()["channel_energy/all"].tolist() == pytest.approx(expected, rel=ROUNDING)
+    value, without = metric.estimates()["channel_energy/all"]
+    assert without.tolist() == pytest.approx(expected, rel=ROUNDING)
+    assert any(sum(sorted(share)[-2:]) > total + ROUNDING for share, total in zip(shares, expected, strict=True))
     values = metric.compute()
+    assert values["channel_energy/all"] == value.item()
     assert values["channel_energy/all/ci_low"] < values["channel_energy/all"] < values["channel_energy/all/ci_high"]
+    risk, without_risk = metric.estimates()["r_chn/all"]
+    for found, total in zip([risk, *without_risk], [value, *without], strict=True):
+        assert found.item() == pytest.approx(max(0.0, (total.item() - 2 / 150) / (1 - 2 / 150)), rel=ROUNDING)
 
 
 @pytest.mark.parametrize("parts", [2, 7, 45])

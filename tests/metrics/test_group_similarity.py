@@ -218,13 +218,23 @@ def test_values_are_what_json_can_hold_and_intervals_surround_the_mean() -> None
         assert values[f"{key}/ci_low"] < values[key] < values[f"{key}/ci_high"]
 
 
-def test_folds_average_to_the_whole_when_they_are_of_equal_size() -> None:
+def test_without_a_fold_it_is_the_mean_over_the_other_images() -> None:
     grid, masks = randn(60, 3, 5, 5), masks_of(60, 5, 5)
-    metric = GroupSimilarity(GROUPS, images=60)
-    metric.update(LayerTokens.of(grid, masks))
-    values = metric.compute()
-    for key, folds in metric.per_fold().items():
-        assert folds.mean().item() == pytest.approx(values[key])
+    masks["odd"][6:9] = False  # the third fold has no such token
+    metric = GroupSimilarity(("corner", "odd"), images=60, centred=True)
+    metric.update(layer(grid, masks, slice(None), randn(3)))
+    found, fold_of = metric.estimates(), torch.arange(60) // 3
+    assert set(found) == {f"similarity{kind}/{group}" for kind in ("", "_centred") for group in ("corner", "corner_odd", "odd")}
+    for fold in (0, 2, 19):
+        kept = (fold_of != fold).nonzero()[:, 0]
+        alone = GroupSimilarity(("corner", "odd"), images=57, centred=True)
+        alone.update(layer(grid, masks, kept, randn(3)))
+        values = alone.compute()
+        assert {key: without[fold].item() for key, (_, without) in found.items()} == pytest.approx(
+            {key: values[key] for key in found}, abs=ROUNDING
+        )
+    value, without = found["similarity/odd"]
+    assert without[2].item() == pytest.approx(value.item()), "a fold without pairs is left out without a trace"
 
 
 def test_examples_in_the_documentation_hold() -> None:

@@ -122,23 +122,47 @@ def test_values_are_what_json_can_hold() -> None:
         json.dumps(fed(metric, *tensors), allow_nan=False)
 
 
-def test_detections_in_a_few_images_still_have_an_interval() -> None:
-    grid, mask = randn(40, 3, 4, 4), torch.zeros(40, 4, 4, dtype=torch.bool)
-    mask[[3, 17, 30], 1, 2] = True
-    values = fed(HighNormTokens(40), grid, mask)
-    assert values["high_norm_parity/odd_even"] == values["high_norm_parity/odd_even/ci_low"] == 1
-    assert values["high_norm_images/all/ci_low"] < 3 / 40 < values["high_norm_images/all/ci_high"]
+@pytest.mark.parametrize("folds", [1, 5, 6, 20])
+def test_detections_in_fewer_than_six_folds_have_no_interval(folds: int) -> None:
+    mask = torch.zeros(40, 4, 4, dtype=torch.bool)
+    mask[: 2 * folds, 1, 2] = random_mask(2 * folds, share=0.6)
+    mask[::2, 1, 2] |= torch.arange(20) < folds
+    images = mask.any(2).any(1)
+    assert len(set((images.nonzero()[:, 0] // 2).tolist())) == folds
+    values = fed(HighNormTokens(40), randn(40, 3, 4, 4), mask)
+    assert values["high_norm_images/all"] == images.double().mean().item()
+    assert values["high_norm_parity/odd_even"] == 1
+    assert any(key.endswith("/ci_low") for key in values) == (folds >= 6)
+    if folds >= 6:
+        assert values["high_norm_images/all/ci_low"] < values["high_norm_images/all"] < values["high_norm_images/all/ci_high"]
 
 
-def test_per_fold_values_are_those_of_the_folds() -> None:
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_hold_their_own_estimates_within_their_range(share: float, seed: int) -> None:
+    grid, mask = randn(45, 3, 4, 4, seed=seed), random_mask(45, 4, 4, share=share, seed=seed)
+    label = random_mask(45, 4, 4, share=0.5, seed=seed + 9) | mask
+    for make, tensors in ((HighNormTokens, (grid, mask)), (MaskOverlap, (mask, label)), (DetectionScore, (mask, label))):
+        values = fed(make(images=45), *tensors)
+        assert any(key.endswith("/ci_low") for key in values)
+        for key in (key.removesuffix("/ci_low") for key in values if key.endswith("/ci_low")):
+            low, high = values[f"{key}/ci_low"], values[f"{key}/ci_high"]
+            assert 0 <= low <= values[key] + 1e-12 and values[key] - 1e-12 <= high, key
+            assert high <= 1 or key == "high_norm_patches/all", key
+
+
+def test_without_a_fold_values_are_those_of_the_other_images() -> None:
     grid, mask = randn(60, 3, 4, 4), random_mask(60, 4, 4)
     metric = HighNormTokens(images=60)
     metric.update(layer(grid, mask))
     for fold in (0, 7, 19):
-        alone = tokens_reference(grid[3 * fold : 3 * fold + 3], mask[3 * fold : 3 * fold + 3])
-        assert {key: values[fold].item() for key, values in metric.per_fold().items()} == pytest.approx(
-            alone, rel=ROUNDING, abs=ROUNDING
+        kept = torch.arange(60) // 3 != fold
+        expected = tokens_reference(grid[kept], mask[kept])
+        assert {key: without[fold].item() for key, (_, without) in metric.estimates().items()} == pytest.approx(
+            expected, rel=ROUNDING, abs=ROUNDING
         )
+    whole = {key: value.item() for key, (value, _) in metric.estimates().items()}
+    assert whole == pytest.approx(tokens_reference(grid, mask), rel=ROUNDING, abs=ROUNDING)
 
 
 def test_the_template_is_the_unit_mean_of_centred_detections() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from metrics.correspondence import MAIN, Correspondence
 from metrics.match_costs import DISPLACEMENTS, EDGES, SWAPS, attraction, copies, groups, masked_cells, near_source, places
 from metrics.matches import GROUPS, MASKED, Matches, offset_table
+from probes.matching import best, random_mask
 from tokens.errors import InputError
 from tokens.geometry import border_groups, centres, tokens_at
 from tokens.keypoints import Keypoints
@@ -413,10 +414,13 @@ def test_harm_is_the_share_of_keypoints_that_an_attractor_takes(share: float) ->
     for g, group in enumerate(GROUPS):
         assert torch.equal(matches.compute()["target_in"][g] > 0, inside[group]), "where the truth is, not the match"
     assert values[f"{MAIN}/all"] == pytest.approx(reference)
-    assert values["harm/high_norm"] == pytest.approx(1 - reference), "all are right without the attractor"
+    elsewhere = int((~inside["high_norm"]).sum())
+    assert values["harm/high_norm/n"] == values["harm_random/high_norm/n"] == elsewhere, "true tokens are not masked"
+    assert values["harm/high_norm"] == pytest.approx((1 - reference) * n / elsewhere), "all are right without the attractor"
     assert values["harm/high_norm"] == pytest.approx(share, abs=0.06)
     assert values["harm/corner"] == values["harm_random/high_norm"] == values["harm_random/corner"] == 0
-    assert values["harm/high_norm/ci_low"] <= values["harm/high_norm"] <= values["harm/high_norm/ci_high"]
+    if share:
+        assert values["harm/high_norm/ci_low"] <= values["harm/high_norm"] <= values["harm/high_norm/ci_high"]
     if share:
         assert values["attraction/high_norm"] == pytest.approx(1 - 1 / SIDE**2), "every wrong match is on it"
         assert values["attraction/corner"] == pytest.approx(-4 / SIDE**2)
@@ -424,6 +428,64 @@ def test_harm_is_the_share_of_keypoints_that_an_attractor_takes(share: float) ->
     else:
         assert reference == 1
         assert "attraction/high_norm" not in values, "no match is wrong"
+
+
+def masked_world(attracted: float) -> tuple[Keypoints, Matches, Tensor]:
+    """Matches by real masks: every keypoint is most alike its true token, or (so many) a high-norm token elsewhere.
+
+    Also returns which keypoints the high-norm tokens take.
+    """
+    n, side = 2000, SIDE * SIDE
+    points, taken = whole_boxes(table(n)), flags(n, attracted, 7)
+    place = tokens_at(points.target_input, SIZE / SIDE, SIDE, SIDE)
+    true = place[:, 0] * SIDE + place[:, 1]
+    matches = Matches(SIDE, (WAY,), n)
+    for number, rows in enumerate(torch.arange(n).split(20)):
+        generator = torch.Generator().manual_seed(number)
+        masks = border_groups(SIDE, SIDE) | {"high_norm": torch.rand(SIDE, SIDE, generator=generator) < 0.05}
+        similarity = torch.rand(len(rows), side, generator=generator)
+        similarity[torch.arange(len(rows)), true[rows]] = 2
+        similarity += 3 * taken[rows, None] * masks["high_norm"].flatten()
+        other = {group: random_mask(masks, group, number, group) for group in MASKED}
+        matches.update(
+            rows,
+            {WAY: best(similarity)},
+            {WAY: {group: best(similarity, masks[group].flatten()) for group in MASKED}},
+            {WAY: {group: best(similarity, other[group]) for group in MASKED}},
+            true[rows],
+            {group: mask.flatten()[true[rows]] for group, mask in masks.items()},
+            masks,
+            other,
+        )
+    return points, matches, taken
+
+
+def test_without_any_anomaly_masking_costs_nothing() -> None:
+    points, matches, _ = masked_world(0.0)
+    values = Correspondence(points).costs(matches, WAY)
+    assert values[f"{MAIN}/all"] == 1
+    for group in MASKED:
+        for name in ("harm", "harm_random"):
+            assert values[f"{name}/{group}"] == 0
+            assert f"{name}/{group}/ci_low" not in values, "where no picture changes, nothing says how rare changes are"
+            assert values[f"{name}/{group}/n"] > 1000
+    state = matches.compute()
+    for random in (False, True):
+        cell = matches.place(masked_cells(state, 0, "border", random))
+        missed_by = (cell * torch.tensor([SIDE, 1])).sum(1) != state["cell"][0]
+        assert missed_by.double().mean() > 0.1, "the control: were every keypoint to count, either mask would seem to cost"
+
+
+def test_a_group_that_takes_matches_is_blamed_and_as_many_random_tokens_are_not() -> None:
+    points, matches, taken = masked_world(0.3)
+    reported = Correspondence(points)
+    values, counted = reported.costs(matches, WAY), matches.compute()["comparable"][MASKED.index("high_norm")] > 0
+    lost = (taken & ~reported.hits(matches, WAY))[counted].double().mean().item()
+    assert lost > 0.2
+    assert values["harm/high_norm"] == pytest.approx(lost)
+    assert values["harm/high_norm/ci_low"] > 0.15
+    assert values["harm_random/high_norm"] == 0
+    assert values["harm/border"] == pytest.approx(values["harm_random/border"], abs=0.05), "which takes none of its own"
 
 
 def test_masking_what_matches_rest_on_does_harm_of_the_other_sign() -> None:
@@ -537,5 +599,6 @@ def test_harm_is_reported_where_the_random_mask_is_as_large_as_the_group(drawn: 
     other[SIDE + 1 : SIDE + 1 + drawn] = True
     found = {WAY: dict.fromkeys(MASKED, cell)}
     inside = {group: torch.zeros(n, dtype=torch.bool) for group in GROUPS}
-    matches.update(torch.arange(n), {WAY: cell}, found, found, cell, inside, masks, equal(masks) | {"corner": other})
+    true = cell + SIDE * SIDE // 2 + 8
+    matches.update(torch.arange(n), {WAY: cell}, found, found, true, inside, masks, equal(masks) | {"corner": other})
     assert ("harm/corner" in Correspondence(points).costs(matches, WAY)) == reported

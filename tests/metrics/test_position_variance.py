@@ -1,6 +1,7 @@
 """PositionVariance: agrees with the definition, does not care about batches, and finds what was planted."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from anomalies.planted import position_code
 from metrics.layer_tokens import LayerTokens
-from metrics.position_variance import PositionVariance, position_share
+from metrics.position_variance import PositionVariance, position_share, share_of_sums
 from tokens.errors import InputError
 
 ROUNDING = 1e-6  # of a share of sums that are taken in float32, which rounds by 6e-8
+T19 = stats.t.ppf(0.975, 19)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -70,12 +72,63 @@ def test_it_is_the_definition(channels: int, height: int, width: int, strength: 
     assert values["position_variance/all"] == pytest.approx(reference(tokens), abs=ROUNDING)
 
 
-def test_every_fold_is_the_definition_on_its_images() -> None:
-    grid = randn(47, 3, 3, 4) + randn(3, 3, 4, seed=1)
-    folds = metric_of(grid, normalise=False).per_fold()
-    fold_of = torch.arange(47) * 20 // 47
-    expected = [reference(grid[fold_of == fold]) for fold in range(20)]
-    assert folds.tolist() == pytest.approx(expected, abs=ROUNDING)
+def share_without(rest: Tensor, half: Tensor, sign: int) -> float:
+    """V_pos of images of which a map of sums is known to ± ``half``: as large (``sign`` 1) or as small (−1) as that allows.
+
+    V_pos rises with Σ_p ‖Σ_n t‖² and falls with ‖Σ_{n,p} t‖².
+    """
+    explained, common = rest.sum(0).square().sum(), rest.sum((0, 2, 3)).square().sum()
+    # |‖a + d‖² − ‖a‖²| ≤ 2 ‖a‖ ‖d‖ + ‖d‖²
+    more = 2 * explained.sqrt() * half.norm() + half.square().sum()
+    apart = half.sum((1, 2)).norm()
+    less = 2 * common.sqrt() * apart + apart**2
+    squares = torch.stack([rest.square().sum(), rest.sum((2, 3)).square().sum()])
+    places = rest.shape[2] * rest.shape[3]
+    common = (common - sign * less).clamp(min=0)
+    return share_of_sums(explained + sign * more, common, squares, len(rest), places, 0.0).item()
+
+
+@pytest.mark.parametrize("images", [47, 100])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_without_a_fold_it_is_the_definition_on_the_other_images(images: int, strength: float) -> None:
+    grid = randn(images, 3, 3, 4) + strength * randn(3, 3, 4, seed=1)
+    value, without = metric_of(grid, normalise=False).estimate()
+    fold_of = torch.arange(images) * 20 // images
+    assert value.item() == pytest.approx(reference(grid), abs=ROUNDING)
+    for fold in range(20):
+        rest, own = grid[fold_of != fold].double(), grid[fold_of == fold].double().sum(0)
+        # a fold's map is kept in half precision: 11 significant bits, and steps of 2⁻²⁴ of its largest entry at least
+        half = own.abs() * 2.0**-11 + own.abs().max() * 2.0**-25
+        low, high = (share_without(rest, half, sign) + sign * ROUNDING for sign in (-1, 1))
+        assert low <= reference(rest) <= high
+        assert low <= without[fold].item() <= high
+        assert high - low < 0.01, "bounds that mean something"
+
+
+def test_the_interval_is_that_of_leaving_images_out() -> None:
+    grid = randn(60, 4, 4, 4) + 0.5 * randn(4, 4, 4, seed=1)
+    unit = torch.nn.functional.normalize(grid.double(), dim=1)
+    fold_of = torch.arange(60) // 3
+
+    def share(tokens: Tensor) -> float:
+        squares = torch.stack([tokens.square().sum(), tokens.sum((2, 3)).square().sum()])
+        return position_share(tokens.sum(0), squares, len(tokens)).item()
+
+    without = torch.tensor([share(unit[fold_of != k]) for k in range(20)], dtype=torch.float64)
+    error = math.sqrt(19 / 20 * (without - without.mean()).square().sum())  # Efron & Tibshirani (1993), formula 11.5
+    value = share(unit)
+    expected = {"": value, "/ci_low": value - T19 * error, "/ci_high": value + T19 * error}
+    found = measured(grid)
+    for end, number in expected.items():
+        assert found[f"position_variance/all{end}"] == pytest.approx(number, rel=0.01, abs=ROUNDING)
+
+
+@given(st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_the_interval_holds_its_own_estimate(strength: float, seed: int) -> None:
+    found = measured(randn(40, 2, 3, 3, seed=seed) + strength * randn(2, 3, 3, seed=seed + 1))
+    low, value, high = (found[f"position_variance/all{end}"] for end in ("/ci_low", "", "/ci_high"))
+    assert low < value < high
 
 
 @pytest.mark.parametrize("images", [40, 53])

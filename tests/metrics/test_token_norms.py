@@ -84,6 +84,23 @@ def test_it_agrees_with_loops(batch: int, channels: int, height: int, width: int
         assert values["norm_icc/all"] == pytest.approx(shrout_fleiss(norms.log().flatten(1).numpy().T), abs=ROUNDING)
 
 
+def test_without_a_fold_values_are_those_of_the_other_images() -> None:
+    grid = randn(47, 3, 4, 5) * (randn(4, 5, seed=1) + randn(47, 1, 1, 1, seed=2)).exp()
+    hot = torch.rand(47, 4, 5, generator=torch.Generator().manual_seed(3)) < 0.1
+    metric, fold_of = metric_of(grid, high_norm=hot), torch.arange(47) * 20 // 47
+    found = metric.estimates()
+    for fold in range(20):
+        kept = fold_of != fold
+        norms = grid[kept].double().square().sum(1).sqrt().log().flatten(1)
+        assert found["norm_icc/all"][1][fold].item() == pytest.approx(shrout_fleiss(norms.numpy().T), abs=ROUNDING)
+        for group, mask in (("corner", token_groups(grid)["corner"]), ("high_norm", hot)):
+            expected, _ = reference_ratio(grid[kept], mask[kept])
+            assert found[f"relative_norm/{group}"][1][fold].item() == pytest.approx(expected, rel=ROUNDING)
+    values = metric.compute()
+    for key, (value, _) in found.items():
+        assert values[f"{key}/ci_low"] < values[key] == value.item() < values[f"{key}/ci_high"]
+
+
 @pytest.mark.parametrize("parts", [2, 7, 45])
 def test_any_batch_size_gives_what_all_at_once_give(parts: int) -> None:
     grid = randn(45, 3, 5, 6)

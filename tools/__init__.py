@@ -1,0 +1,1 @@
+"""Maintenance of what the documents publish: commands for those who change the code. Nobody imports this package."""

@@ -1,0 +1,45 @@
+"""Marked blocks of Markdown documents: ``<!-- results:NAME -->`` … ``<!-- /results -->``. What is between is rendered."""
+
+import difflib
+import re
+from collections.abc import Mapping
+
+from tokens.errors import InputError
+
+BLOCK = re.compile(r"(<!-- results:(\w+) -->\n)(.*?)(\n?<!-- /results -->)", re.S)
+
+
+def names(text: str) -> list[str]:
+    """Names of the blocks, in order.
+
+    Raises:
+        InputError: a block is not closed, or a mark is no block's.
+    """
+    found = [match[1] for match in BLOCK.findall(text)]
+    marks = len(re.findall(r"<!-- /?results", text))
+    if marks != 2 * len(found) or any("<!-- results:" in match[2] for match in BLOCK.findall(text)):
+        raise InputError(
+            f"Expected every block to be '<!-- results:NAME -->' and '<!-- /results -->' on lines of their own, but got "
+            f"{marks} marks around {len(found)} blocks. Close each block before the next."
+        )
+    return found
+
+
+def rewritten(text: str, contents: Mapping[str, str]) -> str:
+    """The text with blocks replaced; a block without content stays as it is."""
+
+    def content(match: re.Match[str]) -> str:
+        return f"{match[1]}{contents[match[2]].strip()}\n<!-- /results -->" if match[2] in contents else match[0]
+
+    return BLOCK.sub(content, text)
+
+
+def changes(document: str, before: str, after: str) -> list[str]:
+    """Lines that say which lines of which block changed, old → new; none where nothing did."""
+    old, new = ({match[1]: match[2].strip() for match in BLOCK.findall(text)} for text in (before, after))
+    lines = []
+    for name in new:
+        if old[name] != new[name]:
+            diff = list(difflib.unified_diff(old[name].splitlines(), new[name].splitlines(), n=0, lineterm=""))[2:]
+            lines += [f"{document}, {name}:", *(f"  {line}" for line in diff if not line.startswith("@@"))]
+    return lines

@@ -1,0 +1,116 @@
+"""Measurements with a folder of their own, made once: a finished one is skipped while commands, settings and code stay."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from runs.command import CONFIGS
+from runs.record import ROOT, config_hash, digest, source_digest, write_atomically
+from tokens.errors import InputError
+
+STATE = "step.json"  # {"state": digest, "finished": number of commands}
+OUTPUT = "output.md"  # what a command that is captured printed
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands that fill one folder.
+
+    Attributes:
+        name: of the step and of its folder.
+        commands: words after ``python``; ``FOLDER`` in a word stands for the folder.
+        group: steps of a group other than "" run only when they or the group are asked for.
+        capture: keep what the last command prints, as ``output.md``.
+        sources: globs below the project's root whose files change the result, beside what ``source_digest`` covers.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    group: str = ""
+    capture: bool = False
+    sources: tuple[str, ...] = ()
+
+
+def train(name: str, *overrides: str) -> Step:
+    """A single run of ``train.py`` into the step's folder."""
+    return Step(name, (("train.py", *overrides, "logger=none", "hydra.run.dir=FOLDER"),))
+
+
+def sweep(name: str, *overrides: str) -> Step:
+    """A sweep of ``train.py`` into the step's folder; Hydra's jobs are skipped one by one when it is started again."""
+    return Step(name, (("train.py", *overrides, "logger=none", "hydra.sweep.dir=FOLDER"),))
+
+
+def state_of(step: Step) -> str:
+    """Digest of everything that decides what a step measures: commands, settings they compose, code, demo weights."""
+    files = {path for pattern in (*step.sources, "assets/demo/*/*.safetensors") for path in ROOT.glob(pattern)}
+    contents = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    settings = [_settings(command) for command in step.commands if command[0] == "train.py"]
+    return digest([step.commands, settings, source_digest(), contents])
+
+
+def _settings(command: tuple[str, ...]) -> list[object]:
+    """Hash of the settings that a command composes, and the values it sweeps over."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=list(command[1:]), return_hydra_config=True)
+    swept = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create())
+    settings = {key: value for key, value in OmegaConf.to_container(cfg, resolve=False).items() if key != "hydra"}  # type: ignore[union-attr]
+    return [config_hash(DictConfig(settings)), swept, cfg.twins]
+
+
+def is_finished(step: Step, folder: Path, state: str) -> bool:
+    """Whether the folder holds this step's whole result, measured by this code."""
+    return _read(folder) == {"state": state, "finished": len(step.commands)}
+
+
+def perform(step: Step, folder: Path, state: str) -> None:
+    """Run what is left of a step. An unfinished one goes on where it was cut off, one of another state begins anew.
+
+    Raises:
+        InputError: a command failed.
+        KeyboardInterrupt: Ctrl-C, after the running command has ended in its own time.
+    """
+    if _read(folder).get("state") != state:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, command in enumerate(step.commands):
+        if number < int(_read(folder).get("finished", 0)):
+            continue
+        write_atomically(folder / STATE, json.dumps({"state": state, "finished": number}))
+        words = [word.replace("FOLDER", str(folder)) for word in command]
+        if (folder / "checkpoints" / "last.ckpt").is_file():
+            words = ["train.py", f"resume={folder}"]
+        output = _run(words, step.capture and number == len(step.commands) - 1, step.name)
+        if output is not None:
+            write_atomically(folder / OUTPUT, output)
+        write_atomically(folder / STATE, json.dumps({"state": state, "finished": number + 1}))
+
+
+def _run(words: list[str], capture: bool, name: str) -> str | None:
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None)
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:  # the terminal told the command as well, and it needs a moment to write what it has
+        process.wait()
+        raise
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise InputError(
+            f"Expected step {name} to end with 0, but got {process.returncode}. Its last words are above; start again to go on."
+        )
+    return output
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / STATE).read_text())) if (folder / STATE).is_file() else {}

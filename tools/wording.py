@@ -1,0 +1,116 @@
+"""Numbers and verdicts as the documents print them: each with its interval and its n, or a word that says why not."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokens.errors import InputError
+
+NEGLIGIBLE = 0.02  # an effect is "nothing" only where its whole interval is closer to 0
+SEEDS = 3  # fewer random networks have no interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, if it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, digits: int = 2, scale: float = 1, sign: bool = False) -> str:
+        """``.57 [.54, .60]``; without the brackets where there is no interval."""
+        value = number(scale * self.value, digits, sign)
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} [{number(scale * self.low, digits, sign)}, {number(scale * self.high, digits, sign)}]"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``metrics.json`` of a run folder, read by key."""
+
+    folder: Path
+    metrics: dict[str, float]
+    meta: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Measured":
+        """Raises InputError where the folder has no results."""
+        path = folder / "metrics.json"
+        if not path.is_file():
+            raise InputError(f"Expected {path} to exist, but it does not. Run the step again.")
+        metrics = json.loads(path.read_text())
+        return cls(folder, metrics, metrics.pop("meta"))
+
+    def number(self, key: str) -> float:
+        """A value.
+
+        Raises:
+            InputError: the run did not measure it.
+        """
+        if key not in self.metrics:
+            raise InputError(f"Expected {self.folder / 'metrics.json'} to hold '{key}', but it does not. Mend the renderer.")
+        return self.metrics[key]
+
+    def estimate(self, key: str) -> Estimate:
+        """A value with its interval over photographs."""
+        return Estimate(self.number(key), self.metrics.get(f"{key}/ci_low"), self.metrics.get(f"{key}/ci_high"))
+
+    def random(self, key: str, digits: int = 2, scale: float = 1, seeded: bool = False) -> str:
+        """A value of ``random_weights`` with its interval over seeds and photographs, from three seeds on.
+
+        Args:
+            key: without ``random_weights/``.
+            digits: after the point.
+            scale: 100 for percent.
+            seeded: say the number of seeds beside an interval, too.
+        """
+        text, seeds = self.random_estimate(key).text(digits, scale), self.seeds(key)
+        return text if seeds >= SEEDS and not seeded else f"{text} ({'one seed' if seeds == 1 else f'{seeds} seeds'})"
+
+    def random_estimate(self, key: str) -> Estimate:
+        """A value of ``random_weights``; below three seeds its interval would leave out what differs between networks."""
+        estimate = self.estimate(f"random_weights/{key}")
+        return estimate if self.seeds(key) >= SEEDS else Estimate(estimate.value)
+
+    def seeds(self, key: str) -> int:
+        """Of how many random networks ``random_weights/key`` is the mean."""
+        return int(self.metrics.get(f"random_weights/{key}/seeds", self.meta.get("twins", 1)))
+
+    def tested(self, kind: str = "photographs") -> int:
+        """How many test photographs (``photographs``), images or pairs the intervals rest on."""
+        counts = self.meta.get(kind) or self.meta["images"]
+        return int(counts["test"])
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """Without the leading zero, with a true minus."""
+    text = re.sub(r"^([+-]?)0\.(?=\d)", r"\1.", f"{value:{'+' if sign else ''}.{digits}f}")
+    return text.replace("-", "−")
+
+
+def half_width(estimate: Estimate, n: str, digits: int = 3, scale: float = 1) -> str:
+    """``.567 ± .024 (n = 32 photographs)``."""
+    value = number(scale * estimate.value, digits)
+    if estimate.low is None or estimate.high is None:
+        return f"{value} (n = {n}, no interval)"
+    return f"{value} ± {number(scale * (estimate.high - estimate.low) / 2, digits)} (n = {n})"
+
+
+def effect(estimate: Estimate, n: str, digits: int = 3) -> str:
+    """A verdict on a difference: "nothing" where the whole interval is within ± .02, its size where the interval leaves 0
+    out, else "not decided"; always with value, interval and n."""
+    numbers = f"{estimate.text(digits, sign=True)}, n = {n}"
+    if estimate.low is None or estimate.high is None:
+        return f"not decided ({numbers}, no interval: fewer than 6 differ)"
+    if estimate.low >= -NEGLIGIBLE and estimate.high <= NEGLIGIBLE:
+        return f"nothing ({numbers})"
+    if estimate.low > 0 or estimate.high < 0:
+        return f"{'more' if estimate.low > 0 else 'less'} ({numbers})"
+    return f"not decided ({numbers})"
