@@ -105,7 +105,8 @@ def study_table(run: Run) -> Table:
         title=f"The study: {run.setting}, beside {NAMES[model]} as published", title_justify="left", box=box.SIMPLE_HEAD,
         padding=0, show_edge=False,
         caption="contrast: mean cosine within group, image cropped before extraction minus grid cropped after it. anomaly "
-        f"norm: relative norm at {anomalies(run)}. All of it, in both counting conventions: loos2025.csv.",
+        f"norm: relative norm at {anomalies(run)}. No interval here; those of the accuracies stand in the table above. All of "
+        "it, in both counting conventions: loos2025.csv.",
         caption_justify="left",
     )  # fmt: skip
     table.add_column("layer", no_wrap=True)
