@@ -62,7 +62,7 @@ PROTOCOL_CAPTION = (
     "sd_dino and geoaware take the image on PF-PASCAL, the box elsewhere.\n"
     "dift: raw tokens, over enlarged grids. refined: between tokens."
 )
-FEW_OF_CATEGORY = "n < 6 also stands where a category has fewer than 3 pictures."
+FEW_OF_CATEGORY = "few also stands where a category has fewer than 3 pictures."
 COST_CAPTION = (
     "displacement: of the target point from the source point, in sides of the input (below .15, to .35, above).\n"
     "edge: of the target point from the input's edge (below 1/16, to 3/16, above).\n"
