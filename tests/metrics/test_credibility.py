@@ -137,7 +137,7 @@ def test_every_interval_holds_its_own_estimate(centres: list[float], spread: flo
 def test_ends_are_those_of_the_unclipped_value(name: str, seed: int) -> None:
     risk = estimate(0.01, 0.05, seed)
     low, high = mean_interval(pseudovalues(risk))
-    found = credibility_report({each: risk for each in RISKS}, images=40)
+    found = credibility_report(dict.fromkeys(RISKS, risk), images=40)
     assert found[f"{name}/all"] == max(0.0, risk[0].item())
     assert (found[f"{name}/all/ci_low"], found[f"{name}/all/ci_high"]) == (max(0.0, low), max(0.0, high))
     assert (found["r_pos/all/ci_low"], found["r_pos/all/ci_high"]) == (low, high)
@@ -169,7 +169,9 @@ def test_the_interval_of_credibility_is_the_jackknife_of_the_product() -> None:
     np.testing.assert_allclose(values, expected, rtol=1e-9)
     report = credibility_report(risks, images=100)
     assert report["credibility/all"] == pytest.approx(whole)
-    assert (report["credibility/all/ci_low"], report["credibility/all/ci_high"]) == pytest.approx(tuple(map(float, mean_interval(values))))
+    assert (report["credibility/all/ci_low"], report["credibility/all/ci_high"]) == pytest.approx(
+        tuple(map(float, mean_interval(values)))
+    )
 
 
 def test_risks_that_are_surely_none_do_not_move_credibility() -> None:

@@ -214,9 +214,7 @@ def test_values_that_do_not_count_may_be_anything() -> None:
     pairs = PairMeans(keypoints(rows))
     for average in AVERAGES:
         assert torch.equal(pairs.means(average, wild, counted).isnan(), counted.sum(0) == 0)
-        np.testing.assert_array_equal(
-            pairs.pseudovalues(average, wild, counted), pairs.pseudovalues(average, value, counted)
-        )
+        np.testing.assert_array_equal(pairs.pseudovalues(average, wild, counted), pairs.pseudovalues(average, value, counted))
 
 
 def test_pictures_are_those_of_pairs_that_count() -> None:

@@ -136,7 +136,11 @@ def test_variants_share_random_numbers_and_are_compared_in_pairs(shown, fit_and_
     results = fit_and_test(probe, data, epochs=5)
     key = "mid__same/content_r2/all"
     assert results[f"shuffled_labels/{key}"] == results["shuffled_labels/mid/content_r2/all"]
-    assert {end: results.get(f"gain_over_none/{key}{end}") for end in ("", "/n", "/ci_low")} == {"": 0, "/n": 6, "/ci_low": None}
+    assert {end: results.get(f"gain_over_none/{key}{end}") for end in ("", "/n", "/ci_low")} == {
+        "": 0,
+        "/n": 6,
+        "/ci_low": None,
+    }
     units = contributions(probe, units=6)  # photographs of two crops each
     difference = units["test/mid__worse/content_r2/all"] - units["test/mid/content_r2/all"]
     assert difference.mean() == pytest.approx(results["gain_over_none/mid__worse/content_r2/all"])

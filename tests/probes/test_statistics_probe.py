@@ -496,7 +496,9 @@ def test_what_folds_contribute_means_what_is_reported(study: SimpleNamespace) ->
     for layer, found in study.values.items():
         mine = {key.split("/", 2)[2]: values for key, values in units.items() if key.split("/")[1] == layer}
         risks = {f"{name}/all" for name in ("r_pos", "r_cor", "r_norm", "credibility")}
-        assert set(mine) == risks | {key for key in found if key.startswith(("relative_norm", "norm_icc")) and key.count("/") == 1}
+        assert set(mine) == risks | {
+            key for key in found if key.startswith(("relative_norm", "norm_icc")) and key.count("/") == 1
+        }
         for key, values in mine.items():
             assert values.shape == (20,) and np.isfinite(values).sum() >= 6
             clipped = key in risks - {"r_pos/all"}
