@@ -52,8 +52,8 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
 }
 CAPTION = (
     "Position accuracy in 8 bins per axis. ±: the longer arm of the 95 % interval over test photographs ({photos}), paired "
-    "where two cells were tested on the same ones, else independent. Over three random networks it covers other seeds, too, over "
-    "one (one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
+    "where two cells were tested on the same ones, else independent. Over three random networks it covers other seeds, too; "
+    "over one (one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
     "photographers'; – where there is no position to attribute."
 )
 

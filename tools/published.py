@@ -97,25 +97,32 @@ def pairs(run: Measured) -> str:
     return f"{run.tested('images')} scenes in {run.tested('pairs')} pairs"
 
 
-def position_table(demo: Path, full: Path) -> str:
-    """Position accuracy at one layer of two networks beside their nulls."""
-    rows = (
-        ("`demo`: small, trained on scenes (`make demo`)", demo),
-        ("SD-1.5 at full width, random weights, never trained¹", full / "run"),
-    )
+def position_table(folder: Path) -> str:
+    """Position accuracy at one layer beside its nulls."""
     lines = ["| network | accuracy | corner | chance | shuffled labels | random weights |", "|---|---|---|---|---|---|"]
-    for name, folder in rows:
-        run = Measured.read(folder)
-        key = f"{MID}/{ACCURACY}"
-        cells = [
-            half_width(run.estimate(f"test/{key}"), f"{run.tested()} photographs"),
-            run.estimate(f"test/{MID}/binned_accuracy/corner").text(3),
-            number(run.number(f"chance/{key}"), 3),
-            run.estimate(f"shuffled_labels/{key}").text(3),
-            run.random(key, 3, seeded=True),
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"| `demo`: small, trained on scenes (`make demo`) | {' | '.join(position_cells(folder))} |"])
+
+
+def position_cells(folder: Path) -> list[str]:
+    """Accuracy with its n, corner, chance, shuffled labels, random weights."""
+    run = Measured.read(folder)
+    key = f"{MID}/{ACCURACY}"
+    return [
+        half_width(run.estimate(f"test/{key}"), f"{run.tested()} photographs"),
+        run.estimate(f"test/{MID}/binned_accuracy/corner").text(3),
+        number(run.number(f"chance/{key}"), 3),
+        run.estimate(f"shuffled_labels/{key}").text(3),
+        run.random(key, 3, seeded=True),
+    ]
+
+
+def full_width(folder: Path) -> str:
+    """The same of a network of SD-1.5's shape that was never trained."""
+    own, _, chance, shuffled, random = position_cells(folder / "run")
+    return (
+        f"A network of SD-1.5's shape and full width, never trained¹: {own}; chance {chance}, shuffled labels "
+        f"{shuffled}, other random weights\n{random}."
+    )
 
 
 def correspondence_table(folder: Path) -> str:
@@ -331,7 +338,8 @@ PLAN = Plan(
     blocks={
         "layers": (("layers",), layers_caption),
         "matches": (("matches",), matches_caption),
-        "position": (("position", "full_width"), position_table),
+        "position": (("position",), position_table),
+        "full_width": (("full_width",), full_width),
         "correspondence": (("correspondence",), correspondence_table),
         "extract": (("mitigations",), mitigation_extract),
         "origin": (("controls",), origin),
