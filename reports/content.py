@@ -5,7 +5,19 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from reports.curves import curve, heading, mitigated, name_layers
-from reports.numbers import FEW, by_group, captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
+from reports.numbers import (
+    FEW,
+    RARE,
+    by_group,
+    captioned,
+    half,
+    intervals,
+    number,
+    over_seeds,
+    random_weights,
+    run_table,
+    tested,
+)
 from reports.run import Run
 
 KIND = "content_r2"
@@ -70,4 +82,4 @@ def _gain(run: Run, layer: str) -> str:
     if value is None:
         return ""
     within = half(run, "gain_over_none", layer, KIND)
-    return f"{'' if value < 0 else '+'}{number(value)}{', ' if within == FEW else ' ± '}{within}"
+    return f"{'' if value < 0 else '+'}{number(value)}{', ' if within in (FEW, RARE) else ' ± '}{within}"

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from metrics.intervals import FEWEST
 from reports.curves import curve, heading, mitigated, name_layers
-from reports.numbers import captioned, half, intervals, lacking, percent, random_weights, run_table, tested
+from reports.numbers import FEW, RARE, captioned, half, intervals, lacking, percent, random_weights, run_table, tested
 from reports.run import Run
 
 MAIN = "pck_ours_point_0.10"
@@ -51,7 +52,7 @@ COSTS = [
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
 PADDING = (0, 1, 0, 0)
-SAME = "all equal"  # in place of an interval of width 0
+EVENTS = ("harm", "harm_random", "attraction")  # what only some matches show
 VERDICTS = {1: ("right", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong: at the source's position", "#ffbf00")}
 CAPTION = (
     "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17).\n"
@@ -70,8 +71,7 @@ COST_CAPTION = (
     "attraction: share of wrong matches on the group, less the group's share of the grid.\n"
     "harm: PCK gained by masking the group, and by masking as many random interior tokens; of keypoints whose true token\n"
     "neither masks.\n"
-    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on.\n"
-    f"{SAME}: every picture gives the same number, which says nothing of how pictures differ."
+    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on."
 )
 
 
@@ -118,7 +118,8 @@ def cost_table(run: Run) -> Table:
             same = percent(run.value("same_position", "baseline", metric, group))
             n = run.value("test", layer, metric, group, "n")
             counts = f"{n:.0f}" if n else "", sampled.get(f"test/{layer}/{metric}/{group}", "–")
-            within = _half(run, "test", layer, metric, group)
+            few = RARE if metric in EVENTS and int(counts[1].replace("–", "0")) >= FEWEST else FEW
+            within = half(run, "test", layer, metric, group, percent, few)
             shown.add_row(first, text, percent(value), within, *nulls, same, *counts)
             first = ""
         shown.add_section()
@@ -266,8 +267,7 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
 
 
 def _half(run: Run, what: str, layer: str, metric: str, group: str) -> str:
-    low, high = (run.value(what, layer, metric, group, end) for end in ("ci_low", "ci_high"))
-    return SAME if low is not None and low == high else half(run, what, layer, metric, group, percent)
+    return half(run, what, layer, metric, group, percent)
 
 
 def _ends(run: Run, what: str, layer: str) -> str:

@@ -10,6 +10,7 @@ from metrics.intervals import FEWEST, FEWEST_SEEDS
 from reports.run import Run
 
 FEW = f"n < {FEWEST}"  # in place of an interval
+RARE = f"< {FEWEST} differ"  # in place of a difference's interval
 MARK = "†"  # behind a number
 GROUPS_OF_IMAGES = 20
 SHORT = 4  # mitigations that a sentence still names
@@ -38,7 +39,9 @@ def half(
 
 def lacking(run: Run, what: str, few: str = FEW) -> str:
     """Why a number has no interval."""
-    return seeds(run) if "random_weights" in what and _seeds(run) < FEWEST_SEEDS else few
+    if "random_weights" in what and _seeds(run) < FEWEST_SEEDS:
+        return seeds(run)
+    return RARE if what.startswith("gain_over") and (units(run)[0] or 0) >= FEWEST else few
 
 
 def by_group(run: Run, what: str, layer: str, metric: str, groups: Sequence[str]) -> list[str]:
@@ -125,8 +128,12 @@ def run_table(title: str, run: Run, padding: tuple[int, int, int, int] = (0, 0, 
 
 def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
     """The table with its caption: these sentences, what a mark in it means, what a comparison did not measure."""
-    marked = any(MARK in str(cell) for column in shown.columns for cell in column.cells)
-    _, name = units(run)
-    note = f"{MARK}: from fewer than {FEWEST} {name}, no interval." if marked else ""
-    shown.caption = sep.join(filter(None, (*sentences, note, alone(run))))
+    text = " ".join(str(cell) for column in shown.columns for cell in column.cells)
+    count, name = units(run)
+    marks = {
+        FEW: f"{FEW}: fewer {name} stand behind the number, or few have most of its weight." if (count or 0) >= FEWEST else "",
+        MARK: f"{MARK}: no interval; fewer than {FEWEST} {name} have such tokens, or few have most of them.",
+        RARE: f"{RARE}: no interval; fewer than {FEWEST} {name} show the event or differ, which bounds nothing.",
+    }
+    shown.caption = sep.join(filter(None, (*sentences, *(note for mark, note in marks.items() if mark in text), alone(run))))
     return shown
