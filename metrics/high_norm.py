@@ -107,16 +107,19 @@ class HighNormTokens(Metric):
 
     def compute(self) -> dict[str, float]:
         """All values, with intervals from 40 images on where 6 folds have a detection; without any, places have no key."""
-        return _rare(self.estimates(), self.seen, self.sums[:, 0])
+        return _rare(self.estimates(), self.seen, self._values(self.sums, self.parity))
 
 
-def _rare(estimates: dict[str, Estimate], images: Tensor, events: Float[Tensor, " folds"]) -> dict[str, float]:
-    """Values with intervals; without where fewer than 6 folds hold an event: how much rarer such folds are is unknown."""
+def _rare(estimates: dict[str, Estimate], images: Tensor, per_fold: dict[str, Float[Tensor, " folds"]]) -> dict[str, float]:
+    """Values with intervals; without where fewer than 6 folds differ from 0, or from 1: how rare such folds are is unknown."""
     report: dict[str, float] = {}
     for key, estimate in estimates.items():  # all are shares but one, a number of patches per image
-        report |= with_interval(key, estimate, images, (0, np.inf if key == "high_norm_patches/all" else 1))
-    enough = int((events > 0).sum()) >= FEWEST
-    return {key: value for key, value in report.items() if enough or not key.endswith(("/ci_low", "/ci_high"))}
+        count = key == "high_norm_patches/all"
+        found = with_interval(key, estimate, images, (0, np.inf if count else 1))
+        folds = per_fold[key][per_fold[key].isfinite()]
+        enough = (folds > 0).sum() >= FEWEST and (count or (folds < 1).sum() >= FEWEST)
+        report |= {end: value for end, value in found.items() if enough or end == key}
+    return report
 
 
 def resembles(
@@ -186,7 +189,7 @@ class MaskOverlap(Metric):
     def compute(self) -> dict[str, float]:
         """The IoU and its chance level, in [0, 1], with intervals from 40 images on; nothing where both sets are empty."""
         whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
-        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self.sums[:, 0])
+        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self._values(self.sums))
 
 
 def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
@@ -243,4 +246,4 @@ class DetectionScore(Metric):
     def compute(self) -> dict[str, float]:
         """All values with intervals from 40 images on; no precision without a detection, no recall without a label."""
         whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
-        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self.sums[:, 0, 2])
+        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self._values(self.sums))

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from reports.conditions import checkpoints, fingerprint, mitigation
-from reports.numbers import FEW, seeds, units
+from reports.numbers import lacking, seeds, units
 from reports.run import Run
 
 POSITION = "binned_accuracy"
@@ -55,8 +55,8 @@ COLUMNS: dict[str, Callable[[Run], Any]] = {
 }
 HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
 NOTE = (
-    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6: too few "
-    "units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
+    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6, few: too "
+    "few units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
 )
 RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
 ENDS = ("", "ci_low", "ci_high")
@@ -146,7 +146,15 @@ def _answer(run: Run) -> tuple[str, ...]:
     value = run.value("random_weights", layer, task.metric)
     parts = [] if value is None else [_number(task.scale * value), random, seeds(run)]
     beside = ", ".join(filter(None, parts)) or "–"
-    return task.label, task.question, layer, _number(value_of(run, layer)), interval or FEW, sampled(run), beside
+    return (
+        task.label,
+        task.question,
+        layer,
+        _number(value_of(run, layer)),
+        interval or lacking(run, "test"),
+        sampled(run),
+        beside,
+    )
 
 
 def sampled(run: Run) -> str:

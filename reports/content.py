@@ -7,7 +7,7 @@ from rich.table import Table
 from reports.curves import curve, heading, mitigated, name_layers
 from reports.numbers import (
     FEW,
-    RARE,
+    UNTOLD,
     by_group,
     captioned,
     half,
@@ -33,7 +33,7 @@ CAPTION = (
     "R² of the clean latent under a token, its mean at that position removed: 1 is all of it, 0 what the position alone tells, "
     "below 0 is worse."
 )
-GAINED = "over none: a mitigation's R² minus that of the layer without it, ± half of the paired interval."
+GAINED = "over none: a mitigation's R² minus that of the layer without it, ± the longer arm of the paired interval."
 
 
 def content_table(run: Run) -> Table:
@@ -82,4 +82,4 @@ def _gain(run: Run, layer: str) -> str:
     if value is None:
         return ""
     within = half(run, "gain_over_none", layer, KIND)
-    return f"{'' if value < 0 else '+'}{number(value)}{', ' if within in (FEW, RARE) else ' ± '}{within}"
+    return f"{'' if value < 0 else '+'}{number(value)}{', ' if within in (FEW, UNTOLD) else ' ± '}{within}"

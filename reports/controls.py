@@ -51,9 +51,9 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
     "VAE input": ("[−1, 1] − [0, 1]", tested("trained"), tested("vae_unit")),
 }
 CAPTION = (
-    "Position accuracy in 8 bins per axis. ±: half of the 95 % interval over test photographs ({photos}), paired where two "
-    "cells were tested on the same ones, else independent; over three random networks it covers other seeds, too, over one "
-    "(one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
+    "Position accuracy in 8 bins per axis. ±: the longer arm of the 95 % interval over test photographs ({photos}), paired "
+    "where two cells were tested on the same ones, else independent. Over three random networks it covers other seeds, too, over "
+    "one (one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
     "photographers'; – where there is no position to attribute."
 )
 
@@ -71,8 +71,8 @@ class Estimate:
 
     @property
     def half(self) -> float:
-        """Half of the interval."""
-        return (self.high - self.low) / 2  # NaN below 6 photographs
+        """The longer arm of the interval; NaN below 6 photographs."""
+        return max(self.value - self.low, self.high - self.value)
 
 
 def layers_of(runs: dict[str, Run]) -> list[str]:
@@ -133,7 +133,8 @@ def _one(table: np.ndarray, seeds: int = 0) -> Estimate:
         low, high = two_way_interval(table)
     else:
         low, high = (float(end) for end in mean_interval(table[0]))
-    return Estimate(float(np.nanmean(table)), low, high, seeds=seeds)
+    shared = table[:, np.isfinite(table).all(0)]  # units that all networks have, as the interval's
+    return Estimate(float(shared.mean()) if shared.size else math.nan, low, high, seeds=seeds)
 
 
 def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.ndarray] | None:
@@ -160,7 +161,7 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
     layers = layers_of(known)
     table = Table(
         title=f"Where position comes from: {title}",
-        caption=CAPTION.format(photos=_tested_photographs(known)),
+        caption=CAPTION.format(photos=tested_photographs(known)),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -192,7 +193,13 @@ def _part(value: float | None) -> str:
     return _number(value)
 
 
-def _tested_photographs(known: Mapping[str, Run]) -> str:
+def _ends(found: Estimate | None) -> list[float | None]:
+    """Value and interval, None where there is none."""
+    values = (None, None, None) if found is None else (found.value, found.low, found.high)
+    return [None if value is None or math.isnan(value) else value for value in values]
+
+
+def tested_photographs(known: Mapping[str, Run]) -> str:
     """How many photographs cells were tested on."""
     counts = sorted({len(run.maps["photos"]) for run in known.values()})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -237,11 +244,11 @@ def _csv_rows(known: dict[str, Run]) -> list[list[object]]:
             level = run.value("chance", layer, "binned_accuracy")
             for view in run.maps["views"].tolist():
                 found = accuracy(run, layer, view)
-                rows.append([view, cell, layer, found and found.value, found and found.low, found and found.high, level, ""])
+                rows.append([view, cell, layer, *_ends(found), level, ""])
             for metric in ("flip_attribution", "flip_surviving"):
                 numbers = [run.value("test", layer, metric, end=end) for end in ("", "ci_low", "ci_high")]
                 rows += [[metric, cell, layer, *numbers, "", ""]] if numbers[0] is not None else []
         for name in CONTRASTS:
             if each := contrast(known, name, layer):
-                rows.append(["contrast", name, layer, each.value, each.low, each.high, 0, each.paired])
+                rows.append(["contrast", name, layer, *_ends(each), 0, each.paired])
     return rows

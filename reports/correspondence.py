@@ -8,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from metrics.intervals import FEWEST
 from reports.curves import curve, heading, mitigated, name_layers
-from reports.numbers import FEW, RARE, captioned, half, intervals, lacking, percent, random_weights, run_table, tested
+from reports.numbers import captioned, half, intervals, lacking, percent, random_weights, run_table, tested
 from reports.run import Run
 
 MAIN = "pck_ours_point_0.10"
@@ -52,7 +51,7 @@ COSTS = [
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
 PADDING = (0, 1, 0, 0)
-EVENTS = ("harm", "harm_random", "attraction")  # what only some matches show
+SAME = "all equal"  # in place of an interval of width 0
 VERDICTS = {1: ("right", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong: at the source's position", "#ffbf00")}
 CAPTION = (
     "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17).\n"
@@ -63,7 +62,7 @@ PROTOCOL_CAPTION = (
     "sd_dino and geoaware take the image on PF-PASCAL, the box elsewhere.\n"
     "dift: raw tokens, over enlarged grids. refined: between tokens."
 )
-FEW_OF_CATEGORY = "n < 6 also stands where a category has fewer than 3 pictures."
+FEW_OF_CATEGORY = "few also stands where a category has fewer than 3 pictures."
 COST_CAPTION = (
     "displacement: of the target point from the source point, in sides of the input (below .15, to .35, above).\n"
     "edge: of the target point from the input's edge (below 1/16, to 3/16, above).\n"
@@ -71,7 +70,8 @@ COST_CAPTION = (
     "attraction: share of wrong matches on the group, less the group's share of the grid.\n"
     "harm: PCK gained by masking the group, and by masking as many random interior tokens; of keypoints whose true token\n"
     "neither masks.\n"
-    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on."
+    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on.\n"
+    f"{SAME}: every picture gives the same number, which says nothing of how pictures differ."
 )
 
 
@@ -118,8 +118,7 @@ def cost_table(run: Run) -> Table:
             same = percent(run.value("same_position", "baseline", metric, group))
             n = run.value("test", layer, metric, group, "n")
             counts = f"{n:.0f}" if n else "", sampled.get(f"test/{layer}/{metric}/{group}", "–")
-            few = RARE if metric in EVENTS and int(counts[1].replace("–", "0")) >= FEWEST else FEW
-            within = half(run, "test", layer, metric, group, percent, few)
+            within = _half(run, "test", layer, metric, group)
             shown.add_row(first, text, percent(value), within, *nulls, same, *counts)
             first = ""
         shown.add_section()
@@ -267,7 +266,8 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
 
 
 def _half(run: Run, what: str, layer: str, metric: str, group: str) -> str:
-    return half(run, what, layer, metric, group, percent)
+    low, high = (run.value(what, layer, metric, group, end) for end in ("ci_low", "ci_high"))
+    return SAME if low is not None and low == high else half(run, what, layer, metric, group, percent)
 
 
 def _ends(run: Run, what: str, layer: str) -> str:

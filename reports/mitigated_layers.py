@@ -155,16 +155,23 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if position is None:
         return "position missing"
     if math.isnan(position.p):
-        return "too few photographs" if layer.tested else "run again to test"
-    if not (position.significant and position.gain < 0):
-        return "no: position stays"
+        few = POSITION in layer.families and layer.families[POSITION].units < FEWEST
+        return "too few photographs" if few else "run again to test"
+    if not position.significant:
+        within = max(-position.gain_ci_low, position.gain_ci_high) < NOTHING  # False without an interval
+        unchanged = position.gain == 0 and math.isnan(position.gain_ci_low)
+        return "no: position stays" if within or unchanged else "position not decided"
+    if position.gain > 0:
+        return "no: position rises"
     if pck is not None and pck.significant and pck.gain < 0:
         return "no: lowers PCK"
     control = counterpart(layer, row)
     if control is None:
         return "random_rank missing"
-    if not (row.beyond[0] < 0 and row.beyond[1] < LEVEL):
-        return f"no: not beyond {control.label}"
+    if not row.beyond[1] < LEVEL:
+        return f"beyond {control.label} not decided"
+    if row.beyond[0] > 0:
+        return f"no: less than {control.label}"
     if pck is None or math.isnan(pck.gain_ci_low):
         few = PCK in layer.families and layer.families[PCK].units < FEWEST
         return "PCK missing" if pck is None else "too few pictures" if few else "PCK not decided"
@@ -209,7 +216,9 @@ def _tested(group: list[MitigatedLayer], runs: list[Run]) -> list[MitigatedLayer
             families[key] = family
         for layer, row in rows:
             if key in row.cells and not math.isnan(row.cells[key].gain):
-                row.cells[key] = replace(row.cells[key], p=adjusted.get((layer.layer, row.label), math.nan))
+                place = layer.layer, row.label
+                count = int(np.isfinite(columns[place]).sum())
+                row.cells[key] = replace(row.cells[key], p=adjusted.get(place, math.nan), units=count)
     controls = {
         (layer.layer, row.label): control.label
         for layer in group

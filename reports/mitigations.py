@@ -97,6 +97,8 @@ def families(layer: MitigatedLayer) -> str:
             unit = {PCK: "pictures", "r_pos/all": "groups of images"}.get(key, "photographs")
             few = f": fewer than {FEWEST}, so no star is possible" if family.units < FEWEST else ""
             parts.append(f"{name} {family.columns} columns, {family.units} {unit}{few}")
+        elif any(key in row.cells for row in layer.rows):
+            parts.append(f"{name} not tested (run it again: an older version, or other photographs)")
     return f"Families: {'; '.join(parts)}." if parts else ""
 
 

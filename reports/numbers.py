@@ -9,8 +9,8 @@ from rich.table import Table
 from metrics.intervals import FEWEST, FEWEST_SEEDS
 from reports.run import Run
 
-FEW = f"n < {FEWEST}"  # in place of an interval
-RARE = f"< {FEWEST} differ"  # in place of a difference's interval
+FEW = f"n < {FEWEST}"  # in place of an interval: so many units were tested
+UNTOLD = "few"  # the same: so few of them carry the number, or differ in it
 MARK = "†"  # behind a number
 GROUPS_OF_IMAGES = 20
 SHORT = 4  # mitigations that a sentence still names
@@ -29,19 +29,20 @@ def percent(value: float | None) -> str:
 def half(
     run: Run, what: str, layer: str, metric: str, group: str = "all", write: Callable[[float], str] = number, few: str = FEW
 ) -> str:
-    """Half of a number's interval; where it has none, that units (``few``) or random networks are too few; nothing without the
-    number."""
+    """The longer arm of a number's interval; where it has none, that units (``few``) or random networks are too few; nothing
+    without the number."""
     value, low, high = (run.value(what, layer, metric, group, end) for end in ("", "ci_low", "ci_high"))
     if value is None:
         return ""
-    return lacking(run, what, few) if low is None or high is None else write((high - low) / 2)
+    return lacking(run, what, few) if low is None or high is None else write(max(value - low, high - value))
 
 
 def lacking(run: Run, what: str, few: str = FEW) -> str:
     """Why a number has no interval."""
     if "random_weights" in what and _seeds(run) < FEWEST_SEEDS:
         return seeds(run)
-    return RARE if what.startswith("gain_over") and (units(run)[0] or 0) >= FEWEST else few
+    count, _ = units(run)
+    return UNTOLD if few == FEW and count is not None and count >= FEWEST else few
 
 
 def by_group(run: Run, what: str, layer: str, metric: str, groups: Sequence[str]) -> list[str]:
@@ -80,7 +81,7 @@ def tested(run: Run) -> str:
     return f"{count} {name}" if images == count else f"{images} test images of {count} photographs"
 
 
-def intervals(run: Run, shown: str = "±: half of the 95 % interval") -> str:
+def intervals(run: Run, shown: str = "±: the longer arm of the 95 % interval") -> str:
     """The sentence on a run's intervals: over how many units, or that these are too few."""
     count, name = units(run)
     if count is not None and count < FEWEST:
@@ -128,12 +129,10 @@ def run_table(title: str, run: Run, padding: tuple[int, int, int, int] = (0, 0, 
 
 def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
     """The table with its caption: these sentences, what a mark in it means, what a comparison did not measure."""
-    text = " ".join(str(cell) for column in shown.columns for cell in column.cells)
-    count, name = units(run)
-    marks = {
-        FEW: f"{FEW}: fewer {name} stand behind the number, or few have most of its weight." if (count or 0) >= FEWEST else "",
-        MARK: f"{MARK}: no interval; fewer than {FEWEST} {name} have such tokens, or few have most of them.",
-        RARE: f"{RARE}: no interval; fewer than {FEWEST} {name} show the event or differ, which bounds nothing.",
-    }
-    shown.caption = sep.join(filter(None, (*sentences, *(note for mark, note in marks.items() if mark in text), alone(run))))
+    cells = [str(cell) for column in shown.columns for cell in column.cells]
+    marks = [MARK] * any(MARK in cell for cell in cells) + [UNTOLD] * any(cell.endswith(UNTOLD) for cell in cells)
+    _, name = units(run)
+    why = f"fewer than {FEWEST} {name} carry the number or differ in it, or few hold most of it: no interval."
+    note = f"{', '.join(marks)}: {why}" if marks else ""
+    shown.caption = sep.join(filter(None, (*sentences, note, alone(run))))
     return shown

@@ -23,6 +23,7 @@ from reports.controls import (
     layers_of,
     mean_accuracy,
     tested,
+    tested_photographs,
 )
 from reports.run import Run
 
@@ -60,8 +61,8 @@ def controls_figure(title: str, known: dict[str, Run]) -> Figure:
     for (left, right), layer in zip(axes, layers, strict=False):
         _waterfall(left, known, layer)
         _forest(right, known, layer, names)
-    axes[-1][1].set_xlabel("difference in position accuracy\n95 % interval; grey: it includes 0")
-    figure.suptitle(f"Where position comes from: {title}", fontsize=12)
+    axes[-1][1].set_xlabel("difference in position accuracy\n95 % interval; grey: it includes 0; hollow: no interval")
+    figure.suptitle(f"Where position comes from: {title}\n{tested_photographs(known)} test photographs", fontsize=12)
     return figure
 
 
@@ -101,6 +102,12 @@ def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> 
     axis.text(place, top + 0.02, f"{change:+.2f}".replace("0.", "."), ha="center", fontsize=9)
 
 
+def _named(name: str, runs: dict[str, Run], layer: str) -> str:
+    """A contrast and what it is, also where it rests on one random network."""
+    found = contrast(runs, name, layer)
+    return f"{name}: {CONTRASTS[name][0]}" + (" (one seed)" if found and found.seeds == 1 else "")
+
+
 def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         found = contrast(runs, name, layer)
@@ -109,9 +116,10 @@ def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) 
         sure = found.low > 0 or found.high < 0
         colour = GREY if not sure else UP if found.value > 0 else DOWN
         axis.plot([found.low, found.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-        axis.plot(found.value, place, "o", color=colour, markersize=5)
+        face = "none" if np.isnan(found.low) else colour
+        axis.plot(found.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), [f"{name}: {CONTRASTS[name][0]}" for name in names], fontsize=7.5)
+    axis.set_yticks(range(len(names)), [_named(name, runs, layer) for name in names], fontsize=7.5)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)

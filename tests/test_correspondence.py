@@ -239,8 +239,8 @@ def test_costs_say_how_many_pictures_and_where_nothing_differs(tmp_path: Path) -
     found = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(shown)}
     assert found["all keypoints"] == ["40.0", "5.0", "40", "16"]
     assert found["displacement far"] == ["20.0", "5.0", "40", "9"]
-    assert found["harm of corner"] == ["0.0", "< 6 differ", "40", "16"], "many pictures, but none tells anything"
-    assert "< 6 differ: no interval; fewer than 6 test pictures show the event or differ" in str(shown.caption)
+    assert found["harm of corner"] == ["0.0", "few", "40", "16"], "many pictures, but none tells anything"
+    assert "few: fewer than 6 test pictures carry the number or differ in it" in str(shown.caption)
     few = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(cost_table(fabricated(tmp_path, {"mid": 0.4}, pictures=4)))}
     assert few["all keypoints"] == ["40.0", "n < 6", "40", "4"] and few["harm of corner"] == ["0.0", "n < 6", "40", "4"]
 

@@ -21,7 +21,9 @@ import train
 from backbones import FrozenSD
 from backbones.random_pipeline import random_pipeline
 from backbones.weights import weight_hash
+from metrics.intervals import two_way_interval
 from reports.run import Run
+from runs.record import read_arrays
 from runs.sentences import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -100,11 +102,27 @@ def test_the_twin_is_measured_once_and_differs(launch, tmp_path: Path) -> None:
     assert first.value("random_weights", "up_0", "axis_accuracy") != first.value("test", "up_0", "axis_accuracy")
 
 
-def test_several_twins_give_a_mean_and_an_interval_over_seeds(launch) -> None:
-    run = launch("twins=2", "probe.solver=closed_form")
-    assert run.metrics["random_weights/up_0/axis_accuracy/all/n"] == 2
-    low, high = (run.value("random_weights", "up_0", "axis_accuracy", end=end) for end in ("ci_low", "ci_high"))
-    assert low < run.value("random_weights", "up_0", "axis_accuracy") < high
+def test_several_twins_give_a_mean_and_from_three_on_an_interval_over_both(launch, tmp_path: Path) -> None:
+    key = "random_weights/up_0/axis_accuracy/all"
+    options = "probe.solver=closed_form", f"cache_dir={tmp_path / 'cache'}"
+    alone = [launch(*options, f"twins={count}", folder=str(count)).metrics for count in (1, 2, 3)]
+    assert [metrics[f"{key}/seeds"] for metrics in alone] == [1, 2, 3]
+    tokens = alone[0]["test/up_0/axis_accuracy/all/n"]
+    assert {metrics[f"{key}/n"] for metrics in alone} == {tokens}, "what it counts in the measured network"
+    assert [f"{key}/ci_low" in metrics for metrics in alone] == [False, False, True]
+    stored = sorted((tmp_path / "cache" / "twins").glob("*.npz"))
+    assert len(stored) == 3, "those of fewer twins were taken from the cache"
+    tables = [read_arrays(path)[key] for path in stored]
+    mean = np.mean([table.mean() for table in tables])
+    assert alone[2][key] == pytest.approx(mean)
+    expected = two_way_interval(np.stack(tables))
+    assert (alone[2][f"{key}/ci_low"], alone[2][f"{key}/ci_high"]) == pytest.approx(expected)
+    assert expected[0] < mean < expected[1]
+    stored[0].unlink()
+    again = launch(*options, "twins=3", folder="again")
+    measured_again = [folder.name for folder in (tmp_path / "again").glob("random_weights_*")]
+    assert len(measured_again) == 1, "a twin without what its photographs contribute is measured again, the others are not"
+    assert again.metrics == alone[2]
 
 
 def test_the_backbone_is_untouched_and_stays_out_of_checkpoints(configure, tmp_path: Path) -> None:

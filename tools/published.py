@@ -109,9 +109,9 @@ def position_table(demo: Path, full: Path) -> str:
         key = f"{MID}/{ACCURACY}"
         cells = [
             half_width(run.estimate(f"test/{key}"), f"{run.tested()} photographs"),
-            number(run.number(f"test/{MID}/binned_accuracy/corner"), 3),
+            run.estimate(f"test/{MID}/binned_accuracy/corner").text(3),
             number(run.number(f"chance/{key}"), 3),
-            number(run.number(f"shuffled_labels/{key}"), 3),
+            run.estimate(f"shuffled_labels/{key}").text(3),
             run.random(key, 3, seeded=True),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -136,9 +136,8 @@ def correspondence_table(folder: Path) -> str:
         f"{run.number(f'test/{UP_1}/{PCK}/{group}/n'):,.0f} keypoints"
         for group, label in groups
     )
-    scenes = f"{run.tested('images')} scenes"
     masked = "; ".join(
-        f"{label}: {effect(run.estimate(f'test/{UP_1}/harm/{group}'), scenes)}"
+        f"{label}: {effect(run.estimate(f'test/{UP_1}/harm/{group}'), keypoints(run, group))}"
         for group, label in (("corner", "corners"), ("border", "borders"), ("high_norm", "high-norm tokens"))
         if f"test/{UP_1}/harm/{group}" in run.metrics
     )
@@ -150,6 +149,11 @@ def correspondence_table(folder: Path) -> str:
             f"{masked}.",
         ]
     )  # fmt: skip
+
+
+def keypoints(run: Measured, group: str) -> str:
+    """The n of a harm: keypoints that count, and the pictures of the run."""
+    return f"{run.number(f'test/{UP_1}/harm/{group}/n'):,.0f} keypoints of {run.tested('images')} scenes"
 
 
 @cache

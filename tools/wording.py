@@ -100,7 +100,8 @@ def half_width(estimate: Estimate, n: str, digits: int = 3, scale: float = 1) ->
     value = number(scale * estimate.value, digits)
     if estimate.low is None or estimate.high is None:
         return f"{value} (n = {n}, no interval)"
-    return f"{value} ± {number(scale * (estimate.high - estimate.low) / 2, digits)} (n = {n})"
+    arm = max(estimate.value - estimate.low, estimate.high - estimate.value)
+    return f"{value} ± {number(scale * arm, digits)} (n = {n})"
 
 
 def effect(estimate: Estimate, n: str, digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""ContentR2: agrees with a loop over tokens, knows 1 and 0, resamples photographs, and compares in pairs."""
+"""ContentR2: agrees with a loop over tokens, knows 1 and 0, its intervals are over photographs, and it compares in pairs."""
 
 import json
 from typing import Any
@@ -68,17 +68,34 @@ def test_it_agrees_with_a_loop_however_tokens_arrive(case: tuple[int, Tokens], o
     values = metric.compute()
     assert {key: value for key, value in values.items() if "/ci_" not in key} == pytest.approx(reference(tokens), abs=1e-6)
     json.dumps(values, allow_nan=False)
-    for key in (key for key in values if key.count("/") == 1):
-        assert values[f"{key}/ci_low"] <= values[f"{key}/ci_high"] <= 1
     assert set(metric._reductions.values()) == {dim_zero_sum}, "devices merge by summing states"
 
 
+@given(st.integers(1, 12), st.floats(0.01, 3), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=40)
+def test_intervals_hold_their_value_and_pseudovalues_mean_it(photos: int, noise: float, seed: int) -> None:
+    tokens = tokens_of(60, photos, seed, noise)
+    metric = measured(photos, tokens)
+    values, units = metric.compute(), metric.pseudovalues()
+    assert set(units) == {key for key in values if key.count("/") == 1}
+    for key, found in units.items():
+        assert np.nanmean(found) == pytest.approx(values[key], abs=1e-9)
+        ends = [values[f"{key}/{end}"] for end in ("ci_low", "ci_high") if f"{key}/{end}" in values]
+        if ends:
+            assert np.isfinite(found).sum() >= 6
+            assert ends[0] <= values[key] <= ends[1] < 1
+    spread = torch.zeros(photos).index_add_(0, tokens[3], tokens[1].square().sum(1))
+    effective = spread.sum() ** 2 / spread.square().sum()
+    if abs(effective - 6) > 1e-3:
+        assert ("content_r2/all/ci_low" in values) == bool(effective > 6), "unequal photographs count for fewer"
+
+
 def test_a_perfect_readout_is_one_and_saying_nothing_is_zero() -> None:
-    _, target, masks, photo = tokens_of(60, 4, seed=0)
-    for predicted, value in ((target, 1.0), (torch.zeros_like(target), 0.0)):
-        values = measured(4, (predicted, target, masks, photo)).compute()
-        for group in ("all", *GROUPS):
-            assert [values[f"content_r2/{group}{end}"] for end in ("", "/ci_low", "/ci_high")] == [value] * 3
+    _, target, masks, photo = tokens_of(400, 8, seed=0)
+    right, silent = (measured(8, (guess, target, masks, photo)).compute() for guess in (target, torch.zeros_like(target)))
+    for key in (f"content_r2/{group}" for group in ("all", *GROUPS)):
+        assert [silent[f"{key}{end}"] for end in ("", "/ci_low", "/ci_high")] == pytest.approx([0] * 3, abs=1e-12)
+        assert right[key] == 1 and f"{key}/ci_low" not in right, "an error that was never seen has no interval"
 
 
 def test_the_interval_is_over_photographs() -> None:
@@ -102,14 +119,13 @@ def test_gains_are_paired() -> None:
     better = measured(30, (target + 0.9 * (predicted - target), target, masks, photo))
     worse = measured(30, (predicted, target, masks, photo))
     gained, own = better.gain(worse), worse.compute()
-    assert set(gained) == {f"content_r2/{g}{end}" for g in ("all", *GROUPS) for end in ("", "/ci_low", "/ci_high", "/p")}
+    assert set(gained) == {f"content_r2/{g}{end}" for g in ("all", *GROUPS) for end in ("", "/ci_low", "/ci_high", "/n")}
     assert gained["content_r2/all"] == pytest.approx(better.compute()["content_r2/all"] - own["content_r2/all"])
     assert 0 < gained["content_r2/all/ci_low"] < gained["content_r2/all"] < gained["content_r2/all/ci_high"]
     width = own["content_r2/all/ci_high"] - own["content_r2/all/ci_low"]
     assert gained["content_r2/all/ci_high"] - gained["content_r2/all/ci_low"] < 0.3 * width
-    assert gained["content_r2/all/p"] < 0.01
-    same = worse.gain(worse)
-    assert (same["content_r2/all"], same["content_r2/all/p"]) == (0, 1)
+    assert gained["content_r2/all/n"] == 30
+    assert worse.gain(worse)["content_r2/all"] == 0
 
 
 def test_groups_of_other_tokens_have_no_gain() -> None:
@@ -126,4 +142,4 @@ def test_targets_that_do_not_vary_have_no_key() -> None:
     masks = masks | {"corner": torch.zeros(20, dtype=torch.bool)}
     assert not any("corner" in key for key in measured(2, (predicted, target, masks, photo)).compute())
     assert measured(2).compute() == {}
-    assert np.isnan(measured(2)._mean()).all()
+    assert measured(2).pseudovalues() == {}

@@ -51,9 +51,19 @@ def test_it_is_one_minus_residual_over_total_sum_of_squares() -> None:
 
 
 def test_exact_predictions_score_one_and_the_mean_scores_zero() -> None:
-    _, target, photo = grids(8, 8, 4)
-    assert measured(4, (target, target, photo)) == {"r2/all": 1, "r2/all/ci_low": 1, "r2/all/ci_high": 1}
-    assert measured(4, (torch.zeros_like(target), target, photo))["r2/all"] == pytest.approx(0, abs=1e-12)
+    _, target, photo = grids(8, 8, 8)
+    assert measured(8, (target, target, photo)) == {"r2/all": 1}, "an error that was never seen has no interval"
+    values = measured(8, (torch.zeros_like(target), target, photo))
+    assert [values[f"r2/all{end}"] for end in ("", "/ci_low", "/ci_high")] == pytest.approx([0] * 3, abs=1e-12)
+
+
+@given(st.integers(1, 10), st.floats(0.01, 1), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=30)
+def test_the_interval_holds_its_value_and_needs_six_photographs(photos: int, noise: float, seed: int) -> None:
+    values = measured(photos, grids(4, 6, photos, noise, seed))
+    assert ("r2/all/ci_low" in values) == ("r2/all/ci_high" in values) == (photos >= 6)
+    if photos >= 6:
+        assert values["r2/all/ci_low"] <= values["r2/all"] <= values["r2/all/ci_high"] < 1
 
 
 def test_parts_give_what_all_at_once_give() -> None:

@@ -9,24 +9,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
 from metrics.depth_error import KINDS, NEAREST, DepthError, errors
+from metrics.intervals import ratio_pseudovalues
 
 GROUPS = ("corner", "high_norm")
-Tokens = tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]
+Tokens = tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]
+IMAGES_EACH = 3  # images of a photograph at most
 
 
 def tokens_of(count: int, height: int, width: int, photos: int, seed: int) -> Tokens:
-    """Depths in [0.5, 9.5], about a fifth missing; predictions off by a normal error, some below zero."""
+    """Depths in [0.5, 9.5], about a fifth missing; predictions off by a normal error, some below zero. Photographs have up to
+    three images, numbered out of order."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.rand(count, generator=generator) * 9 + 0.5
     predicted = target + 2 * torch.randn(count, generator=generator)
     target[torch.rand(count, generator=generator) < 0.2] = torch.nan
     where = (torch.rand(count, 2, generator=generator) * torch.tensor([height, width])).long()
     masks = {group: torch.rand(count, generator=generator) < 0.3 for group in GROUPS}
-    return predicted, target, where, masks, torch.randint(photos, (count,), generator=generator)
+    image = torch.randint(IMAGES_EACH * photos, (count,), generator=generator)
+    return predicted, target, where, masks, image % photos, 7 * image
 
 
 @st.composite
@@ -37,8 +42,8 @@ def cases(draw: Any) -> tuple[int, int, int, Tokens]:
 
 
 def part(tokens: Tokens, index: Tensor) -> Tokens:
-    predicted, target, where, masks, photo = tokens
-    return predicted[index], target[index], where[index], {name: mask[index] for name, mask in masks.items()}, photo[index]
+    masks = {name: mask[index] for name, mask in tokens[3].items()}
+    return tokens[0][index], tokens[1][index], tokens[2][index], masks, tokens[4][index], tokens[5][index]
 
 
 def measured(height: int, width: int, photos: int, *batches: Tokens) -> DepthError:
@@ -51,13 +56,15 @@ def measured(height: int, width: int, photos: int, *batches: Tokens) -> DepthErr
 def reference(tokens: Tokens) -> tuple[dict[str, float], dict[tuple[int, int], float]]:
     """The definitions, token by token: values by key, mean absolute error by position."""
     seen: dict[str, list[tuple[float, float]]] = {}
+    by_image: dict[str, dict[int, list[float]]] = {}
     places: dict[tuple[int, int], list[float]] = {}
-    predicted, target, where, masks, _ = tokens
+    predicted, target, where, masks, _, image = tokens
     for n, (guess, true) in enumerate(zip(predicted.tolist(), target.tolist(), strict=True)):
         if math.isnan(true):
             continue
         for group in ("all", *(group for group in GROUPS if masks[group][n])):
             seen.setdefault(group, []).append((guess, true))
+            by_image.setdefault(group, {}).setdefault(int(image[n]), []).append((guess - true) ** 2)
         row, col = where[n].tolist()
         places.setdefault((row, col), []).append(abs(guess - true))
     values: dict[str, float] = {}
@@ -66,6 +73,8 @@ def reference(tokens: Tokens) -> tuple[dict[str, float], dict[tuple[int, int], f
         values[f"rmse/{group}"] = math.sqrt(sum((guess - true) ** 2 for guess, true in pairs) / len(pairs))
         values[f"abs_rel/{group}"] = sum(abs(guess - true) / true for guess, true in raised) / len(pairs)
         values[f"delta1/{group}"] = sum(max(guess / true, true / guess) < 1.25 for guess, true in raised) / len(pairs)
+        roots = [math.sqrt(sum(off) / len(off)) for off in by_image[group].values()]
+        values[f"rmse_per_image/{group}"] = sum(roots) / len(roots)
         values |= {f"{kind}/{group}/n": len(pairs) for kind in KINDS}
     return values, {place: sum(off) / len(off) for place, off in places.items()}
 
@@ -87,44 +96,94 @@ def test_it_agrees_with_a_loop_over_tokens(case: tuple[int, int, int, Tokens]) -
 
 @given(cases(), st.lists(st.integers(0, 4), min_size=60, max_size=60))
 @settings(deadline=None, max_examples=40)
-def test_any_partition_of_the_tokens_gives_what_all_at_once_give(case: tuple[int, int, int, Tokens], of: list[int]) -> None:
+def test_any_partition_of_the_images_gives_what_all_at_once_give(case: tuple[int, int, int, Tokens], of: list[int]) -> None:
     height, width, photos, tokens = case
-    chunks = [[i for i in range(len(tokens[0])) if of[i] == b] for b in range(5)]
+    batch = torch.tensor(of)[tokens[5] // 7]  # an image comes with all of its tokens
+    chunks = [(batch == b).nonzero()[:, 0] for b in range(5)]
     together = measured(height, width, photos, tokens)
-    apart = measured(height, width, photos, *(part(tokens, torch.tensor(chunk, dtype=torch.long)) for chunk in chunks))
+    apart = measured(height, width, photos, *(part(tokens, chunk) for chunk in chunks))
     assert apart.compute() == pytest.approx(together.compute(), abs=1e-9)
     np.testing.assert_allclose(apart.maps()["error"], together.maps()["error"])
     assert set(together._reductions.values()) == {dim_zero_sum}, "devices merge by summing states"
 
 
-@given(cases())
+@given(st.integers(1, 14), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=30)
-def test_values_are_what_json_can_hold_and_bounds_are_in_order(case: tuple[int, int, int, Tokens]) -> None:
-    height, width, photos, tokens = case
-    values = measured(height, width, photos, tokens).compute()
-    json.dumps(values, allow_nan=False)
-    for key in (key for key in values if key.count("/") == 1):
-        assert 0 <= values[f"{key}/ci_low"] <= values[f"{key}/ci_high"]
+def test_intervals_hold_their_value_and_pseudovalues_mean_it(photos: int, seed: int) -> None:
+    tokens = tokens_of(200, 4, 4, photos, seed)
+    metric = measured(4, 4, photos, tokens)
+    values, units = metric.compute(), metric.pseudovalues()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert set(units) == {key for key in values if key.count("/") == 1}
+    count = torch.bincount(tokens[4][tokens[1].isfinite()]).double()
+    told = bool(count.sum() ** 2 / count.square().sum() + 1e-9 >= 6)  # at most the photographs whose depth is known
+    for key, found in units.items():
+        assert np.nanmean(found) == pytest.approx(values[key], rel=1e-9)
         assert isinstance(values[f"{key}/n"], int)
+        assert not key.endswith("/all") or (f"{key}/ci_low" in values) == told or values[key] in (0, 1)
+        if f"{key}/ci_low" in values:
+            assert 0 <= values[f"{key}/ci_low"] <= values[key] <= values[f"{key}/ci_high"]
 
 
-def test_the_interval_holds_the_value_and_is_over_photographs() -> None:
-    _, target, where, masks, _ = tokens_of(4000, 8, 8, 1, seed=0)
+def test_a_root_has_the_standard_error_of_the_delta_method() -> None:
+    tokens = tokens_of(3000, 8, 8, 25, seed=0)
+    metric = measured(8, 8, 25, tokens)
+    units, root = metric.pseudovalues()["rmse/all"], metric.compute()["rmse/all"]
+    mean = ratio_pseudovalues(metric.sums[:, 0, 0].numpy(), metric.count[:, 0].numpy())
+    assert stats.sem(units) == pytest.approx(stats.sem(mean) / (2 * root))
+    without = [measured(8, 8, 25, part(tokens, (tokens[4] != k).nonzero()[:, 0])).compute()["rmse/all"] for k in range(25)]
+    spread = math.sqrt(24 / 25 * sum((each - sum(without) / 25) ** 2 for each in without))
+    assert stats.sem(units) == pytest.approx(spread, rel=0.02), "close to leaving photographs out"
+
+
+def test_the_interval_is_over_photographs() -> None:
+    _, target, where, masks, *_ = tokens_of(4000, 8, 8, 1, seed=0)
     photo = torch.arange(4000) % 40
     some = torch.where(photo % 2 == 0, 0.1, 3.0)
     even, uneven = (
-        measured(8, 8, 40, (target + off, target, where, masks, photo)).compute() for off in (torch.full_like(some, 1.5), some)
+        measured(8, 8, 40, (target + off, target, where, masks, photo, photo)).compute()
+        for off in (torch.full_like(some, 1.5), some)
     )
     assert even["rmse/all/ci_low"] == pytest.approx(1.5) == even["rmse/all/ci_high"]
     assert uneven["rmse/all/ci_low"] < uneven["rmse/all"] < uneven["rmse/all/ci_high"]
+    assert uneven["rmse_per_image/all"] == pytest.approx(1.55, abs=1e-6) != uneven["rmse/all"]
     # half of the photographs are right: the share of tokens within the ratio differs between photographs, not tokens
     assert uneven["delta1/all/ci_high"] - uneven["delta1/all/ci_low"] > 0.2
 
 
+def test_every_image_weighs_alike_in_its_own_mean_and_tokens_do_in_the_other() -> None:
+    # a photograph of two images, one token off by 3 and three by 1, and one of an image whose two tokens are off by 2
+    off = torch.tensor([3.0, 1.0, 1.0, 1.0, 2.0, 2.0])
+    image, photo = torch.tensor([4, 9, 9, 9, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
+    none = {group: torch.zeros(6, dtype=torch.bool) for group in GROUPS}
+    metric = measured(2, 2, 2, (5 + off, torch.full((6,), 5.0), torch.zeros(6, 2, dtype=torch.long), none, photo, image))
+    values = metric.compute()
+    assert values["rmse_per_image/all"] == pytest.approx((3 + 1 + 2) / 3)
+    assert values["rmse/all"] == pytest.approx(math.sqrt((9 + 3 + 8) / 6))
+    assert np.nanmean(metric.pseudovalues()["rmse_per_image/all"]) == pytest.approx(2)
+
+
 def test_exact_predictions_are_without_error() -> None:
-    _, target, where, masks, photo = tokens_of(50, 4, 4, 3, seed=0)
-    values = measured(4, 4, 3, (target, target, where, masks, photo)).compute()
-    assert (values["rmse/all"], values["abs_rel/all"], values["delta1/all"]) == (0, 0, 1)
+    _, target, where, masks, photo, image = tokens_of(300, 4, 4, 9, seed=0)
+    values = measured(4, 4, 9, (target, target, where, masks, photo, image)).compute()
+    assert [values[f"{kind}/all"] for kind in KINDS] == [0, 0, 1, 0]
+    assert "rmse/all/ci_low" not in values, "an error that was never seen has no interval"
+    assert values["delta1/all/ci_low"] < values["delta1/all/ci_high"] == 1
+
+
+def test_gains_are_paired_by_photograph() -> None:
+    tokens = tokens_of(2000, 8, 8, 20, seed=1)
+    better = (tokens[1] + 0.9 * (tokens[0] - tokens[1]), *tokens[1:])
+    own, other = measured(8, 8, 20, better), measured(8, 8, 20, tokens)
+    gained, theirs = own.gain(other), other.compute()
+    assert gained["rmse/all"] == pytest.approx(-0.1 * theirs["rmse/all"]) and gained["rmse/all/n"] == 20
+    assert gained["rmse_per_image/all"] == pytest.approx(-0.1 * theirs["rmse_per_image/all"])
+    assert gained["rmse/all/ci_low"] < gained["rmse/all"] < gained["rmse/all/ci_high"] < 0
+    width = theirs["rmse/all/ci_high"] - theirs["rmse/all/ci_low"]
+    assert gained["rmse/all/ci_high"] - gained["rmse/all/ci_low"] < 0.2 * width
+    fewer = measured(8, 8, 20, (tokens[0], tokens[1].where(torch.arange(2000) > 0, torch.nan), *tokens[2:]))
+    lost = [group for group in ("all", *GROUPS) if group == "all" or tokens[3][group][0]]
+    assert tokens[1][0].isfinite() and not any(key.split("/")[1] in lost for key in fewer.gain(other))
 
 
 def test_predictions_below_zero_count_as_nearly_zero_in_ratios_only() -> None:
@@ -135,7 +194,7 @@ def test_predictions_below_zero_count_as_nearly_zero_in_ratios_only() -> None:
 
 
 def test_without_any_depth_there_is_no_key() -> None:
-    predicted, target, where, masks, photo = tokens_of(9, 4, 4, 2, seed=0)
-    metric = measured(4, 4, 2, (predicted, torch.full_like(target, torch.nan), where, masks, photo))
-    assert metric.compute() == {}
+    predicted, target, *rest = tokens_of(9, 4, 4, 2, seed=0)
+    metric = measured(4, 4, 2, (predicted, torch.full_like(target, torch.nan), *rest))
+    assert metric.compute() == metric.pseudovalues() == {}
     assert np.isnan(metric.maps()["error"]).all()

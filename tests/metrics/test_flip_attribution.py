@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from metrics.flip_attribution import FlipAttribution, mirrored
@@ -50,14 +51,39 @@ def test_what_rotation_destroys_does_not_survive() -> None:
     assert values["flip_attribution/all"] == pytest.approx(0, abs=0.04)
 
 
+def three_tokens(photos: int) -> FlipAttribution:
+    """The same three tokens in every photograph."""
+    metric, where = FlipAttribution(4, 4, photos), torch.tensor([[0, 0], [1, 2], [3, 3]])
+    for photo in (torch.full((3,), k) for k in range(photos)):
+        metric.update(torch.tensor([[0, 0], [1, 2], [0, 3]]), where, photo, rotated=False)  # a⁰ = 5/6, m⁰ = 1/6
+        metric.update(torch.tensor([[0, 3], [2, 1], [3, 3]]), where, photo, rotated=True)  # a_net = 3/6, a_cnt = 3/6
+    return metric
+
+
 def test_the_formula_on_three_tokens() -> None:
-    metric = FlipAttribution(4, 4, 1)
-    where, photo = torch.tensor([[0, 0], [1, 2], [3, 3]]), torch.zeros(3, dtype=torch.long)
-    metric.update(torch.tensor([[0, 0], [1, 2], [0, 3]]), where, photo, rotated=False)  # a⁰ = 5/6, m⁰ = 1/6
-    metric.update(torch.tensor([[0, 3], [2, 1], [3, 3]]), where, photo, rotated=True)  # a_net = 3/6, a_cnt = 3/6
+    metric = three_tokens(6)
     assert metric.right[0].mul(2).tolist() == [[5, 1], [3, 3]]
     assert metric.compute() == pytest.approx({f"{key}/all{end}": value for key, value in
         (("flip_attribution", 0.0), ("flip_surviving", 1.0)) for end in ("", "/ci_low", "/ci_high")})  # fmt: skip
+
+
+def test_of_five_photographs_nothing_is_known_to_be_there() -> None:
+    assert three_tokens(5).compute() == {}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_interval_is_the_ratios_by_its_residuals(seed: int) -> None:
+    metric, where = FlipAttribution(SIDE, SIDE, PHOTOS), positions(SIDE, SIDE)
+    for photo in range(PHOTOS):
+        index = torch.full((len(where),), photo)
+        metric.update(noisy(where, 0.6, 100 * seed + photo), where, index, rotated=False)
+        metric.update(noisy(where, 0.4, 100 * seed + photo + 50), where, index, rotated=True)
+    right, values = metric.right.numpy() / SIDE**2, metric.compute()
+    above, below = right[:, 1, 0] - right[:, 1, 1], right[:, 0, 0] - right[:, 0, 1]
+    value = above.sum() / below.sum()
+    half = stats.t.ppf(0.975, PHOTOS - 1) * stats.sem((above - value * below) / below.mean())  # the delta method
+    found = [values[f"flip_attribution/all{end}"] for end in ("", "/ci_low", "/ci_high")]
+    assert found == pytest.approx([value, value - half, value + half])
 
 
 def test_a_guess_has_nothing_to_attribute() -> None:

@@ -125,33 +125,75 @@ def test_without_any_token_there_is_no_key() -> None:
     assert measured(8, 8, 3, (predicted, target, masks, photo)).compute() == {}
 
 
-@given(cases())
-@settings(deadline=None, max_examples=30)
-def test_values_are_what_json_can_hold_and_intervals_hold_the_value(case: tuple[int, int, int, Tokens]) -> None:
+def photographs_with(tokens: Tokens, group: str) -> Tensor:
+    """Tokens of the group by photograph, of those that have any."""
+    mask = torch.ones_like(tokens[3], dtype=torch.bool) if group == "all" else tokens[2][group]
+    return torch.bincount(tokens[3][mask]).double()
+
+
+@st.composite
+def many(draw: Any) -> tuple[int, int, int, Tokens]:
+    """Of up to 12 photographs, of which some have no token, or none of a group."""
+    height, width, photos = draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 12))
+    return height, width, photos, tokens_of(draw(st.integers(1, 120)), height, width, photos, draw(st.integers(0, 10**6)))
+
+
+@given(many())
+@settings(deadline=None, max_examples=40)
+def test_intervals_hold_their_value_and_need_six_photographs(case: tuple[int, int, int, Tokens]) -> None:
     height, width, photos, tokens = case
     values = measured(height, width, photos, tokens).compute()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     for key in (key for key in values if key.count("/") == 1):
-        assert 0 <= values[f"{key}/ci_low"] <= values[f"{key}/ci_high"] <= 1
+        count = photographs_with(tokens, key.split("/")[1])
+        effective = count.sum() ** 2 / count.square().sum()  # at most the photographs that have tokens
+        assert (f"{key}/ci_low" in values) == (f"{key}/ci_high" in values) == bool(effective + 1e-9 >= 6), key
         assert isinstance(values[f"{key}/n"], int)
+        if f"{key}/ci_low" in values:
+            assert 0 <= values[f"{key}/ci_low"] <= values[key] <= values[f"{key}/ci_high"] <= 1
 
 
-def test_a_group_that_one_photograph_in_many_has_still_has_a_finite_interval() -> None:
+@given(many())
+@settings(deadline=None, max_examples=8)
+def test_pseudovalues_mean_the_value_photograph_by_photograph(case: tuple[int, int, int, Tokens]) -> None:
+    height, width, photos, tokens = case
+    metric = measured(height, width, photos, tokens)
+    values, units = metric.compute(), metric.pseudovalues()
+    assert set(units) == {key for key in values if key.count("/") == 1}
+    for key, found in units.items():
+        count = photographs_with(tokens, key.split("/")[1])
+        assert len(found) == photos and np.isfinite(found).sum() == (count > 0).sum()
+        assert np.nanmean(found) == pytest.approx(values[key], abs=1e-12)
+    # every photograph as a metric of its own
+    for key in (f"{kind}/all" for kind in KINDS):
+        alone = [part(tokens, (tokens[3] != k).nonzero()[:, 0]) for k in range(photos)]
+        without = np.array([measured(height, width, photos, each).compute().get(key, np.nan) for each in alone])
+        seen = np.isfinite(units[key])
+        if seen.sum() > 1:
+            expected = values[key] + (seen.sum() - 1) * (without[seen].mean() - without[seen])
+            np.testing.assert_allclose(units[key][seen], expected, atol=1e-9)
+
+
+def test_a_group_that_one_photograph_in_many_has_is_told_without_an_interval() -> None:
     predicted, target, masks, _ = tokens_of(40, 8, 8, 1, seed=0)
     masks["corner"] = torch.arange(40) == 7
     values = measured(8, 8, 40, (predicted, target, masks, torch.arange(40))).compute()
-    json.dumps(values, allow_nan=False)
-    assert values["axis_accuracy/corner/n"] == 1
+    assert values["axis_accuracy/corner/n"] == 1 and "axis_accuracy/corner/ci_low" not in values
+    assert "axis_accuracy/all/ci_low" in values
 
 
-def test_a_right_and_a_wrong_predictor_score_one_and_zero() -> None:
-    _, target, masks, photo = tokens_of(50, 16, 12, 3, seed=1)
-    right = measured(16, 12, 3, (target, target, masks, photo)).compute()
+def test_a_right_and_a_wrong_predictor_score_one_and_zero_and_are_not_certain() -> None:
+    _, target, masks, _ = tokens_of(64, 16, 12, 1, seed=1)
+    photo = torch.arange(64) % 8
+    right = measured(16, 12, 8, (target, target, masks, photo)).compute()
     opposite = (target + torch.tensor([8, 6])) % torch.tensor([16, 12])
-    wrong = measured(16, 12, 3, (opposite, target, masks, photo)).compute()
+    wrong = measured(16, 12, 8, (opposite, target, masks, photo)).compute()
+    square = stats.t.ppf(0.975, 7) ** 2
     for kind in KINDS:
-        assert right[f"{kind}/all"] == right[f"{kind}/all/ci_low"] == 1
-        assert wrong[f"{kind}/all"] == wrong[f"{kind}/all/ci_high"] == 0
+        assert right[f"{kind}/all"] == right[f"{kind}/all/ci_high"] == 1
+        assert wrong[f"{kind}/all"] == wrong[f"{kind}/all/ci_low"] == 0
+        assert right[f"{kind}/all/ci_low"] == pytest.approx(8 / (8 + square)), "eight photographs without an error"
+        assert wrong[f"{kind}/all/ci_high"] == pytest.approx(square / (8 + square))
 
 
 @given(st.integers(1, 80), st.integers(1, 80))

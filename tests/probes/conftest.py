@@ -1,8 +1,10 @@
 """Planted tokens for probes: grids whose signal is known, served the way the data module serves them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -91,6 +93,16 @@ def fit_and_test(probe: lightning.LightningModule, data: lightning.LightningData
     trainer.fit(probe, datamodule=data)
     trainer.test(probe, datamodule=data, verbose=False)
     return probe.results  # type: ignore[return-value]
+
+
+def contributions(probe: Any, units: int) -> dict[str, np.ndarray]:
+    """Pseudo-values of a tested probe, whose mean is what it reports; one of each of so many units."""
+    found: dict[str, np.ndarray] = probe.pseudovalues()
+    assert found
+    for key, values in found.items():
+        assert len(values) == units, key
+        assert np.nanmean(values) == pytest.approx(probe.results[key], rel=1e-6, abs=1e-9), key
+    return found
 
 
 @pytest.fixture(name="fit_and_test")

@@ -9,6 +9,7 @@ from torch import Tensor
 from probes import ContentProbe
 from probes.content import LEVELS
 from probes.ridge import RidgeMoments
+from tests.probes.conftest import contributions
 from tokens.errors import InputError
 
 
@@ -131,10 +132,18 @@ def test_variants_share_random_numbers_and_are_compared_in_pairs(shown, fit_and_
     plain = coded(latents, 16, 1.0)
     worse = plain + noise(60, 16, 8)
     data = shown({"mid": plain, "mid__same": plain.clone(), "mid__worse": worse}, {8: latents})
-    results = fit_and_test(ContentProbe(data.shapes, data.images), data, epochs=5)
+    probe = ContentProbe(data.shapes, data.images)
+    results = fit_and_test(probe, data, epochs=5)
     key = "mid__same/content_r2/all"
     assert results[f"shuffled_labels/{key}"] == results["shuffled_labels/mid/content_r2/all"]
-    assert (results[f"gain_over_none/{key}"], results[f"gain_over_none/{key}/p"]) == (0, 1)
+    assert {end: results.get(f"gain_over_none/{key}{end}") for end in ("", "/n", "/ci_low")} == {
+        "": 0,
+        "/n": 6,
+        "/ci_low": None,
+    }
+    units = contributions(probe, units=6)  # photographs of two crops each
+    difference = units["test/mid__worse/content_r2/all"] - units["test/mid/content_r2/all"]
+    assert difference.mean() == pytest.approx(results["gain_over_none/mid__worse/content_r2/all"])
     lost = results["gain_over_none/mid__worse/content_r2/all"]
     assert lost == pytest.approx(results["test/mid__worse/content_r2/all"] - results["test/mid/content_r2/all"])
     assert lost < results["gain_over_none/mid__worse/content_r2/all/ci_high"] < 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.images.pairs import Pair
 from probes.correspondence import CorrespondenceProbe
+from tests.probes.conftest import contributions
 from tests.probes.planted_pairs import SIZE, PlantedPairs, planted_pairs
 from tokens.errors import InputError
 from tokens.geometry import tokens_at
@@ -67,7 +68,9 @@ def test_a_picture_matched_with_itself_is_always_right_and_errs_by_less_than_hal
 def test_planted_parts_give_one_and_noise_gives_chance(tmp_path: Path) -> None:
     pairs, points = planted_pairs(8, 6, seed=1)
     grids = {"mid": with_parts(noise(8), points, 50.0), "up_1": noise(8, seed=5)}
-    results = measured(grids, {"test": pairs}, tmp_path).results
+    probe = measured(grids, {"test": pairs}, tmp_path)
+    results = probe.results
+    contributions(probe, units=8)  # pictures
     assert results[f"test/mid/{MAIN}/all"] == pytest.approx(1, abs=0.01), "two parts may share a token"
     chance = results[f"random_point/baseline/{MAIN}/all"]
     assert results[f"test/up_1/{MAIN}/all/ci_low"] <= chance <= results[f"test/up_1/{MAIN}/all/ci_high"]

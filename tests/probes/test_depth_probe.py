@@ -1,6 +1,7 @@
 """The depth probe finds a planted code, finds nothing where nothing was, and is not misled by missing depth."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from probes import DepthProbe
 from probes.ridge import RidgeMoments
+from tests.probes.conftest import contributions
 from tokens.errors import InputError
 
 
@@ -45,12 +47,24 @@ def coded_depth(depth: Tensor, channels: int, noise: float = 0.05, seed: int = 0
     return signal + noise * torch.randn(signal.shape, generator=generator)
 
 
+def squared_errors(probe: DepthProbe, data: Any, depth: Tensor) -> np.ndarray:
+    """Of the probe's predictions, by test image and token."""
+    test = list(data.parts["test"])
+    tokens = data.grids["mid"][test].flatten(2).mT
+    off = probe.heads["mid"](tokens.flatten(0, 1))[:, 0, 0].view(len(test), -1) - depth[test].flatten(1)
+    return off.square().detach().numpy()
+
+
 @pytest.mark.parametrize("solver", ["adam", "closed_form"])
 def test_a_planted_depth_code_is_found(solver, deep, fit_and_test) -> None:
     depth = random_depth(40, 8)
     data = deep({"mid": coded_depth(depth, 16)}, {"mid": depth})
-    results = fit_and_test(DepthProbe(data.shapes, data.images, solver=solver), data, epochs=60)
+    probe = DepthProbe(data.shapes, data.images, solver=solver)
+    results = fit_and_test(probe, data, epochs=60)
     assert results["test/mid/rmse/all"] < 0.1
+    contributions(probe, units=4)  # photographs of two frames each
+    errors = np.sqrt(squared_errors(probe, data, depth).mean(1))
+    assert results["test/mid/rmse_per_image/all"] == pytest.approx(errors.mean(), rel=1e-5)
     assert results["test/mid/rmse/corner"] < 0.1
     assert results["test/mid/delta1/all"] > 0.99
     assert results["test/mid/abs_rel/all"] < 0.05

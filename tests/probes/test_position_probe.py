@@ -8,14 +8,17 @@ import torch
 from scipy import stats
 
 from probes import PositionProbe
+from tests.probes.conftest import contributions
 from tokens.errors import InputError
 
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form"])
 def test_a_planted_position_code_is_found(solver, planted, coded, fit_and_test) -> None:
     data = planted({"mid": coded(images=40, channels=32, side=8, strength=3.0)})
-    results = fit_and_test(PositionProbe(data.shapes, data.images, solver=solver), data, epochs=60)
+    probe = PositionProbe(data.shapes, data.images, solver=solver)
+    results = fit_and_test(probe, data, epochs=60)
     assert results["test/mid/axis_accuracy/all"] > 0.99
+    contributions(probe, units=8)
     assert results["test/mid/cell_accuracy/corner"] > 0.98
     assert results["test/mid/axis_accuracy/all/n"] == 8 * 64
     assert results["test/mid/axis_accuracy/all/ci_low"] <= results["test/mid/axis_accuracy/all"]

@@ -475,14 +475,36 @@ def test_credibility_is_the_formula_of_its_reported_parts(values: dict[str, dict
         trust = math.prod(1 - min(max(risk, 0), 1) for risk in risks)
         assert found["credibility/all"] == pytest.approx(trust ** (1 / 3)), layer
         assert risks[0] == found["position_variance/all"]
-        inner, outer = found["cropped_similarity_centred/corner"], found["similarity_centred/corner_content"]
-        assert risks[1] == pytest.approx(min(max((inner - outer) / (1 - outer), 0), 1), abs=1e-9)
+        similar = {
+            "within": (found["cropped_similarity_centred/corner"], found["similarity_centred/corner_content"]),
+            "across": (found["cropped_similarity_across/corner"], found["content_similarity_across/corner"]),
+        }
+        for kind, (inner, outer) in similar.items():
+            expected = min(max((inner - outer) / (1 - outer), 0), 1)
+            assert found[f"r_cor_{kind}/all"] == pytest.approx(expected, abs=1e-9)
+        assert risks[1] == max(found["r_cor_within/all"], found["r_cor_across/all"])
         assert risks[2] == pytest.approx(1 - (1 - found["r_tok/all"]) * (1 - found["r_chn/all"]))
-        for name in ("r_pos", "r_cor", "r_norm", "credibility"):
-            assert found[f"{name}/all/ci_low"] <= found[f"{name}/all/ci_high"]
+        for key in (key.removesuffix("/ci_low") for key in found if key.endswith("/ci_low")):
+            assert found[f"{key}/ci_low"] - 1e-12 <= found[key] <= found[f"{key}/ci_high"] + 1e-12, (layer, key)
     scores = {layer: found["credibility/all"] for layer, found in values.items()}
     assert scores["clean"] == max(scores.values())
     assert scores["position_double"] < scores["position"] < scores["position_half"] < scores["clean"]
+
+
+def test_what_folds_contribute_means_what_is_reported(study: SimpleNamespace) -> None:
+    units = study.probe.pseudovalues()
+    for layer, found in study.values.items():
+        mine = {key.split("/", 2)[2]: values for key, values in units.items() if key.split("/")[1] == layer}
+        risks = {f"{name}/all" for name in ("r_pos", "r_cor", "r_norm", "credibility")}
+        assert set(mine) == risks | {
+            key for key in found if key.startswith(("relative_norm", "norm_icc")) and key.count("/") == 1
+        }
+        for key, values in mine.items():
+            assert values.shape == (20,) and np.isfinite(values).sum() >= 6
+            clipped = key in risks - {"r_pos/all"}
+            mean = min(max(np.nanmean(values), 0), 1) if clipped else np.nanmean(values)
+            # of credibility each risk is clipped, of its pseudo-values the whole
+            assert mean == pytest.approx(found[key], abs=0.005 if key == "credibility/all" else 1e-9), (layer, key)
 
 
 def test_every_number_is_finite_and_named_by_the_contract(study: SimpleNamespace) -> None:

@@ -1,0 +1,57 @@
+"""Means over random networks: their interval covers networks and photographs, holds its estimate, and is none below three."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metrics.intervals import two_way_interval
+from runs.nulls import Twin, _merged
+
+KEY = "random_weights/mid/axis_accuracy/all"
+
+
+def twins(table: np.ndarray, results: np.ndarray | None = None) -> list[Twin]:
+    """A network a row; it reports the mean of its row unless told otherwise."""
+    values = table.mean(1) if results is None else results
+    ends = {f"{KEY}/ci_low": -9.0, f"{KEY}/ci_high": 9.0, f"{KEY}/n": 640}  # of one network, over photographs alone
+    return [Twin({KEY: float(value)} | ends, {KEY: row}, {}) for value, row in zip(values, table, strict=True)]
+
+
+def test_without_networks_there_is_nothing() -> None:
+    assert _merged([]) == {}
+
+
+@given(st.integers(1, 5), st.integers(1, 10), st.floats(0, 0.3), st.integers(0, 10**6))
+def test_a_mean_has_the_two_way_interval_from_three_networks_and_six_photographs_on(
+    seeds: int, units: int, spread: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    table = (
+        generator.uniform(size=units) + spread * generator.normal(size=(seeds, 1)) + 0.1 * generator.normal(size=(seeds, units))
+    )
+    found = _merged(twins(table))
+    assert found[KEY] == pytest.approx(table.mean())
+    assert (found[f"{KEY}/seeds"], found[f"{KEY}/n"]) == (seeds, 640), "photographs' tokens and networks are two keys"
+    assert (f"{KEY}/ci_low" in found) == (f"{KEY}/ci_high" in found) == (seeds >= 3 and units >= 6)
+    if f"{KEY}/ci_low" in found:
+        assert (found[f"{KEY}/ci_low"], found[f"{KEY}/ci_high"]) == pytest.approx(two_way_interval(table))
+
+
+def test_a_clipped_mean_lies_in_its_interval() -> None:
+    table = np.random.default_rng(0).normal(-0.1, 0.02, (3, 20))  # a risk below 0, reported as 0
+    assert two_way_interval(table)[1] < 0
+    found = _merged(twins(table, results=np.zeros(3)))
+    assert found[f"{KEY}/ci_low"] <= found[KEY] == 0 == found[f"{KEY}/ci_high"]
+
+
+def test_networks_that_lack_a_key_or_its_units_do_not_count_for_an_interval() -> None:
+    table = np.random.default_rng(0).uniform(size=(4, 8))
+    some = twins(table)
+    some[1] = Twin({}, {}, {})
+    assert _merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" in _merged(some)
+    assert _merged(some)[KEY] == pytest.approx(table[[0, 2, 3]].mean())
+    some[2] = Twin(some[2].results, {}, {})
+    assert _merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" not in _merged(some)
+    unlike = [*twins(table[:3]), *twins(table[3:, :5])]
+    assert f"{KEY}/ci_low" not in _merged(unlike), "other photographs"
