@@ -57,7 +57,8 @@ def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: P
         assert run.value("gain_over_random_weights", layer, MAIN, end="ci_low") is None, "one network is no sample"
         for what in ("gain_over_zero_shot", "gain_over_same_position"):
             low, value, high = (run.value(what, layer, MAIN, end=end) for end in ("ci_low", "", "ci_high"))
-            assert low <= value <= high
+            assert value is not None and (low is None) == (high is None)
+            assert low is None or low <= value <= high, "none where fewer than 6 pictures differ"
         difference = run.value("test", layer, MAIN) - run.value("random_weights", layer, MAIN)
         assert run.value("gain_over_random_weights", layer, MAIN) == pytest.approx(difference)
         for key in ("pck_dift_image_0.10", "pck_dift_point_0.05"):
@@ -211,8 +212,7 @@ def fabricated(folder: Path, layers: dict[str, float], pictures: int = 16, seeds
     for layer, value in layers.items():
         costs = {f"{MAIN}/all": value, f"{MAIN}/displacement_far": value / 2, "harm/corner": 0.0}
         for key, number in costs.items():
-            width = 0.0 if key == "harm/corner" else 0.05
-            ends = {"/ci_low": number - width, "/ci_high": number + width}
+            ends = {} if key == "harm/corner" else {"/ci_low": number - 0.05, "/ci_high": number + 0.05}
             metrics |= {f"test/{layer}/{key}": number, f"test/{layer}/{key}/n": 40}
             metrics |= {f"test/{layer}/{key}{end}": each for end, each in ends.items() if pictures >= 6}
             units[f"test/{layer}/{key}"] = np.where(np.arange(pictures) < (9 if "far" in key else pictures), number, np.nan)
@@ -235,12 +235,14 @@ def lines(table: Any) -> list[list[str]]:
 
 
 def test_costs_say_how_many_pictures_and_where_nothing_differs(tmp_path: Path) -> None:
-    found = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(cost_table(fabricated(tmp_path, {"mid": 0.4})))}
+    shown = cost_table(fabricated(tmp_path, {"mid": 0.4}))
+    found = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(shown)}
     assert found["all keypoints"] == ["40.0", "5.0", "40", "16"]
     assert found["displacement far"] == ["20.0", "5.0", "40", "9"]
-    assert found["harm of corner"] == ["0.0", "all equal", "40", "16"], "no interval of width 0 around nothing"
+    assert found["harm of corner"] == ["0.0", "few", "40", "16"], "many pictures, but none tells anything"
+    assert "few: fewer than 6 test pictures carry the number or differ in it" in str(shown.caption)
     few = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(cost_table(fabricated(tmp_path, {"mid": 0.4}, pictures=4)))}
-    assert few["all keypoints"] == ["40.0", "n < 6", "40", "4"]
+    assert few["all keypoints"] == ["40.0", "n < 6", "40", "4"] and few["harm of corner"] == ["0.0", "n < 6", "40", "4"]
 
 
 @pytest.mark.parametrize(
