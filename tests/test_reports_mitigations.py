@@ -213,8 +213,8 @@ def test_a_mitigation_works_only_if_nothing_speaks_against_it(tmp_path: Path) ->
         "none": "",
         "position_mean_050": "yes",
         "position_mean": "no: lowers PCK",
-        "leace": "no: not beyond random_rank",
-        "canvas": "no: position stays",
+        "leace": "beyond random_rank not decided",
+        "canvas": "position not decided",
         "random_rank": "control",
         "shuffled_position": "control",
     }
@@ -251,7 +251,7 @@ def test_the_control_of_equal_rank_decides(tmp_path: Path, monkeypatch: pytest.M
     metrics = planted("binned_accuracy/all", numbers) | planted("pck_ours_point_0.10/all", pck)
     [layer] = mitigated_layers([run_of(metrics, tmp_path / "run", list(FAMILIES))])
     assert rows(layer)["leace"] == "yes"
-    assert rows(layer)["position_mean_050"] == "no: not beyond random_rank"
+    assert rows(layer)["position_mean_050"] == "no: less than random_rank"
 
 
 def test_runs_of_other_networks_are_not_mixed(tmp_path: Path) -> None:
@@ -303,6 +303,12 @@ def test_other_conditions_have_a_table_of_their_own(tmp_path: Path, meta: dict[s
     assert layers[1].setting == f"some/model, timestep 50, {name.replace('_', ' ')} {value}"
 
 
+def test_position_stays_only_where_its_interval_is_within_two_points(tmp_path: Path) -> None:
+    numbers = POSITION | {"canvas": (0.8, 0.0, 0.01), "leace": (0.9, 0.1, 0.02)}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", numbers), tmp_path / "run")])
+    assert (rows(layer)["canvas"], rows(layer)["leace"]) == ("no: position stays", "no: position rises")
+
+
 def test_pck_that_may_have_fallen_by_more_than_two_points_is_not_decided(tmp_path: Path) -> None:
     wide = PCK | {"position_mean_050": (0.3, 0.0, 0.03)}
     metrics = planted("binned_accuracy/all", POSITION) | planted("pck_ours_point_0.10/all", wide)
@@ -346,7 +352,7 @@ def test_markdown_gives_intervals_and_what_was_compared(tmp_path: Path) -> None:
     [line] = [line for line in (tmp_path / "mitigations.md").read_text().splitlines() if line.startswith("| leace")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == ".74 [.69, .79] −.06 [−.09, −.03]*"
-    assert cells[-2:] == ["no: not beyond random_rank", "random_rank (rank 14)"]
+    assert cells[-2:] == ["beyond random_rank not decided", "random_rank (rank 14)"]
 
 
 # --- figure ----------------------------------------------------------------------------------------------------------
