@@ -591,6 +591,30 @@ def test_no_offset_is_the_middle_and_right_of_the_source_is_right_of_it() -> Non
         assert counts[row, col] == counts.sum() == 1
 
 
+@pytest.mark.parametrize("changed", [0, 1, 2, 3, 12])
+def test_a_gain_has_an_interval_where_six_pictures_change(changed: int) -> None:
+    points = table(60)  # 12 pairs of two pictures of their own
+    right = flags(60, 0.5, 1)
+    found = Correspondence(points).gain(right ^ (points.pair < changed), right)
+    differences = (right ^ (points.pair < changed)).double() - right.double()
+    assert found[f"{MAIN}/all"] == pytest.approx(differences.mean().item()) and found[f"{MAIN}/all/n"] == 60
+    assert (f"{MAIN}/all/ci_low" in found) == (f"{MAIN}/all/ci_high" in found) == (2 * changed >= 6)
+    if 2 * changed >= 6:
+        assert found[f"{MAIN}/all/ci_low"] <= found[f"{MAIN}/all"] <= found[f"{MAIN}/all/ci_high"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_gains_over_networks_are_means_over_them_with_an_interval_from_three_on(lost: bool) -> None:
+    points, right = table(60), flags(60, 0.5, 1)
+    others = [flags(60, 0.4, seed) for seed in range(2, 5)]
+    found = Correspondence(points).gain_over_seeds(right, others[: 2 if lost else 3])
+    alone = [Correspondence(points).gain(right, other) for other in others[: 2 if lost else 3]]
+    for key in (key for key in alone[0] if key.count("/") == 1):
+        assert found[key] == pytest.approx(np.mean([each[key] for each in alone]), abs=1e-9)
+        assert found[f"{key}/seeds"] == len(alone)
+    assert (f"{MAIN}/all/ci_low" in found) == (not lost)
+
+
 @pytest.mark.parametrize(("drawn", "reported"), [(4, True), (3, False)])
 def test_harm_is_reported_where_the_random_mask_is_as_large_as_the_group(drawn: int, reported: bool) -> None:
     n, masks = 40, border_groups(SIDE, SIDE) | {"high_norm": torch.zeros(SIDE, SIDE, dtype=torch.bool)}
