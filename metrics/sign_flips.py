@@ -20,8 +20,8 @@ TIE = 1e-9  # statistics that are equal but for rounding count as reached, also 
 
 
 def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndarray, " k"]:
-    """p of every column's mean being 0, adjusted for the k columns: the share of flips whose largest |mean| / standard error
-    over all columns reaches the column's own.
+    """p of every column's mean being 0, adjusted for the k columns: the share of flips whose largest |Σ d| / √Σ d² over all
+    columns reaches the column's own. Between columns of equal n this is the order of |mean| / standard error.
 
     All 2ⁿ⁻¹ flips up to n = 12 units, else 4,096 seeded ones, the identity among them. NaN values are left out of their column.
     Where all differences are 0 the p is 1. NaN for a column with fewer than 6 units: no p below .05 can be reached there.
