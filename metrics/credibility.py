@@ -93,7 +93,7 @@ def with_clipped(key: str, value: Float[Tensor, ""], without: Float[Tensor, " fo
     return with_ends(key, value.clamp(0, 1).item(), np.clip(low, 0, 1).item(), np.clip(high, 0, 1).item())
 
 
-def settled(estimate: Estimate) -> Float[np.ndarray, " folds"]:
+def clipped_pseudovalues(estimate: Estimate) -> Float[np.ndarray, " folds"]:
     """Pseudo-values of a risk that counts from 0 on: as measured, but 0 where its whole interval lies below 0."""
     values = pseudovalues(estimate)
     high = mean_interval(values)[1]

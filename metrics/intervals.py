@@ -123,15 +123,15 @@ def two_way_interval(table: Float[np.ndarray, "seeds units"]) -> tuple[float, fl
     return float(mean) - half, float(mean) + half
 
 
-def independent_interval(parts: Mapping[str, Float[np.ndarray, " n"]]) -> tuple[float, float]:
+def independent_interval(upper: Float[np.ndarray, " n"], lower: Float[np.ndarray, " m"]) -> tuple[float, float]:
     """Interval for mean(``upper``) − mean(``lower``) of different units, by Welch; NaN if one has fewer than 6.
 
     References:
         Welch (1947), Biometrika 34.
     """
     variances, freedoms, means = [], [], []
-    for name in ("upper", "lower"):
-        values = parts[name][np.isfinite(parts[name])]
+    for side in (upper, lower):
+        values = side[np.isfinite(side)]
         if len(values) < FEWEST:
             return np.nan, np.nan
         variances.append(values.var(ddof=1) / len(values))
@@ -146,7 +146,7 @@ def independent_interval(parts: Mapping[str, Float[np.ndarray, " n"]]) -> tuple[
     return difference - half, difference + half
 
 
-def tested(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Float[np.ndarray, " m"]]:
+def present_units(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Float[np.ndarray, " m"]]:
     """Without the units that have no value under any key: photographs that were not tested."""
     if not values:
         return {}

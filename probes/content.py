@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from metrics.content_r2 import KIND, ContentR2
-from metrics.intervals import tested
+from metrics.intervals import present_units
 from probes.closed_form import SHRINKAGE
 from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
@@ -159,7 +159,7 @@ class ContentProbe(lightning.LightningModule):
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
-        return tested(self._units)
+        return present_units(self._units)
 
     def maps(self) -> dict[str, Any]:
         """None are kept."""

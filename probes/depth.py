@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from metrics.depth_error import DepthError
-from metrics.intervals import tested
+from metrics.intervals import present_units
 from probes.linear import LinearProbe
 from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
@@ -138,7 +138,7 @@ class DepthProbe(LinearProbe):
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
-        return tested(self._units)
+        return present_units(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/error`` of the probes, see :meth:`DepthError.maps`."""

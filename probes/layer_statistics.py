@@ -9,12 +9,12 @@ from torchmetrics import Metric
 from metrics.channel_energy import ChannelEnergy
 from metrics.corner_similarity import CornerSimilarity
 from metrics.credibility import (
+    clipped_pseudovalues,
     corner_risk,
     credibility_pseudovalues,
     credibility_report,
     larger_risk,
     norm_risk,
-    settled,
     with_clipped,
 )
 from metrics.folds import Estimate, pseudovalues
@@ -151,7 +151,9 @@ class LayerStatistics(nn.Module):
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``<metric>/<group>`` → what every fold of images contributes, of risks, credibility and relative norms."""
         risks = self._risks()
-        values = {f"{name}/all": settled(risk) if name in CLIPPED else pseudovalues(risk) for name, risk in risks.items()}
+        values = {
+            f"{name}/all": clipped_pseudovalues(risk) if name in CLIPPED else pseudovalues(risk) for name, risk in risks.items()
+        }
         norms = {key: pseudovalues(estimate) for key, estimate in self.norms.estimates().items() if estimate[0].isfinite()}
         return values | {"credibility/all": credibility_pseudovalues(risks)} | norms
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metrics.coordinate_r2 import CoordinateR2
 from metrics.grid_accuracy import GridAccuracy, chance
-from metrics.intervals import tested
+from metrics.intervals import present_units
 from probes.closed_form import Moments, coordinates
 from probes.linear import LinearProbe
 from tokens.batch import TokenBatch
@@ -148,7 +148,7 @@ class PositionProbe(LinearProbe):
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
-        return tested(self._units)
+        return present_units(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""

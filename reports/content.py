@@ -7,7 +7,7 @@ from rich.table import Table
 from reports.curves import curve, heading, mitigated, name_layers
 from reports.numbers import (
     FEW,
-    UNTOLD,
+    SPARSE,
     by_group,
     captioned,
     half,
@@ -82,4 +82,4 @@ def _gain(run: Run, layer: str) -> str:
     if value is None:
         return ""
     within = half(run, "gain_over_none", layer, KIND)
-    return f"{'' if value < 0 else '+'}{number(value)}{', ' if within in (FEW, UNTOLD) else ' ± '}{within}"
+    return f"{'' if value < 0 else '+'}{number(value)}{', ' if within in (FEW, SPARSE) else ' ± '}{within}"

@@ -116,7 +116,7 @@ def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Es
     parts = [_one(table) for table in (up, down)]
     value = parts[0].value - parts[1].value
     if len(up) == len(down) == 1:
-        low, high = independent_interval({"upper": up[0], "lower": down[0]})
+        low, high = independent_interval(up[0], down[0])
         return Estimate(value, low, high, paired=False, seeds=seeds)
     half = float(np.hypot(parts[0].half, parts[1].half))  # wider than Welch's, as each half has the quantile of its own side
     return Estimate(value, value - half, value + half, paired=False, seeds=seeds)

@@ -10,7 +10,7 @@ from metrics.intervals import FEWEST, FEWEST_SEEDS
 from reports.run import Run
 
 FEW = f"n < {FEWEST}"  # in place of an interval: so many units were tested
-UNTOLD = "few"  # the same: so few of them carry the number, or differ in it
+SPARSE = "few"  # the same: so few of them carry the number, or differ in it
 MARK = "†"  # behind a number
 GROUPS_OF_IMAGES = 20
 SHORT = 4  # mitigations that a sentence still names
@@ -42,7 +42,7 @@ def lacking(run: Run, what: str, few: str = FEW) -> str:
     if "random_weights" in what and _seeds(run) < FEWEST_SEEDS:
         return seeds(run)
     count, _ = units(run)
-    return UNTOLD if few == FEW and count is not None and count >= FEWEST else few
+    return SPARSE if few == FEW and count is not None and count >= FEWEST else few
 
 
 def by_group(run: Run, what: str, layer: str, metric: str, groups: Sequence[str]) -> list[str]:
@@ -130,7 +130,7 @@ def run_table(title: str, run: Run, padding: tuple[int, int, int, int] = (0, 0, 
 def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
     """The table with its caption: these sentences, what a mark in it means, what a comparison did not measure."""
     cells = [str(cell) for column in shown.columns for cell in column.cells]
-    marks = [MARK] * any(MARK in cell for cell in cells) + [UNTOLD] * any(cell.endswith(UNTOLD) for cell in cells)
+    marks = [MARK] * any(MARK in cell for cell in cells) + [SPARSE] * any(cell.endswith(SPARSE) for cell in cells)
     _, name = units(run)
     why = f"fewer than {FEWEST} {name} carry the number or differ in it, or few hold most of it: no interval."
     note = f"{', '.join(marks)}: {why}" if marks else ""

@@ -122,7 +122,7 @@ def difference(kind: str) -> Simulation:
 
 def unpaired(generator: Generator, n: int) -> bool:
     """Two sets of photographs of unlike size and spread."""
-    return held(independent_interval({"upper": generator.normal(0, 1, n), "lower": generator.normal(0, 2, 2 * n)}), 0.0)
+    return held(independent_interval(generator.normal(0, 1, n), generator.normal(0, 2, 2 * n)), 0.0)
 
 
 # --- Random networks × photographs -----------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metrics.intervals import FEWEST_SEEDS
+from reports.mitigated_layers import NOTHING
 from tokens.errors import InputError
-
-NEGLIGIBLE = 0.02  # an effect is "nothing" only where its whole interval is closer to 0
-SEEDS = 3  # fewer random networks have no interval
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,12 @@ class Measured:
             seeded: say the number of seeds beside an interval, too.
         """
         text, seeds = self.random_estimate(key).text(digits, scale), self.seeds(key)
-        return text if seeds >= SEEDS and not seeded else f"{text} ({'one seed' if seeds == 1 else f'{seeds} seeds'})"
+        return text if seeds >= FEWEST_SEEDS and not seeded else f"{text} ({'one seed' if seeds == 1 else f'{seeds} seeds'})"
 
     def random_estimate(self, key: str) -> Estimate:
         """A value of ``random_weights``; below three seeds its interval would leave out what differs between networks."""
         estimate = self.estimate(f"random_weights/{key}")
-        return estimate if self.seeds(key) >= SEEDS else Estimate(estimate.value)
+        return estimate if self.seeds(key) >= FEWEST_SEEDS else Estimate(estimate.value)
 
     def seeds(self, key: str) -> int:
         """Of how many random networks ``random_weights/key`` is the mean."""
@@ -110,7 +109,7 @@ def effect(estimate: Estimate, n: str, digits: int = 3) -> str:
     numbers = f"{estimate.text(digits, sign=True)}, n = {n}"
     if estimate.low is None or estimate.high is None:
         return f"not decided ({numbers}, no interval: fewer than 6 differ)"
-    if estimate.low >= -NEGLIGIBLE and estimate.high <= NEGLIGIBLE:
+    if estimate.low >= -NOTHING and estimate.high <= NOTHING:
         return f"nothing ({numbers})"
     if estimate.low > 0 or estimate.high < 0:
         return f"{'more' if estimate.low > 0 else 'less'} ({numbers})"

@@ -15,13 +15,13 @@ from metrics.credibility import (
     RISKS,
     above_chance,
     channel_risk,
+    clipped_pseudovalues,
     corner_risk,
     credibility,
     credibility_pseudovalues,
     credibility_report,
     larger_risk,
     norm_risk,
-    settled,
     token_risk,
     with_clipped,
 )
@@ -149,15 +149,15 @@ def test_ends_are_those_of_the_unclipped_value(name: str, seed: int) -> None:
 def test_a_risk_that_is_surely_none_is_zero_without_doubt() -> None:
     assert with_clipped("r/all", *estimate(-0.2, 0.05)) == {"r/all": 0, "r/all/ci_low": 0, "r/all/ci_high": 0}
     assert with_clipped("r/all", *(number(math.nan), number(math.nan).expand(FOLDS))) == {}
-    np.testing.assert_array_equal(settled(estimate(-0.2, 0.05)), 0)
+    np.testing.assert_array_equal(clipped_pseudovalues(estimate(-0.2, 0.05)), 0)
     for unsure in (estimate(-0.01, 0.1), estimate(0.3, 0.05)):
-        np.testing.assert_array_equal(settled(unsure), pseudovalues(unsure))
+        np.testing.assert_array_equal(clipped_pseudovalues(unsure), pseudovalues(unsure))
 
 
 def test_a_fold_without_a_risk_is_none_of_the_settled_ones_either() -> None:
     value, without = estimate(-0.2, 0.05)
     without[4] = torch.nan
-    assert np.flatnonzero(np.isnan(settled((value, without)))).tolist() == [4]
+    assert np.flatnonzero(np.isnan(clipped_pseudovalues((value, without)))).tolist() == [4]
 
 
 def test_the_interval_of_credibility_is_the_jackknife_of_the_product() -> None:

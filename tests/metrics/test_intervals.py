@@ -296,15 +296,15 @@ def test_the_interval_of_independent_units_is_welchs(first: int, second: int, sc
     generator = np.random.default_rng(seed)
     upper, lower = generator.normal(1, scale, first), generator.normal(0, 1, second)
     expected = stats.ttest_ind(upper, lower, equal_var=False).confidence_interval(0.95)
-    found = independent_interval({"upper": np.append(upper, np.nan), "lower": np.append(np.nan, lower)})
+    found = independent_interval(np.append(upper, np.nan), np.append(np.nan, lower))
     assert found == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
 
 
 def test_independent_units_that_are_few_or_agree() -> None:
     six, five = np.full(6, 2.0), np.full(5, 0.5)
-    assert np.isnan(independent_interval({"upper": six, "lower": five})).all()
-    assert np.isnan(independent_interval({"upper": five, "lower": six})).all()
-    assert independent_interval({"upper": six, "lower": np.full(8, 0.5)}) == (1.5, 1.5)
+    assert np.isnan(independent_interval(six, five)).all()
+    assert np.isnan(independent_interval(five, six)).all()
+    assert independent_interval(six, np.full(8, 0.5)) == (1.5, 1.5)
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
@@ -312,10 +312,10 @@ def test_independent_units_that_are_few_or_agree() -> None:
 
 def test_units_that_have_no_value_anywhere_were_not_tested() -> None:
     values = {"a": np.array([1, np.nan, np.nan, 4]), "b": np.array([np.nan, np.nan, 3, 4])}
-    kept = intervals.tested(values)
+    kept = intervals.present_units(values)
     np.testing.assert_array_equal(kept["a"], [1, np.nan, 4])
     np.testing.assert_array_equal(kept["b"], [np.nan, 3, 4])
-    assert intervals.tested({}) == {}
+    assert intervals.present_units({}) == {}
 
 
 def test_ends_that_are_unknown_and_values_that_are_none_have_no_key() -> None:
