@@ -64,7 +64,7 @@ def write(folder: Path) -> None:
     }
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
     text = TEXT.read_text().format(
-        size=size, side=SIDE_DRAWN, steps=STEPS, guidance=GUIDANCE, recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG))
+        size=size, side=SIDE_DRAWN, steps=STEPS, guidance=f"{GUIDANCE:g}", recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG))
     )
     card = folder / "README.md"
     old = {match[1]: match[0] for match in BLOCK.finditer(card.read_text())} if card.is_file() else {}
