@@ -16,6 +16,8 @@ from tokens.keyed import keyed_generator
 
 log = logging.getLogger(__name__)
 LOG_VARIANCE_FLOOR = -30.0
+# of LatentEncoder, for given weights and images; raise it when a latent changes
+VERSION = 1
 
 
 class LatentEncoder:
@@ -41,11 +43,11 @@ class LatentEncoder:
         self.weights = weight_hash(vae)
 
     def key(self, seed: int) -> str:
-        """What a latent depends on besides the image: weights, scale, range, posterior (and its seed), dtype, padding."""
+        """What a latent depends on besides the image: version, weights, scale, range, posterior (its seed), dtype, padding."""
         posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
         padding = "" if self.padding == "zeros" else f"-{self.padding}"
         scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
-        return f"{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}{padding}"
+        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}{padding}"
 
     @property
     def stride(self) -> int:

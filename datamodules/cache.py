@@ -1,8 +1,8 @@
 """LatentCache: every image is encoded once, ever. Data path step 2.
 
 One safetensors file per latent, named by a digest of everything the latent depends on (image content, encoder weights,
-range, posterior, dtype, size). Files appear by atomic rename, so a killed process leaves no half entry and two
-processes may share a folder; each file carries a checksum, so damage is noticed and the entry rebuilt.
+range, posterior, dtype, size, the VERSIONs of the code). Files appear by atomic rename, so a killed process leaves no half
+entry and two processes may share a folder; each file carries a checksum, so damage is noticed and the entry rebuilt.
 """
 
 import errno

@@ -5,7 +5,6 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from mitigations.views import View
 from tokens.batch import GridBatch
 from tokens.errors import InputError
 
-CODE = ("mitigations", "anomalies", "backbones", "tokens")  # what a fit depends on besides its images
+# of fits, for given images and weights: the network's pass and what is fitted to it; raise it when a fitted map changes
+VERSION = 1
 
 
 def digest(text: str) -> str:
@@ -36,11 +36,11 @@ def fit_or_recall(ways: Sequence[Way], stream: ActivationStream, fit: Sequence[i
         ways: with unfitted chains.
         stream: raw activations.
         fit: indices of the fit images.
-        fitted_on: what the fit depends on besides the mitigations, the layers and the code.
+        fitted_on: what the fit depends on besides the mitigations and the layers.
     """
     options = [(way.label, [(type(s).__name__, s.options) for s in (way.extraction, *way.templates) if s]) for way in ways]
     backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.seed)}"
-    key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {backbone} {_code()}")
+    key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {backbone} {VERSION}")
     file = stream.store.cache.root / "mitigations" / f"{key}.safetensors"
     device = stream.backbone.device
     with suppress(OSError, SafetensorError, RuntimeError, KeyError):
@@ -111,11 +111,3 @@ def _update(way: Way, depth: int, shown: Sequence[GridBatch], images: int) -> No
         for layer, chain in way.chains.items():
             grids = [chain.transform(batch.grids[layer][:images], depth) for batch in shown]
             chain.maps[depth].update(*grids)  # type: ignore[operator]
-
-
-@cache
-def _code() -> str:
-    """Digest of the code that a fit depends on."""
-    root = Path(__file__).parent.parent
-    files = sorted(path for package in CODE for path in (root / package).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -21,6 +21,8 @@ from tokens.variants import base_of
 log = logging.getLogger(__name__)
 # of FrozenSD.describe(): what a mitigation is bound to
 BOUND = ("unet_hash", "vae_hash", "text_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding")
+# digests of the code that draws scenes and textures: they stood where VERSION 1 stands now in the names of a fit's pictures
+EARLIER = ("ce2e52d1616d286d", "da5bda511a79")
 
 
 class Mitigations:
@@ -86,7 +88,7 @@ class Mitigations:
             )
         images = stream.store.images
         fitted_on = _circumstances(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
-        tested = {digest(_picture(images.content_key(i))) for i in test}
+        tested = {digest(name) for i in test for name in _names(images.content_key(i))}
         for way in self.ways:
             if way.saved:
                 _read(way, stream, tested)
@@ -184,6 +186,12 @@ def _picture(key: str) -> str:
     """What of an item's content key says which picture it shows, at any size and in any crop."""
     parts = key.split(":")
     return ":".join(parts[: {"file": 2, "scenes": 4}.get(parts[0], len(parts))])
+
+
+def _names(key: str) -> set[str]:
+    """Names of the picture an item shows: today's, and those that mitigations saved before there were VERSIONs may hold."""
+    name = _picture(key)
+    return {name, *(f"{name}:".replace(":1:", f":{code}:", 1).removesuffix(":") for code in EARLIER)}
 
 
 def _check_apart(fit: Sequence[str], test: Sequence[str]) -> None:

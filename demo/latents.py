@@ -1,6 +1,5 @@
 """Training data of the diffusion model: latents, captions and parts of scenes, made once, in files of 500 scenes."""
 
-import inspect
 import json
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,12 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datamodules.images.scenes.dataset import source_digest
+from datamodules.images.scenes.painting import VERSION as SCENES
 from datamodules.images.scenes.painting import paint
-from demo import captions, portraits
 from demo.captions import caption
 from demo.parts import part_maps
-from demo.portraits import KINDS
+from demo.portraits import KINDS, VERSION
 
 SHARD = 500
 CAPTIONS = 4  # sentences per scene
@@ -63,8 +61,7 @@ class Latents:
 def encoded(vae: AutoencoderKL, kind: str, seed: int, count: int, size: int, work: Path, device: torch.device) -> Latents:
     """Latents of the first `count` pictures of a kind; files that an earlier call left in `work` are read back."""
     scenes = CaptionedScenes(kind, seed, count, size)
-    code = source_digest() + inspect.getsource(captions) + inspect.getsource(portraits)
-    key = sha256(f"{code}:{kind}:{seed}:{size}:{fingerprint(vae)}".encode()).hexdigest()[:12]
+    key = sha256(f"{SCENES}:{VERSION}:{kind}:{seed}:{size}:{fingerprint(vae)}".encode()).hexdigest()[:12]
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     values, texts = [], []
     for first in range(0, count, SHARD):

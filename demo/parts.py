@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images.scenes import CATEGORIES
 from datamodules.images.scenes.composition import BUILDERS, SHAPE, Composition, stream
-from datamodules.images.scenes.dataset import source_digest
+from datamodules.images.scenes.painting import VERSION as SCENES
 from datamodules.images.scenes.truth import cover
-from demo.portraits import KINDS
+from demo.portraits import KINDS, VERSION
 
 
 @cache
@@ -60,8 +60,7 @@ class PartMaps(Dataset[Tensor]):
 
 def part_maps(kind: str, seed: int, count: int, side: int, work: Path) -> UInt8[Tensor, "n {side} {side}"]:
     """Of the first `count` pictures of a kind; a file that an earlier call left in `work` is read back."""
-    code = source_digest() + Path(__file__).read_text() + Path(__file__).with_name("portraits.py").read_text()
-    key = sha256(f"{code}:{kind}:{seed}:{count}:{side}".encode()).hexdigest()[:12]
+    key = sha256(f"{SCENES}:{VERSION}:{kind}:{seed}:{count}:{side}".encode()).hexdigest()[:12]
     path = work / "latents" / f"parts-{kind}-{side}-{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

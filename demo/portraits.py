@@ -23,6 +23,8 @@ from datamodules.images.scenes.materials import Material, colour
 
 DEPTH = 3.5
 LIGHT = (0.0, -0.6, 0.8)  # from above
+# of the training data: portraits, captions, latents, part maps; raise it when one of them changes
+VERSION = 1
 
 
 def portrait(seed: int, index: int) -> Composition:

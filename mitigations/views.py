@@ -6,6 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+# of `View.show`; raise it when a pixel of a picture that is shown otherwise changes
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class View:

@@ -14,10 +14,28 @@ from omegaconf import DictConfig
 
 from runs import devices
 from runs.memory import forget_peak, peak_memory
-from runs.record import circumstances
+from runs.record import VERSION, circumstances
+from tokens.errors import InputError
 from tokens.processes import Processes
 
 log = logging.getLogger(__name__)
+
+
+class NumbersVersion(lightning.Callback):
+    """Writes :data:`~runs.record.VERSION` into checkpoints, and refuses to continue training that began with another one."""
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the version."""
+        checkpoint["numbers_version"] = VERSION
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Raises InputError where it is not this one; checkpoints that do not say are of version 1."""
+        found = checkpoint.get("numbers_version", 1)
+        if found != VERSION:
+            raise InputError(
+                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {found}. "
+                "Start the run anew, into another folder."
+            )
 
 
 class Measurement:
@@ -38,6 +56,7 @@ class Measurement:
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
             accelerator=device.type, logger=False, default_root_dir=cfg.run_dir, **devices.options(cfg, device)
         )
+        self.trainer.callbacks.append(NumbersVersion())
         self.seconds: dict[str, float] = {}
         self.complete = False
         self._data: list[dict[str, Any]] = []

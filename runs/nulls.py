@@ -14,7 +14,7 @@ from metrics.gains import holding
 from metrics.intervals import two_way_interval, with_ends
 from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
-from runs.record import decisive, digest, read_arrays, source_digest, write_arrays, write_atomically
+from runs.record import VERSION, digest, read_arrays, result_settings, target_name, write_arrays, write_atomically
 from tokens.processes import Processes
 
 SHARES = ("accuracy", "/pck_", "delta1", "copy_share", "/r_cor", "/r_norm", "credibility")  # metrics within [0, 1]
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 ENDS = ("/ci_low", "/ci_high", "/n")
 # what of a twin is kept, and under which name
 WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
-# what the twin's numbers depend on besides its configuration
+# what the twin's numbers depend on besides its configuration, :data:`VERSION` and the packages
 _DATA = (
     "unet_config_hash",
     "vae_hash",
@@ -35,7 +35,6 @@ _DATA = (
     "labels",
     "precision",
     "hardware",
-    "packages",
 )
 
 
@@ -60,7 +59,7 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
         meta: of the measured network's run.
         probe: that was measured.
     """
-    if any(str(each.get("_target_", "")).endswith("mitigations.Saved") for each in cfg.mitigation.values()):
+    if any(target_name(each._target_) == "Saved" for each in cfg.mitigation.values()):
         log.info("No random-weights twin: a saved mitigation belongs to the network it was fitted on.")
         return {}
     twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
@@ -97,8 +96,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     )
     assert isinstance(config, DictConfig)
     processes = Processes.current()
-    identity = digest([decisive(config), {key: meta[key] for key in _DATA}, source_digest()])
-    stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{identity}.json"
+    stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
     beside, units = stored.with_suffix(".parquet"), stored.with_suffix(".npz")
     predicts = "predictions" in dir(get_object(cfg.probe._target_))
     # all processes measure a twin, or none does, whatever each sees of the folder
@@ -116,6 +114,12 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     if processes.rank == 0:
         _store(stored, twin)
     return twin
+
+
+def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
+    """Digest of all that a twin's numbers depend on. The version of this package is no part of it, :data:`VERSION` is."""
+    packages = {name: number for name, number in meta["packages"].items() if name != "sdprobe"}
+    return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
 
 
 def _renamed(found: dict[str, Value]) -> dict[str, Value]:

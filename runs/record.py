@@ -25,7 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 ROOT = Path(__file__).parent.parent
 # of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds
 SCHEMA = 2
+# of the numbers, for given settings, images and weights; raise it when one changes, and with any other VERSION behind them
+VERSION = 1
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
+# folders whose code numbers depend on
+LIBRARY = ("tokens", "backbones", "anomalies", "mitigations", "datamodules", "probes", "metrics")
 # settings that say where and how fast, never what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
 NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
@@ -88,22 +92,46 @@ def clear(folder: Path, resumed: bool) -> None:
 
 def config_hash(cfg: DictConfig) -> str:
     """Digest of every setting that can change a number."""
-    return digest(decisive(cfg))
+    return digest(result_settings(cfg))
 
 
 def settings_hash(cfg: DictConfig) -> str:
     """Digest of the same settings but layers, timestep and seed: equal for runs that are points of one curve."""
-    return digest({name: value for name, value in decisive(cfg).items() if name not in AXES})
+    return digest({name: value for name, value in result_settings(cfg).items() if name not in AXES})
 
 
-def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that can change a number; interpolations stay, since what they point to is here or neutral."""
+def result_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that can change a number, wherever the code lies that they configure.
+
+    Interpolations stay, since what they point to is here or neutral.
+    """
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
     kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in NEUTRAL}
     for name in ("callbacks", *DEVICES):
         kept["trainer"].pop(name, None)
-    return kept
+    kept["mitigation"] = list(kept["mitigation"].items())  # in this order they apply, and digests sort dictionaries
+    return {name: _without_modules(value) for name, value in kept.items()}
+
+
+def _without_modules(node: Any) -> Any:
+    """Settings whose ``_target_``s are stable names."""
+    if isinstance(node, list | tuple):
+        return [_without_modules(value) for value in node]
+    if isinstance(node, dict):
+        return {key: target_name(value) if key == "_target_" else _without_modules(value) for key, value in node.items()}
+    return node
+
+
+def target_name(target: str) -> str:
+    """A ``_target_`` without the modules that it lies in.
+
+    >>> target_name("mitigations.Standardize"), target_name("backbones.FrozenSD.from_pretrained"), target_name("a.function")
+    ('Standardize', 'FrozenSD.from_pretrained', 'function')
+    """
+    parts = target.split(".")
+    classes = (number for number, part in enumerate(parts) if part[:1].isupper())
+    return ".".join(parts[next(classes, -1) :])
 
 
 def digest(content: object) -> str:
@@ -112,10 +140,9 @@ def digest(content: object) -> str:
 
 
 def source_digest() -> str:
-    """Digest of this project's code: a stored result is only reused by the code that made it."""
+    """Digest of the code behind the numbers, to tell runs apart; what is stored depends on :data:`VERSION` instead."""
     result = hashlib.sha256()
-    packages = ("tokens", "backbones", "anomalies", "mitigations", "datamodules", "probes", "metrics")
-    for path in sorted(path for package in packages for path in (ROOT / package).rglob("*.py")):
+    for path in sorted(path for package in LIBRARY for path in (ROOT / package).rglob("*.py")):
         result.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return result.hexdigest()[:16]
 
@@ -124,6 +151,7 @@ def circumstances(cfg: DictConfig) -> dict[str, Any]:
     """Command, configuration, code, packages and machine of this process."""
     return {
         "schema": SCHEMA,
+        "version": VERSION,
         "command": shlex.join(["python", *_arguments()]),
         "source": source_digest(),
         "twins": cfg.twins,

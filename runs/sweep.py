@@ -20,7 +20,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.record import config_hash, source_digest, write_atomically
+from runs.record import VERSION, config_hash, source_digest, write_atomically
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def group(otherwise: str) -> str:
 def finished(cfg: DictConfig) -> bool:
     """Whether a sweep already has this job's complete result, for the same settings, in the job's folder."""
     meta = _meta(Path(cfg.run_dir)) if active() else {}
-    wanted = {"config_hash": config_hash(cfg), "twins": cfg.twins, "control": cfg.control}
+    wanted = {"config_hash": config_hash(cfg), "version": VERSION, "twins": cfg.twins, "control": cfg.control}
     if not meta.get("complete") or any(meta.get(key) != value for key, value in wanted.items()):
         return False
     if meta.get("source") != source_digest():
@@ -93,10 +93,13 @@ def begin(cfg: DictConfig) -> None:
         return
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    stamp, now = folder / "config_hash", f"{config_hash(cfg)} {source_digest()}"  # one code trains a head from start to end
-    if stamp.is_file() and stamp.read_text() == now and (folder / "checkpoints" / "last.ckpt").is_file():
-        log.info("This job was cut off; it continues from its last epoch.")
-        cfg.resume = str(folder)
+    stamp, now = folder / "config_hash", f"{config_hash(cfg)} version {VERSION}"
+    if stamp.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
+        if stamp.read_text() == now:
+            log.info("This job was cut off; it continues from its last epoch.")
+            cfg.resume = str(folder)
+        else:
+            log.info("This job was cut off with other settings or by an older version; it starts anew.")
     write_atomically(stamp, now)
     log.info(progress(Path(HydraConfig.get().sweep.dir), int(HydraConfig.get().job.num), time.time()))
 

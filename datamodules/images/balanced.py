@@ -15,6 +15,8 @@ from tokens.keyed import keyed_generator
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # as it is, left to right, upside down, both
 SHARES = (0.5, 0.9)  # side of a random crop as a share of the picture's
+# of mirrored, rotated and cropped pictures, `Cropped` included; raise it when a pixel changes
+VERSION = 1
 
 
 class _Wrapped:
@@ -42,8 +44,8 @@ class _Wrapped:
         return self.images.photo(index // self.variants)
 
     def content_key(self, index: int) -> str:
-        """The picture's key and what was done to it."""
-        return f"{self.images.content_key(index // self.variants)}:{self.kind}{index % self.variants}"
+        """The picture's key, what was done to it, and the version of that."""
+        return f"{self.images.content_key(index // self.variants)}:{self.kind}{index % self.variants}:{VERSION}"
 
 
 class FlipBalanced(_Wrapped):
@@ -135,7 +137,7 @@ class Rotated:
 
     def content_key(self, index: int) -> str:
         """The upright picture's key, marked."""
-        return f"{self.images.content_key(index)}:rotated"
+        return f"{self.images.content_key(index)}:rotated:{VERSION}"
 
 
 class RotatedLatents(Rotated):

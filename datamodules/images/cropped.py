@@ -1,5 +1,6 @@
 """The same pictures without their margin: what a network makes of content that used to lie further inside."""
 
+from datamodules.images.balanced import VERSION
 from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
 from tokens.errors import InputError
@@ -47,5 +48,5 @@ class Cropped:
         return self.images.photo(index)
 
     def content_key(self, index: int) -> str:
-        """The whole picture's key and the margin."""
-        return f"{self.images.content_key(index)}:margin{self.margin}"
+        """The whole picture's key, the margin, and the version of cropping."""
+        return f"{self.images.content_key(index)}:margin{self.margin}:{VERSION}"

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, centre_box, check_limit, check_on_error, check_size, preparation, square, upright
+from datamodules.images.source import VERSION, Item, centre_box, check_limit, check_on_error, check_size, square, upright
 from tokens.errors import InputError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -92,10 +92,10 @@ class FolderImages(Dataset[Item]):
         return self._first[self._digest(file)]
 
     def content_key(self, index: int) -> str:
-        """Digest of the file's bytes, the crop and the code that prepares it."""
+        """Digest of the file's bytes, the crop, the size and the version of the preparation."""
         # random crops are drawn by name and seed
         box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
-        return f"file:{self._digest(self.items[index][0])}:{box}:{self.size}:{preparation()}"
+        return f"file:{self._digest(self.items[index][0])}:{box}:{self.size}:{VERSION}"
 
     def _digest(self, file: Path) -> str:
         if file not in self._digests:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, check_limit, check_on_error, check_size, preparation, square, upright
+from datamodules.images.source import VERSION, Item, check_limit, check_on_error, check_size, square, upright
 from tokens.errors import InputError
 
 
@@ -83,8 +83,8 @@ class HubImages(Dataset[Item]):
         return self.name(index)
 
     def content_key(self, index: int) -> str:
-        """Digest of the encoded bytes."""
-        return f"file:{hashlib.blake2b(self._bytes(index), digest_size=16).hexdigest()}:centre:{self.size}:{preparation()}"
+        """Digest of the encoded bytes, the size and the version of the preparation."""
+        return f"file:{hashlib.blake2b(self._bytes(index), digest_size=16).hexdigest()}:centre:{self.size}:{VERSION}"
 
     def _bytes(self, index: int) -> bytes:
         cell = self.rows[index][self.column]

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, centre_box, check_limit, check_on_error, check_size, preparation, square, upright
+from datamodules.images.source import VERSION, Item, centre_box, check_limit, check_on_error, check_size, square, upright
 from tokens.errors import InputError
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
@@ -106,8 +106,8 @@ class NYUDepth(Dataset[Item]):
         return re.sub(r"(_\d+)[a-z]$", r"\1", folder)
 
     def content_key(self, index: int) -> str:
-        """As for the same file in ``images=folder``: digest of its bytes and of the code that prepares it."""
-        return f"file:{self._digest(self.items[index][0])}:centre:{self.size}:{preparation()}"
+        """As for the same file in ``images=folder``."""
+        return f"file:{self._digest(self.items[index][0])}:centre:{self.size}:{VERSION}"
 
     def depth_key(self, index: int) -> str:
         """Digest of the depth file."""

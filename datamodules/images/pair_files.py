@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datamodules.images.pair_pictures import UNDECODABLE, fitting, item_of
+from datamodules.images.pair_pictures import UNDECODABLE, VERSION, item_of
 from datamodules.images.pair_roots import Layout, inside, root_of
 from datamodules.images.pairs import PAIR_SPLITS, Box, Pair, Point, check_resize, placement_of
 from datamodules.images.source import Item, check_on_error, check_size
@@ -118,14 +118,14 @@ class PairFiles(Dataset[Item]):
         return placement_of(*self.picture_size(index), self.size, self.resize)
 
     def content_key(self, index: int) -> str:
-        """Digest of the file's bytes, how they are fitted, and the code that does it."""
+        """Digest of the file's bytes, how they are fitted into which size, and the version of that."""
         name = self.name(index)
         if name not in self._digests:
             try:
                 self._digests[name] = hashlib.blake2b(self._file(index).read_bytes(), digest_size=16).hexdigest()
             except OSError:
                 self._digests[name] = f"unreadable {name}"  # decoding it will say so
-        return f"file:{self._digests[name]}:{self.resize}:{self.size}:{fitting()}"
+        return f"file:{self._digests[name]}:{self.resize}:{self.size}:{VERSION}"
 
     def _file(self, index: int) -> Path:
         return self.root / self.folder / self.name(index)

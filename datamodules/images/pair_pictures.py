@@ -1,25 +1,17 @@
-"""How a file of a pair dataset becomes an item; apart from the rest, since any change here makes stored latents stale."""
+"""How a file of a pair dataset becomes an item."""
 
-import hashlib
-from functools import cache
 from pathlib import Path
 
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from datamodules.images import pairs
 from datamodules.images.pairs import fitted
 from tokens.errors import InputError
 
 UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
-
-
-@cache
-def fitting() -> str:
-    """Digest of the code that makes items: latents of pictures that an older version prepared are not taken for today's."""
-    sources = (Path(__file__), Path(pairs.__file__))
-    return hashlib.blake2b(b"\0".join(file.read_bytes() for file in sources), digest_size=6).hexdigest()
+# of `item_of`, with `fitted` and `placement_of`, which it calls; raise it when a pixel changes
+VERSION = 1
 
 
 def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:

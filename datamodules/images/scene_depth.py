@@ -8,15 +8,12 @@ from datamodules.images.scenes import Scenes
 
 
 class SceneDepth(Scenes):
-    """:class:`Scenes`, pixel for pixel, so that both share one cache of latents.
-
-    It stands outside the package of scenes, whose source files are part of that cache's keys.
-    """
+    """:class:`Scenes`, pixel for pixel, so that both share one cache of latents."""
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
         """Depth in scene units, smaller is nearer: objects within (0, 7), background within [8, 10]."""
         return torch.from_numpy(self.scene(index).depth)
 
     def depth_key(self, index: int) -> str:
-        """The drawing code, seed and index decide depth as they decide pixels."""
+        """Version, seed and index decide depth as they decide pixels."""
         return self.content_key(index)

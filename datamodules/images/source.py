@@ -1,8 +1,5 @@
 """What every image source offers, and the one way a picture becomes a square tensor."""
 
-import hashlib
-from functools import cache
-from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -12,6 +9,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokens.errors import InputError
+
+# of `square` and `upright` on pictures of folders, the hub and NYUv2, and of random crops; raise it when a pixel changes
+VERSION = 1
 
 
 class Item(TypedDict):
@@ -61,12 +61,6 @@ def check_on_error(on_error: str) -> None:
     """Raises InputError unless ``on_error`` is ``raise`` or ``skip``."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"Expected images.on_error to be raise or skip, but got '{on_error}'. Use images.on_error=raise.")
-
-
-@cache
-def preparation() -> str:
-    """Digest of this file: latents of pictures that an older version prepared are not taken for today's."""
-    return hashlib.blake2b(Path(__file__).read_bytes(), digest_size=6).hexdigest()
 
 
 def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:

@@ -1,14 +1,11 @@
 """The same pictures as a mitigation wants them shown: shifted, mirrored, padded, or as a window of a larger rendering."""
 
 import copy
-import hashlib
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
-from mitigations import views
+from mitigations.views import VERSION as SHOWN
 from mitigations.views import View
 from tokens.errors import InputError
 
@@ -43,19 +40,13 @@ class Viewed:
         return self.images.photo(index)
 
     def content_key(self, index: int) -> str:
-        """The picture's own key and what the view does to it."""
+        """The picture's own key, what the view does to it, and the version of that."""
         shown = self.view
         parts = {"shift": shown.shift, "flip": shown.flip, "margin": shown.margin, "window": shown.window}
         if shown.empty:
-            return f"empty:{self.size}"
+            return f"empty:{self.size}:{SHOWN}"
         done = ",".join(f"{key}={value}" for key, value in parts.items() if value)
-        return f"{self.images.content_key(index)}:{done}:larger={shown.larger}:{_drawing()}"
-
-
-@cache
-def _drawing() -> str:
-    """Digest of the code that shows pictures: latents of older ones are not taken for today's."""
-    return hashlib.blake2b(Path(views.__file__).read_bytes(), digest_size=6).hexdigest()
+        return f"{self.images.content_key(index)}:{done}:larger={shown.larger}:{SHOWN}"
 
 
 def resized(images: ImageSource, size: int) -> ImageSource:

@@ -3,10 +3,6 @@
 First step of the data path, in the place of a folder of photographs.
 """
 
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -15,19 +11,8 @@ from datamodules.images.source import Item, check_size
 from tokens.errors import InputError
 
 from .composition import compose
-from .painting import paint
+from .painting import VERSION, paint
 from .truth import Scene, render
-
-BESIDE = {"__main__.py", "pairs.py", "spair.py"}  # files that choose and export pictures, but draw none
-
-
-@cache
-def source_digest() -> str:
-    """Digest of this package's source files: any change of the drawing code changes it."""
-    digest = sha256()
-    for path in sorted(set(Path(__file__).parent.glob("*.py")) - {Path(__file__).with_name(name) for name in BESIDE}):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 class Scenes(Dataset[Item]):
@@ -83,7 +68,7 @@ class Scenes(Dataset[Item]):
 
     def content_key(self, index: int) -> str:
         """Names the pixels of a scene without drawing it."""
-        return f"scenes:{source_digest()}:{self.seed}:{self._position(index)}:{self.size}"
+        return f"scenes:{VERSION}:{self.seed}:{self._position(index)}:{self.size}"
 
     def _position(self, index: int) -> int:
         """The index counted from the front; raises IndexError past either end, which also ends iteration."""

@@ -6,6 +6,9 @@ from .composition import Composition
 from .layers import Layer, footprints
 from .shading import Light, cast_shadow, shade
 
+# of scenes: what is composed, its pixels, depth and part masks, displaced objects; raise it when one of them changes
+VERSION = 1
+
 
 def paint(composition: Composition, size: int) -> Image.Image:
     """RGB image of `size` × `size` pixels."""
