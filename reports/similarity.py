@@ -19,6 +19,7 @@ from backbones import FrozenSD
 from datamodules.images.source import check_size, square, upright
 from reports.statistics import similarity_sheet
 from tokens.errors import InputError
+from tokens.io import write_figure
 from tokens.similarity import token_similarity
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.side,
         f"{where}; {backbone.path}{weights}, timestep {options.timestep}",
     )
-    figure.savefig(options.out, dpi=120)
+    write_figure(options.out, figure, dpi=120)
     plt.close(figure)
 
 

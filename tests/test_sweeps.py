@@ -101,7 +101,7 @@ def test_a_failure_that_cannot_be_written_down_reaches_hydra(job, tmp_path: Path
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep, "write_atomically", full)
+    monkeypatch.setattr(sweep, "write_file", full)
     with pytest.raises(UserError, match="the real reason"), sweep.recorded(job()):
         raise UserError("the real reason")
 
@@ -395,7 +395,7 @@ def test_a_disk_that_fills_up_stops_with_a_sentence_and_keeps_what_is_whole(tmp_
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr("datamodules.cache.os.replace", filling)
+    monkeypatch.setattr("tokens.io.os.replace", filling)
     with pytest.raises(InputError, match=r"No space left on device.*cache_dir"):
         store().prepare(range(6))
     monkeypatch.undo()

@@ -23,8 +23,8 @@ from backbones.random_pipeline import random_pipeline
 from backbones.weights import weight_hash
 from metrics.intervals import two_way_interval
 from reports.run import Run
-from runs.record import read_arrays
 from runs.sentences import UserError
+from tokens.io import read_arrays
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -331,7 +331,7 @@ def test_a_full_disk_is_one_sentence(launch, monkeypatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runs.record.os.replace", full)
+    monkeypatch.setattr("tokens.io.os.replace", full)
     assert "but got 'No space left on device'" in refused(launch, "twins=0")
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runs.record import ROOT, write_atomically
+from runs.record import ROOT
 from tokens.errors import InputError
+from tokens.io import write_file
 from tools.documents import changes, names, rewritten
 from tools.plan import Plan
 from tools.steps import Step, is_finished, perform, state_of
@@ -112,7 +113,7 @@ def publish_documents(plan: Plan, root: Path, contents: Mapping[str, str], write
         after = rewritten(before, contents)
         told += changes(document, before, after)
         if write and after != before:
-            write_atomically(root / document, after)
+            write_file(root / document, after)
     return told
 
 
@@ -130,7 +131,7 @@ def publish_figures(plan: Plan, root: Path, work: Path, done: Mapping[str, bool]
         if not (root / name).is_file() or not same_pixels(content, (root / name).read_bytes()):
             told.append(f"{name}: other pixels")
             if write:
-                write_atomically(root / name, content)
+                write_file(root / name, content)
     return told, complaints
 
 
