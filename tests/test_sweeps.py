@@ -347,7 +347,7 @@ def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert answer.stdout.count("is finished already; skipped") == 1
     assert "1 of 3 jobs have no result" in answer.stdout
-    assert "  1 (" in answer.stdout and "timestep to be an integer from 0 to 999, but got 1000" in answer.stdout
+    assert "  1 (" in answer.stdout and "timestep to be from 0 to 999, but got 1000" in answer.stdout
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
     assert Run.read(tmp_path / "2").meta["complete"]
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from runs.record import ROOT
+from tokens import expect
 from tokens.errors import InputError
 from tokens.io import write_file
 from tools.documents import changes, names, rewritten
@@ -73,8 +74,8 @@ def regenerate(
 def chosen(plan: Plan, only: Sequence[str] | None) -> list[Step]:
     """The steps that were asked for by name or group; all that have no group if none was."""
     known = {name for step in plan.steps for name in (step.name, step.group) if name}
-    if only and (unknown := [name for name in only if name not in known]):
-        raise InputError(f"Expected --only to be among {', '.join(sorted(known))}, but got '{unknown[0]}'. Correct the name.")
+    for name in only or ():
+        expect.one_of("--only", name, sorted(known), "Correct the name.")
     return [step for step in plan.steps if (step.name in only or step.group in only if only else not step.group)]
 
 

@@ -292,12 +292,12 @@ def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use weights=stored"),
+        ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use stored"),
         ({"precision": "fp8"}, "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
         ({"device": "mps"}, "device to be auto, cpu or cuda, but got 'mps'"),
         ({"noise": "pink"}, "noise to be one of .*, but got 'pink'"),
-        ({"vae_input": "signed"}, "vae_input to be symmetric or unit, but got 'signed'"),
-        ({"posterior": "mean"}, "posterior to be mode or sample, but got 'mean'"),
+        ({"vae_input": "signed"}, "vae_input to be one of symmetric, unit, but got 'signed'"),
+        ({"posterior": "mean"}, "posterior to be one of mode, sample, but got 'mean'"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(option: dict[str, str], message: str) -> None:
