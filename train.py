@@ -18,9 +18,10 @@ from runs.measure import Measurement
 from runs.nulls import random_weights
 from runs.predictions import Predicts, write_predictions
 from runs.quiet import quiet
-from runs.record import clear, write_arrays, write_metrics
+from runs.record import clear, write_metrics
 from runs.sentences import sentences
 from tokens.errors import InputError
+from tokens.io import write_arrays
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ def run(cfg: DictConfig) -> Run | None:
     write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
     write_metrics(folder, measurement.results | nulls, meta)  # last: it says that the run is complete
     finished = Run.read(folder)
-    figures = draw(finished, folder)
-    tracking.log_results(logger, cfg, *rows(finished), figures)
+    tracking.log_results(logger, cfg, *rows(finished), draw(finished, folder))
     tracking.finish(logger)
     show(finished, Console())
     log.info("Run folder: %s", folder)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backbones.precision import name_of
 from backbones.weights import weight_hash
+from tokens import expect
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
 
@@ -31,13 +32,9 @@ class LatentEncoder:
     """
 
     def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
-        if vae_input not in ("symmetric", "unit"):
-            raise InputError(f"Expected vae_input to be symmetric or unit, but got '{vae_input}'. Use symmetric.")
-        if posterior not in ("mode", "sample"):
-            raise InputError(f"Expected posterior to be mode or sample, but got '{posterior}'. Use mode.")
         self.vae = vae.eval().requires_grad_(False)
-        self.vae_input = vae_input
-        self.posterior = posterior
+        self.vae_input = expect.one_of("vae_input", vae_input, ("symmetric", "unit"))
+        self.posterior = expect.one_of("posterior", posterior, ("mode", "sample"))
         self.padding = "zeros"  # of the VAE's convolutions; whoever changes them says so here
         self.passes = 0
         self.weights = weight_hash(vae)

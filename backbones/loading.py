@@ -18,6 +18,7 @@ from backbones.integrity import check_card
 from backbones.prompts import PromptEncoder
 from backbones.random_pipeline import random_pipeline
 from backbones.weights import DEMO, random_unet, shuffle_entries
+from tokens import expect
 from tokens.errors import InputError
 
 PRESETS = Path(__file__).parent.parent / "configs" / "backbone"
@@ -47,8 +48,7 @@ def load(
     Raises:
         InputError: nothing usable at ``path``; the message says what is missing.
     """
-    if weights not in WEIGHTS:
-        raise InputError(f"Expected weights to be one of {', '.join(WEIGHTS)}, but got '{weights}'. Use weights=stored.")
+    expect.one_of("weights", weights, WEIGHTS)
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
     folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tokens import expect
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
 
@@ -26,10 +27,8 @@ class NoiseSchedule:
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, " t"], mode: str = "independent", scale_again: bool = False) -> None:
-        if mode not in MODES:
-            raise InputError(f"Expected noise to be one of {', '.join(MODES)}, but got '{mode}'. Use noise=independent.")
         self.alphas_cumprod = alphas_cumprod
-        self.mode = mode
+        self.mode = expect.one_of("noise", mode, MODES)
         self.scale_again = scale_again
 
     def __call__(
@@ -46,11 +45,8 @@ class NoiseSchedule:
 
     def check(self, timestep: int) -> None:
         """Raises InputError unless ``timestep`` lies in [0, T)."""
-        if not 0 <= timestep < len(self.alphas_cumprod):
-            raise InputError(
-                f"Expected timestep to be an integer from 0 to {len(self.alphas_cumprod) - 1}, but got {timestep}. "
-                "Features are usually read between 1 and 300."
-            )
+        last = len(self.alphas_cumprod) - 1
+        expect.between("timestep", timestep, 0, last, "Features are usually read between 1 and 300.")
 
     def _noise(self, shape: torch.Size, image: str, seed: int, draw: int) -> Tensor:
         if self.mode == "none":

@@ -15,6 +15,7 @@ from typing import Literal, cast
 from diffusers.models.downsampling import Downsample2D
 from torch import Tensor, nn
 
+from tokens import expect
 from tokens.errors import InputError
 
 MODES = ("zeros", "replicate", "reflect", "circular")
@@ -24,8 +25,7 @@ _NOT_AT_ALL = [0, 0, 0, 0]
 
 def check_padding(mode: str) -> None:
     """Raises InputError unless ``mode`` is one of MODES."""
-    if mode not in MODES:
-        raise InputError(f"Expected padding to be one of {', '.join(MODES)}, but got '{mode}'. Use padding=zeros.")
+    expect.one_of("padding", mode, MODES)
 
 
 def check_sides(mode: str, latents: Tensor, levels: int) -> None:

@@ -25,6 +25,7 @@ from datamodules.shares import padded, placeholder, shared
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
 from mitigations.configured import Configured
+from tokens import expect
 from tokens.batch import GridBatch, TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
@@ -88,17 +89,11 @@ class ActivationDataModule(LightningDataModule):
         compare: bool = False,
     ) -> None:
         super().__init__()
-        if sampling not in ("stratified", "all"):
-            raise InputError(f"Expected datamodule.sampling to be stratified or all, but got '{sampling}'. Use stratified.")
+        expect.one_of("datamodule.sampling", sampling, ("stratified", "all"))
         for name, value in {"batch_size": batch_size, "token_batch": token_batch, "mixing_images": mixing_images}.items():
-            if value < 1:
-                raise InputError(f"Expected datamodule.{name} to be at least 1, but got {value}. Use a positive number.")
-        if num_workers < 0:
-            raise InputError(f"Expected datamodule.num_workers to be at least 0, but got {num_workers}. Use 0 for none.")
-        if activation_budget < 0:
-            raise InputError(
-                f"Expected activation_budget to be at least 0 GiB, but got {activation_budget}. Use 0 to recompute."
-            )
+            expect.at_least(f"datamodule.{name}", value, 1)
+        expect.at_least("datamodule.num_workers", num_workers, 0)
+        expect.at_least("activation_budget", activation_budget, 0)
         backbone.noise.check(timestep)
         self.images = images
         self.backbone = backbone

@@ -9,22 +9,19 @@ import errno
 import hashlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from tokens.errors import InputError
+from tokens.io import DamagedFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 
 class LatentCache:
-    """Latents on disk below ``root``, memory-mapped when read. ``hits``, ``misses`` and ``damaged`` count look-ups."""
+    """Latents on disk below ``root``. ``hits``, ``misses`` and ``damaged`` count look-ups."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
@@ -34,12 +31,12 @@ class LatentCache:
         """The latent stored under ``key``; None where there is none. A damaged entry is removed and counts as none."""
         path = self._path(key)
         try:
-            latent = _read(path)
-        except FileNotFoundError:
+            latent: Tensor = read_tensors(path)[0]["latent"]
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions wrote for their user only
             self.misses += 1
             return None
-        except (SafetensorError, _Damaged) as error:
-            log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, error)
+        except (DamagedFile, KeyError) as error:
+            log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, error.args[-1])
             path.unlink(missing_ok=True)
             self.damaged += 1
             self.misses += 1
@@ -50,10 +47,9 @@ class LatentCache:
     def put(self, latent: Float[Tensor, "c h w"], *key: str) -> None:
         """Store a latent. Raises InputError when the disk is full or the folder cannot be written."""
         path = self._path(key)
-        data = save({"latent": latent.contiguous().cpu()}, metadata={"digest": _digest(latent)})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, data)
+            write_tensors(path, {"latent": latent})
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
                 raise
@@ -65,33 +61,3 @@ class LatentCache:
     def _path(self, key: tuple[str, ...]) -> Path:
         name = hashlib.blake2b("\x1f".join(key).encode(), digest_size=20).hexdigest()
         return self.root / "latents" / name[:2] / f"{name[2:]}.safetensors"
-
-
-class _Damaged(Exception):
-    """Checksum and content disagree."""
-
-
-def _read(path: Path) -> Tensor:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    with safe_open(path, framework="pt") as file:
-        latent = file.get_tensor("latent")
-        if (file.metadata() or {}).get("digest") != _digest(latent):
-            raise _Damaged("checksum mismatch")
-    return latent
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _digest(latent: Tensor) -> str:
-    raw = latent.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(raw.data, digest_size=16).hexdigest()

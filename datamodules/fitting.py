@@ -1,7 +1,6 @@
 """Fitting mitigations: one pass over the fit images for all that look at them alike; a fit that is known is read. Step 6."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,8 +9,6 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from datamodules.stream import ActivationStream
 from datamodules.ways import Way, grids_of
@@ -19,6 +16,7 @@ from mitigations.mitigation import Mitigation
 from mitigations.views import View
 from tokens.batch import GridBatch
 from tokens.errors import InputError
+from tokens.io import DamagedFile, read_tensors, write_tensors
 
 # of fits, for given images and weights: the network's pass and what is fitted to it; raise it when a fitted map changes
 VERSION = 1
@@ -43,8 +41,8 @@ def fit_or_recall(ways: Sequence[Way], stream: ActivationStream, fit: Sequence[i
     key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {backbone} {VERSION}")
     file = stream.store.cache.root / "mitigations" / f"{key}.safetensors"
     device = stream.backbone.device
-    with suppress(OSError, SafetensorError, RuntimeError, KeyError):
-        _recall(ways, load_file(file, device=str(device)), device)
+    with suppress(OSError, DamagedFile, RuntimeError, KeyError):
+        _recall(ways, read_tensors(file)[0], device)
         return
     for depth in range(max(len(way.templates) for way in ways)):
         _round(ways, depth, stream, fit)
@@ -54,16 +52,14 @@ def fit_or_recall(ways: Sequence[Way], stream: ActivationStream, fit: Sequence[i
 def _remember(ways: Sequence[Way], file: Path) -> None:
     """A cache that cannot be written costs a fit next time, nothing else."""
     state = {
-        f"{way.label}/{layer}/{name}": value.cpu().contiguous()
+        f"{way.label}/{layer}/{name}": value
         for way in ways
         for layer, chain in way.chains.items()
         for name, value in chain.state_dict().items()
     }
-    with suppress(OSError, SafetensorError):
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        save_file(state, part)
-        part.rename(file)
+        write_tensors(file, state)
 
 
 def _recall(ways: Sequence[Way], state: dict[str, torch.Tensor], device: torch.device) -> None:

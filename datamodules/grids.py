@@ -19,6 +19,7 @@ from datamodules.mitigated import MitigatedStream, Mitigations
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
 from mitigations.configured import Configured
+from tokens import expect
 from tokens.batch import GridBatch, joined
 from tokens.errors import InputError
 
@@ -68,8 +69,7 @@ class GridDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value, low in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("repeats", repeats, 0)):
-            if value < low:
-                raise InputError(f"Expected datamodule.{name} to be at least {low}, but got {value}. Use {low} or more.")
+            expect.at_least(f"datamodule.{name}", value, low)
         if other_timestep is None:
             other_timestep = 50 if timestep == 261 else 261
         for step in (timestep, other_timestep):

@@ -31,6 +31,7 @@ from datamodules.mitigated import Mitigations
 from datamodules.resident import Resident
 from datamodules.stream import ActivationStream
 from mitigations.configured import Configured
+from tokens import expect
 from tokens.batch import GridBatch, KeypointBatch, MatchBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
@@ -87,14 +88,9 @@ class PairDataModule(LightningDataModule):
             )
         least = {"batch_size": (batch_size, 1), "pair_batch": (pair_batch, 1), "num_workers": (num_workers, 0)}
         for name, (value, low) in least.items():
-            if value < low:
-                raise InputError(f"Expected datamodule.{name} to be at least {low}, but got {value}. Use {low} or more.")
-        if not 1 <= background <= 64:
-            raise InputError(f"Expected datamodule.background to be from 1 to 64 tokens, but got {background}. Use 16.")
-        if activation_budget < 0:
-            raise InputError(
-                f"Expected activation_budget to be at least 0 GiB, but got {activation_budget}. Use 0 to recompute."
-            )
+            expect.at_least(f"datamodule.{name}", value, low)
+        expect.between("datamodule.background", background, 1, 64)
+        expect.at_least("activation_budget", activation_budget, 0)
         backbone.noise.check(timestep)
         self.images, self.backbone = images, backbone
         self.computed = backbone.unet.resolve(block)

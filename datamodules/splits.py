@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+from tokens import expect
 from tokens.errors import InputError
 
 SPLITS = ("fit", "train", "val", "test")
@@ -22,8 +23,7 @@ def split_by_photo(photos: Sequence[str], protocol: str = "default", seed: int =
     Raises:
         InputError: fewer than 10 photographs, or an unknown protocol.
     """
-    if protocol not in ("default", "loos2025"):
-        raise InputError(f"Expected splits to be default or loos2025, but got '{protocol}'.")
+    expect.one_of("splits", protocol, ("default", "loos2025"))
     distinct = list(dict.fromkeys(photos))
     if len(distinct) < MINIMUM:
         raise InputError(

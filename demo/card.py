@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from backbones.integrity import digest
 from demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
 from demo.train import CONFIG
+from tokens.io import write_figure, write_file
 
 TEXT = Path(__file__).with_name("card.md")
 BLOCK = re.compile(r"<!-- results:(\w+) -->.*?<!-- /results -->", re.S)
@@ -39,7 +40,7 @@ def loss_curve(work: Path, path: Path) -> None:
             axis.plot([row["step"] for row in part], [row[name] for row in part], lw=0.8, label=f"stage {int(stage) + 1}")
         axis.set(xlabel="step", ylabel=text)
     axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)
     plt.close(figure)
 
 
@@ -69,7 +70,7 @@ def write(folder: Path) -> None:
     card = folder / "README.md"
     old = {match[1]: match[0] for match in BLOCK.finditer(card.read_text())} if card.is_file() else {}
     text = BLOCK.sub(lambda match: old.get(match[1], match[0]), text)
-    card.write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}")
+    write_file(card, f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}")
 
 
 if __name__ == "__main__":

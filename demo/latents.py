@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -20,6 +18,7 @@ from datamodules.images.scenes.painting import paint
 from demo.captions import caption
 from demo.parts import part_maps
 from demo.portraits import KINDS, VERSION
+from tokens.io import read_tensors, write_tensors
 
 SHARD = 500
 CAPTIONS = 4  # sentences per scene
@@ -76,12 +75,10 @@ def encoded(vae: AutoencoderKL, kind: str, seed: int, count: int, size: int, wor
                 image = item["image"][None].to(device, memory_format=torch.channels_last)
                 latents.append((vae.encode(image).latent_dist.mean * vae.config.scaling_factor).half().cpu())
                 sentences.append(item["captions"])
-            partial = path.with_suffix(".partial")
-            save_file({"latents": torch.cat(latents).contiguous()}, partial, {"captions": json.dumps(sentences)})
-            partial.replace(path)
-        with safe_open(path, "pt") as file:
-            values.append(file.get_tensor("latents"))
-            texts += json.loads(file.metadata()["captions"])
+            write_tensors(path, {"latents": torch.cat(latents)}, captions=json.dumps(sentences))
+        tensors, metadata = read_tensors(path, unchecked=True)
+        values.append(tensors["latents"])
+        texts += json.loads(metadata["captions"])
     joined = torch.cat(values)
     return Latents(joined, texts, part_maps(kind, seed, count, joined.shape[-1], work))
 

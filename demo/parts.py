@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +19,7 @@ from datamodules.images.scenes.composition import BUILDERS, SHAPE, Composition, 
 from datamodules.images.scenes.painting import VERSION as SCENES
 from datamodules.images.scenes.truth import cover
 from demo.portraits import KINDS, VERSION
+from tokens.io import read_tensors, write_tensors
 
 
 @cache
@@ -65,6 +65,5 @@ def part_maps(kind: str, seed: int, count: int, side: int, work: Path) -> UInt8[
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         maps = torch.stack(list(DataLoader(PartMaps(kind, seed, count, side), batch_size=None, num_workers=2)))
-        save_file({"parts": maps.contiguous()}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
-    return load_file(path)["parts"]
+        write_tensors(path, {"parts": maps})
+    return read_tensors(path)[0]["parts"]

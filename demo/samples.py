@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.images.scenes import CATEGORIES, Scenes
 from datamodules.images.scenes.composition import main_category
+from tokens.io import replacing, write_file
 
 SIDE = 96  # pixels the classifier sees
 SIDE_DRAWN, STEPS, GUIDANCE = 256, 20, 3.0  # pixels of a sample, steps and guidance of the sampler
@@ -109,7 +110,8 @@ def sheet(rows: dict[str, list[Image.Image]], path: Path, side: int = 128) -> No
     for row, images in enumerate(rows.values()):
         for column, image in enumerate(images):
             page.paste(image.resize((side, side), Image.Resampling.LANCZOS), (column * side, row * side))
-    page.save(path)
+    with replacing(path) as file:
+        page.save(file, "JPEG")
 
 
 def measure(model_folder: Path, folder: Path, each: int) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     measured = measure(options.model, options.folder, options.each)
-    (options.folder / "samples.json").write_text(json.dumps(measured, indent=1))
+    write_file(options.folder / "samples.json", json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

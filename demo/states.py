@@ -1,12 +1,13 @@
 """Saved states of a training run: atomic, read back without unpickling code; and the loss curve as a CSV file."""
 
 import csv
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tokens.io import replacing
 
 
 class Clock:
@@ -26,9 +27,8 @@ class Clock:
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

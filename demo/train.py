@@ -20,6 +20,7 @@ from demo import autoencoder, diffusion
 from demo.captions import caption
 from demo.latents import encoded
 from demo.text import tokenizer
+from tokens.io import read_json, write_file
 
 CONFIG = Path(__file__).with_name("config.yaml")
 
@@ -57,10 +58,10 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.to(torch.float16, memory_format=torch.contiguous_format)
     save_folder(pipe, folder)
-    pairs = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(pairs["vocab"], ensure_ascii=False))
+    pairs = read_json(folder / "tokenizer" / "tokenizer.json")["model"]
+    write_file(folder / "tokenizer" / "vocab.json", json.dumps(pairs["vocab"], ensure_ascii=False))
     merges = "\n".join(" ".join(pair) for pair in pairs["merges"])
-    (folder / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    write_file(folder / "tokenizer" / "merges.txt", f"#version: 0.2\n{merges}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from metrics.intervals import jackknife_pseudovalues, mean_interval, with_ends
+from tokens import expect
 from tokens.errors import InputError
 
 FOLDS = 20
@@ -90,9 +91,4 @@ def require_images(images: int, folds: int = FOLDS) -> None:
     Raises:
         InputError: if there are fewer than two for each fold.
     """
-    least = PER_FOLD * folds
-    if images < least:
-        raise InputError(
-            f"Expected images to be at least {least} for an interval over {folds} groups of images, but got {images}. "
-            f"Measure on {least} images or more."
-        )
+    expect.at_least(f"images for an interval over {folds} groups of images", images, PER_FOLD * folds)

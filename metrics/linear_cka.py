@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from metrics.folds import folds_of
-from tokens.errors import InputError
+from tokens import expect
 from tokens.keyed import keyed_generator
 
 CELLS = 8
@@ -107,10 +107,7 @@ def debiased_cka(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], pairs: Bool[T
         Song et al. (2012), JMLR 13, theorem 2; Kornblith et al. (2019), arXiv:1905.00414; Nguyen et al. (2021),
         arXiv:2010.15327, section 3.
     """
-    if len(x) < MIN_ROWS:
-        raise InputError(
-            f"Expected the rows to be at least {MIN_ROWS} for debiased CKA, but got {len(x)}. Measure on more images."
-        )
+    expect.at_least("rows for debiased CKA", len(x), MIN_ROWS)
     return cka_matrix(centred_grams([x, y], pairs))[0, 1]
 
 
@@ -185,10 +182,7 @@ class LinearCKA(Metric):
 
     def compute(self) -> dict[str, Float[Tensor, "l l"]]:
         """``cka`` of every pair of layers, in the order of ``shapes``; ``cka_positions``; NaN where one does not vary."""
-        if self.seen < MIN_ROWS:
-            raise InputError(
-                f"Expected the images to be at least {MIN_ROWS} for debiased CKA, but got {self.seen}. Measure on more images."
-            )
+        expect.at_least("images for debiased CKA", int(self.seen), MIN_ROWS)
         image, cell = self.places()
         size = (len(self.layers), len(self.layers))
         cka, positions = (torch.zeros(size, dtype=torch.float64, device=self.device) for _ in range(2))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mitigations.options import one_of
+from tokens import expect
 
 BASES = ("additive", "onehot", "cosine")
 
@@ -57,7 +57,7 @@ def columns(basis: str, height: int, width: int, count: int) -> Float[Tensor, "{
     Raises:
         InputError: no such basis.
     """
-    match one_of("basis", basis, BASES):
+    match expect.one_of("basis", basis, BASES):
         case "additive":
             return additive(height, width)
         case "onehot":

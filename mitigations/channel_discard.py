@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from mitigations.mitigation import Mitigation
-from mitigations.options import at_least
+from tokens import expect
 from tokens.errors import InputError
 from tokens.geometry import flatten
 
@@ -34,7 +34,7 @@ class ChannelDiscard(Mitigation):
 
     def __init__(self, ratio: float = 100.0) -> None:
         super().__init__("magnitude")
-        at_least("ratio", ratio, 1)
+        expect.at_least("ratio", ratio, 1)
         self.ratio = ratio
         self._sums: tuple[Tensor, int] | None = None
 

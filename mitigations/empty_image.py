@@ -4,10 +4,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mitigations.mitigation import Mitigation
-from mitigations.options import at_least
 from mitigations.resize import minus
 from mitigations.sums import TokenSums
 from mitigations.views import View
+from tokens import expect
 
 
 class EmptyImage(Mitigation):
@@ -29,7 +29,7 @@ class EmptyImage(Mitigation):
 
     def __init__(self, draws: int = 16) -> None:
         super().__init__("code")
-        at_least("draws", draws, 1)
+        expect.at_least("draws", draws, 1)
         self.fit_images = draws
         self._sums: TokenSums | None = None
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mitigations.mitigation import Extraction
 from mitigations.views import View
+from tokens import expect
 from tokens.errors import InputError
 
 PADDINGS = ("replicate", "reflect", "circular")
@@ -23,8 +24,7 @@ class Canvas(Extraction):
 
     def __init__(self, margin: int = 64) -> None:
         super().__init__()
-        if margin < DEEPEST or margin % DEEPEST:
-            raise InputError(f"Expected canvas.margin to be a multiple of {DEEPEST} pixels, but got {margin}. Use {DEEPEST}.")
+        expect.multiple("canvas.margin", margin, DEEPEST)
         self.margin = margin
 
     def views(self, size: int) -> tuple[View, ...]:
@@ -57,9 +57,7 @@ class PaddingSwap(Extraction):
 
     def __init__(self, mode: str = "reflect") -> None:
         super().__init__()
-        if mode not in PADDINGS:
-            raise InputError(f"Expected padding_swap.mode to be one of {', '.join(PADDINGS)}, but got '{mode}'. Use reflect.")
-        self.mode = mode
+        self.mode = expect.one_of("padding_swap.mode", mode, PADDINGS)
 
     def views(self, size: int) -> tuple[View, ...]:
         """One pass of the padded network."""
@@ -83,13 +81,8 @@ class ShiftFlipNoise(Extraction):
 
     def __init__(self, views: int = 8, shift: int = 64) -> None:
         super().__init__()
-        if not 2 <= views <= 2 * len(OFFSETS):
-            raise InputError(f"Expected shift_flip_noise.views to be from 2 to {2 * len(OFFSETS)}, but got {views}. Use 8.")
-        if shift < DEEPEST or shift % DEEPEST:
-            raise InputError(
-                f"Expected shift_flip_noise.shift to be a multiple of the stride of {DEEPEST} pixels, but got {shift}. "
-                f"Use {DEEPEST}."
-            )
+        expect.between("shift_flip_noise.views", views, 2, 2 * len(OFFSETS))
+        expect.multiple("shift_flip_noise.shift", shift, DEEPEST)
         self.count, self.shift = views, shift
 
     def views(self, size: int) -> tuple[View, ...]:

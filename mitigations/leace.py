@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mitigations.bases import additive, axis_cosines
 from mitigations.low_rank import WARN, LowRank
-from mitigations.options import above_zero, at_least, one_of
 from mitigations.sums import TokenSums
+from tokens import expect
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ class Leace(LowRank):
         self, columns: str = "auto", cosines: int | None = None, tolerance: float = 0.01, shrinkage: bool = True
     ) -> None:
         super().__init__()
-        one_of("columns", columns, ("auto", "additive", "cosine"))
-        above_zero("tolerance", tolerance)
+        expect.one_of("columns", columns, ("auto", "additive", "cosine"))
+        expect.positive("tolerance", tolerance)
         if cosines is not None:
-            at_least("cosines", cosines, 1)
+            expect.at_least("cosines", cosines, 1)
         self.columns, self.cosines, self.tolerance, self.shrinkage = columns, cosines, tolerance, shrinkage
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:

@@ -7,8 +7,8 @@ from torch.nn.functional import avg_pool2d, normalize
 
 from anomalies.groups import HIGH_NORM_Z, high_norm
 from mitigations.mitigation import Mitigation
-from mitigations.options import above_zero, one_of
 from mitigations.sums import TokenSums
+from tokens import expect
 from tokens.geometry import flatten
 
 
@@ -36,8 +36,8 @@ class OutlierTokens(Mitigation):
     def __init__(self, mode: str = "project", threshold: float = HIGH_NORM_Z) -> None:
         super().__init__("mean", "direction")
         self.register_buffer("detected", torch.tensor(0))
-        above_zero("threshold", threshold)
-        self.mode = one_of("mode", mode, ("project", "inpaint", "mask", "clip"))
+        expect.positive("threshold", threshold)
+        self.mode = expect.one_of("mode", mode, ("project", "inpaint", "mask", "clip"))
         self.threshold = threshold
         self.fit_images = None if mode == "project" else 0
         self._sums: tuple[TokenSums, Tensor, int] | None = None

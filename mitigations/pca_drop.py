@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mitigations.low_rank import LowRank
-from mitigations.options import at_least
 from mitigations.sums import TokenSums
+from tokens import expect
 
 
 class PcaDrop(LowRank):
@@ -23,7 +23,7 @@ class PcaDrop(LowRank):
 
     def __init__(self, rank: int = 1) -> None:
         super().__init__()
-        at_least("rank", rank, 1)
+        expect.at_least("rank", rank, 1)
         self.rank = rank
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:

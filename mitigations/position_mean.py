@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mitigations.bases import BASES, columns, smoothed
 from mitigations.mitigation import Mitigation
-from mitigations.options import at_least, one_of
 from mitigations.resize import minus, resized
 from mitigations.sums import TokenSums
+from tokens import expect
 from tokens.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ class PositionMean(Mitigation):
     ) -> None:
         super().__init__("code", "mean", "spread")
         self.register_buffer("rank", torch.tensor(0))
-        one_of("basis", basis, BASES)
-        at_least("gamma", gamma, 0, 1)
-        at_least("cosines", cosines, 1)
-        at_least("ridge", ridge, 0)
+        expect.one_of("basis", basis, BASES)
+        expect.between("gamma", gamma, 0, 1)
+        expect.at_least("cosines", cosines, 1)
+        expect.at_least("ridge", ridge, 0)
         self.basis, self.gamma, self.scale, self.centre, self.cosines, self.ridge = basis, gamma, scale, centre, cosines, ridge
         self._sums: TokenSums | None = None
 

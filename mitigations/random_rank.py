@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mitigations.low_rank import REFUSE, LowRank
-from mitigations.options import at_least
 from mitigations.sums import TokenSums
+from tokens import expect
 from tokens.keyed import keyed_generator
 
 
@@ -25,7 +25,7 @@ class RandomRank(LowRank):
     def __init__(self, rank: int | None = None, seed: int = 0) -> None:
         super().__init__()
         if rank is not None:
-            at_least("rank", rank, 1)
+            expect.at_least("rank", rank, 1)
         self.rank, self.seed = rank, seed
 
     def begin(self) -> TokenSums:

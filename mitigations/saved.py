@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 import mitigations
 from mitigations.chain import Chain
 from mitigations.configured import Configured
 from mitigations.mitigation import Extraction, Mitigation
 from tokens.errors import InputError
+from tokens.io import DamagedFile, read_json, read_tensors, write_file, write_tensors
 
 STATE, RECORD = "mitigation.safetensors", "mitigation.json"
 
@@ -36,12 +34,12 @@ def save(
     first = next(iter(chains.values()))
     kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]
     record = {
+        "digest": write_tensors(folder / STATE, state),  # what the record is about, or an interruption mixes two fits
         "mitigations": [{"name": type(kind).__name__, "options": kind.options} for kind in kinds],
         "layers": {layer: [each.describe() for each in chain.maps] for layer, chain in chains.items()},  # type: ignore[operator]
         "fitted_on": fitted_on,
     }
-    save_file({key: value.cpu().contiguous() for key, value in state.items()}, folder / STATE)
-    (folder / RECORD).write_text(json.dumps(record, indent=1))
+    write_file(folder / RECORD, json.dumps(record, indent=1))
 
 
 def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
@@ -67,11 +65,13 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
         remedy = f"Use one of {', '.join(compared)}." if compared else "Give the folder of a run that fitted a mitigation."
         raise InputError(f"Expected {folder} to hold {RECORD} and {STATE}, but it does not. {remedy}")
     try:
-        record, state = json.loads((place / RECORD).read_text()), load_file(place / STATE)
+        record, (state, stored) = read_json(place / RECORD), read_tensors(place / STATE, unchecked=True)
+        if record.get("digest") != stored.get("digest"):  # older versions wrote neither
+            raise DamagedFile(place, f"{RECORD} of another fit than {STATE}")
         kinds = [_made(entry["name"], entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"Expected an intact mitigation in {place}, but reading it failed: {error}. Fit it again.") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"Expected an intact mitigation in {place}, but got '{error.args[-1]}'. Fit it again.") from error
     check(fitted_on, expected, str(place))
     extraction = next((kind for kind in kinds if isinstance(kind, Extraction)), None)
     chains = {}

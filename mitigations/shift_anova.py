@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mitigations.mitigation import Mitigation
-from mitigations.options import at_least
 from mitigations.resize import minus
 from mitigations.views import View
+from tokens import expect
 from tokens.errors import InputError
 
 ACCURACY = 1e-6
@@ -41,8 +41,8 @@ class ShiftAnova(Mitigation):
     def __init__(self, larger: int = 192, step: int = 64, images: int = 32) -> None:
         super().__init__("code")
         self.register_buffer("unidentified", torch.tensor(0))
-        at_least("step", step, 1)
-        at_least("images", images, 1)
+        expect.at_least("step", step, 1)
+        expect.at_least("images", images, 1)
         if larger <= step or larger % step:
             raise InputError(f"Expected larger to be a multiple of step ({step}) above it, but got {larger}. Use {3 * step}.")
         self.larger, self.step, self.fit_images = larger, step, images

@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mitigations.mitigation import Mitigation
-from mitigations.options import above_zero, one_of
 from mitigations.sums import TokenSums
+from tokens import expect
 
 
 class Standardize(Mitigation):
@@ -25,8 +25,8 @@ class Standardize(Mitigation):
 
     def __init__(self, mode: str = "centre", shrinkage: float = 1e-3) -> None:
         super().__init__("mean", "weight")
-        above_zero("shrinkage", shrinkage)
-        self.mode = one_of("mode", mode, ("centre", "zscore", "zca"))
+        expect.positive("shrinkage", shrinkage)
+        self.mode = expect.one_of("mode", mode, ("centre", "zscore", "zca"))
         self.shrinkage = shrinkage
         self._sums: TokenSums | None = None
 

@@ -23,6 +23,7 @@ from metrics.matches import MASKED, Matches
 from metrics.pck import PROTOCOLS
 from probes.linear import LinearProbe
 from probes.matching import best, cosines, random_mask, refined, upsampled_argmax
+from tokens import expect
 from tokens.batch import KeypointBatch, MatchBatch
 from tokens.errors import InputError
 from tokens.geometry import tokens_at
@@ -69,13 +70,10 @@ class CorrespondenceProbe(LinearProbe):
         pictured: int = 6,
         seed: int = 0,
     ) -> None:
-        if head not in ("linear", "none"):
-            raise InputError(f"Expected probe.head to be linear or none, but got '{head}'.")
-        for name, value in {"dimensions": dimensions, "temperature": temperature}.items():
-            if value <= 0:
-                raise InputError(f"Expected probe.{name} to be positive, but got {value}. Leave it out for its default.")
-        if pictured < 0:
-            raise InputError(f"Expected probe.pictured ≥ 0, but got {pictured}. Use 0 for none.")
+        expect.one_of("probe.head", head, ("linear", "none"))
+        expect.positive("probe.dimensions", dimensions)
+        expect.positive("probe.temperature", temperature)
+        expect.at_least("probe.pictured", pictured, 0)
         solver = "adam" if head == "linear" else "none"
         super().__init__(shapes, dict.fromkeys(shapes, dimensions), solver, learning_rate, min_steps, patience, seed)
         self.temperature, self.enlarged, self.pictured = temperature, enlarged, pictured

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
-from tokens.errors import InputError
+from tokens import expect
 from tokens.processes import Processes
 
 
@@ -52,17 +52,10 @@ class LinearProbe(lightning.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        if solver not in self.solvers:
-            raise InputError(f"Expected probe.solver to be {' or '.join(self.solvers)}, but got '{solver}'.")
-        if patience < 1 or min_steps < 0:
-            raise InputError(
-                f"Expected probe.patience ≥ 1 and probe.min_steps ≥ 0, but got {patience} and {min_steps}. "
-                "Leave them out for their defaults."
-            )
-        if learning_rate <= 0:
-            raise InputError(
-                f"Expected probe.learning_rate to be positive, but got {learning_rate}. Leave it out for its default."
-            )
+        expect.one_of("probe.solver", solver, self.solvers)
+        expect.at_least("probe.patience", patience, 1)
+        expect.at_least("probe.min_steps", min_steps, 0)
+        expect.positive("probe.learning_rate", learning_rate)
         self.shapes, self.seed = shapes, seed
         self.learning_rate, self.min_steps, self.patience = learning_rate, min_steps, patience
         self.closed_form = solver == "closed_form"

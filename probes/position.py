@@ -20,6 +20,7 @@ from metrics.grid_accuracy import GridAccuracy, chance
 from metrics.intervals import present_units
 from probes.closed_form import Moments, coordinates
 from probes.linear import LinearProbe
+from tokens import expect
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
@@ -60,8 +61,7 @@ class PositionProbe(LinearProbe):
         patience: int = 3,
         seed: int = 0,
     ) -> None:
-        if head not in ("classification", "regression"):
-            raise InputError(f"Expected probe.head to be classification or regression, but got '{head}'.")
+        expect.one_of("probe.head", head, ("classification", "regression"))
         outputs = {layer: 2 if head == "regression" else h + w for layer, (_, h, w) in shapes.items()}
         super().__init__(shapes, outputs, solver, learning_rate, min_steps, patience, seed)
         for layer, (_, height, width) in shapes.items():

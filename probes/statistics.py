@@ -17,6 +17,7 @@ from metrics.linear_cka import LinearCKA
 from metrics.token_means import TokenMeans
 from probes.layer_statistics import LayerStatistics
 from probes.pictures import Pictures
+from tokens import expect
 from tokens.batch import GridBatch
 from tokens.errors import InputError
 from tokens.variants import OVER_NONE, base_of, label_of
@@ -54,8 +55,7 @@ class StatisticsProbe(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if pictured < 0:
-            raise InputError(f"Expected probe.pictured to be at least 0, but got {pictured}. Use probe.pictured=0 for none.")
+        expect.at_least("probe.pictured", pictured, 0)
         self.automatic_optimization = False
         self.shapes, self.size, self.pictured, self.seed = shapes, size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
@@ -170,8 +170,7 @@ class StatisticsProbe(lightning.LightningModule):
 
 def _tokens(layer: str, margin: int, size: int, side: int) -> int:
     """The margin in tokens of a grid of `side` tokens."""
-    if margin < 1:
-        raise InputError(f"Expected datamodule.margin to be at least 1 pixel, but got {margin}. Use 64.")
+    expect.at_least("datamodule.margin", margin, 1)
     if margin * side % size:
         raise InputError(
             f"Expected datamodule.margin to be a whole number of tokens in layer {layer} ({size // side} pixels each), "

@@ -1,9 +1,7 @@
 """Many runs together: which ones a folder holds, and what is written about them. Reads files only."""
 
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from zipfile import BadZipFile
 
 import matplotlib
 
@@ -21,6 +19,7 @@ from reports.mitigations import WIDTH, mitigation_tables
 from reports.mitigations import write as write_mitigations
 from reports.run import Run
 from reports.waterfall import controls_figures
+from tokens.io import DamagedFile, write_figure
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
 TRACES = ("metrics.json", "error.txt", "config_hash")  # what a run that began leaves
@@ -63,7 +62,7 @@ def damage(folder: Path) -> str:
         meta = Run.read(folder, maps=False).meta
         absent = [name for name in (*NEEDED, "complete") if name not in meta]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"metrics.json is unreadable ({type(error).__name__})"
+        return f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})"
     return f"metrics.json lacks meta.{absent[0]}" if absent else ""
 
 
@@ -71,8 +70,8 @@ def damaged_maps(folder: Path) -> str:
     """What is wrong with a folder's ``maps.npz``; empty where it can be read, or is absent."""
     try:
         Run.read(folder)
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        return f"maps.npz is unreadable ({type(error).__name__})"
+    except (OSError, DamagedFile) as error:
+        return f"maps.npz is unreadable ({type(error.__cause__ or error).__name__})"
     return ""
 
 
@@ -91,7 +90,7 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
         paths += write(runs, folder)
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
+        write_figure(paths[-1], figure)
         plt.close(figure)
     return paths
 

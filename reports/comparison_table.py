@@ -1,6 +1,5 @@
 """One table of many runs: a row per run and layer (CSV, Markdown), a row per run at the layer of its question (terminal)."""
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from reports.conditions import checkpoints, fingerprint, mitigation
 from reports.numbers import lacking, seeds, units
 from reports.run import Run
+from tokens.io import write_file, write_rows
 
 POSITION = "binned_accuracy"
 
@@ -106,10 +106,9 @@ def write_tables(runs: list[Run], folder: Path) -> list[Path]:
     header = [*COLUMNS, "layer", "metric", "units", *NUMBERS]
     table = [[_text(row[name]) for name in header] for row in rows(runs)]
     paths = [folder / "runs.csv", folder / "runs.md"]
-    with paths[0].open("w", newline="") as file:
-        csv.writer(file).writerows([header, *table])
+    write_rows(paths[0], [header, *table])
     lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in table)]
-    paths[1].write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    write_file(paths[1], "".join(f"| {' | '.join(line)} |\n" for line in lines))
     return paths
 
 

@@ -1,6 +1,5 @@
 """``experiment=controls``: what every source of position contributes, as a table, a waterfall figure and a CSV."""
 
-import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.table import Table
 from metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
 from reports.control_groups import control_groups
 from reports.run import Run
+from tokens.io import write_rows
 
 SEEDS = ("random_0", "random_1", "random_2")
 PERIODIC = ("random_periodic", "random_periodic_1", "random_periodic_2")
@@ -228,13 +228,12 @@ def controls_tables(runs: Sequence[Run]) -> list[Table]:
 
 def write_controls(groups: Mapping[str, dict[str, Run]], path: Path) -> None:
     """Cells and contrasts as CSV: group, model, seed, kind, name, layer, value, ci_low, ci_high, chance, paired."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = ("group", "model", "seed", "kind", "name", "layer", "value", "ci_low", "ci_high", "chance", "paired")
-        writer.writerow(names)
-        for title, known in groups.items():
-            meta = next(iter(known.values())).meta
-            writer.writerows([title, meta["model"], meta.get("seed"), *row] for row in _csv_rows(known))
+    names = ("group", "model", "seed", "kind", "name", "layer", "value", "ci_low", "ci_high", "chance", "paired")
+    rows: list[Sequence[object]] = [names]
+    for title, known in groups.items():
+        meta = next(iter(known.values())).meta
+        rows += ([title, meta["model"], meta.get("seed"), *row] for row in _csv_rows(known))
+    write_rows(path, rows)
 
 
 def _csv_rows(known: dict[str, Run]) -> list[list[object]]:

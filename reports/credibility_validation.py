@@ -1,6 +1,5 @@
 """``experiment=credibility_validation``: does a layer's credibility predict what position costs there, or only describe it?"""
 
-import csv
 import math
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from reports.credibility_cells import HARMS, RISKS, CredibilityCell, credibility
 from reports.mitigated_layers import LEAST_PCK
 from reports.run import Run
 from reports.validation import FEWEST_CELLS, Correlation, Validation, validation
+from tokens.io import write_figure, write_rows
 
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#ad1a72", "#6940a5", "#e03e3e")
 MARKERS = "os^Dv<>P"
@@ -49,7 +49,7 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
     _write_cells(cells, paths[0])
     _write_correlations(found, paths[1])
     figure = validation_figure(cells, found)
-    figure.savefig(paths[2], dpi=130)
+    write_figure(paths[2], figure)
     plt.close(figure)
     return paths
 
@@ -126,21 +126,17 @@ def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str)
 
 def _write_cells(cells: Sequence[CredibilityCell], path: Path) -> None:
     names = [field.name for field in fields(CredibilityCell)]
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["risk" if name == "credibility" else name for name in names] + ["counts"])
-        for cell in cells:
-            rows.writerow([_text(getattr(cell, name)) for name in names] + [int(cell.counts)])
+    header = ["risk" if name == "credibility" else name for name in names] + ["counts"]
+    write_rows(path, [header, *([_text(getattr(cell, name)) for name in names] + [int(cell.counts)] for cell in cells)])
 
 
 def _write_correlations(found: Found, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        ends = [f"{name}{end}" for name in ("rho", "baseline", "difference") for end in ("", "_ci_low", "_ci_high")]
-        rows.writerow(["risk", "harm", "models", "cells", *ends, "verdict"])
-        for (risk, harm), each in found.items():
-            numbers = [_text(x) for c in (each.risk, each.baseline, each.better) for x in (c.rho, c.ci_low, c.ci_high)]
-            rows.writerow([risk, harm, each.models, each.risk.cells, *numbers, each.verdict])
+    ends = [f"{name}{end}" for name in ("rho", "baseline", "difference") for end in ("", "_ci_low", "_ci_high")]
+    rows: list[list[object]] = [["risk", "harm", "models", "cells", *ends, "verdict"]]
+    for (risk, harm), each in found.items():
+        numbers = [_text(x) for c in (each.risk, each.baseline, each.better) for x in (c.rho, c.ci_low, c.ci_high)]
+        rows.append([risk, harm, each.models, each.risk.cells, *numbers, each.verdict])
+    write_rows(path, rows)
 
 
 def _text(value: object) -> object:

@@ -19,6 +19,7 @@ from reports.numbers import random_weights
 from reports.run import Run
 from reports.statistics import norm_maps, statistics_figures
 from reports.study import study_figures, write_differences
+from tokens.io import write_figure
 
 FIGURES = {
     "statistics": statistics_figures, "depth": depth_figures, "content": content_figures,
@@ -39,7 +40,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
+        write_figure(paths[-1], figure)
         plt.close(figure)
     return paths
 

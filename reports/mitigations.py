@@ -1,6 +1,5 @@
 """``experiment=mitigations``: what each mitigation removes from a layer, what it costs, and whether it works."""
 
-import csv
 import math
 import re
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from reports.mitigated_layers import (
 )
 from reports.pareto import pareto_figure
 from reports.run import Run
+from tokens.io import write_figure, write_file, write_rows
 
 COST = ("passes", "fit\nimages", "rank")
 WIDTH = 188  # of a table with every column
@@ -56,10 +56,10 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
         return []
     paths = [folder / "mitigations.csv", folder / "mitigations.md"]
     _write_csv(layers, paths[0])
-    paths[1].write_text("\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION}\n")
+    write_file(paths[1], "\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION}\n")
     if (figure := pareto_figure(layers)) is not None:
         paths.append(folder / "mitigations_pareto.png")
-        figure.savefig(paths[-1], dpi=130)
+        write_figure(paths[-1], figure)
         plt.close(figure)
     return paths
 
@@ -125,16 +125,15 @@ def _markdown(layer: MitigatedLayer) -> str:
 def _write_csv(layers: Sequence[MitigatedLayer], path: Path) -> None:
     """A row per layer, mitigation and metric; empty cells where nothing was measured."""
     numbers = [field.name for field in fields(Cell)]
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["setting", "layer", "mitigation", "metric", *numbers])
-        for layer in layers:
-            for row in layer.rows:
-                for key in (*METRICS, *MORE):
-                    if (cell := row.cells.get(key)) is not None:
-                        values = [getattr(cell, name) for name in numbers]
-                        texts = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
-                        rows.writerow([layer.setting, layer.layer, row.label, key, *texts])
+    rows = [["setting", "layer", "mitigation", "metric", *numbers]]
+    for layer in layers:
+        for row in layer.rows:
+            for key in (*METRICS, *MORE):
+                if (cell := row.cells.get(key)) is not None:
+                    values = [getattr(cell, name) for name in numbers]
+                    texts = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+                    rows.append([layer.setting, layer.layer, row.label, key, *texts])
+    write_rows(path, rows)
 
 
 def _cell(cell: Cell | None, ends: bool = False) -> str:

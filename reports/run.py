@@ -1,12 +1,13 @@
 """A run folder as reports see it: metrics by what, layer, metric and group; maps by layer."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tokens.io import read_arrays, read_json
 
 SCHEMA = 2  # of metrics.json; runs of an older one have no pseudo-values that a test could use
 VARIANT = "__"  # stands between a layer and the mitigation that a variant of it is behind
@@ -51,12 +52,9 @@ class Run:
     @classmethod
     def read(cls, folder: Path, maps: bool = True) -> "Run":
         """Raises FileNotFoundError where there is no metrics.json. Many runs at once are read without their maps."""
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = read_json(folder / "metrics.json")
         meta = metrics.pop("meta")
-        arrays: dict[str, np.ndarray] = {}
-        if maps and (folder / "maps.npz").is_file():
-            with np.load(folder / "maps.npz", allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
         return cls(metrics, meta, arrays, folder)
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
@@ -64,8 +62,7 @@ class Run:
         path = self.folder / "pseudovalues.npz"
         if int(self.meta.get("schema", 1)) < SCHEMA or not path.is_file():
             return {}
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        return read_arrays(path)
 
     @property
     def layers(self) -> list[str]:

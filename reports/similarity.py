@@ -18,7 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from backbones import FrozenSD
 from datamodules.images.source import check_size, square, upright
 from reports.statistics import similarity_sheet
+from tokens import expect
 from tokens.errors import InputError
+from tokens.io import write_figure
 from tokens.similarity import token_similarity
 
 
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.side,
         f"{where}; {backbone.path}{weights}, timestep {options.timestep}",
     )
-    figure.savefig(options.out, dpi=120)
+    write_figure(options.out, figure, dpi=120)
     plt.close(figure)
 
 
@@ -125,8 +127,7 @@ def place(text: str, side: int) -> tuple[int, int]:
     Raises:
         InputError: anything else, a place outside the grid, or a grid without tokens.
     """
-    if side < 1:
-        raise InputError(f"Expected --side to be at least 1, but got {side}. Use the tokens a side of the grid you look at.")
+    expect.at_least("--side", side, 1, "Use the tokens a side of the grid you look at.")
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts) or any(int(part) >= side for part in parts):
         raise InputError(f"Expected --token to be row,col, each from 0 to {side - 1}, but got '{text}'. Use --token 12,17.")

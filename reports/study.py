@@ -1,6 +1,5 @@
 """The published study beside a run of `experiment=loos2025`: three panels, and a table of differences per layer."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from reports.run import Run
+from tokens.io import write_rows
 
 PUBLISHED = Path(__file__).with_name("loos2025.json")
 MODELS = {"stable-diffusion-v1": "sd15", "stable-diffusion-2-1": "sd21", "sd-turbo": "sd_turbo"}
@@ -127,16 +127,15 @@ def study_table(run: Run) -> Table:
 def write_differences(run: Run, path: Path) -> None:
     """CSV with a row per layer and quantity: measured, published, difference."""
     _, reference = published(run)
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["layer", "published_name", "quantity", "measured", "published", "difference"])
-        for layer in run.layers:
-            name = run.meta["published_names"][layer]
-            entry = reference.get(name)
-            for quantity, (own, theirs) in quantities(run, layer).items():
-                value = theirs(entry) if entry else None
-                gap = None if own is None or value is None else own - value
-                rows.writerow([layer, name, quantity, *("" if v is None else f"{v:.4f}" for v in (own, value, gap))])
+    rows = [["layer", "published_name", "quantity", "measured", "published", "difference"]]
+    for layer in run.layers:
+        name = run.meta["published_names"][layer]
+        entry = reference.get(name)
+        for quantity, (own, theirs) in quantities(run, layer).items():
+            value = theirs(entry) if entry else None
+            gap = None if own is None or value is None else own - value
+            rows.append([layer, name, quantity, *("" if v is None else f"{v:.4f}" for v in (own, value, gap))])
+    write_rows(path, rows)
 
 
 def quantities(run: Run, layer: str) -> dict[str, tuple[float | None, Callable[[Entry], float]]]:

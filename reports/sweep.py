@@ -3,7 +3,6 @@
 import atexit
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from reports.collection import read_folders, read_runs, show_runs, summarise
 from reports.run import Run
+from tokens.io import read_json, write_file
 
 log = logging.getLogger(__name__)
 NUMBER = "${hydra.job.num}"
@@ -31,7 +31,7 @@ class SweepSummary(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         count = jobs(config)
         plan = {"jobs": count, "folders": _folders(config, count), "started": time.time()}
-        _replace(folder / "sweep.json", json.dumps(plan))
+        write_file(folder / "sweep.json", json.dumps(plan))
         # a launcher whose worker was killed raises, and Hydra then forgets on_multirun_end
         self._unsaid = atexit.register(named, folder)
 
@@ -80,24 +80,13 @@ def named(folder: Path) -> list[str]:
 
 
 def _plan(folder: Path) -> dict[str, Any]:
-    plan: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
-    return plan
+    return read_json(folder / "sweep.json")
 
 
 def _folders(config: DictConfig, count: int) -> list[str] | None:
     """Names of the jobs' folders; None where the user has chosen others than the job's number."""
     sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     return [str(number) for number in range(count)] if sweep.get("subdir", NUMBER) == NUMBER else None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file at once or not at all: running jobs of the sweep read it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def overrides(folder: Path) -> str:

@@ -14,7 +14,8 @@ from metrics.gains import holding
 from metrics.intervals import two_way_interval, with_ends
 from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
-from runs.record import VERSION, digest, read_arrays, result_settings, target_name, write_arrays, write_atomically
+from runs.record import VERSION, digest, result_settings, target_name
+from tokens.io import DamagedFile, read_arrays, read_json, write_arrays, write_file
 from tokens.processes import Processes
 
 SHARES = ("accuracy", "/pck_", "delta1", "copy_share", "/r_cor", "/r_norm", "credibility")  # metrics within [0, 1]
@@ -97,14 +98,11 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     assert isinstance(config, DictConfig)
     processes = Processes.current()
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
-    beside, units = stored.with_suffix(".parquet"), stored.with_suffix(".npz")
-    predicts = "predictions" in dir(get_object(cfg.probe._target_))
+    twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
     # all processes measure a twin, or none does, whatever each sees of the folder
-    if processes.gathered(stored.is_file() and units.is_file() and (beside.is_file() or not predicts))[0]:
+    if processes.gathered(twin is not None)[0]:
         log.info("Random weights, seed %d: taken from %s", config.backbone.weights_seed, stored)
-        if processes.rank:
-            return Twin({}, {}, {})
-        return Twin(json.loads(stored.read_text()), read_arrays(units), read_predictions(beside) if predicts else {})
+        return twin or Twin({}, {}, {})
     log.info("Random weights, seed %d: measuring", config.backbone.weights_seed)
     measurement = Measurement(config)
     measurement.run()
@@ -128,6 +126,18 @@ def _renamed(found: dict[str, Value]) -> dict[str, Value]:
     return {f"{WHAT[what]}/{rest}": found[key] for key, (what, rest) in parts.items() if what in WHAT}
 
 
+def _stored(path: Path, predicts: bool) -> Twin | None:
+    """What is kept of a twin; None where a file cannot be read or is damaged."""
+    try:
+        predictions = read_predictions(path.with_suffix(".parquet")) if predicts else {}
+        return Twin(read_json(path), read_arrays(path.with_suffix(".npz")), predictions)
+    except DamagedFile as error:
+        log.warning("%s is damaged (%s); this network is measured again.", *error.args)
+    except OSError:
+        pass  # there is none, or none that this user may read
+    return None
+
+
 def _store(path: Path, twin: Twin) -> None:
     """Keep what a twin gave; where that fails it is only measured again."""
     try:
@@ -135,6 +145,6 @@ def _store(path: Path, twin: Twin) -> None:
         if twin.predictions:
             write_predictions(path.with_suffix(".parquet"), twin.predictions)
         write_arrays(path.with_suffix(".npz"), twin.pseudovalues)
-        write_atomically(path, json.dumps(twin.results))  # last: it says that the twin is complete
+        write_file(path, json.dumps(twin.results))  # last: it says that the twin is complete
     except OSError as error:
         log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)

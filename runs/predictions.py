@@ -1,7 +1,5 @@
 """predictions.parquet: what a probe predicted, one row each, beside what was true; read by anything that reads Parquet."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -9,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tokens.io import parsing, replacing
 
 
 @runtime_checkable
@@ -21,18 +21,18 @@ class Predicts(Protocol):
 
 
 def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Write columns of equal length at once or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write columns of equal length."""
+    with replacing(path) as file:
+        pq.write_table(pa.table(columns), file, compression="zstd", write_page_checksum=True)
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a file, by name."""
-    table = pq.read_table(path)
-    return {name: table[name].to_numpy() for name in table.column_names}
+    """The columns of a file, by name.
+
+    Raises:
+        DamagedFile: other bytes than were written.
+    """
+    content = pa.BufferReader(path.read_bytes())
+    with parsing(path):
+        table = pq.read_table(content, page_checksum_verification=True)
+        return {name: table[name].to_numpy() for name in table.column_names}

@@ -4,23 +4,21 @@ Keys are ``<what>/<layer>/<metric>/<group>``; ``/ci_low``, ``/ci_high``, ``/n``,
 """
 
 import hashlib
-import io
 import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+from tokens.io import write_file
 
 ROOT = Path(__file__).parent.parent
 # of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds
@@ -38,36 +36,11 @@ AXES = ("block", "timestep", "seed")
 
 
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
-    """Write ``metrics.json`` at once or not at all; NaN is refused because JSON has none."""
+    """Write ``metrics.json``; NaN is refused because JSON has none."""
     path = folder / "metrics.json"
     text = json.dumps({**dict(sorted(metrics.items())), "meta": meta}, indent=1, allow_nan=False)
-    write_atomically(path, text)
+    write_file(path, text)
     return path
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by name into an ``.npz`` file at once or not at all."""
-    stored = io.BytesIO()
-    np.savez_compressed(stored, **arrays)  # type: ignore[arg-type]  # its stub takes a table for its option
-    write_atomically(path, stored.getvalue())
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file by name."""
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file at once or not at all, whoever else writes it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # figures and tables that reports draw into a run folder

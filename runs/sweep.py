@@ -5,7 +5,6 @@ file: ``sweep.json`` (number of jobs, start), and in a job's folder ``config_has
 """
 
 import importlib.util
-import json
 import logging
 import time
 import traceback
@@ -20,8 +19,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.record import VERSION, config_hash, source_digest, write_atomically
+from runs.record import VERSION, config_hash, source_digest
 from tokens.errors import InputError
+from tokens.io import read_json, write_file
 
 log = logging.getLogger(__name__)
 ENDS = ("metrics.json", "error.txt")  # one of which a job leaves
@@ -100,7 +100,7 @@ def begin(cfg: DictConfig) -> None:
             cfg.resume = str(folder)
         else:
             log.info("This job was cut off with other settings or by an older version; it starts anew.")
-    write_atomically(stamp, now)
+    write_file(stamp, now)
     log.info(progress(Path(HydraConfig.get().sweep.dir), int(HydraConfig.get().job.num), time.time()))
 
 
@@ -108,7 +108,7 @@ def progress(sweep: Path, number: int, now: float) -> str:
     """Which job of how many begins, and the time that the others will take at the rate so far."""
     if not (sweep / "sweep.json").is_file():
         return f"Job {number + 1}"
-    plan = json.loads((sweep / "sweep.json").read_text())
+    plan = read_json(sweep / "sweep.json")
     total, started = plan["jobs"], plan["started"]
     folders = list(sweep.glob("*")) if plan["folders"] is None else [sweep / name for name in plan["folders"]]
     ended = {name: [path.stat().st_mtime for folder in folders if (path := folder / name).is_file()] for name in ENDS}
@@ -144,7 +144,7 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
         text = said if isinstance(error, CompactHydraException) else f"{said}\n\n{traceback.format_exc()}"
         log.error("%s", text)
         try:
-            write_atomically(file, text)
+            write_file(file, text)
         except OSError:  # a full disk: Hydra names this failure itself
             raise error from None
 
@@ -152,7 +152,7 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
 def _meta(folder: Path) -> dict[str, Any]:
     """What is written about a run; nothing where there is no record, or a damaged one."""
     try:
-        meta = json.loads((folder / "metrics.json").read_text())["meta"]
+        meta = read_json(folder / "metrics.json")["meta"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return meta if isinstance(meta, dict) else {}

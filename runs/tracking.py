@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from runs import sweep
-from tokens.errors import InputError
+from tokens import expect
 
 log = logging.getLogger(__name__)
 # longest wait for a server before the run goes on offline, in seconds
@@ -62,8 +62,8 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
         "settings": wandb.Settings(init_timeout=PATIENCE, finish_timeout=UPLOAD, silent=True),
     }
     mode = os.environ.get("WANDB_MODE")
-    if mode not in (None, "", *MODES):
-        raise InputError(f"Expected WANDB_MODE to be one of {', '.join(MODES)}, but got '{mode}'. Unset it, or use offline.")
+    if mode:
+        expect.one_of("WANDB_MODE", mode, MODES, "Unset it, or use offline.")
     try:
         mode = mode or ("online" if wandb.login(prompt=False) else "offline")
         run = wandb.init(mode=mode, **options)  # type: ignore[arg-type]

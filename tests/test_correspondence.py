@@ -195,8 +195,8 @@ def test_reports_show_an_old_run_again(launch, tmp_path: Path) -> None:
     [
         (("images=scenes",), "images=scene_pairs, spair"),
         (("datamodule=activations",), "datamodule=pairs"),
-        (("images.limit=20",), "at least 48 scenes"),
-        (("probe.head=mlp",), "linear or none"),
+        (("images.limit=20",), "images.limit to be at least 48"),
+        (("probe.head=mlp",), "probe.head to be one of linear, none"),
         (("images=spair", "images.root=/nowhere"), "images.root"),
     ],
 )

@@ -126,7 +126,7 @@ def test_pairs_of_files_run_with_missing_depth(launch, tmp_path: Path) -> None:
         (["images=scenes"], "Expected images with depth, images=scene_depth or images=nyu, but got Scenes"),
         (["datamodule=activations"], "Expected datamodule=depth for probe=depth, but got ActivationDataModule"),
         (["images=nyu"], "Expected images.root to be given"),
-        (["probe.solver=newton"], "probe.solver to be adam or closed_form"),
+        (["probe.solver=newton"], "probe.solver to be one of adam, closed_form"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(launch, overrides: list[str], message: str) -> None:

@@ -1,12 +1,14 @@
 """Means over random networks: their interval covers networks and photographs, holds its estimate, and is none below three."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics.intervals import two_way_interval
-from runs.nulls import Twin, _merged
+from runs.nulls import Twin, _merged, _store, _stored
 
 KEY = "random_weights/mid/axis_accuracy/all"
 
@@ -16,6 +18,29 @@ def twins(table: np.ndarray, results: np.ndarray | None = None) -> list[Twin]:
     values = table.mean(1) if results is None else results
     ends = {f"{KEY}/ci_low": -9.0, f"{KEY}/ci_high": 9.0, f"{KEY}/n": 640}  # of one network, over photographs alone
     return [Twin({KEY: float(value)} | ends, {KEY: row}, {}) for value, row in zip(values, table, strict=True)]
+
+
+def test_a_stored_twin_comes_back_whole_or_not_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "twins" / "a.json"
+    twin = Twin({KEY: 0.5}, {KEY: np.arange(9.0)}, {"cell": np.arange(50)})
+    assert _stored(path, predicts=True) is None
+    _store(path, twin)
+    found = _stored(path, predicts=True)
+    assert found is not None
+    assert found.results == twin.results
+    assert np.array_equal(found.pseudovalues[KEY], twin.pseudovalues[KEY])
+    assert np.array_equal(found.predictions["cell"], twin.predictions["cell"])
+    for ending in (".json", ".npz", ".parquet"):
+        file = path.with_suffix(ending)
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert _stored(path, predicts=True) is None, ending
+        assert f"a{ending} is damaged" in caplog.text
+        file.unlink()
+        assert _stored(path, predicts=True) is None, ending
+        file.write_bytes(whole)
+    path.with_suffix(".parquet").unlink()
+    assert _stored(path, predicts=False) is not None
 
 
 def test_without_networks_there_is_nothing() -> None:

@@ -122,7 +122,7 @@ def test_groups_run_when_asked_for(root: Path, capsys: pytest.CaptureFixture[str
     assert (root / "README.md").read_text() == DOCUMENT
     regenerate(given, root, root / "work", show=True)
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-2:]] == [["one", "to"], ["slow", "finished"]]
-    with pytest.raises(InputError, match=r"Expected --only to be among bench, one, slow, but got 'two'"):
+    with pytest.raises(InputError, match=r"Expected --only to be one of bench, one, slow, but got 'two'"):
         regenerate(given, root, root / "work", only=["two"])
 
 

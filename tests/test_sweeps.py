@@ -101,7 +101,7 @@ def test_a_failure_that_cannot_be_written_down_reaches_hydra(job, tmp_path: Path
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep, "write_atomically", full)
+    monkeypatch.setattr(sweep, "write_file", full)
     with pytest.raises(UserError, match="the real reason"), sweep.recorded(job()):
         raise UserError("the real reason")
 
@@ -347,7 +347,7 @@ def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert answer.stdout.count("is finished already; skipped") == 1
     assert "1 of 3 jobs have no result" in answer.stdout
-    assert "  1 (" in answer.stdout and "timestep to be an integer from 0 to 999, but got 1000" in answer.stdout
+    assert "  1 (" in answer.stdout and "timestep to be from 0 to 999, but got 1000" in answer.stdout
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
     assert Run.read(tmp_path / "2").meta["complete"]
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3
@@ -395,7 +395,7 @@ def test_a_disk_that_fills_up_stops_with_a_sentence_and_keeps_what_is_whole(tmp_
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr("datamodules.cache.os.replace", filling)
+    monkeypatch.setattr("tokens.io.os.replace", filling)
     with pytest.raises(InputError, match=r"No space left on device.*cache_dir"):
         store().prepare(range(6))
     monkeypatch.undo()

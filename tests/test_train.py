@@ -23,8 +23,8 @@ from backbones.random_pipeline import random_pipeline
 from backbones.weights import weight_hash
 from metrics.intervals import two_way_interval
 from reports.run import Run
-from runs.record import read_arrays
 from runs.sentences import UserError
+from tokens.io import read_arrays
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -233,15 +233,15 @@ def refused(launch: Callable[..., Run], *overrides: str) -> str:
         ("timestep=abc", "Expected timestep to be an integer, but got 'abc'"),
         ("block=midd", "got 'midd'. The nearest name is 'mid'"),
         ("block=up_7", "got 'up_7', which lies outside it"),
-        ("timestep=1000", "timestep to be an integer from 0 to 999, but got 1000"),
+        ("timestep=1000", "timestep to be from 0 to 999, but got 1000"),
         ("timestep=-1", "but got -1"),
-        ("images.size=100", "multiple of 64 pixels, but got 100. Use images.size=64 or 128"),
+        ("images.size=100", "images.size to be a positive multiple of 64, but got 100. Use 64 or 128"),
         ("images.limit=4", "at least 10 distinct photographs to split, but got 4"),
-        ("probe.solver=sgd", "probe.solver to be adam or closed_form"),
+        ("probe.solver=sgd", "probe.solver to be one of adam, closed_form, but got 'sgd'"),
         ("backbone.precision=fp8", "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
         ("backbone.noise=pink", "noise to be one of independent, shared, rolled, none, but got 'pink'"),
         ("device=tpu", "device to be auto, cpu or cuda, but got 'tpu'"),
-        ("activation_budget=-1", "activation_budget to be at least 0 GiB"),
+        ("activation_budget=-1", "activation_budget to be at least 0, but got -1"),
     ],
 )
 def test_a_bad_value_gets_one_sentence(launch, tmp_path: Path, override: str, message: str) -> None:
@@ -331,7 +331,7 @@ def test_a_full_disk_is_one_sentence(launch, monkeypatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runs.record.os.replace", full)
+    monkeypatch.setattr("tokens.io.os.replace", full)
     assert "but got 'No space left on device'" in refused(launch, "twins=0")
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runs.record import ROOT, write_atomically
+from runs.record import ROOT
+from tokens import expect
 from tokens.errors import InputError
+from tokens.io import write_file
 from tools.documents import changes, names, rewritten
 from tools.plan import Plan
 from tools.steps import Step, is_finished, perform, state_of
@@ -72,8 +74,8 @@ def regenerate(
 def chosen(plan: Plan, only: Sequence[str] | None) -> list[Step]:
     """The steps that were asked for by name or group; all that have no group if none was."""
     known = {name for step in plan.steps for name in (step.name, step.group) if name}
-    if only and (unknown := [name for name in only if name not in known]):
-        raise InputError(f"Expected --only to be among {', '.join(sorted(known))}, but got '{unknown[0]}'. Correct the name.")
+    for name in only or ():
+        expect.one_of("--only", name, sorted(known), "Correct the name.")
     return [step for step in plan.steps if (step.name in only or step.group in only if only else not step.group)]
 
 
@@ -112,7 +114,7 @@ def publish_documents(plan: Plan, root: Path, contents: Mapping[str, str], write
         after = rewritten(before, contents)
         told += changes(document, before, after)
         if write and after != before:
-            write_atomically(root / document, after)
+            write_file(root / document, after)
     return told
 
 
@@ -130,7 +132,7 @@ def publish_figures(plan: Plan, root: Path, work: Path, done: Mapping[str, bool]
         if not (root / name).is_file() or not same_pixels(content, (root / name).read_bytes()):
             told.append(f"{name}: other pixels")
             if write:
-                write_atomically(root / name, content)
+                write_file(root / name, content)
     return told, complaints
 
 

@@ -14,8 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from runs.command import CONFIGS
-from runs.record import ROOT, config_hash, digest, source_digest, write_atomically
+from runs.record import ROOT, config_hash, digest, source_digest
 from tokens.errors import InputError
+from tokens.io import read_json, write_file
 
 STATE = "step.json"  # {"state": digest, "finished": number of commands}
 OUTPUT = "output.md"  # what a command that is captured printed
@@ -87,14 +88,14 @@ def perform(step: Step, folder: Path, state: str) -> None:
     for number, command in enumerate(step.commands):
         if number < int(_read(folder).get("finished", 0)):
             continue
-        write_atomically(folder / STATE, json.dumps({"state": state, "finished": number}))
+        write_file(folder / STATE, json.dumps({"state": state, "finished": number}))
         words = [word.replace("FOLDER", str(folder)) for word in command]
         if (folder / "checkpoints" / "last.ckpt").is_file():
             words = ["train.py", f"resume={folder}"]
         output = _run(words, step.capture and number == len(step.commands) - 1, step.name)
         if output is not None:
-            write_atomically(folder / OUTPUT, output)
-        write_atomically(folder / STATE, json.dumps({"state": state, "finished": number + 1}))
+            write_file(folder / OUTPUT, output)
+        write_file(folder / STATE, json.dumps({"state": state, "finished": number + 1}))
 
 
 def _run(words: list[str], capture: bool, name: str) -> str | None:
@@ -114,4 +115,4 @@ def _run(words: list[str], capture: bool, name: str) -> str | None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / STATE).read_text())) if (folder / STATE).is_file() else {}
+    return read_json(folder / STATE) if (folder / STATE).is_file() else {}

@@ -1,6 +1,5 @@
 """Numbers and verdicts as the documents print them: each with its interval and its n, or a word that says why not."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from metrics.intervals import FEWEST_SEEDS
 from reports.mitigated_layers import NOTHING
 from tokens.errors import InputError
+from tokens.io import read_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Measured:
         path = folder / "metrics.json"
         if not path.is_file():
             raise InputError(f"Expected {path} to exist, but it does not. Run the step again.")
-        metrics = json.loads(path.read_text())
+        metrics = read_json(path)
         return cls(folder, metrics, metrics.pop("meta"))
 
     def number(self, key: str) -> float:

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item, check_limit
+from tokens import expect
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
 
@@ -88,8 +89,7 @@ class RandomCrops(_Wrapped):
     """
 
     def __init__(self, images: ImageSource, size: int = 512, limit: int | None = None, crops: int = 1, seed: int = 0) -> None:
-        if crops < 1:
-            raise InputError(f"Expected images.crops to be at least 1, but got {crops}. Use images.crops=1.")
+        expect.at_least("images.crops", crops, 1)
         super().__init__(images, size, limit, crops)
         self.seed, self.kind = seed, f"crop{seed}."
 

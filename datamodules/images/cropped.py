@@ -3,6 +3,7 @@
 from datamodules.images.balanced import VERSION
 from datamodules.images.given import LatentSource
 from datamodules.images.source import ImageSource, Item
+from tokens import expect
 from tokens.errors import InputError
 
 SMALLEST = 64  # pixels a side; what a U-Net's deepest grid needs to be more than one token
@@ -21,8 +22,7 @@ class Cropped:
     def __init__(self, images: ImageSource, margin: int) -> None:
         if isinstance(images, LatentSource):
             raise InputError(f"Expected pictures to crop, but {type(images).__name__} has latents only. Use images=texture.")
-        if margin < 0:
-            raise InputError(f"Expected a margin of at least 0 pixels, but got {margin}. Use a positive number.")
+        expect.at_least("the margin", margin, 0)
         if images.size - 2 * margin < SMALLEST:
             raise InputError(
                 f"Expected the margin to leave at least {SMALLEST} pixels of {images.size}, but got {margin} on every side. "

@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from datamodules.images.source import VERSION, Item, centre_box, check_limit, check_on_error, check_size, square, upright
+from tokens import expect
 from tokens.errors import InputError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -41,10 +42,7 @@ class FolderImages(Dataset[Item]):
         check_size(size)
         check_limit(limit)
         check_on_error(on_error)
-        if crops < 1:
-            raise InputError(f"Expected images.crops to be at least 1, but got {crops}. Use images.crops=1 for centre crops.")
-        if photograph not in ("file", "folder"):
-            raise InputError(f"Expected images.photograph to be file or folder, but got '{photograph}'. Use file.")
+        expect.at_least("images.crops", crops, 1)
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"Expected images.root to be a folder, but got '{root}', which does not exist. Check the path.")
@@ -55,7 +53,7 @@ class FolderImages(Dataset[Item]):
         self.size = size
         self.on_error = on_error
         self.crops = crops
-        self.photograph = photograph
+        self.photograph = expect.one_of("images.photograph", photograph, ("file", "folder"))
         self.seed = seed
         self._digests: dict[Path, str] = {}
         self._first: dict[str, str] = {}

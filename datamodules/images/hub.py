@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from datamodules.images.source import VERSION, Item, check_limit, check_on_error, check_size, square, upright
+from tokens import expect
 from tokens.errors import InputError
 
 
@@ -40,10 +41,7 @@ class HubImages(Dataset[Item]):
         from datasets import Image as ImageFeature  # a second of import that only this source needs
 
         rows = _load(path, split, revision)
-        if column not in rows.column_names:
-            raise InputError(
-                f"Expected images.column to be a column of {path} ({', '.join(rows.column_names)}), but got '{column}'."
-            )
+        expect.one_of("images.column", column, rows.column_names)
         if not isinstance(rows.features[column], ImageFeature):
             raise InputError(
                 f"Expected images.column to be a column of images, but '{column}' of {path} holds {rows.features[column]}. "
@@ -100,8 +98,7 @@ def _load(path: str, split: str, revision: str | None):  # type: ignore[no-untyp
         stored = load_from_disk(path)
         if not isinstance(stored, DatasetDict):
             return stored
-        if split not in stored:
-            raise InputError(f"Expected images.split to be one of {', '.join(stored)}, but got '{split}'.")
+        expect.one_of("images.split", split, stored)
         return stored[split]
     local = Path(path).is_dir()
     if local and not any(Path(path).rglob("*.parquet")):

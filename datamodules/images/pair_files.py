@@ -18,6 +18,7 @@ from datamodules.images.pair_pictures import UNDECODABLE, VERSION, item_of
 from datamodules.images.pair_roots import Layout, inside, root_of
 from datamodules.images.pairs import PAIR_SPLITS, Box, Pair, Point, check_resize, placement_of
 from datamodules.images.source import Item, check_on_error, check_size
+from tokens import expect
 from tokens.errors import InputError
 from tokens.geometry import Placement
 
@@ -94,8 +95,7 @@ class PairFiles(Dataset[Item]):
 
     def pairs(self, split: str) -> Sequence[Pair]:
         """The pairs of a split in the dataset's order, empty where it has none; raises InputError where its file is missing."""
-        if split not in PAIR_SPLITS:
-            raise InputError(f"Expected a split to be {', '.join(PAIR_SPLITS)}, but got '{split}'. Use one of them.")
+        expect.one_of("split", split, PAIR_SPLITS)
         if split in self._absent:
             file = self._absent[split]
             raise InputError(f"Expected {file} to list the {split} pairs of {self.title}, but it is missing. Put it there.")
@@ -136,10 +136,8 @@ class PairFiles(Dataset[Item]):
         """Keep the first ``pairs_per_category`` usable pairs of every chosen category of every split."""
         known = sorted({category for entries in splits.values() for category, _ in entries if category})
         chosen = self._chosen(known, categories)
-        if pairs_per_category is not None and pairs_per_category < 1:
-            raise InputError(
-                f"Expected images.pairs_per_category to be at least 1 or null, but got {pairs_per_category}. Use null for all."
-            )
+        if pairs_per_category is not None:
+            expect.at_least("images.pairs_per_category", pairs_per_category, 1, "Use null for all.")
         for split, entries in splits.items():
             kept: Counter[str] = Counter()
             found: list[Pair] = []

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.source import ImageSource
-from tokens.errors import InputError
+from tokens import expect
 from tokens.geometry import Placement
 
 PAIR_SPLITS = ("train", "val", "test")
@@ -69,8 +69,7 @@ class PairSource(ImageSource, Protocol):
 
 def check_resize(resize: str) -> None:
     """Raises InputError unless ``resize`` is one of RESIZES."""
-    if resize not in RESIZES:
-        raise InputError(f"Expected images.resize to be pad, replicate or squash, but got '{resize}'. Use images.resize=pad.")
+    expect.one_of("images.resize", resize, RESIZES)
 
 
 def placement_of(width: int, height: int, size: int, resize: str) -> Placement:

@@ -12,7 +12,7 @@ from datamodules.images.scenes.composition import compose
 from datamodules.images.scenes.pairs import pairs_among
 from datamodules.images.scenes.spair import FEWEST, members
 from datamodules.images.scenes.truth import cover, tight_box
-from tokens.errors import InputError
+from tokens import expect
 from tokens.geometry import Placement
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}
@@ -40,15 +40,9 @@ class ScenePairs(Scenes):
 
     def __init__(self, size: int = 512, limit: int = 320, seed: int = 0, pairs_per_category: int | None = None) -> None:
         super().__init__(size, limit, seed)
-        least = FEWEST * len(CATEGORIES)
-        if limit < least:
-            raise InputError(
-                f"Expected images.limit to be at least {least} scenes to pair, but got {limit}. Use {least} or more."
-            )
-        if pairs_per_category is not None and pairs_per_category < 1:
-            raise InputError(
-                f"Expected images.pairs_per_category to be at least 1 or null, but got {pairs_per_category}. Use null for all."
-            )
+        expect.at_least("images.limit", limit, FEWEST * len(CATEGORIES))
+        if pairs_per_category is not None:
+            expect.at_least("images.pairs_per_category", pairs_per_category, 1, "Use null for all.")
         self.pairs_per_category = pairs_per_category
         self._pairs = cache(self._paired)
         self._box = cache(self._boxed)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tokens.errors import InputError
+from tokens import expect
 
 # of `square` and `upright` on pictures of folders, the hub and NYUv2, and of random crops; raise it when a pixel changes
 VERSION = 1
@@ -44,23 +44,18 @@ class ImageSource(Protocol):
 
 def check_size(size: int) -> None:
     """Raises InputError unless every grid of a U-Net comes out even: multiples of 64 pixels."""
-    if size < 64 or size % 64:
-        near = max(64, size // 64 * 64)
-        raise InputError(
-            f"Expected images.size to be a multiple of 64 pixels, but got {size}. Use images.size={near} or {near + 64}."
-        )
+    expect.multiple("images.size", size, 64)
 
 
 def check_limit(limit: int | None) -> None:
     """Raises InputError unless ``limit`` is None or positive."""
-    if limit is not None and limit < 1:
-        raise InputError(f"Expected images.limit to be at least 1 or null, but got {limit}. Use images.limit=null for all.")
+    if limit is not None:
+        expect.at_least("images.limit", limit, 1, "Use null for all.")
 
 
 def check_on_error(on_error: str) -> None:
     """Raises InputError unless ``on_error`` is ``raise`` or ``skip``."""
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"Expected images.on_error to be raise or skip, but got '{on_error}'. Use images.on_error=raise.")
+    expect.one_of("images.on_error", on_error, ("raise", "skip"))
 
 
 def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:

@@ -19,7 +19,7 @@ from typing import Any
 from datamodules.images.pair_files import BadPair, Entry, PairFiles, Statement, warn_if_unpublished
 from datamodules.images.pair_roots import Layout, inside
 from datamodules.images.pairs import Box, Point
-from tokens.errors import InputError
+from tokens import expect
 
 LAYOUT = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")})
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}
@@ -62,10 +62,7 @@ class SPairImages(PairFiles):
         keypoints: str = "pair",
         on_error: str = "raise",
     ) -> None:
-        if keypoints not in KEYPOINTS:
-            raise InputError(
-                f"Expected images.keypoints to be pair or image, but got '{keypoints}'. Use images.keypoints=pair."
-            )
+        expect.one_of("images.keypoints", keypoints, KEYPOINTS)
         super().__init__(LAYOUT, root, "JPEGImages", size, resize, on_error)
         self._categories = {folder.name for folder in (self.root / self.folder).iterdir() if folder.is_dir()}
         self._resized: set[str] = set()

@@ -1,6 +1,7 @@
 """Checkpoint folders: what loads, what is refused, and whether the message says what to do."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -114,6 +115,31 @@ def test_the_command_writes_a_folder_that_both_libraries_load(
     assert loaded("a bird", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)  # no Half against Float
     grid = load(tmp_path / "new").activations(images[:1], "mid")["mid"]
     torch.testing.assert_close(grid, load("tiny").activations(images[:1], "mid")["mid"], rtol=0.05, atol=0.05)
+
+
+def test_a_folder_whose_writing_was_interrupted_is_refused_and_one_that_was_written_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o022)
+    main(["tiny", str(tmp_path / "a")])
+    os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*.*")} == {0o644}
+    real = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target.name == "diffusion_pytorch_model.safetensors":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["tiny", str(tmp_path / "a"), "--seed", "3"])
+    with pytest.raises(InputError, match=r"a diffusers folder with unet/config\.json, but there is none"):
+        load(tmp_path / "a")
+    monkeypatch.undo()
+    main(["tiny", str(tmp_path / "a"), "--seed", "3"])
+    assert load(tmp_path / "a").unet_hash != load("tiny").unet_hash
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_command_takes_a_seed(tmp_path: Path) -> None:
@@ -266,12 +292,12 @@ def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use weights=stored"),
+        ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use stored"),
         ({"precision": "fp8"}, "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
         ({"device": "mps"}, "device to be auto, cpu or cuda, but got 'mps'"),
         ({"noise": "pink"}, "noise to be one of .*, but got 'pink'"),
-        ({"vae_input": "signed"}, "vae_input to be symmetric or unit, but got 'signed'"),
-        ({"posterior": "mean"}, "posterior to be mode or sample, but got 'mean'"),
+        ({"vae_input": "signed"}, "vae_input to be one of symmetric, unit, but got 'signed'"),
+        ({"posterior": "mean"}, "posterior to be one of mode, sample, but got 'mean'"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(option: dict[str, str], message: str) -> None:

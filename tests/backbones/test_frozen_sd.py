@@ -184,7 +184,7 @@ def test_a_wrong_layer_is_refused_before_anything_is_encoded(sd: FrozenSD, image
     before = sd.passes
     with pytest.raises(InputError, match="nearest name is 'mid'"):
         sd.activations(images, "middle")
-    with pytest.raises(InputError, match="timestep to be an integer from 0 to 999, but got 1000"):
+    with pytest.raises(InputError, match="timestep to be from 0 to 999, but got 1000"):
         sd.activations(images, "mid", timestep=1000)
     assert sd.passes == before
 

@@ -118,9 +118,9 @@ def test_the_whole_unit_range_is_accepted(vae: AutoencoderKL) -> None:
 
 
 def test_unknown_options_are_refused(vae: AutoencoderKL) -> None:
-    with pytest.raises(InputError, match="vae_input to be symmetric or unit, but got 'signed'"):
+    with pytest.raises(InputError, match="vae_input to be one of symmetric, unit, but got 'signed'"):
         LatentEncoder(vae, vae_input="signed")
-    with pytest.raises(InputError, match="posterior to be mode or sample, but got 'mean'"):
+    with pytest.raises(InputError, match="posterior to be one of mode, sample, but got 'mean'"):
         LatentEncoder(vae, posterior="mean")
 
 

@@ -146,7 +146,7 @@ def test_as_many_ids_as_latents_are_needed() -> None:
 
 @pytest.mark.parametrize("timestep", [-1, 1000, 5000])
 def test_a_timestep_out_of_range_is_refused(timestep: int) -> None:
-    with pytest.raises(InputError, match=f"Expected timestep to be an integer from 0 to 999, but got {timestep}"):
+    with pytest.raises(InputError, match=f"Expected timestep to be from 0 to 999, but got {timestep}"):
         NoiseSchedule(ALPHAS)(latents(), timestep, NAMES)
 
 

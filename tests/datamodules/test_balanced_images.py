@@ -60,7 +60,7 @@ def test_a_rotated_picture_keeps_its_id_and_has_a_key_of_its_own() -> None:
 def test_bad_wrappers_are_refused() -> None:
     with pytest.raises(InputError, match="images of 128 pixels, but got 64"):
         FlipBalanced(Scenes(64, 2), 128)
-    with pytest.raises(InputError, match="at least 1 or null, but got 0"):
+    with pytest.raises(InputError, match=r"images\.limit to be at least 1, but got 0"):
         FlipBalanced(Scenes(64, 2), 64, limit=0)
     with pytest.raises(InputError, match=r"images\.crops to be at least 1, but got 0"):
         RandomCrops(Scenes(64, 2), 64, crops=0)

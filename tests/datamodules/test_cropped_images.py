@@ -29,5 +29,5 @@ def test_a_margin_that_leaves_too_little_is_refused(size: int, margin: int) -> N
 
 
 def test_a_negative_margin_is_refused() -> None:
-    with pytest.raises(InputError, match="a margin of at least 0 pixels, but got -1"):
+    with pytest.raises(InputError, match="the margin to be at least 0, but got -1"):
         Cropped(Scenes(128, 1, 0), -1)

@@ -355,16 +355,16 @@ def test_a_root_without_images_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "fix"), [(100, "64 or 128"), (500, "448 or 512"), (8, "64"), (0, "64"), (-64, "64")])
 def test_a_wrong_size_says_which_would_do(tmp_path: Path, size: int, fix: str) -> None:
-    with pytest.raises(InputError, match=rf"multiple of 64 pixels, but got {size}\. Use images\.size={fix}"):
+    with pytest.raises(InputError, match=rf"Expected images\.size to be a positive multiple of 64, but got {size}\. Use {fix}"):
         FolderImages(str(tmp_path), size=size)
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"limit": 0}, r"images\.limit to be at least 1 or null, but got 0"),
+        ({"limit": 0}, r"images\.limit to be at least 1, but got 0"),
         ({"limit": -5}, r"images\.limit .*-5"),
-        ({"on_error": "ignore"}, r"images\.on_error to be raise or skip, but got 'ignore'"),
+        ({"on_error": "ignore"}, r"images\.on_error to be one of raise, skip, but got 'ignore'"),
         ({"crops": 0}, r"images\.crops to be at least 1, but got 0"),
     ],
 )
@@ -389,5 +389,5 @@ def test_a_folder_can_be_one_photograph_in_many_sizes(tmp_path: Path) -> None:
         Image.fromarray(noise(64, 64, seed=i)).save(tmp_path / name)
     images = FolderImages(str(tmp_path), size=64, photograph="folder")
     assert [images.photo(i) for i in range(3)] == ["hill", "lake", "lake"]
-    with pytest.raises(InputError, match=r"images\.photograph to be file or folder, but got 'album'"):
+    with pytest.raises(InputError, match=r"images\.photograph to be one of file, folder, but got 'album'"):
         FolderImages(str(tmp_path), size=64, photograph="album")

@@ -147,9 +147,9 @@ def test_an_unreachable_hub_says_how_to_bring_the_data() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"limit": 0}, r"images\.limit to be at least 1 or null, but got 0"),
-        ({"on_error": "Skip"}, r"images\.on_error to be raise or skip, but got 'Skip'"),
-        ({"size": 200}, r"images\.size=192 or 256"),
+        ({"limit": 0}, r"images\.limit to be at least 1, but got 0"),
+        ({"on_error": "Skip"}, r"images\.on_error to be one of raise, skip, but got 'Skip'"),
+        ({"size": 200}, r"images\.size to be a positive multiple of 64, but got 200\. Use 192 or 256"),
     ],
 )
 def test_unusable_options_are_refused(stored: str, option: dict[str, Any], message: str) -> None:

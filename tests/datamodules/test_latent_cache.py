@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tokens.io
 from datamodules.cache import LatentCache
 from tokens.errors import InputError
 
@@ -199,10 +199,9 @@ def put_and_die(root: Path, moment: str) -> None:
     if moment == "before the rename":
         os.replace = die  # type: ignore[assignment]
     else:
-        real = os.fdopen
 
         def half_written(*arguments: Any) -> Any:
-            file = real(*arguments)
+            file = open(*arguments)  # noqa: SIM115
             whole = file.write
 
             class Half:
@@ -218,7 +217,7 @@ def put_and_die(root: Path, moment: str) -> None:
 
             return Half()
 
-        os.fdopen = half_written
+        tokens.io.open = half_written  # type: ignore[attr-defined]
     LatentCache(root).put(-latent(KEYS[0]), KEYS[0])
 
 
@@ -273,10 +272,8 @@ def refusing(code: int) -> Callable[..., Any]:
 
 
 def full_while_writing(code: int) -> Callable[..., Any]:
-    real = os.fdopen
-
     def opened(*arguments: Any) -> Any:
-        file = real(*arguments, buffering=0)
+        file = open(*arguments, buffering=0)  # noqa: SIM115
 
         class Full:
             def __enter__(self) -> "Full":
@@ -295,15 +292,16 @@ def full_while_writing(code: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM])
-@pytest.mark.parametrize("call", ["mkstemp", "write", "replace"])
+@pytest.mark.parametrize("call", ["open", "write", "replace"])
 def test_a_refusing_disk_gives_a_sentence_and_leaves_nothing_behind(
     cache: LatentCache, monkeypatch: pytest.MonkeyPatch, code: int, call: str
 ) -> None:
     cache.put(latent(KEYS[1]), "kept")
-    if call == "write":
-        monkeypatch.setattr(os, "fdopen", full_while_writing(code))
+    if call == "replace":
+        monkeypatch.setattr(os, "replace", refusing(code))
     else:
-        monkeypatch.setattr(tempfile if call == "mkstemp" else os, call, refusing(code))
+        opened = full_while_writing(code) if call == "write" else refusing(code)
+        monkeypatch.setattr(tokens.io, "open", opened, raising=False)
     with pytest.raises(InputError, match=rf"Expected to store latents in {cache.root}.*{os.strerror(code)}.*cache_dir"):
         cache.put(latent(KEYS[0]), "a")
     monkeypatch.undo()

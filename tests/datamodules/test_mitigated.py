@@ -1,11 +1,13 @@
 """Mitigations between stream and probes: what is fitted on what, how many passes it takes, and what is refused."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from backbones import FrozenSD
 from backbones.weights import weight_hash
@@ -15,6 +17,7 @@ from datamodules.latents import LatentStore
 from datamodules.mitigated import Mitigations
 from datamodules.stream import ActivationStream
 from mitigations import Canvas, Leace, PaddingSwap, PcaDrop, PositionMean, RandomRank, Saved, ShiftFlipNoise, Standardize, load
+from mitigations.saved import save
 from tokens.errors import InputError
 
 LAYERS = ("down_0", "mid")
@@ -101,9 +104,12 @@ def test_one_pass_over_the_fit_images_fits_everything_that_looks_at_them_plainly
     assert apart.backbone.passes["unet"] - again == fits  # recalled, not fitted again
     for layer, grid in grids(other.through(apart)).items():
         assert grid.equal(one[layer])
-    [file] = [path for path in (apart.store.cache.root / "mitigations").iterdir() if path.stat().st_size < 10**9][:1]
-    file.write_bytes(b"damaged")
-    fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True)  # fitted anew, no error
+    for file in (apart.store.cache.root / "mitigations").iterdir():
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = apart.backbone.passes["unet"]
+    fitted(apart, {"leace": Leace(columns="cosine", cosines=1)})
+    assert apart.backbone.passes["unet"] - again == len(FIT), "one flipped bit, and it is fitted anew"
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -153,8 +159,31 @@ def test_what_a_run_saved_is_used_again_and_only_where_it_belongs(apart: Activat
     with pytest.raises(InputError, match="to hold mitigation"):
         load(tmp_path / "nothing")
     (tmp_path / "run" / "mitigation" / "mitigation.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="reading it failed"):
+    with pytest.raises(InputError, match=r"Expected an intact mitigation in .*header too small"):
         load(tmp_path / "run")
+
+
+def test_a_damaged_or_mixed_mitigation_is_refused_and_one_of_an_older_version_is_not(tmp_path: Path) -> None:
+    """An interruption leaves tensors of one fit beside the record of another; older versions wrote no checksums."""
+    grid, tensors = torch.randn(4, 3, 2, 2), tmp_path / "old" / "mitigation.safetensors"
+    fits = {name: Standardize().fit([scale * grid + scale]) for name, scale in {"old": 1, "new": 2}.items()}
+    for name, fit in fits.items():
+        save(tmp_path / name, {"mid": fit})
+    whole = tensors.read_bytes()
+    assert load(tmp_path / "old")["mid"].transform(grid).equal(fits["old"].transform(grid))
+    for position in (0, len(whole) - 9, len(whole) - 1):
+        tensors.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(InputError, match="Expected an intact mitigation"):
+            load(tmp_path / "old")
+    tensors.write_bytes(whole)
+    record = json.loads((tmp_path / "old" / "mitigation.json").read_text())
+    record.pop("digest")
+    (tmp_path / "old" / "mitigation.json").write_text(json.dumps(record))
+    save_file(load_file(tensors), tensors)
+    assert load(tmp_path / "old")["mid"].transform(grid).equal(fits["old"].transform(grid))
+    tensors.write_bytes((tmp_path / "new" / "mitigation.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"got 'mitigation\.json of another fit than mitigation\.safetensors'"):
+        load(tmp_path / "old")
 
 
 def test_a_record_cannot_name_anything_but_a_mitigation(apart: ActivationStream, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_pairs_of_a_picture_that_is_damaged_behind_its_header_are_counted(
     [
         ({"pair_batch": 0}, r"datamodule\.pair_batch to be at least 1"),
         ({"background": 65}, r"from 1 to 64"),
-        ({"activation_budget": -1.0}, "at least 0 GiB"),
+        ({"activation_budget": -1.0}, "activation_budget to be at least 0"),
         ({"timestep": 1000}, "timestep"),
     ],
 )

@@ -56,8 +56,8 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     [
         ({"images_per_category": 5}, "Expected images-per-category to be at least 6, but got 5"),
         ({"pairs_per_category": 0}, "Expected pairs-per-category to be at least 1, but got 0"),
-        ({"size": 100}, "Expected size to be a positive multiple of 64 pixels, but got 100"),
-        ({"size": 0}, "Expected size to be a positive multiple of 64 pixels, but got 0"),
+        ({"size": 100}, "Expected size to be a positive multiple of 64, but got 100"),
+        ({"size": 0}, "Expected size to be a positive multiple of 64, but got 0"),
         ({"seed": -1}, "Expected seed to be at least 0, but got -1"),
     ],
 )

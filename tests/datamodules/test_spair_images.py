@@ -376,7 +376,7 @@ def test_a_missing_split_is_named_when_it_is_asked_for(tree: Path) -> None:
 
 
 def test_an_unknown_split_is_refused(tree: Path) -> None:
-    with pytest.raises(InputError, match="a split to be train, val, test, but got 'trn'"):
+    with pytest.raises(InputError, match="split to be one of train, val, test, but got 'trn'"):
         read(tree).pairs("trn")
 
 
@@ -402,11 +402,11 @@ def test_a_root_that_is_no_folder_is_refused(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"size": 100}, r"images\.size to be a multiple of 64"),
-        ({"resize": "crop"}, r"images\.resize to be pad, replicate or squash, but got 'crop'"),
-        ({"keypoints": "both"}, r"images\.keypoints to be pair or image, but got 'both'"),
+        ({"size": 100}, r"images\.size to be a positive multiple of 64"),
+        ({"resize": "crop"}, r"images\.resize to be one of pad, replicate, squash, but got 'crop'"),
+        ({"keypoints": "both"}, r"images\.keypoints to be one of pair, image, but got 'both'"),
         ({"on_error": "ignore"}, r"images\.on_error"),
-        ({"pairs_per_category": 0}, r"images\.pairs_per_category to be at least 1 or null, but got 0"),
+        ({"pairs_per_category": 0}, r"images\.pairs_per_category to be at least 1, but got 0"),
         ({"categories": ["cat", "zebra"]}, r"images\.categories to be null or some of cat, dog, but got 'zebra'"),
         ({"categories": []}, r"images\.categories .*but got none"),
     ],

@@ -94,5 +94,5 @@ def test_too_few_photographs_are_counted_in_the_message(photos: list[str]) -> No
 
 
 def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(InputError, match="default or loos2025, but got 'random'"):
+    with pytest.raises(InputError, match="splits to be one of default, loos2025, but got 'random'"):
         split_by_photo([str(i) for i in range(20)], "random")

@@ -83,7 +83,7 @@ def test_latents_pass_the_store_without_an_encoder(tmp_path: Path) -> None:
     assert textures[0]["image"].shape == (3, 128, 128)
 
 
-@pytest.mark.parametrize(("size", "limit", "message"), [(100, 1, "multiple of 64 pixels, but got 100"), (64, 0, "limit")])
+@pytest.mark.parametrize(("size", "limit", "message"), [(100, 1, "positive multiple of 64, but got 100"), (64, 0, "limit")])
 def test_bad_sizes_and_limits_are_refused(size: int, limit: int, message: str) -> None:
     for source in (Textures, LatentTextures, Constants):
         with pytest.raises(InputError, match=message):

@@ -231,8 +231,9 @@ def test_latents_are_made_once_and_read_back(tmp_path: Path, monkeypatch: pytest
 def test_states_survive_an_interrupted_write(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_state(path, {"step": 1})
-    path.with_suffix(".partial").write_bytes(b"half")
-    assert load_state(path) == {"step": 1}
+    with pytest.raises(TypeError, match="pickle"):
+        save_state(path, {"step": 2, "weights": torch.ones(1000), "generator": (n for n in "cannot be saved")})
+    assert load_state(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
     assert load_state(tmp_path / "none.pt") is None
     for step in (1, 2):
         log_line(tmp_path / "log.csv", step=step, loss=0.5)

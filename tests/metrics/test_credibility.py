@@ -182,7 +182,7 @@ def test_risks_that_are_surely_none_do_not_move_credibility() -> None:
 
 
 def test_too_few_images_for_an_interval_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 40 for an interval over 20 groups of images, but got 39"):
+    with pytest.raises(InputError, match="for an interval over 20 groups of images to be at least 40, but got 39"):
         credibility_report({name: estimate(0, 0) for name in RISKS}, images=39)
 
 

@@ -103,5 +103,5 @@ def test_what_is_not_a_number_has_no_key() -> None:
 
 def test_too_few_images_are_refused() -> None:
     require_images(40)
-    with pytest.raises(InputError, match=r"at least 40 for an interval over 20 groups of images, but got 39\. Measure on 40"):
+    with pytest.raises(InputError, match=r"for an interval over 20 groups of images to be at least 40, but got 39\. Use 40"):
         require_images(39)

@@ -136,9 +136,9 @@ def test_rows_that_do_not_vary_have_no_value() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 4 for debiased CKA, but got 3"):
+    with pytest.raises(InputError, match="rows for debiased CKA to be at least 4, but got 3"):
         debiased_cka(randn(3, 2), randn(3, 2), every_pair(3))
-    with pytest.raises(InputError, match="images to be at least 4 for debiased CKA, but got 3"):
+    with pytest.raises(InputError, match="images for debiased CKA to be at least 4, but got 3"):
         metric_of({"mid": randn(3, 2, 8, 8)}).compute()
 
 

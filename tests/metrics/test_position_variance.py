@@ -218,7 +218,7 @@ def test_two_maps_are_alive_and_not_one_per_fold() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(InputError, match=r"at least 40 for an interval over 20 groups of images, but got 39\. Measure on 40"):
+    with pytest.raises(InputError, match=r"for an interval over 20 groups of images to be at least 40, but got 39\. Use 40"):
         measured(randn(39, 2, 4, 4))
 
 

@@ -74,9 +74,9 @@ def test_a_shift_moves_the_content_down_and_right() -> None:
     ("make", "match"),
     [
         (lambda: ShiftFlipNoise(1), "views to be from 2 to 18, but got 1"),
-        (lambda: ShiftFlipNoise(2, shift=32), "multiple of the stride of 64 pixels, but got 32"),
+        (lambda: ShiftFlipNoise(2, shift=32), "shift_flip_noise.shift to be a positive multiple of 64, but got 32"),
         (lambda: ShiftFlipNoise(2, shift=192).views(256), "at least 384 pixels"),
-        (lambda: Canvas(32), "multiple of 64 pixels, but got 32"),
+        (lambda: Canvas(32), "canvas.margin to be a positive multiple of 64, but got 32"),
         (lambda: Canvas(256).views(256), "smaller than the image of 256 pixels"),
         (lambda: PaddingSwap("zeros"), "replicate, reflect, circular, but got 'zeros'"),
     ],

@@ -137,7 +137,7 @@ def test_few_images_are_refused_below_the_columns_and_warned_of_below_the_channe
     ("options", "match"),
     [
         ({"columns": "onehot"}, "columns to be one of auto, additive, cosine, but got 'onehot'"),
-        ({"tolerance": 0.0}, "tolerance to be above 0"),
+        ({"tolerance": 0.0}, "tolerance to be positive"),
         ({"cosines": 0}, "cosines to be at least 1"),
     ],
 )

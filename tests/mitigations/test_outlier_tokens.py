@@ -102,7 +102,7 @@ def test_only_projection_needs_a_fit() -> None:
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"mode": "drop"}, "mode to be one of project, inpaint, mask, clip"), ({"threshold": 0.0}, "threshold to be above 0")],
+    [({"mode": "drop"}, "mode to be one of project, inpaint, mask, clip"), ({"threshold": 0.0}, "threshold to be positive")],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(InputError, match=match):

@@ -115,7 +115,7 @@ def test_few_images_are_refused_below_the_columns_and_warned_of_below_the_channe
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"gamma": 1.5}, r"gamma to be in \[0, 1\], but got 1.5"),
+        ({"gamma": 1.5}, "gamma to be from 0 to 1, but got 1.5"),
         ({"gamma": float("nan")}, "gamma"),
         ({"basis": "fourier"}, "basis to be one of additive, onehot, cosine"),
         ({"cosines": 0}, "cosines to be at least 1"),

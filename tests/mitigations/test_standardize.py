@@ -56,7 +56,7 @@ def test_shrinkage_bounds_what_a_still_direction_is_enlarged_by() -> None:
     ("options", "match"),
     [
         ({"mode": "pca"}, "mode to be one of centre, zscore, zca, but got 'pca'"),
-        ({"shrinkage": 0.0}, "shrinkage to be above 0"),
+        ({"shrinkage": 0.0}, "shrinkage to be positive"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], match: str) -> None:

@@ -182,13 +182,13 @@ def test_enlarged_matching_agrees_with_tokens_where_parts_are_planted(tmp_path: 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("head", "mlp", "linear or none"),
+        ("head", "mlp", "probe.head to be one of linear, none, but got 'mlp'"),
         ("dimensions", 0, r"probe\.dimensions to be positive"),
         ("temperature", -1.0, r"probe\.temperature to be positive"),
         ("pictured", -1, r"probe\.pictured"),
-        ("learning_rate", 0.0, r"probe\.learning_rate to be positive.*its default"),
-        ("patience", 0, r"probe\.patience ≥ 1"),
-        ("min_steps", -1, r"probe\.min_steps ≥ 0"),
+        ("learning_rate", 0.0, r"probe\.learning_rate to be positive, but got 0"),
+        ("patience", 0, r"probe\.patience to be at least 1"),
+        ("min_steps", -1, r"probe\.min_steps to be at least 0"),
     ],
 )
 def test_unusable_options_are_refused(option: str, value: object, message: str) -> None:

@@ -183,9 +183,9 @@ def test_every_number_is_finite_and_named_by_the_contract(deep, fit_and_test) ->
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"solver": "sgd"}, "probe.solver to be adam or closed_form, but got 'sgd'"),
+        ({"solver": "sgd"}, "probe.solver to be one of adam, closed_form, but got 'sgd'"),
         ({"learning_rate": 0.0}, "probe.learning_rate to be positive"),
-        ({"patience": 0}, "probe.patience ≥ 1"),
+        ({"patience": 0}, "probe.patience to be at least 1"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(option, message) -> None:

@@ -112,8 +112,8 @@ def test_every_number_is_finite_and_named_by_the_contract(planted, coded, fit_an
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"head": "linear"}, "probe.head to be classification or regression, but got 'linear'"),
-        ({"solver": "sgd"}, "probe.solver to be adam or closed_form, but got 'sgd'"),
+        ({"head": "linear"}, "probe.head to be one of classification, regression, but got 'linear'"),
+        ({"solver": "sgd"}, "probe.solver to be one of adam, closed_form, but got 'sgd'"),
         ({"learning_rate": 0.0}, "probe.learning_rate to be positive"),
     ],
 )

@@ -579,7 +579,7 @@ def test_too_few_images_are_refused_before_anything_is_computed(
     data = Views({"clean": layers["clean"]}, images=images)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     probe = StatisticsProbe(data.shapes, images, size=SIZE, margin=MARGIN)
-    with pytest.raises(InputError, match=f"images to be at least 40 .*, but got {images}. Measure on 40 images") as said:
+    with pytest.raises(InputError, match=f"Expected images for .* to be at least 40, but got {images}. Use 40 or more") as said:
         trainer.fit(probe, datamodule=data)
     assert "\n" not in str(said.value)
     assert {loader.asked for loader in data.loaders.values()} == {0}
@@ -592,7 +592,7 @@ def test_forty_images_are_enough(layers: dict[str, Layer], study_of: Callable) -
 
 @pytest.mark.parametrize("margin", [0, -64])
 def test_without_a_crop_there_is_no_contrast(margin: int) -> None:
-    with pytest.raises(InputError, match=rf"datamodule\.margin to be at least 1 pixel, but got {margin}"):
+    with pytest.raises(InputError, match=rf"datamodule\.margin to be at least 1, but got {margin}"):
         StatisticsProbe({"mid": (8, 8, 8)}, 50, margin=margin)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.images.source import Item, check_size
-from tokens.errors import InputError
+from tokens import expect
 
 from .composition import compose
 from .painting import VERSION, paint
@@ -38,10 +38,8 @@ class Scenes(Dataset[Item]):
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0) -> None:
         check_size(size)
-        if limit < 1:
-            raise InputError(f"Expected limit to be at least 1, but got {limit}. Set images.limit to 1 or more.")
-        if seed < 0:
-            raise InputError(f"Expected seed to be at least 0, but got {seed}. Use a seed of 0 or more.")
+        expect.at_least("images.limit", limit, 1)
+        expect.at_least("seed", seed, 0)
         self.size, self.limit, self.seed = size, limit, seed
         self.on_error = "raise"
 

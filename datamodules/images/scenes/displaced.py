@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.images.source import Item
-from tokens.errors import InputError
+from tokens import expect
 
 from .composition import Composition, compose, stream
 from .dataset import Scenes
@@ -86,8 +86,7 @@ class DisplacedScenes(Dataset[Item]):
     """
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0, stratum: str = "far") -> None:
-        if stratum not in STRATA:
-            raise InputError(f"Expected stratum to be one of {', '.join(STRATA)}, but got '{stratum}'. Use stratum=far.")
+        expect.one_of("stratum", stratum, STRATA)
         self.scenes = Scenes(size, limit, seed)
         self.size, self.limit, self.seed, self.stratum = size, limit, seed, stratum
         self.on_error = "raise"

@@ -10,6 +10,7 @@ from itertools import islice, zip_longest
 
 import numpy as np
 
+from tokens import expect
 from tokens.errors import InputError
 
 from .composition import CATEGORIES, Composition, compose, main_category, stream
@@ -121,10 +122,8 @@ def scene_pairs(scenes: Scenes, count: int, seed: int = 0) -> list[ScenePair]:
     Raises:
         InputError: if count is below 1 or the scenes have fewer pairs.
     """
-    if count < 1:
-        raise InputError(f"Expected count to be at least 1, but got {count}. Ask for one pair or more.")
-    if seed < 0:
-        raise InputError(f"Expected seed to be at least 0, but got {seed}. Use a seed of 0 or more.")
+    expect.at_least("count", count, 1)
+    expect.at_least("seed", seed, 0)
     of_category: dict[str, list[int]] = {category: [] for category in CATEGORIES}
     for index in range(len(scenes)):
         of_category[main_category(scenes.seed, index)].append(index)

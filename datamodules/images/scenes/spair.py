@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from tokens import expect
 from tokens.errors import InputError
 
 from .composition import CATEGORIES, Composition, compose, main_category
@@ -88,12 +89,10 @@ def check(folder: Path, images_per_category: int, pairs_per_category: int | None
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         got = "one that holds files" if folder.is_dir() else "a file"
         raise InputError(f"Expected '{folder}' to be a new or empty folder, but got {got}. Name another folder.")
-    if images_per_category < FEWEST:
-        raise InputError(f"Expected images-per-category to be at least {FEWEST}, but got {images_per_category}. Ask for more.")
-    if pairs_per_category is not None and pairs_per_category < 1:
-        raise InputError(f"Expected pairs-per-category to be at least 1, but got {pairs_per_category}. Leave it out for all.")
-    if size < 64 or size % 64:
-        raise InputError(f"Expected size to be a positive multiple of 64 pixels, but got {size}. Use a size such as 512.")
+    expect.at_least("images-per-category", images_per_category, FEWEST)
+    if pairs_per_category is not None:
+        expect.at_least("pairs-per-category", pairs_per_category, 1, "Leave it out for all.")
+    expect.multiple("size", size, 64)
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
