@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tokens.geometry import border_groups
 
-GROUPS = ("corner", "border", "interior", "high_norm")
 HIGH_NORM_Z = 5.0
 
 

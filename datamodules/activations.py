@@ -61,7 +61,7 @@ class ActivationDataModule(LightningDataModule):
         labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`.
         labels_side: tokens a side of the grid they were made on.
         mitigation: label → mitigation, applied in this order; fitted on the fit split.
-        compare: apply each alone, as a variant of every layer beside the layer itself, see :mod:`tokens.variants`.
+        compare: apply each alone, as a variant of every layer beside the layer itself, see :mod:`tokens.keys`.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, an unusable option.

@@ -11,7 +11,7 @@ from datamodules.images.pairs import PairSource, Point
 from tokens.batch import GridBatch
 from tokens.geometry import flatten, sampled_at, tokens_at
 from tokens.keyed import keyed_generator
-from tokens.variants import base_of
+from tokens.keys import base_of
 
 
 @dataclass(frozen=True)

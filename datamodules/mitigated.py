@@ -16,7 +16,7 @@ from mitigations.saved import check_layers, read, save
 from mitigations.views import View
 from tokens.batch import GridBatch
 from tokens.errors import InputError
-from tokens.variants import base_of
+from tokens.keys import base_of, is_label
 
 log = logging.getLogger(__name__)
 # of FrozenSD.describe(): what a mitigation is bound to
@@ -34,13 +34,18 @@ class Mitigations:
             apply one after the other, in the layers' own place.
 
     Raises:
-        InputError: an order that makes no sense, comparing nothing.
+        InputError: an order that makes no sense, comparing nothing, a label that keys cannot hold.
     """
 
     def __init__(self, settings: Mapping[str, Configured] | None = None, compare: bool = False) -> None:
         steps = dict(settings or {})
         if compare and not steps:
             raise InputError("Expected mitigations to compare, but got none. Use mitigation=[standardize,position_mean].")
+        if compare and (taken := [label for label in steps if not is_label(label)]):
+            raise InputError(
+                f"Expected labels of compared mitigations to have no '/' and not to look like a timestep, but got '{taken[0]}'."
+                " Rename it."
+            )
         self.compare = compare
         if compare:
             self.ways = [Way("", []), *(Way(label, [step]) for label, step in steps.items())]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokens.batch import TokenBatch
 from tokens.keyed import keyed_generator
-from tokens.variants import base_of
+from tokens.keys import base_of
 
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:

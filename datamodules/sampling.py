@@ -9,7 +9,7 @@ from torch import Tensor
 from tokens.batch import GridBatch, TokenBatch
 from tokens.geometry import bin_starts, flatten, positions
 from tokens.keyed import keyed_generator
-from tokens.variants import base_of
+from tokens.keys import base_of
 
 CELLS = 8
 

@@ -11,7 +11,7 @@ from datamodules.sampling import stratified
 from tokens.batch import TokenBatch
 from tokens.geometry import positions
 from tokens.keyed import keyed_generator
-from tokens.variants import base_of
+from tokens.keys import base_of
 
 
 def placeholder(

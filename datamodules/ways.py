@@ -12,7 +12,7 @@ from mitigations.saved import Saved
 from mitigations.views import View
 from tokens.batch import GridBatch, joined
 from tokens.errors import InputError
-from tokens.variants import variant
+from tokens.keys import variant
 
 
 class Way:
@@ -36,7 +36,7 @@ class Way:
 
     def name(self, layer: str) -> str:
         """What the layer is called behind this chain."""
-        return variant(layer, self.label) if self.label else layer
+        return variant(layer, self.label)
 
     def describe(self, size: int) -> dict[str, Any]:
         """Steps, passes per image in passes of the plain image, and what the fits say of themselves, by layer."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from metrics.gains import over_seeds
 from metrics.intervals import FEWEST, mean_interval, share_interval, with_ends
 from metrics.match_costs import attraction, copies, groups, masked_cells, near_source, places
-from metrics.matches import GROUPS, MASKED, Matches, offset_table
+from metrics.matches import Matches, offset_table
 from metrics.pair_means import PairMeans
 from metrics.pck import (
     ALPHAS,
@@ -24,14 +24,15 @@ from metrics.pck import (
 from tokens.errors import InputError
 from tokens.geometry import centres
 from tokens.keypoints import Keypoints
+from tokens.keys import GROUPS, MASKED, Key
 
 ALPHA = 0.10  # of everything but the protocols' own PCKs
 MAIN = f"pck_ours_point_{ALPHA:.2f}"
-ATTRACTORS = ("corner", "border", "high_norm")
 
 Columns = dict[str, tuple[Tensor, Tensor]]  # key → values and where they count, per keypoint
 Units = dict[str, np.ndarray]  # key → pseudo-values by picture, see metrics.intervals
-DIFFERENCES = ("copy_excess", "attraction", "harm", "harm_random")  # metrics that are no shares
+BY_GROUP = ("attraction", "harm", "harm_random")
+DIFFERENCES = ("copy_excess", *BY_GROUP)  # metrics that are no shares
 
 
 class Correspondence:
@@ -82,15 +83,15 @@ class Correspondence:
             "copy_share_expected/all": (expected, counted),
             "copy_excess/all": (own - expected, counted),
         }
-        columns |= {f"attraction/{group}": (attraction(state, w, group), wrong) for group in ATTRACTORS}
+        columns |= {f"attraction/{group}": (attraction(state, w, group), wrong) for group in MASKED}
         for group in MASKED:
             for name, random in (("harm", False), ("harm_random", True)):
                 cell = matches.place(masked_cells(state, w, group, random))
                 masked = distances("ours", self.points, cell, matches.side).hits(ALPHA)
                 columns[f"{name}/{group}"] = (masked.double() - right.double(), state["comparable"][MASKED.index(group)] > 0)
         present = {group for g, group in enumerate(GROUPS) if (state["share"][g] > 0).any()}
-        kept = {k: v for k, v in columns.items() if k.split("/")[1] in present or not k.startswith(("harm", "attraction"))}
-        return self.averaged("point", kept, units)
+        absent = {name for name in columns if (key := Key.parse(name)).metric in BY_GROUP and key.where not in present}
+        return self.averaged("point", {name: column for name, column in columns.items() if name not in absent}, units)
 
     def hits(self, matches: Matches, way: str) -> Bool[Tensor, " n"]:
         """Right matches, as ``ours`` counts at ALPHA."""
@@ -171,14 +172,11 @@ class Correspondence:
         shares, others = share_interval(values), mean_interval(values)
         changed = self.pairs.touched(torch.where(counted > 0, torch.stack([_event(key, columns) for key in columns], 1), 0))
         rare = [
-            i
-            for i, key in enumerate(columns)
-            if (differences or key.split("/")[0] in ("harm", "harm_random", "attraction")) and changed[i] < FEWEST
+            i for i, key in enumerate(columns) if (differences or Key.parse(key).metric in BY_GROUP) and changed[i] < FEWEST
         ]
         found: dict[str, float] = {}
         for i, key in enumerate(columns):
-            metric = key.split("/")[0]
-            low, high = others if differences or metric in DIFFERENCES else shares
+            low, high = others if differences or Key.parse(key).metric in DIFFERENCES else shares
             ends = (low[i], high[i]) if i not in rare else (np.nan, np.nan)
             found |= with_ends(key, means[i].item(), *ends) | {f"{key}/n": int(counted[:, i].sum())}
         if units is not None:
@@ -203,4 +201,4 @@ class Correspondence:
 def _event(key: str, columns: Columns) -> Bool[Tensor, " n"]:
     """Keypoints at which something happened: a match on the group for attraction, else a value that is not 0."""
     value = columns[key][0]
-    return value > 0 if key.startswith("attraction") else value != 0
+    return value > 0 if Key.parse(key).metric == "attraction" else value != 0

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metrics.intervals import FEWEST, effective_units, mean_interval, two_way_interval, with_ends
+from tokens.keys import ENDS, Key
 
 SAME = 1e-12  # differences below it are rounding
 Values = Mapping[str, Float[np.ndarray, " n"]]  # key → pseudo-values by unit
@@ -36,7 +37,7 @@ def paired_gains(own: Values, other: Values) -> dict[str, float]:
 
 def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, float]:
     """A gain under its key, the ends of its interval in ``found`` moved where needed to hold it."""
-    ends = {end: found[f"{key}/{end}"] for end in ("ci_low", "ci_high") if f"{key}/{end}" in found}
+    ends = {end: found[f"{key}/{end}"] for end in ENDS if f"{key}/{end}" in found}
     moved = {f"{key}/{end}": (min if end == "ci_low" else max)(value, gain) for end, value in ends.items()}
     return {key: gain} | moved
 
@@ -51,11 +52,10 @@ def metric_gains(own: "PerPhotograph", other: "PerPhotograph") -> dict[str, floa
         alike = [group for i, group in enumerate(own.groups) if own.count[:, i].equal(other.count[:, i])]
         effective = dict(zip(own.groups, effective_units(own.count.cpu().numpy()), strict=True))
     theirs = other.pseudovalues()
-    found = paired_gains({key: value for key, value in own.pseudovalues().items() if key.split("/")[1] in alike}, theirs)
+    found = paired_gains({key: value for key, value in own.pseudovalues().items() if Key.parse(key).where in alike}, theirs)
     few = [group for group, units in effective.items() if units + 1e-9 < FEWEST]
-    return {
-        key: value for key, value in found.items() if not (key.endswith(("/ci_low", "/ci_high")) and key.split("/")[1] in few)
-    }
+    unsure = {name for name in found if (key := Key.parse(name)).statistic in ENDS and key.where in few}
+    return {name: value for name, value in found.items() if name not in unsure}
 
 
 class PerPhotograph(Protocol):

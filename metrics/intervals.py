@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from tokens.keys import ENDS
+
 LEVEL = 0.95
 FEWEST = 6  # units: below it simulated intervals miss too often, and no sign-flip test reaches 5 % (2 / 2⁵ = .0625)
 FEWEST_SEEDS = 3  # random networks: two have one difference, which says next to nothing about how networks differ
@@ -159,9 +161,8 @@ def with_ends(key: str, value: SupportsFloat, low: SupportsFloat, high: Supports
     number, *ends = (float(each) for each in (value, low, high))
     if not np.isfinite(number):
         return {}
-    return {key: number} | (
-        dict(zip((f"{key}/ci_low", f"{key}/ci_high"), ends, strict=True)) if np.isfinite(ends).all() else {}
-    )
+    found = {f"{key}/{end}": value for end, value in zip(ENDS, ends, strict=True)}
+    return {key: number} | (found if np.isfinite(ends).all() else {})
 
 
 def _enough(count: np.ndarray, weights: np.ndarray | None) -> np.ndarray:

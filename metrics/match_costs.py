@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from metrics.matches import GROUPS, MASKED
 from tokens.keypoints import Keypoints
+from tokens.keys import GROUPS, MASKED
 
 DISPLACEMENTS = {"near": (0.0, 0.15), "middle": (0.15, 0.35), "far": (0.35, 2.0)}  # shares of the input's side
 EDGES = {"near": (-1.0, 1 / 16), "middle": (1 / 16, 3 / 16), "far": (3 / 16, 1.0)}  # of the target point to the input's edge

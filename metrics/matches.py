@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-GROUPS = ("corner", "border", "interior", "high_norm")
-MASKED = ("corner", "border", "high_norm")  # groups that are masked to see what they cost
+from tokens.keys import GROUPS, MASKED
 
 
 class Matches(Metric):

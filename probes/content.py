@@ -22,11 +22,10 @@ from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
-from tokens.variants import OVER_NONE, base_of, label_of
+from tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
 
 VARIANTS = ("test", "shuffled_labels")
 NULLS = ("chance", "position_only")  # both say the training mean at the token's position, which is R² = 0 by definition
-GROUPS = ("corner", "border", "interior", "high_norm")
 LATENT = 4  # channels of a latent
 # mitigations change the scale of directions, so one level for all of them would favour some
 LEVELS = tuple(10.0**power for power in range(-6, 2))
@@ -144,13 +143,14 @@ class ContentProbe(lightning.LightningModule):
         for layer in self.shapes:
             for what in VARIANTS:
                 values = self._score(what, layer).compute()
-                self.results |= {f"{what}/{layer}/{key}": value for key, value in values.items()}
-            self.results |= {f"{null}/{layer}/{key}": 0.0 for null in NULLS for key in values if key.count("/") == 1}
-            self._units |= {f"test/{layer}/{key}": values for key, values in self._score("test", layer).pseudovalues().items()}
+                self.results |= qualified(what, layer, values)
+            for null in NULLS:
+                self.results |= qualified(null, layer, dict.fromkeys(select(values, statistic=""), 0.0))
+            self._units |= qualified("test", layer, self._score("test", layer).pseudovalues())
             if label_of(layer):
                 gained = self._score("test", layer).gain(self._score("test", base_of(layer)))
-                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
-        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+                self.results |= qualified(OVER_NONE, layer, gained)
+        self.log_dict(select(self.results, condition="test", statistic=""))
 
     @property
     def unfinished(self) -> list[str]:

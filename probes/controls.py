@@ -11,6 +11,7 @@ from metrics.flip_attribution import BINNED, FlipAttribution
 from metrics.grid_accuracy import GridAccuracy
 from probes.position import PositionProbe
 from tokens.batch import TokenBatch
+from tokens.keys import qualified
 
 UPRIGHT, ROTATED = "test", "rotated"
 
@@ -47,8 +48,8 @@ class ControlsProbe(PositionProbe):
         super().on_test_epoch_end()
         for layer, measure in self.measures.items():
             for view in self._views[1:]:
-                self.results |= {f"{view}/{layer}/{key}": value for key, value in measure.views[view].compute().items()}
-            self.results |= {f"test/{layer}/{key}": value for key, value in measure.flips.compute().items()}
+                self.results |= qualified(view, layer, measure.views[view].compute())
+            self.results |= qualified("test", layer, measure.flips.compute())
 
     def maps(self) -> dict[str, Any]:
         """Those of the position probe; ``<layer>/photo_right`` and ``<layer>/photo_count`` (views, photographs): binned hits

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from metrics.correspondence import MAIN, Correspondence, Units
-from metrics.matches import MASKED, Matches
+from metrics.matches import Matches
 from metrics.pck import PROTOCOLS
 from probes.linear import LinearProbe
 from probes.matching import best, cosines, random_mask, refined, upsampled_argmax
@@ -29,7 +29,7 @@ from tokens.errors import InputError
 from tokens.geometry import tokens_at
 from tokens.keyed import keyed_generator
 from tokens.keypoints import Keypoints
-from tokens.variants import OVER_NONE, base_of, label_of
+from tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
 
 TRAINED = ("test", "shuffled_labels")
 
@@ -136,24 +136,22 @@ class CorrespondenceProbe(LinearProbe):
     def on_test_epoch_end(self) -> None:
         """Collect ``<way>/<layer>/<metric>/<group>``, baselines and paired gains in ``results``."""
         reported = self._reports
-        baselines = reported.baselines()
-        self.results |= {f"{name}/baseline/{key}": v for name, values in baselines.items() for key, v in values.items()}
+        for name, values in reported.baselines().items():
+            self.results |= qualified(name, "baseline", values)
         for layer in self.shapes:
             matches = self._of(layer)
             for way in self.ways:
                 units: Units = {}
-                values = self._reported(layer, reported, matches, way, units)
-                self.results |= {f"{way}/{layer}/{key}": value for key, value in values.items()}
-                self._units |= {f"{way}/{layer}/{key}": part for key, part in units.items()}
+                self.results |= qualified(way, layer, self._reported(layer, reported, matches, way, units))
+                self._units |= qualified(way, layer, units)
             gains = {"gain_over_same_position": reported.same_position()}
             if self.learns:
                 gains["gain_over_zero_shot"] = reported.hits(matches, "zero_shot")
             if label_of(layer):
                 gains[OVER_NONE] = reported.hits(self._of(base_of(layer)), "test")
             for name, other in gains.items():
-                gained = reported.gain(reported.hits(matches, "test"), other)
-                self.results |= {f"{name}/{layer}/{key}": value for key, value in gained.items()}
-        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.endswith(f"{MAIN}/all")})
+                self.results |= qualified(name, layer, reported.gain(reported.hits(matches, "test"), other))
+        self.log_dict(select(self.results, condition="test", metric=MAIN, where="all", statistic=""))
 
     def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
         """``gain_over_random_weights/<layer>/…`` of the tested matching over the mean of these twins', by their predictions."""
@@ -162,7 +160,7 @@ class CorrespondenceProbe(LinearProbe):
         for layer in self.shapes:
             mine = reported.hits(self._of(layer), "test").double()
             gained = reported.gain_over_seeds(mine, [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins])
-            found |= {f"gain_over_random_weights/{layer}/{key}": value for key, value in gained.items()}
+            found |= qualified("gain_over_random_weights", layer, gained)
         return found
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
@@ -268,7 +266,8 @@ class CorrespondenceProbe(LinearProbe):
 
     def _reported(self, layer: str, reported: Correspondence, matches: Matches, way: str, units: Units) -> dict[str, float]:
         if way == "shuffled_labels":
-            return {k: v for k, v in reported.pck(matches, way, ("ours",)).items() if k.startswith("pck_ours_point")}
+            found = reported.pck(matches, way, ("ours",))
+            return {text: value for text, value in found.items() if Key.parse(text).metric.startswith("pck_ours_point")}
         if label_of(layer):  # beside its layer a variant is counted in one way
             return reported.pck(matches, way, ("ours",), units) | reported.costs(matches, way, units)
         values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw), units)

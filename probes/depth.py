@@ -20,12 +20,11 @@ from probes.ridge import RidgeMoments
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
 from tokens.processes import Processes
-from tokens.variants import OVER_NONE, base_of, label_of
 
 VARIANTS = ("test", "shuffled_labels")
 NULLS = ("constant", "position_only")
-GROUPS = ("corner", "border", "interior", "high_norm")
 DELTA = 1.0  # of the Huber loss, in the unit of depth: metres, or scene units
 
 
@@ -127,14 +126,13 @@ class DepthProbe(LinearProbe):
         """Collect ``<what>/<layer>/<metric>/<group>`` of probes and nulls in ``results``, and log the probes'."""
         for layer in self.shapes:
             for what in (*VARIANTS, *NULLS):
-                values = self._error(what, layer).compute()
-                self.results |= {f"{what}/{layer}/{key}": value for key, value in values.items()}
-            self._units |= {f"test/{layer}/{key}": values for key, values in self._error("test", layer).pseudovalues().items()}
+                self.results |= qualified(what, layer, self._error(what, layer).compute())
+            self._units |= qualified("test", layer, self._error("test", layer).pseudovalues())
             if label_of(layer):
                 gained = self._error("test", layer).gain(self._error("test", base_of(layer)))
-                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
+                self.results |= qualified(OVER_NONE, layer, gained)
             self._maps[f"{layer}/error"] = self._error("test", layer).maps()["error"]
-        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+        self.log_dict(select(self.results, condition="test", statistic=""))
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokens.keyed import keyed_generator
+from tokens.keys import base_of
 from tokens.processes import Processes
-from tokens.variants import base_of
 
 
 class LayerHead(nn.Module):

@@ -26,9 +26,9 @@ from metrics.position_rsa import PositionRSA
 from metrics.position_variance import PositionVariance
 from metrics.token_means import TokenMeans
 from metrics.token_norms import TokenNorms
+from tokens.keys import GROUPS, PARTITION, Key
 
 CLIPPED = ("r_cor", "r_norm")  # risks that count from 0 on
-PARTS = ("corner", "border", "interior")
 CONTENT = "corner_content"  # tokens of the whole image that show what the corners of the cropped image show
 
 
@@ -65,11 +65,11 @@ class LayerStatistics(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("template", template)
         self.register_buffer("content", corner_mask(height, width, margin), persistent=False)
-        self.similarity = GroupSimilarity((*PARTS, CONTENT), images, centred=True)
-        self.cropped_similarity = GroupSimilarity(PARTS, images, centred=True)
+        self.similarity = GroupSimilarity((*PARTITION, CONTENT), images, centred=True)
+        self.cropped_similarity = GroupSimilarity(PARTITION, images, centred=True)
         self.content_corners = CornerSimilarity(channels, images)
         self.cropped_corners = CornerSimilarity(channels, images)
-        self.norms = TokenNorms(height, width, (*PARTS, "high_norm"), images)
+        self.norms = TokenNorms(height, width, GROUPS, images)
         self.variance = PositionVariance(channels, height, width, images)
         self.rsa = PositionRSA(images, seed=seed) if similar else None
         self.channels = ChannelEnergy(channels, images)
@@ -121,7 +121,7 @@ class LayerStatistics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """``<metric>/<group>`` with intervals over folds of images, credibility last."""
-        values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in key}
+        values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in Key.parse(key).where}
         values |= {f"content_{key}": value for key, value in self.content_corners.compute().items()}
         for cropped in (self.cropped_similarity, self.cropped_corners):
             values |= {f"cropped_{key}": value for key, value in cropped.compute().items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
 from tokens import expect
+from tokens.keys import select
 from tokens.processes import Processes
 
 
@@ -149,7 +150,7 @@ class LinearProbe(lightning.LightningModule):
             if head.best_loss[0].isfinite():
                 self.results[f"val/{layer}/loss/all"] = head.best_loss[0].item()
                 self.results[f"val/{layer}/{self.metric}/all"] = head.best_score[0].item()
-        return {key: value for key, value in self.results.items() if key.startswith("val/")}
+        return select(self.results, condition="val")
 
     def _stop_if_finished(self) -> None:
         if self.automatic_optimization:

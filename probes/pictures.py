@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tokens.batch import GridBatch
 from tokens.errors import InputError
+from tokens.keys import label_of
 from tokens.similarity import token_similarity
-from tokens.variants import label_of
 
 SIDE = 32  # tokens a side of the grid in which a token is chosen
 

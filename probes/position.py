@@ -24,11 +24,10 @@ from tokens import expect
 from tokens.batch import TokenBatch
 from tokens.errors import InputError
 from tokens.keyed import keyed_generator
+from tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
 from tokens.processes import Processes
-from tokens.variants import OVER_NONE, base_of, label_of
 
 VARIANTS = ("test", "shuffled_labels", "random_partition")
-GROUPS = ("corner", "border", "interior", "high_norm")
 
 
 class PositionProbe(LinearProbe):
@@ -131,20 +130,18 @@ class PositionProbe(LinearProbe):
             for variant in VARIANTS:
                 values = self._accuracy(variant, layer).compute()
                 # classes of a random partition have no neighbourhood, so only axis accuracy means something
-                kept = {k: v for k, v in values.items() if variant != "random_partition" or k.startswith("axis_accuracy")}
-                self.results |= {f"{variant}/{layer}/{key}": value for key, value in kept.items()}
+                kept = select(values, metric="axis_accuracy") if variant == "random_partition" else values
+                self.results |= qualified(variant, layer, kept)
             if self.regresses:
-                self.results |= {f"test/{layer}/{key}": value for key, value in self._r2(layer).compute().items()}
-            self._units |= {
-                f"test/{layer}/{key}": values for key, values in self._accuracy("test", layer).pseudovalues().items()
-            }
+                self.results |= qualified("test", layer, self._r2(layer).compute())
+            self._units |= qualified("test", layer, self._accuracy("test", layer).pseudovalues())
             if label_of(layer):
                 gained = self._accuracy("test", layer).gain(self._accuracy("test", base_of(layer)))
-                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
+                self.results |= qualified(OVER_NONE, layer, gained)
             tables = self._accuracy("test", layer).maps()
             self._maps |= {f"{layer}/{name}": table for name, table in tables.items()}
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
-        self.log_dict({k: v for k, v in self.results.items() if k.startswith("test/") and k.count("/") == 3})
+        self.log_dict(select(self.results, condition="test", statistic=""))
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""

@@ -20,7 +20,7 @@ from probes.pictures import Pictures
 from tokens import expect
 from tokens.batch import GridBatch
 from tokens.errors import InputError
-from tokens.variants import OVER_NONE, base_of, label_of
+from tokens.keys import OVER_NONE, base_of, label_of, qualified, select
 
 WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
 STRIDE = 8  # pixels per latent cell
@@ -123,18 +123,17 @@ class StatisticsProbe(lightning.LightningModule):
         """Collect ``test/<layer>/<metric>/<group>``; log the credibility of every layer."""
         self._compare_with_floor()
         for layer in self.shapes:
-            values = self._of(layer).compute()
-            self.results |= {f"test/{layer}/{key}": value for key, value in values.items()}
+            self.results |= qualified("test", layer, self._of(layer).compute())
             if label_of(layer):
                 gained = self._of(layer).gain(self._of(base_of(layer)))
-                self.results |= {f"{OVER_NONE}/{layer}/{key}": value for key, value in gained.items()}
-        self.log_dict({k: v for k, v in self.results.items() if k.endswith("/credibility/all")})
+                self.results |= qualified(OVER_NONE, layer, gained)
+        self.log_dict(select(self.results, metric="credibility", where="all", statistic=""))
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``test/<layer>/<metric>/<group>`` → what every fold of images contributes, of risks, credibility and norms."""
         found: dict[str, np.ndarray] = {}
         for layer in self.shapes:
-            found |= {f"test/{layer}/{key}": values for key, values in self._of(layer).pseudovalues().items()}
+            found |= qualified("test", layer, self._of(layer).pseudovalues())
         return found
 
     def maps(self) -> dict[str, np.ndarray]:

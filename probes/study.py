@@ -4,6 +4,7 @@ References:
     Loos & Linhardt (2025), arXiv 2504.07008.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +18,8 @@ from metrics.token_norms import TokenNorms
 from probes.position import PositionProbe
 from tokens.batch import GridBatch
 from tokens.geometry import at_grid, border_groups
+from tokens.keys import GROUPS, PARTITION, Key, qualified
 
-PARTS = ("corner", "border", "interior")
 ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
 TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops
 
@@ -81,7 +82,7 @@ class StudyProbe(PositionProbe):
         """Collect position, similarities and norms."""
         super().on_test_epoch_end()
         for layer, measure in self.measures.items():
-            self.results |= {f"test/{layer}/{key}": value for key, value in measure.compute().items()}
+            self.results |= qualified("test", layer, measure.compute())
 
     def maps(self) -> dict[str, Any]:
         """Those of the position probe and ``<layer>/norm``."""
@@ -101,9 +102,9 @@ class _Measure(nn.Module):
     def __init__(self, height: int, width: int, images: int, anomalies: bool) -> None:
         super().__init__()
         counts = {name: int(mask.sum()) for name, mask in border_groups(height, width).items()}
-        self.reprcropped = GroupSimilarity(PARTS, images, counts=counts)
-        self.cropped = GroupSimilarity(PARTS, images, counts=counts)
-        groups = (*PARTS, "high_norm", "anomaly") if anomalies else (*PARTS, "high_norm")
+        self.reprcropped = GroupSimilarity(PARTITION, images, counts=counts)
+        self.cropped = GroupSimilarity(PARTITION, images, counts=counts)
+        groups = (*GROUPS, "anomaly") if anomalies else GROUPS
         self.norms = TokenNorms(height, width, groups, images)
         self.high_norm = HighNormTokens(images)
         self.labelled = DetectionScore(images)
@@ -114,7 +115,7 @@ class _Measure(nn.Module):
         if self.labelled.seen:
             values |= {f"labels_{key}": value for key, value in self.labelled.compute().items()}
         for name, metric in (("reprcropped", self.reprcropped), ("cropped", self.cropped)):
-            for key, value in metric.compute().items():
-                kind, rest = key.split("/", 1)
-                values[f"{kind.replace('similarity', f'similarity_{name}')}/{rest}"] = value
+            for text, value in metric.compute().items():
+                key = Key.parse(text)
+                values[str(replace(key, metric=key.metric.replace("similarity", f"similarity_{name}")))] = value
         return values

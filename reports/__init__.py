@@ -1,1 +1,1 @@
-"""Run folders → tables and figures. Imports no sibling: it reads files."""
+"""Run folders → tables and figures. Reads files; knows neither probes nor data modules."""

@@ -19,7 +19,9 @@ from reports.mitigations import WIDTH, mitigation_tables
 from reports.mitigations import write as write_mitigations
 from reports.run import Run
 from reports.waterfall import controls_figures
+from tokens.errors import InputError
 from tokens.io import DamagedFile, write_figure
+from tokens.keys import select
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
 TRACES = ("metrics.json", "error.txt", "config_hash")  # what a run that began leaves
@@ -59,8 +61,11 @@ def unusable(folder: Path) -> str:
 def damage(folder: Path) -> str:
     """What is wrong with a folder's ``metrics.json``; empty where it can be read."""
     try:
-        meta = Run.read(folder, maps=False).meta
-        absent = [name for name in (*NEEDED, "complete") if name not in meta]
+        run = Run.read(folder, maps=False)
+        absent = [name for name in (*NEEDED, "complete") if name not in run.meta]
+        select(run.metrics)  # every key is read
+    except InputError:
+        return "metrics.json has keys that this version does not know"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})"
     return f"metrics.json lacks meta.{absent[0]}" if absent else ""

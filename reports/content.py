@@ -7,6 +7,7 @@ from rich.table import Table
 from reports.curves import curve, heading, mitigated, name_layers
 from reports.numbers import (
     FEW,
+    GROUP_HEADERS,
     SPARSE,
     by_group,
     captioned,
@@ -21,7 +22,6 @@ from reports.numbers import (
 from reports.run import Run
 
 KIND = "content_r2"
-GROUPS = ("all", "corner", "border", "interior", "high_norm")
 STYLES = {
     "test": ("-", "#0b6e99", "this network"),
     "random_weights": ("-", "#d9730d", ""),  # its label names the seeds
@@ -41,13 +41,13 @@ def content_table(run: Run) -> Table:
     compared = any(run.value("gain_over_none", layer, KIND) is not None for layer in run.layers)
     shown = run_table(f"Linear content probe: {run.setting}, {tested(run)}", run)
     shown.add_column("layer", no_wrap=not compared, overflow="fold")  # names of variants are long
-    for header in ("all", "±", "corner", "border", "interior", "high\nnorm", *["over none"] * compared):
+    for header in ("all", "±", *GROUP_HEADERS, *["over none"] * compared):
         shown.add_column(header, no_wrap=True, justify="right")
     ends = ["±"] * over_seeds(run)
     for header in (random_weights(run).replace(" ", "\n", 2), *ends, "shuf-\nfled"):
         shown.add_column(header, no_wrap=True, justify="right", style="dim")
     for layer in run.layers:
-        groups = by_group(run, "test", layer, KIND, GROUPS)
+        groups = by_group(run, "test", layer, KIND)
         nulls = [number(run.value(null, layer, KIND)) for null in NULLS]
         nulls[1:1] = [half(run, "random_weights", layer, KIND) for _ in ends]
         own = half(run, "test", layer, KIND)

@@ -11,6 +11,7 @@ from rich.table import Table
 from reports.curves import curve, heading, mitigated, name_layers
 from reports.numbers import captioned, half, intervals, lacking, percent, random_weights, run_table, tested
 from reports.run import Run
+from tokens.keys import GROUPS, MASKED, select
 
 MAIN = "pck_ours_point_0.10"
 ALPHAS = ("0.05", "0.10", "0.15")
@@ -34,8 +35,6 @@ GAINS = {
 }  # fmt: skip
 HARMS = (("harm", "harm of {}"), ("harm_random", "  of as many random"))
 DISPLACEMENTS = ("near", "middle", "far")
-GROUPS = ("corner", "border", "interior", "high_norm")
-MASKED = ("corner", "border", "high_norm")
 # metric, group, what the table calls it
 COSTS = [
     (MAIN, "all", "all keypoints"),
@@ -127,7 +126,7 @@ def cost_table(run: Run) -> Table:
 
 def protocol_table(run: Run) -> Table:
     """Every published way of counting the same matches; dift counts its own, over enlarged grids, zero-shot."""
-    raw = "zero_shot" if any(key.startswith("zero_shot/") for key in run.metrics) else "test"
+    raw = "zero_shot" if select(run.metrics, condition="zero_shot") else "test"
     table = run_table(f"The same matches as papers count them (percent){_chosen(run)}", run, PADDING)
     words = ("layer", "protocol", "α of", "mean over")
     for header in (*words, *(f"@{alpha}" for alpha in PUBLISHED_ALPHAS), "± @0.10"):

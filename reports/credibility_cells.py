@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reports.mitigated_layers import LEAST_PCK
-from reports.run import Run, variant
+from reports.run import Run
+from tokens.keys import variant
 
 MITIGATION = "position_mean"
 PCK = "pck_ours_point_0.10"

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from metrics.intervals import FEWEST
 from reports.numbers import over_seeds, seeds, tested, units
-from reports.run import Run, variant
+from reports.run import Run
+from tokens.keys import variant
 
 COLOURS = ("#448361", "#9065b0", "#c14c8a", "#64473a", "#a67c00", "#e03e3e", "#3d9aa8", "#787774")  # of mitigations
 MANY = 12  # layers whose names stand upright

@@ -8,11 +8,21 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from reports.curves import curve, heading, mitigated, name_layers
-from reports.numbers import by_group, captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
+from reports.numbers import (
+    GROUP_HEADERS,
+    by_group,
+    captioned,
+    half,
+    intervals,
+    number,
+    over_seeds,
+    random_weights,
+    run_table,
+    tested,
+)
 from reports.run import Run
 
 METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "relative", "delta1": "δ < 1.25"}
-GROUPS = ("all", "corner", "border", "interior", "high_norm")
 NULLS = {"position_only": "position only", "constant": "constant", "shuffled_labels": "shuffled"}
 STYLES = {
     "test": ("-", "#0b6e99", "this network"),
@@ -33,7 +43,7 @@ NULL_CAPTION = (
 def depth_table(run: Run) -> Table:
     """Rows per layer: four errors, and the RMSE of what knows no activation, for every token group."""
     shown = run_table(f"Linear depth probe: {run.setting}, {tested(run)}", run)
-    for header in ("layer", "error", "all", "±", "corner", "border", "interior", "high\nnorm"):
+    for header in ("layer", "error", "all", "±", *GROUP_HEADERS):
         shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "error") else "right")
     ends = ["±"] * over_seeds(run)
     for header in (random_weights(run).replace(" ", "\n", 2), *ends):
@@ -42,13 +52,13 @@ def depth_table(run: Run) -> Table:
         for metric, text in METRICS.items():
             if run.value("test", layer, metric) is None and metric == "rmse_per_image":  # runs of an older version
                 continue
-            groups = by_group(run, "test", layer, metric, GROUPS)
+            groups = by_group(run, "test", layer, metric)
             nulls = [number(run.value("random_weights", layer, metric))]
             nulls += [half(run, "random_weights", layer, metric) for _ in ends]
             name = layer if metric == "rmse" else ""
             shown.add_row(name, text, groups[0], half(run, "test", layer, metric), *groups[1:], *nulls)
         for null, text in NULLS.items():
-            values = by_group(run, null, layer, "rmse", GROUPS)
+            values = by_group(run, null, layer, "rmse")
             shown.add_row("", text, values[0], "", *values[1:], style="dim")
         shown.add_section()
     return captioned(shown, run, CAPTION, intervals(run), NULL_CAPTION)

@@ -15,7 +15,8 @@ import numpy as np
 from metrics.intervals import FEWEST
 from metrics.sign_flips import adjusted_p
 from reports.mitigation_groups import mitigation_groups
-from reports.run import Run, base_of, label_of, variant
+from reports.run import Run
+from tokens.keys import ENDS, OVER_NONE, Key, base_of, label_of, select, variant
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ MORE = (
     "axis_accuracy/all", "cell_accuracy/all", "r_norm/all", "credibility/all",
     *(f"relative_norm/{group}" for group in ("border", "interior", "high_norm")),
 )  # fmt: skip
-ENDS = tuple(f"/{key}" for key in (*METRICS, *MORE))
 Place = tuple[str, str]  # layer, mitigation
 APART = 1e-3  # what two runs may differ by in the same number
 
@@ -206,7 +206,7 @@ def _layer(setting: str, layer: str, runs: list[Run], metrics: Mapping[str, floa
 
 def _tested(group: list[MitigatedLayer], runs: list[Run]) -> list[MitigatedLayer]:
     """Layers with p-values: of every metric over all layers and mitigations, and of what lies beyond the random controls."""
-    units = {key: values for run in runs for key, values in run.pseudovalues().items() if key.startswith("test/")}
+    units = {key: values for run in runs for key, values in select(run.pseudovalues(), condition="test").items()}
     families: dict[str, Family] = {}
     for key in (*METRICS, *MORE):
         rows = [(layer, row) for layer in group for row in layer.rows if row.label != NONE and not row.control]
@@ -279,9 +279,10 @@ def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
     return kept, merged
 
 
-def _wanted(key: str) -> bool:
-    number = key.removesuffix("/ci_low").removesuffix("/ci_high").removesuffix("/n")
-    return key.startswith(("test/", "chance/", "gain_over_none/")) and number.endswith(ENDS)
+def _wanted(text: str) -> bool:
+    key = Key.parse(text)
+    known = key.condition in ("test", "chance", OVER_NONE) and key.statistic in ("", *ENDS, "n")
+    return known and key.quantity in (*METRICS, *MORE)
 
 
 def _cells(metrics: Mapping[str, float], name: str) -> dict[str, Cell]:

@@ -8,11 +8,13 @@ from rich.table import Table
 
 from metrics.intervals import FEWEST, FEWEST_SEEDS
 from reports.run import Run
+from tokens.keys import GROUPS, select
 
 FEW = f"n < {FEWEST}"  # in place of an interval: so many units were tested
 SPARSE = "few"  # the same: so few of them carry the number, or differ in it
 MARK = "†"  # behind a number
 GROUPS_OF_IMAGES = 20
+GROUP_HEADERS = tuple(group.replace("_", "\n") for group in GROUPS)
 SHORT = 4  # mitigations that a sentence still names
 
 
@@ -45,7 +47,7 @@ def lacking(run: Run, what: str, few: str = FEW) -> str:
     return SPARSE if few == FEW and count is not None and count >= FEWEST else few
 
 
-def by_group(run: Run, what: str, layer: str, metric: str, groups: Sequence[str]) -> list[str]:
+def by_group(run: Run, what: str, layer: str, metric: str, groups: Sequence[str] = ("all", *GROUPS)) -> list[str]:
     """A number for every token group, measured ones bold; marked where too few units stand behind it for an interval.
 
     ``all`` has no mark: its interval stands beside it.
@@ -96,9 +98,9 @@ def seeds(run: Run) -> str:
 
 
 def _seeds(run: Run) -> int:
-    keys = [key for key in run.metrics if key.startswith("random_weights/")]
-    counts = [int(run.metrics[key]) for key in keys if key.endswith("/seeds")]
-    return max(counts, default=int(run.meta.get("twins") or 0)) if keys else 0
+    found = select(run.metrics, condition="random_weights")
+    counts = map(int, select(found, statistic="seeds").values())
+    return max(counts, default=int(run.meta.get("twins") or 0)) if found else 0
 
 
 def random_weights(run: Run) -> str:
@@ -108,7 +110,7 @@ def random_weights(run: Run) -> str:
 
 def over_seeds(run: Run) -> bool:
     """Whether numbers with random weights have intervals, over networks and units."""
-    return any(key.startswith("random_weights/") and key.endswith("/ci_low") for key in run.metrics)
+    return bool(select(run.metrics, condition="random_weights", statistic="ci_low"))
 
 
 def alone(run: Run) -> str:

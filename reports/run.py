@@ -8,36 +8,9 @@ from typing import Any
 import numpy as np
 
 from tokens.io import read_arrays, read_json
+from tokens.keys import Key, label_of
 
 SCHEMA = 2  # of metrics.json; runs of an older one have no pseudo-values that a test could use
-VARIANT = "__"  # stands between a layer and the mitigation that a variant of it is behind
-
-
-def base_of(name: str) -> str:
-    """The layer of a variant.
-
-    >>> base_of("mid__leace")
-    'mid'
-    """
-    return name.partition(VARIANT)[0]
-
-
-def label_of(name: str) -> str:
-    """The mitigation of a variant; empty for the layer itself.
-
-    >>> label_of("mid__leace"), label_of("mid")
-    ('leace', '')
-    """
-    return name.partition(VARIANT)[2]
-
-
-def variant(layer: str, label: str) -> str:
-    """What a layer behind a mitigation is called in ``metrics.json``; the layer itself for an empty label.
-
-    >>> variant("mid", "leace"), variant("mid", "")
-    ('mid__leace', 'mid')
-    """
-    return f"{layer}{VARIANT}{label}" if label else layer
 
 
 @dataclass(frozen=True)
@@ -99,4 +72,4 @@ class Run:
 
     def value(self, what: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, None where it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
-        return self.metrics.get("/".join(filter(None, (what, layer, metric, group, end))))
+        return self.metrics.get(str(Key(what, layer, metric, group, end)))

@@ -13,6 +13,7 @@ from rich.table import Table
 from reports.curves import curve, heading, mitigated, name_layers
 from reports.numbers import captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
 from reports.run import Run
+from tokens.keys import GROUPS, PARTITION
 
 BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#d9730d", "#448361", "#9b9a97"
 OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
@@ -96,7 +97,7 @@ def similarity_over_layers(run: Run) -> Figure:
     """Mean pairwise cosine within groups: raw above, centred below; dashed for cropped images."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
     for axis, metric, title in ((axes[0], "similarity", "raw tokens"), (axes[1], "similarity_centred", "minus the mean token")):
-        for group, colour in (("corner", BLUE), ("border", GREEN), ("interior", GREY)):
+        for group, colour in zip(PARTITION, (BLUE, GREEN, GREY), strict=True):
             curve(axis, run, "test", metric, group, color=colour, label=group, **OWN)
             label = f"{group}, image cropped"
             curve(axis, run, "test", f"cropped_{metric}", group, band=False, color=colour, label=label, ls="--", lw=1.4)
@@ -110,7 +111,7 @@ def similarity_over_layers(run: Run) -> Figure:
 def norms_over_layers(run: Run) -> Figure:
     """Relative norm of every group above, share of high-norm tokens and of their energy below."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
-    for group, colour in (("corner", BLUE), ("border", GREEN), ("interior", GREY), ("high_norm", ORANGE)):
+    for group, colour in zip(GROUPS, (BLUE, GREEN, GREY, ORANGE), strict=True):
         curve(axes[0], run, "test", "relative_norm", group, color=colour, label=group.replace("_", "-"), **OWN)
     axes[0].set(ylabel="norm relative to image")
     curve(axes[1], run, "test", "high_norm_share", color=ORANGE, label="share of tokens detected as high-norm", **OWN)

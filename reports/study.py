@@ -13,6 +13,7 @@ from rich.table import Table
 
 from reports.run import Run
 from tokens.io import write_rows
+from tokens.keys import PARTITION
 
 PUBLISHED = Path(__file__).with_name("loos2025.json")
 MODELS = {"stable-diffusion-v1": "sd15", "stable-diffusion-2-1": "sd21", "sd-turbo": "sd_turbo"}
@@ -144,7 +145,7 @@ def quantities(run: Run, layer: str) -> dict[str, tuple[float | None, Callable[[
     for i, bins in enumerate(RESOLUTIONS):
         found[f"accuracy_{bins}"] = (accuracy_at(run, layer, bins), lambda e, i=i: e["accuracy"][i])  # type: ignore[misc]
     for kind in ("cropped", "reprcropped"):
-        for group in ("corner", "border", "interior"):
+        for group in PARTITION:
             key = group if group == "corner" else f"{group}_corrected"
             own = run.value("test", layer, f"similarity_{kind}", group)
             found[f"{kind}_{group}"] = (own, lambda e, kind=kind, key=key: e[kind][key])  # type: ignore[misc]

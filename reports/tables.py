@@ -8,13 +8,24 @@ from rich.table import Table
 from reports.content import content_table
 from reports.correspondence import correspondence_tables
 from reports.depth import depth_table
-from reports.numbers import by_group, captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
+from reports.numbers import (
+    GROUP_HEADERS,
+    by_group,
+    captioned,
+    half,
+    intervals,
+    number,
+    over_seeds,
+    random_weights,
+    run_table,
+    tested,
+)
 from reports.run import Run
 from reports.statistics import statistics_table
 from reports.study import study_table
+from tokens.keys import Key, select
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
-GROUPS = ("all", "corner", "border", "interior", "high_norm")
 CAPTION = (
     "shuffled: axis accuracy of a probe trained on shuffled labels; read a group's accuracy beside it, since even a constant "
     "guess scores one half on corner rows."
@@ -24,20 +35,20 @@ CAPTION = (
 def position_table(run: Run) -> Table:
     """Rows per layer: three accuracies, and axis accuracy of the shuffled-label control for every token group."""
     shown = run_table(f"Linear position probe: {run.setting}, {tested(run)}", run)
-    for header in ("layer", "accuracy", "all", "±", "corner", "border", "interior", "high\nnorm"):
+    for header in ("layer", "accuracy", "all", "±", *GROUP_HEADERS):
         shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "accuracy") else "right")
     ends = ["±"] * over_seeds(run)
     for header in ("chance", random_weights(run).replace(" ", "\n", 2), *ends):
         shown.add_column(header, no_wrap=True, justify="right", style="dim")
     for layer in run.layers:
         for metric in METRICS:
-            groups = by_group(run, "test", layer, metric, GROUPS)
+            groups = by_group(run, "test", layer, metric)
             nulls = [number(run.value(null, layer, metric)) for null in ("chance", "random_weights")]
             nulls += [half(run, "random_weights", layer, metric) for _ in ends]
             name = layer if metric == METRICS[0] else ""
             own = half(run, "test", layer, metric)
             shown.add_row(name, metric.removesuffix("_accuracy"), groups[0], own, *groups[1:], *nulls)
-        shuffled = by_group(run, "shuffled_labels", layer, METRICS[0], GROUPS)
+        shuffled = by_group(run, "shuffled_labels", layer, METRICS[0])
         shown.add_row("", "shuffled", shuffled[0], "", *shuffled[1:], style="dim")
         if run.value("test", layer, "r2") is not None:
             shown.add_row("", "R²", *by_group(run, "test", layer, "r2", ["all"]), half(run, "test", layer, "r2"))
@@ -61,6 +72,6 @@ def show(run: Run, console: Console) -> None:
 
 def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the same table with plain numbers: one row per layer, for wandb."""
-    keys = sorted({tuple(key.split("/", 2)[::2]) for key in run.metrics if key.count("/") == 3})
+    keys = sorted({(key.condition, key.quantity) for key in map(Key.parse, select(run.metrics, statistic=""))})
     columns = ["layer", *("/".join(key) for key in keys)]
     return columns, [[layer, *(run.metrics.get(f"{what}/{layer}/{rest}") for what, rest in keys)] for layer in run.layers]

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,16 @@ from runs.measure import Measurement
 from runs.predictions import Predicts, read_predictions, write_predictions
 from runs.record import VERSION, digest, result_settings, target_name
 from tokens.io import DamagedFile, read_arrays, read_json, write_arrays, write_file
+from tokens.keys import Key, select
 from tokens.processes import Processes
 
-SHARES = ("accuracy", "/pck_", "delta1", "copy_share", "/r_cor", "/r_norm", "credibility")  # metrics within [0, 1]
+# beginnings of metrics within [0, 1]
+SHARES = (
+    "axis_accuracy", "cell_accuracy", "binned_accuracy", "pck_", "delta1", "copy_share", "r_cor", "r_norm", "credibility",
+)  # fmt: skip
 Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
-ENDS = ("/ci_low", "/ci_high", "/n")
 # what of a twin is kept, and under which name
 WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
 # what the twin's numbers depend on besides its configuration, :data:`VERSION` and the packages
@@ -71,7 +74,7 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
 def _merged(twins: list[Twin]) -> dict[str, float]:
     """Means over the twins that have a key, their number, and an interval where pseudo-values say how sure the mean is."""
     merged: dict[str, float] = {}
-    for key in dict.fromkeys(key for twin in twins for key in twin.results if not key.endswith(ENDS)):
+    for key in dict.fromkeys(key for twin in twins for key in select(twin.results, statistic="")):
         having = [twin for twin in twins if key in twin.results]
         merged |= {key: float(np.mean([twin.results[key] for twin in having])), f"{key}/seeds": len(having)}
         if f"{key}/n" in having[0].results:
@@ -79,7 +82,7 @@ def _merged(twins: list[Twin]) -> dict[str, float]:
         tables = [twin.pseudovalues[key] for twin in having if key in twin.pseudovalues]
         if len(tables) == len(having) and len({len(table) for table in tables}) == 1:
             low, high = two_way_interval(np.stack(tables))
-            if any(part in key for part in SHARES):
+            if Key.parse(key).metric.startswith(SHARES):
                 low, high = (float(np.clip(end, 0, 1)) for end in (low, high))
             # risks are reported clipped, and their pseudo-values are not
             merged |= holding(key, merged[key], with_ends(key, merged[key], low, high))
@@ -122,8 +125,11 @@ def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
 
 def _renamed(found: dict[str, Value]) -> dict[str, Value]:
     """What of a twin is kept, under its name here."""
-    parts = {key: key.split("/", 1) for key in found}
-    return {f"{WHAT[what]}/{rest}": found[key] for key, (what, rest) in parts.items() if what in WHAT}
+    return {
+        str(replace(Key.parse(text), condition=name)): value
+        for condition, name in WHAT.items()
+        for text, value in select(found, condition=condition).items()
+    }
 
 
 def _stored(path: Path, predicts: bool) -> Twin | None:

@@ -59,9 +59,14 @@ def launch(configure: Callable[..., DictConfig]) -> Callable[..., Any]:
     """A run of the command in this process, into ``tmp_path``/run."""
     import train
     from runs.sentences import sentences
+    from tokens.keys import CONDITIONS, Key
 
     def go(*overrides: str, **options: Any) -> Any:
         with sentences():
-            return train.run(configure(*overrides, **options))
+            run = train.run(configure(*overrides, **options))
+        for text in run.metrics if run else ():
+            key = Key.parse(text)
+            assert str(key) == text and key.layer and key.condition in CONDITIONS, text
+        return run
 
     return go

@@ -63,7 +63,8 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
     planted(tmp_path / "incomplete", "position", complete=False)
     failed = planted(tmp_path / "failed", "position")
     (failed / "error.txt").write_text("Expected a, but got b.\n\nTraceback")
-    for name, text in {"cut": '{"a": 1', "list": "[]", "bare": "{}", "poor": '{"meta": {"complete": true}}'}.items():
+    texts = {"cut": '{"a": 1', "list": "[]", "bare": "{}", "poor": '{"meta": {"complete": true}}'}
+    for name, text in (texts | {"odd": '{"test/mid/rmse": 1, "meta": {}}'}).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(text)
     for name, meta in {"3": {}, "maps": {"control": "trained"}}.items():  # only contrasts of controls need maps
@@ -80,6 +81,7 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
         "killed": "has no result yet: it runs, or was killed",
         "list": "metrics.json is unreadable (TypeError)",
         "maps": "maps.npz is unreadable (BadZipFile)",
+        "odd": "metrics.json has keys that this version does not know",
         "poor": "metrics.json lacks meta.layers",
     }
 

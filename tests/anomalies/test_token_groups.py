@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalies.groups import GROUPS, HIGH_NORM_Z, border_groups, high_norm, token_groups
+from anomalies.groups import HIGH_NORM_Z, border_groups, high_norm, token_groups
+from tokens.keys import GROUPS
 
 side = st.integers(2, 40)
 

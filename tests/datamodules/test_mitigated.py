@@ -201,6 +201,10 @@ def test_fits_that_cannot_be_trusted_are_refused(apart: ActivationStream) -> Non
         Mitigations({"a": Canvas(), "b": PaddingSwap()})
     with pytest.raises(InputError, match="Expected mitigations to compare, but got none"):
         Mitigations({}, compare=True)
+    for label in ("t261", "t261__leace", "a/b"):  # keys would hold another timestep, or one part more
+        Mitigations({label: Standardize()})
+        with pytest.raises(InputError, match=f"Expected labels of compared mitigations .* got '{label}'"):
+            Mitigations({label: Standardize()}, compare=True)
     with pytest.raises(InputError, match="this protocol has none"):
         Mitigations({"a": Standardize()}).fit(apart, [], list(TEST))
     with pytest.raises(InputError, match="2 photographs are in both"):

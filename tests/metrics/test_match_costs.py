@@ -11,11 +11,12 @@ from torch import Tensor
 
 from metrics.correspondence import MAIN, Correspondence
 from metrics.match_costs import DISPLACEMENTS, EDGES, SWAPS, attraction, copies, groups, masked_cells, near_source, places
-from metrics.matches import GROUPS, MASKED, Matches, offset_table
+from metrics.matches import Matches, offset_table
 from probes.matching import best, random_mask
 from tokens.errors import InputError
 from tokens.geometry import border_groups, centres, tokens_at
 from tokens.keypoints import Keypoints
+from tokens.keys import GROUPS, MASKED
 
 SIZE, SIDE = 256, 16
 WAY = "test"
