@@ -7,7 +7,6 @@ from rich.table import Table
 from reports.curves import curve, heading, mitigated, name_layers
 from reports.numbers import (
     FEW,
-    GROUP_HEADERS,
     SPARSE,
     by_group,
     captioned,
@@ -20,6 +19,7 @@ from reports.numbers import (
     tested,
 )
 from reports.run import Run
+from tokens.keys import GROUPS
 
 KIND = "content_r2"
 STYLES = {
@@ -41,7 +41,7 @@ def content_table(run: Run) -> Table:
     compared = any(run.value("gain_over_none", layer, KIND) is not None for layer in run.layers)
     shown = run_table(f"Linear content probe: {run.setting}, {tested(run)}", run)
     shown.add_column("layer", no_wrap=not compared, overflow="fold")  # names of variants are long
-    for header in ("all", "±", *GROUP_HEADERS, *["over none"] * compared):
+    for header in ("all", "±", *(group.replace("_", "\n") for group in GROUPS), *["over none"] * compared):
         shown.add_column(header, no_wrap=True, justify="right")
     ends = ["±"] * over_seeds(run)
     for header in (random_weights(run).replace(" ", "\n", 2), *ends, "shuf-\nfled"):

@@ -8,19 +8,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from reports.curves import curve, heading, mitigated, name_layers
-from reports.numbers import (
-    GROUP_HEADERS,
-    by_group,
-    captioned,
-    half,
-    intervals,
-    number,
-    over_seeds,
-    random_weights,
-    run_table,
-    tested,
-)
+from reports.numbers import by_group, captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
 from reports.run import Run
+from tokens.keys import GROUPS
 
 METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "relative", "delta1": "δ < 1.25"}
 NULLS = {"position_only": "position only", "constant": "constant", "shuffled_labels": "shuffled"}
@@ -43,7 +33,7 @@ NULL_CAPTION = (
 def depth_table(run: Run) -> Table:
     """Rows per layer: four errors, and the RMSE of what knows no activation, for every token group."""
     shown = run_table(f"Linear depth probe: {run.setting}, {tested(run)}", run)
-    for header in ("layer", "error", "all", "±", *GROUP_HEADERS):
+    for header in ("layer", "error", "all", "±", *(group.replace("_", "\n") for group in GROUPS)):
         shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "error") else "right")
     ends = ["±"] * over_seeds(run)
     for header in (random_weights(run).replace(" ", "\n", 2), *ends):

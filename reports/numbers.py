@@ -14,7 +14,6 @@ FEW = f"n < {FEWEST}"  # in place of an interval: so many units were tested
 SPARSE = "few"  # the same: so few of them carry the number, or differ in it
 MARK = "†"  # behind a number
 GROUPS_OF_IMAGES = 20
-GROUP_HEADERS = tuple(group.replace("_", "\n") for group in GROUPS)
 SHORT = 4  # mitigations that a sentence still names
 
 

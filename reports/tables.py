@@ -8,22 +8,11 @@ from rich.table import Table
 from reports.content import content_table
 from reports.correspondence import correspondence_tables
 from reports.depth import depth_table
-from reports.numbers import (
-    GROUP_HEADERS,
-    by_group,
-    captioned,
-    half,
-    intervals,
-    number,
-    over_seeds,
-    random_weights,
-    run_table,
-    tested,
-)
+from reports.numbers import by_group, captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
 from reports.run import Run
 from reports.statistics import statistics_table
 from reports.study import study_table
-from tokens.keys import Key, select
+from tokens.keys import GROUPS, Key, select
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
@@ -35,7 +24,7 @@ CAPTION = (
 def position_table(run: Run) -> Table:
     """Rows per layer: three accuracies, and axis accuracy of the shuffled-label control for every token group."""
     shown = run_table(f"Linear position probe: {run.setting}, {tested(run)}", run)
-    for header in ("layer", "accuracy", "all", "±", *GROUP_HEADERS):
+    for header in ("layer", "accuracy", "all", "±", *(group.replace("_", "\n") for group in GROUPS)):
         shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "accuracy") else "right")
     ends = ["±"] * over_seeds(run)
     for header in ("chance", random_weights(run).replace(" ", "\n", 2), *ends):

@@ -24,10 +24,10 @@ CONDITIONS = (
     "test", "val", "chance", "shuffled_labels", "random_partition", "random_weights", "constant", "position_only",
     OVER_NONE, "rotated", "other_noise", "zero_shot", "random_weights_zero_shot", "same_position", "random_point",
     "gain_over_zero_shot", "gain_over_random_weights", "gain_over_same_position",
-    "random_energy", "ceiling",
+    "random_energy", "ceiling",  # nothing writes these two yet
 )  # fmt: skip
 ENDS = ("ci_low", "ci_high")  # of the 95 % interval
-STATISTICS = (*ENDS, "n", "seeds", "p")
+STATISTICS = (*ENDS, "n", "seeds", "p")  # p: of runs of schema 1
 Value = TypeVar("Value")
 _SEPARATOR = "__"
 
