@@ -24,9 +24,6 @@ if TYPE_CHECKING:  # reports do without torch
     from torch import Tensor
 
 
-SUMS = ("digest", "header")  # checksums in the metadata of safetensors
-
-
 class DamagedFile(InputError):
     """Path and reason: a file does not hold what was written to it."""
 
@@ -104,13 +101,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **metadata: str) -> str:
-    """Write tensors by name and texts as safetensors, with checksums of both; returns that of the tensors."""
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:
+    """Write tensors and texts by name as safetensors, with checksums; returns that of the tensors."""
     from safetensors.torch import save
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sums = _checksums(stored, metadata)
-    write_file(path, save(stored, metadata | sums))
+    sums = _checksums(stored, texts)
+    write_file(path, save(stored, texts | sums))
     return sums["digest"]
 
 
@@ -129,20 +126,21 @@ def read_tensors(path: Path, unchecked: bool = False) -> tuple[dict[str, "Tensor
     with parsing(path):
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata: dict[str, str] = header.get("__metadata__", {})
-        sums = _checksums(tensors, {name: text for name, text in metadata.items() if name not in SUMS})
+        texts: dict[str, str] = header.get("__metadata__", {})
+        sums = _checksums(tensors, texts)
         # latents of older versions have no checksum of their header
-        if sums | metadata != metadata | sums or not (unchecked or "digest" in metadata):
+        if sums | texts != texts | sums or not (unchecked or "digest" in texts):
             raise ValueError("checksum mismatch")
-    return tensors, metadata
+    return tensors, texts
 
 
-def _checksums(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Of the tensors' bytes; and of their names, types and shapes, and of the texts."""
+def _checksums(tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> dict[str, str]:
+    """``digest`` of the tensors' bytes; ``header`` of their names, types and shapes, and of the other texts."""
     import torch
 
-    header = json.dumps([[(name, str(t.dtype), t.shape) for name, t in sorted(tensors.items())], sorted(metadata.items())])
-    digest = blake2b(digest_size=16)
-    for _, tensor in sorted(tensors.items()):
+    digest, header = blake2b(digest_size=16), blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return dict(zip(SUMS, (digest.hexdigest(), blake2b(header.encode(), digest_size=16).hexdigest()), strict=True))
+        header.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    header.update(repr(sorted(item for item in texts.items() if item[0] not in ("digest", "header"))).encode())
+    return {"digest": digest.hexdigest(), "header": header.hexdigest()}

@@ -5,7 +5,6 @@ tables that ``reports`` writes; those and the figures are made anew from the run
 no new measurement.
 """
 
-import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +17,7 @@ from reports.controls import CIRCULAR, PERIODIC, mean_accuracy, tested
 from reports.figures import draw
 from reports.run import Run
 from tokens.errors import InputError
+from tokens.io import read_json
 from tools.plan import Plan
 from tools.steps import OUTPUT, Step, sweep, train
 from tools.wording import Estimate, Measured, effect, half_width, number
@@ -303,7 +303,7 @@ def note(run: Measured, n: str) -> str:
 
 def card_samples(folder: Path) -> str:
     """How many samples a classifier recognises."""
-    drawn = json.loads((folder / "samples.json").read_text())
+    drawn = read_json(folder / "samples.json")
     each = ", ".join(f"{name} {100 * value:.0f}" for name, value in drawn["each"].items())
     scenes, share = (f"{100 * drawn[name]:.0f} %" for name in ("scenes", "share"))
     return (
