@@ -1,14 +1,17 @@
 """Means over random networks: their interval covers networks and photographs, holds its estimate, and is none below three."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import DictConfig
 
 from metrics.intervals import two_way_interval
-from runs.nulls import Twin, _merged, _store, _stored
+from runs import nulls
+from runs.nulls import _DATA, Twin, _identity, _merged, _store, _stored
 
 KEY = "random_weights/mid/axis_accuracy/all"
 
@@ -92,3 +95,19 @@ def test_networks_that_lack_a_key_or_its_units_do_not_count_for_an_interval() ->
     assert _merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" not in _merged(some)
     unlike = [*twins(table[:3]), *twins(table[3:, :5])]
     assert f"{KEY}/ci_low" not in _merged(unlike), "other photographs"
+
+
+def test_a_kept_network_is_found_by_settings_data_packages_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"seed": 0, "trainer": {"_target_": "lightning.Trainer"}, "mitigation": {}, "run_dir": "here"}
+    meta: dict[str, Any] = dict.fromkeys(_DATA, "a") | {"packages": {"torch": "2", "sdprobe": "0.1.0"}, "source": "a"}
+
+    def identity(settings_changed: dict[str, Any] = {}, **changed: Any) -> str:  # noqa: B006
+        return _identity(DictConfig(settings | settings_changed), meta | changed)
+
+    one = identity()
+    assert one == identity({"run_dir": "there"}) == identity(source="b")
+    assert one == identity(packages={"torch": "2", "sdprobe": "0.2.0"}), "a release that changes no number"
+    others = [identity({"seed": 1}), identity(packages={"torch": "3", "sdprobe": "0.1.0"})]
+    others += [identity(**{name: "b"}) for name in _DATA]
+    monkeypatch.setattr(nulls, "VERSION", nulls.VERSION + 1)
+    assert len({one, *others, identity()}) == len(others) + 2

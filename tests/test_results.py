@@ -13,7 +13,7 @@ from tools import published, steps
 from tools.documents import changes, names, rewritten
 from tools.plan import Plan
 from tools.results import regenerate
-from tools.steps import Step, state_of, train
+from tools.steps import ROOT, Step, state_of, train
 from tools.wording import Estimate, Measured, effect, half_width
 
 COUNT = "from pathlib import Path; p = Path('FOLDER/count'); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
@@ -72,6 +72,11 @@ def test_settings_and_named_sources_count_as_code(monkeypatch: pytest.MonkeyPatc
     before = state_of(counted(sources=("*.py",)))
     (tmp_path / "code.py").write_text("2")
     assert state_of(counted(sources=("*.py",))) != before
+
+
+def test_every_named_source_is_a_file() -> None:
+    patterns = {pattern for step in published.PLAN.steps for pattern in (*step.sources, *steps.RUN)}
+    assert patterns and not [pattern for pattern in patterns if not list(ROOT.glob(pattern))]
 
 
 def test_a_step_that_was_cut_off_goes_on_at_the_command_that_did_not_end(root: Path) -> None:

@@ -1,18 +1,34 @@
 """Command line, record and tracking of one run."""
 
+import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from wandb.errors import CommError
 
 from reports.run import Run
 from runs import command, tracking
-from runs.record import clear, config_hash, settings_hash, write_metrics
+from runs.measure import NumbersVersion
+from runs.record import (
+    DEVICES,
+    LIBRARY,
+    NEUTRAL,
+    ROOT,
+    VERSION,
+    clear,
+    config_hash,
+    result_settings,
+    settings_hash,
+    target_name,
+    write_metrics,
+)
 from tokens.errors import InputError
 
 
@@ -95,6 +111,78 @@ def test_the_config_hash_follows_what_changes_numbers() -> None:
         for o in ("seed=1", "block=up_1", "timestep=1", "protocol=loos2025", "backbone.weights=random", "images.limit=96")
     ]
     assert len({hash_of(), *changed}) == 7
+
+
+@cache
+def composed() -> dict[str, Any]:
+    overrides = ["mitigation=[standardize,leace]", "trainer=ddp", "images=crops", "logger=csv"]
+    with initialize_config_dir(str(command.CONFIGS), version_base="1.3"):
+        settings = OmegaConf.to_container(compose("train", overrides=overrides), resolve=False)
+    assert isinstance(settings, dict)
+    return settings  # type: ignore[return-value]
+
+
+def flat(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
+    """Path → value of nested settings."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return {key: value for name, inner in pairs for key, value in flat(inner, (*path, name)).items()} or {path: node}
+
+
+def with_targets(change: Callable[[str], str], chosen: Sequence[tuple[Any, ...]]) -> DictConfig:
+    settings = copy.deepcopy(composed())
+    for path in chosen:
+        node: Any = settings
+        for key in path[:-1]:
+            node = node[key]
+        node["_target_"] = change(node["_target_"])
+    return DictConfig(settings)
+
+
+def test_hashes_do_not_see_where_code_lies_but_what_it_is_called() -> None:
+    targets = [path for path in flat(composed()) if path[-1] == "_target_"]
+    assert len(targets) > 8
+    moved = with_targets(lambda target: f"sdprobe.inner.{target.partition('.')[2]}", targets)
+    assert moved.images.images._target_ == "sdprobe.inner.images.scenes.Scenes"
+    for hashed in (config_hash, settings_hash):
+        assert hashed(moved) == hashed(DictConfig(composed()))
+    renamed = [path for path in targets if path[0] != "logger" and "callbacks" not in path and "strategy" not in path]
+    hashes = {config_hash(with_targets(lambda target: f"{target}Else", [path])) for path in renamed}
+    assert len({config_hash(moved), *hashes}) == 1 + len(renamed) > 6
+
+
+def test_every_setting_but_those_of_the_machine_counts() -> None:
+    kept = result_settings(DictConfig(composed()))
+    expected = {
+        path: target_name(value) if path[-1] == "_target_" else value
+        for path, value in flat(composed()).items()
+        if path[0] not in NEUTRAL and not (path[0] == "trainer" and path[1] in ("callbacks", *DEVICES))
+    }
+    assert flat(kept | {"mitigation": dict(kept["mitigation"])}) == expected
+    assert ("probe", "min_steps") in expected and ("images", "images", "_target_") in expected
+
+
+def test_the_order_of_mitigations_is_a_setting() -> None:
+    chain = composed()["mitigation"]
+    assert list(chain) == ["standardize", "leace"]
+    other = composed() | {"mitigation": dict(reversed(chain.items()))}
+    assert config_hash(DictConfig(other)) != config_hash(DictConfig(composed()))
+
+
+def test_the_digest_of_the_code_covers_every_class_that_is_configured() -> None:
+    counts = {name: len(list((ROOT / name).rglob("*.py"))) for name in LIBRARY}
+    assert all(counts.values()), f"LIBRARY of runs/record.py names folders without code: {counts}"
+    settings = flat({name: composed()[name] for name in ("backbone", "images", "datamodule", "probe", "mitigation")})
+    packages = {value.split(".")[0] for path, value in settings.items() if path[-1] == "_target_"}
+    assert packages <= {name.split("/")[0] for name in LIBRARY}
+
+
+def test_training_is_continued_by_the_version_that_began_it() -> None:
+    guard, checkpoint = NumbersVersion(), {}
+    guard.on_load_checkpoint(None, None, checkpoint)  # as they were before there were versions
+    guard.on_save_checkpoint(None, None, checkpoint)
+    guard.on_load_checkpoint(None, None, checkpoint)
+    with pytest.raises(InputError, match=f"of version {VERSION} of the numbers to continue, but got one of version 7. Start"):
+        guard.on_load_checkpoint(None, None, {"numbers_version": 7})
 
 
 def test_points_of_a_curve_have_the_same_settings_hash() -> None:

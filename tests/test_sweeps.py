@@ -29,7 +29,7 @@ from datamodules.latents import LatentStore
 from reports.run import Run
 from reports.sweep import SweepSummary, jobs, named
 from runs import command, sweep, tracking
-from runs.record import config_hash
+from runs.record import VERSION, config_hash
 from runs.sentences import UserError
 from tokens.errors import InputError
 
@@ -108,33 +108,46 @@ def test_a_failure_that_cannot_be_written_down_reaches_hydra(job, tmp_path: Path
 
 def test_only_a_complete_result_of_the_same_settings_is_skipped(job, tmp_path: Path) -> None:
     cfg = job()
-    stored = {"config_hash": config_hash(cfg), "complete": True, "twins": cfg.twins, "control": None}
+    stored = {"config_hash": config_hash(cfg), "version": VERSION, "complete": True, "twins": cfg.twins, "control": None}
     file = tmp_path / "0" / "metrics.json"
     assert not sweep.finished(cfg)
     file.write_text(json.dumps({"meta": stored}))
     assert sweep.finished(cfg)
     assert not sweep.finished(job("seed=1")) and not sweep.finished(job("twins=2"))
+    for older in (stored | {"version": VERSION - 1}, {key: value for key, value in stored.items() if key != "version"}):
+        file.write_text(json.dumps({"meta": older}))
+        assert not sweep.finished(cfg), older
+    file.write_text(json.dumps({"meta": stored | {"source": "a comment changed"}}))
+    assert sweep.finished(cfg)
     assert not sweep.finished(job(mode="RUN")), "a single run into an old folder is asked for on purpose"
     for damaged in (json.dumps({"meta": stored | {"complete": False}}), "{", "[]", '{"meta": 3}'):
         file.write_text(damaged)
         assert not sweep.finished(job()), damaged
 
 
-def test_a_killed_job_continues_but_not_with_other_settings_or_code(job, tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_job_continues_but_not_with_other_settings_or_numbers(job, tmp_path: Path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
     first = job()
     sweep.begin(first)
     assert first.resume is None
     (tmp_path / "0" / "checkpoints").mkdir()
     (tmp_path / "0" / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(sweep, "source_digest", lambda: "a comment changed")
     again, other = job(), job("seed=1")
     sweep.begin(again)
     assert again.resume == str(tmp_path / "0")
+    assert "starts anew" not in caplog.text
     sweep.begin(other)
     assert other.resume is None
-    monkeypatch.setattr(sweep, "source_digest", lambda: "other code")
+    monkeypatch.setattr(sweep, "VERSION", VERSION + 1)
     changed = job("seed=1")
     sweep.begin(changed)
-    assert changed.resume is None, "a head is trained by one code"
+    assert changed.resume is None, "a head is trained by one version from start to end"
+    (tmp_path / "0" / "config_hash").write_text("c6c127558403c3dd f021875ea20af563")  # before there were versions
+    before = job("seed=1")
+    sweep.begin(before)
+    assert before.resume is None
+    assert caplog.text.count("This job was cut off with other settings or by an older version; it starts anew.") == 3
 
 
 def test_building_a_run_leaves_the_hash_of_its_settings_alone(job, tmp_path: Path) -> None:
@@ -340,7 +353,7 @@ def test_failed_jobs_are_named_where_the_table_cannot_be_written(tmp_path: Path,
 def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
     known = {"config_hash": config_hash(job("timestep=10")), "complete": True, "layers": ["up_0"], "model": "tiny"}
     known |= {"weights": "stored", "timestep": 10, "images": {"test": 2}, "probe": "position"}
-    known |= {"twins": job().twins, "control": None}
+    known |= {"twins": job().twins, "control": None, "version": VERSION}
     (tmp_path / "0" / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known}))
     options = ["timestep=10,1000,50", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
     answer = command_line("-m", *SMALL, *options)

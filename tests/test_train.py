@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickletools
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from backbones.random_pipeline import random_pipeline
 from backbones.weights import weight_hash
 from metrics.intervals import two_way_interval
 from reports.run import Run
+from runs.record import VERSION
 from runs.sentences import UserError
 from tokens.io import read_arrays
 
@@ -133,9 +136,16 @@ def test_the_backbone_is_untouched_and_stays_out_of_checkpoints(configure, tmp_p
     before = weight_hash(measurement.data.backbone.unet), weight_hash(measurement.data.backbone.encoder.vae)
     measurement.run()
     assert before == (weight_hash(measurement.data.backbone.unet), weight_hash(measurement.data.backbone.encoder.vae))
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} <= {"heads", "accuracy"}
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size < 200_000
+    assert file.stat().st_size < 200_000
+    assert checkpoint["numbers_version"] == VERSION
+    with zipfile.ZipFile(file) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    classes = {str(argument).split(".")[0] for code, argument, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
+    assert {name.split()[0] for name in classes} <= {"torch", "collections"}, "a move of modules would make it unreadable"
+    assert not any("." in key.split("{")[0] for key in checkpoint["callbacks"]), "callbacks by class name alone"
 
 
 class Interrupt(Callback):
@@ -168,6 +178,10 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(launch, configure, tmp_p
     monkeypatch.setattr(train, "Measurement", build)
     cfg = configure(*options, folder="cut")
     cfg.resume = cfg.run_dir
+    file = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["numbers_version"]  # as they were before there were versions
+    torch.save(checkpoint, file)
     resumed = train.run(cfg)
     assert resumed.metrics == whole.metrics
     assert resumed.meta["train_steps"] == whole.meta["train_steps"]

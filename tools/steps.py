@@ -19,6 +19,7 @@ from tokens.errors import InputError
 from tokens.io import read_json, write_file
 
 STATE = "step.json"  # {"state": digest, "finished": number of commands}
+RUN = ("runs/*.py", "train.py")  # sources of every step that calls train.py
 OUTPUT = "output.md"  # what a command that is captured printed
 
 
@@ -53,7 +54,7 @@ def sweep(name: str, *overrides: str) -> Step:
 
 def state_of(step: Step) -> str:
     """Digest of everything that decides what a step measures: commands, settings they compose, code, demo weights."""
-    trained = ("runs/*.py", "train.py") if any(command[0] == "train.py" for command in step.commands) else ()
+    trained = RUN if any(command[0] == "train.py" for command in step.commands) else ()
     files = {path for pattern in (*step.sources, *trained, "assets/demo/*/*.safetensors") for path in ROOT.glob(pattern)}
     contents = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
     settings = [_settings(command) for command in step.commands if command[0] == "train.py"]
