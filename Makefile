@@ -30,10 +30,10 @@ results: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python -m benchmarks.extraction
-	$(BIN)/python -m benchmarks.early_exit
-	$(BIN)/python -m benchmarks.matching
-	$(BIN)/python -m benchmarks.mitigations
-	$(BIN)/python -m benchmarks.pair_memory
-	$(BIN)/python -m benchmarks.statistics_overhead
-	$(BIN)/python -m benchmarks.memory probe.solver=closed_form
+	$(BIN)/python -m tools.benchmarks.extraction
+	$(BIN)/python -m tools.benchmarks.early_exit
+	$(BIN)/python -m tools.benchmarks.matching
+	$(BIN)/python -m tools.benchmarks.mitigations
+	$(BIN)/python -m tools.benchmarks.pair_memory
+	$(BIN)/python -m tools.benchmarks.statistics_overhead
+	$(BIN)/python -m tools.benchmarks.memory probe.solver=closed_form

@@ -1,35 +1,45 @@
 """ActivationDataModule: images → TokenBatches of every requested layer, streamed from the accelerator.
 
-It owns the splits, the latent cache, the stream and the tokens that stay on the device between epochs.
+It owns the splits, the latent cache, the stream and the tokens that stay on the device between epochs. ControlsDataModule
+adds the test images once more: rotated, and under another noise tensor.
 """
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from rich.progress import Progress
 
-from backbones import FrozenSD
-from datamodules.cache import LatentCache
 from datamodules.images.source import ImageSource
+from datamodules.images.views import rotated
 from datamodules.labels import Labels
-from datamodules.latents import LatentStore
-from datamodules.loader import Loader
-from datamodules.mitigated import Mitigations
-from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
-from datamodules.resident import Resident
-from datamodules.sampling import CELLS, all_tokens, draw_tokens, flattened
-from datamodules.shares import padded, placeholder, shared
+from datamodules.latents import LatentCache, LatentStore
+from datamodules.mitigated import MitigatedStream, Mitigations
+from datamodules.mixing import (
+    CELLS,
+    Loader,
+    all_tokens,
+    batches_per_pass,
+    concatenate,
+    draw_tokens,
+    flattened,
+    mixing_buffer,
+    padded,
+    placeholder,
+    shared,
+)
 from datamodules.splits import split_by_photo
-from datamodules.stream import ActivationStream
-from mitigations.configured import Configured
-from tokens import expect
-from tokens.batch import GridBatch, TokenBatch
-from tokens.errors import InputError
-from tokens.keyed import keyed_generator
-from tokens.processes import Processes
+from datamodules.stream import ActivationStream, Resident
+from sdprobe.backbones import FrozenSD
+from sdprobe.mitigations.base import Configured
+from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.utilities import expect
+from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 # one Lightning epoch holds at least so many steps: validation, checkpoints and progress bars come once per epoch
 STEPS_PER_EPOCH = 100
@@ -39,12 +49,12 @@ class ActivationDataModule(LightningDataModule):
     """Streams frozen activations to probes.
 
     Several processes, one per device, compute disjoint shares of the images. They train on the same batches, each on the
-    tokens of its own images (``TokenBatch.here``), so no number depends on how many they are; see ``datamodules/shares.py``.
+    tokens of its own images (``TokenBatch.here``), so no number depends on how many they are; see ``datamodules/mixing.py``.
 
     Args:
         images: an image source.
         backbone: a frozen checkpoint.
-        block: layers, as a user types them; see :func:`backbones.layers.resolve`.
+        block: layers, as a user types them; see :func:`sdprobe.backbones.layers.resolve`.
         timestep: noise level in [0, 1000).
         seed: keys splits, noise, token draws and mixing.
         prompt: conditioning text of every image.
@@ -61,7 +71,7 @@ class ActivationDataModule(LightningDataModule):
         labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`.
         labels_side: tokens a side of the grid they were made on.
         mitigation: label → mitigation, applied in this order; fitted on the fit split.
-        compare: apply each alone, as a variant of every layer beside the layer itself, see :mod:`tokens.keys`.
+        compare: apply each alone, as a variant of every layer beside the layer itself, see :mod:`sdprobe.tokens.keys`.
 
     Raises:
         InputError: an unknown layer, a timestep out of range, too few photographs, an unusable option.
@@ -275,3 +285,69 @@ class ActivationDataModule(LightningDataModule):
         grids = [height * width for _, height, width in self.shapes.values()]
         counts = grids if self.sampling == "all" else [CELLS * CELLS]
         return batches_per_pass(len(self.split["train"]), counts, self.mixing_images, self.token_batch)
+
+
+REPEATED = ("shared", "rolled")  # noise that images have in common
+
+
+class ControlsDataModule(ActivationDataModule):
+    """An :class:`ActivationDataModule` whose test dataloaders are its ``views``, every token of the test images in each.
+
+    ``test``: as they are; ``rotated``: by 180° before they are encoded, with the noise they had; ``other_noise``: where
+    images share a noise tensor, under another one (seed + 1).
+
+    Args: those of :class:`ActivationDataModule`.
+    """
+
+    @cached_property
+    def streams(self) -> dict[str, ActivationStream | MitigatedStream]:
+        """View → its activations."""
+        store = self.store
+        turned = LatentStore(rotated(self.images), store.encoder, store.cache, self.seed, store.batch_size, store.num_workers)
+        streams: dict[str, ActivationStream | MitigatedStream] = {
+            "test": self.stream,
+            "rotated": self._stream(turned, self.seed),
+        }
+        if self.backbone.noise.mode in REPEATED:
+            streams["other_noise"] = self._stream(store, self.seed + 1)
+        return streams
+
+    @property
+    def views(self) -> list[str]:
+        """What the test dataloaders bring, in order."""
+        return list(self.streams)
+
+    @property
+    def photographs(self) -> list[str]:
+        """Names of the photographs that tokens number."""
+        return list(self.stream.photos)
+
+    def prepare_data(self) -> None:
+        """Encode what the latent cache lacks, rotated test images included."""
+        if self._prepared:
+            return
+        super().prepare_data()
+        started = time.perf_counter()
+        self.streams["rotated"].store.prepare(self.split["test"])
+        self.seconds["encode"] += time.perf_counter() - started
+
+    def test_dataloader(self) -> Any:
+        """See the class."""
+        return [self._tokens(stream) for stream in self.streams.values()]
+
+    def _stream(self, store: LatentStore, seed: int) -> ActivationStream | MitigatedStream:
+        whole = self.raw
+        raw = ActivationStream(
+            self.backbone, store, whole.layers, whole.timestep, seed, whole.prompt, whole.batch_size, whole.labels
+        )
+        return self.mitigations.through(raw)
+
+    def _tokens(self, stream: ActivationStream | MitigatedStream) -> "Loader[TokenBatch]":
+        indices, size = self.split["test"], stream.batch_size
+        groups = [indices[start : start + size] for start in range(0, len(indices), size)]
+
+        def batches() -> Iterator[TokenBatch]:
+            for group in groups:
+                yield concatenate([flattened(batch) for batch in stream(group)])
+
+        return Loader(batches, len(groups))

@@ -8,20 +8,19 @@ from jaxtyping import Bool
 from lightning import LightningDataModule
 from torch import Tensor
 
-from backbones import FrozenSD
-from datamodules.cache import LatentCache
-from datamodules.images.cropped import Cropped
 from datamodules.images.source import ImageSource
+from datamodules.images.views import Cropped
 from datamodules.labels import Labels
-from datamodules.latents import LatentStore
-from datamodules.loader import Loader
+from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import MitigatedStream, Mitigations
+from datamodules.mixing import Loader
 from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream
-from mitigations.configured import Configured
-from tokens import expect
-from tokens.batch import GridBatch, joined
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.mitigations.base import Configured
+from sdprobe.tokens.batch import GridBatch, joined
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
 
 VIEWS = ("whole", "cropped", "other_noise", "other_timestep")
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from datamodules.images.source import ImageSource
-from tokens.errors import InputError
-from tokens.geometry import at_grid
+from sdprobe.tokens.geometry import at_grid
+from sdprobe.utilities.errors import InputError
 
 COLUMNS = ("image", "row", "col")
 Place = tuple[str, int, int, int]  # where the file says so, image, row, col

@@ -1,15 +1,21 @@
-"""mixing_buffer: shuffles tokens across images in bounded memory; every token exactly once. Data path step 7."""
+"""From whole grids to batches of tokens: which tokens are drawn, how they are mixed, what each process contributes.
+
+Data path step 7.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from dataclasses import replace
+from itertools import accumulate, chain, repeat
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokens.batch import TokenBatch
-from tokens.keyed import keyed_generator
-from tokens.keys import base_of
+from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.geometry import bin_starts, flatten, positions
+from sdprobe.tokens.keys import base_of
+from sdprobe.utilities.rng import keyed_generator
 
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:
@@ -116,3 +122,121 @@ def _blocks(pieces: Iterable[TokenBatch], images: int) -> Iterator[tuple[list[To
         block.append(piece)
     if block:
         yield block, True
+
+
+CELLS = 8
+
+
+def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tensor, " 64"]:
+    """Row-major indices of 64 tokens, one drawn at random in each cell of an 8×8 partition of the grid
+    (:func:`sdprobe.tokens.geometry.bins`, the bins that binned accuracy counts in).
+
+    Grids smaller than 8 per axis have cells of a single token, some of them repeated, so that every layer gives as many
+    tokens as any other.
+    """
+    row, col = (_drawn(side, generator) for side in (height, width))
+    return (row * width + col.T).flatten()
+
+
+def _drawn(side: int, generator: torch.Generator) -> Int[Tensor, "8 8"]:
+    """For each of 8 × 8 cells a random index inside the cell's span along one axis; spans differ along dimension 0."""
+    if side < CELLS:
+        return (torch.arange(CELLS) * side // CELLS)[:, None].expand(CELLS, CELLS)
+    edges = bin_starts(side, CELLS)
+    starts, spans = edges[:-1], edges.diff()[:, None]
+    return starts[:, None] + (torch.rand(CELLS, CELLS, generator=generator) * spans).long()
+
+
+def draw_tokens(batch: GridBatch, names: Sequence[str], seed: int) -> list[TokenBatch]:
+    """One TokenBatch per image with 64 stratified tokens of every layer; the draw is keyed by (seed, name, layer)."""
+    return [_picked(batch, i, _draw_of(batch, name, seed)) for i, name in enumerate(names)]
+
+
+def all_tokens(batch: GridBatch) -> list[TokenBatch]:
+    """One TokenBatch per image with every token of every layer."""
+    return [_picked(batch, i, None) for i in range(len(batch.image))]
+
+
+def flattened(batch: GridBatch) -> TokenBatch:
+    """Every token of every layer of all images, image after image in row-major order."""
+    sides = {layer: grid.shape[-2:] for layer, grid in batch.grids.items()}
+    images = len(batch.image)
+    return TokenBatch(
+        tokens={layer: flatten(grid).flatten(0, 1) for layer, grid in batch.grids.items()},
+        positions={layer: positions(side[0], side[1], batch.image.device).repeat(images, 1) for layer, side in sides.items()},
+        masks={layer: {name: mask.flatten() for name, mask in groups.items()} for layer, groups in batch.masks.items()},
+        photo={layer: batch.photo.repeat_interleave(side[0] * side[1]) for layer, side in sides.items()},
+    )
+
+
+def _draw_of(batch: GridBatch, name: str, seed: int) -> dict[str, Tensor]:
+    return {
+        layer: stratified(grid.shape[-2], grid.shape[-1], keyed_generator("tokens", seed, name, base_of(layer))).to(grid.device)
+        for layer, grid in batch.grids.items()
+    }
+
+
+def _picked(batch: GridBatch, image: int, index: dict[str, Tensor] | None) -> TokenBatch:
+    """Tokens of one image, copied out of the batch so that nothing else stays alive with them."""
+    tokens, where, masks, photo = {}, {}, {}, {}
+    for layer, grid in batch.grids.items():
+        pick = index[layer] if index is not None else torch.arange(grid.shape[-2] * grid.shape[-1], device=grid.device)
+        tokens[layer] = flatten(grid[image : image + 1])[0][pick]
+        where[layer] = positions(grid.shape[-2], grid.shape[-1], grid.device)[pick]
+        masks[layer] = {group: mask[image].flatten()[pick] for group, mask in batch.masks[layer].items()}
+        photo[layer] = batch.photo[image].expand(len(pick))
+    return TokenBatch(tokens, where, masks, photo)
+
+
+def placeholder(
+    shapes: dict[str, tuple[int, int, int]], draw: tuple[int, str] | None, photo: int, device: torch.device, dtype: torch.dtype
+) -> TokenBatch:
+    """The tokens of an image that another process computes: where they are, without activations.
+
+    Args:
+        shapes: layer → (C, h, w).
+        draw: seed and name of the image, whose draw is :func:`~datamodules.mixing.draw_tokens`'s; None for all tokens.
+        photo: what the image's tokens are labelled with.
+        device, dtype: of activations.
+    """
+    where: dict[str, Tensor] = {}
+    for layer, (_, height, width) in shapes.items():
+        where[layer] = positions(height, width, device)
+        if draw:
+            seed, name = draw
+            where[layer] = where[layer][
+                stratified(height, width, keyed_generator("tokens", seed, name, base_of(layer))).to(device)
+            ]
+    return TokenBatch(
+        tokens={layer: torch.empty(0, channels, device=device, dtype=dtype) for layer, (channels, _, _) in shapes.items()},
+        positions=where,
+        masks={layer: {} for layer in shapes},
+        photo={layer: torch.tensor(photo, device=device).expand(len(place)) for layer, place in where.items()},
+    )
+
+
+def shared(piece: TokenBatch) -> TokenBatch:
+    """An image's tokens as a part of batches that several processes share: all of them are here, or none."""
+    here = {layer: torch.arange(len(tokens)) for layer, tokens in piece.tokens.items()}
+    return replace(piece, masks={layer: {} for layer in piece.masks}, here=here)
+
+
+def padded(batches: Iterable[TokenBatch], length: int, have: int) -> Iterator[TokenBatch]:
+    """Batches, ``have`` of them, and empty ones up to ``length``: Lightning wants equally many of every process."""
+    return chain(batches, repeat(TokenBatch({}, {}, {}, {}), length - have))
+
+
+Batch = TypeVar("Batch")
+
+
+class Loader(Iterable[Batch]):
+    """A sized iterable over a fresh generator."""
+
+    def __init__(self, make: Callable[[], Iterator[Batch]], length: int) -> None:
+        self.make, self.length = make, length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
+
+    def __len__(self) -> int:
+        return self.length

@@ -18,24 +18,27 @@ from lightning import LightningDataModule
 from rich.progress import track
 from torch import Tensor
 
-from backbones import FrozenSD
-from datamodules.cache import LatentCache
-from datamodules.concatenation import CONCATENATED, concatenated, concatenated_shape
 from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
-from datamodules.keypoint_table import keypoint_table, slots_of
-from datamodules.keypoint_tokens import KeypointTokens, SourceTokens
-from datamodules.latents import LatentStore
-from datamodules.loader import Loader
+from datamodules.keypoints import (
+    CONCATENATED,
+    KeypointTokens,
+    SourceTokens,
+    concatenated,
+    concatenated_shape,
+    keypoint_table,
+    slots_of,
+)
+from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import Mitigations
-from datamodules.resident import Resident
-from datamodules.stream import ActivationStream
-from mitigations.configured import Configured
-from tokens import expect
-from tokens.batch import GridBatch, KeypointBatch, MatchBatch
-from tokens.errors import InputError
-from tokens.keyed import keyed_generator
-from tokens.keypoints import Keypoints
+from datamodules.mixing import Loader
+from datamodules.stream import ActivationStream, Resident
+from sdprobe.backbones import FrozenSD
+from sdprobe.mitigations.base import Configured
+from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 log = logging.getLogger(__name__)
 

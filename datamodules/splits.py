@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
-from tokens import expect
-from tokens.errors import InputError
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
 
 SPLITS = ("fit", "train", "val", "test")
 # shares of photographs; a fifth of B (40 %) validates

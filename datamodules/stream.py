@@ -1,18 +1,24 @@
-"""ActivationStream: latents → noise → U-Net → masks → GridBatch, in constant memory. Data path steps 3 to 6."""
+"""ActivationStream: latents → noise → U-Net → masks → GridBatch, in constant memory. Data path steps 3 to 6.
+
+Tokens or grids that are needed again stay on the device within a stated budget (:class:`Resident`).
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
-from anomalies.groups import token_groups
-from backbones import FrozenSD
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
-from mitigations.views import View
-from tokens.batch import GridBatch
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.groups import token_groups
+from sdprobe.tokens.views import View
+from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -129,3 +135,58 @@ class ActivationStream:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.batch_size)
+
+
+Piece = TypeVar("Piece", TokenBatch, GridBatch)
+
+
+class Resident(Generic[Piece]):
+    """Item index → its tokens or grids, kept while they fit ``budget`` GiB."""
+
+    def __init__(self, budget: float) -> None:
+        self._left = budget * 2**30
+        self._largest = 1
+        self._pieces: dict[int, Piece] = {}
+        self.full = budget == 0
+
+    def offer(self, index: int, piece: Piece) -> None:
+        """Keep the tokens of an item if they still fit; from the first that does not, nothing more is kept."""
+        size = _size(piece)
+        if self.full or size > self._left:
+            self.full = True
+            return
+        self._left -= size
+        self._largest = max(self._largest, size)
+        self._pieces[index] = piece
+
+    def room(self) -> int:
+        """How many more items of the size of those kept fit; 1 as long as none is kept and sizes are unknown."""
+        if self.full or not self._pieces:
+            return int(not self.full)
+        return int(self._left // self._largest)
+
+    def clear(self) -> None:
+        """Forget everything; nothing more is kept."""
+        self._pieces.clear()
+        self.full = True
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._pieces
+
+    def __getitem__(self, index: int) -> Piece:
+        return self._pieces[index]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+def _size(piece: TokenBatch | GridBatch) -> int:
+    """Bytes of all tensors of a batch."""
+    return sum(_bytes(getattr(piece, field.name)) for field in fields(piece))
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    assert isinstance(value, Tensor)
+    return value.nbytes

@@ -8,11 +8,11 @@ from typing import Any
 
 from datamodules.activations import ActivationDataModule
 from datamodules.grids import grid_loader
-from datamodules.images.cropped import Cropped
+from datamodules.images.views import Cropped
 from datamodules.latents import LatentStore
 from datamodules.stream import ActivationStream
-from tokens.batch import GridBatch, TokenBatch
-from tokens.errors import InputError
+from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
 

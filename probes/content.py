@@ -15,14 +15,13 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from metrics.content_r2 import KIND, ContentR2
-from metrics.intervals import present_units
-from probes.closed_form import SHRINKAGE
-from probes.ridge import RidgeMoments
-from tokens.batch import TokenBatch
-from tokens.errors import InputError
-from tokens.keyed import keyed_generator
-from tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.estimators.closed_form import SHRINKAGE, RidgeMoments
+from sdprobe.metrics.intervals import present_units
+from sdprobe.metrics.r2 import KIND, ContentR2
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 VARIANTS = ("test", "shuffled_labels")
 NULLS = ("chance", "position_only")  # both say the training mean at the token's position, which is R² = 0 by definition
@@ -158,7 +157,7 @@ class ContentProbe(lightning.LightningModule):
         return []
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
+        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`sdprobe.metrics.intervals`."""
         return present_units(self._units)
 
     def maps(self) -> dict[str, Any]:

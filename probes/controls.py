@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from metrics.flip_attribution import BINNED, FlipAttribution
-from metrics.grid_accuracy import GridAccuracy
 from probes.position import PositionProbe
-from tokens.batch import TokenBatch
-from tokens.keys import qualified
+from sdprobe.metrics.flip_attribution import BINNED, FlipAttribution
+from sdprobe.metrics.grid_accuracy import GridAccuracy
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.tokens.keys import qualified
 
 UPRIGHT, ROTATED = "test", "rotated"
 
@@ -21,7 +21,7 @@ class ControlsProbe(PositionProbe):
 
     The data module's ``views`` name its test dataloaders. ``<view>/<layer>/…`` are accuracies against the network's
     coordinate; ``test/<layer>/flip_attribution/all`` and ``flip_surviving/all`` compare upright and rotated images, see
-    :class:`~metrics.flip_attribution.FlipAttribution`.
+    :class:`~sdprobe.metrics.flip_attribution.FlipAttribution`.
 
     Args: those of :class:`PositionProbe`.
     """

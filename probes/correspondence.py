@@ -18,18 +18,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from metrics.correspondence import MAIN, Correspondence, Units
-from metrics.matches import Matches
-from metrics.pck import PROTOCOLS
 from probes.linear import LinearProbe
-from probes.matching import best, cosines, random_mask, refined, upsampled_argmax
-from tokens import expect
-from tokens.batch import KeypointBatch, MatchBatch
-from tokens.errors import InputError
-from tokens.geometry import tokens_at
-from tokens.keyed import keyed_generator
-from tokens.keypoints import Keypoints
-from tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
+from sdprobe.estimators.matching import best, cosines, random_mask, refined, upsampled_argmax
+from sdprobe.metrics.correspondence import MAIN, Correspondence, Units
+from sdprobe.metrics.matches import Matches
+from sdprobe.metrics.pck import PROTOCOLS
+from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
+from sdprobe.tokens.geometry import tokens_at
+from sdprobe.tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 TRAINED = ("test", "shuffled_labels")
 
@@ -164,7 +163,7 @@ class CorrespondenceProbe(LinearProbe):
         return found
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<way>/<layer>/<metric>/<group>`` → what every picture contributes, see :mod:`metrics.intervals`."""
+        """``<way>/<layer>/<metric>/<group>`` → what every picture contributes, see :mod:`sdprobe.metrics.intervals`."""
         return dict(self._units)
 
     def predictions(self) -> dict[str, np.ndarray]:

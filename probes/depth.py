@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
-from metrics.depth_error import DepthError
-from metrics.intervals import present_units
 from probes.linear import LinearProbe
-from probes.ridge import RidgeMoments
-from tokens.batch import TokenBatch
-from tokens.errors import InputError
-from tokens.keyed import keyed_generator
-from tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
-from tokens.processes import Processes
+from sdprobe.estimators.closed_form import RidgeMoments
+from sdprobe.metrics.depth_error import DepthError
+from sdprobe.metrics.intervals import present_units
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 VARIANTS = ("test", "shuffled_labels")
 NULLS = ("constant", "position_only")
@@ -135,7 +135,7 @@ class DepthProbe(LinearProbe):
         self.log_dict(select(self.results, condition="test", statistic=""))
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
+        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`sdprobe.metrics.intervals`."""
         return present_units(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:

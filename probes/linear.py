@@ -12,10 +12,10 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from probes.heads import LayerHead, heads, nothing_to_learn, shared_sums
-from tokens import expect
-from tokens.keys import select
-from tokens.processes import Processes
+from sdprobe.estimators.heads import LayerHead, heads, nothing_to_learn, shared_sums
+from sdprobe.tokens.keys import select
+from sdprobe.utilities import expect
+from sdprobe.utilities.distributed import Processes
 
 
 class LinearProbe(lightning.LightningModule):

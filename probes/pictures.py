@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from tokens.batch import GridBatch
-from tokens.errors import InputError
-from tokens.keys import label_of
-from tokens.similarity import token_similarity
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.groups import token_similarity
+from sdprobe.tokens.keys import label_of
+from sdprobe.utilities.errors import InputError
 
 SIDE = 32  # tokens a side of the grid in which a token is chosen
 

@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from metrics.coordinate_r2 import CoordinateR2
-from metrics.grid_accuracy import GridAccuracy, chance
-from metrics.intervals import present_units
-from probes.closed_form import Moments, coordinates
 from probes.linear import LinearProbe
-from tokens import expect
-from tokens.batch import TokenBatch
-from tokens.errors import InputError
-from tokens.keyed import keyed_generator
-from tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
-from tokens.processes import Processes
+from sdprobe.estimators.closed_form import Moments, coordinates
+from sdprobe.metrics.grid_accuracy import GridAccuracy, chance
+from sdprobe.metrics.intervals import present_units
+from sdprobe.metrics.r2 import CoordinateR2
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.utilities import expect
+from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 VARIANTS = ("test", "shuffled_labels", "random_partition")
 
@@ -144,7 +144,7 @@ class PositionProbe(LinearProbe):
         self.log_dict(select(self.results, condition="test", statistic=""))
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`metrics.intervals`."""
+        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`sdprobe.metrics.intervals`."""
         return present_units(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:

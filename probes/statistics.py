@@ -11,16 +11,16 @@ import lightning
 import numpy as np
 from torch import Tensor, nn
 
-from metrics.folds import FOLDS, require_images
-from metrics.group_similarity import MIN_SIDE
-from metrics.linear_cka import LinearCKA
-from metrics.token_means import TokenMeans
-from probes.layer_statistics import LayerStatistics
 from probes.pictures import Pictures
-from tokens import expect
-from tokens.batch import GridBatch
-from tokens.errors import InputError
-from tokens.keys import OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.estimators.layer_statistics import LayerStatistics
+from sdprobe.metrics.folds import FOLDS, require_images
+from sdprobe.metrics.group_similarity import MIN_SIDE
+from sdprobe.metrics.layer_tokens import TokenMeans
+from sdprobe.metrics.linear_cka import LinearCKA
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.keys import OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
 
 WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
 STRIDE = 8  # pixels per latent cell

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from metrics.group_similarity import GroupSimilarity
-from metrics.high_norm import DetectionScore, HighNormTokens
-from metrics.layer_tokens import LayerTokens
-from metrics.token_norms import TokenNorms
 from probes.position import PositionProbe
-from tokens.batch import GridBatch
-from tokens.geometry import at_grid, border_groups
-from tokens.keys import GROUPS, PARTITION, Key, qualified
+from sdprobe.metrics.group_similarity import GroupSimilarity
+from sdprobe.metrics.high_norm import DetectionScore, HighNormTokens
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.metrics.token_norms import TokenNorms
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.geometry import at_grid, border_groups
+from sdprobe.tokens.keys import GROUPS, PARTITION, Key, qualified
 
 ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
 TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops

@@ -23,11 +23,9 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
 ROOT = Path(__file__).parent.parent
-# images.scenes is left out: numpy's ArrayLike, which it draws with, refuses plain tuples at run time
-DATAMODULES = [f"datamodules.{'.'.join(path.relative_to(ROOT / 'datamodules').with_suffix('').parts)}"
-               for folder in ("", "images") for path in (ROOT / "datamodules" / folder).glob("*.py")
-               if path.stem != "__init__"]  # fmt: skip
-PACKAGES = ["tokens", "backbones", "anomalies", "mitigations", "probes", "metrics", *DATAMODULES]
+# scenes are left out: numpy's ArrayLike, which they are drawn with, refuses plain tuples at run time
+ROOMS = ("tokens", "utilities", "backbones", "mitigations", "metrics", "estimators")
+PACKAGES = [*(f"sdprobe.{room}" for room in ROOMS), "datamodules", "probes"]
 install_import_hook(PACKAGES, "tests.typechecker.check")
 
 
@@ -57,16 +55,16 @@ def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path
 @pytest.fixture
 def launch(configure: Callable[..., DictConfig]) -> Callable[..., Any]:
     """A run of the command in this process, into ``tmp_path``/run."""
-    import train
-    from runs.sentences import sentences
-    from tokens.keys import CONDITIONS, Key
+    from sdprobe.runs.cli import sentences
+    from sdprobe.runs.run import run
+    from sdprobe.tokens.keys import CONDITIONS, Key
 
     def go(*overrides: str, **options: Any) -> Any:
         with sentences():
-            run = train.run(configure(*overrides, **options))
-        for text in run.metrics if run else ():
+            finished = run(configure(*overrides, **options))
+        for text in finished.metrics if finished else ():
             key = Key.parse(text)
             assert str(key) == text and key.layer and key.condition in CONDITIONS, text
-        return run
+        return finished
 
     return go

@@ -10,6 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from sdprobe.backbones.architectures import presets
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 CHOICES = sorted(
     (path.parent.relative_to(CONFIGS).as_posix(), path.stem)
@@ -59,7 +61,8 @@ def test_every_choice_composes_and_matches_its_constructor(overrides: tuple[str,
 )
 def test_presets_live_in_repositories_that_exist(choice: str) -> None:
     # runwayml's and Stability AI's own SD 2.x repositories are gone
-    path = composed(f"backbone={choice}").backbone.path
+    assert composed(f"backbone={choice}").backbone.path == choice
+    path = presets()[choice]["path"]
     assert path.count("/") == 1
     assert path.split("/")[0] in {"CompVis", "stable-diffusion-v1-5", "sd2-community", "stabilityai"}
     assert path != "stabilityai/stable-diffusion-2-1"

@@ -13,12 +13,12 @@ from lightning import Callback
 from PIL import Image
 from rich.console import Console
 
-import train
-from reports.content import content_figures, over_layers
-from reports.run import Run
-from reports.tables import show
-from runs.record import LEFT
-from runs.sentences import UserError
+from sdprobe.reports.content import content_figures, over_layers
+from sdprobe.reports.position import show
+from sdprobe.reports.run import Run
+from sdprobe.runs import run as runner
+from sdprobe.runs.cli import UserError
+from sdprobe.runs.record import LEFT
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -54,7 +54,7 @@ class Interrupt(Callback):
 
 def test_a_run_interrupted_while_testing_resumes_to_the_same_numbers(launch, configure, tmp_path: Path, monkeypatch) -> None:
     whole = launch(folder="whole")
-    build = train.Measurement
+    build = runner.Measurement
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         measurement = build(*arguments, **named)
@@ -62,15 +62,15 @@ def test_a_run_interrupted_while_testing_resumes_to_the_same_numbers(launch, con
         return measurement
 
     previous = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(train, "Measurement", interrupted)
+    monkeypatch.setattr(runner, "Measurement", interrupted)
     with pytest.raises(SystemExit):
         launch(folder="cut")
     signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
     assert not any(key.startswith("test/") for key in Run.read(tmp_path / "cut").metrics)
-    monkeypatch.setattr(train, "Measurement", build)
+    monkeypatch.setattr(runner, "Measurement", build)
     cfg = configure(folder="cut")
     cfg.resume = cfg.run_dir
-    assert train.run(cfg).metrics == whole.metrics
+    assert runner.run(cfg).metrics == whole.metrics
 
 
 def test_a_protocol_without_validation_runs(launch) -> None:

@@ -8,13 +8,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-import train
-from reports.control_groups import control_groups
-from reports.controls import contrast
-from reports.run import Run
-from runs import command
-from runs.record import config_hash
-from tokens.errors import InputError
+from sdprobe.reports.controls import contrast
+from sdprobe.reports.grouping import control_groups
+from sdprobe.reports.run import Run
+from sdprobe.runs import cli
+from sdprobe.runs.record import config_hash
+from sdprobe.runs.run import run
+from sdprobe.utilities.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -40,7 +40,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         with open_dict(cfg):
             del cfg["hydra"]
         cfg.run_dir = str(folder / cell)
-        return train.run(cfg)
+        return run(cfg)
 
     return go
 
@@ -71,7 +71,7 @@ def test_the_sweep_visits_every_cell_there_is() -> None:
     assert str(cfg["mode"]).endswith("MULTIRUN")  # type: ignore[index, call-overload]
     named = cfg["sweeper"]["params"]["control"].replace(" ", "").split(",")  # type: ignore[index, call-overload]
     assert sorted(named) == sorted(path.stem for path in (ROOT / "configs" / "control").glob("*.yaml"))
-    command.check(["experiment=controls"])
+    cli.check(["experiment=controls"])
 
 
 def test_the_name_of_a_cell_changes_no_number() -> None:
@@ -87,4 +87,4 @@ def test_a_cell_with_images_of_its_own_refuses_others(tmp_path: Path) -> None:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("train", overrides=[f"control={cell}", "images=folder", f"images.root={tmp_path}"])
         with pytest.raises(InputError, match=r"images=FolderImages to have a setting '\w+', but it has none"):
-            command.check_types(cfg)
+            cli.check_types(cfg)

@@ -18,17 +18,23 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 
-from datamodules.images.scenes.spair import export
-from metrics.pair_means import PairMeans
-from metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances
-from reports.correspondence import correspondence_figures, cost_table, matching_best_at, over_layers, pck_table, shown_layers
-from reports.figures import draw
-from reports.run import Run
-from reports.tables import rows, show
-from runs.record import LEFT
-from runs.sentences import UserError
+from sdprobe.metrics.pair_means import PairMeans
+from sdprobe.metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances
+from sdprobe.reports.correspondence import (
+    correspondence_figures,
+    cost_table,
+    matching_best_at,
+    over_layers,
+    pck_table,
+    shown_layers,
+)
+from sdprobe.reports.position import draw, rows, show
+from sdprobe.reports.run import Run
+from sdprobe.runs.cli import UserError
+from sdprobe.runs.record import LEFT
+from sdprobe.scenes.spair_export import export
+from sdprobe.tokens.batch import Keypoints
 from tests.datamodules.pair_trees import add_spair
-from tokens.keypoints import Keypoints
 
 ROOT = Path(__file__).parent.parent
 MAIN = "pck_ours_point_0.10"

@@ -13,13 +13,12 @@ from lightning import Callback
 from PIL import Image
 from rich.console import Console
 
-import train
-from reports.depth import depth_figures, over_grid, over_layers
-from reports.figures import draw
-from reports.run import Run
-from reports.tables import rows, show
-from runs.record import LEFT
-from runs.sentences import UserError
+from sdprobe.reports.depth import depth_figures, over_grid, over_layers
+from sdprobe.reports.position import draw, rows, show
+from sdprobe.reports.run import Run
+from sdprobe.runs import run as runner
+from sdprobe.runs.cli import UserError
+from sdprobe.runs.record import LEFT
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -79,7 +78,7 @@ class Interrupt(Callback):
 def test_an_interrupted_run_resumes_to_the_same_numbers(launch, configure, tmp_path: Path, monkeypatch) -> None:
     options = ["trainer.max_epochs=4", "twins=0"]
     whole = launch(*options, folder="whole")
-    build = train.Measurement
+    build = runner.Measurement
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         measurement = build(*arguments, **named)
@@ -87,17 +86,17 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(launch, configure, tmp_p
         return measurement
 
     previous = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(train, "Measurement", interrupted)
+    monkeypatch.setattr(runner, "Measurement", interrupted)
     with pytest.raises(SystemExit):
         launch(*options, folder="cut")
     signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
     part = Run.read(tmp_path / "cut")
     assert part.meta["complete"] is False
     assert [path.name for path in draw(part, tmp_path)] == [], "no maps, a single layer"
-    monkeypatch.setattr(train, "Measurement", build)
+    monkeypatch.setattr(runner, "Measurement", build)
     cfg = configure(*options, folder="cut")
     cfg.resume = cfg.run_dir
-    assert train.run(cfg).metrics == whole.metrics
+    assert runner.run(cfg).metrics == whole.metrics
 
 
 def test_pairs_of_files_run_with_missing_depth(launch, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backbones import FrozenSD
+from sdprobe.backbones import FrozenSD
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mitigations import load
-from runs.sentences import UserError
+from sdprobe.mitigations import load
+from sdprobe.runs.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -23,11 +23,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from PIL import Image
 
-import train
-from backbones.layers import main as layers
-from demo.card import TEXT as TEMPLATE
-from runs import command
-from tokens.errors import InputError
+from sdprobe.backbones.__main__ import main as layers
+from sdprobe.runs import cli
+from sdprobe.runs.run import run
+from sdprobe.utilities.errors import InputError
+from tools.demo.card import TEXT as TEMPLATE
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -79,7 +79,9 @@ def spans(document: str, text: str) -> list[Snippet]:
         words = line.removeprefix("-m ").split()
         if re.match(r"(python|make|wandb|\.venv/bin/\w+) ", line):
             found.append(Snippet(document, "sh", line))
-        elif len(words) > 1 and all(map(OVERRIDE.fullmatch, words)) and not line.startswith("start="):  # demo.train's option
+        elif (
+            len(words) > 1 and all(map(OVERRIDE.fullmatch, words)) and not line.startswith("start=")
+        ):  # tools.demo.train's option
             found.append(Snippet(document, "sh", f"python train.py {line}"))
     return found
 
@@ -164,16 +166,16 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = words
     match [program, *arguments]:
         case ["python", "train.py", *overrides]:
-            command.check(filled(overrides))
+            cli.check(filled(overrides))
         case ["python", "-m", module, *rest]:
             accepts(module, filled(rest), monkeypatch)
         case ["make", *targets]:
             answer = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
             assert answer.returncode == 0, answer.stderr
         case ["wandb", name, *_]:
-            from wandb.cli.cli import cli
+            from wandb.cli.cli import cli as wandb
 
-            assert name in cli.commands
+            assert name in wandb.commands
         case ["pytest" | "pre-commit", *_]:
             assert (BIN / program).is_file()
         case _:
@@ -206,8 +208,8 @@ def test_commands_are_understood_as_a_shell_splits_them(
     ("line", "error"),
     [
         ("python train.py probe=positon", InputError), ("python train.py resume=SOMEWHERE", ValueError), ("ls .", ValueError),
-        ("python -m backbones.nothing", AssertionError), ("make nothing", AssertionError), ("wandb nothing", AssertionError),
-        ("python -m reports similarity --picture FILE", SystemExit), ("python -m reports", None),
+        ("python -m sdprobe.nothing", AssertionError), ("make nothing", AssertionError), ("wandb nothing", AssertionError),
+        ("python -m sdprobe.reports similarity --picture FILE", SystemExit), ("python -m sdprobe.reports", None),
     ],
 )  # fmt: skip
 def test_wrong_commands_are_found(line: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +257,7 @@ def test_train_commands_run_in_miniature(snippet: Snippet, tmp_path: Path) -> No
     with open_dict(cfg):
         del cfg["hydra"]
     cfg.run_dir = str(tmp_path / "run")
-    assert train.run(cfg).meta["complete"]
+    assert run(cfg).meta["complete"]
 
 
 def run_as_printed(line: str, folder: Path) -> str:
@@ -273,7 +275,7 @@ def test_help_is_given(snippet: Snippet, workspace: Path) -> None:
     assert "timestep: 50" in run_as_printed(snippet.text, workspace)
 
 
-@pytest.mark.parametrize("snippet", [line for line in LINES if "backbones.layers" in line.text], ids=str)
+@pytest.mark.parametrize("snippet", [line for line in LINES if "sdprobe.backbones" in line.text], ids=str)
 def test_layers_are_listed(snippet: Snippet, capsys: pytest.CaptureFixture[str]) -> None:
     layers(shlex.split(snippet.text, comments=True)[3:])
     assert "up_1_attn_2" in capsys.readouterr().out

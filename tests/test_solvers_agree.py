@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from backbones import FrozenSD
 from datamodules.activations import ActivationDataModule
 from datamodules.images.scenes import Scenes
-from datamodules.sampling import flattened
+from datamodules.mixing import flattened
 from probes import PositionProbe
+from sdprobe.backbones import FrozenSD
 
 LAYERS = ["down_1", "mid", "up_1"]
 

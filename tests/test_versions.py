@@ -11,44 +11,46 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from anomalies.groups import token_groups
-from backbones import FrozenSD, latents
-from backbones.latents import LatentEncoder
-from datamodules import fitting
-from datamodules.images import balanced, pair_pictures, source, texture
-from datamodules.images.balanced import FlipBalanced, RandomCrops, Rotated
-from datamodules.images.cropped import Cropped
+from datamodules import mitigated
+from datamodules.images import pairs, texture
+from datamodules.images import views as image_views
 from datamodules.images.folder import FolderImages
-from datamodules.images.pair_pictures import item_of
-from datamodules.images.pairs import RESIZES
-from datamodules.images.scenes import DisplacedScenes, Scenes, painting
+from datamodules.images.pairs import RESIZES, item_of
+from datamodules.images.scenes import Scenes
 from datamodules.images.texture import Constants, LatentTextures, Textures
-from demo import portraits
-from demo.captions import caption
-from demo.parts import part_map
-from demo.portraits import portrait
-from metrics.pck import distances
-from metrics.token_means import TokenMeans
-from mitigations import views
-from mitigations.views import View
-from probes.layer_statistics import LayerStatistics
-from probes.matching import best, cosines
-from probes.ridge import RidgeMoments
-from runs import record
-from runs.measure import Measurement
+from datamodules.images.views import Cropped, FlipBalanced, RandomCrops, Rotated
+from sdprobe.backbones import FrozenSD, latents
+from sdprobe.backbones.latents import LatentEncoder
+from sdprobe.estimators.closed_form import RidgeMoments
+from sdprobe.estimators.layer_statistics import LayerStatistics
+from sdprobe.estimators.matching import best, cosines
+from sdprobe.metrics.layer_tokens import TokenMeans
+from sdprobe.metrics.pck import distances
+from sdprobe.runs import record
+from sdprobe.runs.measurement import Measurement
+from sdprobe.scenes import painting
+from sdprobe.tokens import views
+from sdprobe.tokens.geometry import tokens_at
+from sdprobe.tokens.groups import token_groups
+from sdprobe.tokens.views import View
+from sdprobe.utilities import pictures
+from tests.displaced import DisplacedScenes
 from tests.metrics.test_pck import PLAIN, random_pictures, table
 from tests.mitigations.test_every_mitigation import MAKERS, fed
 from tests.mitigations.test_every_mitigation import images as planted
-from tokens.geometry import tokens_at
+from tools.demo import portraits
+from tools.demo.captions import caption
+from tools.demo.parts import part_map
+from tools.demo.portraits import portrait
 
 SMALL = ["backbone=tiny", "images.size=64", "images.limit=12", "logger=none", "device=cpu", "twins=0"]
 # version and numbers, frozen together
 FROZEN: dict[ModuleType, tuple[int, str]] = {
-    source: (1, "0.75956 -1.7414 0.49804 -1.2426 0.7577 -1.5364 0.72251 -1.4821"),
-    pair_pictures: (1, "0.35923 -1.3523 0.56219 -1.8223 0.5345 -1.6415"),
+    pictures: (1, "0.75956 -1.7414 0.49804 -1.2426 0.7577 -1.5364 0.72251 -1.4821"),
+    pairs: (1, "0.35923 -1.3523 0.56219 -1.8223 0.5345 -1.6415"),
     texture: (1, "0.49975 -1.1135 0.54104 -1.3645 0.42871 -0.86282 0.89131 -1.8678 0.0 -1.4243"),
     views: (1, "0.49394 0.16359 0.49476 0.54814 0.4983 0.42794 0.48512 0.23313 0.5 0.18394 0.4968 0.67913"),
-    balanced: (
+    image_views: (
         1,
         "0.5 -0.61202 0.5 -0.85126 0.5 -0.77577 0.52824 -0.54749 0.4825 -0.57372 0.5 -0.77577 0.48855 -0.94439",
     ),
@@ -58,7 +60,7 @@ FROZEN: dict[ModuleType, tuple[int, str]] = {
         "-0.79059 0.51138 -1.3464 0.28928 -0.48606 9.1892 -8.7181 9.1603 -12.188",
     ),
     latents: (1, "-0.11605 -1.8635 -0.14396 1.6586"),
-    fitting: (
+    mitigated: (
         1,
         "-0.05766 0.088203 -0.09473 -0.085483 0.014007 -0.58122 -2.9044 -13.962 -6.7418 0.66223 -0.58879 -4.4814 -4.6973 "
         "-4.2326 -3.9025 -2.4081 -0.29079 -0.11406 1.3282 -4.4344 -3.0413",
@@ -116,7 +118,7 @@ def picture(width: int, height: int, channels: int = 3) -> Image.Image:
 def test_results_are_raised_with_what_they_are_made_of() -> None:
     frozen = {module.__name__: version for module, (version, _) in FROZEN.items()}
     assert {module.__name__: module.VERSION for module in FROZEN} == frozen, (
-        "a VERSION was raised: freeze it here, and raise the one in runs/record.py with it, since stored results are made of it"
+        "a VERSION was raised: freeze it here, and raise that of sdprobe/runs/record.py with it: stored results depend on it"
     )
 
 
@@ -126,12 +128,12 @@ def test_files_become_the_same_squares(tmp_path: Path) -> None:
     picture(150, 100, 4).save(tmp_path / "a.png", exif=turned)
     Image.fromarray(np.linspace(0, 65535, 90 * 70).reshape(70, 90).astype(np.uint16)).save(tmp_path / "b.png")
     whole, crops = FolderImages(str(tmp_path), 64), FolderImages(str(tmp_path), 64, crops=2)
-    same(source, numbers(*(item["image"] for item in (whole[0], whole[1], crops[0], crops[1]))), GREY)
+    same(pictures, numbers(*(item["image"] for item in (whole[0], whole[1], crops[0], crops[1]))), GREY)
 
 
 def test_pictures_of_pairs_become_the_same_squares(tmp_path: Path) -> None:
     picture(150, 100).save(tmp_path / "a.png")
-    same(pair_pictures, numbers(*(item_of(tmp_path / "a.png", 64, resize) for resize in RESIZES)), GREY)
+    same(pairs, numbers(*(item_of(tmp_path / "a.png", 64, resize) for resize in RESIZES)), GREY)
 
 
 def test_textures_stay() -> None:
@@ -148,7 +150,7 @@ def test_views_show_the_same() -> None:
 def test_other_ways_to_show_pictures_stay() -> None:
     images = Textures(128, 2)
     shown = [FlipBalanced(images, 128)[k] for k in (1, 2, 3)] + [RandomCrops(images, 128, crops=2)[k] for k in (0, 3)]
-    same(balanced, numbers(*(item["image"] for item in (*shown, Rotated(images)[0], Cropped(images, 16)[1]))))
+    same(image_views, numbers(*(item["image"] for item in (*shown, Rotated(images)[0], Cropped(images, 16)[1]))))
 
 
 def test_scenes_stay() -> None:
@@ -167,7 +169,7 @@ def test_fits_stay(sd: FrozenSD) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     passed = sd.activations(images, ["down_1_res_0", "mid", "up_1_attn_0"], timestep=50, seed=3, ids=["a", "b"], draw=1)
     fits = [fed(MAKERS[label]()).transform(planted(20)) for label in FITTED]
-    same(fitting, [*numbers(*passed.values()), *(numbers(grid)[1] for grid in fits)])
+    same(mitigated, [*numbers(*passed.values()), *(numbers(grid)[1] for grid in fits)])
 
 
 def test_results_stay(configure: Callable[..., DictConfig]) -> None:
@@ -202,8 +204,8 @@ def test_training_data_of_the_demo_model_stays(monkeypatch: pytest.MonkeyPatch) 
     drawn = [portrait(0, k) for k in range(3)]
     sentence = caption(drawn[1], torch.Generator().manual_seed(4))
     assert sentence == "one quadruped facing right with red ear and grey eye on grey gradient", (
-        "raise VERSION in demo.portraits"
+        "raise VERSION in tools.demo.portraits"
     )
-    monkeypatch.setattr("demo.parts.names", lambda: ("background", "occluder", "fish/body"))  # all of them take a second
+    monkeypatch.setattr("tools.demo.parts.names", lambda: ("background", "occluder", "fish/body"))  # all of them take a second
     pixels = [torch.from_numpy(np.array(painting.paint(each, 64))) / 255 for each in drawn]
     same(portraits, numbers(*pixels, *(part_map(each, 16).double() for each in drawn)), GREY)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from metrics.credibility import RISKS, corner_risk, credibility, credibility_report, larger_risk, with_clipped
-from metrics.flip_attribution import FlipAttribution
-from metrics.folds import Estimate, leave_one_out
-from metrics.gains import paired_gains
-from metrics.high_norm import HighNormTokens
-from metrics.intervals import (
+from sdprobe.metrics.credibility import RISKS, corner_risk, credibility, credibility_report, larger_risk, with_clipped
+from sdprobe.metrics.flip_attribution import FlipAttribution
+from sdprobe.metrics.folds import Estimate, leave_one_out
+from sdprobe.metrics.gains import paired_gains
+from sdprobe.metrics.high_norm import HighNormTokens
+from sdprobe.metrics.intervals import (
     independent_interval,
     jackknife_pseudovalues,
     mean_interval,
@@ -26,13 +26,12 @@ from metrics.intervals import (
     share_interval,
     two_way_interval,
 )
-from metrics.layer_tokens import LayerTokens
-from metrics.pair_means import PairMeans
-from metrics.position_variance import PositionVariance
-from metrics.sign_flips import adjusted_p
-from reports.credibility_cells import CredibilityCell
-from reports.validation import validation
-from tokens.keypoints import Keypoints
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.metrics.pair_means import PairMeans
+from sdprobe.metrics.position_variance import PositionVariance
+from sdprobe.metrics.sign_flips import adjusted_p
+from sdprobe.reports.validation import CredibilityCell, validation
+from sdprobe.tokens.batch import Keypoints
 
 FOLDS = 20
 Generator = np.random.Generator

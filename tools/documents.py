@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n)(.*?)(\n?<!-- /results -->)", re.S)
 

@@ -30,7 +30,7 @@ import pyarrow.parquet
 import safetensors.numpy
 import yaml
 
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 PLAN = "tools/golden.yaml"

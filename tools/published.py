@@ -11,13 +11,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
-from reports.collection import read_runs, summarise
-from reports.controls import CIRCULAR, PERIODIC, mean_accuracy, tested
-from reports.figures import draw
-from reports.run import Run
-from tokens.errors import InputError
-from tokens.io import read_json
+from sdprobe.reports.collection import read_runs, summarise
+from sdprobe.reports.controls import CIRCULAR, PERIODIC, mean_accuracy, tested
+from sdprobe.reports.position import draw
+from sdprobe.reports.run import Run
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json
+from tools.demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
 from tools.plan import Plan
 from tools.steps import OUTPUT, Step, sweep, train
 from tools.wording import Estimate, Measured, effect, half_width, number
@@ -40,7 +40,7 @@ MEASUREMENTS = (
     Step(
         "full_width",
         (
-            ("-m", "backbones.random_pipeline", "sd15", "FOLDER/sd15"),
+            ("-m", "sdprobe.backbones.random_pipeline", "sd15", "FOLDER/sd15"),
             (
                 "train.py", "probe=position", f"block={MID}", "probe.solver=closed_form", "backbone=local",
                 "backbone.path=FOLDER/sd15", "images=scenes", "images.limit=60", "twins=3", "logger=none",
@@ -50,10 +50,10 @@ MEASUREMENTS = (
     ),
     Step(
         "levels", (("-c", COVERAGE),), group="" if find_spec("tools.coverage") else "levels", capture=True,
-        sources=("tools/coverage.py", "reports/*.py"),
+        sources=("tools/coverage.py", "sdprobe/reports/*.py"),
     ),
-    Step("samples", (("-m", "demo.samples", "FOLDER"),), sources=("demo/samples.py",)),
-    Step("bench", (("-m", "benchmarks.extraction"),), group="bench", capture=True, sources=("benchmarks/*.py",)),
+    Step("samples", (("-m", "tools.demo.samples", "FOLDER"),), sources=("tools/demo/samples.py",)),
+    Step("bench", (("-m", "tools.benchmarks.extraction"),), group="bench", capture=True, sources=("tools/benchmarks/*.py",)),
 )
 # fmt: on
 
@@ -262,7 +262,7 @@ def origin(folder: Path) -> str:
 
 
 def speed(folder: Path) -> str:
-    """What ``benchmarks.extraction`` printed: machine and date, then the table without its column "how"."""
+    """What ``tools.benchmarks.extraction`` printed: machine and date, then the table without its column "how"."""
     machine, *rows = (folder / OUTPUT).read_text().strip().splitlines()
     return "\n".join([machine, "", *(f"{row.rsplit('|', 2)[0]}|" for row in rows if row.startswith("|"))])
 

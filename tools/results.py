@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runs.record import ROOT
-from tokens import expect
-from tokens.errors import InputError
-from tokens.io import write_file
+from sdprobe.runs.record import ROOT
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import write_file
 from tools.documents import changes, names, rewritten
 from tools.plan import Plan
 from tools.steps import Step, is_finished, perform, state_of

@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from runs.command import CONFIGS
-from runs.record import ROOT, config_hash, digest, source_digest
-from tokens.errors import InputError
-from tokens.io import read_json, write_file
+from sdprobe.runs.cli import CONFIGS
+from sdprobe.runs.record import ROOT, config_hash, digest, source_digest
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json, write_file
 
 STATE = "step.json"  # {"state": digest, "finished": number of commands}
-RUN = ("runs/*.py", "train.py")  # sources of every step that calls train.py
+RUN = ("sdprobe/runs/*.py", "train.py")  # sources of every step that calls train.py
 OUTPUT = "output.md"  # what a command that is captured printed
 
 

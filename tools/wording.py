@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metrics.intervals import FEWEST_SEEDS
-from reports.mitigated_layers import NOTHING
-from tokens.errors import InputError
-from tokens.io import read_json
+from sdprobe.metrics.intervals import FEWEST_SEEDS
+from sdprobe.reports.mitigated_layers import NOTHING
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from datamodules.images.source import VERSION, Item, check_limit, check_on_error, check_size, square, upright
-from tokens import expect
-from tokens.errors import InputError
+from datamodules.images.source import Item, check_limit, check_on_error
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.pictures import VERSION, check_size, square, upright
 
 
 class HubImages(Dataset[Item]):

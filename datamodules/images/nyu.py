@@ -11,8 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.images.source import VERSION, Item, centre_box, check_limit, check_on_error, check_size, square, upright
-from tokens.errors import InputError
+from datamodules.images.source import Item, check_limit, check_on_error
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.pictures import VERSION, centre_box, check_size, square, upright
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
 SIXTEEN_BITS = ("I", "I;16", "I;16B")

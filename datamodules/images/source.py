@@ -1,17 +1,14 @@
-"""What every image source offers, and the one way a picture becomes a square tensor."""
+"""What every image source offers.
+
+Items of a :class:`LatentSource` are latents already.
+"""
 
 from typing import Protocol, TypedDict, runtime_checkable
 
-import numpy as np
-import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from tokens import expect
-
-# of `square` and `upright` on pictures of folders, the hub and NYUv2, and of random crops; raise it when a pixel changes
-VERSION = 1
+from sdprobe.utilities import expect
 
 
 class Item(TypedDict):
@@ -42,11 +39,6 @@ class ImageSource(Protocol):
         """Identifies the pixels of an item, without rendering or decoding it where possible."""
 
 
-def check_size(size: int) -> None:
-    """Raises InputError unless every grid of a U-Net comes out even: multiples of 64 pixels."""
-    expect.multiple("images.size", size, 64)
-
-
 def check_limit(limit: int | None) -> None:
     """Raises InputError unless ``limit`` is None or positive."""
     if limit is not None:
@@ -58,28 +50,9 @@ def check_on_error(on_error: str) -> None:
     expect.one_of("images.on_error", on_error, ("raise", "skip"))
 
 
-def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:
-    """An upright RGB picture's centre crop, or its crop at ``box`` = (left, top, side) in pixels, Lanczos-resized to [0, 1]."""
-    left, top, side = box if box is not None else centre_box(*picture.size)
-    picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+@runtime_checkable
+class LatentSource(ImageSource, Protocol):
+    """A source of latents: no encoder runs."""
 
-
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: rotated as its EXIF tag says, transparent pixels over white, three channels."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    if picture.mode in ("I", "I;16", "I;16B"):
-        # PIL clips 16-bit grey to 255 when it converts; scale it instead
-        picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
-def centre_box(width: int, height: int) -> tuple[int, int, int]:
-    """(left, top, side) of the largest centred square."""
-    side = min(width, height)
-    return (width - side) // 2, (height - side) // 2, side
+    def latent(self, index: int) -> Float[Tensor, "c h w"]:
+        """The item's latent."""

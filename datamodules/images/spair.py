@@ -16,10 +16,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.images.pair_files import BadPair, Entry, PairFiles, Statement, warn_if_unpublished
-from datamodules.images.pair_roots import Layout, inside
-from datamodules.images.pairs import Box, Point
-from tokens import expect
+from datamodules.images.pairs import BadPair, Box, Entry, Layout, PairFiles, Point, Statement, inside, warn_if_unpublished
+from sdprobe.utilities import expect
 
 LAYOUT = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")})
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}

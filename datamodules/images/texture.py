@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, check_limit, check_size
-from tokens.keyed import keyed_generator
+from datamodules.images.source import Item, check_limit
+from sdprobe.utilities.pictures import check_size
+from sdprobe.utilities.rng import keyed_generator
 
 MEAN, CONTRAST, COLOUR = 0.5, 0.18, 0.4  # of full scale; COLOUR: share of the contrast that each channel has of its own
 CHANNELS, STRIDE = 4, 8  # of Stable Diffusion's latents

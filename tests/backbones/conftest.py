@@ -16,8 +16,8 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from backbones import FrozenSD
-from backbones.random_pipeline import random_pipeline
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.random_pipeline import random_pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,11 +13,11 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backbones import FrozenSD
-from backbones.loading import PRESETS, preset
-from backbones.random_pipeline import main, random_pipeline
-from backbones.weights import random_unet, weight_hash
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.random_pipeline import main, random_pipeline
+from sdprobe.backbones.weights import random_unet, weight_hash
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ["conv_in", "mid", "up_1"]
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -351,10 +351,8 @@ def test_a_repository_in_the_cache_loads_without_network(offline: Path, saved: P
 
 @pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sd_turbo", "sdxl", "sdxl_turbo"])
 def test_presets_name_a_hub_repository(name: str) -> None:
-    card = preset(name)
-    assert card is not None and re.fullmatch(r"[\w-]+/[\w.-]+", card["path"])
-    assert (PRESETS / f"{name}.yaml").is_file()
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", presets()[name]["path"])
 
 
 def test_what_is_no_preset_is_none() -> None:
-    assert preset("sd99") is None and preset("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
+    assert not presets().keys() & {"sd99", "stable-diffusion-v1-5/stable-diffusion-v1-5"}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from backbones import FrozenSD
-from backbones.integrity import digest, listed
-from backbones.layers import layer_table, meta_unet, preset_config
-from backbones.weights import DEMO
-from demo.card import write
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.architectures import DEMO, meta_unet, preset_config
+from sdprobe.backbones.layers import layer_table
+from sdprobe.backbones.loading import digest, listed
+from sdprobe.utilities.errors import InputError
+from tools.demo.card import write
 
 pytestmark = pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is still in training")
 
@@ -94,6 +94,6 @@ def test_missing_and_altered_weights_are_refused(copy: Path) -> None:
 
 
 def test_a_missing_demo_model_is_no_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backbones.loading.DEMO", tmp_path / "none")
-    with pytest.raises(InputError, match=r"Make it with python -m demo\.train"):
+    monkeypatch.setattr("sdprobe.backbones.loading.DEMO", tmp_path / "none")
+    with pytest.raises(InputError, match=r"Make it with python -m tools.demo\.train"):
         FrozenSD.from_pretrained("demo", device="cpu")

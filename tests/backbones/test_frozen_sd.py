@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import backbones.frozen_sd
-from backbones import FrozenSD
-from backbones.weights import weight_hash
-from tokens.errors import InputError
+import sdprobe.backbones.frozen_sd
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.weights import weight_hash
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ["latent", "noisy_latent", "conv_in", "down_1", "mid", "up_1", "conv_out"]
 IDS = list("abcdefgh")
@@ -237,5 +237,5 @@ def test_the_remedy_is_not_the_precision_already_in_use(sd: FrozenSD) -> None:
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(backbones.frozen_sd)
+    outcome = doctest.testmod(sdprobe.backbones.frozen_sd)
     assert outcome.attempted and not outcome.failed

@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from backbones.unet import Conditioning, FrozenUNet
-from backbones.weights import weight_hash
+from sdprobe.backbones.unet import Conditioning, FrozenUNet
+from sdprobe.backbones.weights import weight_hash
 
 TIMESTEP = 50
 SOME = ["conv_in", "down_0", "down_1_attn_0", "down_3", "mid_attn_0", "mid", "up_0", "up_1_res_1", "up_1", "up_3", "conv_out"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backbones.integrity import check_card, digest, listed
-from tokens.errors import InputError
+from sdprobe.backbones.loading import check_card, digest, listed
+from sdprobe.utilities.errors import InputError
 
 NAME = "unet/weights.safetensors"
 

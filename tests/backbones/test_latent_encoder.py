@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
-from backbones.latents import LatentEncoder, warn_if_unusual
-from backbones.random_pipeline import random_pipeline
-from tokens.errors import InputError
+from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
+from sdprobe.backbones.random_pipeline import random_pipeline
+from sdprobe.utilities.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.layers import Layer, layer_table, main, meta_unet, preset_config, resolve
-from backbones.unet import FrozenUNet
-from tokens.errors import InputError
+from sdprobe.backbones.__main__ import main
+from sdprobe.backbones.architectures import meta_unet, preset_config
+from sdprobe.backbones.layers import Layer, layer_table, resolve
+from sdprobe.backbones.unet import FrozenUNet
+from sdprobe.utilities.errors import InputError
 
 # layers in execution order, channels, and the grid's side as a share of the latent's
 STABLE_DIFFUSION = [
@@ -263,7 +265,7 @@ def test_an_empty_list_is_refused(block: list[str]) -> None:
 
 
 def test_an_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(InputError, match=r"Expected a preset \(.*sd15.*tiny\) or a diffusers folder .* but got 'sd99'"):
+    with pytest.raises(InputError, match=r"Expected a preset \(.*tiny.*sd15.*\) or a diffusers folder .* but got 'sd99'"):
         preset_config("sd99")
 
 
@@ -300,7 +302,7 @@ def test_the_command_answers_an_unknown_preset_with_one_sentence(capsys: pytest.
 
 
 def test_the_command_as_users_type_it_prints_no_warning() -> None:
-    command = [sys.executable, "-m", "backbones.layers", "tiny"]
+    command = [sys.executable, "-m", "sdprobe.backbones", "tiny"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(rows(printed.stdout)) == 46
     assert printed.stderr == ""

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backbones import FrozenSD
-from backbones.noise import MODES, NoiseSchedule
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.noise import MODES, NoiseSchedule
+from sdprobe.utilities.errors import InputError
 
 DDIM = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = DDIM.alphas_cumprod

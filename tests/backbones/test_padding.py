@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones import FrozenSD
-from backbones.padding import MODES, set_padding
-from backbones.weights import weight_hash
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.padding import MODES, set_padding
+from sdprobe.backbones.weights import weight_hash
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ["latent", "conv_in", "down_1", "mid", "up_0", "up_3"]
 

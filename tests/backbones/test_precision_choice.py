@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from backbones.precision import DTYPES, choose_device, choose_dtype, name_of
-from tokens.errors import InputError
+from sdprobe.backbones.precision import DTYPES, choose_device, choose_dtype, name_of
+from sdprobe.utilities.errors import InputError
 
 
 def pretend(patch: pytest.MonkeyPatch, cuda: bool, capability: tuple[int, int] = (8, 0), amx: bool = False) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from backbones.prompts import PromptEncoder
+from sdprobe.backbones.prompts import PromptEncoder
 
 CPU = torch.device("cpu")
 PROMPTS = ["", "a photo of a cat", "Ünïcode — 猫", "very long " * 40]

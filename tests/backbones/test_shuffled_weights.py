@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones import FrozenSD
+from sdprobe.backbones import FrozenSD
 
 
 def load(path: object, weights: str, seed: int = 0) -> FrozenSD:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones import FrozenSD
+from sdprobe.backbones import FrozenSD
 
 
 @pytest.fixture(scope="session")

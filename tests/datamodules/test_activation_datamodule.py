@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones import FrozenSD
 from datamodules.activations import STEPS_PER_EPOCH, ActivationDataModule
 from datamodules.images.folder import FolderImages
-from datamodules.sampling import flattened
+from datamodules.mixing import flattened
 from datamodules.splits import split_by_photo
-from tokens.batch import TokenBatch
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.utilities.errors import InputError
 
 COUNT = 25
 LAYERS = ["conv_in", "down_0"]  # 64 and 16 tokens of a 64 px image

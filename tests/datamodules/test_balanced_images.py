@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from datamodules.images.balanced import FlipBalanced, RandomCrops, Rotated, rotated
 from datamodules.images.scenes import Scenes
 from datamodules.images.source import ImageSource
 from datamodules.images.texture import Textures
+from datamodules.images.views import FlipBalanced, RandomCrops, Rotated, rotated
 from datamodules.splits import split_by_photo
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 
 def test_the_four_mirrorings_of_a_picture_have_a_symmetric_mean() -> None:

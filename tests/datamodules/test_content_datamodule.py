@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import FrozenSD
-from datamodules.content import ContentDataModule, cell_means
 from datamodules.images.folder import FolderImages
 from datamodules.images.scenes import Scenes
-from mitigations import Canvas, PaddingSwap
-from tokens.batch import TokenBatch
-from tokens.errors import InputError
+from datamodules.targets import ContentDataModule, latent_means
+from sdprobe.backbones import FrozenSD
+from sdprobe.mitigations import Canvas, PaddingSwap
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ("conv_in", "mid")  # 1 and 8 × 8 cells of a latent per token
 
@@ -33,7 +33,7 @@ def make(sd: FrozenSD, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 @pytest.mark.parametrize(("size", "side"), [(16, 16), (16, 8), (16, 2), (24, 3)])
 def test_cell_means_are_those_of_a_loop_over_cells(size: int, side: int) -> None:
     latent = torch.randn(4, size, size, generator=torch.Generator().manual_seed(0))
-    table, cell = cell_means(latent, side), size // side
+    table, cell = latent_means(latent, side), size // side
     assert table.shape == (side, side, 4)
     for row in range(side):
         for col in range(side):
@@ -69,7 +69,7 @@ def test_every_token_has_the_clean_latent_of_its_cell(make) -> None:
 def test_means_and_spread_are_over_training_images_alone(make) -> None:
     data = make(Scenes(size=128, limit=15))
     data.prepare_data()
-    training = torch.stack([cell_means(data.store[i], 2) for i in data.split["train"]]).double()
+    training = torch.stack([latent_means(data.store[i], 2) for i in data.split["train"]]).double()
     torch.testing.assert_close(data.position_means("mid").double(), training.mean(0), atol=1e-6, rtol=1e-5)
     off = ((training - training.mean(0)) ** 2).mean((0, 1, 2)) ** 0.5
     torch.testing.assert_close(data.spread("mid").double(), off, atol=1e-6, rtol=1e-5)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones import FrozenSD
-from datamodules.controls import ControlsDataModule
+from datamodules.activations import ControlsDataModule
 from datamodules.images.texture import LatentTextures, Textures
+from sdprobe.backbones import FrozenSD
 
 COUNT = 12
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from datamodules.images.cropped import Cropped
 from datamodules.images.scenes import Scenes
 from datamodules.images.source import ImageSource
-from tokens.errors import InputError
+from datamodules.images.views import Cropped
+from sdprobe.utilities.errors import InputError
 
 
 def test_a_cropped_picture_is_the_middle_of_the_whole_one() -> None:

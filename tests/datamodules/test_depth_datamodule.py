@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backbones import FrozenSD
-from datamodules.depth import DepthDataModule, DepthSource, cell_means
 from datamodules.images.folder import FolderImages
 from datamodules.images.nyu import NYUDepth
-from datamodules.images.scene_depth import SceneDepth
-from datamodules.images.scenes import Scenes
-from tokens.batch import TokenBatch
-from tokens.errors import InputError
+from datamodules.images.scenes import SceneDepth, Scenes
+from datamodules.targets import DepthDataModule, DepthSource, depth_means
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ("conv_in", "mid")  # 8 and 64 pixels per token
 
@@ -31,7 +30,7 @@ def test_cell_means_are_those_of_a_loop_over_pixels(side: int, pixels: int, seed
     depth = generator.uniform(0.1, 10, (size, size)).astype(np.float32)
     gaps = generator.random((size, size)) < missing
     depth[gaps] = generator.choice(np.array([0, -1, np.nan, np.inf], np.float32), gaps.sum())
-    table = cell_means(torch.from_numpy(depth), side)
+    table = depth_means(torch.from_numpy(depth), side)
     assert table.dtype == torch.float32
     for row in range(side):
         for col in range(side):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.images.folder import FolderImages
-from datamodules.images.source import centre_box
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.pictures import centre_box
 
 ORIENTATION = 0x0112
 # where the stored rows and columns of an upright picture go, from the table in the EXIF 2.3 standard, section 4.6.4

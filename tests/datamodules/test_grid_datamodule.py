@@ -11,12 +11,12 @@ import lightning
 import pytest
 import torch
 
-from backbones import FrozenSD
 from datamodules.grids import VIEWS, GridDataModule, GridLoader, joined
 from datamodules.images.folder import FolderImages
 from datamodules.splits import split_by_photo
-from tokens.batch import GridBatch
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.utilities.errors import InputError
 
 COUNT, REPEATS, MARGIN = 12, 3, 32
 LAYERS = ("conv_in", "down_0")  # 16 and 8 tokens a side of a 128 px image, 8 and 4 of a cropped one
@@ -278,7 +278,7 @@ def test_floor_cells_are_those_of_the_encoder(
     pixels = torch.stack([data.images[i]["image"] for i in (4, 1)])
     variance = sd.encoder.vae.encode(pixels * 2 - 1).latent_dist.logvar
     floor = variance.median().item()  # a random autoencoder never comes near the real floor
-    monkeypatch.setattr("backbones.latents.LOG_VARIANCE_FLOOR", floor)
+    monkeypatch.setattr("sdprobe.backbones.latents.LOG_VARIANCE_FLOOR", floor)
     found = data.floor_cells([4, 1])
     assert list(found) == [4, 1]
     for cells, expected in zip(found.values(), (variance <= floor).any(1), strict=True):

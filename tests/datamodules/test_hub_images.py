@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pictures
 
 from datamodules.images.hub import HubImages
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import FrozenSD
-from datamodules.cache import LatentCache
 from datamodules.images.folder import FolderImages
 from datamodules.labels import Labels
-from datamodules.latents import LatentStore
+from datamodules.latents import LatentCache, LatentStore
 from datamodules.stream import ActivationStream
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.utilities.errors import InputError
 
 COUNT = 4
 SIDE = 8  # of the grids that 128-pixel images have: 16, 8, 4, 2

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import tokens.io
-from datamodules.cache import LatentCache
-from tokens.errors import InputError
+import sdprobe.utilities.io
+from datamodules.latents import LatentCache
+from sdprobe.utilities.errors import InputError
 
 KEYS = [f"image {n}" for n in range(6)]
 forked = multiprocessing.get_context("fork")
@@ -217,7 +217,7 @@ def put_and_die(root: Path, moment: str) -> None:
 
             return Half()
 
-        tokens.io.open = half_written  # type: ignore[attr-defined]
+        sdprobe.utilities.io.open = half_written  # type: ignore[attr-defined]
     LatentCache(root).put(-latent(KEYS[0]), KEYS[0])
 
 
@@ -301,7 +301,7 @@ def test_a_refusing_disk_gives_a_sentence_and_leaves_nothing_behind(
         monkeypatch.setattr(os, "replace", refusing(code))
     else:
         opened = full_while_writing(code) if call == "write" else refusing(code)
-        monkeypatch.setattr(tokens.io, "open", opened, raising=False)
+        monkeypatch.setattr(sdprobe.utilities.io, "open", opened, raising=False)
     with pytest.raises(InputError, match=rf"Expected to store latents in {cache.root}.*{os.strerror(code)}.*cache_dir"):
         cache.put(latent(KEYS[0]), "a")
     monkeypatch.undo()

@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones import FrozenSD
-from backbones.latents import LatentEncoder
-from datamodules.cache import LatentCache
 from datamodules.images.folder import FolderImages
-from datamodules.latents import LatentStore
-from tokens.errors import InputError
+from datamodules.latents import LatentCache, LatentStore
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.latents import LatentEncoder
+from sdprobe.utilities.errors import InputError
 
 
 @pytest.fixture

@@ -9,16 +9,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backbones import FrozenSD
-from backbones.weights import weight_hash
-from datamodules.cache import LatentCache
 from datamodules.images.folder import FolderImages
-from datamodules.latents import LatentStore
+from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import Mitigations
 from datamodules.stream import ActivationStream
-from mitigations import Canvas, Leace, PaddingSwap, PcaDrop, PositionMean, RandomRank, Saved, ShiftFlipNoise, Standardize, load
-from mitigations.saved import save
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.weights import weight_hash
+from sdprobe.mitigations import (
+    Canvas,
+    Leace,
+    PaddingSwap,
+    PcaDrop,
+    PositionMean,
+    RandomRank,
+    Saved,
+    ShiftFlipNoise,
+    Standardize,
+    load,
+)
+from sdprobe.mitigations.saved import save
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ("down_0", "mid")
 FIT, TEST = range(8), range(8, 12)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
-from tokens.batch import TokenBatch
+from sdprobe.tokens.batch import TokenBatch
 
 counts_per_layer = st.dictionaries(st.sampled_from(["mid", "up_0", "up_1"]), st.integers(1, 30), min_size=1)
 image_counts, block_sizes, batch_sizes = st.integers(0, 12), st.integers(1, 5), st.integers(1, 40)

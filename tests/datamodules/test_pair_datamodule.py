@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
 
-from backbones import FrozenSD
-from datamodules.concatenation import CONCATENATED
 from datamodules.images.pairs import Pair
-from datamodules.images.scene_pairs import ScenePairs
-from datamodules.images.scenes import Scenes
+from datamodules.images.scenes import ScenePairs, Scenes
 from datamodules.images.spair import SPairImages
+from datamodules.keypoints import CONCATENATED
 from datamodules.pairs import PairDataModule
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import MatchBatch
+from sdprobe.tokens.geometry import tokens_at
+from sdprobe.utilities.errors import InputError
 from tests.datamodules.pair_trees import add_spair
-from tokens.batch import MatchBatch
-from tokens.errors import InputError
-from tokens.geometry import tokens_at
 
 SIZE, LAYERS = 128, ("up_0", "up_1")
 

@@ -13,11 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.images import pf_pascal, pf_willow
-from datamodules.images.pair_files import PairFiles
-from datamodules.images.pairs import RESIZES, PairSource
-from datamodules.images.pf_pascal import PFPascalImages
-from datamodules.images.pf_willow import PFWillowImages
+from datamodules.images import proposal_flow
+from datamodules.images.pairs import RESIZES, PairFiles, PairSource
+from datamodules.images.proposal_flow import PFPascalImages, PFWillowImages
+from sdprobe.utilities.errors import InputError
 from tests.datamodules.pair_trees import (
     ALPHABET,
     BOX,
@@ -31,7 +30,6 @@ from tests.datamodules.pair_trees import (
     blob,
     save_picture,
 )
-from tokens.errors import InputError
 
 NAN = (float("nan"), float("nan"))
 EXTENT = (14.0, 8.0, 41.75, 33.5)  # of TARGET
@@ -366,14 +364,14 @@ def test_a_source_can_be_sent_to_workers(tmp_path: Path, add: Callable[..., None
 
 
 @pytest.mark.parametrize(
-    ("module", "add", "read", "categories", "published"),
+    ("name", "add", "read", "categories", "published"),
     [
-        pytest.param(pf_pascal, add_pascal, pascal, ALPHABET, "299", id="pascal"),
-        pytest.param(pf_willow, add_willow, willow, sorted(pf_willow.CATEGORIES), "900", id="willow"),
+        pytest.param("PASCAL_PAIRS", add_pascal, pascal, ALPHABET, "299", id="pascal"),
+        pytest.param("WILLOW_PAIRS", add_willow, willow, sorted(proposal_flow.WILLOW_CATEGORIES), "900", id="willow"),
     ],
 )
 def test_all_categories_with_another_count_are_reported(
-    tmp_path: Path, module: Any, add: Callable[..., None], read: Read, categories: list[str], published: str,
+    tmp_path: Path, name: str, add: Callable[..., None], read: Read, categories: list[str], published: str,
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     for category in categories[1:]:
@@ -385,6 +383,6 @@ def test_all_categories_with_another_count_are_reported(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.text.strip().endswith(f"is not the published one: test {len(categories)} (published {published}).")
     caplog.clear()
-    monkeypatch.setattr(module, "PAIRS", len(categories))
+    monkeypatch.setattr(proposal_flow, name, len(categories))
     read(tmp_path)
     assert not caplog.records

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.images.scenes import CATEGORIES, DisplacedScenes, Scene, ScenePair, Scenes, displaced, scene_pairs
-from datamodules.images.scenes.composition import compose
-from datamodules.images.scenes.displaced import GRID, STRATA, displacement
-from datamodules.images.scenes.pairs import MIN_SHARED, view
+from datamodules.images.scenes import Scenes
 from datamodules.images.source import ImageSource
-from tokens.errors import InputError
+from sdprobe.scenes import CATEGORIES, Scene, ScenePair, scene_pairs
+from sdprobe.scenes.composition import compose
+from sdprobe.scenes.pairs import MIN_SHARED, view
+from sdprobe.utilities.errors import InputError
+from tests import displaced
+from tests.displaced import GRID, STRATA, DisplacedScenes, displacement
 
 SIZE = 128
 EDGES = {"near": (0, 0.15), "middle": (0.15, 0.35), "far": (0.35, np.inf)}  # as reports stratify

@@ -9,13 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones import FrozenSD
 from datamodules.activations import ActivationDataModule
 from datamodules.images.folder import FolderImages
-from datamodules.mixing import mixing_buffer
-from datamodules.shares import placeholder, shared
-from tokens.batch import TokenBatch
-from tokens.processes import Processes
+from datamodules.mixing import mixing_buffer, placeholder, shared
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import TokenBatch
+from sdprobe.utilities.distributed import Processes
 
 LAYERS = ["conv_in", "mid"]
 SHAPES = {"one": (3, 4, 4), "other": (2, 2, 2)}

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.images import spair
-from datamodules.images.pair_files import BadPair
-from datamodules.images.pairs import RESIZES, PairSource
-from datamodules.images.scenes.spair import export
+from datamodules.images.pairs import RESIZES, BadPair, PairSource
 from datamodules.images.spair import SPairImages
+from sdprobe.scenes.spair_export import export
+from sdprobe.utilities.errors import InputError
 from tests.datamodules.pair_trees import BOX, SIZE, SOURCE, TARGET, add_spair, blob, save_picture
-from tokens.errors import InputError
 
 
 def read(root: Path, **options: Any) -> SPairImages:

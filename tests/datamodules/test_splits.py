@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.splits import DEFAULT_SHARES, split_by_photo
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 photo_lists = st.lists(st.integers(0, 60), min_size=10, max_size=150).map(lambda numbers: [f"p{n}.jpg" for n in numbers])
 usable = photo_lists.filter(lambda photos: len(set(photos)) >= 10)

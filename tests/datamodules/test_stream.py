@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from anomalies.groups import token_groups
-from backbones import FrozenSD
-from datamodules.cache import LatentCache
 from datamodules.images.folder import FolderImages
-from datamodules.latents import LatentStore
+from datamodules.latents import LatentCache, LatentStore
 from datamodules.stream import ActivationStream
-from tokens.batch import GridBatch
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.groups import token_groups
+from sdprobe.utilities.errors import InputError
 
 LAYERS = ("down_0", "mid")
 COUNT = 7

@@ -10,12 +10,12 @@ import lightning
 import pytest
 import torch
 
-from backbones import FrozenSD
 from datamodules.activations import STEPS_PER_EPOCH
 from datamodules.images.folder import FolderImages
 from datamodules.study import StudyDataModule
-from tokens.batch import GridBatch, TokenBatch
-from tokens.errors import InputError
+from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.utilities.errors import InputError
 
 COUNT = 11
 LAYERS = ("conv_in", "down_0")  # 8 and 16 pixels per token

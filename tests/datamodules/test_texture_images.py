@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones import FrozenSD
-from datamodules.cache import LatentCache
-from datamodules.images.balanced import rotated
-from datamodules.images.given import LatentSource
-from datamodules.images.source import ImageSource
+from datamodules.images.source import ImageSource, LatentSource
 from datamodules.images.texture import Constants, LatentTextures, Textures, pink
-from datamodules.latents import LatentStore
-from tokens.errors import InputError
+from datamodules.images.views import rotated
+from datamodules.latents import LatentCache, LatentStore
+from sdprobe.backbones import FrozenSD
+from sdprobe.utilities.errors import InputError
 
 
 def step(image: torch.Tensor, column: int) -> float:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-import metrics.channel_energy
-from metrics.channel_energy import ChannelEnergy, top_count
-from metrics.layer_tokens import LayerTokens
+import sdprobe.metrics.channel_energy
+from sdprobe.metrics.channel_energy import ChannelEnergy, top_count
+from sdprobe.metrics.layer_tokens import LayerTokens
 
 ROUNDING = 1e-6  # of a share of energies that are summed in float32, which rounds by 6e-8
 
@@ -112,5 +112,5 @@ def test_states_are_sums_over_devices_and_half_precision_does_not_overflow() -> 
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(metrics.channel_energy)
+    outcome = doctest.testmod(sdprobe.metrics.channel_energy)
     assert outcome.attempted and not outcome.failed

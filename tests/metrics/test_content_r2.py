@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-from metrics.content_r2 import ContentR2
+from sdprobe.metrics.r2 import ContentR2
 
 GROUPS = ("corner", "high_norm")
 Tokens = tuple[Tensor, Tensor, dict[str, Tensor], Tensor]

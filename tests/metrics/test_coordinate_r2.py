@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import R2Score
 from torchmetrics.utilities.data import dim_zero_sum
 
-from metrics.coordinate_r2 import CoordinateR2
+from sdprobe.metrics.r2 import CoordinateR2
 
 
 def grids(height: int, width: int, photos: int, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics.corner_similarity import CornerSimilarity
-from metrics.folds import FOLDS, folds_of
-from metrics.group_similarity import GroupSimilarity, corner_mask
-from metrics.layer_tokens import LayerTokens
-from tokens.errors import InputError
+from sdprobe.metrics.corner_similarity import CornerSimilarity
+from sdprobe.metrics.folds import FOLDS, folds_of
+from sdprobe.metrics.group_similarity import GroupSimilarity, corner_mask
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.utilities.errors import InputError
 
 SIDE, MARGIN = 7, 1
 CORNERS = [(1, 1), (1, 5), (5, 1), (5, 5)]

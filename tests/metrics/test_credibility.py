@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import metrics.credibility
-from metrics.credibility import (
+import sdprobe.metrics.credibility
+from sdprobe.metrics.credibility import (
     RISKS,
     above_chance,
     channel_risk,
@@ -25,9 +25,9 @@ from metrics.credibility import (
     token_risk,
     with_clipped,
 )
-from metrics.folds import FOLDS, Estimate, pseudovalues
-from metrics.intervals import mean_interval
-from tokens.errors import InputError
+from sdprobe.metrics.folds import FOLDS, Estimate, pseudovalues
+from sdprobe.metrics.intervals import mean_interval
+from sdprobe.utilities.errors import InputError
 
 share = st.floats(0, 1)
 cosine = st.floats(-1, 1)
@@ -187,5 +187,5 @@ def test_too_few_images_for_an_interval_are_refused() -> None:
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(metrics.credibility)
+    outcome = doctest.testmod(sdprobe.metrics.credibility)
     assert outcome.attempted and not outcome.failed

@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-from metrics.depth_error import KINDS, NEAREST, DepthError, errors
-from metrics.intervals import ratio_pseudovalues
+from sdprobe.metrics.depth_error import KINDS, NEAREST, DepthError, errors
+from sdprobe.metrics.intervals import ratio_pseudovalues
 
 GROUPS = ("corner", "high_norm")
 Tokens = tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]

@@ -5,8 +5,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from metrics.flip_attribution import FlipAttribution, mirrored
-from tokens.geometry import positions
+from sdprobe.metrics.flip_attribution import FlipAttribution, mirrored
+from sdprobe.tokens.geometry import positions
 
 SIDE, PHOTOS = 8, 12
 

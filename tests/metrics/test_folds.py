@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metrics.folds import (
+from sdprobe.metrics.folds import (
     FOLDS,
     folds_of,
     leave_one_out,
@@ -19,7 +19,7 @@ from metrics.folds import (
     with_interval,
     with_intervals,
 )
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

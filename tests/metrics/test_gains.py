@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metrics.gains import holding, metric_gains, over_seeds, paired_gains
-from metrics.grid_accuracy import KINDS, GridAccuracy
-from metrics.intervals import FEWEST, two_way_interval
+from sdprobe.metrics.gains import holding, metric_gains, over_seeds, paired_gains
+from sdprobe.metrics.grid_accuracy import KINDS, GridAccuracy
+from sdprobe.metrics.intervals import FEWEST, two_way_interval
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-from metrics.grid_accuracy import KINDS, GridAccuracy, chance, hits
+from sdprobe.metrics.grid_accuracy import KINDS, GridAccuracy, chance, hits
 
 GROUPS = ("corner", "high_norm")
 Tokens = tuple[Tensor, Tensor, dict[str, Tensor], Tensor]

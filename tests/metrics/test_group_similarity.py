@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-import metrics.group_similarity
-from anomalies.groups import border_groups
-from metrics.group_similarity import GroupSimilarity, corner_mask
-from metrics.layer_tokens import LayerTokens
-from tokens.errors import InputError
+import sdprobe.metrics.group_similarity
+from sdprobe.metrics.group_similarity import GroupSimilarity, corner_mask
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.tokens.groups import border_groups
+from sdprobe.utilities.errors import InputError
 
 GROUPS = ("corner", "border", "interior")
 OVERLAPPING = ("corner", "border", "odd")
@@ -238,5 +238,5 @@ def test_without_a_fold_it_is_the_mean_over_the_other_images() -> None:
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(metrics.group_similarity)
+    outcome = doctest.testmod(sdprobe.metrics.group_similarity)
     assert outcome.attempted and not outcome.failed

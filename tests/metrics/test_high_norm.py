@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-from metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
-from metrics.layer_tokens import LayerTokens
-from metrics.token_means import TokenMeans
-from tokens.errors import InputError
+from sdprobe.metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
+from sdprobe.metrics.layer_tokens import LayerTokens, TokenMeans
+from sdprobe.utilities.errors import InputError
 
 sides = st.integers(1, 7)
 seeds = st.integers(0, 10**6)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from metrics import intervals
-from metrics.intervals import (
+from sdprobe.metrics import intervals
+from sdprobe.metrics.intervals import (
     FEWEST,
     FEWEST_SEEDS,
     PRIOR,

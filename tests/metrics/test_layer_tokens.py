@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import metrics.layer_tokens
-from anomalies.groups import border_groups
-from metrics.layer_tokens import LayerTokens, inverse_norms
+import sdprobe.metrics.layer_tokens
+from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
+from sdprobe.tokens.groups import border_groups
 
 ROUNDING = 1e-6  # relative, of a norm in float32, which rounds by 6e-8
 
@@ -74,5 +74,5 @@ def test_tokens_too_short_for_a_direction_have_no_inverse_norm() -> None:
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(metrics.layer_tokens)
+    outcome = doctest.testmod(sdprobe.metrics.layer_tokens)
     assert outcome.attempted and not outcome.failed

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics.linear_cka import (
+from sdprobe.metrics.linear_cka import (
     LinearCKA,
     cell_mean,
     centred_grams,
@@ -20,7 +20,7 @@ from metrics.linear_cka import (
     sharing,
     unrelated,
 )
-from tokens.errors import InputError
+from sdprobe.utilities.errors import InputError
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -9,14 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics.correspondence import MAIN, Correspondence
-from metrics.match_costs import DISPLACEMENTS, EDGES, SWAPS, attraction, copies, groups, masked_cells, near_source, places
-from metrics.matches import Matches, offset_table
-from probes.matching import best, random_mask
-from tokens.errors import InputError
-from tokens.geometry import border_groups, centres, tokens_at
-from tokens.keypoints import Keypoints
-from tokens.keys import GROUPS, MASKED
+from sdprobe.estimators.matching import best, random_mask
+from sdprobe.metrics.correspondence import MAIN, Correspondence
+from sdprobe.metrics.match_costs import (
+    DISPLACEMENTS,
+    EDGES,
+    SWAPS,
+    attraction,
+    copies,
+    groups,
+    masked_cells,
+    near_source,
+    places,
+)
+from sdprobe.metrics.matches import Matches, offset_table
+from sdprobe.tokens.batch import Keypoints
+from sdprobe.tokens.geometry import border_groups, centres, tokens_at
+from sdprobe.tokens.keys import GROUPS, MASKED
+from sdprobe.utilities.errors import InputError
 
 SIZE, SIDE = 256, 16
 WAY = "test"

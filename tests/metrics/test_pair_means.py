@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from metrics.intervals import mean_interval
-from metrics.pair_means import PairMeans
-from tokens.keypoints import Keypoints
+from sdprobe.metrics.intervals import mean_interval
+from sdprobe.metrics.pair_means import PairMeans
+from sdprobe.tokens.batch import Keypoints
 
 AVERAGES = ("point", "image", "macro", "pair")
 Row = tuple[int, int, int, int]  # pair, category, source, target

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datamodules.images.pairs import RESIZES, placement_of
-from metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances, point_distances, random_hits
-from tokens.geometry import tokens_at
-from tokens.keypoints import Keypoints
+from sdprobe.metrics.pck import (
+    ALPHAS,
+    PROTOCOLS,
+    REFINED,
+    distances,
+    input_distances,
+    pixel_distances,
+    point_distances,
+    random_hits,
+)
+from sdprobe.tokens.batch import Keypoints
+from sdprobe.tokens.geometry import tokens_at
 
 Hits = list[bool]
 PLAIN = [name for name in PROTOCOLS if name != "dift" and not name.endswith(REFINED)]  # those that read tokens' centres

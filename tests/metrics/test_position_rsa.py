@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from metrics.layer_tokens import LayerTokens
-from metrics.position_rsa import PositionRSA, spearman, stratified
-from tokens.errors import InputError
-from tokens.keyed import keyed_generator
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.metrics.position_rsa import PositionRSA, spearman, stratified
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

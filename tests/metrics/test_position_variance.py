@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from anomalies.planted import position_code
-from metrics.layer_tokens import LayerTokens
-from metrics.position_variance import PositionVariance, position_share, share_of_sums
-from tokens.errors import InputError
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.metrics.position_variance import PositionVariance, position_share, share_of_sums
+from sdprobe.utilities.errors import InputError
+from tests.planted import position_code
 
 ROUNDING = 1e-6  # of a share of sums that are taken in float32, which rounds by 6e-8
 T19 = stats.t.ppf(0.975, 19)

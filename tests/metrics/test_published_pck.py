@@ -23,15 +23,14 @@ from PIL import Image
 from scipy.io import loadmat
 from torch import Tensor
 
-from datamodules.images.pair_files import PairFiles
-from datamodules.images.pf_pascal import PFPascalImages
-from datamodules.images.pf_willow import PFWillowImages
+from datamodules.images.pairs import PairFiles
+from datamodules.images.proposal_flow import PFPascalImages, PFWillowImages
 from datamodules.images.spair import SPairImages
-from datamodules.keypoint_table import keypoint_table, slots_of
-from metrics.pck import ALPHAS, distances, input_distances, pixel_distances
+from datamodules.keypoints import keypoint_table, slots_of
+from sdprobe.metrics.pck import ALPHAS, distances, input_distances, pixel_distances
+from sdprobe.tokens.batch import Keypoints
+from sdprobe.tokens.geometry import tokens_at
 from tests.datamodules.pair_trees import add_pascal, add_spair, add_willow, annotate_pascal, save_picture
-from tokens.geometry import tokens_at
-from tokens.keypoints import Keypoints
 
 PAIRS, PARTS = 24, 6
 SIZE, SIDE = 960, 60  # of the input in the papers, and its tokens

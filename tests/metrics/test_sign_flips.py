@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from metrics.intervals import FEWEST
-from metrics.sign_flips import EXACT, FLIPS, adjusted_p
+from sdprobe.metrics.intervals import FEWEST
+from sdprobe.metrics.sign_flips import EXACT, FLIPS, adjusted_p
 
 
 def statistic(column: list[float]) -> float:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_sum
 
-from anomalies.groups import token_groups
-from metrics.layer_tokens import LayerTokens
-from metrics.position_variance import position_share
-from metrics.token_norms import TokenNorms
-from tokens.errors import InputError
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.metrics.position_variance import position_share
+from sdprobe.metrics.token_norms import TokenNorms
+from sdprobe.tokens.groups import token_groups
+from sdprobe.utilities.errors import InputError
 
 GROUPS = ("corner", "border", "interior", "high_norm")
 ROUNDING = 1e-6  # relative, of a norm in float32, which rounds by 6e-8

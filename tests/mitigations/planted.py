@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from anomalies.planted import position_code
-from probes.closed_form import Moments
-from tokens.geometry import flatten, positions
+from sdprobe.estimators.closed_form import Moments
+from sdprobe.tokens.geometry import flatten, positions
+from tests.planted import position_code
 
 
 def generator(seed: int) -> torch.Generator:

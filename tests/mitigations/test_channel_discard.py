@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from mitigations import ChannelDiscard
+from sdprobe.mitigations import ChannelDiscard
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import batches, generator, grids
-from tokens.errors import InputError
 
 
 def test_planted_massive_channels_and_no_others_become_zero_before_layer_norm() -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mitigations import EmptyImage
+from sdprobe.mitigations import EmptyImage
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import axis_accuracy, generator, grids
-from tokens.errors import InputError
 
 
 def test_the_code_that_empty_pictures_show_is_subtracted_and_nothing_else() -> None:

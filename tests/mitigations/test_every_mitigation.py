@@ -13,9 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load, save
 from torch import Tensor
 
-import mitigations
-from anomalies.planted import high_norm_patches
-from mitigations import (
+from sdprobe.mitigations import (
     ChannelDiscard,
     EmptyImage,
     Leace,
@@ -27,9 +25,10 @@ from mitigations import (
     ShuffledPosition,
     Standardize,
 )
-from mitigations.mitigation import Mitigation
+from sdprobe.mitigations.base import Mitigation
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import generator, grids
-from tokens.errors import InputError
+from tests.planted import high_norm_patches
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "mitigation"
 MAKERS: dict[str, Callable[[], Mitigation]] = {

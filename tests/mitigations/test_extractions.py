@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from mitigations import Canvas, PaddingSwap, ShiftFlipNoise
-from mitigations.views import View
-from tokens.errors import InputError
+from sdprobe.mitigations import Canvas, PaddingSwap, ShiftFlipNoise
+from sdprobe.tokens.views import View
+from sdprobe.utilities.errors import InputError
 
 SIZE = 256
 STRIDES = (8, 16, 64)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mitigations import Leace
-from mitigations.bases import additive, axis_cosines
-from mitigations.leace import shrunk
+from sdprobe.mitigations import Leace
+from sdprobe.mitigations.bases import additive, axis_cosines
+from sdprobe.mitigations.leace import shrunk
+from sdprobe.tokens.geometry import flatten
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import axis_accuracy, batches, generator, grids
-from tokens.errors import InputError
-from tokens.geometry import flatten
 
 CHANCE = 1 / 6
 

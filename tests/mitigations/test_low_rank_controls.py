@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalies.planted import position_code
-from metrics.intervals import share_interval
-from mitigations import PcaDrop, PositionMean, RandomRank
+from sdprobe.metrics.intervals import share_interval
+from sdprobe.mitigations import PcaDrop, PositionMean, RandomRank
+from sdprobe.tokens.geometry import flatten
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import axis_accuracies, generator, grids
-from tokens.errors import InputError
-from tokens.geometry import flatten
+from tests.planted import position_code
 
 
 def taken(raw: Tensor, left: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from anomalies.groups import high_norm
-from anomalies.planted import high_norm_patches
-from mitigations import OutlierTokens
-from mitigations.outlier_tokens import inpainted
+from sdprobe.mitigations import OutlierTokens
+from sdprobe.mitigations.outlier_tokens import inpainted
+from sdprobe.tokens.groups import high_norm
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import generator
-from tokens.errors import InputError
+from tests.planted import high_norm_patches
 
 
 def smooth(images: int, channels: int = 64, side: int = 16) -> Tensor:

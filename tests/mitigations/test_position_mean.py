@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitigations import PositionMean, ShuffledPosition
-from mitigations.bases import columns, smoothed, span
-from mitigations.resize import resized, source_index
+from sdprobe.mitigations import PositionMean, ShuffledPosition
+from sdprobe.mitigations.bases import columns, smoothed, span
+from sdprobe.tokens.geometry import resized, source_index
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import axis_accuracy, batches, generator, grids
-from tokens.errors import InputError
 
 CHANCE = 1 / 6
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from datamodules.fitting import digest
 from datamodules.images.scenes import Scenes
-from datamodules.mitigated import _names
+from datamodules.mitigated import _names, digest
 from datamodules.splits import split_by_photo
-from mitigations import load
+from sdprobe.mitigations import load
 
 SAVED = Path(__file__).with_name("saved")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mitigations import PositionMean, ShiftAnova
-from mitigations.shift_anova import conjugate_gradients, without_periodic
+from sdprobe.mitigations import PositionMean, ShiftAnova
+from sdprobe.mitigations.shift_anova import conjugate_gradients, without_periodic
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import generator
-from tokens.errors import InputError
 
 
 def planted(

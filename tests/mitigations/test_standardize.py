@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mitigations import Standardize
+from sdprobe.mitigations import Standardize
+from sdprobe.tokens.geometry import flatten
+from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import batches, grids
-from tokens.errors import InputError
-from tokens.geometry import flatten
 
 
 def covariance(grid: Tensor) -> Tensor:

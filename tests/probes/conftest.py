@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalies.groups import token_groups
-from datamodules.mixing import mixing_buffer
-from datamodules.sampling import all_tokens, flattened
-from tokens.batch import GridBatch, TokenBatch
+from datamodules.mixing import all_tokens, flattened, mixing_buffer
+from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.groups import token_groups
 
 
 class Planted(lightning.LightningDataModule):

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalies.groups import token_groups
 from datamodules.images.pairs import Pair
-from datamodules.images.scene_pairs import ScenePairs
-from datamodules.keypoint_table import keypoint_table, slots_of
-from datamodules.loader import Loader
-from tokens.batch import KeypointBatch, MatchBatch
-from tokens.geometry import sampled_at, tokens_at
+from datamodules.images.scenes import ScenePairs
+from datamodules.keypoints import keypoint_table, slots_of
+from datamodules.mixing import Loader
+from sdprobe.tokens.batch import KeypointBatch, MatchBatch
+from sdprobe.tokens.geometry import sampled_at, tokens_at
+from sdprobe.tokens.groups import token_groups
 
 SIZE = 128
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from probes import ContentProbe
 from probes.content import LEVELS
-from probes.ridge import RidgeMoments
+from sdprobe.estimators.closed_form import RidgeMoments
+from sdprobe.utilities.errors import InputError
 from tests.probes.conftest import contributions
-from tokens.errors import InputError
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from datamodules.images.pairs import Pair
 from probes.correspondence import CorrespondenceProbe
+from sdprobe.tokens.geometry import tokens_at
+from sdprobe.utilities.errors import InputError
 from tests.probes.conftest import contributions
 from tests.probes.planted_pairs import SIZE, PlantedPairs, planted_pairs
-from tokens.errors import InputError
-from tokens.geometry import tokens_at
 
 MAIN = "pck_ours_point_0.10"
 SIDE, CHANNELS = 16, 24

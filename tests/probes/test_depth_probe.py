@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from probes import DepthProbe
-from probes.ridge import RidgeMoments
+from sdprobe.estimators.closed_form import RidgeMoments
+from sdprobe.utilities.errors import InputError
 from tests.probes.conftest import contributions
-from tokens.errors import InputError
 
 
 @pytest.fixture

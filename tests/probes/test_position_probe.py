@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from probes import PositionProbe
+from sdprobe.utilities.errors import InputError
 from tests.probes.conftest import contributions
-from tokens.errors import InputError
 
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form"])

@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import anomalies.groups
-from anomalies.groups import token_groups
-from anomalies.planted import corner_code, direction, high_norm_patches, position_code
-from metrics.group_similarity import corner_mask
-from metrics.position_variance import position_share
+import sdprobe.tokens.groups
 from probes import StatisticsProbe
-from tokens.batch import GridBatch
-from tokens.errors import InputError
-from tokens.similarity import token_similarity
+from sdprobe.metrics.group_similarity import corner_mask
+from sdprobe.metrics.position_variance import position_share
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.groups import token_groups, token_similarity
+from sdprobe.utilities.errors import InputError
+from tests.planted import corner_code, direction, high_norm_patches, position_code
 
 CHANNELS, SIDE, FIT, IMAGES, REPEATS = 64, 12, 40, 60, 20
 SIZE, MARGIN = 96, 8  # pixels: one token of 12
@@ -358,7 +357,7 @@ DETECTORS = {
 
 
 def test_the_reference_detector_finds_the_patches(study_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anomalies.groups, "high_norm", high_norm_of(robust))
+    monkeypatch.setattr(sdprobe.tokens.groups, "high_norm", high_norm_of(robust))
     patches_hold(study_of({"patches": patches()}).values["patches"])
 
 
@@ -366,7 +365,7 @@ def test_the_reference_detector_finds_the_patches(study_of: Callable, monkeypatc
 def test_planted_patches_are_missed_by_a_broken_detector(
     study_of: Callable, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    monkeypatch.setattr(anomalies.groups, "high_norm", DETECTORS[broken])
+    monkeypatch.setattr(sdprobe.tokens.groups, "high_norm", DETECTORS[broken])
     found = study_of({"patches": patches()}).values["patches"]
     with pytest.raises(AssertionError):
         patches_hold(found)
@@ -377,7 +376,7 @@ def test_content_counts_as_corner_risk_without_the_chance_correction(
 ) -> None:
     chosen = {layer: layers[layer] for layer in ("corner", "content")}
     corners_hold(study_of(chosen).values)
-    monkeypatch.setattr("probes.layer_statistics.corner_risk", lambda inner, outer: inner.clamp(0, 1))
+    monkeypatch.setattr("sdprobe.estimators.layer_statistics.corner_risk", lambda inner, outer: inner.clamp(0, 1))
     found = study_of(chosen).values
     assert found["content"]["r_cor/all"] > 0.4
     with pytest.raises(AssertionError):
@@ -389,11 +388,11 @@ def test_content_counts_as_corner_risk_without_the_chance_correction(
     [
         # the variance between means of N images, without what chance gives them
         (
-            "metrics.position_variance.position_share",
+            "sdprobe.metrics.position_variance.position_share",
             lambda sums, squares, images, resolution=0.0: 1 / images + position_share(sums, squares, images),
             "position_variance/all",
         ),
-        ("metrics.channel_energy.channel_risk", lambda energy, top, channels: energy, "r_chn/all"),
+        ("sdprobe.metrics.channel_energy.channel_risk", lambda energy, top, channels: energy, "r_chn/all"),
     ],
 )
 def test_clean_tokens_are_at_risk_where_chance_is_not_taken_off(
@@ -408,7 +407,7 @@ def test_clean_tokens_are_at_risk_where_chance_is_not_taken_off(
 def test_the_energy_of_patches_is_too_much_where_their_number_is_not_taken_off(
     study_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metrics.high_norm.token_risk", lambda energy, share: energy)
+    monkeypatch.setattr("sdprobe.metrics.high_norm.token_risk", lambda energy, share: energy)
     found = study_of({"patches": patches()}).values["patches"]
     with pytest.raises(AssertionError):
         patches_hold(found)

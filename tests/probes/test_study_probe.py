@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalies.groups import border_groups, token_groups
-from anomalies.planted import corner_code, high_norm_patches
-from datamodules.sampling import all_tokens, flattened
+from datamodules.mixing import all_tokens, flattened
 from probes import StudyProbe
-from tokens.batch import GridBatch
-from tokens.errors import InputError
-from tokens.geometry import at_grid
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.geometry import at_grid
+from sdprobe.tokens.groups import border_groups, token_groups
+from sdprobe.utilities.errors import InputError
+from tests.planted import corner_code, high_norm_patches
 
 IMAGES, CHANNELS = 41, 16  # so many that there are intervals
 PARTS = ("corner", "border", "interior")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tokens.geometry
-from tokens.geometry import bins, centres, flatten, positions, unflatten
+import sdprobe.tokens.geometry
+from sdprobe.tokens.geometry import bins, centres, flatten, positions, unflatten
 
 side = st.integers(1, 9)
 
@@ -75,5 +75,5 @@ def test_eight_bins_have_equal_sizes_on_the_grids_of_stable_diffusion(size: int,
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(tokens.geometry)
+    outcome = doctest.testmod(sdprobe.tokens.geometry)
     assert outcome.attempted and not outcome.failed

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokens.batch import GridBatch
+from sdprobe.tokens.batch import GridBatch
 
 COUNT = 4
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.batch import GridBatch, TokenBatch
 
 
 def grid_batch() -> GridBatch:

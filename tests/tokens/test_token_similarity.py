@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokens.similarity import token_similarity
+from sdprobe.tokens.groups import token_similarity
 
 
 @pytest.mark.parametrize("centred", [True, False])

@@ -1,1 +1,0 @@
-"""What is wrong with tokens: masks of corner, border, interior and high-norm tokens."""

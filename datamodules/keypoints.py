@@ -1,0 +1,162 @@
+"""Keypoints of image pairs: their table, and the tokens that lie under them. Data path steps 6 and 7.
+
+Several layers can be read as one: their unit tokens side by side, on the finest of their grids.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from datamodules.images.pairs import Pair, PairSource, Point
+from sdprobe.tokens.batch import GridBatch, Keypoints
+from sdprobe.tokens.geometry import at_grid, flatten, sampled_at, tokens_at
+from sdprobe.tokens.keys import base_of
+from sdprobe.utilities.rng import keyed_generator
+
+
+@dataclass(frozen=True)
+class SourceTokens:
+    """Of points of one layer: the tokens they lie on, the grid read at their pixels' centres, the tokens' groups."""
+
+    tokens: Float[Tensor, "n _c"]
+    sampled: Float[Tensor, "n _c"]
+    masks: dict[str, Bool[Tensor, " n"]]
+
+    def at(self, index: Int[Tensor, " k"]) -> "SourceTokens":
+        """Those of some points."""
+        masks = {name: mask[index] for name, mask in self.masks.items()}
+        return SourceTokens(self.tokens[index], self.sampled[index], masks)
+
+    @classmethod
+    def joined(cls, pieces: Sequence["SourceTokens"]) -> "SourceTokens":
+        """Those of several images, one after the other."""
+        masks = {name: torch.cat([piece.masks[name] for piece in pieces]) for name in pieces[0].masks}
+        return cls(torch.cat([piece.tokens for piece in pieces]), torch.cat([piece.sampled for piece in pieces]), masks)
+
+
+class KeypointTokens:
+    """Tokens under the points of images.
+
+    Args:
+        images: a pair source.
+        slots: item → point → its place among the item's distinct points, the order in which its tokens are given.
+        seed: of background tokens.
+        background: number of background tokens of an image.
+    """
+
+    def __init__(self, images: PairSource, slots: Mapping[int, Mapping[Point, int]], seed: int, background: int) -> None:
+        self.images, self.slots, self.seed, self.background = images, slots, seed, background
+
+    def under(self, index: int, height: int, width: int) -> Int[Tensor, " k"]:
+        """Row-major index of the token under each of the item's points, on a grid of this height and width."""
+        place = tokens_at(self._to_input(index, self._points(index)), self.images.size / height, height, width)
+        return place[:, 0] * width + place[:, 1]
+
+    def for_training(self, batch: GridBatch, k: int, index: int) -> dict[str, Float[Tensor, "_n _c"]]:
+        """Layer → of item ``index``, number ``k`` of a batch, the tokens under its points, then ``background`` random
+        ones, where possible under no point."""
+        found = {}
+        for layer, grid in batch.grids.items():
+            _, height, width = grid[k].shape
+            under = self.under(index, height, width)
+            free = torch.ones(height * width, dtype=torch.bool)
+            free[under] = False
+            places = free.nonzero()[:, 0] if free.any() else torch.arange(height * width)
+            generator = keyed_generator("background", self.seed, self.images.name(index), base_of(layer))
+            draws = -(-self.background // len(places))
+            order = torch.cat([torch.randperm(len(places), generator=generator) for _ in range(draws)])
+            chosen = torch.cat([under, places[order[: self.background]]])
+            found[layer] = flatten(grid[k : k + 1])[0][chosen.to(grid.device)]
+        return found
+
+    def for_matching(self, batch: GridBatch, k: int, index: int) -> dict[str, SourceTokens]:
+        """Layer → what is known of the tokens under the points of item ``index``, number ``k`` of a batch."""
+        found = {}
+        centres = self._to_input(index, self._points(index).floor() + 0.5)
+        for layer, grid in batch.grids.items():
+            _, height, width = grid[k].shape
+            under = self.under(index, height, width).to(grid.device)
+            sampled = sampled_at(grid[k].float(), centres.to(grid.device, torch.float32), self.images.size / height)
+            masks = {group: mask[k].flatten()[under] for group, mask in batch.masks[layer].items()}
+            found[layer] = SourceTokens(flatten(grid[k : k + 1])[0][under], sampled.to(grid.dtype), masks)
+        return found
+
+    def _points(self, index: int) -> Float[Tensor, "k 2"]:
+        return torch.tensor(list(self.slots[index]), dtype=torch.float64)
+
+    def _to_input(self, index: int, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
+        """In pixels of the network's input."""
+        return self.images.placement(index).to_input(points)
+
+
+def slots_of(pairs: Iterable[Pair]) -> dict[int, dict[Point, int]]:
+    """Item → its distinct points, numbered in the order in which they first occur."""
+    slots: dict[int, dict[Point, int]] = {}
+    for pair in pairs:
+        for index, points in ((pair.source, pair.source_points), (pair.target, pair.target_points)):
+            known = slots.setdefault(index, {})
+            for point in points:
+                known.setdefault(point, len(known))
+    return slots
+
+
+def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, dict[Point, int]]) -> Keypoints:
+    """One row per keypoint of every pair; categories are numbered in alphabetical order."""
+    numbers = {name: number for number, name in enumerate(sorted({pair.category for pair in pairs}))}
+    ends = [(pair.source, pair.target) for pair in pairs]
+    places = {index: images.placement(index) for index in dict.fromkeys(index for both in ends for index in both)}
+    counts = torch.tensor([len(pair.ids) for pair in pairs])
+
+    def repeated(rows: list[tuple[float, ...]]) -> Float[Tensor, "n _k"]:
+        """Float64 rows of pairs, once for each of their keypoints; Python numbers of every keypoint would take 1 KB each."""
+        return torch.tensor(rows, dtype=torch.float64).repeat_interleave(counts, 0)
+
+    whole = repeated([(n, numbers[pair.category], *ends[n]) for n, pair in enumerate(pairs)]).long()
+    spots = [(pair, *both) for pair in pairs for both in zip(pair.source_points, pair.target_points, strict=True)]
+    slot = torch.tensor([(slots[pair.source][a], slots[pair.target][b]) for pair, a, b in spots])
+    points = torch.tensor([(*a, *b) for _, a, b in spots], dtype=torch.float64)
+    around = repeated([(*pair.target_box, *images.picture_size(pair.target)) for pair in pairs])
+    frames = repeated([tuple(x for index in both for x in (*places[index].scale, *places[index].offset)) for both in ends])
+    columns = [
+        *whole.unbind(1), *slot.unbind(1), *points.split(2, 1), *around.split([4, 2], 1), *frames.split(2, 1),
+    ]  # fmt: skip
+    names = [field.name for field in fields(Keypoints)][: len(columns)]
+    return Keypoints(
+        **dict(zip(names, columns, strict=True)),
+        size=images.size,
+        image_reach=images.image_reach,
+        squashed=images.resize == "squash",
+    )
+
+
+CONCATENATED = "concatenated"
+Shape = tuple[int, int, int]
+
+
+def concatenated_shape(shapes: dict[str, Shape]) -> Shape:
+    """(C, h, w) of the layers' concatenation: all their channels, the finest grid.
+
+    >>> concatenated_shape({"mid": (4, 8, 8), "up_1": (2, 32, 32)})
+    (6, 32, 32)
+    """
+    _, height, width = max(shapes.values(), key=lambda shape: shape[1])
+    return sum(channels for channels, _, _ in shapes.values()), height, width
+
+
+def concatenated(batch: GridBatch) -> GridBatch:
+    """The same images with one layer: tokens of norm 1, coarser grids enlarged bilinearly (align_corners=False).
+
+    Groups are those of the finest grid; a token is of high norm where it is in any layer.
+    """
+    finest = max(batch.grids, key=lambda layer: batch.grids[layer].shape[2])
+    side = batch.grids[finest].shape[2:]
+    unit = [normalize(grid.float(), dim=1) for grid in batch.grids.values()]
+    larger = [grid if grid.shape[2:] == side else interpolate(grid, side, mode="bilinear") for grid in unit]
+    high = torch.stack([at_grid(masks["high_norm"], *side) for masks in batch.masks.values()]).any(0)
+    masks = batch.masks[finest] | {"high_norm": high}
+    dtype = batch.grids[finest].dtype
+    return GridBatch({CONCATENATED: torch.cat(larger, 1).to(dtype)}, {CONCATENATED: masks}, batch.image, batch.photo)

@@ -1,0 +1,72 @@
+"""Way: one chain of mitigations at every layer, and the grids it starts from. Data path step 6."""
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from datamodules.stream import ActivationStream
+from sdprobe.mitigations.base import Chain, Configured, Extraction, Mitigation
+from sdprobe.mitigations.saved import Saved
+from sdprobe.tokens.batch import GridBatch, joined
+from sdprobe.tokens.groups import token_groups
+from sdprobe.tokens.keys import variant
+from sdprobe.tokens.views import View
+from sdprobe.utilities.errors import InputError
+
+
+class Way:
+    """One chain of mitigations at every layer; ``label`` is empty where it stands in the layers' own place."""
+
+    def __init__(self, label: str, steps: Sequence[Configured]) -> None:
+        self.label = label
+        self.extraction = steps[0] if steps and isinstance(steps[0], Extraction) else None
+        self.templates = list(steps[1:] if self.extraction else steps)
+        self.chains: dict[str, Chain] = {}
+        self.fitted_on: dict[str, Any] = {}
+        self.saved = any(isinstance(step, Saved) for step in self.templates)
+        for step in self.templates:
+            if isinstance(step, Extraction):
+                raise InputError(
+                    f"Expected {type(step).__name__} to come first, since it changes the pass that others work on, but got "
+                    f"{' then '.join(type(each).__name__ for each in steps)}. Put it first, and only one of its kind."
+                )
+            if not isinstance(step, Mitigation | Saved):
+                raise InputError(f"Expected mitigations, but got {type(step).__name__}. Choose one of configs/mitigation.")
+
+    def name(self, layer: str) -> str:
+        """What the layer is called behind this chain."""
+        return variant(layer, self.label)
+
+    def describe(self, size: int) -> dict[str, Any]:
+        """Steps, passes per image in passes of the plain image, and what the fits say of themselves, by layer."""
+        views = self.extraction.views(size) if self.extraction else (View(),)
+        return {
+            "steps": [type(step).__name__ for step in ([self.extraction] if self.extraction else []) + self.templates],
+            "passes": sum(((size + 2 * view.margin) / size) ** 2 for view in views),
+            "fits": {layer: [each.describe() for each in chain.maps] for layer, chain in self.chains.items()},  # type: ignore[operator]
+        }
+
+    def fits(self) -> bool:
+        """Whether anything of it needs fit images."""
+        return any(isinstance(step, Mitigation) and step.fit_images != 0 for step in self.templates)
+
+
+def grids_of(
+    extraction: Extraction | None,
+    stream: ActivationStream,
+    indices: Sequence[int],
+    known: MutableMapping[View, GridBatch] | None = None,
+) -> GridBatch:
+    """Grids of these images, the passes of an extraction merged, with the token groups of what came out.
+
+    ``known`` are the passes that these images have taken already; the plain one is added.
+    """
+    known = {} if known is None else known
+    if extraction is None:
+        known[View()] = joined(list(stream(indices)))
+        return known[View()]
+    size = stream.store.images.size
+    views = extraction.views(size)
+    passes = [known[view] if view in known else joined(list(stream.viewed(view)(indices))) for view in views]
+    grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.layers}
+    masks = {layer: token_groups(grid) for layer, grid in grids.items()}
+    return GridBatch(grids, masks, passes[0].image, passes[0].photo)

@@ -1,1 +1,0 @@
-"""Trains the embedded demo model: a small Stable Diffusion on procedurally drawn scenes (`python -m demo.train`)."""

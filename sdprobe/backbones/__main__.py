@@ -1,0 +1,38 @@
+"""``python -m sdprobe.backbones sd15``: the layers of a checkpoint, without its weights."""
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from sdprobe.backbones.architectures import meta_unet, preset_config
+from sdprobe.backbones.unet import FrozenUNet
+from sdprobe.utilities.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print order, names, published name, grid and channels of every layer of a checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m sdprobe.backbones", description=main.__doc__)
+    parser.add_argument("model", help="preset (sd15, sdxl, tiny, ...) or local diffusers folder")
+    parser.add_argument("--size", type=int, help="image side in pixels; default: the size the checkpoint was made for")
+    options = parser.parse_args(arguments)
+    try:
+        unet = FrozenUNet(meta_unet(preset_config(options.model)))
+        side = (options.size or unet.config.sample_size * 8) // 8
+        shapes = unet.shapes((side, side), tuple(unet.layers))
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+    table = Table(title=f"{options.model} at {side * 8} px: {len(shapes)} layers", title_justify="left")
+    for column, justify in (("#", "right"), ("block=", "left"), ("also", "left"), ("diffusers", "left")):
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("grid", justify="right", no_wrap=True)
+    table.add_column("channels", justify="right", no_wrap=True)
+    for i, (name, (channels, height, width)) in enumerate(shapes.items()):
+        layer = unet.layers[name]
+        table.add_row(str(i), name, layer.alias or "", layer.published, f"{height}×{width}", str(channels))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""LatentEncoder: image → latent, through the checkpoint's VAE. Data path step 2."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sdprobe.backbones.precision import name_of
+from sdprobe.backbones.weights import weight_hash
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
+
+log = logging.getLogger(__name__)
+LOG_VARIANCE_FLOOR = -30.0
+# of LatentEncoder, for given weights and images; raise it when a latent changes
+VERSION = 1
+
+
+class LatentEncoder:
+    """Posterior mode (or a sample) of the VAE × its scaling factor.
+
+    Args:
+        vae: frozen; moved and cast by the caller.
+        vae_input: range the image is mapped to, ``symmetric`` ([-1, 1], what Stable Diffusion was trained on) or
+            ``unit`` ([0, 1], what Loos & Linhardt (2025) used).
+        posterior: ``mode``, or ``sample`` (with noise keyed by seed and image id).
+    """
+
+    def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.vae_input = expect.one_of("vae_input", vae_input, ("symmetric", "unit"))
+        self.posterior = expect.one_of("posterior", posterior, ("mode", "sample"))
+        self.padding = "zeros"  # of the VAE's convolutions; whoever changes them says so here
+        self.passes = 0
+        self.weights = weight_hash(vae)
+
+    def key(self, seed: int) -> str:
+        """What a latent depends on besides the image: version, weights, scale, range, posterior (its seed), dtype, padding."""
+        posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
+        padding = "" if self.padding == "zeros" else f"-{self.padding}"
+        scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
+        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}{padding}"
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell, 8 for Stable Diffusion."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "b 3 height width"], ids: Sequence[str], seed: int = 0
+    ) -> Float[Tensor, "b 4 h w"]:
+        """Latents, float32, on the VAE's device.
+
+        Args:
+            images: in [0, 1]; height and width multiples of ``stride``.
+            ids: names of the images; with ``seed`` they key the posterior samples.
+            seed: of posterior samples; without meaning for the mode.
+
+        Raises:
+            InputError: images outside [0, 1] or of an unfit size.
+        """
+        posterior = self._posterior(images, ids)
+        latents = posterior.mean.float()
+        if self.posterior == "sample":
+            noise = [torch.randn(latents.shape[1:], generator=keyed_generator("posterior", seed, i)) for i in ids]
+            latents = latents + posterior.std.float() * torch.stack(noise).to(latents.device)
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def floor_cells(self, images: Float[Tensor, "b 3 height width"]) -> Bool[Tensor, "b h w"]:
+        """Cells where any channel's posterior log-variance lies on the floor of −30 that diffusers clamps it to.
+
+        There the VAE is sure of its latent; such cells are suspected to become high-norm tokens of the first layers.
+
+        Raises:
+            InputError: images outside [0, 1] or of an unfit size.
+        """
+        posterior = self._posterior(images, [f"image {i}" for i in range(len(images))])
+        return (posterior.logvar <= LOG_VARIANCE_FLOOR).any(1)
+
+    def _posterior(self, images: Tensor, ids: Sequence[str]) -> DiagonalGaussianDistribution:
+        self._check(images, ids)
+        parameter = next(self.vae.parameters())
+        pixels = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+        if self.vae_input == "symmetric":
+            pixels = pixels * 2 - 1
+        self.passes += len(images)
+        return self.vae.encode(pixels).latent_dist
+
+    def _check(self, images: Tensor, ids: Sequence[str]) -> None:
+        if not 0 < len(images) == len(ids):
+            raise InputError(
+                f"Expected one id per image and at least one image, but got {len(ids)} ids for {len(images)} images."
+            )
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise InputError(
+                f"Expected images in the range [0, 1], but got values from {low:.3g} to {high:.3g} "
+                f"in {', '.join(ids[:3])}. Divide 8-bit images by 255; undo any other normalisation."
+            )
+        if any(side % self.stride for side in images.shape[-2:]):
+            raise InputError(
+                f"Expected image sides to be multiples of {self.stride} pixels, but got "
+                f"{images.shape[-2]}×{images.shape[-1]}. Crop or resize the images."
+            )
+
+
+def warn_if_unusual(latents: Float[Tensor, "n c h w"]) -> None:
+    """Warn when latents do not have the unit scale a diffusion U-Net expects: standard deviation in [0.5, 2]."""
+    deviation = latents.float().std().item()
+    if not 0.5 <= deviation <= 2:
+        log.warning(
+            "The latents have standard deviation %.2f, expected 0.5 to 2: check the images' range (vae_input) "
+            "and the VAE's scaling_factor.",
+            deviation,
+        )

@@ -1,0 +1,111 @@
+"""Layer names ↔ diffusers module paths, in execution order; ``python -m sdprobe.backbones sd15`` prints them.
+
+Names use ``[a-z0-9_]`` only, because Hydra cannot parse ``up[1]`` and ``ModuleDict`` rejects dots. A tensor has one
+canonical name: the stage's (``down_0``, ``mid``, ``up_1``) where it is the stage's output, else the module's
+(``up_1_res_0``, ``up_1_attn_0``, ``up_1_upsample``); the longer name of a stage output is an accepted alias. Two inputs
+of the U-Net can be asked for as controls: ``latent`` and ``noisy_latent``.
+"""
+
+import difflib
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from sdprobe.utilities.errors import InputError
+
+INPUTS = ("latent", "noisy_latent")
+_GRAMMAR = re.compile(r"conv_in|conv_out|(mid|(down|up)_\d+)(_(res|attn)_\d+|_upsample|_downsample)?")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tensor of the U-Net. ``path`` is its module's path in diffusers; ``alias`` its longer name, if it has one."""
+
+    name: str
+    path: str
+    alias: str | None = None
+
+    @property
+    def published(self) -> str:
+        """The name Loos & Linhardt (2025) use, e.g. ``up_blocks[1].upsamplers[0]``."""
+        return re.sub(r"\.(\d+)", r"[\1]", self.path)
+
+
+def layer_table(unet: nn.Module) -> dict[str, Layer]:
+    """Every layer of a ``UNet2DConditionModel`` by canonical name, in execution order.
+
+    SD-1.x and 2.x have 46. The U-Net may live on the ``meta`` device.
+    """
+    stages = [(f"down_{i}", f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]  # type: ignore[arg-type]
+    if unet.mid_block is not None:
+        stages.append(("mid", "mid_block", unet.mid_block))
+    stages += [(f"up_{i}", f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]  # type: ignore[arg-type]
+    layers = [Layer("conv_in", "conv_in")]
+    for name, path, block in stages:
+        layers += _stage_layers(name, path, block)
+    layers.append(Layer("conv_out", "conv_out"))
+    return {layer.name: layer for layer in layers}
+
+
+def _stage_layers(stage: str, path: str, block: nn.Module) -> list[Layer]:
+    """Layers of one block in execution order; the last one carries the stage's name."""
+    resnets = [(f"res_{i}", f"resnets.{i}") for i in range(len(block.resnets))]  # type: ignore[arg-type]
+    attentions = [(f"attn_{i}", f"attentions.{i}") for i in range(len(getattr(block, "attentions", None) or ()))]
+    # everywhere a resnet is followed by its attention; with one more resnet than attentions (mid) it opens and closes
+    pairs = itertools.zip_longest(resnets, attentions)
+    steps = [step for pair in pairs for step in pair if step is not None]
+    steps += [(kind, f"{kind}rs.0") for kind in ("downsample", "upsample") if getattr(block, f"{kind}rs", None)]
+    layers = [Layer(f"{stage}_{name}", f"{path}.{module}") for name, module in steps]
+    return [*layers[:-1], Layer(stage, layers[-1].path, alias=layers[-1].name)]
+
+
+def resolve(block: str | Iterable[str], table: dict[str, Layer]) -> tuple[str, ...]:
+    """Canonical layer names for what a user types as ``block=``, in execution order, each once.
+
+    ``block`` is a name, an alias, a list of these, a glob (``up_*``), ``stages`` (block outputs), ``all``, or
+    ``loos2025`` (the 45 layers of the study, which skip the last resnet of ``up_0``).
+
+    Raises:
+        InputError: a name that is no layer of this U-Net; the message names the nearest one.
+    """
+    wanted = {name for item in ([block] if isinstance(block, str) else block) for name in _expand(str(item), table)}
+    if not wanted:
+        raise InputError("Expected block to name at least one layer, but got an empty list. Use block=mid, for example.")
+    return tuple(name for name in (*INPUTS, *table) if name in wanted)
+
+
+def _expand(item: str, table: dict[str, Layer]) -> list[str]:
+    aliases = {layer.alias: layer.name for layer in table.values() if layer.alias}
+    if item == "all":
+        return list(table)
+    if item == "loos2025":
+        return [name for name in table if name != "up_0_res_2"]
+    if item == "stages":
+        return [name for name in table if re.fullmatch(r"conv_in|conv_out|mid|(down|up)_\d+", name)]
+    if item in table or item in INPUTS:
+        return [item]
+    if item in aliases:
+        return [aliases[item]]
+    matches = [*fnmatch.filter(table, item), *(aliases[a] for a in fnmatch.filter(aliases, item))]
+    if not matches:
+        raise InputError(_unknown(item, table, [*table, *aliases, *INPUTS]))
+    return matches
+
+
+def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> str:
+    listing = "`python -m sdprobe.backbones <backbone>` lists all of them"
+    if _GRAMMAR.fullmatch(item):
+        stages = ", ".join(_expand("stages", table))
+        return (
+            f"Expected block to name a layer that this backbone has, but got '{item}', which lies outside it "
+            f"(its stages: {stages}); {listing}."
+        )
+    nearest = difflib.get_close_matches(item, [*names, "stages", "all", "loos2025"], n=1, cutoff=0.0)[0]
+    return (
+        f"Expected block to be a layer, a list, a glob, 'stages', 'all' or 'loos2025', but got '{item}'. "
+        f"The nearest name is '{nearest}'; {listing}."
+    )

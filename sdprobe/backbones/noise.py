@@ -1,0 +1,61 @@
+"""NoiseSchedule: latent + timestep + per-image noise → noisy latent. Data path step 3."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.rng import keyed_generator
+
+MODES = ("independent", "shared", "rolled", "none")
+
+
+class NoiseSchedule:
+    """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from a checkpoint's betas, whatever its scheduler class.
+
+    (diffusers' ``EulerDiscreteScheduler.add_noise`` does not scale the latent, DDIM's does; neither is used.)
+
+    Args:
+        alphas_cumprod: ᾱ_t, (T,).
+        mode: ``independent`` (ε keyed by seed, image id and draw), ``shared`` (one ε for every image), ``rolled`` (the
+            shared ε cyclically rolled by a random per-image offset) or ``none`` (ε = 0: √ᾱ_t · z).
+        scale_again: multiply the noisy latent by √ᾱ_t once more, as the library of Loos & Linhardt (2025) does for
+            checkpoints with an Euler scheduler.
+    """
+
+    def __init__(self, alphas_cumprod: Float[Tensor, " t"], mode: str = "independent", scale_again: bool = False) -> None:
+        self.alphas_cumprod = alphas_cumprod
+        self.mode = expect.one_of("noise", mode, MODES)
+        self.scale_again = scale_again
+
+    def __call__(
+        self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
+    ) -> Float[Tensor, "b c h w"]:
+        """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` counts repeated noise."""
+        self.check(timestep)
+        if len(ids) != len(latents):
+            raise InputError(f"Expected one entry of ids per image, but got {len(ids)} ids for {len(latents)} images.")
+        alpha = self.alphas_cumprod[timestep].item()
+        noise = torch.stack([self._noise(latents.shape[1:], image, seed, draw) for image in ids])
+        noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise.to(latents.device)
+        return noisy * alpha**0.5 if self.scale_again else noisy
+
+    def check(self, timestep: int) -> None:
+        """Raises InputError unless ``timestep`` lies in [0, T)."""
+        last = len(self.alphas_cumprod) - 1
+        expect.between("timestep", timestep, 0, last, "Features are usually read between 1 and 300.")
+
+    def _noise(self, shape: torch.Size, image: str, seed: int, draw: int) -> Tensor:
+        if self.mode == "none":
+            return torch.zeros(shape)
+        if self.mode == "independent":
+            return torch.randn(shape, generator=keyed_generator("noise", seed, image, draw))
+        shared = torch.randn(shape, generator=keyed_generator("shared noise", seed, draw))
+        if self.mode == "shared":
+            return shared
+        offsets = keyed_generator("roll", seed, image, draw)
+        rows, cols = (int(torch.randint(side, (), generator=offsets)) for side in shape[-2:])
+        return shared.roll((rows, cols), dims=(-2, -1))

@@ -1,0 +1,73 @@
+"""What a network's convolutions see beyond the border: zeros as trained, or a continuation of the picture. Steps 2 and 4.
+
+Zeros at a border are the only thing in a U-Net or VAE that says where a token sits: everything else in them treats all
+places alike. A network whose convolutions wrap around (``circular``) cannot know, so what position it still shows comes
+from elsewhere.
+
+References:
+    Islam et al. (2020), How Much Position Information Do Convolutional Neural Networks Encode?
+    Alsallakh et al. (2021), Mind the Pad: CNNs can Develop Blind Spots.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, cast
+
+from diffusers.models.downsampling import Downsample2D
+from torch import Tensor, nn
+
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+
+MODES = ("zeros", "replicate", "reflect", "circular")
+_BEHIND = [0, 1, 0, 1]  # one column on the right, one row below: what a VAE's downsampler pads by itself
+_NOT_AT_ALL = [0, 0, 0, 0]
+
+
+def check_padding(mode: str) -> None:
+    """Raises InputError unless ``mode`` is one of MODES."""
+    expect.one_of("padding", mode, MODES)
+
+
+def check_sides(mode: str, latents: Tensor, levels: int) -> None:
+    """Raises InputError where the deepest of ``levels`` grids has one token a side, which has nothing to reflect."""
+    height, width = latents.shape[-2:]
+    least = 2**levels
+    if mode == "reflect" and min(height, width) < least:
+        raise InputError(
+            f"Expected at least {least} latent cells a side for padding=reflect, but got {height}×{width}. "
+            "Use larger images (images.size=128 is enough for Stable Diffusion)."
+        )
+
+
+def set_padding(network: nn.Module, mode: str) -> None:
+    """Let every convolution with a kernel above 1×1 pad with ``mode``; no weight, module or hook changes.
+
+    diffusers' VAE downsampler pads with constant zeros outside of its convolution, where ``padding_mode`` does not reach;
+    there the convolution takes the padding over, at the same two sides. ``zeros`` undoes that, so that the network computes
+    bit for bit what it did at first.
+
+    Raises:
+        InputError: an unknown mode.
+    """
+    check_padding(mode)
+    name = cast(Literal["zeros", "reflect", "replicate", "circular"], mode)
+    for convolution in _convolutions(network):
+        convolution.padding_mode = name
+    for sampler in _self_padding(network):
+        assert isinstance(sampler.conv, nn.Conv2d)
+        ours = mode != "zeros"
+        sampler.padding = 1 if ours else 0  # 0 makes it pad by itself
+        sampler.conv._reversed_padding_repeated_twice = list(_BEHIND if ours else _NOT_AT_ALL)
+        sampler.conv.padding_mode = name
+
+
+def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            yield module
+
+
+def _self_padding(network: nn.Module) -> Iterator[Downsample2D]:
+    for module in network.modules():
+        if isinstance(module, Downsample2D) and module.use_conv and tuple(module.conv.padding) == (0, 0):
+            yield module

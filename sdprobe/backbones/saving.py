@@ -1,0 +1,35 @@
+"""Writing pipeline folders that load again without naming a type."""
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from diffusers import DiffusionPipeline
+
+from sdprobe.utilities.io import read_json, replacing, write_file
+
+LAST = ("unet/config.json", "model_index.json")  # nothing loads a folder without them
+
+
+def save_folder(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Write a diffusers folder (safetensors, in the pipeline's precision) whose parts agree on fp32 when no type is asked for.
+
+    diffusers loads its own parts in fp32 then, but transformers 5 loads a text encoder in the ``dtype`` of its configuration.
+    With ``float16`` there the first sample fails, Half against Float. An interruption leaves a folder that does not load.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        pipeline.save_pretrained(temporary)
+        for path in Path(temporary).glob("text_encoder*/config.json"):
+            config = read_json(path)
+            config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
+            write_file(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for name in LAST:
+            (folder / name).unlink(missing_ok=True)
+        names = [path.relative_to(temporary).as_posix() for path in Path(temporary).rglob("*") if path.is_file()]
+        for name in sorted(names, key=LAST.__contains__):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            # a rename would keep safetensors' permissions, 0600
+            with replacing(folder / name) as file, Path(temporary, name).open("rb") as source:
+                shutil.copyfileobj(source, file)

@@ -1,0 +1,43 @@
+"""Identity of weights: a digest of what is in memory, and random twins of a network."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from sdprobe.utilities.rng import keyed_generator
+
+
+def weight_hash(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of all parameters and buffers, as loaded. Same weights in, same hash out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def config_hash(config: Any) -> str:
+    """Digest of an architecture, wherever it was loaded from."""
+    settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def shuffle_entries(network: nn.Module, seed: int) -> None:
+    """Permute the entries inside each parameter: every tensor keeps its distribution and loses what it computed.
+
+    A permutation is keyed by (seed, the parameter's name), so that it depends on nothing else.
+    """
+    for name, parameter in network.named_parameters():
+        order = torch.randperm(parameter.numel(), generator=keyed_generator("shuffled weights", seed, name))
+        parameter.data = parameter.data.flatten()[order.to(parameter.device)].view_as(parameter)
+
+
+def random_unet(config: dict[str, object], seed: int, dtype: torch.dtype) -> UNet2DConditionModel:
+    """A U-Net of this configuration with freshly initialised weights: the null of every trained network."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel.from_config(config).to(dtype)

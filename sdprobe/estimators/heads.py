@@ -1,0 +1,98 @@
+"""LayerHeads: one linear head per layer and variant, with the state that decides when its training is over.
+
+Heads of all layers and variants share one optimiser. Adam works elementwise, and nothing here looks at another head, so
+each ends exactly where it would alone.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sdprobe.tokens.keys import base_of
+from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.rng import keyed_generator
+
+
+class LayerHead(nn.Module):
+    """V linear maps C → K of the same tokens (the probe and its controls), and each one's best state so far.
+
+    Args:
+        channels: C.
+        outputs: K.
+        variants: V.
+        key: seeds the initialisation, which is torch's default for ``nn.Linear``: uniform within ±1/√C.
+    """
+
+    def __init__(self, channels: int, outputs: int, variants: int, *key: object) -> None:
+        super().__init__()
+        generator = keyed_generator("head", *key)
+        bound = 1 / math.sqrt(channels)
+        self.weight = nn.Parameter((torch.rand(variants, outputs, channels, generator=generator) * 2 - 1) * bound)
+        self.bias = nn.Parameter((torch.rand(variants, outputs, generator=generator) * 2 - 1) * bound)
+        self.best_weight: Tensor
+        self.best_bias: Tensor
+        self.best_loss: Tensor
+        self.best_score: Tensor
+        self.stale: Tensor
+        self.steps: Tensor
+        self.register_buffer("best_weight", torch.zeros_like(self.weight))
+        self.register_buffer("best_bias", torch.zeros_like(self.bias))
+        self.register_buffer("best_loss", torch.full((variants,), torch.inf, dtype=torch.float64))
+        self.register_buffer("best_score", torch.zeros(variants, dtype=torch.float64))
+        self.register_buffer("stale", torch.zeros(variants, dtype=torch.long))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, tokens: Float[Tensor, "n c"]) -> Float[Tensor, "n v k"]:
+        """Outputs of every variant, float32."""
+        flat = nn.functional.linear(tokens.float(), self.weight.flatten(0, 1), self.bias.flatten())
+        return flat.unflatten(1, self.bias.shape)
+
+    @torch.no_grad()
+    def judge(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
+        """Keep the state of every variant whose validation loss fell by at least 0.1 %; a variant that has not for
+        ``patience`` validations in a row, after ``min_steps`` steps, is finished and keeps its best state."""
+        better = (loss < self.best_loss * (1 - 1e-3)) & ~self._finished(patience, min_steps)
+        self.best_weight[better] = self.weight[better]
+        self.best_bias[better] = self.bias[better]
+        self.best_loss[better] = loss[better].to(self.best_loss.dtype)
+        self.best_score[better] = score[better].to(self.best_score.dtype)
+        self.stale += 1
+        self.stale[better] = 0
+
+    def finished(self, patience: int, min_steps: int) -> bool:
+        """Whether no variant can improve any more."""
+        return bool(self._finished(patience, min_steps).all())
+
+    @torch.no_grad()
+    def select(self) -> None:
+        """Go back to the best states; variants that were never judged stay as they are."""
+        judged = self.best_loss.isfinite()
+        self.weight[judged] = self.best_weight[judged]
+        self.bias[judged] = self.best_bias[judged]
+
+    def _finished(self, patience: int, min_steps: int) -> Tensor:
+        return (self.stale >= patience) & (self.steps >= min_steps)
+
+
+def shared_sums(sums: dict[str, Tensor], layers: Iterable[str], empty: Tensor) -> dict[str, Tensor]:
+    """Sums of each layer over all processes, so that all judge heads alike; ``empty`` stands for layers without any here."""
+    processes = Processes.current()
+    if processes.count == 1:
+        return sums
+    return {layer: processes.total(sums.get(layer, empty).clone()) for layer in layers}
+
+
+def nothing_to_learn() -> Tensor | None:
+    """What a step returns in which no head learns: nothing, or, since several processes may not leave out a step, a loss
+    that no head has a part in."""
+    return torch.zeros((), requires_grad=True) if Processes.current().count > 1 else None
+
+
+def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:
+    """A head per layer; ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
+    return nn.ModuleDict(
+        {layer: LayerHead(channels, count, len(variants), seed, base_of(layer)) for layer, (channels, count) in outputs.items()}
+    )

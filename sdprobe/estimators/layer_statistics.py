@@ -1,0 +1,182 @@
+"""LayerStatistics: every anomaly statistic of one layer, fed by the views of its images."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from sdprobe.metrics.channel_energy import ChannelEnergy
+from sdprobe.metrics.corner_similarity import CornerSimilarity
+from sdprobe.metrics.credibility import (
+    clipped_pseudovalues,
+    corner_risk,
+    credibility_pseudovalues,
+    credibility_report,
+    larger_risk,
+    norm_risk,
+    with_clipped,
+)
+from sdprobe.metrics.folds import Estimate, pseudovalues
+from sdprobe.metrics.gains import holding, paired_gains
+from sdprobe.metrics.group_similarity import GroupSimilarity, corner_mask
+from sdprobe.metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
+from sdprobe.metrics.layer_tokens import LayerTokens, TokenMeans
+from sdprobe.metrics.position_rsa import PositionRSA
+from sdprobe.metrics.position_variance import PositionVariance
+from sdprobe.metrics.token_norms import TokenNorms
+from sdprobe.tokens.keys import GROUPS, PARTITION, Key
+
+CLIPPED = ("r_cor", "r_norm")  # risks that count from 0 on
+CONTENT = "corner_content"  # tokens of the whole image that show what the corners of the cropped image show
+
+
+class LayerStatistics(nn.Module):
+    """Statistics of one layer.
+
+    Args:
+        shape: (C, h, w).
+        margin: tokens that the cropped view lacks on every side.
+        fitted: mean token of the fit images, and the direction of their high-norm tokens.
+        images: images of the whole and of the cropped view.
+        repeats: images of the views with other ``noise`` and at another ``timestep``.
+        seed: of drawn tokens.
+        similar: also compare token distance with spatial distance (RSA), which is slow.
+    """
+
+    mean: Tensor
+    template: Tensor
+    content: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        margin: int,
+        fitted: TokenMeans,
+        images: int,
+        repeats: dict[str, int],
+        seed: int,
+        similar: bool = True,
+    ) -> None:
+        super().__init__()
+        channels, height, width = shape
+        mean, template = fitted.compute()
+        self.register_buffer("mean", mean)
+        self.register_buffer("template", template)
+        self.register_buffer("content", corner_mask(height, width, margin), persistent=False)
+        self.similarity = GroupSimilarity((*PARTITION, CONTENT), images, centred=True)
+        self.cropped_similarity = GroupSimilarity(PARTITION, images, centred=True)
+        self.content_corners = CornerSimilarity(channels, images)
+        self.cropped_corners = CornerSimilarity(channels, images)
+        self.norms = TokenNorms(height, width, GROUPS, images)
+        self.variance = PositionVariance(channels, height, width, images)
+        self.rsa = PositionRSA(images, seed=seed) if similar else None
+        self.channels = ChannelEnergy(channels, images)
+        self.high_norm = HighNormTokens(images)
+        self.template_overlap = MaskOverlap(images)
+        self.labelled = DetectionScore(images)
+        self.scored = False
+        self.floor: MaskOverlap | None = None
+        self.stability = nn.ModuleDict({name: MaskOverlap(number) for name, number in repeats.items() if number})
+        self.kept: dict[int, Tensor] = {}
+        self.images, self.repeats = images, max(repeats.values())
+
+    def whole(
+        self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor], image: Int[Tensor, " b"], photo: Int[Tensor, " b"]
+    ) -> None:
+        """Measure whole images."""
+        content = self.content.expand(len(grid), -1, -1)
+        tokens = LayerTokens.of(grid, {**masks, CONTENT: content}, self.mean)
+        metrics: tuple[Metric, ...] = (self.similarity, self.norms, self.variance, self.channels, self.high_norm)
+        for metric in metrics:
+            metric.update(tokens)
+        self.content_corners.update(tokens, CONTENT)
+        if self.rsa is not None:
+            self.rsa.update(tokens, image, photo)
+        self.template_overlap.update(masks["high_norm"], resembles(tokens, self.template))
+        if "labelled" in masks:
+            self.scored = True
+            self.labelled.update(masks["high_norm"], masks["labelled"])
+        for index, mask in zip(image.tolist(), masks["high_norm"], strict=True):
+            if len(self.kept) < self.repeats:
+                self.kept[index] = mask.cpu()
+
+    def cropped(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor]) -> None:
+        """Measure the similarity of groups, and of the same corner between images, in cropped images."""
+        tokens = LayerTokens.of(grid, masks, self.mean)
+        self.cropped_similarity.update(tokens)
+        self.cropped_corners.update(tokens, "corner")
+
+    def repeated(self, noise: bool, mask: Bool[Tensor, "b h w"], image: Int[Tensor, " b"]) -> None:
+        """Compare the high-norm tokens of images seen before, now with other noise or at another timestep."""
+        before = torch.stack([self.kept[index] for index in image.tolist()]).to(mask.device)
+        self.stability["noise" if noise else "timestep"].update(before, mask)  # type: ignore[operator]
+
+    def compare_with_floor(self, cells: dict[int, Bool[Tensor, "h w"]]) -> None:
+        """Hold the high-norm tokens of these images, seen before, against other masks of the same grid."""
+        self.floor = MaskOverlap(len(cells)).to(self.mean.device)
+        ours = torch.stack([self.kept[index] for index in cells]).to(self.mean.device)
+        self.floor.update(ours, torch.stack(list(cells.values())).to(self.mean.device))
+
+    def compute(self) -> dict[str, float]:
+        """``<metric>/<group>`` with intervals over folds of images, credibility last."""
+        values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in Key.parse(key).where}
+        values |= {f"content_{key}": value for key, value in self.content_corners.compute().items()}
+        for cropped in (self.cropped_similarity, self.cropped_corners):
+            values |= {f"cropped_{key}": value for key, value in cropped.compute().items()}
+        for metric in (self.norms, self.variance, self.rsa, self.channels, self.high_norm):
+            values |= metric.compute() if metric is not None else {}
+        for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
+            values |= {f"{name}_{key}": value for key, value in overlap.compute().items()}  # type: ignore[operator]
+        if self.floor is not None:
+            values |= {f"vae_floor_{key}": value for key, value in self.floor.compute().items()}
+            values["vae_floor_share/all"] = float(self.floor.sums[:, 2].sum() / self.floor.sums[:, 3].sum())
+        if self.scored:
+            values |= {f"labels_{key}": value for key, value in self.labelled.compute().items()}
+        return values | self._credibility()
+
+    def gain(self, other: "LayerStatistics") -> dict[str, float]:
+        """Risks, credibility and relative norms of this layer minus another's of the same images, see :func:`paired_gains`.
+
+        Gains are those of the reported values; intervals those of unclipped ones, moved where needed to hold the gain.
+        """
+        units = self.pseudovalues()
+        found = paired_gains(units, other.pseudovalues())
+        own, theirs = self.compute(), other.compute()
+        for key in (key for key in units if key in found):
+            found |= holding(key, own[key] - theirs[key], found)
+        return found
+
+    def pseudovalues(self) -> dict[str, np.ndarray]:
+        """``<metric>/<group>`` → what every fold of images contributes, of risks, credibility and relative norms."""
+        risks = self._risks()
+        values = {
+            f"{name}/all": clipped_pseudovalues(risk) if name in CLIPPED else pseudovalues(risk) for name, risk in risks.items()
+        }
+        norms = {key: pseudovalues(estimate) for key, estimate in self.norms.estimates().items() if estimate[0].isfinite()}
+        return values | {"credibility/all": credibility_pseudovalues(risks)} | norms
+
+    def _credibility(self) -> dict[str, float]:
+        report = credibility_report(self._risks(), self.images)
+        for name, kind in self._corners().items():
+            report |= with_clipped(f"r_cor_{name}/all", *kind)
+        return report
+
+    def _risks(self) -> dict[str, Estimate]:
+        """r_pos, r_cor and r_norm, unclipped."""
+        token, channel = self.high_norm.estimates()["r_tok/all"], self.channels.estimates()["r_chn/all"]
+        return {
+            "r_pos": self.variance.estimate(),
+            "r_cor": larger_risk(*self._corners().values()),
+            "r_norm": tuple(norm_risk(*parts) for parts in zip(token, channel, strict=True)),  # type: ignore[dict-item]
+        }
+
+    def _corners(self) -> dict[str, Estimate]:
+        """Corner risk by kind of pairs, unclipped."""
+        inner = self.cropped_similarity.estimates()["similarity_centred/corner"]
+        outer = self.similarity.estimates()[f"similarity_centred/{CONTENT}"]
+        across = (self.cropped_corners.estimate(), self.content_corners.estimate())
+        return {
+            "within": tuple(corner_risk(*parts) for parts in zip(inner, outer, strict=True)),  # type: ignore[dict-item]
+            "across": tuple(corner_risk(*parts) for parts in zip(*across, strict=True)),  # type: ignore[dict-item]
+        }

@@ -1,0 +1,164 @@
+"""GroupSimilarity: how alike the tokens of a group are, within an image, whatever they show."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int
+from torch import Tensor
+from torch.nn.functional import pad
+from torchmetrics import Metric
+
+from sdprobe.metrics.folds import FOLDS, Estimate, folds_of, ratio, with_intervals
+from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
+from sdprobe.tokens.geometry import border_groups
+from sdprobe.utilities.errors import InputError
+
+MIN_SIDE = 4
+
+
+def require_side(height: int, width: int) -> None:
+    """Refuse a grid in which corner, border and interior are hardly anything.
+
+    Raises:
+        InputError: if a side is below 4.
+    """
+    if min(height, width) < MIN_SIDE:
+        raise InputError(
+            f"Expected the grid to be at least {MIN_SIDE}×{MIN_SIDE} for statistics of corner, border and interior, but got "
+            f"{height}×{width}. Use larger images or leave this layer out."
+        )
+
+
+def corner_mask(height: int, width: int, margin: int = 0, device: torch.device | str = "cpu") -> Bool[Tensor, "height width"]:
+    """The 4 tokens that lie ``margin`` tokens from both edges: the corners of the grid after its outer rings are cropped.
+
+    >>> corner_mask(6, 6, margin=1).nonzero().tolist()
+    [[1, 1], [1, 4], [4, 1], [4, 4]]
+
+    Raises:
+        InputError: if fewer than 4 × 4 tokens are left.
+    """
+    require_side(height - 2 * margin, width - 2 * margin)
+    inner = border_groups(height - 2 * margin, width - 2 * margin, device)["corner"]
+    return pad(inner, [margin] * 4)
+
+
+def mean_cosines(
+    tokens: Float32[Tensor, "b p c"], norms: Float64[Tensor, "b p"], member: Bool[Tensor, "b g p"]
+) -> tuple[Float64[Tensor, "b g g"], Float64[Tensor, "b g g"], Float64[Tensor, "b g"]]:
+    """Per image: mean cosine over all pairs of different tokens of two groups, and the sums it is made of.
+
+    With unit tokens t, Σ_{i∈A, j∈B} cos = (Σ_A t)·(Σ_B t), so pairs are never formed; the |A ∩ B| pairs of a token with
+    itself add 1 each and are taken out again. A token of norm 0 has no cosine and is left out of its group.
+
+    Returns:
+        the mean cosines, in [−1, 1] and NaN where there is no pair; the number of (ordered) pairs; ‖Σ_A t‖² of each group.
+    """
+    inverse = inverse_norms(norms).unsqueeze(1)
+    chosen = (member & (inverse > 0)).float()
+    sums = ((chosen * inverse) @ tokens).double()  # unit tokens are not formed either
+    products, shared = sums @ sums.mT, (chosen @ chosen.mT).double()
+    size = shared.diagonal(dim1=1, dim2=2)
+    pairs = size.unsqueeze(1) * size.unsqueeze(2) - shared
+    cosines = torch.where(pairs > 0, (products - shared) / pairs.clamp(min=1), torch.nan)
+    return cosines, pairs, products.diagonal(dim1=1, dim2=2)
+
+
+def counted_cosine(square: Float[Tensor, "*n"], count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """(‖Σt‖² − N) / (N (N − 1)) with a given N instead of the group's own size; the mean cosine if they agree.
+
+    The published values of cropped grids use the size that the group has in the uncropped grid, for the self pairs as for
+    the pairs, which understates border and interior: on an 8×8 grid cropped to 6×6, interior comes out up to 7 times too
+    low. Corner has 4 tokens either way.
+
+    References:
+        Loos & Linhardt (2025), arXiv:2504.07008: the result files published with the paper's code.
+    """
+    return (square - count) / (count * (count - 1))
+
+
+class GroupSimilarity(Metric):
+    """Mean pairwise cosine within and between token groups, per image and then averaged over images; self pairs excluded.
+
+    ``similarity/<a>`` is within group a, ``similarity/<a>_<b>`` between two groups, ``similarity_centred/…`` the same of
+    x − mean, and ``similarity_published/<a>`` :func:`counted_cosine` of raw tokens with ``counts``. All in [−1, 1]; raw
+    tokens of unrelated content are alike too wherever tokens share a mean, so the centred value has the clearer zero.
+
+    Images arrive in one order and form 20 folds of consecutive ones for the intervals; let crops of one photograph follow one
+    another, so that few are split. On several devices ``images`` is the number that one device sees.
+
+    Args:
+        groups: names of the token groups whose masks the tokens carry; they may overlap.
+        images: number of images that will arrive.
+        centred: whether to measure ``similarity_centred`` as well; for tokens that have a mean.
+        counts: token counts per group for ``similarity_published``.
+        folds: number of groups of images.
+
+    Raises:
+        InputError: if a grid is smaller than 4×4, or more images arrive than ``images``.
+    """
+
+    full_state_update = False
+    total: Tensor
+    number: Tensor
+    published: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        images: int,
+        centred: bool = False,
+        counts: dict[str, int] | None = None,
+        folds: int = FOLDS,
+    ) -> None:
+        super().__init__()
+        self.groups, self.images, self.folds, self.counts = tuple(groups), images, folds, counts or {}
+        self.kinds = ("similarity", "similarity_centred") if centred else ("similarity",)
+        shape = (folds, len(self.kinds), len(self.groups), len(self.groups))
+        for name, zeros in (("total", shape), ("number", shape), ("published", (folds, len(self.groups)))):
+            self.add_state(name, torch.zeros(zeros, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, layer: LayerTokens) -> None:
+        """Add the next images, with a mask for every group."""
+        require_side(layer.height, layer.width)
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
+        member = torch.stack([layer.masks[group] for group in self.groups], dim=1)
+        tokens = ((layer.tokens, layer.norms), (layer.centred, layer.centred_norms))
+        for kind in range(len(self.kinds)):
+            cosines, pairs, squares = mean_cosines(*tokens[kind], member)
+            self.total[:, kind].index_add_(0, fold, cosines.nan_to_num())
+            self.number[:, kind].index_add_(0, fold, (pairs > 0).double())
+            if kind == 0:
+                self._add_published(fold, squares, pairs.diagonal(dim1=1, dim2=2) > 0)
+        self.seen += len(layer)
+
+    def _add_published(self, fold: Int[Tensor, " b"], squares: Float[Tensor, "b g"], present: Bool[Tensor, "b g"]) -> None:
+        for i, group in enumerate(self.groups):
+            if group in self.counts:
+                count = torch.full_like(squares[:, i], self.counts[group])
+                cosine = torch.where(present[:, i], counted_cosine(squares[:, i], count), 0)
+                self.published[:, i].index_add_(0, fold, cosine)
+
+    def _tables(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Key → sums and numbers of images, both per fold."""
+        tables = {}
+        for k, kind in enumerate(self.kinds):
+            for i, group in enumerate(self.groups):
+                for j, other in enumerate(self.groups[i:], start=i):
+                    name = group if i == j else f"{group}_{other}"
+                    tables[f"{kind}/{name}"] = (self.total[:, k, i, j], self.number[:, k, i, j])
+        for i, group in enumerate(self.groups):
+            if group in self.counts:
+                tables[f"similarity_published/{group}"] = (self.published[:, i], self.number[:, 0, i, i])
+        return tables
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every mean cosine over all images and without one fold each, NaN without such a pair; of this device's images."""
+        return {key: ratio(total, number) for key, (total, number) in self._tables().items()}
+
+    def compute(self) -> dict[str, float]:
+        """Mean cosines with ``/ci_low``, ``/ci_high`` (from 40 images on) and ``/n`` (images that have such pairs)."""
+        measured = with_intervals(self.estimates(), self.seen)
+        return measured | {f"{key}/n": int(number.sum()) for key, (_, number) in self._tables().items() if key in measured}

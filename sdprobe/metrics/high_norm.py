@@ -1,0 +1,249 @@
+"""Detected high-norm tokens: how much energy they carry, where they sit, whether detections agree with labels or others.
+
+In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns: a token of the coarser grid, upsampled.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+from torchmetrics import Metric
+
+from sdprobe.metrics.credibility import token_risk
+from sdprobe.metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, with_interval
+from sdprobe.metrics.intervals import FEWEST
+from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
+from sdprobe.tokens.geometry import at_grid
+from sdprobe.utilities.errors import InputError
+
+DETECTED = "high_norm"
+TEMPLATE_COSINE = 0.8
+TINY = torch.finfo(torch.float64).tiny
+PARITY = ("even_even", "even_odd", "odd_even", "odd_odd")
+
+
+def full_patches(mask: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b h//2 w//2"]:
+    """Aligned 2×2 cells whose four tokens are all in the mask; an odd last row or column belongs to none."""
+    _, height, width = mask.shape
+    cells = mask[:, : height // 2 * 2, : width // 2 * 2].unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
+    return cells.all(4).all(2)
+
+
+def parity_counts(mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
+    """Tokens of the mask on (row, column) = even-even, even-odd, odd-even, odd-odd places, per image."""
+    parts = [mask[:, row::2, col::2].double().sum((1, 2)) for row in (0, 1) for col in (0, 1)]
+    return torch.stack(parts, dim=1)
+
+
+class HighNormTokens(Metric):
+    """Count, energy and places of detected tokens: of the group ``high_norm``.
+
+    ``high_norm_share/all`` f_out and ``high_norm_energy/all`` E_out: share of tokens and of Σ‖x‖² over all images;
+    ``r_tok/all``: see :func:`token_risk`; ``high_norm_images/all``: share of images with a detection;
+    ``high_norm_patches/all``: full aligned 2×2 patches per image; ``high_norm_aligned/all``: share of detections that belong
+    to one; ``high_norm_parity/<row>_<column>``: share of detections on even and odd rows and columns (1/4 by chance).
+
+    Images arrive in one order and form 20 folds of consecutive ones for the intervals; let crops of one photograph follow one
+    another, so that few are split. On several devices ``images`` is the number that one device sees.
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images.
+
+    Raises:
+        InputError: if more images arrive than ``images``.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    parity: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        # columns: detected tokens, tokens, detected energy, energy, images with a detection, images, patches
+        self.add_state("sums", torch.zeros(folds, 7, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("parity", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, layer: LayerTokens) -> None:
+        """Add the next images."""
+        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
+        energy, chosen = layer.norms.square(), layer.masks[DETECTED].double()
+        columns = [
+            chosen.sum(1),
+            torch.ones_like(chosen).sum(1),
+            (chosen * energy).sum(1),
+            energy.sum(1),
+            chosen.amax(1),
+            torch.ones_like(chosen[:, 0]),
+            full_patches(layer.grid_mask(DETECTED)).double().sum((1, 2)),
+        ]
+        self.sums.index_add_(0, fold, torch.stack(columns, dim=1))
+        self.parity.index_add_(0, fold, parity_counts(layer.grid_mask(DETECTED)))
+        self.seen += len(layer)
+
+    @staticmethod
+    def _values(sums: Float[Tensor, "*n 7"], parity: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
+        detected, tokens, hot, energy, hit, images, patches = sums.unbind(-1)
+        share, carried = detected / tokens, hot / energy
+        values = {
+            "high_norm_share/all": share,
+            "high_norm_energy/all": carried,
+            "r_tok/all": token_risk(carried, share),
+            "high_norm_images/all": hit / images,
+            "high_norm_patches/all": patches / images,
+            "high_norm_aligned/all": 4 * patches / detected,
+        }
+        return values | {f"high_norm_parity/{name}": parity[..., i] / detected for i, name in enumerate(PARITY)}
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every value over all images and without one fold each; of this device's images."""
+        whole = self._values(self.sums.sum(0), self.parity.sum(0))
+        without = self._values(leave_one_out(self.sums), leave_one_out(self.parity))
+        return {key: (whole[key], without[key]) for key in whole}
+
+    def compute(self) -> dict[str, float]:
+        """All values, with intervals from 40 images on where 6 folds have a detection; without any, places have no key."""
+        return _rare(self.estimates(), self.seen, self._values(self.sums, self.parity))
+
+
+def _rare(estimates: dict[str, Estimate], images: Tensor, per_fold: dict[str, Float[Tensor, " folds"]]) -> dict[str, float]:
+    """Values with intervals; without where fewer than 6 folds differ from 0, or from 1: how rare such folds are is unknown."""
+    report: dict[str, float] = {}
+    for key, estimate in estimates.items():  # all are shares but one, a number of patches per image
+        count = key == "high_norm_patches/all"
+        found = with_interval(key, estimate, images, (0, np.inf if count else 1))
+        folds = per_fold[key][per_fold[key].isfinite()]
+        enough = (folds > 0).sum() >= FEWEST and (count or (folds < 1).sum() >= FEWEST)
+        report |= {end: value for end, value in found.items() if enough or end == key}
+    return report
+
+
+def resembles(
+    layer: LayerTokens, template: Float[Tensor, " c"], threshold: float = TEMPLATE_COSINE
+) -> Bool[Tensor, "b {layer.height} {layer.width}"]:
+    """Centred tokens whose cosine with the template of :class:`~.TokenMeans` exceeds ``threshold``."""
+    cosines = layer.centred @ template.float() * inverse_norms(layer.centred_norms)
+    return (cosines > threshold).unflatten(1, (layer.height, layer.width))
+
+
+def pooled(mask: Bool[Tensor, "b h w"], factor: int) -> Bool[Tensor, "b _h _w"]:
+    """Cells of factor × factor tokens that hold a token of the mask; a last cell may be smaller."""
+    return max_pool2d(mask.float().unsqueeze(1), factor, ceil_mode=True).squeeze(1).bool()
+
+
+def same_grid(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> tuple[Tensor, Tensor]:
+    """Both masks on the coarser of the two grids; a coarse token is in the mask if any token inside it is.
+
+    Raises:
+        InputError: if one grid is not an exact refinement of the other.
+    """
+    fine, coarse = max(first.shape[1:], second.shape[1:]), min(first.shape[1:], second.shape[1:])
+    factor = fine[0] // coarse[0]
+    if fine != (factor * coarse[0], factor * coarse[1]):
+        raise InputError(
+            f"Expected one grid of masks to divide the other, but got {coarse[0]}×{coarse[1]} and {fine[0]}×{fine[1]}. "
+            "Compare layers whose sides are multiples of one another."
+        )
+    return at_grid(first, *coarse), at_grid(second, *coarse)
+
+
+class MaskOverlap(Metric):
+    """``iou/all`` of two sets of masks: |both| / |either| over all images; ``iou_chance/all``: if they were independent.
+
+    Masks of different resolutions meet on the coarser grid. With a and b the shares of tokens, chance is ab / (a + b − ab).
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images, consecutive ones, for the intervals.
+
+    Raises:
+        InputError: if more images arrive than ``images``, or one grid does not divide the other.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        self.add_state("sums", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> None:
+        """Add the next images: two masks of each."""
+        fold = folds_of(int(self.seen), len(first), self.images, self.folds, first.device)
+        self.sums.index_add_(0, fold, agreement(*same_grid(first, second)))
+        self.seen += len(first)
+
+    @staticmethod
+    def _values(sums: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
+        both, first, second, tokens = sums.unbind(-1)
+        product = first * second / tokens
+        return {"iou/all": both / (first + second - both), "iou_chance/all": product / (first + second - product)}
+
+    def compute(self) -> dict[str, float]:
+        """The IoU and its chance level, in [0, 1], with intervals from 40 images on; nothing where both sets are empty."""
+        whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
+        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self._values(self.sums))
+
+
+def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
+    """Per image: tokens in both masks, in the first, in the second, and all tokens."""
+    parts = (first & second, first, second, torch.ones_like(first))
+    return torch.stack([part.double().sum((1, 2)) for part in parts], dim=1)
+
+
+class DetectionScore(Metric):
+    """Precision and recall of detected tokens against labels, over all images.
+
+    ``precision/all``, ``recall/all`` count tokens; ``patch_precision/all``, ``patch_recall/all`` count aligned 2×2 cells, one
+    being detected or labelled if any of its tokens is. ``…_chance`` is what independent detections get: the labelled share
+    for precision, the detected share for recall. All in [0, 1].
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images, consecutive ones, for the intervals.
+
+    Raises:
+        InputError: if more images arrive than ``images``.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        self.add_state("sums", torch.zeros(folds, 2, 4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(
+        self, detected: Bool[Tensor, "b h w"], label: Bool[Tensor, "b h w"], rank: Int[Tensor, " b"] | None = None
+    ) -> None:
+        """Add the next images: detections, labels, and their numbers in the stream where they arrive out of order."""
+        fold = folds_of(int(self.seen), len(label), self.images, self.folds, label.device, rank)
+        levels = [agreement(pooled(detected, side), pooled(label, side)) for side in (1, 2)]
+        self.sums.index_add_(0, fold, torch.stack(levels, dim=1))
+        self.seen += len(label)
+
+    @staticmethod
+    def _values(sums: Float[Tensor, "*n 2 4"]) -> dict[str, Tensor]:
+        values = {}
+        for level, prefix in enumerate(("", "patch_")):
+            both, detected, label, tokens = sums[..., level, :].unbind(-1)
+            values[f"{prefix}precision/all"] = both / detected
+            values[f"{prefix}recall/all"] = both / label
+            values[f"{prefix}precision_chance/all"] = label / tokens
+            values[f"{prefix}recall_chance/all"] = detected / tokens
+        return values
+
+    def compute(self) -> dict[str, float]:
+        """All values with intervals from 40 images on; no precision without a detection, no recall without a label."""
+        whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
+        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self._values(self.sums))

@@ -1,0 +1,131 @@
+"""Matches: which target token every keypoint was matched with, with and without groups of tokens, and on what it lies."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from sdprobe.tokens.keys import GROUPS, MASKED
+
+
+class Matches(Metric):
+    """Matches of one layer, for several ways of matching.
+
+    Args:
+        side: tokens a side of the layer's grid.
+        ways: names of the ways of matching.
+        rows: number of keypoints.
+    """
+
+    full_state_update = False
+    cell: Tensor
+    pixel: Tensor
+    refined: Tensor
+    without: Tensor
+    without_random: Tensor
+    source_in: Tensor
+    target_in: Tensor
+    landed_in: Tensor
+    comparable: Tensor
+    share: Tensor
+
+    def __init__(self, side: int, ways: Sequence[str], rows: int) -> None:
+        super().__init__(compute_with_cache=False)
+        self.side, self.ways = side, tuple(ways)
+        missing = {
+            "cell": (len(ways), rows), "pixel": (rows, 2), "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
+            "without": (len(ways), len(MASKED), rows), "without_random": (len(ways), len(MASKED), rows),
+            "landed_in": (len(ways), len(GROUPS), rows), "comparable": (len(MASKED), rows),
+        }  # fmt: skip
+        for name, shape in missing.items():
+            self.add_state(name, torch.full(shape, -1, dtype=torch.int32), dist_reduce_fx="max")
+        self.add_state("refined", torch.full((len(ways), rows, 2), -1.0), dist_reduce_fx="max")
+        self.add_state("share", torch.full((len(GROUPS), rows), -1.0, dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(
+        self,
+        row: Int[Tensor, " n"],
+        cell: Mapping[str, Int[Tensor, " n"]],
+        without: Mapping[str, Mapping[str, Int[Tensor, " n"]]],
+        without_random: Mapping[str, Mapping[str, Int[Tensor, " n"]]],
+        true_cell: Int[Tensor, " n"],
+        source_masks: Mapping[str, Bool[Tensor, " n"]],
+        target_masks: Mapping[str, Bool[Tensor, "h w"]],
+        random_masks: Mapping[str, Bool[Tensor, " p"]],
+    ) -> None:
+        """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group.
+
+        A group and its random mask are comparable where both have as many tokens, neither is the whole grid, and neither holds
+        the true token: without it a match that was right cannot be, whatever the group does.
+        """
+        for g, group in enumerate(GROUPS):
+            mask = target_masks[group].flatten()
+            self.source_in[g, row] = source_masks[group].int()
+            self.target_in[g, row] = mask[true_cell].int()
+            self.share[g, row] = mask.double().mean()
+            for w, way in enumerate(self.ways):
+                self.landed_in[w, g, row] = mask[cell[way]].int()
+        for g, group in enumerate(MASKED):
+            mask, random = target_masks[group].flatten(), random_masks[group]
+            alike = (mask.sum() == random.sum()) & ~mask.all()
+            self.comparable[g, row] = (alike & ~(mask | random)[true_cell]).int()
+        for w, way in enumerate(self.ways):
+            self.cell[w, row] = cell[way].int()
+            for g, group in enumerate(MASKED):
+                self.without[w, g, row] = without[way][group].int()
+                self.without_random[w, g, row] = without_random[way][group].int()
+
+    def put_pixels(self, row: Int[Tensor, " n"], pixel: Int[Tensor, "n 2"]) -> None:
+        """Matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
+        self.pixel[row] = pixel.int()
+
+    def put_refined(self, row: Int[Tensor, " n"], points: Mapping[str, Float[Tensor, "n 2"]]) -> None:
+        """Matched points (x, y) between tokens, by way: a token's centre is its index + ½."""
+        for w, way in enumerate(self.ways):
+            self.refined[w, row] = points[way].float()
+
+    def place(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
+        """(row, col) of row-major cells."""
+        return torch.stack([cell // self.side, cell % self.side], dim=-1).long()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The states by name, all keypoints; −1 where a keypoint has not been seen."""
+        names = (
+            "cell", "pixel", "refined", "without", "without_random", "source_in", "target_in", "landed_in", "share",
+            "comparable",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""
+        columns: dict[str, np.ndarray] = {}
+        for w, way in enumerate(self.ways):
+            columns[f"{way}/cell"] = self.cell[w].cpu().numpy()
+            columns |= {f"{way}/refined_{axis}": self.refined[w, :, k].cpu().numpy() for k, axis in enumerate("xy")}
+            for g, group in enumerate(MASKED):
+                columns[f"{way}/without_{group}"] = self.without[w, g].cpu().numpy()
+                columns[f"{way}/without_random_{group}"] = self.without_random[w, g].cpu().numpy()
+            for g, group in enumerate(GROUPS):
+                columns[f"{way}/landed_in_{group}"] = (self.landed_in[w, g] > 0).cpu().numpy()
+        for g, group in enumerate(GROUPS):
+            columns[f"source_in_{group}"] = (self.source_in[g] > 0).cpu().numpy()
+            columns[f"share_{group}"] = self.share[g].cpu().numpy()
+            columns[f"target_in_{group}"] = (self.target_in[g] > 0).cpu().numpy()
+        return columns
+
+
+def offset_table(
+    predicted: Float[Tensor, "n 2"], source: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], size: int, cells: int = 33
+) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
+    """Over the offset predicted − source point, each axis from −1 to 1 sides in ``cells``: predictions, and wrong ones.
+
+    The first axis is y, the middle cell no offset.
+    """
+    place = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
+    index = place[:, 1] * cells + place[:, 0]
+    empty = torch.zeros(cells * cells, dtype=torch.float64, device=index.device)
+    counts = empty.index_add(0, index, torch.ones_like(index, dtype=torch.float64))
+    return counts.view(cells, cells), empty.index_add(0, index, wrong.double()).view(cells, cells)

@@ -1,0 +1,161 @@
+"""PositionRSA: whether tokens that lie near one another are alike, within an image and between images."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from sdprobe.metrics.folds import FOLDS, folds_of, ratio, with_interval
+from sdprobe.metrics.layer_tokens import LayerTokens
+from sdprobe.tokens.geometry import bins, positions
+from sdprobe.utilities.rng import keyed_generator
+
+CELLS = 8
+PER_CELL = 4
+IMAGES = 32
+TINY = torch.finfo(torch.float64).tiny
+
+Sample = tuple[Float[Tensor, "_m _c"], Int[np.ndarray, "_m 2"]]
+
+
+def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tensor, " m"]:
+    """Row-major indices of 256 tokens: 4 at random in each cell of an 8×8 partition; all tokens if a side is below 16."""
+    if min(height, width) < 2 * CELLS:
+        return torch.arange(height * width)
+    place = positions(height, width)
+    cell = bins(place[:, 0], height, CELLS) * CELLS + bins(place[:, 1], width, CELLS)
+    order = torch.randperm(len(cell), generator=generator)
+    order = order[cell[order].argsort(stable=True)]
+    counts = cell.bincount()
+    rank = torch.arange(len(cell)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order[rank < PER_CELL].sort().values
+
+
+def squared_distances(left: Int[np.ndarray, "m 2"], right: Int[np.ndarray, "k 2"]) -> Int[np.ndarray, "m k"]:
+    """Squared distances of all pairs of positions: whole numbers, in the order of the distances."""
+    rows, cols = (np.subtract.outer(left[:, axis], right[:, axis]) for axis in (0, 1))
+    total: Int[np.ndarray, "m k"] = rows * rows + cols * cols
+    return total
+
+
+@cache
+def upper(size: int) -> Int[np.ndarray, " n"]:
+    """Places above the diagonal of a (size, size) table, flattened."""
+    return np.flatnonzero(np.triu(np.ones((size, size), dtype=bool), 1))
+
+
+def average_ranks(ordered: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Ranks from 1 of sorted values, those of equal values averaged."""
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    if len(starts) == len(ordered):
+        return np.arange(1.0, len(ordered) + 1)
+    counts = np.diff(starts, append=len(ordered))
+    return (starts + (counts + 1) / 2).repeat(counts)
+
+
+def counted_ranks(values: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Ranks from 1 of small whole numbers, ties averaged, by counting instead of sorting."""
+    counts = np.bincount(values)
+    return (counts.cumsum() - (counts - 1) / 2)[values]
+
+
+def spearman(dissimilarity: Float[np.ndarray, " n"], distance: Int[np.ndarray, " n"]) -> float:
+    """Spearman's ρ of dissimilarity and squared distance, tied ranks averaged; NaN where one of the two does not vary."""
+    if len(distance) < 2:
+        return float("nan")
+    order = dissimilarity.argsort()
+    ordered = dissimilarity[order]
+    if ordered[-1] - ordered[0] < 1e-12 or distance.min() == distance.max():
+        return float("nan")
+    middle = (len(order) + 1) / 2  # the mean of any ranks
+    a, b = average_ranks(ordered) - middle, counted_ranks(distance)[order] - middle
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def alive(tokens: Float[Tensor, "m c"], place: Int[Tensor, "m 2"]) -> Sample:
+    """The tokens that have a direction, as unit tokens in float64, and their positions."""
+    vectors = tokens.double()
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    kept = norms > TINY
+    return vectors[kept] / norms[kept, None], place[kept].numpy()
+
+
+class PositionRSA(Metric):
+    """Spearman between dissimilarity of centred tokens (1 − cosine) and spatial distance.
+
+    ``rsa/within`` is over pairs of tokens of one image, where nearby tokens also show the same thing; ``rsa/between`` over
+    pairs of tokens of two consecutive images that show different photographs, where only position is common. Both are in
+    [−1, 1], 0 where place does not matter, and averaged over images. 256 tokens of an image suffice: 4 at random in each
+    cell of an 8×8 partition, keyed by the image; all tokens of grids with a side below 16. Tokens of norm 0 are left out.
+
+    At most ``limit`` images are looked at, spread evenly, since ranks cost more than activations. One sample of tokens is
+    kept from image to image. Images form 20 folds of consecutive ones for the intervals; on several devices ``images`` is the
+    number that one device sees, and its images are paired among themselves.
+
+    Args:
+        images: number of images that will arrive.
+        limit: images to look at, at most.
+        seed: of the draw of tokens.
+        folds: number of groups of images.
+
+    Raises:
+        InputError: if more images arrive than ``images``.
+
+    References:
+        Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2: representational similarity analysis.
+    """
+
+    full_state_update = False
+    total: Tensor
+    number: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, limit: int = IMAGES, seed: int = 0, folds: int = FOLDS) -> None:
+        super().__init__()
+        self.images, self.limit, self.seed, self.folds = images, min(limit, images), seed, folds
+        for name in ("total", "number"):  # columns: within, between
+            self.add_state(name, torch.zeros(folds, 2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        self.last: tuple[int, Sample] | None = None
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.last = None
+
+    def update(self, layer: LayerTokens, image: Int[Tensor, " b"], photo: Int[Tensor, " b"]) -> None:
+        """Add the next images: their tokens, their indices in the dataset, and the photographs they show."""
+        first = int(self.seen)
+        fold = folds_of(first, len(layer), self.images, self.folds)
+        for i in range(len(layer)):
+            if (first + i + 1) * self.limit // self.images > (first + i) * self.limit // self.images:
+                index = stratified(layer.height, layer.width, keyed_generator(self.seed, "rsa", int(image[i])))
+                tokens = layer.centred[i, index.to(layer.centred.device)].cpu()
+                self._add(int(fold[i]), int(photo[i]), alive(tokens, positions(layer.height, layer.width)[index]))
+        self.seen += len(layer)
+
+    def _add(self, fold: int, photo: int, sample: Sample) -> None:
+        tokens, place = sample
+        pairs = upper(len(tokens))
+        tables = (1 - tokens @ tokens.mT).numpy(), squared_distances(place, place)
+        found = [spearman(*(table.ravel()[pairs] for table in tables)), float("nan")]
+        if self.last is not None and self.last[0] != photo:
+            others, places = self.last[1]
+            tables = (1 - others @ tokens.mT).numpy(), squared_distances(places, place)
+            found[1] = spearman(*(table.ravel() for table in tables))
+        values = torch.tensor(found, dtype=torch.float64, device=self.total.device)
+        self.total[fold] += values.nan_to_num()
+        self.number[fold] += values.isfinite().double()
+        self.last = photo, sample
+
+    def compute(self) -> dict[str, float]:
+        """``rsa/within`` and ``rsa/between`` with ``/ci_low``, ``/ci_high`` (from 40 images on) and ``/n`` (images, pairs)."""
+        values: dict[str, float] = {}
+        for column, group in enumerate(("within", "between")):
+            key, total, number = f"rsa/{group}", self.total[:, column], self.number[:, column]
+            measured = with_interval(key, ratio(total, number), self.seen, (-1, 1))
+            values |= measured | ({f"{key}/n": int(number.sum())} if measured else {})
+        return values

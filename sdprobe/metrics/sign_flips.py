@@ -1,0 +1,55 @@
+"""Sign-flip test: which of many paired differences are not 0, told together.
+
+If a mitigation does nothing, raw and mitigated are exchangeable in every photograph, so the sign of its difference is a coin
+toss. One toss per photograph flips all columns at once, which keeps their correlation; the largest statistic over the columns
+makes the p-values hold for the whole family.
+
+References:
+    Westfall & Young (1993), Resampling-Based Multiple Testing, chapter 2. Winkler et al. (2014), NeuroImage 92 (sign flips).
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from sdprobe.metrics.intervals import FEWEST
+
+EXACT = 12  # units up to which all flips are tried
+FLIPS = 4096
+CHUNK = 512
+TIE = 1e-9  # statistics that are equal but for rounding count as reached, also those of a mean of 0
+
+
+def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndarray, " k"]:
+    """p of every column's mean being 0, adjusted for the k columns: the share of flips whose largest |Σ d| / √Σ d² over all
+    columns reaches the column's own. Between columns of equal n this is the order of |mean| / standard error.
+
+    All 2ⁿ⁻¹ flips up to n = 12 units, else 4,096 seeded ones, the identity among them. NaN values are left out of their column.
+    Where all differences are 0 the p is 1. NaN for a column with fewer than 6 units: no p below .05 can be reached there.
+
+    Args:
+        values: paired differences (or their pseudo-values) by unit and column.
+    """
+    present = np.isfinite(values)
+    counted = present.sum(0) >= FEWEST
+    filled = np.where(present, values, 0.0)[:, counted]
+    size = np.sqrt((filled**2).sum(0))
+    unit = filled / np.where(size > 0, size, 1)  # Σ unit² = 1, so |Σ unit| orders flips as |mean| / standard error does
+    own = np.abs(unit.sum(0))
+    reached = np.zeros(unit.shape[1])
+    signs = _signs(len(values), seed)
+    for start in range(0, len(signs), CHUNK):
+        largest = np.abs(signs[start : start + CHUNK] @ unit).max(1, initial=0.0)
+        reached += (largest[:, None] >= own - TIE).sum(0)
+    found = np.full(values.shape[1], np.nan)
+    found[counted] = reached / len(signs)
+    return found
+
+
+def _signs(units: int, seed: int) -> Float[np.ndarray, "flips {units}"]:
+    """Rows of ±1, the first all +1. A flip and its opposite give the same |mean|, so the first unit keeps its sign."""
+    if units <= EXACT:
+        bits = (np.arange(2 ** max(units - 1, 0))[:, None] >> np.arange(max(units - 1, 0))) & 1
+        return np.concatenate([np.ones((len(bits), 1)), 1.0 - 2 * bits], axis=1)[:, :units]
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(FLIPS, units))
+    signs[0] = 1
+    return np.asarray(signs)

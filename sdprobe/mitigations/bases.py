@@ -1,0 +1,88 @@
+"""Functions of position: the columns Z that a mean map is fitted with, one row per position in row-major order."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdprobe.utilities import expect
+
+BASES = ("additive", "onehot", "cosine")
+
+
+def cosines(side: int, count: int) -> Float[Tensor, "{side} k"]:
+    """cos(π k (i + ½) / side) for k = 0 … count − 1 and i = 0 … side − 1; at most ``side`` of them, since more repeat.
+
+    >>> cosines(4, 3).T.mul(10).round().int().tolist()
+    [[10, 10, 10, 10], [9, 4, -4, -9], [7, -7, -7, 7]]
+    """
+    index = torch.arange(side, dtype=torch.float64) + 0.5
+    return torch.cos(math.pi / side * index[:, None] * torch.arange(min(count, side)))
+
+
+def additive(height: int, width: int) -> Float[Tensor, "{height*width} {height+width}"]:
+    """One-hots of the row, then of the column.
+
+    >>> additive(1, 2).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    """
+    rows = torch.eye(height, dtype=torch.float64)[:, None].expand(-1, width, -1)
+    cols = torch.eye(width, dtype=torch.float64)[None].expand(height, -1, -1)
+    return torch.cat([rows, cols], dim=-1).flatten(0, 1)
+
+
+def axis_cosines(height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
+    """The ``count`` lowest cosines of the row, then of the column, without the constant: at most height + width − 2."""
+    rows = cosines(height, count + 1)[:, None, 1:].expand(-1, width, -1)
+    cols = cosines(width, count + 1)[None, :, 1:].expand(height, -1, -1)
+    return torch.cat([rows, cols], dim=-1).flatten(0, 1)
+
+
+def smooth(height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
+    """Products of ``count`` cosines of the row and as many of the column, and the border: what padding touches.
+
+    Border terms are the indicators of first and last row and column, and of the four corners.
+    """
+    products = torch.einsum("ia,jb->ijab", cosines(height, count), cosines(width, count)).flatten(2)
+    top, left = (torch.eye(side, dtype=torch.float64)[:, [0, -1]] for side in (height, width))
+    corners = torch.einsum("ia,jb->ijab", top, left).flatten(2)
+    edges = [top[:, None].expand(-1, width, -1), left[None].expand(height, -1, -1)]
+    return torch.cat([products, *edges, corners], dim=-1).flatten(0, 1)
+
+
+def columns(basis: str, height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
+    """Z of a named basis; ``count`` cosines per axis where it has some.
+
+    Raises:
+        InputError: no such basis.
+    """
+    match expect.one_of("basis", basis, BASES):
+        case "additive":
+            return additive(height, width)
+        case "onehot":
+            return torch.eye(height * width, dtype=torch.float64)
+        case _:
+            return smooth(height, width, count)
+
+
+def span(z: Float[Tensor, "p k"]) -> tuple[Float[Tensor, "p r"], Float[Tensor, " r"]]:
+    """Left singular vectors and singular values of Z_c, Z less its column means, as many as its numerical rank."""
+    left, values, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    keep = values > values.max() * max(z.shape) * torch.finfo(z.dtype).eps
+    return left[:, keep], values[keep]
+
+
+def smoothed(
+    means: Float[Tensor, "p c"], basis: str, height: int, width: int, count: int, ridge: float
+) -> tuple[Float[Tensor, "p c"], int]:
+    """G = Z_c (Z_cᵀ Z_c + λI)⁺ Z_cᵀ M of the mean map M, less its own mean, and the rank of Z_c.
+
+    With Z_c = U S Vᵀ that is U S² (S² + λ)⁻¹ Uᵀ M; one-hots have S = 1 and span everything but the constant.
+    """
+    centred = means - means.mean(0)
+    if basis == "onehot":
+        return centred / (1 + ridge), len(means) - 1
+    left, values = span(columns(basis, height, width, count).to(means.device))
+    gain = values.square() / (values.square() + ridge)
+    return left @ (gain[:, None] * (left.T @ centred)), len(values)

@@ -1,0 +1,131 @@
+"""Controls: what a mitigation must beat. Random directions, directions of most variance, a shuffled map, an empty picture."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdprobe.mitigations.base import Mitigation
+from sdprobe.mitigations.low_rank import REFUSE, LowRank
+from sdprobe.mitigations.position_mean import PositionMean
+from sdprobe.mitigations.sums import TokenSums
+from sdprobe.tokens.geometry import minus
+from sdprobe.tokens.views import View
+from sdprobe.utilities import expect
+from sdprobe.utilities.rng import keyed_generator
+
+
+class RandomRank(LowRank):
+    """x − Q Qᵀ (x − μ), the columns of Q an orthonormal basis of a random subspace, uniform among those of its dimension.
+
+    Args:
+        rank: its dimension k. None is the rank h + w − 2 of position_mean's additive basis, or half of the channels where
+            that is less.
+        seed: draws another subspace; layers of one shape share theirs.
+
+    Raises:
+        InputError: an option out of range; at the end of a fit, a rank above half of the channels.
+    """
+
+    def __init__(self, rank: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if rank is not None:
+            expect.at_least("rank", rank, 1)
+        self.rank, self.seed = rank, seed
+
+    def begin(self) -> TokenSums:
+        return TokenSums()
+
+    def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
+        channels, height, width = sums.total.shape
+        rank = min(height + width - 2, int(REFUSE * channels)) if self.rank is None else min(self.rank, channels)
+        generator = keyed_generator(self.seed, "random_rank", channels, height, width)
+        draw = torch.randn(channels, rank, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(draw).Q.to(sums.total.device)
+        return basis, basis.T
+
+
+class PcaDrop(LowRank):
+    """x − V Vᵀ (x − μ), V the eigenvectors of the k largest eigenvalues of the covariance of tokens.
+
+    Args:
+        rank: k, at least 1.
+
+    Raises:
+        InputError: an option out of range; at the end of a fit, a rank above half of the channels.
+
+    Reference: J. Mu, P. Viswanath. All-but-the-top. ICLR 2018.
+    """
+
+    def __init__(self, rank: int = 1) -> None:
+        super().__init__()
+        expect.at_least("rank", rank, 1)
+        self.rank = rank
+
+    def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
+        vectors = torch.linalg.eigh(sums.covariance()).eigenvectors.flip(1)[:, : self.rank]
+        return vectors, vectors.T
+
+
+class ShuffledPosition(PositionMean):
+    """x − γ G_π(p) with position_mean's G and one random permutation π of positions: as much goes, at wrong places.
+
+    Args:
+        basis: as in :class:`PositionMean`, like all that follow but ``seed``.
+        gamma: γ in [0, 1].
+        cosines: lowest cosines per axis.
+        ridge: λ, at least 0.
+        seed: draws another permutation; layers of one grid share theirs.
+
+    Raises:
+        InputError: as :class:`PositionMean`.
+    """
+
+    def __init__(
+        self, basis: str = "additive", gamma: float = 1.0, cosines: int = 4, ridge: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__(basis=basis, gamma=gamma, cosines=cosines, ridge=ridge)
+        self.seed = seed
+
+    def finish(self) -> None:
+        super().finish()
+        height, width = self.code.shape[1:]
+        order = torch.randperm(height * width, generator=keyed_generator(self.seed, "shuffled_position", height, width))
+        self.code = self.code.flatten(1)[:, order.to(self.code.device)].unflatten(1, (height, width)).contiguous()
+
+
+class EmptyImage(Mitigation):
+    """x − (e_p − ē) with e the mean grid of a mid-grey picture over draws of noise, and ē its mean over positions.
+
+    What is left of a picture without content is written by padding, weights and noise; ē goes back in because it is what the
+    network says of grey, and no place. No photographer's layout goes. Like all that is measured off the data, e may differ from
+    what the same position carries in photographs.
+
+    Args:
+        draws: grey pictures to average over, each with the noise of another fit image; with shared noise all are one.
+
+    Raises:
+        InputError: ``draws`` below 1.
+    """
+
+    fit_views = (View(empty=True),)
+    code: Float[Tensor, "c h w"]
+
+    def __init__(self, draws: int = 16) -> None:
+        super().__init__("code")
+        expect.at_least("draws", draws, 1)
+        self.fit_images = draws
+        self._sums: TokenSums | None = None
+
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        self._sums = self._sums or TokenSums()
+        self._sums.update(grids[0])
+
+    def finish(self) -> None:
+        sums, self._sums = self._sums or TokenSums(), None
+        means = sums.means()
+        self.code = (means - means.mean(0)).T.unflatten(1, sums.total.shape[1:]).float().contiguous()
+        self.seen.fill_(sums.images)
+
+    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        self.check(grid, self.code)
+        return minus(grid, self.code)

@@ -1,0 +1,91 @@
+"""Leace: the smallest affine change after which no linear probe reads position. It does not need to know it."""
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdprobe.mitigations.bases import additive, axis_cosines
+from sdprobe.mitigations.low_rank import WARN, LowRank
+from sdprobe.mitigations.sums import TokenSums
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Leace(LowRank):
+    """x − W⁺ U Uᵀ W (x − μ) with W = Σ_xx^(−1/2) and U the left singular vectors of W Σ_xz.
+
+    Z are functions of position, so that Σ_xz follows from the mean map. Only the covariance with Z goes to zero: what a
+    non-linear probe reads, or a linear one of other functions of position, stays. The variance of single directions may grow,
+    since the map is oblique; nothing keeps the trace of Σ_xx from growing.
+
+    Args:
+        columns: Z. ``additive``: one-hots of row and column; ``cosine``: the lowest cosines of each; ``auto``: additive where
+            its rank is at most a tenth of the channels C, else cosine.
+        cosines: K, cosines per axis; None is max(2, ⌊0.05 C⌋).
+        tolerance: singular values of W Σ_xz up to this one stay. 0.01 leaves traces of position; 1e-6 leaves none.
+        shrinkage: Σ_xx is drawn towards a multiple of the identity, see :func:`shrunk`. Position goes either way; the change is
+            the least possible for the Σ_xx assumed.
+
+    Raises:
+        InputError: an option out of range; at the end of a fit, a rank above C/2, or fewer images than Z has columns.
+
+    Reference: N. Belrose et al. LEACE: Perfect linear concept erasure in closed form. NeurIPS 2023.
+    """
+
+    def __init__(
+        self, columns: str = "auto", cosines: int | None = None, tolerance: float = 0.01, shrinkage: bool = True
+    ) -> None:
+        super().__init__()
+        expect.one_of("columns", columns, ("auto", "additive", "cosine"))
+        expect.positive("tolerance", tolerance)
+        if cosines is not None:
+            expect.at_least("cosines", cosines, 1)
+        self.columns, self.cosines, self.tolerance, self.shrinkage = columns, cosines, tolerance, shrinkage
+
+    def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
+        means = sums.means()
+        z = self._functions(*sums.total.shape).to(means.device)
+        self._check_images(sums.images, z.shape[1], means.shape[1])
+        tokens = sums.images * len(means)
+        covariance = sums.covariance()
+        sigma = shrunk(covariance, tokens) if self.shrinkage else covariance * (tokens / (tokens - 1))
+        cross = (means - means.mean(0)).T @ (z - z.mean(0)) * (sums.images / (tokens - 1))
+        values, vectors = torch.linalg.eigh(sigma)
+        keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+        values, vectors = values[keep], vectors[:, keep]
+        whiten, colour = vectors * values.rsqrt() @ vectors.T, vectors * values.sqrt() @ vectors.T
+        u, strength, _ = torch.linalg.svd(whiten @ cross, full_matrices=False)
+        u = u[:, strength > self.tolerance]
+        return colour @ u, u.T @ whiten
+
+    def _functions(self, channels: int, height: int, width: int) -> Float[Tensor, "p k"]:
+        fits = height + width - 2 <= WARN * channels
+        if self.columns == "additive" or (self.columns == "auto" and fits):
+            return additive(height, width)
+        return axis_cosines(height, width, self.cosines or max(2, int(0.05 * channels)))
+
+    def _check_images(self, images: int, count: int, channels: int) -> None:
+        if images < count:
+            raise InputError(
+                f"Expected at least as many fit images as there are functions of position, {count}, but got {images}. "
+                "Use more images, or columns=cosine with fewer cosines."
+            )
+        if images < channels:
+            log.warning("%s: %d fit images for %d channels; part of what goes is noise.", type(self).__name__, images, channels)
+
+
+def shrunk(covariance: Float[Tensor, "c c"], tokens: int) -> Float[Tensor, "c c"]:
+    """α S + (1 − α) (tr S / C) I with 1 − α = (tr S)² / (N (‖S‖² − (tr S)² / C)), at most 1, for N tokens.
+
+    Reference: T. Bodnar, A. K. Gupta, N. Parolya. On the strong convergence of the optimal linear shrinkage estimator for
+    large dimensional covariance matrix. Journal of Multivariate Analysis 132, 2014.
+    """
+    level = covariance.trace() / len(covariance)
+    excess = covariance.square().sum() - level.square() * len(covariance)
+    weight = (covariance.trace().square() / (tokens * excess.clamp_min(torch.finfo(excess.dtype).tiny))).clamp(max=1)
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return torch.lerp(covariance, level * identity, weight)

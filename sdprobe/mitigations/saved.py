@@ -1,0 +1,138 @@
+"""Fitted mitigations on disk: ``mitigation.safetensors``, and in ``mitigation.json`` what they are and were fitted on.
+
+Weights are read from safetensors only, and classes by name from this package only.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdprobe.mitigations.base import Chain, Configured, Extraction, Mitigation
+from sdprobe.mitigations.channel_discard import ChannelDiscard
+from sdprobe.mitigations.controls import EmptyImage, PcaDrop, RandomRank, ShuffledPosition
+from sdprobe.mitigations.extractions import Canvas, PaddingSwap, ShiftFlipNoise
+from sdprobe.mitigations.leace import Leace
+from sdprobe.mitigations.outlier_tokens import OutlierTokens
+from sdprobe.mitigations.position_mean import PositionMean
+from sdprobe.mitigations.shift_anova import ShiftAnova
+from sdprobe.mitigations.standardize import Standardize
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_file, write_tensors
+
+STATE, RECORD = "mitigation.safetensors", "mitigation.json"
+# what a record may name; no other class is ever made from a file
+KINDS: dict[str, type[Mitigation | Extraction]] = {
+    kind.__name__: kind
+    for kind in (
+        Canvas, ChannelDiscard, EmptyImage, Leace, OutlierTokens, PaddingSwap, PcaDrop, PositionMean, RandomRank, ShiftAnova,
+        ShiftFlipNoise, ShuffledPosition, Standardize,
+    )
+}  # fmt: skip
+
+
+def save(
+    folder: str | Path, fitted: Mapping[str, Chain | Mitigation], extraction: Extraction | None = None, **fitted_on: Any
+) -> None:
+    """Write layer → fitted mitigation, or chain of some; all layers have the same ones.
+
+    Args:
+        extraction: how the network was shown images in front of the chains.
+        fitted_on: what a later use has to agree with (see :func:`load`), and ``images``: digests of the fit images.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chains = {layer: each if isinstance(each, Chain) else Chain([each]) for layer, each in fitted.items()}
+    state = {f"{layer}/{key}": value for layer, chain in chains.items() for key, value in chain.state_dict().items()}
+    first = next(iter(chains.values()))
+    kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]
+    record = {
+        "digest": write_tensors(folder / STATE, state),  # what the record is about, or an interruption mixes two fits
+        "mitigations": [{"name": type(kind).__name__, "options": kind.options} for kind in kinds],
+        "layers": {layer: [each.describe() for each in chain.maps] for layer, chain in chains.items()},  # type: ignore[operator]
+        "fitted_on": fitted_on,
+    }
+    write_file(folder / RECORD, json.dumps(record, indent=1))
+
+
+def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
+    """Layer → fitted chain, whose ``transform`` maps grids (B, C, h, w) of that layer.
+
+    Args:
+        folder: where :func:`save` wrote, or a run folder.
+        expected: what the grids come from, such as ``timestep=50`` or everything in ``FrozenSD.describe()``; refused where the
+            record says otherwise.
+
+    Raises:
+        InputError: no saved mitigation, a damaged one, or one that was fitted on something else.
+    """
+    return read(folder, expected)[1]
+
+
+def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | None, dict[str, Chain], dict[str, Any]]:
+    """Extraction, layer → chain, and what they were fitted on."""
+    place = Path(folder)
+    place = place if (place / RECORD).is_file() else place / "mitigation"
+    if not (place / RECORD).is_file() or not (place / STATE).is_file():
+        compared = sorted(str(found.parent) for found in place.glob(f"*/{RECORD}"))
+        remedy = f"Use one of {', '.join(compared)}." if compared else "Give the folder of a run that fitted a mitigation."
+        raise InputError(f"Expected {folder} to hold {RECORD} and {STATE}, but it does not. {remedy}")
+    try:
+        record, (state, stored) = read_json(place / RECORD), read_tensors(place / STATE, unchecked=True)
+        if record.get("digest") != stored.get("digest"):  # older versions wrote neither
+            raise DamagedFile(place, f"{RECORD} of another fit than {STATE}")
+        kinds = [_made(entry["name"], entry["options"]) for entry in record["mitigations"]]
+        fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"Expected an intact mitigation in {place}, but got '{error.args[-1]}'. Fit it again.") from error
+    check(fitted_on, expected, str(place))
+    extraction = next((kind for kind in kinds if isinstance(kind, Extraction)), None)
+    chains = {}
+    for layer in layers:
+        own = {key.removeprefix(f"{layer}/"): value for key, value in state.items() if key.startswith(f"{layer}/")}
+        made = (_made(entry["name"], entry["options"]) for entry in record["mitigations"])
+        chains[layer] = Chain([each for each in made if isinstance(each, Mitigation)])
+        try:
+            chains[layer].load_state_dict(own)
+        except RuntimeError as error:
+            raise InputError(f"Expected {place / STATE} to fit its record, but {error}. Fit it again.") from error
+    return extraction, chains, fitted_on
+
+
+def check(fitted_on: dict[str, Any], expected: dict[str, Any], place: str) -> None:
+    """Raises InputError where a mitigation was fitted on something else than it is to be used on."""
+    for key in sorted(expected.keys() & fitted_on.keys() - {"device", "precision", "model"}):  # where it ran, not what it is
+        if fitted_on[key] != expected[key]:
+            raise InputError(
+                f"Expected the mitigation in {place} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
+                f"{expected[key]}. Fit it anew for other layers, models, timesteps and protocols."
+            )
+
+
+def check_layers(chains: Sequence[str], layers: Sequence[str], place: str) -> None:
+    """Raises InputError where a layer is asked for that was not fitted."""
+    lacking = [layer for layer in layers if layer not in chains]
+    if lacking:
+        raise InputError(
+            f"Expected the mitigation in {place} to be used at {', '.join(chains)}, which it was fitted at, but got "
+            f"{', '.join(lacking)}. Fit it anew for other layers."
+        )
+
+
+def _made(name: str, options: dict[str, Any]) -> Configured:
+    """An unfitted mitigation of this package."""
+    if name not in KINDS:
+        raise ValueError(f"no mitigation is called {name}")
+    return KINDS[name](**options)
+
+
+class Saved(Configured):
+    """``mitigation=saved``: what a run has fitted, in place of a fit.
+
+    Args:
+        folder: of that run, or the one that holds ``mitigation.safetensors``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder

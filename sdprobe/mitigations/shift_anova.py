@@ -1,0 +1,162 @@
+"""ShiftAnova: tell what the network adds to a place from what photographers put there, by looking through shifted windows."""
+
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sdprobe.mitigations.base import Mitigation
+from sdprobe.tokens.geometry import minus
+from sdprobe.tokens.views import View
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
+
+ACCURACY = 1e-6
+
+
+class ShiftAnova(Mitigation):
+    """x − g_p of y_{n,s,p} = f_{n,p+s} + g_p: windows at shifts s of a larger picture share content f and position code g.
+
+    Means over images, least squares by conjugate gradients to a residual of 1e-6, and of all solutions the g of least norm:
+    with windows ``step`` pixels apart a g that repeats every step/stride tokens explains nothing that an f would not, so its
+    mean over all tokens of one row and column modulo step/stride is 0. Where stride = step only the mean of g is lost so.
+    What photographers put at a place stays, and μ with it. Every window has noise of its own, also where images share theirs:
+    what a shared noise tensor writes is no part of g.
+
+    Args:
+        larger: pixels by which the picture is larger than the windows, a multiple of ``step``; 9 windows at the shifts
+            {0, step, larger} of either axis, the working size (``size``, set by whoever fits) each.
+        step: pixels of the smallest shift, a multiple of the layer's stride (``size`` / tokens a side).
+        images: most pictures to fit on, each shown 9 times.
+
+    Raises:
+        InputError: an option out of range; at the first grid, a step that is no multiple of the layer's stride.
+    """
+
+    code: Float[Tensor, "c h w"]
+    unidentified: Int[Tensor, ""]
+
+    def __init__(self, larger: int = 192, step: int = 64, images: int = 32) -> None:
+        super().__init__("code")
+        self.register_buffer("unidentified", torch.tensor(0))
+        expect.at_least("step", step, 1)
+        expect.at_least("images", images, 1)
+        if larger <= step or larger % step:
+            raise InputError(f"Expected larger to be a multiple of step ({step}) above it, but got {larger}. Use {3 * step}.")
+        self.larger, self.step, self.fit_images = larger, step, images
+        windows = enumerate(product((0, step, larger), repeat=2))
+        self.fit_views = tuple(View(window=(top, left), larger=larger, draw=draw) for draw, (top, left) in windows)
+        self._sums: tuple[Tensor, Tensor, int] | None = None
+
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        channels, *sides = grids[0].shape[1:]
+        if len(grids) != len(self.fit_views):
+            raise InputError(f"Expected the grids of {len(self.fit_views)} windows, but got {len(grids)}. Pass one per view.")
+        places = [self._in_tokens(sides, view) for view in self.fit_views]
+        if self._sums is None:
+            canvas = [place + side for place, side in zip(places[-1], sides, strict=True)]
+            options = {"dtype": torch.float64, "device": grids[0].device}
+            content, code = (torch.zeros(channels, *shape, **options) for shape in (canvas, sides))  # type: ignore[call-overload]
+            self._sums = content, code, 0
+        content, code, images = self._sums
+        for grid, place in zip(grids, places, strict=True):
+            seen = grid.sum(0, dtype=torch.float64)
+            _window(content, place, sides).add_(seen)
+            code += seen
+        self._sums = content, code, images + len(grids[0])
+
+    def finish(self) -> None:
+        if self._sums is None:
+            raise InputError("Expected at least one fit image, but got none. Fit on grids of training images.")
+        (content, code, images), self._sums = self._sums, None
+        sides = list(code.shape[1:])
+        places = [self._in_tokens(sides, view) for view in self.fit_views]
+        period = places[4]  # the window at (step, step)
+        g = without_periodic(separated(content / images, code / images, places), *period)
+        self.code = g.float().contiguous()
+        self.unidentified.fill_(min(period[0], sides[0]) * min(period[1], sides[1]))
+        self.seen.fill_(images)
+
+    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        self.check(grid, self.code)
+        return minus(grid, self.code)
+
+    def describe(self) -> dict[str, object]:
+        """``fit_images``; ``unidentified``, the dimensions of the codes of position (per channel) that no window can tell from
+        content and that stay, and ``unidentified_share``, of all h · w."""
+        if not self.code.numel():
+            return super().describe()
+        count = self.unidentified.item()
+        return super().describe() | {"unidentified": count, "unidentified_share": count / self.code[0].numel()}
+
+    def _in_tokens(self, sides: list[int], view: View) -> tuple[int, int]:
+        """(row, col) of a view's window on the grid of the larger picture."""
+        top, left = view.window or (0, 0)
+        for side in sides:
+            if self.step * side % self.size:
+                raise InputError(
+                    f"Expected step to be a multiple of the layer's stride, {self.size / side:g} pixels ({side} tokens for "
+                    f"{self.size}), but got {self.step}. Use another step, or other layers."
+                )
+        return top * sides[0] // self.size, left * sides[1] // self.size
+
+
+def separated(
+    content: Float[Tensor, "c H W"], code: Float[Tensor, "c h w"], places: list[tuple[int, int]]
+) -> Float[Tensor, "c h w"]:
+    """g of the normal equations Σ_s (f_{p+s} + g_p) = ``code``_p, Σ_s (f_q + g_{q−s}) = ``content``_q, over windows s."""
+    sides, first = list(code.shape[1:]), content[0].numel()
+
+    def normal(flat: Tensor) -> Tensor:
+        f, g = flat[:, :first].view(content.shape), flat[:, first:].view(code.shape)
+        to_f, to_g = torch.zeros_like(f), torch.zeros_like(g)
+        for place in places:
+            seen = _window(f, place, sides) + g
+            _window(to_f, place, sides).add_(seen)
+            to_g += seen
+        return torch.cat([to_f.flatten(1), to_g.flatten(1)], dim=1)
+
+    right = torch.cat([content.flatten(1), code.flatten(1)], dim=1)
+    constant = torch.zeros_like(right)  # f takes the mean token first: next to it g may be less than the accuracy of a solution
+    constant[:, :first] = code.mean((1, 2)).div(len(places))[:, None]
+    return conjugate_gradients(normal, right - normal(constant))[:, first:].view(code.shape)
+
+
+def conjugate_gradients(
+    matrix: Callable[[Float[Tensor, "c n"]], Float[Tensor, "c n"]], right: Float[Tensor, "c n"], accuracy: float = ACCURACY
+) -> Float[Tensor, "c n"]:
+    """x of A x = b for every row b of ``right``, ‖A x − b‖ ≤ accuracy · ‖b‖; A symmetric,
+    without negative eigenvalues, b in its range.
+
+    Starting from 0, x is the solution of least norm. At most n steps.
+    """
+    x, residual = torch.zeros_like(right), right.clone()
+    direction, energy = right.clone(), right.square().sum(1, keepdim=True)
+    goal = accuracy**2 * energy
+    for _ in range(right.shape[1]):
+        active = energy > goal
+        if not active.any():
+            break
+        image = matrix(direction)
+        step = torch.where(active, energy / (direction * image).sum(1, keepdim=True), 0)
+        x, residual = x + step * direction, residual - step * image
+        renewed = residual.square().sum(1, keepdim=True)
+        direction = residual + torch.where(active, renewed / energy, 0) * direction
+        energy = renewed
+    return x
+
+
+def without_periodic(code: Float[Tensor, "c h w"], rows: int, cols: int) -> Float[Tensor, "c h w"]:
+    """The code less its mean over the tokens whose row modulo ``rows`` and column modulo ``cols`` agree."""
+    result = code.clone()
+    for row, col in product(range(min(rows, code.shape[1])), range(min(cols, code.shape[2]))):
+        part = code[:, row::rows, col::cols]
+        result[:, row::rows, col::cols] = part - part.mean((1, 2), keepdim=True)
+    return result
+
+
+def _window(canvas: Float[Tensor, "c H W"], place: tuple[int, int], sides: list[int]) -> Float[Tensor, "c h w"]:
+    (top, left), (height, width) = place, sides
+    return canvas[:, top : top + height, left : left + width]

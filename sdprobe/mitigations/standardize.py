@@ -1,0 +1,63 @@
+"""Standardize: take out the mean token, and if asked for the scale of channels. What all others are compared with."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdprobe.mitigations.base import Mitigation
+from sdprobe.mitigations.sums import TokenSums
+from sdprobe.utilities import expect
+
+
+class Standardize(Mitigation):
+    """x − μ; (x − μ) / σ per channel; or W (x − μ) with W = (Σ + s · tr Σ / C · I)^(−1/2), the whitening nearest to x.
+
+    Args:
+        mode: ``centre``, ``zscore``, ``zca``.
+        shrinkage: s, above 0; used by ``zca`` only.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    mean: Float[Tensor, " c"]
+    weight: Float[Tensor, "c *c2"]
+
+    def __init__(self, mode: str = "centre", shrinkage: float = 1e-3) -> None:
+        super().__init__("mean", "weight")
+        expect.positive("shrinkage", shrinkage)
+        self.mode = expect.one_of("mode", mode, ("centre", "zscore", "zca"))
+        self.shrinkage = shrinkage
+        self._sums: TokenSums | None = None
+
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        self._sums = self._sums or TokenSums(second=self.mode != "centre")
+        self._sums.update(grids[0])
+
+    def finish(self) -> None:
+        sums, self._sums = self._sums or TokenSums(), None
+        self.mean = sums.means().mean(0).float()
+        if self.mode != "centre":
+            covariance = sums.covariance()
+            self.weight = (self._scale(covariance) if self.mode == "zscore" else self._whitening(covariance)).float()
+        self.seen.fill_(sums.images)
+
+    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        self.check(grid, self.mean)
+        x = grid.float() - self.mean[:, None, None]
+        if self.mode == "zscore":
+            x = x * self.weight[:, None, None]
+        elif self.mode == "zca":
+            x = (self.weight @ x.flatten(2)).view(x.shape)
+        return x.to(grid.dtype)
+
+    def _scale(self, covariance: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:
+        """1/σ, and 1 for channels that do not vary beyond rounding."""
+        variance = covariance.diagonal()
+        still = variance <= variance.max() * torch.finfo(torch.float32).eps ** 2
+        return variance.masked_fill(still, 1).rsqrt()
+
+    def _whitening(self, covariance: Float[Tensor, "c c"]) -> Float[Tensor, "c c"]:
+        values, vectors = torch.linalg.eigh(covariance)
+        level = (self.shrinkage * covariance.trace() / len(covariance)).clamp_min(torch.finfo(values.dtype).tiny)
+        return vectors * (values.clamp_min(0) + level).rsqrt() @ vectors.T

@@ -1,0 +1,112 @@
+"""Many runs together: which ones a folder holds, and what is written about them. Reads files only."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a cluster
+from matplotlib import pyplot as plt
+from rich.console import Console
+
+from sdprobe.reports.comparison import comparison_figures, question_table, write_tables
+from sdprobe.reports.controls import controls_figures, controls_tables, write_controls
+from sdprobe.reports.credibility import credibility_tables
+from sdprobe.reports.credibility import write as write_validation
+from sdprobe.reports.grouping import control_groups
+from sdprobe.reports.mitigations import WIDTH, mitigation_tables
+from sdprobe.reports.mitigations import write as write_mitigations
+from sdprobe.reports.run import Run
+from sdprobe.tokens.keys import select
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, write_figure
+
+NEEDED = ("layers", "model", "weights", "timestep", "images")
+TRACES = ("metrics.json", "error.txt", "config_hash")  # what a run that began leaves
+
+
+def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
+    """(every complete run at or below a folder, by path; folder → why it is left out, for the others)."""
+    return read_folders({file.parent for name in TRACES for file in folder.rglob(name)})
+
+
+def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """(the complete runs in these very folders, by path; folder → why it is left out, for the others that began)."""
+    runs, skipped = [], {}
+    for path in sorted((path for path in folders if any((path / name).is_file() for name in TRACES)), key=_by_number):
+        if reason := unusable(path):
+            skipped[path] = reason
+            continue
+        run = Run.read(path, maps=False)
+        paired = bool(run.meta.get("control"))  # contrasts pair photographs, which maps hold
+        if paired and (reason := damaged_maps(path)):
+            skipped[path] = reason
+        else:
+            runs.append(Run.read(path) if paired else run)
+    return runs, skipped
+
+
+def unusable(folder: Path) -> str:
+    """Why a folder's run cannot be compared; empty where it can."""
+    if (folder / "error.txt").is_file():
+        lines = (folder / "error.txt").read_text(errors="replace").splitlines()
+        return lines[0] if lines else "failed"
+    if not (folder / "metrics.json").is_file():
+        return "has no result yet: it runs, or was killed"
+    return damage(folder) or ("" if Run.read(folder, maps=False).meta["complete"] else "is incomplete")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a folder's ``metrics.json``; empty where it can be read."""
+    try:
+        run = Run.read(folder, maps=False)
+        absent = [name for name in (*NEEDED, "complete") if name not in run.meta]
+        select(run.metrics)  # every key is read
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError) and not isinstance(error, DamagedFile):
+            return "metrics.json has keys that this version does not know"
+        return f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})"
+    return f"metrics.json lacks meta.{absent[0]}" if absent else ""
+
+
+def damaged_maps(folder: Path) -> str:
+    """What is wrong with a folder's ``maps.npz``; empty where it can be read, or is absent."""
+    try:
+        Run.read(folder)
+    except (OSError, DamagedFile) as error:
+        return f"maps.npz is unreadable ({type(error.__cause__ or error).__name__})"
+    return ""
+
+
+def summarise(runs: list[Run], folder: Path) -> list[Path]:
+    """Write the tables and figures of a set of runs into a folder; returns their paths.
+
+    The one place that chooses what a set of runs is shown as: a further kind of set is told by its runs' ``meta`` here.
+    """
+    paths = write_tables(runs, folder)
+    figures = comparison_figures(runs)
+    if groups := control_groups(runs):
+        paths.append(folder / "controls.csv")
+        write_controls(groups, paths[-1])
+        figures |= controls_figures(groups)
+    for write in (write_mitigations, write_validation):
+        paths += write(runs, folder)
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        write_figure(paths[-1], figure)
+        plt.close(figure)
+    return paths
+
+
+def show_runs(runs: list[Run], console: Console) -> None:
+    """Print what a set of runs is about, or its table of layers by question; a narrow terminal folds cells and cuts none."""
+    tables = [*controls_tables(runs), *mitigation_tables(runs), *credibility_tables(runs)]
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    for table in tables or [question_table(runs)]:
+        console.print(table)
+
+
+def _by_number(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key: job 10 after job 2."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]

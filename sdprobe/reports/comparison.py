@@ -1,0 +1,386 @@
+"""Many runs side by side: a table with a row per run and layer, and figures over layers and timesteps."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from sdprobe.reports.grouping import checkpoints, fingerprint, mitigation, names
+from sdprobe.reports.numbers import lacking, seeds, units
+from sdprobe.reports.run import Run
+from sdprobe.utilities.io import write_file, write_rows
+
+log = logging.getLogger(__name__)
+COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#64473a", "#e03e3e", "#787774")
+MARKERS = "os^Dvp*X"
+MEANS = "means over seeds; their intervals are in runs.csv"
+Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
+Means = dict[Cell, float]
+
+
+def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
+    """Every figure that the runs have data for, by file name."""
+    tasks = _tasks(runs)
+    if not tasks:
+        return {}
+    named = names(tasks)
+    values = {task: means(group, named) for task, group in tasks.items()}
+    figures = {
+        f"layers_{task}": over_layers(values[task], _layers(group), task)
+        for task, group in tasks.items() if _most_layers(group) > 1
+    }  # fmt: skip
+    for task, group in tasks.items():
+        if len({cell[1] for cell in values[task]}) > 1:
+            figures[f"timesteps_{task}"] = over_timesteps(values[task], _layers(group), task)
+            figures[f"layers_timesteps_{task}"] = over_both(values[task], _layers(group), task)
+    every = [run for group in tasks.values() for run in group]
+    if _most_layers(every) > 1:
+        figures["layer_by_question"] = layer_by_question(values, _layers(every))
+    positions = values.get("position", {})
+    for task, others in values.items():
+        if task != "position" and len(positions.keys() & others.keys()) > 1:
+            figures[f"position_against_{task}"] = against_position(positions, others, task)
+        elif len({cell[1:] for cell in positions} & {cell[1:] for cell in others}) > 1 and task != "position":
+            log.warning(
+                "No figure of position against %s: the runs have no name in common (%s; %s). Compare fewer at a time.",
+                task, *("; ".join(sorted({cell[0] for cell in cells})) for cells in (positions, others)),
+            )  # fmt: skip
+    return figures
+
+
+def means(runs: Sequence[Run], named: dict[int, str] | None = None) -> Means:
+    """Main number by name, timestep and layer: the mean over seeds of the mean over the seed's runs, if it has several.
+
+    ``named`` is :func:`sdprobe.reports.grouping.names` of more runs than these, None where there are no others.
+    """
+    named = names({"": runs}) if named is None else named
+    values: dict[Cell, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for layer in run.bases:
+            if (value := value_of(run, layer)) is not None:
+                values[named[id(run)], int(run.meta["timestep"]), layer][run.meta.get("seed")].append(value)
+    return {cell: float(np.mean([np.mean(found) for found in seeds.values()])) for cell, seeds in values.items()}
+
+
+def over_layers(values: Means, layers: list[str], task: str) -> Figure:
+    """The main number over layers, a panel per name, a curve per timestep."""
+    models, timesteps = sorted({cell[0] for cell in values}), sorted({cell[1] for cell in values})
+    width = max(6.5, 0.3 * len(layers) + 3)
+    figure, axes = plt.subplots(
+        len(models), 1, figsize=(width, 3.1 * len(models) + 0.8), squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    for axis, model in zip(axes.flat, models, strict=True):
+        for timestep, colour in zip(timesteps, _ramp(len(timesteps)), strict=True):
+            curve = [values.get((model, timestep, layer), np.nan) for layer in layers]
+            if not np.isnan(curve).all():
+                axis.plot(curve, "-o", ms=3, lw=1.4, color=colour, label=f"timestep {timestep}")
+        _finish(axis, model, task)
+    axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, fontsize=8)
+    figure.suptitle(f"{TASKS[task].label} over layers\n{MEANS}", fontsize=11)
+    return figure
+
+
+def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
+    """The main number over timesteps, a panel per name, a curve per layer: of many layers eight, those with the highest number
+    (the lowest, where that answers the question)."""
+    models = sorted({cell[0] for cell in values})
+    sign = 1 if TASKS[task].highest else -1
+    most = {layer: max(sign * v for c, v in values.items() if c[2] == layer) for layer in {cell[2] for cell in values}}
+    kept = set(sorted(most, key=lambda layer: -most[layer])[: len(COLOURS)])
+    end = "highest" if sign > 0 else "lowest"
+    cut = f": of {len(most)} layers the {len(kept)} with the {end}" if len(kept) < len(most) else ""
+    layers = [layer for layer in layers if layer in kept]
+    figure, axes = plt.subplots(
+        len(models), 1, figsize=(7.5, 3.1 * len(models) + 0.8), squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    for axis, model in zip(axes.flat, models, strict=True):
+        for layer, colour in zip(layers, COLOURS, strict=False):
+            points = sorted((cell[1], value) for cell, value in values.items() if cell[0] == model and cell[2] == layer)
+            if points:
+                axis.plot(*zip(*points, strict=True), "-o", ms=3.5, lw=1.4, color=colour, label=layer)
+        _finish(axis, model, task)
+    axes[-1, 0].set_xlabel("timestep")
+    figure.suptitle(f"{TASKS[task].label} over timesteps{cut}\n{MEANS}", fontsize=11)
+    return figure
+
+
+def over_both(values: Means, layers: list[str], task: str) -> Figure:
+    """The main number over layers and timesteps, a map per name; white where nothing was measured."""
+    models, timesteps = sorted({cell[0] for cell in values}), sorted({cell[1] for cell in values})
+    width, height = max(6.0, 0.3 * len(layers) + 3), 0.35 * len(timesteps) + 0.9
+    figure, axes = plt.subplots(
+        len(models), 1, figsize=(width, height * len(models) + 1.4), squeeze=False, sharex=True, layout="constrained"
+    )
+    low, high = min(values.values()), max(values.values())
+    for axis, model in zip(axes.flat, models, strict=True):
+        table = [[values.get((model, timestep, layer), np.nan) for layer in layers] for timestep in timesteps]
+        image = axis.imshow(table, aspect="auto", vmin=low, vmax=high, cmap="viridis")
+        axis.set_yticks(range(len(timesteps)), [str(timestep) for timestep in timesteps], fontsize=8)
+        axis.set_ylabel("timestep")
+        axis.set_title(model, loc="left", fontsize=10)
+    axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    figure.colorbar(image, ax=list(axes.flat), label=TASKS[task].label)
+    figure.suptitle(f"{TASKS[task].label} over layers and timesteps\n{MEANS}", fontsize=11)
+    return figure
+
+
+def layer_by_question(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
+    """Which layer every task's question points to, a row per name and timestep; ``tasks`` holds :func:`means` of each."""
+    chosen = {(*line, task): layer for task, values in tasks.items() for line, layer in answers(values, task).items()}
+    layers = [layer for layer in layers if layer in chosen.values()]
+    lines = sorted({cell[:2] for cell in chosen})
+    figure, axis = plt.subplots(figsize=(max(6.5, 0.45 * len(layers) + 4.5), 0.35 * len(lines) + 1.8), layout="constrained")
+    count = len(tasks)
+    for number, task in enumerate(tasks):
+        shift = 0.16 * (number - (count - 1) / 2)  # tasks that agree stay visible beside each other
+        found = [(layers.index(layer), lines.index(cell[:2]) + shift) for cell, layer in chosen.items() if cell[2] == task]
+        x, y = zip(*found, strict=True)
+        axis.plot(x, y, MARKERS[number % 8], ms=7, color=COLOURS[number % 8], label=TASKS[task].question)
+    axis.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize=8)
+    axis.set_yticks(range(len(lines)), [f"{model}, {timestep}" for model, timestep in lines], fontsize=8)
+    axis.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-0.5, len(layers) - 0.5))
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=min(count, 2), frameon=False, fontsize=9)
+    figure.suptitle("Layer by question, network and timestep\nby the mean over seeds; intervals: runs.csv", fontsize=11)
+    return figure
+
+
+def answers(values: Means, task: str) -> dict[tuple[str, int], str]:
+    """(name, timestep) → the layer whose mean answers the task's question; of equal ones the first."""
+    sign = 1 if TASKS[task].highest else -1
+    found: dict[tuple[str, int], tuple[float, str]] = {}
+    for (name, timestep, layer), value in values.items():
+        if (name, timestep) not in found or sign * value > found[name, timestep][0]:
+            found[name, timestep] = sign * value, layer
+    return {line: layer for line, (_, layer) in found.items()}
+
+
+def against_position(positions: Means, others: Means, task: str) -> Figure:
+    """A task's number over position accuracy, a point per layer and timestep, a colour per name."""
+    shared = sorted(positions.keys() & others.keys())
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    for number, model in enumerate(sorted({cell[0] for cell in shared})):
+        points = [(positions[cell], others[cell], cell) for cell in shared if cell[0] == model]
+        x_values, y_values = [x for x, _, _ in points], [y for _, y, _ in points]
+        marker = MARKERS[(number + number // 8) % 8]
+        axis.plot(x_values, y_values, marker, ms=5, alpha=0.8, label=model, color=COLOURS[number % 8])
+        for x, y, (_, timestep, layer) in points if len(shared) <= 24 else []:
+            text = f"{layer}, {timestep}" if len({cell[1] for cell in shared}) > 1 else layer
+            axis.annotate(text, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axis.set(xlabel=TASKS["position"].label, ylabel=TASKS[task].label)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    figure.suptitle(f"Position against {TASKS[task].label}: {len(shared)} layers and timesteps", fontsize=11)
+    return figure
+
+
+def _tasks(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs with a main number, by task; the study measures position by the same number."""
+    tasks: dict[str, list[Run]] = {}
+    for run in runs:
+        if layer_asked_for(run):
+            tasks.setdefault("position" if run.kind == "study" else run.kind, []).append(run)
+    return tasks
+
+
+def _layers(runs: Sequence[Run]) -> list[str]:
+    """Layers of all runs in execution order: runs of fewer layers fill in between those of more."""
+    order: list[str] = []
+    for run in sorted(runs, key=lambda run: -len(run.bases)):
+        for number, layer in enumerate(run.bases):
+            if layer not in order:
+                before = [order.index(name) for name in run.bases[:number] if name in order]
+                order.insert(max(before, default=-1) + 1, layer)
+    return order
+
+
+def _most_layers(runs: Sequence[Run]) -> int:
+    return len({layer for run in runs for layer in run.bases})
+
+
+def _ramp(count: int) -> list[tuple[float, ...]]:
+    """Colours from dark to light, as the noise level rises."""
+    return [plt.get_cmap("viridis")(0.85 * i / max(count - 1, 1)) for i in range(count)]
+
+
+def _finish(axis: Axes, title: str, task: str) -> None:
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_ylabel(TASKS[task].label)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=math.ceil(len(axis.lines) / 12))
+
+
+POSITION = "binned_accuracy"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a probe is compared by, and the question that singles out a layer: the ``highest`` number answers it, or the lowest.
+
+    ``scale`` turns a share into percent.
+    """
+
+    metric: str
+    label: str
+    question: str
+    highest: bool = True
+    scale: float = 1.0
+
+
+TASKS = {
+    "position": Task(POSITION, "position accuracy, 8 bins", "position most readable at"),
+    "study": Task(POSITION, "position accuracy, 8 bins", "position most readable at"),
+    "correspondence": Task("pck_ours_point_0.10", "PCK@0.10, %", "matching best at", scale=100.0),
+    "depth": Task("rmse", "depth RMSE", "depth read best at", highest=False),
+    "statistics": Task("credibility", "credibility", "credibility highest at (descriptive)"),
+}
+COLUMNS: dict[str, Callable[[Run], Any]] = {
+    "run": lambda run: run.folder.as_posix(),
+    "probe": lambda run: run.kind,
+    "model": lambda run: run.meta["model"],
+    "weights": lambda run: run.meta["weights"],
+    "timestep": lambda run: run.meta["timestep"],
+    "seed": lambda run: run.meta.get("seed"),
+    "test_images": lambda run: run.meta["images"].get("test"),
+    "noise": lambda run: run.meta.get("noise"),
+    "mitigation": mitigation,
+    "padding": lambda run: run.meta.get("padding"),
+    "control": lambda run: run.meta.get("control"),
+    "image_size": lambda run: run.meta.get("image_size"),
+    "dataset_fingerprint": fingerprint,
+    "config_hash": lambda run: run.meta.get("config_hash"),
+}
+HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
+NOTE = (
+    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6, few: too "
+    "few units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
+)
+RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
+ENDS = ("", "ci_low", "ci_high")
+NUMBERS = (
+    "value", "ci_low", "ci_high", "random_weights", "random_weights_ci_low", "random_weights_ci_high", "random_weights_seeds",
+)  # fmt: skip
+
+
+def value_of(run: Run, layer: str) -> float | None:
+    """A run's main number at a layer, in the task's unit; None where it was not measured."""
+    task = TASKS.get(run.kind)
+    value = run.value("test", layer, task.metric) if task else None
+    return None if value is None or task is None else task.scale * value
+
+
+def layer_asked_for(run: Run) -> str | None:
+    """The layer that answers the question of the run's task; None where a run has no number."""
+    values = {layer: value for layer in run.bases if (value := value_of(run, layer)) is not None}
+    if not values:
+        return None
+    return (max if TASKS[run.kind].highest else min)(values, key=lambda layer: values[layer])
+
+
+def rows(runs: list[Run]) -> list[dict[str, Any]]:
+    """A row per run and layer: what was measured, its main number with interval, the same with random weights."""
+    return [row for run in runs for row in _rows(run)]
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    task = TASKS.get(run.kind)
+    if task is None:
+        return []
+    found = []
+    for layer in run.bases:
+        numbers = [run.value("test", layer, task.metric, end=end) for end in ENDS]
+        numbers += [run.value("random_weights", layer, task.metric, end=end) for end in (*ENDS, "seeds")]
+        found.append(
+            {name: read(run) for name, read in COLUMNS.items()}
+            | {"layer": layer, "metric": task.metric, "units": sampled(run)}
+            | dict(zip(NUMBERS, numbers, strict=True))
+        )
+    return found
+
+
+def write_tables(runs: list[Run], folder: Path) -> list[Path]:
+    """``runs.csv`` and ``runs.md``, every row; numbers as in metrics.json."""
+    header = [*COLUMNS, "layer", "metric", "units", *NUMBERS]
+    table = [[_text(row[name]) for name in header] for row in rows(runs)]
+    paths = [folder / "runs.csv", folder / "runs.md"]
+    write_rows(paths[0], [header, *table])
+    lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in table)]
+    write_file(paths[1], "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return paths
+
+
+def question_table(runs: list[Run]) -> Table:
+    """A row per run: what tells it from the others, the layer that its question points to, the number there with its interval
+    and what this rests on, and random weights beside.
+
+    What all runs share has no column: the caption names it.
+    """
+    named = checkpoints(runs)
+    told = {"model": [named[id(run)] for run in runs]}
+    told |= {name: [_text(read(run)) for run in runs] for name, read in COLUMNS.items() if name not in HIDDEN}
+    varying = {name: texts for name, texts in told.items() if len(set(texts)) > 1}
+    shared = [f"{name.replace('_', ' ')} {texts[0]}" for name, texts in told.items() if name not in varying and any(texts)]
+    table = Table(
+        title=f"{len(runs)} runs, each at the layer that answers its question (all layers: runs.csv, runs.md)",
+        caption="\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), NOTE]),
+        title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
+    )  # fmt: skip
+    headers = [name.replace("_", "\n") for name in varying]
+    for header in ("run", *headers, "metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"):
+        table.add_column(header, overflow="fold", justify="right" if header in RIGHT else "left")
+    for i, run in enumerate(runs):
+        table.add_row(_short(run.folder), *(texts[i] or "–" for texts in varying.values()), *_answer(run))
+    return table
+
+
+def _answer(run: Run) -> tuple[str, ...]:
+    """Metric, question, layer, its number, the interval and its units, the number with random weights, as shown."""
+    layer, task = layer_asked_for(run), TASKS.get(run.kind)
+    if layer is None or task is None:
+        return "–", "–", "–", "–", "", "", ""
+    interval, random = (_interval(run, what, layer, task) for what in ("test", "random_weights"))
+    value = run.value("random_weights", layer, task.metric)
+    parts = [] if value is None else [_number(task.scale * value), random, seeds(run)]
+    beside = ", ".join(filter(None, parts)) or "–"
+    return (
+        task.label,
+        task.question,
+        layer,
+        _number(value_of(run, layer)),
+        interval or lacking(run, "test"),
+        sampled(run),
+        beside,
+    )
+
+
+def sampled(run: Run) -> str:
+    """What a run's intervals rest on: ``12 photographs``."""
+    count, name = units(run)
+    return "" if count is None else f"{count} {name.removeprefix('test ')}"
+
+
+def _interval(run: Run, what: str, layer: str, task: Task) -> str:
+    low, high = (run.value(what, layer, task.metric, end=end) for end in ("ci_low", "ci_high"))
+    return "" if low is None or high is None else f"{_number(task.scale * low)} to {_number(task.scale * high)}"
+
+
+def _short(folder: Path) -> str:
+    return "/".join(folder.parts[-2:])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

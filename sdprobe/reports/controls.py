@@ -1,0 +1,359 @@
+"""``experiment=controls``: what every source of position contributes, as a table, a waterfall figure and a CSV."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from sdprobe.metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
+from sdprobe.reports.grouping import control_groups
+from sdprobe.reports.run import Run
+from sdprobe.utilities.io import write_rows
+
+SEEDS = ("random_0", "random_1", "random_2")
+PERIODIC = ("random_periodic", "random_periodic_1", "random_periodic_2")
+CIRCULAR = ("random_circular", "random_circular_1", "random_circular_2")
+Side = tuple[tuple[str, str], ...]  # cells and views whose mean it is; several are random networks, in the order of their seeds
+
+
+def tested(*cells: str) -> Side:
+    """The upright view of these cells."""
+    return tuple((cell, "test") for cell in cells)
+
+
+# name → what it is, one side minus the other
+CONTRASTS: dict[str, tuple[str, Side, Side]] = {
+    "learned": ("trained − random weights", tested("trained"), tested(*SEEDS)),
+    "order of weights": ("trained − shuffled entries", tested("trained"), tested("shuffled")),
+    "architecture": (
+        "zeros − circular, random weights, periodic texture",
+        tested(*PERIODIC),
+        tested(*CIRCULAR),
+    ),
+    "zeros over replicate": ("trained − replicate", tested("trained"), tested("replicate")),
+    "zeros over reflect": ("trained − reflect", tested("trained"), tested("reflect")),
+    "zeros over circular": ("trained − circular", tested("trained"), tested("circular")),
+    "noise": ("own − another shared tensor", tested("shared"), (("shared", "other_noise"),)),
+    "noise, timestep 261": ("own − another shared tensor", tested("shared_261"), (("shared_261", "other_noise"),)),
+    "noise, in place": ("shared − rolled", tested("shared"), tested("rolled")),
+    "noise at all": ("trained − without noise", tested("trained"), tested("noiseless")),
+    "content": ("natural − flip-balanced", tested("trained"), tested("flipped")),
+    "framing": ("natural − random crops", tested("trained"), tested("crops")),
+    "natural images": ("natural − 1/f texture", tested("trained"), tested("texture")),
+    "border of texture": ("1/f texture, windows − periodic", tested("texture"), tested("periodic")),
+    "VAE": ("periodic texture − texture drawn as latents", tested("periodic"), tested("no_vae")),
+    "VAE sample": ("mode − sample", tested("trained"), tested("vae_sample")),
+    "VAE input": ("[−1, 1] − [0, 1]", tested("trained"), tested("vae_unit")),
+}
+CAPTION = (
+    "Position accuracy in 8 bins per axis. ±: the longer arm of the 95 % interval over test photographs ({photos}), paired "
+    "where two cells were tested on the same ones, else independent. Over three random networks it covers other seeds, too; "
+    "over one (one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
+    "photographers'; – where there is no position to attribute."
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95 % interval (NaN where there is none), whether it compares the same photographs, and over how many random
+    networks it is a mean (0 where none is random)."""
+
+    value: float
+    low: float
+    high: float
+    paired: bool = True
+    seeds: int = 0
+
+    @property
+    def half(self) -> float:
+        """The longer arm of the interval; NaN below 6 photographs."""
+        return max(self.value - self.low, self.high - self.value)
+
+
+def layers_of(runs: dict[str, Run]) -> list[str]:
+    """Layers that every cell has, in execution order."""
+    every = list(runs.values())
+    return [layer for layer in every[0].layers if all(layer in run.layers for run in every)] if every else []
+
+
+def accuracy(run: Run, layer: str, view: str = "test") -> Estimate | None:
+    """Binned accuracy of one view with the interval that the run reported."""
+    value, low, high = (run.value(view, layer, "binned_accuracy", end=end) for end in ("", "ci_low", "ci_high"))
+    ends = [math.nan if end is None else end for end in (low, high)]
+    return None if value is None else Estimate(value, ends[0], ends[1])
+
+
+def contrast(runs: dict[str, Run], name: str, layer: str) -> Estimate | None:
+    """One of CONTRASTS; None where a cell is missing."""
+    _, upper, lower = CONTRASTS[name]
+    return difference(runs, layer, upper, lower)
+
+
+def mean_accuracy(runs: dict[str, Run], layer: str, side: Side) -> Estimate | None:
+    """Mean binned accuracy over cells."""
+    known = _side(runs, layer, side)
+    return None if known is None else _one(known[1], _seeds(side, known[1]))
+
+
+def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Estimate | None:
+    """Mean over ``upper`` minus mean over ``lower``, with an interval over photographs, and seeds where a side has several.
+
+    Cells tested on the same photographs are paired, and so are sides of as many random networks, whose seeds are the same.
+    Otherwise the sides count as independent.
+    """
+    first, second = _side(runs, layer, upper), _side(runs, layer, lower)
+    if first is None or second is None:
+        return None
+    (names, up), (others, down) = first, second
+    seeds = max(_seeds(upper, up), _seeds(lower, down))
+    if names == others and (len(up) == len(down) or 1 in (len(up), len(down))):
+        return _one(up - down, seeds)
+    parts = [_one(table) for table in (up, down)]
+    value = parts[0].value - parts[1].value
+    if len(up) == len(down) == 1:
+        low, high = independent_interval(up[0], down[0])
+        return Estimate(value, low, high, paired=False, seeds=seeds)
+    half = float(np.hypot(parts[0].half, parts[1].half))  # wider than Welch's, as each half has the quantile of its own side
+    return Estimate(value, value - half, value + half, paired=False, seeds=seeds)
+
+
+def _seeds(side: Side, table: np.ndarray) -> int:
+    """Random networks of a side."""
+    return len(table) if len(side) > 1 or side[0][0].startswith("random_") else 0
+
+
+def _one(table: np.ndarray, seeds: int = 0) -> Estimate:
+    """Mean of a table of networks × photographs; of one network over photographs, of several over both."""
+    if len(table) > 1:
+        low, high = two_way_interval(table)
+    else:
+        low, high = (float(end) for end in mean_interval(table[0]))
+    shared = table[:, np.isfinite(table).all(0)]  # units that all networks have, as the interval's
+    return Estimate(float(shared.mean()) if shared.size else math.nan, low, high, seeds=seeds)
+
+
+def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.ndarray] | None:
+    """(names of the photographs, pseudo-values of binned accuracy by cell and photograph) of the cells that were measured.
+
+    None where none was, or they were tested on different photographs.
+    """
+    tables, names = [], []
+    for cell, view in side:
+        run = runs.get(cell)
+        if run is None:
+            continue
+        if view not in run.maps["views"].tolist() or f"{layer}/photo_right" not in run.maps:
+            return None
+        index = run.maps["views"].tolist().index(view)
+        right, count = (run.maps[f"{layer}/photo_{name}"][index] for name in ("right", "count"))
+        tables.append(ratio_pseudovalues(right, count))
+        names.append(run.maps["photos"].tolist())
+    return (names[0], np.stack(tables)) if names and all(each == names[0] for each in names) else None
+
+
+def controls_table(title: str, known: dict[str, Run]) -> Table:
+    """Accuracy and flip attribution of every cell of a group, then the contrasts, for every layer."""
+    layers = layers_of(known)
+    table = Table(
+        title=f"Where position comes from: {title}",
+        caption=CAPTION.format(photos=tested_photographs(known)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    table.add_column("cell", no_wrap=True)
+    for layer in layers:
+        for header in (layer, "±", "A "):
+            table.add_column(header, no_wrap=True, justify="right")
+    first = next(iter(known.values()))
+    table.add_row("chance", *(_part(first.value("chance", layer, "binned_accuracy")) for layer in layers), style="dim")
+    for cell, run in known.items():
+        for view in run.maps["views"].tolist():
+            if view != "rotated":  # A says it
+                name = cell if view == "test" else f"  {view.replace('_', ' ')}"
+                table.add_row(name, *(part for layer in layers for part in _cell(run, layer, view)))
+    table.add_section()
+    for name, (what, *_) in CONTRASTS.items():
+        found = [contrast(known, name, layer) for layer in layers]
+        if any(found):
+            parts = [part for each in found for part in ((_signed(each), _number(each.half), "") if each else ("–", "", ""))]
+            one = " (one seed)" if any(each and each.seeds == 1 for each in found) else ""
+            table.add_row(f"{name}: {what}{one}", *parts)
+    return table
+
+
+def _part(value: float | None) -> str:
+    return _number(value)
+
+
+def _ends(found: Estimate | None) -> list[float | None]:
+    """Value and interval, None where there is none."""
+    values = (None, None, None) if found is None else (found.value, found.low, found.high)
+    return [None if value is None or math.isnan(value) else value for value in values]
+
+
+def tested_photographs(known: Mapping[str, Run]) -> str:
+    """How many photographs cells were tested on."""
+    counts = sorted({len(run.maps["photos"]) for run in known.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
+    found = accuracy(run, layer, view)
+    attribution = _number(run.value("test", layer, "flip_attribution")) if view == "test" else ""
+    return (_number(found.value), _number(found.half), attribution) if found else ("–", "", "")
+
+
+def _signed(estimate: Estimate) -> str:
+    text = _number(estimate.value)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """Without the leading zero; a dash where nothing was measured."""
+    return "–" if value is None or math.isnan(value) else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+
+
+def controls_tables(runs: Sequence[Run]) -> list[Table]:
+    """:func:`controls_table` of every group; nothing where no run is a cell."""
+    return [controls_table(title, known) for title, known in control_groups(runs).items()]
+
+
+def write_controls(groups: Mapping[str, dict[str, Run]], path: Path) -> None:
+    """Cells and contrasts as CSV: group, model, seed, kind, name, layer, value, ci_low, ci_high, chance, paired."""
+    names = ("group", "model", "seed", "kind", "name", "layer", "value", "ci_low", "ci_high", "chance", "paired")
+    rows: list[Sequence[object]] = [names]
+    for title, known in groups.items():
+        meta = next(iter(known.values())).meta
+        rows += ([title, meta["model"], meta.get("seed"), *row] for row in _csv_rows(known))
+    write_rows(path, rows)
+
+
+def _csv_rows(known: dict[str, Run]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for layer in layers_of(known):
+        for cell, run in known.items():
+            level = run.value("chance", layer, "binned_accuracy")
+            for view in run.maps["views"].tolist():
+                found = accuracy(run, layer, view)
+                rows.append([view, cell, layer, *_ends(found), level, ""])
+            for metric in ("flip_attribution", "flip_surviving"):
+                numbers = [run.value("test", layer, metric, end=end) for end in ("", "ci_low", "ci_high")]
+                rows += [[metric, cell, layer, *numbers, "", ""]] if numbers[0] is not None else []
+        for name in CONTRASTS:
+            if each := contrast(known, name, layer):
+                rows.append(["contrast", name, layer, *_ends(each), 0, each.paired])
+    return rows
+
+
+matplotlib.use("Agg")  # no display on a cluster
+
+
+NULL, PADDED, UNTRAINED, TRAINED = tested(*CIRCULAR), tested(*PERIODIC), tested(*SEEDS), tested("trained")
+# the accuracy reached, what was added to reach it, and from where
+STEPS: tuple[tuple[str, Side, Side], ...] = (
+    ("untrained,\nno\nborder", NULL, ()),
+    ("+ zero\npadding", PADDED, NULL),
+    ("+ natural\nimages", UNTRAINED, PADDED),
+    ("+ learned\nweights", TRAINED, UNTRAINED),
+)
+UP, DOWN, TOTAL, GREY = "#0b6e99", "#d9730d", "#37352f", "#9b9a97"
+
+
+def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
+    """:func:`controls_figure` of every group by file name: ``controls``, or ``controls_<title>`` where there are several."""
+    names = {title: re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_") for title in groups}
+    alone = len(groups) == 1
+    return {
+        "controls" if alone else f"controls_{names[title]}": controls_figure(title, known) for title, known in groups.items()
+    }
+
+
+def controls_figure(title: str, known: dict[str, Run]) -> Figure:
+    """Per layer, left: a waterfall from chance to the trained network; right: every contrast with its interval."""
+    layers = layers_of(known)
+    names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in layers)]
+    height = max(2.8, 0.17 * len(names) + 0.6)
+    figure, axes = plt.subplots(
+        max(1, len(layers)), 2, figsize=(12.5, height * max(1, len(layers)) + 0.8), squeeze=False, layout="constrained",
+        gridspec_kw={"width_ratios": (1, 1.1)},
+    )  # fmt: skip
+    for row in axes[1:]:
+        row[1].sharex(axes[0][1])
+    for (left, right), layer in zip(axes, layers, strict=False):
+        _waterfall(left, known, layer)
+        _forest(right, known, layer, names)
+    axes[-1][1].set_xlabel("difference in position accuracy\n95 % interval; grey: it includes 0; hollow: no interval")
+    figure.suptitle(f"Where position comes from: {title}\n{tested_photographs(known)} test photographs", fontsize=12)
+    return figure
+
+
+def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
+    chance = next(iter(runs.values())).value("chance", layer, "binned_accuracy") or 0.0
+    base, place, ticks = chance, 0, ["chance"]
+    axis.bar(place, chance, color=GREY, width=0.6)
+    for label, upper, lower in STEPS:
+        level = mean_accuracy(runs, layer, upper)
+        step = difference(runs, layer, upper, lower) if lower else level
+        if level is None or step is None:  # without a cell in between, its share would go to the next source
+            break
+        place += 1
+        _step(axis, place, base, level.value, step)
+        base = level.value
+        ticks.append(label)
+    if (total := mean_accuracy(runs, layer, TRAINED)) is not None:
+        place += 1
+        axis.bar(place, total.value, color=TOTAL, width=0.6)
+        axis.errorbar(place, total.value, [[total.value - total.low], [total.high - total.value]], color="black", capsize=3)
+        axis.text(place, np.nanmax([total.value, total.high]) + 0.02, f"{total.value:.2f}", ha="center", fontsize=9)
+        ticks.append("this\nnetwork")
+    axis.axhline(chance, color=GREY, linewidth=1, linestyle=":")
+    axis.set(ylim=(0, 1.12), ylabel="position accuracy (8 bins)")
+    axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    axis.set_title(layer, loc="left", fontsize=11, fontweight="bold")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> None:
+    """A bar from one level to the next; the whisker is the step's own interval."""
+    change = level - base
+    axis.plot([place - 1.3, place + 0.3], [base, base], color=GREY, linewidth=0.8)
+    axis.bar(place, change, bottom=base, color=UP if change >= 0 else DOWN, width=0.6)
+    axis.errorbar(place, level, [[step.value - step.low], [step.high - step.value]], color="black", capsize=3, linewidth=1)
+    top = np.nanmax([base, level, level + step.high - step.value])
+    axis.text(place, top + 0.02, f"{change:+.2f}".replace("0.", "."), ha="center", fontsize=9)
+
+
+def _named(name: str, runs: dict[str, Run], layer: str) -> str:
+    """A contrast and what it is, also where it rests on one random network."""
+    found = contrast(runs, name, layer)
+    return f"{name}: {CONTRASTS[name][0]}" + (" (one seed)" if found and found.seeds == 1 else "")
+
+
+def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        found = contrast(runs, name, layer)
+        if found is None:
+            continue
+        sure = found.low > 0 or found.high < 0
+        colour = GREY if not sure else UP if found.value > 0 else DOWN
+        axis.plot([found.low, found.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        face = "none" if np.isnan(found.low) else colour
+        axis.plot(found.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(names)), [_named(name, runs, layer) for name in names], fontsize=7.5)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)

@@ -1,0 +1,318 @@
+"""``experiment=mitigations``: what each mitigation removes from a layer, what it costs, and whether it works.
+
+The Pareto figure sets position against the downstream metric.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+from rich import box
+from rich.table import Table
+
+from sdprobe.metrics.intervals import FEWEST
+from sdprobe.reports.mitigated_layers import (
+    CONTENT,
+    LEAST_PCK,
+    METRICS,
+    MORE,
+    NONE,
+    NOTHING,
+    PCK,
+    POSITION,
+    Cell,
+    MitigatedLayer,
+    Row,
+    counterpart,
+    mitigated_layers,
+    verdict,
+)
+from sdprobe.reports.run import Run
+from sdprobe.utilities.io import write_figure, write_file, write_rows
+
+COST = ("passes", "fit\nimages", "rank")
+WIDTH = 188  # of a table with every column
+CAPTION = (
+    "Each value, and behind it its paired difference from none. *: p < .05, adjusted within the metric's family (all layers "
+    "and mitigations, without controls) by joint sign flips. position: accuracy in 8 bins of a fresh probe. PCK@0.10, all and "
+    "by displacement between source and target. passes: per image, in passes of the plain image. works: position accuracy "
+    "falls significantly, and significantly below that of the random control of equal rank (of the largest, for what has no "
+    f"rank), and the interval of PCK's difference lies above −{NOTHING}, from a PCK of {LEAST_PCK:.0%} on. Where PCK falls "
+    "significantly it does not work; else it is not decided."
+)
+KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
+
+
+def mitigation_tables(runs: Sequence[Run]) -> list[Table]:
+    """One table per layer: none and every mitigation by what was measured; empty where no run compares mitigations."""
+    return [_table(layer) for layer in mitigated_layers(runs)]
+
+
+def write(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """``mitigations.csv`` with all numbers, ``mitigations.md``, ``mitigations_pareto.png``; nothing without a comparison."""
+    layers = mitigated_layers(runs)
+    if not layers:
+        return []
+    paths = [folder / "mitigations.csv", folder / "mitigations.md"]
+    _write_csv(layers, paths[0])
+    write_file(paths[1], "\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION}\n")
+    if (figure := pareto_figure(layers)) is not None:
+        paths.append(folder / "mitigations_pareto.png")
+        write_figure(paths[-1], figure)
+        plt.close(figure)
+    return paths
+
+
+def _table(layer: MitigatedLayer) -> Table:
+    table = Table(
+        title=_title(layer), caption=f"{CAPTION} {families(layer)}", title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
+    )  # fmt: skip
+    table.add_column("mitigation", no_wrap=True)
+    metrics = _measured(layer)
+    for heading in (*(METRICS[key] for key in metrics), *COST):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("works", no_wrap=True)
+    for row in layer.rows:
+        cells = [_cell(row.cells.get(key)) for key in metrics]
+        said = verdict(layer, row)
+        table.add_row(row.label, *cells, *_cost(row), said, style="dim" if row.control else "bold" if said == "yes" else None)
+    return table
+
+
+def _title(layer: MitigatedLayer) -> str:
+    missing = "" if any(row.random for row in layer.rows) else "  random_rank missing: nothing can count as working"
+    return f"Mitigations of {layer.layer}: {layer.setting}{missing}"
+
+
+def families(layer: MitigatedLayer) -> str:
+    """What the stars of a table were adjusted for, and over how many units; or why there are none."""
+    if not layer.tested:
+        return "These runs were measured by an older version, which kept nothing to test with: no stars. Run them again."
+    parts = []
+    for name, key in KINDS.items():
+        family = layer.families.get(key)
+        if family is not None:
+            unit = {PCK: "pictures", "r_pos/all": "groups of images"}.get(key, "photographs")
+            few = f": fewer than {FEWEST}, so no star is possible" if family.units < FEWEST else ""
+            parts.append(f"{name} {family.columns} columns, {family.units} {unit}{few}")
+        elif any(key in row.cells for row in layer.rows):
+            parts.append(f"{name} not tested (run it again: an older version, or other photographs)")
+    return f"Families: {'; '.join(parts)}." if parts else ""
+
+
+def _measured(layer: MitigatedLayer) -> list[str]:
+    """Metrics that any row has."""
+    return [key for key in METRICS if any(key in row.cells for row in layer.rows)]
+
+
+def _markdown(layer: MitigatedLayer) -> str:
+    """The same table with intervals."""
+    metrics = _measured(layer)
+    heads = ["mitigation", *(METRICS[key].replace("\n", " ") for key in metrics), *(name.replace("\n", " ") for name in COST)]
+    lines = [f"## {_title(layer)}", "", "| " + " | ".join([*heads, "works", "compared with"]) + " |"]
+    lines.append("|" + " --- |" * (len(heads) + 2))
+    for row in layer.rows:
+        cells = [_cell(row.cells.get(key), ends=True) for key in metrics]
+        control = counterpart(layer, row) if POSITION in row.cells and row.label != NONE and not row.control else None
+        rank = f" (rank {_count(control.rank)})" if control else ""
+        against = f"{control.label}{rank}" if control else ""
+        lines.append("| " + " | ".join([row.label, *cells, *_cost(row), verdict(layer, row), against]) + " |")
+    return "\n".join([*lines, "", families(layer), ""])
+
+
+def _write_csv(layers: Sequence[MitigatedLayer], path: Path) -> None:
+    """A row per layer, mitigation and metric; empty cells where nothing was measured."""
+    numbers = [field.name for field in fields(Cell)]
+    rows = [["setting", "layer", "mitigation", "metric", *numbers]]
+    for layer in layers:
+        for row in layer.rows:
+            for key in (*METRICS, *MORE):
+                if (cell := row.cells.get(key)) is not None:
+                    values = [getattr(cell, name) for name in numbers]
+                    texts = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+                    rows.append([layer.setting, layer.layer, row.label, key, *texts])
+    write_rows(path, rows)
+
+
+def _cell(cell: Cell | None, ends: bool = False) -> str:
+    if cell is None:
+        return "–"
+    value = _number(cell.value) + (_interval(cell.ci_low, cell.ci_high) if ends else "")
+    if math.isnan(cell.gain):
+        return value
+    gain = _number(cell.gain, sign=True) + (_interval(cell.gain_ci_low, cell.gain_ci_high) if ends else "")
+    return f"{value} {gain}{'*' if cell.significant else '' if ends else ' '}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" [{_number(low)}, {_number(high)}]"
+
+
+def _cost(row: Row) -> list[str]:
+    images = "–" if not row.fit_images else "–".join(str(count) for count in sorted({row.fit_images[0], row.fit_images[-1]}))
+    return ["–" if math.isnan(row.passes) else f"{row.passes:.3g}", images, _count(row.rank)]
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else str(value)
+
+
+def _number(value: float, sign: bool = False) -> str:
+    """Two decimals without the leading zero, with a true minus."""
+    text = re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{'+' if sign else ''}.2f}")
+    return text.replace("-", "−")
+
+
+# metric → heading, and whether more of it is better
+ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
+MARKERS = "osD^v<>PXhp"
+NEUTRAL = "#37352f"
+SHIFTS = [  # of a name from its point, in points, nearest first
+    (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
+    for reach in (9, 16, 26, 38, 52, 70)
+    for angle in (0, 35, 325, 90, 270, 180, 145, 215)
+]
+
+
+def dominated(points: np.ndarray) -> np.ndarray:
+    """Of points (n, 2), less of the first and more of the second being better: whether another is as good in both and better
+    in one.
+
+    >>> dominated(np.array([[0.2, 0.5], [0.3, 0.4], [0.3, 0.6], [0.2, 0.5]])).tolist()
+    [False, True, False, False]
+    """
+    less, more = points[:, None, 0] - points[None, :, 0], points[None, :, 1] - points[:, None, 1]
+    return np.asarray(((less >= 0) & (more >= 0) & ((less > 0) | (more > 0))).any(1))
+
+
+def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
+    """A column per layer, a row per measured task; None where no task stands beside position accuracy."""
+    tasks = [key for key in ROWS if any(len(_points(layer, key)) > 1 for layer in layers)]
+    if not tasks:
+        return None
+    size = (max(5.2 * len(layers), 7.0), 4.6 * len(tasks) + 1.0)
+    figure, axes = plt.subplots(len(tasks), len(layers), figsize=size, squeeze=False, layout="constrained")
+    families = list(dict.fromkeys(row.family for layer in layers for row in layer.rows[1:]))
+    styles = {name: (_colour(i), MARKERS[i % len(MARKERS)]) for i, name in enumerate(families)}
+    for line, key in enumerate(tasks):
+        for axis, layer in zip(axes[line], layers, strict=True):
+            _frame(axis, layer, key)
+            _families(axis, layer, key, styles)
+    several = len({layer.setting for layer in layers}) > 1
+    for axis, layer in zip(axes[0], layers, strict=True):
+        axis.set_title(f"{layer.layer}\n{layer.setting}" if several else layer.layer, fontsize=9 if several else 11)
+    setting = "" if several else f", {layers[0].setting}"
+    figure.suptitle(
+        f"What is left of position, and of the task{setting}\nhollow: another's estimates are better in one and worse in "
+        "neither (intervals may overlap); bars: 95 % intervals; dotted: chance", fontsize=11,
+    )  # fmt: skip
+    figure.canvas.draw()  # lays the panels out, so that labels can be placed in them
+    for line, key in enumerate(tasks):
+        for axis, layer in zip(axes[line], layers, strict=True):
+            _labels(axis, _points(layer, key), styles)
+    return figure
+
+
+def _points(layer: MitigatedLayer, key: str) -> list[tuple[Row, float, float]]:
+    """Rows that have both, with position accuracy and task."""
+    both = [row for row in layer.rows if POSITION in row.cells and key in row.cells]
+    return [(row, row.cells[POSITION].value, row.cells[key].value) for row in both]
+
+
+def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
+    heading, more = ROWS[key]
+    axis.set(
+        xlabel=f"position accuracy, 8 bins (less is better)\n{_sampled(layer, POSITION)}",
+        ylabel=f"{heading} ({'more' if more else 'less'} is better)\n{_sampled(layer, key)}",
+    )
+    axis.grid(alpha=0.25)
+    axis.margins(0.2)
+    if not more:
+        axis.invert_yaxis()
+    if math.isfinite(layer.chance):
+        axis.axvline(layer.chance, color=NEUTRAL, ls=":", lw=1)
+
+
+def _sampled(layer: MitigatedLayer, key: str) -> str:
+    """How many units the intervals of a metric rest on."""
+    if key not in layer.families:  # only controls, or an older run
+        return ""
+    count = layer.families[key].units
+    few = ", too few for intervals" if count < FEWEST else ""
+    return f"{count} {'pictures' if key == PCK else 'photographs'}{few}"
+
+
+def _families(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, tuple[str, str]]) -> None:
+    points = _points(layer, key)
+    if not points:
+        return
+    sign = 1 if ROWS[key][1] else -1
+    hollow = dominated(np.array([[x, sign * y] for _, x, y in points]))
+    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (row, x, y), open_ in zip(points, hollow, strict=True):
+        colour, marker = _style(row, styles)
+        ends = [_bars(row, each) for each in (POSITION, key)]
+        axis.errorbar(x, y, xerr=ends[0], yerr=ends[1], color=colour, alpha=0.3, lw=0.8, zorder=1)
+        axis.plot(
+            x, y, marker, ms=13 if row.label == NONE else 6.5, color=colour, mfc="white" if open_ else colour, mew=1.4,
+            zorder=5 if row.label == NONE else 3, gid=row.label,
+        )  # fmt: skip
+        lines[row.family].append((x, y))
+    for name, line in lines.items():
+        if len(line) > 1:
+            axis.plot(*zip(*sorted(line), strict=True), color=styles[name][0], lw=1.2, alpha=0.8, zorder=2)
+
+
+def _bars(row: Row, key: str) -> list[list[float]] | None:
+    cell = row.cells[key]
+    return None if math.isnan(cell.ci_low) else [[max(0.0, cell.value - cell.ci_low)], [max(0.0, cell.ci_high - cell.value)]]
+
+
+def _labels(axis: Axes, points: list[tuple[Row, float, float]], styles: dict[str, tuple[str, str]]) -> None:
+    """Names beside their points, where they cover neither a point nor another name, as near as there is room."""
+    places = [axis.transData.transform((x, y)) for _, x, y in points]
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in places]
+    for row, x, y in points:
+        colour, _ = _style(row, styles)
+        text = axis.annotate(row.label, (x, y), (0, 0), textcoords="offset points", fontsize=7.5, color=colour, va="center")
+        text.set(zorder=6, path_effects=[withStroke(linewidth=2, foreground="white")])
+        text.set_in_layout(False)
+        tried = [_tried(axis, text, shift, taken) for shift in SHIFTS]
+        _, best = min(zip(tried, range(len(SHIFTS)), strict=True))  # the nearest of those with the fewest overlaps
+        _move(text, SHIFTS[best])
+        taken.append(text.get_window_extent())
+        if math.hypot(*SHIFTS[best]) > 14:
+            line = {"arrowstyle": "-", "lw": 0.5, "color": NEUTRAL, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4}
+            axis.annotate("", (x, y), SHIFTS[best], textcoords="offset points", arrowprops=line).set_in_layout(False)
+
+
+def _tried(axis: Axes, text: Annotation, shift: tuple[float, float], taken: list[Bbox]) -> int:
+    """What a name would cover there; leaving the panel counts most."""
+    _move(text, shift)
+    box = text.get_window_extent()
+    inside = axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1)
+    return sum(box.overlaps(other) for other in taken) + (0 if inside else 100)
+
+
+def _move(text: Annotation, shift: tuple[float, float]) -> None:
+    text.set_position(shift)
+    text.set_horizontalalignment("left" if shift[0] > 1 else "right" if shift[0] < -1 else "center")
+
+
+def _style(row: Row, styles: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    return (NEUTRAL, "*") if row.label == NONE else styles[row.family]
+
+
+def _colour(index: int) -> str:
+    return ("#0b6e99", "#d9730d", "#448361", "#ad1a72", "#6940a5", "#e03e3e", "#a67c00", "#64473a", "#3d9aa8")[index % 9]

@@ -1,0 +1,244 @@
+"""Table and figures of an anomaly-statistics run."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from sdprobe.reports.curves import curve, heading, mitigated, name_layers
+from sdprobe.reports.numbers import captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
+from sdprobe.reports.run import Run
+from sdprobe.tokens.keys import GROUPS, PARTITION
+
+BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#d9730d", "#448361", "#9b9a97"
+OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
+CAPTION = (
+    "r_pos: variance that position explains. r_cor: what corners share because they are corners, the larger of two kinds of "
+    "pairs (pairs): within, different corners of one image; across, the same corner of different images. r_norm: energy in few "
+    "tokens or channels. cred. (credibility) = ((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): this project's own score, descriptive "
+    "only: it has not been shown to predict how a downstream task degrades."
+)
+MORE = "cosine: mean within the group, centred. corner norm: relative to the image. high norm: tokens with robust z > 5."
+FEW = "n < 40"  # images
+
+
+def statistics_table(run: Run) -> Table:
+    """A row per layer: risks and credibility beside the same network with random weights, similarities, norms."""
+    shown = run_table(f"Anomaly statistics: {run.setting}, {tested(run)}", run)
+    shown.add_column("layer", no_wrap=True)
+    ends = ["±"] * over_seeds(run)
+    for header in (
+        "r_pos", "r_cor", "pairs", "r_norm", "cred.", "±", "rand.", *ends, "corner\ncosine", "inner\ncosine", "corner\nnorm",
+        "high\nnorm %",
+    ):  # fmt: skip
+        shown.add_column(header, justify="right", no_wrap=True, style="dim" if header == "rand." else "")
+    for layer in run.layers:
+        r_pos, r_cor, r_norm, credibility = (
+            number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm", "credibility")
+        )
+        random = [number(run.value("random_weights", layer, "credibility"))]
+        random += [half(run, "random_weights", layer, "credibility", few=FEW) for _ in ends]
+        cosines = [number(run.value("test", layer, "similarity_centred", group)) for group in ("corner", "interior")]
+        norm = number(run.value("test", layer, "relative_norm", "corner"), 2)
+        share = run.value("test", layer, "high_norm_share")
+        shown.add_row(
+            layer, r_pos, r_cor, _pairs(run, layer), r_norm, f"[bold]{credibility}[/bold]",
+            half(run, "test", layer, "credibility", few=FEW), *random, *cosines, norm,
+            number(None if share is None else 100 * share, 2),
+        )  # fmt: skip
+    weights = random_weights(run)
+    return captioned(shown, run, intervals(run), CAPTION, f"rand.: the same with {weights}." if weights else "", MORE)
+
+
+def _pairs(run: Run, layer: str) -> str:
+    """The kind of pairs of corners that r_cor comes from; a dash where neither kind is above 0, or none was told."""
+    kinds = {kind: run.value("test", layer, f"r_cor_{kind}") or 0.0 for kind in ("within", "across")}
+    return max(kinds, key=lambda kind: kinds[kind]) if any(kinds.values()) else "–"
+
+
+def statistics_figures(run: Run) -> dict[str, Figure]:
+    """Every figure that the run has data for, by file name."""
+    figures: dict[str, Callable[[Run], Figure]] = {}
+    if len(run.bases) > 1:
+        figures |= {"credibility": credibility_over_layers, "similarity_over_layers": similarity_over_layers}
+        figures |= {"norms_over_layers": norms_over_layers} | ({"cka": cka_matrix} if "cka" in run.maps else {})
+    if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
+        figures["norm_maps"] = norm_maps
+    if "pictures" in run.maps:
+        figures |= {
+            "principal_components": principal_components,
+            "high_norm_tokens": high_norm_tokens,
+            "similarity": similarity,
+        }
+    return {name: figure(run) for name, figure in figures.items()}
+
+
+def credibility_over_layers(run: Run) -> Figure:
+    """Credibility above, also behind mitigations; its three risks below; each beside the same network with random weights."""
+    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    weights = random_weights(run)
+    curve(axes[0], run, "test", "credibility", color=BLUE, label="this network", **OWN)
+    curve(axes[0], run, "random_weights", "credibility", color=ORANGE, label=weights, lw=1.4)
+    mitigated(axes[0], run, "credibility")
+    axes[0].set(ylim=(0, 1.02), ylabel="credibility (descriptive)")
+    for name, colour, text in (("r_pos", BLUE, "position"), ("r_cor", GREEN, "corners"), ("r_norm", ORANGE, "norms")):
+        curve(axes[1], run, "test", name, color=colour, label=text, **OWN)
+        curve(axes[1], run, "random_weights", name, color=colour, label=f"{text}, {weights}", ls=":", lw=1.4)
+    axes[1].set(ylim=(-0.05, 1.02), ylabel="risk")
+    return _finished(figure, axes, run, "Credibility and its risks", several=axes[1:])
+
+
+def similarity_over_layers(run: Run) -> Figure:
+    """Mean pairwise cosine within groups: raw above, centred below; dashed for cropped images."""
+    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    for axis, metric, title in ((axes[0], "similarity", "raw tokens"), (axes[1], "similarity_centred", "minus the mean token")):
+        for group, colour in zip(PARTITION, (BLUE, GREEN, GREY), strict=True):
+            curve(axis, run, "test", metric, group, color=colour, label=group, **OWN)
+            label = f"{group}, image cropped"
+            curve(axis, run, "test", f"cropped_{metric}", group, band=False, color=colour, label=label, ls="--", lw=1.4)
+        label = "what the cropped corners show, in the whole image"
+        curve(axis, run, "test", metric, "corner_content", band=False, color=ORANGE, label=label, ls=":", lw=1.4)
+        axis.set(ylabel="mean cosine within group")
+        axis.set_title(title, loc="left", fontsize=10)
+    return _finished(figure, axes, run, "Similarity of tokens within groups", several=axes)
+
+
+def norms_over_layers(run: Run) -> Figure:
+    """Relative norm of every group above, share of high-norm tokens and of their energy below."""
+    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    for group, colour in zip(GROUPS, (BLUE, GREEN, GREY, ORANGE), strict=True):
+        curve(axes[0], run, "test", "relative_norm", group, color=colour, label=group.replace("_", "-"), **OWN)
+    axes[0].set(ylabel="norm relative to image")
+    curve(axes[1], run, "test", "high_norm_share", color=ORANGE, label="share of tokens detected as high-norm", **OWN)
+    curve(axes[1], run, "test", "high_norm_energy", color=BLUE, label="their share of energy", **OWN)
+    axes[1].set(ylabel="share")
+    return _finished(figure, axes, run, "Norms of tokens by group", several=axes)
+
+
+def cka_matrix(run: Run) -> Figure:
+    """Debiased linear CKA between layers, and beside it what positions alone give."""
+    titles = {"cka": "same places of the same images", "cka_positions": "positions alone: images exchanged within each place"}
+    shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have the first alone
+    side = max(4.5, 0.16 * len(run.bases) + 2)
+    size = (side * len(shown) + 1, side + 0.3)
+    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
+        image = axis.imshow(run.maps[name], vmin=0, vmax=1, cmap="magma")
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
+    axes[0, 0].set_yticks(range(len(run.bases)), run.bases, fontsize=7)
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label="debiased linear CKA")
+    heading(figure, "Similarity of layers", run)
+    return figure
+
+
+def norm_maps(run: Run) -> Figure:
+    """Mean token norm over images at every position, relative to the layer's mean."""
+    figure, panels = _sheet(len(run.layers), 8)
+    for layer, panel in zip(run.layers, panels, strict=True):
+        table = run.maps[f"{layer}/norm"]
+        image = panel.imshow(table / table.mean(), vmin=0.5, vmax=1.5, cmap="RdBu_r")
+        panel.set_title(layer, fontsize=8)
+    figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, label="norm / mean norm of the layer")
+    heading(figure, "Token norm over the grid, mean over images", run)
+    return figure
+
+
+def similarity_sheet(picture: np.ndarray, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
+    """The picture with the token marked, then a panel per layer: cosine of every token with that one, −1 to 1."""
+    figure, panels = _sheet(len(maps) + 1, 8)
+    panels[0].imshow(picture, extent=(0, side, side, 0))
+    panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
+    for (layer, table), panel in zip(maps.items(), panels[1:], strict=True):
+        shown = panel.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
+        panel.set_title(layer, fontsize=8)
+    figure.colorbar(shown, ax=panels, shrink=0.6, aspect=30, label="cosine with the marked token")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def similarity(run: Run) -> Figure:
+    """Similarity of one token of the first image in every layer."""
+    row, col, side = run.maps["token"].tolist()
+    maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.bases}
+    title = f"One token and all others of its image, centred; {run.setting}"
+    return similarity_sheet(run.maps["pictures"][0], maps, (row, col), side, title)
+
+
+def principal_components(run: Run) -> Figure:
+    """First three principal components as colours: a row per image, a column per stage."""
+
+    def show(panel: Axes, layer: str, image: int) -> None:
+        panel.imshow(run.maps[f"{layer}/components"][image], interpolation="nearest")
+
+    return _by_image(run, show, "First three principal components as colours")
+
+
+def high_norm_tokens(run: Run) -> Figure:
+    """Detected high-norm tokens drawn on the images: a row per image, a column per stage."""
+
+    def show(panel: Axes, layer: str, image: int) -> None:
+        mask = run.maps[f"{layer}/high_norm"][image]
+        picture = run.maps["pictures"][image]
+        panel.imshow(picture, extent=(0, mask.shape[1], mask.shape[0], 0))
+        rows, columns = np.nonzero(mask)
+        panel.scatter(columns + 0.5, rows + 0.5, s=14, marker="s", facecolors="none", edgecolors="#ff0050", linewidths=0.9)
+        panel.set(xlim=(0, mask.shape[1]), ylim=(mask.shape[0], 0))
+        panel.set_xlabel(f"{len(rows)}", fontsize=7, labelpad=1)
+
+    return _by_image(run, show, "High-norm tokens (robust z > 5), drawn on the images; below each panel their number")
+
+
+def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> Figure:
+    pictures, layers = run.maps["pictures"], _stages(run.bases)
+    size = (1.25 * (len(layers) + 1), 1.4 * len(pictures) + 0.6)
+    figure, axes = plt.subplots(len(pictures), len(layers) + 1, figsize=size, squeeze=False, layout="constrained")
+    for image, row in enumerate(axes):
+        row[0].imshow(pictures[image])
+        for layer, panel in zip(layers, row[1:], strict=True):
+            show(panel, layer, image)
+            if image == 0:
+                panel.set_title(layer, fontsize=8)
+        for panel in row:
+            panel.set_xticks([])
+            panel.set_yticks([])
+    figure.suptitle(f"{title}; {run.setting}", fontsize=10)
+    return figure
+
+
+def _stages(layers: Sequence[str]) -> list[str]:
+    """Block outputs where there are many layers, else all of them."""
+    stages = [name for name in layers if "_res_" not in name and "_attn_" not in name and "sample" not in name]
+    return stages if len(layers) > 12 and stages else list(layers)
+
+
+def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, several: Sequence[Axes]) -> Figure:
+    """Grid, legends, layers, heading; ``several`` are the panels of several numbers, which have no room for mitigations."""
+    for axis in axes:
+        axis.grid(axis="y", alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            named = "without mitigation" if run.labels and axis in several else None
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=named, title_fontsize=8)
+    name_layers(axes[-1], run)
+    heading(figure, title, run, bands=True)
+    return figure
+
+
+def _sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, columns)
+    lines = math.ceil(count / columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(1.7 * columns + 1, 1.9 * lines + 0.6), squeeze=False, layout="constrained"
+    )
+    for panel in axes.flat:
+        panel.set_axis_off()
+    return figure, list(axes.flat)[:count]
+
+
+def _width(run: Run) -> float:
+    return max(8.5, 0.3 * len(run.bases) + 4)

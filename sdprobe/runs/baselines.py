@@ -1,0 +1,155 @@
+"""The random-weights null: the same probe on the same network before any training."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from sdprobe.metrics.gains import holding
+from sdprobe.metrics.intervals import two_way_interval, with_ends
+from sdprobe.runs.measurement import Measurement
+from sdprobe.runs.record import VERSION, Predicts, digest, read_predictions, result_settings, target_name, write_predictions
+from sdprobe.tokens.keys import Key, select
+from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.io import DamagedFile, read_arrays, read_json, write_arrays, write_file
+
+# beginnings of metrics within [0, 1]
+SHARES = (
+    "axis_accuracy", "cell_accuracy", "binned_accuracy", "pck_", "delta1", "copy_share", "r_cor", "r_norm", "credibility",
+)  # fmt: skip
+Value = TypeVar("Value")
+
+log = logging.getLogger(__name__)
+# what of a twin is kept, and under which name
+WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
+# what the twin's numbers depend on besides its configuration, :data:`VERSION` and the packages
+_DATA = (
+    "unet_config_hash",
+    "vae_hash",
+    "text_hash",
+    "schedule_hash",
+    "dataset_fingerprint",
+    "images",
+    "labels",
+    "precision",
+    "hardware",
+)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What one random-weights network gave: numbers, pseudo-values by key, and predictions where the probe keeps them."""
+
+    results: dict[str, float]
+    pseudovalues: dict[str, np.ndarray]
+    predictions: dict[str, np.ndarray]
+
+
+def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) -> dict[str, float]:
+    """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds, each measured once and kept in ``cfg.cache_dir``.
+
+    The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. ``/n`` counts
+    what it counts in the measured network, ``/seeds`` the random networks. From three on there is an interval that covers both
+    other networks and other photographs, see :func:`~sdprobe.metrics.intervals.two_way_interval`; with fewer there is none.
+    A probe that predicts is compared with its twins prediction by prediction, too.
+
+    Args:
+        meta: of the measured network's run.
+        probe: that was measured.
+    """
+    if any(target_name(each._target_) == "Saved" for each in cfg.mitigation.values()):
+        log.info("No random-weights twin: a saved mitigation belongs to the network it was fitted on.")
+        return {}
+    twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
+    gains = probe.compare([twin.predictions for twin in twins]) if isinstance(probe, Predicts) and twins else {}
+    return _merged(twins) | gains
+
+
+def _merged(twins: list[Twin]) -> dict[str, float]:
+    """Means over the twins that have a key, their number, and an interval where pseudo-values say how sure the mean is."""
+    merged: dict[str, float] = {}
+    for key in dict.fromkeys(key for twin in twins for key in select(twin.results, statistic="")):
+        having = [twin for twin in twins if key in twin.results]
+        merged |= {key: float(np.mean([twin.results[key] for twin in having])), f"{key}/seeds": len(having)}
+        if f"{key}/n" in having[0].results:
+            merged[f"{key}/n"] = having[0].results[f"{key}/n"]
+        tables = [twin.pseudovalues[key] for twin in having if key in twin.pseudovalues]
+        if len(tables) == len(having) and len({len(table) for table in tables}) == 1:
+            low, high = two_way_interval(np.stack(tables))
+            if Key.parse(key).metric.startswith(SHARES):
+                low, high = (float(np.clip(end, 0, 1)) for end in (low, high))
+            # risks are reported clipped, and their pseudo-values are not
+            merged |= holding(key, merged[key], with_ends(key, merged[key], low, high))
+    return merged
+
+
+def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
+    """One twin, measured or taken from the cache."""
+    config = OmegaConf.merge(
+        cfg,
+        {
+            "backbone": {"weights": "random", "weights_seed": cfg.backbone.weights_seed + 1 + number},
+            "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
+        },
+    )
+    assert isinstance(config, DictConfig)
+    processes = Processes.current()
+    stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
+    twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
+    # all processes measure a twin, or none does, whatever each sees of the folder
+    if processes.gathered(twin is not None)[0]:
+        log.info("Random weights, seed %d: taken from %s", config.backbone.weights_seed, stored)
+        return twin or Twin({}, {}, {})
+    log.info("Random weights, seed %d: measuring", config.backbone.weights_seed)
+    measurement = Measurement(config)
+    measurement.run()
+    measurement.release()
+    predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
+    twin = Twin(_renamed(measurement.results), _renamed(measurement.probe.pseudovalues()), predictions)
+    if processes.rank == 0:
+        _store(stored, twin)
+    return twin
+
+
+def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
+    """Digest of all that a twin's numbers depend on. The version of this package is no part of it, :data:`VERSION` is."""
+    packages = {name: number for name, number in meta["packages"].items() if name != "sdprobe"}
+    return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
+
+
+def _renamed(found: dict[str, Value]) -> dict[str, Value]:
+    """What of a twin is kept, under its name here."""
+    return {
+        str(replace(Key.parse(text), condition=name)): value
+        for condition, name in WHAT.items()
+        for text, value in select(found, condition=condition).items()
+    }
+
+
+def _stored(path: Path, predicts: bool) -> Twin | None:
+    """What is kept of a twin; None where a file cannot be read or is damaged."""
+    try:
+        predictions = read_predictions(path.with_suffix(".parquet")) if predicts else {}
+        return Twin(read_json(path), read_arrays(path.with_suffix(".npz")), predictions)
+    except DamagedFile as error:
+        log.warning("%s is damaged (%s); this network is measured again.", *error.args)
+    except OSError:
+        pass  # there is none, or none that this user may read
+    return None
+
+
+def _store(path: Path, twin: Twin) -> None:
+    """Keep what a twin gave; where that fails it is only measured again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if twin.predictions:
+            write_predictions(path.with_suffix(".parquet"), twin.predictions)
+        write_arrays(path.with_suffix(".npz"), twin.pseudovalues)
+        write_file(path, json.dumps(twin.results))  # last: it says that the twin is complete
+    except OSError as error:
+        log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)

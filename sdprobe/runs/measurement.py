@@ -1,0 +1,150 @@
+"""Measurement: one probe on one network, from configuration to numbers, with time and peak memory."""
+
+import gc
+import logging
+import resource
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sdprobe.runs import workers
+from sdprobe.runs.record import VERSION, circumstances
+from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class NumbersVersion(lightning.Callback):
+    """Writes :data:`~.record.VERSION` into checkpoints, and refuses to continue training that began with another one."""
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the version."""
+        checkpoint["numbers_version"] = VERSION
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Raises InputError where it is not this one; checkpoints that do not say are of version 1."""
+        found = checkpoint.get("numbers_version", 1)
+        if found != VERSION:
+            raise InputError(
+                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {found}. "
+                "Start the run anew, into another folder."
+            )
+
+
+class Measurement:
+    """Builds data, probe and trainer from a configuration; :meth:`run` fits and tests.
+
+    ``results`` and ``meta`` hold what is known at any moment, also after an interruption.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        lightning.seed_everything(cfg.seed, verbose=False)
+        workers.choose(cfg)
+        forget_peak()
+        self.cfg = cfg
+        cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
+        self.data = instantiate(cfg.datamodule)
+        self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos)
+        device = self.data.backbone.device
+        self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
+            accelerator=device.type, logger=False, default_root_dir=cfg.run_dir, **workers.options(cfg, device)
+        )
+        self.trainer.callbacks.append(NumbersVersion())
+        self.seconds: dict[str, float] = {}
+        self.complete = False
+        self._data: list[dict[str, Any]] = []
+
+    def prepare(self) -> None:
+        """Encode what the latent cache lacks, in one process per device, which begin here."""
+        workers.begin(self.trainer)
+        self.data.prepare_data()
+
+    def run(self) -> None:
+        """Encode, train and test, all processes together; a resumed run continues from the last checkpoint of its folder."""
+        self.prepare()
+        checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
+        resumed = self.cfg.resume and checkpoint.is_file()
+        started = time.perf_counter()
+        self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
+        trained = time.perf_counter()
+        if self.probe.unfinished:
+            log.warning(
+                "%d of %d layers had not reached their plateau after trainer.max_epochs=%d; more may help.",
+                len(self.probe.unfinished), len(self.data.layers), self.trainer.max_epochs,
+            )  # fmt: skip
+        self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
+        self.trainer.test(self.probe, datamodule=self.data, verbose=False)
+        self.seconds["test"] = time.perf_counter() - trained
+        self._data = Processes.current().gathered(self.data.describe())
+        self.complete = True
+
+    def release(self) -> None:
+        """Make room on the device for the next network."""
+        self.data.release()
+        gc.collect()  # trainer, probe and data refer to each other
+        torch.cuda.empty_cache()
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """The probe's maps by name; ``pictures`` (n, 256, 256, 3) of the images it drew, if it drew any."""
+        maps: dict[str, np.ndarray] = self.probe.maps()
+        if "pictured" in maps:
+            shown = torch.stack([self.data.images[int(index)]["image"] for index in maps["pictured"]])
+            small = torch.nn.functional.interpolate(shown, size=(256, 256), mode="area")
+            maps["pictures"] = (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return maps
+
+    @property
+    def results(self) -> dict[str, float]:
+        """Metrics by ``<what>/<layer>/<metric>/<group>``."""
+        return dict(self.probe.results)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is needed to run this again, and what it cost."""
+        return (
+            circumstances(self.cfg)
+            | workers.merged(self._data or [self.data.describe()])
+            | {
+                "devices": self.trainer.world_size,
+                "probe": type(self.probe).__name__.removesuffix("Probe").lower(),
+                "layers": list(self.data.layers),
+                "published_names": self.data.backbone.published_names(self.data.layers),
+                "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
+                "timestep": self.cfg.timestep,
+                "train_steps": self.trainer.global_step,
+                "before_plateau": list(self.probe.unfinished),
+                "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
+                "peak_memory_gib": round(peak_memory(self.data.backbone.device) / 2**30, 3),
+                "complete": self.complete,
+            }
+        )
+
+
+PROCESS = Path("/proc/self")
+
+
+def forget_peak() -> None:
+    """Count from now on: one process may run several jobs of a sweep, one after the other."""
+    with suppress(OSError):  # not everywhere, nor for everyone
+        (PROCESS / "clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, the most since :func:`forget_peak` or the start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if (PROCESS / "status").is_file():  # what getrusage tells may be the maximum of the process that began this one
+        [line] = [line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,206 @@
+"""metrics.json: everything a run measured, and what is needed to run it again. One flat object at the root of a run folder.
+
+Keys are ``<condition>/<layer>/<metric>/<group>``; ``/ci_low``, ``/ci_high``, ``/n``, ``/seeds`` stand beside; ``meta`` is the
+rest. predictions.parquet holds what a probe predicted, one row each, beside the truth.
+"""
+
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sdprobe.utilities.io import parsing, replacing, write_file
+
+ROOT = Path(__file__).parents[2]
+# of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds
+SCHEMA = 2
+# of the numbers, for given settings, images and weights; raise it when one changes, and with any other VERSION behind them
+VERSION = 1
+PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
+# folders whose code numbers depend on
+LIBRARY = (
+    "sdprobe/utilities", "sdprobe/tokens", "sdprobe/metrics", "sdprobe/estimators", "sdprobe/scenes", "sdprobe/backbones",
+    "sdprobe/mitigations", "datamodules", "probes",
+)  # fmt: skip
+# settings that say where and how fast, never what is measured
+DEVICES = ("devices", "strategy", "use_distributed_sampler")
+NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
+# what reports draw runs over, or average them over
+AXES = ("block", "timestep", "seed")
+
+
+def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
+    """Write ``metrics.json``; NaN is refused because JSON has none."""
+    path = folder / "metrics.json"
+    text = json.dumps({**dict(sorted(metrics.items())), "meta": meta}, indent=1, allow_nan=False)
+    write_file(path, text)
+    return path
+
+
+# figures and tables that reports draw into a run folder
+LEFT = (
+    "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
+    "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
+    "principal_components.png", "high_norm_tokens.png", "similarity.png",
+    "content_over_layers.png", "depth_error_over_layers.png", "depth_error_over_grid.png",
+    "pck_over_layers.png", "errors_over_offset.png", "matches.png", "error.txt",
+)  # fmt: skip
+
+
+def clear(folder: Path, resumed: bool) -> None:
+    """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
+    checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
+    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", "mitigation/**/mitigation.*", *LEFT]
+    if not resumed:
+        names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
+    for path in [path for name in names for path in folder.glob(name)]:
+        path.unlink()
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Digest of every setting that can change a number."""
+    return digest(result_settings(cfg))
+
+
+def settings_hash(cfg: DictConfig) -> str:
+    """Digest of the same settings but layers, timestep and seed: equal for runs that are points of one curve."""
+    return digest({name: value for name, value in result_settings(cfg).items() if name not in AXES})
+
+
+def result_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that can change a number, wherever the code lies that they configure.
+
+    Interpolations stay, since what they point to is here or neutral.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(settings, dict)
+    kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in NEUTRAL}
+    for name in ("callbacks", *DEVICES):
+        kept["trainer"].pop(name, None)
+    kept["mitigation"] = list(kept["mitigation"].items())  # in this order they apply, and digests sort dictionaries
+    return {name: _without_modules(value) for name, value in kept.items()}
+
+
+def _without_modules(node: Any) -> Any:
+    """Settings whose ``_target_``s are stable names."""
+    if isinstance(node, list | tuple):
+        return [_without_modules(value) for value in node]
+    if isinstance(node, dict):
+        return {key: target_name(value) if key == "_target_" else _without_modules(value) for key, value in node.items()}
+    return node
+
+
+def target_name(target: str) -> str:
+    """A ``_target_`` without the modules that it lies in.
+
+    >>> [target_name(target) for target in ("a.b.Standardize", "a.FrozenSD.from_pretrained", "a.function")]
+    ['Standardize', 'FrozenSD.from_pretrained', 'function']
+    """
+    parts = target.split(".")
+    classes = (number for number, part in enumerate(parts) if part[:1].isupper())
+    return ".".join(parts[next(classes, -1) :])
+
+
+def digest(content: object) -> str:
+    """Short digest of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def source_digest() -> str:
+    """Digest of the code behind the numbers, to tell runs apart; what is stored depends on :data:`VERSION` instead."""
+    result = hashlib.sha256()
+    for path in sorted(path for package in LIBRARY for path in (ROOT / package).rglob("*.py")):
+        result.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return result.hexdigest()[:16]
+
+
+def circumstances(cfg: DictConfig) -> dict[str, Any]:
+    """Command, configuration, code, packages and machine of this process."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "command": shlex.join(["python", *_arguments()]),
+        "source": source_digest(),
+        "twins": cfg.twins,
+        "config_hash": config_hash(cfg),
+        "settings_hash": settings_hash(cfg),
+        "git_commit": _git_commit(),
+        "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hardware": _hardware(),
+        "seed": cfg.seed,
+        "image_size": OmegaConf.select(cfg, "images.size"),
+        "control": cfg.get("control"),
+    }
+
+
+def _arguments() -> list[str]:
+    """What was typed after python; for a job of a sweep, what would start it alone."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return sys.argv
+    return ["train.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of this checkout, with ``+`` where files differ from it; None outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A probe whose predictions are kept, and compared one by one with those of random-weights twins."""
+
+    def predictions(self) -> dict[str, np.ndarray]: ...
+
+    def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]: ...
+
+
+def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Write columns of equal length."""
+    with replacing(path) as file:
+        pq.write_table(pa.table(columns), file, compression="zstd", write_page_checksum=True)
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a file, by name.
+
+    Raises:
+        DamagedFile: other bytes than were written.
+    """
+    content = pa.BufferReader(path.read_bytes())
+    with parsing(path):
+        table = pq.read_table(content, page_checksum_verification=True)
+        return {name: table[name].to_numpy() for name in table.column_names}

@@ -1,0 +1,261 @@
+"""Jobs of a sweep and its end: failed jobs keep their error, finished ones are skipped, interrupted ones go on.
+
+Hydra's launchers run this in whatever process they give a job, so everything that jobs and sweep know of each other is a
+file: ``sweep.json`` (number of jobs, start), and in a job's folder ``config_hash``, ``error.txt`` and ``metrics.json``. At the
+end of a sweep a callback lists failed jobs, and writes the table and figures of the others.
+"""
+
+import atexit
+import importlib.util
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
+from sdprobe.reports.run import Run
+from sdprobe.runs.record import VERSION, config_hash, source_digest
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json, write_file
+
+log = logging.getLogger(__name__)
+ENDS = ("metrics.json", "error.txt")  # one of which a job leaves
+# extras of pyproject.toml, by the plugin that a launcher's _target_ names
+EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
+# a job asks for a GPU only where there is one, or Ray would wait for it for ever
+OmegaConf.register_new_resolver("either", lambda flag, yes, no: yes if flag else no, replace=True)
+OmegaConf.register_new_resolver("gpus_per_job", lambda: min(1, torch.cuda.device_count()), replace=True)
+
+
+def active() -> bool:
+    """Whether this process runs a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def check(cfg: DictConfig, multirun: bool) -> None:
+    """Refuse a sweep that cannot run, before its first job.
+
+    Args:
+        cfg: of the first job, with Hydra's own node.
+        multirun: whether the command line has ``-m``.
+
+    Raises:
+        InputError: a launcher that is not installed, or more than one device for a job.
+    """
+    if not (multirun or cfg.hydra.mode == RunMode.MULTIRUN):
+        return
+    plugin = next((name for name in EXTRAS if name in cfg.hydra.launcher._target_), None)
+    if plugin and not _installed(f"hydra_plugins.{plugin}"):
+        extra = EXTRAS[plugin]
+        raise InputError(
+            f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. "
+            f"Install it: pip install --constraint constraints.txt --editable '.[{extra}]'."
+        )
+    devices = OmegaConf.select(cfg, "trainer.devices", default=1)
+    if devices not in (1, "1"):
+        raise InputError(
+            f"Expected trainer.devices to be 1 in a sweep, but got {devices!r}. "
+            "Every job has one device of its own; leave trainer.devices out."
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even hydra_plugins
+        return False
+
+
+def group(otherwise: str) -> str:
+    """What wandb groups runs by: the sweep, or for a single run what it measures."""
+    return f"sweep-{'-'.join(Path(HydraConfig.get().sweep.dir).parts[-2:])}" if active() else otherwise
+
+
+def finished(cfg: DictConfig) -> bool:
+    """Whether a sweep already has this job's complete result, for the same settings, in the job's folder."""
+    meta = _meta(Path(cfg.run_dir)) if active() else {}
+    wanted = {"config_hash": config_hash(cfg), "version": VERSION, "twins": cfg.twins, "control": cfg.control}
+    if not meta.get("complete") or any(meta.get(key) != value for key, value in wanted.items()):
+        return False
+    if meta.get("source") != source_digest():
+        log.warning("%s was measured by another version of this code; its numbers are kept.", cfg.run_dir)
+    return True
+
+
+def begin(cfg: DictConfig) -> None:
+    """Set ``cfg.resume`` where a killed job of the same settings left a checkpoint; say which job begins."""
+    if not active():
+        return
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, now = folder / "config_hash", f"{config_hash(cfg)} version {VERSION}"
+    if stamp.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
+        if stamp.read_text() == now:
+            log.info("This job was cut off; it continues from its last epoch.")
+            cfg.resume = str(folder)
+        else:
+            log.info("This job was cut off with other settings or by an older version; it starts anew.")
+    write_file(stamp, now)
+    log.info(progress(Path(HydraConfig.get().sweep.dir), int(HydraConfig.get().job.num), time.time()))
+
+
+def progress(sweep: Path, number: int, now: float) -> str:
+    """Which job of how many begins, and the time that the others will take at the rate so far."""
+    if not (sweep / "sweep.json").is_file():
+        return f"Job {number + 1}"
+    plan = read_json(sweep / "sweep.json")
+    total, started = plan["jobs"], plan["started"]
+    folders = list(sweep.glob("*")) if plan["folders"] is None else [sweep / name for name in plan["folders"]]
+    ended = {name: [path.stat().st_mtime for folder in folders if (path := folder / name).is_file()] for name in ENDS}
+    done = sum(end >= started for ends in ended.values() for end in ends)
+    before = sum(end < started for end in ended["metrics.json"])  # what failed before is repeated
+    text = f"Job {number + 1} of {total}"
+    if not done:
+        return text
+    left = (now - started) / done * max(total - before - done, 1)
+    return f"{text}; {done} ended in {_minutes(now - started)}, about {_minutes(left)} left"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
+
+
+@contextmanager
+def recorded(cfg: DictConfig) -> Iterator[None]:
+    """In a sweep, an exception ends its job only: it is written to ``error.txt``, whose first line says what happened.
+
+    Hydra would raise the first failure after all jobs, name no other, and skip the callbacks that write the sweep's table.
+    A defect keeps its traceback. Ctrl-C ends the sweep.
+    """
+    if not active():
+        yield
+        return
+    file = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
+    file.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        said = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
+        text = said if isinstance(error, CompactHydraException) else f"{said}\n\n{traceback.format_exc()}"
+        log.error("%s", text)
+        try:
+            write_file(file, text)
+        except OSError:  # a full disk: Hydra names this failure itself
+            raise error from None
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What is written about a run; nothing where there is no record, or a damaged one."""
+    try:
+        meta = read_json(folder / "metrics.json")["meta"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+NUMBER = "${hydra.job.num}"
+
+
+class SweepSummary(Callback):
+    """Counts a sweep's jobs when it starts; when it ends, names what failed and makes the exit code tell."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write ``sweep.json``: the number of jobs, the folders they will have, and when they began."""
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        count = jobs(config)
+        plan = {"jobs": count, "folders": _folders(config, count), "started": time.time()}
+        write_file(folder / "sweep.json", json.dumps(plan))
+        # a launcher whose worker was killed raises, and Hydra then forgets on_multirun_end
+        self._unsaid = atexit.register(named, folder)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write tables and figures into the sweep's folder and exit with 1 if a job failed, or the tables did."""
+        folder = Path(config.hydra.sweep.dir)
+        failed = True
+        try:
+            _summarise(folder)
+            failed = False
+        except Exception:
+            log.exception(
+                "The table and figures of %s were not written; python -m sdprobe.reports '%s' tries again.", folder, folder
+            )
+        finally:
+            missing = named(folder)
+            atexit.unregister(self._unsaid)
+        if failed or missing:
+            sys.exit(1)  # Hydra turns a callback's exceptions into warnings, but not this one
+
+
+def _summarise(folder: Path) -> None:
+    runs, _ = planned(folder)
+    if runs:
+        show_runs(runs, Console())
+        written = ", ".join(path.name for path in summarise(runs, folder))
+        log.info("Written to %s: %s", folder, written)
+
+
+def planned(folder: Path) -> tuple[list[Run], dict[Path, str]]:
+    """:func:`sdprobe.reports.collection.read_runs` of the jobs that ``sweep.json`` plans, not of an earlier, longer sweep."""
+    names = _plan(folder).get("folders")
+    return read_runs(folder) if names is None else read_folders(folder / name for name in names)
+
+
+def named(folder: Path) -> list[str]:
+    """Log every planned job of a sweep's folder without a complete result, and how to go on; returns them."""
+    runs, skipped = planned(folder)
+    count = _plan(folder)["jobs"]
+    lines = [f"  {path.name} ({overrides(path)}): {reason}" for path, reason in skipped.items()]
+    absent = count - len(runs) - len(skipped)
+    if absent > 0:
+        lines.append(f"  {absent} of {count} jobs never began")
+    if lines:
+        again = f"The same command with hydra.sweep.dir='{folder}' repeats only these."
+        log.error("%d of %d jobs have no result:\n%s\n%s", count - len(runs), count, "\n".join(lines), again)
+    return lines
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "sweep.json")
+
+
+def _folders(config: DictConfig, count: int) -> list[str] | None:
+    """Names of the jobs' folders; None where the user has chosen others than the job's number."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    return [str(number) for number in range(count)] if sweep.get("subdir", NUMBER) == NUMBER else None
+
+
+def overrides(folder: Path) -> str:
+    """What a job was asked for."""
+    stored = folder / ".hydra" / "overrides.yaml"
+    return " ".join(str(override) for override in OmegaConf.load(stored)) if stored.is_file() else "no overrides"
+
+
+def jobs(config: DictConfig) -> int:
+    """Number of jobs: the product over the last override of every key, the sweep's presets first."""
+    presets = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
+    counts = {}
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # it lists what a glob may choose
+    for override in OverridesParser.create(loader).parse_overrides([*presets, *config.hydra.overrides.task]):
+        swept = override.is_sweep_override() and override.is_discrete_sweep()
+        counts[override.get_key_element()] = len(list(override.sweep_string_iterator())) if swept else 1
+    total = 1
+    for count in counts.values():
+        total *= count
+    return total

@@ -1,0 +1,195 @@
+"""The objects that cross packages: frozen dataclasses with ``.to()``.
+
+A stream makes ``GridBatch`` (whole activation grids); sampling and mixing turn it into ``TokenBatch`` (input of a probe),
+pairing into ``KeypointBatch`` (to train on) and ``MatchBatch`` (to test on). Layers are keys, so one backbone pass
+feeds every layer's head. ``Keypoints`` holds what is known of every keypoint of a pair, one row each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from sdprobe.tokens.geometry import Placement
+
+
+def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, dict):
+        return {key: _move(item, device, non_blocking) for key, item in value.items()}
+    return value.to(device, non_blocking=non_blocking)
+
+
+Batch = TypeVar("Batch", bound="_Movable")
+
+
+class _Movable:
+    def to(self: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """A copy on another device; every tensor moves, nothing else changes."""
+        moved = {f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class GridBatch(_Movable):
+    """Activation grids of B images.
+
+    grids: layer → (B, C, h, w), any float dtype. masks: layer → token group → (B, h, w) bool. image: (B,) index of the
+    image in its dataset. photo: (B,) index of the photograph it shows; crops of one photograph share it.
+    """
+
+    grids: dict[str, Float[Tensor, "b _c _h _w"]]
+    masks: dict[str, dict[str, Bool[Tensor, "b _h _w"]]]
+    image: Int[Tensor, " b"]
+    photo: Int[Tensor, " b"]
+
+    def select(self, which: Sequence[int]) -> "GridBatch":
+        """The images at these places of the batch; the batch itself where that is all of them, in order."""
+        if list(which) == list(range(len(self.image))):
+            return self
+        index = torch.tensor(which, dtype=torch.long, device=self.image.device)
+        return GridBatch(
+            grids={layer: grid[index] for layer, grid in self.grids.items()},
+            masks={layer: {name: mask[index] for name, mask in masks.items()} for layer, masks in self.masks.items()},
+            image=self.image[index],
+            photo=self.photo[index],
+        )
+
+
+def joined(batches: Sequence[GridBatch]) -> GridBatch:
+    """Several batches of the same layers as one."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    return GridBatch(
+        grids={layer: torch.cat([batch.grids[layer] for batch in batches]) for layer in first.grids},
+        masks={
+            layer: {group: torch.cat([batch.masks[layer][group] for batch in batches]) for group in masks}
+            for layer, masks in first.masks.items()
+        },
+        image=torch.cat([batch.image for batch in batches]),
+        photo=torch.cat([batch.photo for batch in batches]),
+    )
+
+
+@dataclass(frozen=True)
+class TokenBatch(_Movable):
+    """Tokens of several layers, ready for the heads; a layer is absent where it has no tokens left in this step.
+
+    tokens: layer → (N, C). positions: layer → (N, 2) long (row, col). masks: layer → token group → (N,) bool.
+    photo: layer → (N,) index of the photograph a token comes from. N may differ between layers.
+
+    Where several processes share a batch, every one has all of its positions and photographs, but activations and masks of
+    some tokens only: here: layer → (M,) long, ascending, which of the N these M are. Empty where a batch is not shared.
+    """
+
+    tokens: dict[str, Float[Tensor, "_m _c"]]
+    positions: dict[str, Int[Tensor, "_n 2"]]
+    masks: dict[str, dict[str, Bool[Tensor, " _m"]]]
+    photo: dict[str, Int[Tensor, " _n"]]
+    here: dict[str, Int[Tensor, " _m"]] = field(default_factory=dict)
+
+    def present(self, layer: str, values: Shaped[Tensor, "_n *rest"]) -> Shaped[Tensor, "_m *rest"]:
+        """Of a value per token of the batch those whose activations are here."""
+        return values[self.here[layer]] if self.here else values
+
+
+@dataclass(frozen=True)
+class KeypointBatch(_Movable):
+    """Tokens under N corresponding keypoints of several pairs, and M other tokens of the target pictures.
+
+    source, target: layer → (N, C). background: layer → (M, C). place: layer → (N,) long, equal where two keypoints have one
+    target token. label: (N,) long, equal where two keypoints are the same part of the same category.
+    """
+
+    source: dict[str, Float[Tensor, "n _c"]]
+    target: dict[str, Float[Tensor, "n _c"]]
+    background: dict[str, Float[Tensor, "_m _c"]]
+    place: dict[str, Int[Tensor, " n"]]
+    label: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class MatchBatch(_Movable):
+    """N keypoints to be found in one target picture.
+
+    source: layer → (N, C) tokens under the source points. sampled: layer → (N, C) source grids read bilinearly at the centre
+    of the source points' pixels. target: layer → (C, h, w). source_masks: layer → token group → (N,) bool. target_masks:
+    layer → token group → (h, w) bool. row: (N,) row of each keypoint in :class:`~sdprobe.tokens.batch.Keypoints`.
+    """
+
+    source: dict[str, Float[Tensor, "n _c"]]
+    sampled: dict[str, Float[Tensor, "n _c"]]
+    target: dict[str, Float[Tensor, "_c _h _w"]]
+    source_masks: dict[str, dict[str, Bool[Tensor, " n"]]]
+    target_masks: dict[str, dict[str, Bool[Tensor, "_h _w"]]]
+    row: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """N keypoints of P pairs, in the order of the pairs; points are (x, y), boxes (x0, y0, x1, y1).
+
+    pair: number of the pair. category: number of its category. source, target: item indices in the image source.
+    source_slot, target_slot: which of its picture's points it is. source_point, target_point, target_box: in pixels of the
+    original pictures. target_size: (width, height) of the target's original. source_scale, source_offset, target_scale,
+    target_offset: see :class:`~.Placement`. size: side of the network's input in pixels. image_reach: in this
+    data set sd_dino and geoaware take α as a share of the image, not of the target's box. squashed: the input gives up the
+    pictures' aspect ratio.
+    """
+
+    pair: Int[Tensor, " n"]
+    category: Int[Tensor, " n"]
+    source: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
+    source_slot: Int[Tensor, " n"]
+    target_slot: Int[Tensor, " n"]
+    source_point: Float[Tensor, "n 2"]
+    target_point: Float[Tensor, "n 2"]
+    target_box: Float[Tensor, "n 4"]
+    target_size: Float[Tensor, "n 2"]
+    source_scale: Float[Tensor, "n 2"]
+    source_offset: Float[Tensor, "n 2"]
+    target_scale: Float[Tensor, "n 2"]
+    target_offset: Float[Tensor, "n 2"]
+    size: int
+    image_reach: bool = False
+    squashed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.pair)
+
+    @property
+    def source_input(self) -> Float[Tensor, "n 2"]:
+        """Source points in pixels of the network's input."""
+        return self.source_point * self.source_scale + self.source_offset
+
+    @property
+    def target_input(self) -> Float[Tensor, "n 2"]:
+        """Target points in pixels of the network's input."""
+        return self.target_point * self.target_scale + self.target_offset
+
+    @property
+    def displacement(self) -> Float[Tensor, " n"]:
+        """Distance of source and target point in the network's input, as a share of its side."""
+        return (self.target_input - self.source_input).norm(dim=1) / self.size
+
+    def target_placement(self, row: int) -> Placement:
+        """Where the target picture of a row lies in the network's input."""
+        scale, offset = self.target_scale[row].tolist(), self.target_offset[row].tolist()
+        return Placement((scale[0], scale[1]), (offset[0], offset[1]))
+
+    def to(self, device: torch.device | str) -> "Keypoints":
+        """A copy on another device."""
+        return replace(self, **{name: column.to(device) for name, column in self._columns().items()})
+
+    def select(self, rows: Tensor) -> "Keypoints":
+        """These rows."""
+        return replace(self, **{name: column[rows] for name, column in self._columns().items()})
+
+    def _columns(self) -> dict[str, Any]:
+        """What is said of each keypoint, not of all: the tensors."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -1,0 +1,146 @@
+"""What a number is called: the one grammar of the keys of ``metrics.json`` and ``pseudovalues.npz``.
+
+``<condition>/<layer>[__t<timestep>][__<mitigation>…]/<metric>/<where>[/<statistic>]``. Metrics name their numbers from
+``<metric>`` on; a probe puts condition and layer before that (:func:`qualified`). ``<where>`` is ``all``, a token group, a
+stratum, an output band or a later layer.
+
+Variants stand beside their layer as if they were layers: ``mid__leace`` is the layer ``mid`` behind the mitigation ``leace``.
+Whatever is drawn at random for a layer is keyed by :func:`base_of`, so that a variant differs from its layer in the mitigation
+alone, and the two can be compared in pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+from sdprobe.utilities.errors import InputError
+
+PARTITION = ("corner", "border", "interior")  # every token is in one of them
+GROUPS = (*PARTITION, "high_norm")
+MASKED = ("corner", "border", "high_norm")  # groups whose cost to matching is measured
+OVER_NONE = "gain_over_none"  # what a variant measures above its layer
+CONDITIONS = (
+    "test", "val", "chance", "shuffled_labels", "random_partition", "random_weights", "constant", "position_only",
+    OVER_NONE, "rotated", "other_noise", "zero_shot", "random_weights_zero_shot", "same_position", "random_point",
+    "gain_over_zero_shot", "gain_over_random_weights", "gain_over_same_position",
+    "random_energy", "ceiling",  # nothing writes these two yet
+)  # fmt: skip
+ENDS = ("ci_low", "ci_high")  # of the 95 % interval
+STATISTICS = (*ENDS, "n", "seeds", "p")  # p: of runs of schema 1
+Value = TypeVar("Value")
+_SEPARATOR = "__"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, taken apart. ``condition`` and ``layer`` are empty in the names that metrics use; ``statistic`` is empty for the
+    number itself.
+
+    >>> Key.parse("test/mid__leace/r_pos/all/ci_low")
+    Key(condition='test', layer='mid__leace', metric='r_pos', where='all', statistic='ci_low')
+    >>> str(Key("val", "mid", "loss")), str(Key.parse("rmse/corner/n"))
+    ('val/mid/loss/all', 'rmse/corner/n')
+    """
+
+    condition: str
+    layer: str
+    metric: str
+    where: str = "all"
+    statistic: str = ""
+
+    @classmethod
+    @cache  # the tables of a run ask for the parts of the same thousands of keys again and again
+    def parse(cls, text: str) -> "Key":
+        """Inverse of ``str``.
+
+        Raises:
+            InputError: the text is outside the grammar.
+        """
+        parts = text.split("/")
+        if "" in parts or not 2 <= len(parts) <= 5 or (len(parts) % 2 and parts[-1] not in STATISTICS):
+            raise InputError(
+                "Expected a key of metrics.json to be <condition>/<layer>/<metric>/<where>, with or without one of "
+                f"/{', /'.join(STATISTICS)} behind it, but got '{text}'. Rename it."
+            )
+        return cls(*["", ""] * (len(parts) < 4), *parts)
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.condition, self.layer, self.metric, self.where, self.statistic)))
+
+    @property
+    def quantity(self) -> str:
+        """``<metric>/<where>``."""
+        return f"{self.metric}/{self.where}"
+
+
+def qualified(condition: str, layer: str, numbers: Mapping[str, Value]) -> dict[str, Value]:
+    """Numbers of a metric under their full keys.
+
+    >>> qualified("test", "mid", {"rmse/all": 0.5, "rmse/all/n": 9})
+    {'test/mid/rmse/all': 0.5, 'test/mid/rmse/all/n': 9}
+    """
+    return {f"{condition}/{layer}/{name}": value for name, value in numbers.items()}
+
+
+def select(numbers: Mapping[str, Value], **parts: str) -> dict[str, Value]:
+    """The numbers whose keys have these parts.
+
+    >>> select({"test/mid/rmse/all": 0.5, "test/mid/rmse/all/n": 9}, condition="test", statistic="")
+    {'test/mid/rmse/all': 0.5}
+    """
+    keys = {text: Key.parse(text) for text in numbers}
+    return {text: numbers[text] for text, key in keys.items() if all(getattr(key, name) == parts[name] for name in parts)}
+
+
+def variant(layer: str, label: str = "", timestep: int | None = None) -> str:
+    """Name of a layer at one of several timesteps, behind a mitigation.
+
+    >>> variant("mid", "leace"), variant("mid", timestep=261), variant("mid")
+    ('mid__leace', 'mid__t261', 'mid')
+    """
+    return _SEPARATOR.join([layer, *([] if timestep is None else [f"t{timestep}"]), *filter(None, [label])])
+
+
+def base_of(name: str) -> str:
+    """The layer itself.
+
+    >>> base_of("mid__t261__leace"), base_of("mid")
+    ('mid', 'mid')
+    """
+    return _split(name)[0]
+
+
+def timestep_of(name: str) -> int | None:
+    """Which timestep, where a run has several.
+
+    >>> timestep_of("mid__t261__leace"), timestep_of("mid__leace")
+    (261, None)
+    """
+    timestep = _split(name)[1]
+    return int(timestep) if timestep else None
+
+
+def label_of(name: str) -> str:
+    """Which mitigation; empty for the layer itself.
+
+    >>> label_of("mid__leace"), label_of("mid__t261__leace"), label_of("mid")
+    ('leace', 'leace', '')
+    """
+    return _split(name)[2]
+
+
+def is_label(text: str) -> bool:
+    """Whether a mitigation may be called so without being read as something else.
+
+    >>> [is_label(text) for text in ("leace", "t261", "a/b")]
+    [True, False, False]
+    """
+    return "/" not in text and label_of(variant("mid", text)) == text
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """(layer, digits of the timestep, label of the mitigation)."""
+    base, _, rest = name.partition(_SEPARATOR)
+    first, _, label = rest.partition(_SEPARATOR)
+    return (base, first[1:], label) if first.startswith("t") and first[1:].isdecimal() else (base, "", rest)

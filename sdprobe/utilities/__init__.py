@@ -1,0 +1,1 @@
+"""Errors, keyed random numbers, process groups, files."""

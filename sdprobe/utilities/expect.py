@@ -1,0 +1,45 @@
+"""What arguments have to be: one call a constraint, and one sentence for a value that does not meet it.
+
+Each raises :class:`~sdprobe.utilities.errors.InputError` then, also for NaN. ``fix`` replaces the usual last sentence.
+"""
+
+from collections.abc import Collection
+from typing import NoReturn
+
+from sdprobe.utilities.errors import InputError
+
+
+def one_of(name: str, value: str, options: Collection[str], fix: str = "") -> str:
+    """``value``, if it is among the options."""
+    if value not in options:
+        _refuse(name, f"one of {', '.join(options)}", value, fix or f"Use {next(iter(options))}.")
+    return value
+
+
+def at_least(name: str, value: float, low: float, fix: str = "") -> None:
+    """``value`` ≥ ``low``."""
+    if not value >= low:
+        _refuse(name, f"at least {low}", value, fix or f"Use {low} or more.")
+
+
+def positive(name: str, value: float) -> None:
+    """``value`` > 0."""
+    if not value > 0:
+        _refuse(name, "positive", value, "Use a number above 0.")
+
+
+def between(name: str, value: float, low: float, high: float, fix: str = "Use a number in that range.") -> None:
+    """``low`` ≤ ``value`` ≤ ``high``."""
+    if not low <= value <= high:
+        _refuse(name, f"from {low} to {high}", value, fix)
+
+
+def multiple(name: str, value: int, step: int) -> None:
+    """``value`` = k · ``step``, k ≥ 1."""
+    if value < step or value % step:
+        near = max(step, value // step * step)
+        _refuse(name, f"a positive multiple of {step}", value, f"Use {near} or {near + step}.")
+
+
+def _refuse(name: str, constraint: str, value: object, fix: str) -> NoReturn:
+    raise InputError(f"Expected {name} to be {constraint}, but got {value!r}. {fix}")

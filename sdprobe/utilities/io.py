@@ -1,0 +1,146 @@
+"""Files: written at once or not at all, and read with their checksum where they carry one.
+
+A file appears by a rename in its folder: others see the old content or the new one, whoever else writes. What a killed process
+leaves is hidden and ends in ``.tmp``; nothing reads that. Permissions are those of the umask.
+"""
+
+import csv
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from sdprobe.utilities.errors import InputError
+
+if TYPE_CHECKING:  # reports do without torch
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+
+class DamagedFile(InputError):
+    """Path and reason: a file does not hold what was written to it."""
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"Expected {path} to be intact, but got '{reason}' while reading it. Delete it and repeat what wrote it."
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """A block that makes sense of the bytes of a file; whatever it raises becomes :class:`DamagedFile`."""
+    try:
+        yield
+    except Exception as error:
+        raise DamagedFile(path, str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which replaces ``path`` at the end of the block; if the block raises, ``path`` stays as it was."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:  # tempfile's would be readable for their owner only
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a text, as UTF-8, or bytes."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV."""
+    text = StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_file(path, text.getvalue())
+
+
+def write_figure(path: Path, figure: "Figure", dpi: int = 130) -> None:
+    """Write a figure in the format that the name ends in."""
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=dpi)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DamagedFile: it is no JSON, or no object.
+    """
+    content = path.read_bytes()
+    with parsing(path):
+        return {**json.loads(content)}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as ``.npz``, whose format has checksums."""
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes a table for its option
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name.
+
+    Raises:
+        DamagedFile: other bytes than were written.
+    """
+    content = BytesIO(path.read_bytes())
+    with parsing(path), np.load(content, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:
+    """Write tensors and texts by name as safetensors, with checksums; returns that of the tensors."""
+    from safetensors.torch import save
+
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sums = _checksums(stored, texts)
+    write_file(path, save(stored, texts | sums))
+    return sums["digest"]
+
+
+def read_tensors(path: Path, unchecked: bool = False) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """Tensors, on the CPU, and texts by name; among these ``digest``, the checksum of the tensors.
+
+    Args:
+        unchecked: read a file without checksum, too.
+
+    Raises:
+        DamagedFile: other bytes than were written.
+    """
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    with parsing(path):
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        texts: dict[str, str] = header.get("__metadata__", {})
+        sums = _checksums(tensors, texts)
+        # latents of older versions have no checksum of their header
+        if sums | texts != texts | sums or not (unchecked or "digest" in texts):
+            raise ValueError("checksum mismatch")
+    return tensors, texts
+
+
+def _checksums(tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> dict[str, str]:
+    """``digest`` of the tensors' bytes; ``header`` of their names, types and shapes, and of the other texts."""
+    import torch
+
+    digest, header = blake2b(digest_size=16), blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        header.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    header.update(repr(sorted(item for item in texts.items() if item[0] not in ("digest", "header"))).encode())
+    return {"digest": digest.hexdigest(), "header": header.hexdigest()}

@@ -1,0 +1,310 @@
+"""Many runs together: which are read, which are named and skipped, the table, the figures."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from sdprobe.reports.__main__ import main
+from sdprobe.reports.collection import read_runs, show_runs, summarise
+from sdprobe.reports.comparison import answers, comparison_figures, layer_asked_for, means, question_table, rows, write_tables
+from sdprobe.reports.run import Run
+
+LAYERS = ["down_0", "mid", "up_1"]
+METRICS = {"position": "binned_accuracy", "correspondence": "pck_ours_point_0.10", "depth": "rmse"}
+VALUES = {"position": (0.2, 0.9, 0.6), "correspondence": (0.1, 0.2, 0.475), "depth": (1.0, 0.7, 0.5)}
+
+
+def planted(
+    folder: Path, probe: str, timestep: int = 50, model: str = "sd", layers: list[str] | None = None, **meta: object
+) -> Path:
+    """A run folder with known numbers, a little lower at higher noise."""
+    folder.mkdir(parents=True)
+    layers = layers or LAYERS
+    metrics: dict[str, object] = {}
+    for layer in layers:
+        key = f"test/{layer}/{METRICS.get(probe, 'unknown')}/all"
+        value = VALUES.get(probe, VALUES["position"])[LAYERS.index(layer)] * (1 - timestep / 1000)
+        metrics |= {key: value, f"{key}/ci_low": value - 0.05, f"{key}/ci_high": value + 0.05}
+    metrics["meta"] = {
+        "layers": layers, "model": model, "weights": "stored", "timestep": timestep, "images": {"test": 7}, "complete": True,
+        "probe": probe, "seed": 0,
+    } | meta  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    for model in ("a/one", "b/two"):
+        for timestep in (10, 261):
+            for probe in ("position", "correspondence", "depth"):
+                planted(tmp_path / f"{model[2:]}-{timestep}-{probe}", probe, timestep, model)
+    return tmp_path
+
+
+def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
+    planted(tmp_path / "10", "position")
+    planted(tmp_path / "2", "position")
+    planted(tmp_path / "incomplete", "position", complete=False)
+    failed = planted(tmp_path / "failed", "position")
+    (failed / "error.txt").write_text("Expected a, but got b.\n\nTraceback")
+    texts = {"cut": '{"a": 1', "list": "[]", "bare": "{}", "poor": '{"meta": {"complete": true}}'}
+    for name, text in (texts | {"odd": '{"test/mid/rmse": 1, "meta": {}}'}).items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(text)
+    for name, meta in {"3": {}, "maps": {"control": "trained"}}.items():  # only contrasts of controls need maps
+        (planted(tmp_path / name, "position", **meta) / "maps.npz").write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config_hash").write_text("x")
+    runs, skipped = read_runs(tmp_path)
+    assert [run.folder.name for run in runs] == ["2", "3", "10"]
+    assert {path.name: reason for path, reason in skipped.items()} == {
+        "bare": "metrics.json is unreadable (KeyError)",
+        "cut": "metrics.json is unreadable (JSONDecodeError)",
+        "failed": "Expected a, but got b.",
+        "incomplete": "is incomplete",
+        "killed": "has no result yet: it runs, or was killed",
+        "list": "metrics.json is unreadable (TypeError)",
+        "maps": "maps.npz is unreadable (BadZipFile)",
+        "odd": "metrics.json has keys that this version does not know",
+        "poor": "metrics.json lacks meta.layers",
+    }
+
+
+def test_the_layer_asked_for_follows_what_answers_the_question(several: Path) -> None:
+    runs, _ = read_runs(several)
+    assert {run.kind: layer_asked_for(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
+
+
+def test_nothing_is_called_best_without_its_question(several: Path) -> None:
+    runs, _ = read_runs(several)
+    shown = {str(column.header): list(column.cells) for column in question_table(runs).columns}
+    assert set(zip(shown["metric"], shown["question"], shown["layer"], strict=True)) == {
+        ("position accuracy, 8 bins", "position most readable at", "mid"),
+        ("PCK@0.10, %", "matching best at", "up_1"),
+        ("depth RMSE", "depth read best at", "up_1"),
+    }
+    legend = comparison_figures(runs)["layer_by_question"].legends[0]
+    assert {text.get_text() for text in legend.get_texts()} == set(shown["question"])
+
+
+def test_few_units_and_seeds_are_told_where_the_number_stands(tmp_path: Path) -> None:
+    few = a_run(0.5, photographs={"test": 4})
+    many = a_run(0.5, photographs={"test": 12}, twins=3)
+    number = "test/down_0/binned_accuracy/all"
+    many.metrics.update({f"{number}/ci_low": 0.4, f"{number}/ci_high": 0.6})
+    ends = {"": 0.3, "/ci_low": 0.2, "/ci_high": 0.4, "/seeds": 3}
+    many.metrics.update({f"random_weights/down_0/binned_accuracy/all{end}": value for end, value in ends.items()})
+    few.metrics.update({"random_weights/down_0/binned_accuracy/all": 0.3, "random_weights/down_0/binned_accuracy/all/seeds": 1})
+    shown = [list(column.cells) for column in question_table([few, many]).columns[-3:]]
+    assert shown == [
+        ["n < 6", "0.400 to 0.600"],
+        ["4 photographs", "12 photographs"],
+        ["0.300, one seed", "0.300, 0.200 to 0.400, 3 seeds"],
+    ]
+    write_tables([few, many], tmp_path)
+    with (tmp_path / "runs.csv").open() as file:
+        table = [row for row in csv.DictReader(file) if row["layer"] == "down_0"]
+    names = ("units", "ci_low", "random_weights_ci_low", "random_weights_seeds")
+    assert [[row[name] for name in names] for row in table] == [
+        ["4 photographs", "", "", "1"], ["12 photographs", "0.4", "0.2", "3"],
+    ]  # fmt: skip
+
+
+def test_a_chain_is_named_in_every_figure_even_where_all_runs_share_it() -> None:
+    figure = comparison_figures([a_run(0.5, mitigations=LEACE)])["layers_position"]
+    assert figure.axes[0].get_title(loc="left") == "sd, mitigation standardize → leace"
+
+
+def test_tables_hold_every_layer_and_their_numbers(several: Path) -> None:
+    runs, _ = read_runs(several)
+    write_tables(runs, several)
+    with (several / "runs.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows(runs)) == 12 * len(LAYERS)
+    [row] = [r for r in table if r["run"].endswith("one-10-correspondence") and r["layer"] == "up_1"]
+    assert float(row["value"]) == pytest.approx(0.475 * 0.99)
+    assert (float(row["ci_low"]), row["random_weights"]) == (pytest.approx(0.475 * 0.99 - 0.05), "")
+    lines = (several / "runs.md").read_text().splitlines()
+    assert len(lines) == 2 + len(table)
+    assert len({line.count(" | ") for line in lines}) == 1
+
+
+def test_the_terminal_shows_a_row_per_run_in_percent(several: Path) -> None:
+    runs, _ = read_runs(several)
+    out = io.StringIO()
+    show_runs(runs, Console(file=out, width=130))
+    assert "47.0" in out.getvalue(), "PCK in percent"
+    assert out.getvalue().count("PCK@0.10") == 4
+    assert "…" not in out.getvalue()
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    one = Run.read(planted(tmp_path / "a", "position"))
+    two = Run({key: value + 0.02 for key, value in one.metrics.items()}, one.meta | {"seed": 1}, {})
+    found = means([one, two])["sd", 50, "mid"]
+    assert found == pytest.approx(one.metrics["test/mid/binned_accuracy/all"] + 0.01)
+
+
+def test_every_standard_figure_is_drawn(several: Path) -> None:
+    runs, _ = read_runs(several)
+    figures = {path.stem for path in summarise(runs, several) if path.suffix == ".png"}
+    over = {f"{kind}_{task}" for kind in ("layers", "timesteps", "layers_timesteps") for task in METRICS}
+    assert figures == over | {"layer_by_question", "position_against_correspondence", "position_against_depth"}
+    for name in ("layers_depth", "layers_timesteps_correspondence", "layer_by_question", "position_against_depth"):
+        with Image.open(several / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, name
+
+
+def test_figures_show_the_numbers(several: Path) -> None:
+    figures = comparison_figures(read_runs(several)[0])
+    curve = figures["timesteps_correspondence"].axes[0].lines
+    shown = {line.get_label(): list(line.get_ydata()) for line in curve}
+    assert shown["up_1"] == pytest.approx([47.5 * 0.99, 47.5 * 0.739])
+    grid = figures["layers_timesteps_correspondence"].axes[0].images[0].get_array()
+    assert np.asarray(grid)[:, 2] == pytest.approx([47.5 * 0.99, 47.5 * 0.739])
+    assert "12 layers and timesteps" in figures["position_against_correspondence"].get_suptitle()
+
+
+def test_figures_follow_what_there_is(tmp_path: Path) -> None:
+    alone = Run.read(planted(tmp_path / "alone", "position", layers=["mid"]))
+    assert comparison_figures([alone]) == {}
+    strange = Run.read(planted(tmp_path / "strange", "somethingelse"))
+    assert comparison_figures([strange]) == {} and rows([strange]) == []
+    wide = Run.read(planted(tmp_path / "wide", "position"))
+    figure = comparison_figures([alone, wide])["layers_position"]
+    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == LAYERS, "execution order"
+
+
+def test_the_command_collects_and_names_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted(tmp_path / "one", "position", layers=["mid"])
+    planted(tmp_path / "broken", "position", complete=False)
+    main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert "1 runs" in said.out
+    assert "broken: is incomplete" in said.err
+    assert (tmp_path / "runs.md").is_file()
+
+
+def a_run(value: float, seed: int = 0, layers: tuple[str, ...] = ("down_0", "mid"), **meta: object) -> Run:
+    """Position accuracy ``value`` at the first layer and 0.1 less at every next."""
+    numbers = {f"test/{layer}/binned_accuracy/all": value - 0.1 * i for i, layer in enumerate(layers)}
+    known = {"layers": list(layers), "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}, "seed": seed}
+    return Run(numbers, known | {"probe": "position", "complete": True} | meta, {})
+
+
+LEACE = {"none": {"steps": ["Standardize", "Leace"]}}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({}, {"mitigations": LEACE}, "mitigation standardize → leace"),
+        ({"image_size": 512}, {"image_size": 768}, "size 768"),
+        ({"noise": "independent"}, {"noise": "shared"}, "noise shared"),
+        ({"padding": "zeros"}, {"padding": "reflect"}, "padding reflect"),
+        ({}, {"control": "rotated"}, "control rotated"),
+        ({}, {"prompt": "a cat"}, "prompt a cat"),
+        ({"concatenated": ["mid", "up_1"]}, {"concatenated": ["up_1", "up_2"]}, "concatenated up_1 + up_2"),
+        ({}, {"weights": "random-1"}, "random-1"),
+        ({"precision": "bf16"}, {"precision": "fp32"}, "precision fp32"),
+        ({"dataset_fingerprint": "a" * 64}, {"dataset_fingerprint": "b" * 64}, "images bbbbbbbb"),
+        ({"train_steps": 0}, {"train_steps": 9}, "solver trained"),
+        ({"settings_hash": "c" * 16}, {"settings_hash": "d" * 16}, "settings dddddddd"),
+    ],
+)
+def test_only_seeds_are_averaged_and_other_runs_say_what_differs(one: dict, two: dict, said: str) -> None:
+    found = means([a_run(0.5, **one), a_run(0.9, **two)])
+    assert sorted(found[cell] for cell in found if cell[2] == "down_0") == pytest.approx([0.5, 0.9])
+    assert found[f"sd, {said}", 50, "down_0"] == pytest.approx(0.9)
+
+
+def test_two_sweeps_are_two_curves_whatever_their_points() -> None:
+    points = [(settings, timestep) for settings in ("a", "b") for timestep in (10, 50, 261)]
+    runs = [a_run(0.5, timestep=step, settings_hash=name, config_hash=f"{name}{step}") for name, step in points]
+    assert {cell[0] for cell in means(runs)} == {"sd, settings a", "sd, settings b"}
+    again = [a_run(0.5, timestep=step, settings_hash="a", config_hash=f"again{step}") for step in (10, 50, 261)]
+    assert {cell[0] for cell in means([*runs[:3], *again])} == {"sd"}, "the same sweep again, into another folder"
+
+
+def test_a_seed_may_draw_other_images() -> None:
+    seeds = [a_run(0.5, 0, dataset_fingerprint="a", config_hash="1"), a_run(0.9, 1, dataset_fingerprint="b", config_hash="2")]
+    assert means(seeds)["sd", 50, "down_0"] == pytest.approx(0.7)
+
+
+def test_a_seed_measured_twice_counts_once() -> None:
+    assert means([a_run(0.4), a_run(0.4), a_run(0.7, seed=1)])["sd", 50, "down_0"] == pytest.approx(0.55)
+
+
+def test_a_figure_that_cannot_be_drawn_says_why(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    for name, changes in {"a": {}, "b": {"settings_hash": "other"}}.items():
+        for timestep in (10, 50):
+            planted(tmp_path / f"{name}{timestep}", "position", timestep, **changes)
+    planted(tmp_path / "depth10", "depth", 10)
+    planted(tmp_path / "depth50", "depth", 50)
+    assert "position_against_depth" not in comparison_figures(read_runs(tmp_path)[0])
+    assert "No figure of position against depth: the runs have no name in common (" in caplog.text
+
+
+def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:
+    found = means([a_run(0.5, model="a/unet"), a_run(0.9, model="b/unet"), a_run(0.4, model="c/other")])
+    assert {cell[0] for cell in found} == {"a/unet", "b/unet", "other"}
+
+
+def test_the_layer_asked_for_is_that_of_the_mean_over_seeds() -> None:
+    one, two = a_run(0.5, 0), a_run(0.5, 1)
+    two.metrics["test/mid/binned_accuracy/all"] = 0.9  # 0.4 and 0.9 against 0.5 twice
+    assert answers(means([one, two]), "position") == {("sd", 50): "mid"}
+    two.metrics["test/mid/binned_accuracy/all"] = 0.55  # best of its own run, not on average
+    assert answers(means([one, two]), "position") == {("sd", 50): "down_0"}
+    figure = comparison_figures([one, two])["layer_by_question"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["down_0"]
+
+
+def test_variants_never_count_as_layers() -> None:
+    run = a_run(0.3, layers=("mid", "up_1", "mid__leace"))
+    run.metrics["test/mid__leace/binned_accuracy/all"] = 0.99
+    assert layer_asked_for(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
+    assert {cell[2] for cell in means([run])} == {"mid", "up_1"}
+    labels = comparison_figures([run])["layers_position"].axes[-1].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["mid", "up_1"]
+
+
+def test_tasks_of_one_condition_meet_where_one_of_them_has_two() -> None:
+    other = a_run(0.4, noise="shared", probe="depth")
+    other.metrics.update({f"test/{layer}/rmse/all": 0.3 for layer in other.layers})
+    both = [a_run(0.5, noise="shared"), a_run(0.7, noise="independent"), other]
+    legend = comparison_figures(both)["position_against_depth"].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["sd, noise shared"]
+
+
+def test_tables_hold_the_conditions_and_the_terminal_those_that_vary(tmp_path: Path) -> None:
+    common = {"padding": "zeros", "image_size": 512, "dataset_fingerprint": "0123456789"}
+    compared = {"none": {"steps": []}, "leace": {"steps": ["Leace"]}}
+    runs = [a_run(0.5, **common), a_run(0.6, **common, mitigations=LEACE), a_run(0.7, **common, mitigations=compared)]
+    runs.append(a_run(0.8, **common, control="rotated"))
+    write_tables(runs, tmp_path)
+    with (tmp_path / "runs.csv").open() as file:
+        table = [row for row in csv.DictReader(file) if row["layer"] == "mid"]
+    assert [row["mitigation"] for row in table] == ["", "standardize → leace", "compared", ""]
+    assert [row["control"] for row in table] == ["", "", "", "rotated"]
+    assert {(row["padding"], row["image_size"], row["dataset_fingerprint"]) for row in table} == {("zeros", "512", "01234567")}
+    shown = question_table(runs)
+    headers = [column.header for column in shown.columns]
+    fixed = ["metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"]
+    assert headers == ["run", "mitigation", "control", *fixed]
+    assert "image size 512" in str(shown.caption) and "padding zeros" in str(shown.caption)

@@ -1,0 +1,419 @@
+"""Mitigations side by side: planted numbers in, exact cells out; families of tests; dominance against a slow reference."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.markers import MarkerStyle
+from PIL import Image
+from rich.console import Console
+from scipy import stats
+
+from sdprobe.metrics.sign_flips import adjusted_p
+from sdprobe.reports.mitigated_layers import Family, MitigatedLayer, mitigated_layers, verdict
+from sdprobe.reports.mitigations import WIDTH, dominated, mitigation_tables, pareto_figure, write
+from sdprobe.reports.run import Run
+
+FAMILIES = {"position_mean_050": "PositionMean", "position_mean": "PositionMean", "leace": "Leace", "canvas": "Canvas"}
+FAMILIES |= {"random_rank": "RandomRank", "shuffled_position": "ShuffledPosition"}
+RANKS = {"position_mean_050": 14, "position_mean": 14, "leace": 6, "random_rank": 14, "shuffled_position": 14}
+UNITS = 20
+# value, gain, half width of the gain's interval
+POSITION = {
+    "none": (0.8,), "position_mean_050": (0.6, -0.2, 0.02), "position_mean": (0.25, -0.55, 0.02),
+    "leace": (0.74, -0.06, 0.03), "canvas": (0.79, -0.01, 0.05), "random_rank": (0.76, -0.04, 0.02),
+    "shuffled_position": (0.8, 0.0, 0.02),
+}  # fmt: skip
+PCK = {
+    "none": (0.3,), "position_mean_050": (0.33, 0.03, 0.02), "position_mean": (0.24, -0.06, 0.03),
+    "leace": (0.31, 0.01, 0.02), "canvas": (0.28, -0.02, 0.03), "random_rank": (0.29, -0.01, 0.02),
+    "shuffled_position": (0.3, 0.0, 0.01),
+}  # fmt: skip
+CONTENT = {label: (0.5 - 0.05 * i, -0.05 * i, 0.01) if i else (0.5,) for i, label in enumerate(["none", *FAMILIES])}
+
+
+def planted(metric: str, numbers: dict[str, tuple[float, ...]], layers: Sequence[str] = ("mid",)) -> dict[str, float]:
+    """What a run writes about one metric of the layers and their variants."""
+    found: dict[str, float] = {}
+    for layer in layers:
+        for label, (value, *gained) in numbers.items():
+            name = layer if label == "none" else f"{layer}__{label}"
+            ends = {"": value, "/ci_low": value - 0.05, "/ci_high": value + 0.05}
+            found |= {f"test/{name}/{metric}{end}": each for end, each in ends.items()}
+            if gained:
+                gain, half = gained
+                ends = {"": gain, "/ci_low": gain - half, "/ci_high": gain + half, "/n": UNITS}
+                found |= {f"gain_over_none/{name}/{metric}{end}": each for end, each in ends.items()}
+    return found
+
+
+def run_of(
+    metrics: dict[str, float],
+    folder: Path,
+    labels: Sequence[str] = tuple(FAMILIES),
+    fit_images: int = 64,
+    units: int = UNITS,
+    **meta: Any,
+) -> Run:
+    """A run folder with these metrics and pseudo-values of ``units`` photographs that give their gains, read back."""
+    bases = list(dict.fromkeys(key.split("/")[1].split("__")[0] for key in metrics))
+    layers = [name for base in bases for name in (base, *(f"{base}__{label}" for label in labels))]
+    described: dict[str, Any] = {"none": {"steps": [], "passes": 1.0, "fits": {base: [] for base in bases}}}
+    for label in labels:
+        fit = [] if label == "canvas" else [{"fit_images": fit_images} | ({"rank": RANKS[label]} if label in RANKS else {})]
+        passes = 1.5625 if label == "canvas" else 1.0
+        described[label] = {"steps": [FAMILIES[label]], "passes": passes, "fits": dict.fromkeys(bases, fit)}
+    said = {
+        "layers": layers, "probe": "position", "model": "some/model", "weights": "stored", "timestep": 50, "seed": 0,
+        "noise": "independent", "padding": "zeros", "mitigations": described, "complete": True, "schema": 2,
+    } | meta  # fmt: skip
+    folder.mkdir()
+    if not units and "schema" not in meta:
+        said.pop("schema")
+    np.savez(folder / "pseudovalues.npz", **by_unit(metrics, units))
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"meta": said}))
+    return Run.read(folder)
+
+
+def by_unit(metrics: dict[str, float], units: int) -> dict[str, np.ndarray]:
+    """Pseudo-values whose paired differences have the gains of the metrics, and the half widths of their intervals."""
+    found: dict[str, np.ndarray] = {}
+    if units < 2:
+        return found
+    for key in (key for key in metrics if key.startswith("test/") and not key.endswith(("/ci_low", "/ci_high"))):
+        _, name, rest = key.split("/", 2)
+        base = np.random.default_rng(0).normal(metrics.get(f"test/{name.split('__')[0]}/{rest}", 0), 0.1, units)
+        gain = metrics.get(f"gain_over_none/{name}/{rest}", 0.0)
+        half = gain - metrics.get(f"gain_over_none/{name}/{rest}/ci_low", gain)
+        noise = np.random.default_rng(list(name.encode())).normal(size=units)
+        noise = (noise - noise.mean()) / noise.std(ddof=1)
+        found[key] = base + gain + noise * half * units**0.5 / stats.t.ppf(0.975, units - 1)
+    return found
+
+
+def sweep(folder: Path, layers: Sequence[str] = ("mid",), without: Sequence[str] = ()) -> list[Run]:
+    """A position run, a correspondence run and a content run."""
+    kept = [label for label in FAMILIES if label not in without]
+    runs = []
+    for i, (key, numbers) in enumerate(
+        (("binned_accuracy/all", POSITION), ("pck_ours_point_0.10/all", PCK), ("content_r2/all", CONTENT))
+    ):
+        kind = {label: each for label, each in numbers.items() if label in ("none", *kept)}
+        metrics = planted(key, kind, layers)
+        if i == 0:
+            metrics |= {f"chance/{layer}/binned_accuracy/all": 0.125 for layer in layers}
+        kind = ("position", "correspondence", "content")[i]
+        runs.append(run_of(metrics, folder / str(i), kept, fit_images=128 if i == 1 else 64, probe=kind))
+    return runs
+
+
+def sweep_again(folder: Path) -> list[Run]:
+    (folder / "again").mkdir()
+    return sweep(folder / "again")
+
+
+def rows(layer: MitigatedLayer) -> dict[str, str]:
+    return {row.label: verdict(layer, row) for row in layer.rows}
+
+
+def printed(runs: Sequence[Run]) -> str:
+    out = io.StringIO()
+    for table in mitigation_tables(runs):
+        Console(file=out, width=WIDTH).print(table)
+    return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Any:
+    yield
+    plt.close("all")
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+
+
+def test_a_family_is_a_metric_over_all_layers_and_mitigations_without_controls(tmp_path: Path) -> None:
+    layers = mitigated_layers(sweep(tmp_path, ("mid", "up_1")))
+    assert [layer.families["binned_accuracy/all"] for layer in layers] == [Family(2 * 4, UNITS)] * 2
+    assert [layer.families["pck_ours_point_0.10/all"] for layer in layers] == [Family(2 * 4, UNITS)] * 2
+    text = " ".join(printed(sweep_again(tmp_path)).split())
+    assert f"Families: position 4 columns, {UNITS} photographs; content 4 columns" in text
+    assert f"PCK 4 columns, {UNITS} pictures" in text
+
+
+def test_p_values_are_those_of_joint_flips_over_the_family(tmp_path: Path) -> None:
+    runs = sweep(tmp_path, ("mid", "up_1"))
+    units = runs[0].pseudovalues()
+    labels = [label for label in FAMILIES if label not in ("random_rank", "shuffled_position")]
+    places = [(layer, label) for layer in ("mid", "up_1") for label in labels]
+    key = "binned_accuracy/all"
+    columns = np.stack([units[f"test/{layer}__{label}/{key}"] - units[f"test/{layer}/{key}"] for layer, label in places], 1)
+    expected = dict(zip(places, adjusted_p(columns), strict=True))
+    for layer in mitigated_layers(runs):
+        for row in layer.rows[1:]:
+            p = row.cells[key].p
+            assert math.isnan(p) if row.control else p == expected[layer.layer, row.label]
+
+
+def test_below_six_photographs_no_star_is_possible_and_the_table_says_so(tmp_path: Path) -> None:
+    runs = [run_of(planted("binned_accuracy/all", POSITION), tmp_path / "few", units=5)]
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean"] == "too few photographs"
+    text = " ".join(printed(runs).split())
+    assert "5 photographs: fewer than 6, so no star is possible" in text and "−.55*" not in text
+
+
+@pytest.mark.parametrize("schema", [None, 1])
+def test_runs_of_an_older_schema_have_no_stars(tmp_path: Path, schema: int | None) -> None:
+    metrics = planted("binned_accuracy/all", POSITION)
+    old = {key.replace("/n", "/p"): 0.001 if key.endswith("/n") else value for key, value in metrics.items()}
+    runs = [run_of(old, tmp_path / "old", **({} if schema is None else {"schema": schema}), units=0)]
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean"] == "run again to test" and not layer.families
+    text = " ".join(printed(runs).split())
+    assert "−.55*" not in text and "measured by an older version" in text
+    assert write(runs, tmp_path)
+
+
+def test_a_family_of_one_column_and_constant_differences_have_a_result(tmp_path: Path) -> None:
+    one = {label: POSITION[label] for label in ("none", "leace")}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", one), tmp_path / "one", ["leace"])])
+    assert layer.families["binned_accuracy/all"].columns == 1 and layer.rows[1].cells["binned_accuracy/all"].p < 0.01
+    same = {"none": (0.8,), "leace": (0.8, 0.0, 0.0)}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", same), tmp_path / "same", ["leace"])])
+    assert layer.rows[1].cells["binned_accuracy/all"].p == 1
+    constant = {"none": (0.8,), "leace": (0.7, -0.1, 0.0)}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", constant), tmp_path / "constant", ["leace"])])
+    assert layer.rows[1].cells["binned_accuracy/all"].significant
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+
+def test_cells_hold_value_difference_and_mark(tmp_path: Path) -> None:
+    [line] = [line for line in printed(sweep(tmp_path)).splitlines() if line.split()[:1] == ["position_mean_050"]]
+    assert line.split() == ["position_mean_050", ".60", "−.20*", ".45", "−.05*", ".33", "+.03*", "1", "64–128", "14", "yes"]
+    [line] = [line for line in printed(sweep_again(tmp_path)).splitlines() if line.split()[:1] == ["canvas"]]
+    assert line.split()[:3] == ["canvas", ".79", "−.01"] and line.split()[7:10] == ["1.56", "–", "–"]
+
+
+def test_a_mitigation_works_only_if_nothing_speaks_against_it(tmp_path: Path) -> None:
+    [layer] = mitigated_layers(sweep(tmp_path))
+    assert rows(layer) == {
+        "none": "",
+        "position_mean_050": "yes",
+        "position_mean": "no: lowers PCK",
+        "leace": "beyond random_rank not decided",
+        "canvas": "position not decided",
+        "random_rank": "control",
+        "shuffled_position": "control",
+    }
+
+
+def test_without_a_random_control_nothing_works(tmp_path: Path) -> None:
+    runs = sweep(tmp_path, without=["random_rank"])
+    [layer] = mitigated_layers(runs)
+    assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "random_rank missing"
+    assert "yes" not in rows(layer).values()
+    assert "random_rank missing: nothing can count as working" in printed(runs)
+
+
+def test_without_correspondence_it_says_so(tmp_path: Path) -> None:
+    [layer] = mitigated_layers(sweep(tmp_path)[:1])
+    assert rows(layer)["position_mean_050"] == "PCK missing"
+    [layer] = mitigated_layers(sweep_again(tmp_path)[1:])
+    assert rows(layer)["position_mean_050"] == "position missing"
+
+
+def test_where_matching_never_worked_nothing_is_said_to_work(tmp_path: Path) -> None:
+    low = {label: (value - 0.221, *rest) for label, (value, *rest) in PCK.items()}
+    metrics = planted("binned_accuracy/all", POSITION) | planted("pck_ours_point_0.10/all", low)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert rows(layer)["position_mean_050"] == "PCK below 8%" and rows(layer)["position_mean"] == "no: lowers PCK"
+
+
+def test_the_control_of_equal_rank_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a control of leace's own rank that takes less, and one of a higher rank that takes nearly all
+    monkeypatch.setitem(FAMILIES, "random_rank_6", "RandomRank")
+    monkeypatch.setitem(RANKS, "random_rank_6", 6)
+    numbers = POSITION | {"random_rank_6": (0.8, 0.0, 0.01), "random_rank": (0.3, -0.5, 0.02)}
+    pck = PCK | {"random_rank_6": (0.3, 0.0, 0.01)}
+    metrics = planted("binned_accuracy/all", numbers) | planted("pck_ours_point_0.10/all", pck)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run", list(FAMILIES))])
+    assert rows(layer)["leace"] == "yes"
+    assert rows(layer)["position_mean_050"] == "no: less than random_rank"
+
+
+def test_runs_of_other_networks_are_not_mixed(tmp_path: Path) -> None:
+    runs = sweep(tmp_path)
+    other = run_of(planted("binned_accuracy/all", POSITION | {"leace": (0.1, -0.7, 0.01)}), tmp_path / "x", timestep=261)
+    values = [
+        {row.label: row.cells["binned_accuracy/all"].value for row in layer.rows}["leace"]
+        for layer in mitigated_layers([*runs, other])
+    ]
+    assert values == [0.74, 0.1]
+
+
+OTHER = POSITION | {"leace": (0.1, -0.7, 0.01)}
+
+
+def leace(layers: Sequence[MitigatedLayer]) -> list[tuple[float, bool]]:
+    """Position accuracy of leace, and whether its PCK is known, per table."""
+    found = [{row.label: row.cells for row in layer.rows}["leace"] for layer in layers]
+    return [(cells["binned_accuracy/all"].value, "pck_ours_point_0.10/all" in cells) for cells in found]
+
+
+def test_of_runs_that_disagree_the_later_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other")
+    assert leace(mitigated_layers([*sweep(tmp_path), other])) == [(0.74, True)]
+    [warning] = caplog.messages
+    assert "other is left out" in warning and "test/mid__leace/binned_accuracy/all is 0.1 there and 0.74" in warning
+
+
+@pytest.mark.parametrize(
+    "meta", [{"dataset_fingerprint": "b"}, {"images": {"test": 7}}, {"train_steps": 9}], ids=["data", "size", "solver"]
+)
+def test_another_way_of_measuring_has_a_table_of_its_own(
+    tmp_path: Path, meta: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [*sweep(tmp_path), run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other", **meta)]
+    layers = mitigated_layers(runs)
+    assert leace(layers) == [(0.74, True), (0.1, True)], "the only correspondence run belongs to both"
+    assert len({layer.setting for layer in layers}) == 2 and not caplog.messages
+    # with two data sets of both probes nothing tells which belong together
+    runs.append(run_of(planted("pck_ours_point_0.10/all", PCK), tmp_path / "pck", probe="correspondence", **meta))
+    assert [known for layer in mitigated_layers(runs) for known in [{*layer.none.cells}] if len(known) == 3] == []
+
+
+@pytest.mark.parametrize("meta", [{"seed": 1}, {"precision": "bf16"}, {"image_size": 256}], ids=str)
+def test_other_conditions_have_a_table_of_their_own(tmp_path: Path, meta: dict[str, Any]) -> None:
+    layers = mitigated_layers([*sweep(tmp_path), run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other", **meta)])
+    assert leace(layers) == [(0.74, True), (0.1, False)]
+    [(name, value)] = meta.items()
+    assert layers[1].setting == f"some/model, timestep 50, {name.replace('_', ' ')} {value}"
+
+
+def test_position_stays_only_where_its_interval_is_within_two_points(tmp_path: Path) -> None:
+    numbers = POSITION | {"canvas": (0.8, 0.0, 0.01), "leace": (0.9, 0.1, 0.02)}
+    [layer] = mitigated_layers([run_of(planted("binned_accuracy/all", numbers), tmp_path / "run")])
+    assert (rows(layer)["canvas"], rows(layer)["leace"]) == ("no: position stays", "no: position rises")
+
+
+def test_pck_that_may_have_fallen_by_more_than_two_points_is_not_decided(tmp_path: Path) -> None:
+    wide = PCK | {"position_mean_050": (0.3, 0.0, 0.03)}
+    metrics = planted("binned_accuracy/all", POSITION) | planted("pck_ours_point_0.10/all", wide)
+    [layer] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert rows(layer)["position_mean_050"] == "PCK not decided"
+
+
+def test_runs_without_variants_have_no_report(tmp_path: Path) -> None:
+    plain = run_of(planted("binned_accuracy/all", {"none": (0.8,)}), tmp_path / "plain", labels=[])
+    assert mitigation_tables([plain]) == [] and write([plain], tmp_path) == []
+    assert not list(tmp_path.glob("mitigations*"))
+
+
+def test_a_layer_that_is_the_start_of_another_s_name_stays_alone(tmp_path: Path) -> None:
+    metrics = planted("binned_accuracy/all", POSITION, ("up_1",))
+    metrics |= planted("binned_accuracy/all", {label: (0.01, *rest[1:]) for label, rest in POSITION.items()}, ("up_1_res_0",))
+    [first, second] = mitigated_layers([run_of(metrics, tmp_path / "run")])
+    assert first.none.cells["binned_accuracy/all"].value == 0.8
+    assert second.none.cells["binned_accuracy/all"].value == 0.01
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_csv_holds_every_number(tmp_path: Path) -> None:
+    paths = write(sweep(tmp_path, ("mid", "up_1")), tmp_path)
+    assert [path.name for path in paths] == ["mitigations.csv", "mitigations.md", "mitigations_pareto.png"]
+    with paths[0].open() as file:
+        table = {(row["layer"], row["mitigation"], row["metric"]): row for row in csv.DictReader(file)}
+    assert len(table) == 2 * 3 * 7
+    row = table["up_1", "leace", "binned_accuracy/all"]
+    expected = {"value": 0.74, "ci_low": 0.69, "ci_high": 0.79, "gain": -0.06, "gain_ci_low": -0.09, "gain_ci_high": -0.03}
+    assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
+    assert 0 < float(row["p"]) < 0.05 and int(row["units"]) == UNITS
+    assert table["up_1", "random_rank", "binned_accuracy/all"]["p"] == ""
+    assert table["mid", "none", "binned_accuracy/all"]["gain"] == ""
+
+
+def test_markdown_gives_intervals_and_what_was_compared(tmp_path: Path) -> None:
+    write(sweep(tmp_path), tmp_path)
+    [line] = [line for line in (tmp_path / "mitigations.md").read_text().splitlines() if line.startswith("| leace")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == ".74 [.69, .79] −.06 [−.09, −.03]*"
+    assert cells[-2:] == ["beyond random_rank not decided", "random_rank (rank 14)"]
+
+
+# --- figure ----------------------------------------------------------------------------------------------------------
+
+
+def worse(point: np.ndarray, other: np.ndarray) -> bool:
+    return bool(other[0] <= point[0] and other[1] >= point[1] and (other[0] < point[0] or other[1] > point[1]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_dominated_is_brute_force(points: list[tuple[int, int]]) -> None:
+    array = np.array(points, dtype=float)
+    expected = [any(worse(point, other) for other in array) for point in array]
+    assert dominated(array).tolist() == expected
+    assert not all(expected)
+
+
+def markers(axis: Any) -> dict[str, bool]:
+    """Label → whether it is hollow."""
+    return {line.get_gid(): line.get_markerfacecolor() == "white" for line in axis.get_lines() if line.get_gid()}
+
+
+def test_dominated_points_are_hollow_and_families_joined(tmp_path: Path) -> None:
+    figure = pareto_figure(mitigated_layers(sweep(tmp_path)))
+    assert figure is not None
+    pck, content = figure.axes
+    assert {label for label, hollow in markers(pck).items() if not hollow} == {"position_mean_050", "position_mean"}
+    assert not markers(content)["none"] and markers(content)["canvas"]
+    joined = [line for line in pck.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]  # type: ignore[arg-type]
+    assert [list(line.get_xdata()) for line in joined] == [[0.25, 0.6]]  # type: ignore[call-overload]
+    [star] = [line for line in pck.get_lines() if line.get_gid() == "none"]
+    assert MarkerStyle(star.get_marker()).get_marker() == "*"  # type: ignore[arg-type]
+    assert "chance" in figure.get_suptitle()
+
+
+def test_less_error_is_better(tmp_path: Path) -> None:
+    # the same numbers as errors: what was best is worst
+    metrics = planted("binned_accuracy/all", POSITION) | planted("rmse/all", PCK)
+    figure = pareto_figure(mitigated_layers([run_of(metrics, tmp_path / "run")]))
+    assert figure is not None
+    [axis] = figure.axes
+    low, high = axis.get_ylim()
+    assert low > high
+    assert {label for label, hollow in markers(axis).items() if not hollow} == {"position_mean"}
+
+
+def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_path: Path) -> None:
+    figure = pareto_figure(mitigated_layers(sweep(tmp_path)))
+    assert figure is not None
+    for axis in figure.axes:
+        texts = [text for text in axis.texts if text.get_text()]
+        assert {text.get_text() for text in texts} == {"none", *FAMILIES}
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_no_figure_without_a_task(tmp_path: Path) -> None:
+    assert pareto_figure(mitigated_layers(sweep(tmp_path)[:1])) is None
+
+
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
+    *_, path = write(sweep(tmp_path, ("mid", "up_0", "up_1")), tmp_path)
+    with Image.open(path) as image:
+        assert image.width > image.height > 900 and np.asarray(image.convert("L")).std() > 5

@@ -1,0 +1,442 @@
+"""Sweeps: what a job that fails, is finished, or was killed leaves; what the sweep says at its end."""
+
+import atexit
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from datamodules.images.scenes import Scenes
+from datamodules.latents import LatentCache, LatentStore
+from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.precision import choose_device
+from sdprobe.reports.run import Run
+from sdprobe.runs import cli, sweep, tracking
+from sdprobe.runs.cli import UserError
+from sdprobe.runs.record import VERSION, config_hash
+from sdprobe.runs.sweep import SweepSummary, jobs, named
+from sdprobe.utilities.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "backbone=tiny", "images.size=128", "images.limit=12", "block=up_0", "probe.solver=closed_form", "twins=0", "logger=none",
+    "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., DictConfig]:
+    """The configuration of a job of a sweep below ``tmp_path``, as a launcher gives it to the task."""
+
+    def make(*overrides: str, number: int = 0, mode: str = "MULTIRUN") -> DictConfig:
+        given = [*SMALL, *overrides, f"hydra.mode={mode}", f"hydra.sweep.dir={tmp_path}"]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", overrides=given, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.job.num = number
+            cfg.hydra.runtime.output_dir = str(tmp_path / str(number))
+        (tmp_path / str(number)).mkdir(exist_ok=True)
+        HydraConfig.instance().set_config(cfg)
+        task = cfg.copy()
+        with open_dict(task):
+            del task["hydra"]
+        task.run_dir = str(tmp_path / str(number))
+        return task
+
+    yield make
+    HydraConfig.instance().cfg = None
+
+
+def command_line(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_users_mistake_is_kept_as_its_sentence(job, tmp_path: Path) -> None:
+    with sweep.recorded(job()):
+        raise UserError("Expected a, but got b. Use c.")
+    assert (tmp_path / "0" / "error.txt").read_text() == "Expected a, but got b. Use c."
+
+
+def test_a_defect_is_kept_with_its_traceback_and_forgotten_by_the_next_try(job, tmp_path: Path) -> None:
+    cfg = job()
+    with sweep.recorded(cfg):
+        raise ZeroDivisionError("planted")
+    text = (tmp_path / "0" / "error.txt").read_text()
+    assert text.startswith("ZeroDivisionError: planted\n")
+    assert "test_sweeps.py" in text
+    with sweep.recorded(cfg):
+        pass
+    assert not (tmp_path / "0" / "error.txt").exists()
+
+
+def test_a_single_run_and_ctrl_c_are_not_swallowed(job) -> None:
+    with pytest.raises(SystemExit), sweep.recorded(job()):
+        raise SystemExit(130)
+    with pytest.raises(ZeroDivisionError, match="planted"), sweep.recorded(job(mode="RUN")):
+        raise ZeroDivisionError("planted")
+
+
+def test_a_failure_that_cannot_be_written_down_reaches_hydra(job, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep, "write_file", full)
+    with pytest.raises(UserError, match="the real reason"), sweep.recorded(job()):
+        raise UserError("the real reason")
+
+
+def test_only_a_complete_result_of_the_same_settings_is_skipped(job, tmp_path: Path) -> None:
+    cfg = job()
+    stored = {"config_hash": config_hash(cfg), "version": VERSION, "complete": True, "twins": cfg.twins, "control": None}
+    file = tmp_path / "0" / "metrics.json"
+    assert not sweep.finished(cfg)
+    file.write_text(json.dumps({"meta": stored}))
+    assert sweep.finished(cfg)
+    assert not sweep.finished(job("seed=1")) and not sweep.finished(job("twins=2"))
+    for older in (stored | {"version": VERSION - 1}, {key: value for key, value in stored.items() if key != "version"}):
+        file.write_text(json.dumps({"meta": older}))
+        assert not sweep.finished(cfg), older
+    file.write_text(json.dumps({"meta": stored | {"source": "a comment changed"}}))
+    assert sweep.finished(cfg)
+    assert not sweep.finished(job(mode="RUN")), "a single run into an old folder is asked for on purpose"
+    for damaged in (json.dumps({"meta": stored | {"complete": False}}), "{", "[]", '{"meta": 3}'):
+        file.write_text(damaged)
+        assert not sweep.finished(job()), damaged
+
+
+def test_a_killed_job_continues_but_not_with_other_settings_or_numbers(job, tmp_path: Path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    first = job()
+    sweep.begin(first)
+    assert first.resume is None
+    (tmp_path / "0" / "checkpoints").mkdir()
+    (tmp_path / "0" / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(sweep, "source_digest", lambda: "a comment changed")
+    again, other = job(), job("seed=1")
+    sweep.begin(again)
+    assert again.resume == str(tmp_path / "0")
+    assert "starts anew" not in caplog.text
+    sweep.begin(other)
+    assert other.resume is None
+    monkeypatch.setattr(sweep, "VERSION", VERSION + 1)
+    changed = job("seed=1")
+    sweep.begin(changed)
+    assert changed.resume is None, "a head is trained by one version from start to end"
+    (tmp_path / "0" / "config_hash").write_text("c6c127558403c3dd f021875ea20af563")  # before there were versions
+    before = job("seed=1")
+    sweep.begin(before)
+    assert before.resume is None
+    assert caplog.text.count("This job was cut off with other settings or by an older version; it starts anew.") == 3
+
+
+def test_building_a_run_leaves_the_hash_of_its_settings_alone(job, tmp_path: Path) -> None:
+    from sdprobe.runs.measurement import Measurement
+
+    cfg = job()
+    before = config_hash(cfg)
+    Measurement(cfg)
+    assert config_hash(cfg) == before
+
+
+def test_progress_counts_jobs_and_estimates_the_rest(tmp_path: Path) -> None:
+    assert sweep.progress(tmp_path, 3, 0.0) == "Job 4"
+    now = time.time()
+    plan = {"jobs": 8, "folders": [str(number) for number in range(8)], "started": now - 100}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    # 0, 3 and 11 are from an earlier and longer try, in which 3 failed
+    for number, age, left in (
+        (0, 500, "metrics"),
+        (1, 60, "metrics"),
+        (2, 0, "error"),
+        (3, 500, "error"),
+        (11, 500, "metrics"),
+    ):
+        (tmp_path / str(number)).mkdir()
+        file = tmp_path / str(number) / {"metrics": "metrics.json", "error": "error.txt"}[left]
+        file.touch()
+        os.utime(file, (now - age, now - age))
+    # two of the seven that this try has to do took 100 s: five are left
+    assert sweep.progress(tmp_path, 3, now) == "Job 4 of 8; 2 ended in 1:40 min, about 4:10 min left"
+
+
+# --- what is refused before a sweep begins -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("launcher", "extra"), [("ray", "ray"), ("slurm", "slurm"), ("submitit_local", "slurm")])
+def test_a_missing_launcher_names_its_extra(launcher: str, extra: str, monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_installed", lambda module: False)
+    with pytest.raises(InputError, match=rf"^Expected hydra/launcher to be installed.*needs the extra '{extra}'.*pip install"):
+        cli.check(["-m", f"hydra/launcher={launcher}", "seed=1,2"])
+    cli.check([f"hydra/launcher={launcher}"])  # a single run needs none
+
+
+def test_what_is_not_installed_is_noticed() -> None:
+    assert sweep._installed("hydra.core")
+    assert not sweep._installed("hydra_plugins.hydra_no_such_launcher")
+    assert not sweep._installed("no_such_package.module")
+
+
+def test_a_job_has_one_device() -> None:
+    with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep, but got 2"):
+        cli.check(["-m", "+trainer.devices=2", "seed=1,2"])
+    with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep"):
+        cli.check(["sweep=timesteps", "+trainer.devices=2"])
+    cli.check(["-m", "+trainer.devices=1", "seed=1,2"])
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1").index == 1
+    with pytest.raises(InputError, match=r"device=cuda:2 to exist, but torch finds 2 GPUs\. Use device=cuda:1 or less"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(("preset", "count"), [("stages", 3), ("layers", 3), ("timesteps", 12), ("models", 24)])
+def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) -> None:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=[f"sweep={preset}"], return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN
+    with open_dict(cfg):
+        cfg.hydra.overrides.task = [f"sweep={preset}"]
+    assert jobs(cfg) == count
+    cfg.hydra.overrides.task = [f"sweep={preset}", "probe=position", "seed=range(0,4)"]
+    assert jobs(cfg) == 4 * count // (3 if count == 3 else 2), "the command line wins over the preset"
+
+
+def test_a_glob_has_as_many_jobs_as_choices() -> None:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.overrides.task = ["backbone=glob(sd*)", "timestep=10,50"]
+        assert jobs(cfg) == 2 * len(list((ROOT / "configs" / "backbone").glob("sd*.yaml")))
+
+
+# --- the end of a sweep ------------------------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_a_sweep_share_a_group(job, tmp_path: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(tracking.wandb, "init", lambda **named: seen.append(named["group"]) or SimpleNamespace(id="x"))
+    monkeypatch.setattr(tracking, "WandbLogger", lambda experiment: experiment)
+    for cfg in (job(), job("probe=depth", number=1)):
+        tracking.wandb_logger(str(tmp_path), "p", "n", str(cfg.probe._target_), {})
+    job(mode="RUN")
+    tracking.wandb_logger(str(tmp_path), "p", "n", "alone", {})
+    assert seen[0] == seen[1] == f"sweep-{'-'.join(tmp_path.parts[-2:])}"
+    assert seen[2] == "alone"
+
+
+def service() -> int:
+    """wandb's process below this one."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            named_so = b"wandb-core" in stat.with_name("cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if parent == os.getpid() and named_so:
+            return int(stat.parent.name)
+    raise AssertionError("wandb's service is no child of this process")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds wandb's process in /proc")
+def test_wandb_gone_in_the_middle_of_a_run_costs_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = tracking.wandb_logger(str(tmp_path), "p", "n", "g", {})
+    logger.log_metrics({"a": 1.0}, 0)
+    assert "no longer answers" not in caplog.text
+    os.kill(service(), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while "no longer answers" not in caplog.text and time.monotonic() < deadline:
+        logger.log_metrics({"a": 1.0}, 1)
+        time.sleep(0.05)
+    tracking.log_results(logger, OmegaConf.create({"seed": 0}), ["layer"], [["mid"]], [])
+    tracking.finish(logger)
+    assert "no longer answers" in caplog.text
+    with contextlib.suppress(ConnectionError):  # the next test gets a service of its own
+        tracking.wandb.teardown()
+
+
+def test_killed_and_unborn_jobs_are_named_too(tmp_path: Path, caplog) -> None:
+    (tmp_path / "sweep.json").write_text('{"jobs": 4, "started": 0}')
+    for number, (name, text) in enumerate([("error.txt", "Expected a.\n\nTraceback"), ("config_hash", "x")]):
+        (tmp_path / str(number) / ".hydra").mkdir(parents=True)
+        (tmp_path / str(number) / name).write_text(text)
+        OmegaConf.save([f"seed={number}"], tmp_path / str(number) / ".hydra" / "overrides.yaml")
+    assert named(tmp_path) == [
+        "  0 (seed=0): Expected a.",
+        "  1 (seed=1): has no result yet: it runs, or was killed",
+        "  2 of 4 jobs never began",
+    ]
+    assert "4 of 4 jobs have no result" in caplog.text
+    assert f"hydra.sweep.dir='{tmp_path}'" in caplog.text
+
+
+def test_a_failed_job_makes_the_exit_code_tell(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}, "sweeper": {}, "overrides": {"task": ["seed=1,2"]}}})
+    summary = SweepSummary()
+    summary.on_multirun_start(cfg)
+    assert json.loads((tmp_path / "sweep.json").read_text())["jobs"] == 2
+    with pytest.raises(SystemExit) as caught:
+        summary.on_multirun_end(cfg)
+    assert caught.value.code == 1
+
+
+def sweep_of(folder: Path, task: str, **sweep: str) -> DictConfig:
+    return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder), **sweep}, "sweeper": {}, "overrides": {"task": [task]}}})
+
+
+def result(folder: Path, **meta: object) -> None:
+    folder.mkdir(exist_ok=True)
+    known = {"complete": True, "layers": ["up_0"], "model": "tiny", "weights": "stored", "timestep": 10, "images": {"test": 2}}
+    (folder / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known | meta}))
+
+
+def test_jobs_of_an_earlier_longer_sweep_are_not_this_ones(tmp_path: Path) -> None:
+    result(tmp_path / "0")
+    result(tmp_path / "1")
+    result(tmp_path / "2", timestep=500)
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "error.txt").write_text("old")
+    cfg, summary = sweep_of(tmp_path, "seed=1,2"), SweepSummary()
+    summary.on_multirun_start(cfg)
+    assert json.loads((tmp_path / "sweep.json").read_text())["folders"] == ["0", "1"]
+    summary.on_multirun_end(cfg)  # does not exit
+    assert (tmp_path / "runs.csv").read_text().count("\n") == 3
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_sweep_whose_folders_are_named_otherwise_reads_them_all(tmp_path: Path) -> None:
+    result(tmp_path / "seed=1")
+    cfg, summary = sweep_of(tmp_path, "seed=1,2", subdir="${hydra.job.override_dirname}"), SweepSummary()
+    summary.on_multirun_start(cfg)
+    assert named(tmp_path) == ["  1 of 2 jobs never began"]
+    atexit.unregister(summary._unsaid)
+
+
+def test_failed_jobs_are_named_where_the_table_cannot_be_written(tmp_path: Path, caplog) -> None:
+    result(tmp_path / "0")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "error.txt").write_text("Expected a.")
+    (tmp_path / "runs.csv").mkdir()
+    cfg, summary = sweep_of(tmp_path, "seed=1,2"), SweepSummary()
+    summary.on_multirun_start(cfg)
+    with pytest.raises(SystemExit) as caught:
+        summary.on_multirun_end(cfg)
+    assert caught.value.code == 1
+    assert "IsADirectoryError" in caplog.text and "1 (no overrides): Expected a." in caplog.text
+
+
+def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
+    known = {"config_hash": config_hash(job("timestep=10")), "complete": True, "layers": ["up_0"], "model": "tiny"}
+    known |= {"weights": "stored", "timestep": 10, "images": {"test": 2}, "probe": "position"}
+    known |= {"twins": job().twins, "control": None, "version": VERSION}
+    (tmp_path / "0" / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known}))
+    options = ["timestep=10,1000,50", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
+    answer = command_line("-m", *SMALL, *options)
+    assert answer.returncode == 1
+    assert answer.stdout.count("is finished already; skipped") == 1
+    assert "1 of 3 jobs have no result" in answer.stdout
+    assert "  1 (" in answer.stdout and "timestep to be from 0 to 999, but got 1000" in answer.stdout
+    assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
+    assert Run.read(tmp_path / "2").meta["complete"]
+    assert (tmp_path / "runs.csv").read_text().count("\n") == 3
+    assert not (tmp_path / "1" / "metrics.json").exists()
+
+
+# --- several processes, and one that is killed ------------------------------------------------------------------------
+
+
+def encode(root: Path, start: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    backbone = FrozenSD.from_pretrained("tiny", device="cpu")
+    store = LatentStore(Scenes(size=64, limit=6), backbone.encoder, LatentCache(root), seed=0, batch_size=2, num_workers=0)
+    start.wait(60)
+    usable = store.prepare(range(6))
+    answers.put((usable, [store[index].flatten()[:4].tolist() for index in usable], store.cache.damaged))
+
+
+def test_two_processes_encode_the_same_images_into_one_cache(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start, answers = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=encode, args=(tmp_path, start, answers), daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    one, two = answers.get(timeout=120), answers.get(timeout=120)
+    for worker in workers:
+        worker.join(60)
+    assert one == two
+    assert one[0] == list(range(6)) and one[2] == 0
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_disk_that_fills_up_stops_with_a_sentence_and_keeps_what_is_whole(tmp_path: Path, monkeypatch) -> None:
+    backbone, images = FrozenSD.from_pretrained("tiny", device="cpu"), Scenes(size=64, limit=6)
+
+    def store() -> LatentStore:
+        return LatentStore(images, backbone.encoder, LatentCache(tmp_path), seed=0, batch_size=2, num_workers=0)
+
+    real, calls = os.replace, []
+
+    def filling(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr("sdprobe.utilities.io.os.replace", filling)
+    with pytest.raises(InputError, match=r"No space left on device.*cache_dir"):
+        store().prepare(range(6))
+    monkeypatch.undo()
+    again = store()
+    assert again.prepare(range(6)) == list(range(6))
+    assert again.encoded == 3, "three were whole"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_completes_to_the_numbers_of_an_undisturbed_one(tmp_path: Path) -> None:
+    slow = [option for option in SMALL if "solver" not in option]
+    options = [*slow, "probe.min_steps=2000", "trainer.max_epochs=12", "seed=0,1", f"cache_dir={tmp_path / 'cache'}"]
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "-m", *options, f"hydra.sweep.dir={cut}"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (cut / "1" / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Run.read(cut / "0").meta["complete"]
+    assert not (cut / "1" / "metrics.json").exists(), "the control: it was killed in the middle"
+    again = command_line("-m", *options, f"hydra.sweep.dir={cut}")
+    assert again.returncode == 0, again.stderr
+    assert "is finished already; skipped" in again.stdout
+    assert "continues from its last epoch" in again.stdout
+    assert command_line("-m", *options, f"hydra.sweep.dir={whole}").returncode == 0
+    for number in "01":
+        assert Run.read(cut / number).metrics == Run.read(whole / number).metrics

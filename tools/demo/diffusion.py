@@ -1,0 +1,188 @@
+"""The demo model's U-Net and text encoder, trained together to denoise latents of scenes.
+
+Velocity prediction (Salimans & Ho, 2022, arXiv 2202.00512) on Stable Diffusion's noise schedule. Step s draws from a
+generator of its own, keyed by (seed, s): a run that was stopped goes on to the same weights.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float, Int
+from lightning.fabric import Fabric
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdprobe.backbones.random_pipeline import SCHEDULE
+from tools.demo.latents import CAPTIONS, Latents
+from tools.demo.parts import names
+from tools.demo.states import Clock, load_state, log_line, save_state
+from tools.demo.text import text_encoder
+
+LOG_EVERY = 50  # steps
+ALIGNED = 2  # which of block_out_channels up_1's output has
+ATTENDING = (False, True, True, False)  # which down stages attend: 64, 32, 16, 8 tokens a side; the middle (8) does too
+
+
+class Denoiser(nn.Module):
+    """A U-Net and the text encoder that conditions it; in training also a linear map from up_1's tokens to parts."""
+
+    def __init__(self, config: DictConfig, words: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text = text_encoder(words, config.text_width, config.text_layers)
+        self.unet = UNet2DConditionModel(
+            sample_size=64,
+            layers_per_block=2,
+            block_out_channels=tuple(config.block_out_channels),
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in ATTENDING),
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(ATTENDING)),
+            attention_head_dim=config.attention_heads,
+            cross_attention_dim=config.text_width,
+            norm_num_groups=16,
+        )
+        self.parts = nn.Conv2d(config.block_out_channels[ALIGNED], len(names()), 1)
+
+    def forward(
+        self, noisy: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], tokens: Int[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b k h w"]]:
+        """(The predicted velocity, logits of the part at every cell.)"""
+        seen: list[Tensor] = []
+        hook = self.unet.up_blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            velocity: Tensor = self.unet(noisy, timesteps, self.text(tokens).last_hidden_state).sample
+        finally:
+            hook.remove()
+        logits = nn.functional.interpolate(self.parts(seen[0].to(self.parts.weight.dtype)), noisy.shape[2:], mode="bilinear")
+        return velocity, logits
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, for a model that predicts velocities."""
+    return DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, prediction_type="v_prediction")
+
+
+def batch(
+    data: Latents, count: int, window: int, drop: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "b 4 h h"], list[str], Int[Tensor, "b h h"]]:
+    """`count` random latents, cut to a random window, one caption each, empty with probability `drop`, and their parts."""
+
+    def draw(bound: int) -> int:
+        return int(torch.randint(bound, (), generator=generator))
+
+    latents, captions, parts = [], [], []
+    for _ in range(count):
+        index, side = draw(len(data.values)), data.values.shape[-1]
+        top, left = draw(side - window + 1), draw(side - window + 1)
+        rows, cols = slice(top, top + window), slice(left, left + window)
+        latents.append(data.values[index, :, rows, cols].float())
+        parts.append(data.parts[index, rows, cols].long())
+        dropped = bool(torch.rand((), generator=generator) < drop)
+        choice = data.captions[index][draw(CAPTIONS)]
+        captions.append("" if dropped else choice)
+    return torch.stack(latents), captions, torch.stack(parts)
+
+
+def corruption(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise of this shape, and a timestep for each of its items."""
+    return torch.randn(shape, generator=generator), torch.randint(1000, shape[:1], generator=generator)
+
+
+def losses(
+    model: nn.Module, schedule: DDIMScheduler, latents: Float[Tensor, "b 4 h w"], tokens: Int[Tensor, "b l"],
+    parts: Int[Tensor, "b h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:  # fmt: skip
+    """(Mean squared error of the velocity, cross-entropy of the parts), equal for all timesteps: what objects look like is
+    decided at high noise."""
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    target = schedule.get_velocity(latents, noise, timesteps)
+    velocity, logits = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
+    return (velocity.float() - target).square().mean(), nn.functional.cross_entropy(logits.float(), parts)
+
+
+class Trainer:
+    """One diffusion training run: model, optimiser, average weights, and how far it has come."""
+
+    def __init__(
+        self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric,
+        start: str | None = None,
+    ) -> None:  # fmt: skip
+        torch.manual_seed(seed)
+        self.config, self.words, self.seed, self.work, self.fabric = config, words, seed, work, fabric
+        self.model = Denoiser(shape, words)
+        if start:
+            self.model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start, subfolder="unet").float().state_dict())
+            stored = CLIPTextModel.from_pretrained(start, subfolder="text_encoder").float()
+            self.model.text.load_state_dict(stored.state_dict())
+        self.model.unet.to(memory_format=torch.channels_last)
+        self.schedule = scheduler()
+        fused = fabric.device.type in ("cpu", "cuda")
+        optimiser = torch.optim.AdamW(self.model.parameters(), config.rate, weight_decay=config.weight_decay, fused=fused)
+        self.average = EMAModel(self.model.parameters(), decay=config.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.step, self.stage, self.done = 0, 0, 0
+        state = load_state(self.path)
+        if state:
+            self.model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            self.average.load_state_dict(state["average"])
+            self.step, self.stage, self.done = state["step"], state["stage"], state["done"]
+        self.wrapped, self.optimiser = fabric.setup(self.model, optimiser)
+        self.average.to(fabric.device)
+
+    @property
+    def path(self) -> Path:
+        """Where the state is kept."""
+        return self.work / "diffusion.pt"
+
+    def save(self) -> None:
+        """Write everything needed to go on; one process does."""
+        if self.fabric.is_global_zero:
+            state: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+            state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
+            save_state(self.path, state)
+
+    def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Latents], save_every: float) -> None:
+        """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
+        clock, total, first = Clock(save_every), torch.zeros(2), self.step
+        while self.done < stage.samples:
+            total += self._take_step(stage, data)
+            if self.step % LOG_EVERY == 0:
+                mean = self.fabric.all_reduce(total / (self.step - first), reduce_op="mean")
+                assert isinstance(mean, torch.Tensor)
+                total, first = torch.zeros(2), self.step
+                if self.fabric.is_global_zero:
+                    where = {"step": self.step, "stage": self.stage, "samples": self.done}
+                    log_line(self.work / "diffusion.csv", **where, loss=mean[0].item(), parts=mean[1].item())
+            if clock.due():
+                self.save()
+        self.stage, self.done = self.stage + 1, 0
+        self.save()
+
+    def _take_step(self, stage: DictConfig, data: dict[tuple[str, int], Latents]) -> Tensor:
+        """One optimiser step; with several processes each takes its part of the batch. Returns the losses."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        view = stage.views[self.step % len(stage.views)]
+        drop = self.config.drop_caption
+        latents, captions, parts = batch(data[view.kind, view.size], stage.batch, view.window, drop, generator)
+        tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        everything = (latents, tokens, parts, *corruption(latents.shape, generator))
+        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        here = [self.fabric.to_device(tensor[mine]) for tensor in everything]
+        for group in self.optimiser.param_groups:
+            group["lr"] = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
+        error, misread = losses(self.wrapped, self.schedule, *here)
+        self.optimiser.zero_grad()
+        self.fabric.backward(error + self.config.alignment * misread)
+        self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
+        self.optimiser.step()
+        self.average.step(self.model.parameters())
+        self.step, self.done = self.step + 1, self.done + stage.batch
+        return torch.stack([error.detach(), misread.detach()]).cpu()
+
+    def averaged(self) -> Denoiser:
+        """The model with its average weights, for use; training continues with the others."""
+        self.average.store(self.model.parameters())
+        self.average.copy_to(self.model.parameters())
+        return self.model.eval()

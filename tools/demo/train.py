@@ -1,0 +1,95 @@
+"""Train the demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: demo/config.yaml."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from lightning.fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+from transformers import CLIPTokenizer
+
+from sdprobe.backbones.saving import save_folder
+from sdprobe.scenes.composition import compose
+from sdprobe.utilities.io import read_json, write_file
+from tools.demo import autoencoder, diffusion
+from tools.demo.captions import caption
+from tools.demo.latents import encoded
+from tools.demo.text import tokenizer
+
+CONFIG = Path(__file__).with_name("config.yaml")
+
+
+@cache
+def words(seed: int) -> CLIPTokenizer:
+    """The tokenizer of the captions of the first 400 scenes of `seed`."""
+    generator = torch.Generator().manual_seed(0)
+    return tokenizer([caption(compose(seed, i), generator) for i in range(400) for _ in range(4)])
+
+
+def configured(arguments: Sequence[str]) -> DictConfig:
+    """demo/config.yaml with the command line's changes."""
+    base = OmegaConf.load(CONFIG)
+    changes = OmegaConf.from_cli(list(arguments))
+    unknown = [key for key in changes if key not in base]
+    if unknown:
+        known = ", ".join(map(str, base))
+        sys.exit(f"Expected options of demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
+    if "diffusion" in changes and "pictures" in changes.diffusion:
+        base.diffusion.pictures = {}
+    return cast(DictConfig, OmegaConf.merge(base, changes))
+
+
+def pipeline(vae: AutoencoderKL, model: diffusion.Denoiser, vocabulary: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The parts as one Stable Diffusion pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=model.text, tokenizer=vocabulary, unet=model.unet, scheduler=diffusion.scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a half-precision diffusers folder, tokenizer files of older transformers releases included."""
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.to(torch.float16, memory_format=torch.contiguous_format)
+    save_folder(pipe, folder)
+    pairs = read_json(folder / "tokenizer" / "tokenizer.json")["model"]
+    write_file(folder / "tokenizer" / "vocab.json", json.dumps(pairs["vocab"], ensure_ascii=False))
+    merges = "\n".join(" ".join(pair) for pair in pairs["merges"])
+    write_file(folder / "tokenizer" / "merges.txt", f"#version: 0.2\n{merges}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is not trained yet, then write the pipeline."""
+    config = configured(sys.argv[1:] if arguments is None else arguments)
+    work = Path(config.work)
+    fabric = Fabric(accelerator=config.device, devices=config.devices, precision=config.precision)
+    fabric.launch()
+    if fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
+    if config.start:
+        vae = AutoencoderKL.from_pretrained(config.start, subfolder="vae", torch_dtype=torch.float32)
+    else:
+        vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
+    vocabulary = words(config.diffusion.pictures.scenes.seed)
+    trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric, config.start)
+    while trainer.stage < len(config.diffusion.stages):
+        stage = config.diffusion.stages[trainer.stage]
+        with fabric.rank_zero_first():
+            data = {
+                (kind, size): encoded(vae, kind, pictures.seed, pictures.counts[size], size, work, fabric.device)
+                for kind, pictures in config.diffusion.pictures.items()
+                for size in sorted({view.size for view in stage.views if view.kind == kind})
+            }
+        trainer.run_stage(stage, data, config.save_every)
+    if fabric.is_global_zero:
+        export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
+
+
+if __name__ == "__main__":
+    main()
