@@ -71,7 +71,7 @@ def export(
         InputError: if the folder holds anything or an argument is out of range.
     """
     folder = folder.resolve()
-    check(folder, images_per_category, pairs_per_category, size)
+    check(folder, images_per_category, pairs_per_category, size, seed)
     scenes = SceneSet(size, images_per_category * len(CATEGORIES), seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -82,7 +82,7 @@ def export(
     return counts
 
 
-def check(folder: Path, images_per_category: int, pairs_per_category: int | None, size: int) -> None:
+def check(folder: Path, images_per_category: int, pairs_per_category: int | None, size: int, seed: int) -> None:
     """Raises InputError unless the folder is free and the numbers can be used."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         got = "one that holds files" if folder.is_dir() else "a file"
@@ -91,6 +91,7 @@ def check(folder: Path, images_per_category: int, pairs_per_category: int | None
     if pairs_per_category is not None:
         expect.at_least("pairs-per-category", pairs_per_category, 1, "Leave it out for all.")
     expect.multiple("size", size, 64)
+    expect.at_least("seed", seed, 0)
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

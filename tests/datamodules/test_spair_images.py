@@ -492,4 +492,4 @@ def test_an_exported_tree_is_read_back(tmp_path: Path, caplog: pytest.LogCapture
         corresponding = [zip(p.ids, p.source_points, p.target_points, strict=True) for p in (pair, other)]
         assert sorted(corresponding[0]) == sorted(corresponding[1]), "pictures' own keypoints are the pairs', in some order"
     assert not images.dropped
-    assert not caplog.records, "smaller trees are silent"
+    assert not [record for record in caplog.records if record.name.startswith("datamodules")], "smaller trees are silent"

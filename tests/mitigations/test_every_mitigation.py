@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sdprobe import mitigations
 from sdprobe.mitigations import (
     ChannelDiscard,
     EmptyImage,
@@ -167,4 +168,4 @@ def test_every_choice_is_a_node_of_its_own_name_with_the_constructors_defaults(n
 def test_every_class_has_a_choice() -> None:
     targets = {OmegaConf.load(path)[path.stem]["_target_"] for path in CONFIGS.glob("*.yaml") if path.stem != "none"}
     classes = {name for name in mitigations.__all__ if isinstance(getattr(mitigations, name), type)}
-    assert {f"mitigations.{name}" for name in classes - {"Extraction", "Mitigation"}} == targets
+    assert {f"sdprobe.mitigations.{name}" for name in classes - {"Extraction", "Mitigation"}} == targets
