@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -293,6 +293,7 @@ def test_a_squashed_input_does_not_distort_a_box_in_any_frame() -> None:
 
 
 @given(st.sampled_from(RESIZES), st.sampled_from([(512, 32), (512, 8), (960, 60)]), st.integers(0, 10**6))
+@example("pad", (960, 60), 219)  # a picture of 61 × 60 pixels
 @settings(max_examples=30)
 def test_a_match_with_the_true_token_errs_by_half_a_cell_at_most(resize: str, grid: tuple[int, int], seed: int) -> None:
     size, side = grid
@@ -303,6 +304,8 @@ def test_a_match_with_the_true_token_errs_by_half_a_cell_at_most(resize: str, gr
     shrunk = (size / points.target_size.amax(1) / points.target_scale.amin(1)).clamp_max(1)  # rounding makes this exceed 1
     for protocol, frame in (("loos_thesis", size), ("geoaware", 840), ("sd_dino", 840)):
         slack = 1.5 * max(1, frame / size) + (math.sqrt(0.5) if protocol == "sd_dino" else 0)  # the frame's own rounding
+        if protocol == "loos_thesis":  # pads by whole pixels of the picture, which are large in a frame of small pictures
+            slack = slack + 0.5 * frame / points.target_size.amax(1)
         assert (distances(protocol, points, cell, side).error <= half * shrunk * frame / size + slack).all()
 
 
