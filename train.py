@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Hydra's entry point."""
-    cli.quiet()
-    with sweep.recorded(cfg), cli.sentences():
+    cli.silence_libraries()
+    with sweep.recorded(cfg), cli.user_errors():
         if sweep.finished(cfg):
             log.info("%s is finished already; skipped.", cfg.run_dir)
             return
@@ -26,9 +26,9 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.quiet()
+    cli.silence_libraries()
     try:
-        if workers.first():  # the others are given what the first began with
+        if workers.is_rank_zero():  # the others are given what the first began with
             sys.argv[1:] = cli.expanded(sys.argv[1:])
             cli.check(sys.argv[1:])
         main()

@@ -32,7 +32,7 @@ from datamodules.mixing import (
     shared,
 )
 from datamodules.splits import split_by_photo
-from datamodules.stream import ActivationStream, Resident
+from datamodules.stream import ActivationStream, DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
 from sdprobe.tokens.batch import GridBatch, TokenBatch
@@ -43,6 +43,7 @@ from sdprobe.utilities.rng import keyed_generator
 
 # one Lightning epoch holds at least so many steps: validation, checkpoints and progress bars come once per epoch
 STEPS_PER_EPOCH = 100
+REPEATED = ("shared", "rolled")  # noise that images have in common
 
 
 class ActivationDataModule(LightningDataModule):
@@ -119,9 +120,9 @@ class ActivationDataModule(LightningDataModule):
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
         marks = Labels(labels, labels_side, images) if labels else None
         self.raw = ActivationStream(backbone, self.store, layers, timestep, seed, prompt, batch_size, marks)
-        self.stream = self.mitigations.through(self.raw)
+        self.stream = self.mitigations.wrap(self.raw)
         self.photos = len(self.stream.photos)
-        self.resident: Resident[TokenBatch] = Resident(activation_budget)
+        self.resident: DeviceCache[TokenBatch] = DeviceCache(activation_budget)
         self.processes = Processes()
         self.seconds: dict[str, float] = {}
         self._prepared = False
@@ -135,7 +136,7 @@ class ActivationDataModule(LightningDataModule):
             return
         self.processes = Processes.current()
         started = time.perf_counter()
-        names = ("fit", "train", "val", "test") if self.mitigations.fits else ("train", "val", "test")
+        names = ("fit", "train", "val", "test") if self.mitigations.needs_fit else ("train", "val", "test")
         usable = set(self.store.prepare([i for name in names for i in self.split[name]], self.processes))
         for name in names:
             wanted = self.split[name]
@@ -158,16 +159,16 @@ class ActivationDataModule(LightningDataModule):
         started = time.perf_counter()
         with Progress(*Progress.get_default_columns(), disable=self.processes.rank > 0) as progress:
             task = progress.add_task("extracting activations", total=len(wanted))
-            while wanted and (room := self.resident.room()):
+            while wanted and (room := self.resident.capacity()):
                 size = min(room, self.stream.batch_size)
                 group, wanted = wanted[:size], wanted[size:]
                 for index, piece in self._computed(group):
-                    self.resident.offer(index, piece)
+                    self.resident.add(index, piece)
                     progress.advance(task)
             progress.update(task, total=progress.tasks[task].completed)
         own = set(self._own("train"))
         for index in (index for index in self.split["train"] if index not in own):
-            self.resident.offer(index, self._placeholder(index))
+            self.resident.add(index, self._placeholder(index))
         self.seconds["extract"] = time.perf_counter() - started
 
     def _fit_mitigations(self) -> None:
@@ -208,7 +209,7 @@ class ActivationDataModule(LightningDataModule):
         """What identifies the data in a run's record."""
         used = [i for name in ("train", "val", "test") for i in self.split[name]]
         return self.backbone.describe() | {
-            "dataset_fingerprint": self.store.fingerprint([*used, *(self.split["fit"] if self.mitigations.fits else [])]),
+            "dataset_fingerprint": self.store.fingerprint([*used, *(self.split["fit"] if self.mitigations.needs_fit else [])]),
             "images": {name: len(indices) for name, indices in self.split.items()},
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": self.store.skipped,
@@ -287,9 +288,6 @@ class ActivationDataModule(LightningDataModule):
         return batches_per_pass(len(self.split["train"]), counts, self.mixing_images, self.token_batch)
 
 
-REPEATED = ("shared", "rolled")  # noise that images have in common
-
-
 class ControlsDataModule(ActivationDataModule):
     """An :class:`ActivationDataModule` whose test dataloaders are its ``views``, every token of the test images in each.
 
@@ -340,7 +338,7 @@ class ControlsDataModule(ActivationDataModule):
         raw = ActivationStream(
             self.backbone, store, whole.layers, whole.timestep, seed, whole.prompt, whole.batch_size, whole.labels
         )
-        return self.mitigations.through(raw)
+        return self.mitigations.wrap(raw)
 
     def _tokens(self, stream: ActivationStream | MitigatedStream) -> "Loader[TokenBatch]":
         indices, size = self.split["test"], stream.batch_size

@@ -107,7 +107,7 @@ class GridDataModule(LightningDataModule):
             "other_noise": stream("whole", timestep, seed + 1),
             "other_timestep": stream("whole", other_timestep, seed),
         }
-        self.streams = {name: self.mitigations.through(each) for name, each in self.raw.items()}
+        self.streams = {name: self.mitigations.wrap(each) for name, each in self.raw.items()}
         self.photos = len(self.raw["whole"].photos)
         self.seconds: dict[str, float] = {}
         self._prepared = False
@@ -141,7 +141,7 @@ class GridDataModule(LightningDataModule):
     def test_dataloader(self) -> "list[GridLoader]":
         """Every view of the measured images, in the order of VIEWS."""
         measured = self.split["test"]
-        some = measured[: self.repeats] if self.mitigations.idle else []
+        some = measured[: self.repeats] if self.mitigations.is_identity else []
         noisy = some if self.backbone.noise.mode != "none" else []
         parts = {"whole": measured, "cropped": measured, "other_noise": noisy, "other_timestep": some}
         return [self._loader(view, parts[view]) for view in VIEWS]

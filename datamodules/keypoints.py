@@ -17,6 +17,9 @@ from sdprobe.tokens.geometry import at_grid, flatten, sampled_at, tokens_at
 from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.rng import keyed_generator
 
+CONCATENATED = "concatenated"
+Shape = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class SourceTokens:
@@ -131,10 +134,6 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
         image_reach=images.image_reach,
         squashed=images.resize == "squash",
     )
-
-
-CONCATENATED = "concatenated"
-Shape = tuple[int, int, int]
 
 
 def concatenated_shape(shapes: dict[str, Shape]) -> Shape:

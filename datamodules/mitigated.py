@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 
 from datamodules.stream import ActivationStream
-from datamodules.variants import Way, grids_of
+from datamodules.variants import Variant, extract
 from sdprobe.mitigations.base import Chain, Configured, Mitigation
 from sdprobe.mitigations.saved import check_layers, read, save
 from sdprobe.tokens.batch import GridBatch
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 BOUND = ("unet_hash", "vae_hash", "text_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding")
 # digests of the code that draws scenes and textures: they stood where VERSION 1 stands now in the names of a fit's pictures
 EARLIER = ("ce2e52d1616d286d", "da5bda511a79")
+# of fits, for given images and weights: the network's pass and what is fitted to it; raise it when a fitted map changes
+VERSION = 1
 
 
 class Mitigations:
@@ -55,32 +57,32 @@ class Mitigations:
             )
         self.compare = compare
         if compare:
-            self.ways = [Way("", []), *(Way(label, [step]) for label, step in steps.items())]
+            self.variants = [Variant("", []), *(Variant(label, [step]) for label, step in steps.items())]
         else:
-            self.ways = [Way("", list(steps.values()))]
+            self.variants = [Variant("", list(steps.values()))]
 
     @property
-    def idle(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.compare and not self.ways[0].templates and self.ways[0].extraction is None
+        return not self.compare and not self.variants[0].mitigations and self.variants[0].extraction is None
 
     @property
-    def fits(self) -> bool:
+    def needs_fit(self) -> bool:
         """Whether fit images are needed."""
-        return any(way.fits() for way in self.ways)
+        return any(variant.needs_fit() for variant in self.variants)
 
     def shapes(self, shapes: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
         """Shapes of the layers and, where variants are compared, of every variant."""
-        return {way.name(layer): shape for layer, shape in shapes.items() for way in self.ways}
+        return {variant.name(layer): shape for layer, shape in shapes.items() for variant in self.variants}
 
     def prepare(self, stream: ActivationStream, used: Sequence[int], fit: Sequence[int]) -> None:
         """Encode what passes of other views will need; ``fit`` images as the fits are shown them."""
         size = stream.store.images.size
-        for way in self.ways:
-            if way.extraction:
-                for view in way.extraction.views(size):
-                    stream.viewed(view).prepare([*used, *(fit if way.fits() else [])])
-            for step in way.templates:
+        for variant in self.variants:
+            if variant.extraction:
+                for view in variant.extraction.views(size):
+                    stream.viewed(view).prepare([*used, *(fit if variant.needs_fit() else [])])
+            for step in variant.mitigations:
                 if isinstance(step, Mitigation):
                     for view in set(step.fit_views) - {View()}:
                         stream.viewed(view).prepare(fit[: step.fit_images])
@@ -91,9 +93,9 @@ class Mitigations:
         Raises:
             InputError: nothing to fit on, fit images that are tested, a saved state of something else.
         """
-        if self.idle or any(way.chains for way in self.ways):
+        if self.is_identity or any(variant.fitted for variant in self.variants):
             return
-        if self.fits and not fit:
+        if self.needs_fit and not fit:
             raise InputError(
                 "Expected images to fit a mitigation on, but this protocol has none. Use protocol=default, or "
                 "mitigation=saved mitigation.saved.folder=RUN."
@@ -101,30 +103,32 @@ class Mitigations:
         images = stream.store.images
         fitted_on = _circumstances(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
         tested = {digest(name) for i in test for name in _names(images.content_key(i))}
-        for way in self.ways:
-            if way.saved:
-                _read(way, stream, tested)
+        for variant in self.variants:
+            if variant.saved:
+                _read(variant, stream, tested)
             else:
-                _begin(way, stream, fitted_on)
-        if self.fits:
+                _begin(variant, stream, fitted_on)
+        if self.needs_fit:
             _check_apart([images.photo(i) for i in fit], [images.photo(i) for i in test])
             content = digest("".join(images.content_key(i) for i in fit))
-            fit_or_recall([way for way in self.ways if not way.saved], stream, fit, fitted_on | {"content": content})
+            fit_or_load(
+                [variant for variant in self.variants if not variant.saved], stream, fit, fitted_on | {"content": content}
+            )
             log.info("Fitted mitigations on %d images.", len(fit))
 
-    def through(self, stream: ActivationStream) -> "ActivationStream | MitigatedStream":
+    def wrap(self, stream: ActivationStream) -> "ActivationStream | MitigatedStream":
         """The stream behind the mitigations."""
-        return stream if self.idle else MitigatedStream(self, stream)
+        return stream if self.is_identity else MitigatedStream(self, stream)
 
     def save(self, folder: Path) -> None:
         """Write what is fitted, with what it was fitted on."""
-        for way in self.ways:
-            if any(chain.maps for chain in way.chains.values()):
-                save(folder / "mitigation" / way.label, way.chains, way.extraction, **way.fitted_on)
+        for variant in self.variants:
+            if any(chain.maps for chain in variant.fitted.values()):
+                save(folder / "mitigation" / variant.label, variant.fitted, variant.extraction, **variant.fitted_on)
 
     def describe(self, size: int) -> dict[str, Any]:
-        """Label → what :meth:`Way.describe` says of a chain."""
-        return {} if self.idle else {way.label or "none": way.describe(size) for way in self.ways}
+        """Label → what :meth:`Variant.describe` says of a chain."""
+        return {} if self.is_identity else {variant.label or "none": variant.describe(size) for variant in self.variants}
 
 
 class MitigatedStream:
@@ -153,45 +157,45 @@ class MitigatedStream:
     def _batch(self, indices: Sequence[int]) -> GridBatch:
         grids, masks, shown = {}, {}, {}
         known: dict[View, GridBatch] = {}
-        for way in self.mitigations.ways:
-            source = way.label if way.extraction else ""
+        for variant in self.mitigations.variants:
+            source = variant.label if variant.extraction else ""
             if source not in shown:
-                shown[source] = grids_of(way.extraction, self.stream, indices, known)
+                shown[source] = extract(variant.extraction, self.stream, indices, known)
             for layer, grid in shown[source].grids.items():
-                grids[way.name(layer)] = way.chains[layer].transform(grid)
-                masks[way.name(layer)] = shown[source].masks[layer]
+                grids[variant.name(layer)] = variant.fitted[layer].transform(grid)
+                masks[variant.name(layer)] = shown[source].masks[layer]
         batch = next(iter(shown.values()))
         order = sorted(grids, key=lambda name: self.stream.layers.index(base_of(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
 
 
-def _begin(way: Way, stream: ActivationStream, fitted_on: dict[str, Any]) -> None:
+def _begin(variant: Variant, stream: ActivationStream, fitted_on: dict[str, Any]) -> None:
     """Unfitted maps for every layer."""
-    for step in way.templates:
+    for step in variant.mitigations:
         if isinstance(step, Mitigation):
             step.size = stream.store.images.size
-    way.fitted_on = fitted_on
-    way.chains = {layer: Chain([copy.deepcopy(step) for step in way.templates]) for layer in stream.layers}  # type: ignore[misc]
+    variant.fitted_on = fitted_on
+    variant.fitted = {layer: Chain([copy.deepcopy(step) for step in variant.mitigations]) for layer in stream.layers}  # type: ignore[misc]
 
 
-def _read(way: Way, stream: ActivationStream, tested: set[str]) -> None:
+def _read(variant: Variant, stream: ActivationStream, tested: set[str]) -> None:
     """Saved maps for every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
-    if len(way.templates) > 1 or way.extraction:
+    if len(variant.mitigations) > 1 or variant.extraction:
         raise InputError("Expected mitigation=saved alone, but got it in a list. Fit the others anew instead.")
-    folder, expected = way.templates[0].options["folder"], _circumstances(stream)
-    way.extraction, chains, way.fitted_on = read(folder, expected)
-    if lacking := sorted({*expected, "images"} - set(way.fitted_on)):
+    folder, expected = variant.mitigations[0].options["folder"], _circumstances(stream)
+    variant.extraction, chains, variant.fitted_on = read(folder, expected)
+    if lacking := sorted({*expected, "images"} - set(variant.fitted_on)):
         raise InputError(
             f"Expected the mitigation in {folder} to say what it was fitted on, but it does not name {', '.join(lacking)}. "
             "Save it by a run, or use it in your own code."
         )
     check_layers(list(chains), stream.layers, folder)
-    if both := tested & set(way.fitted_on["images"]):
+    if both := tested & set(variant.fitted_on["images"]):
         raise InputError(
             f"Expected images that the mitigation in {folder} was not fitted on, but {len(both)} of the tested ones are among "
             "its fit images. Test on others."
         )
-    way.chains = {layer: chains[layer].to(stream.backbone.device) for layer in stream.layers}
+    variant.fitted = {layer: chains[layer].to(stream.backbone.device) for layer in stream.layers}
 
 
 def _picture(key: str) -> str:
@@ -226,43 +230,42 @@ def _circumstances(stream: ActivationStream) -> dict[str, Any]:
     return found | ({"noise_seed": stream.seed} if described["noise"] in ("shared", "rolled") else {})
 
 
-# of fits, for given images and weights: the network's pass and what is fitted to it; raise it when a fitted map changes
-VERSION = 1
-
-
 def digest(text: str) -> str:
     """Short digest of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fit_or_recall(ways: Sequence[Way], stream: ActivationStream, fit: Sequence[int], fitted_on: dict[str, Any]) -> None:
+def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequence[int], fitted_on: dict[str, Any]) -> None:
     """Fit every chain, or read the same fit from the cache.
 
     Args:
-        ways: with unfitted chains.
+        variants: with unfitted chains.
         stream: raw activations.
         fit: indices of the fit images.
         fitted_on: what the fit depends on besides the mitigations and the layers.
     """
-    options = [(way.label, [(type(s).__name__, s.options) for s in (way.extraction, *way.templates) if s]) for way in ways]
+    options = [
+        (variant.label, [(type(s).__name__, s.options) for s in (variant.extraction, *variant.mitigations) if s])
+        for variant in variants
+    ]
     backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.seed)}"
     key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {backbone} {VERSION}")
     file = stream.store.cache.root / "mitigations" / f"{key}.safetensors"
     device = stream.backbone.device
     with suppress(OSError, DamagedFile, RuntimeError, KeyError):
-        _recall(ways, read_tensors(file)[0], device)
+        _load(variants, read_tensors(file)[0], device)
         return
-    for depth in range(max(len(way.templates) for way in ways)):
-        _round(ways, depth, stream, fit)
-    _remember(ways, file)
+    for depth in range(max(len(variant.mitigations) for variant in variants)):
+        _round(variants, depth, stream, fit)
+    _remember(variants, file)
 
 
-def _remember(ways: Sequence[Way], file: Path) -> None:
+def _remember(variants: Sequence[Variant], file: Path) -> None:
     """A cache that cannot be written costs a fit next time, nothing else."""
     state = {
-        f"{way.label}/{layer}/{name}": value
-        for way in ways
-        for layer, chain in way.chains.items()
+        f"{variant.label}/{layer}/{name}": value
+        for variant in variants
+        for layer, chain in variant.fitted.items()
         for name, value in chain.state_dict().items()
     }
     with suppress(OSError):
@@ -270,48 +273,48 @@ def _remember(ways: Sequence[Way], file: Path) -> None:
         write_tensors(file, state)
 
 
-def _recall(ways: Sequence[Way], state: dict[str, torch.Tensor], device: torch.device) -> None:
-    for way in ways:
-        for layer, chain in way.chains.items():
-            start = f"{way.label}/{layer}/"
+def _load(variants: Sequence[Variant], state: dict[str, torch.Tensor], device: torch.device) -> None:
+    for variant in variants:
+        for layer, chain in variant.fitted.items():
+            start = f"{variant.label}/{layer}/"
             chain.load_state_dict({key.removeprefix(start): v for key, v in state.items() if key.startswith(start)})
             chain.to(device)
 
 
-def _round(ways: Sequence[Way], depth: int, stream: ActivationStream, fit: Sequence[int]) -> None:
+def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fit: Sequence[int]) -> None:
     """Fit the mitigation number ``depth`` of every chain; those that are shown the same views share the passes."""
-    groups: dict[tuple[str | None, tuple[View, ...]], list[Way]] = defaultdict(list)
-    for way in ways:
-        step = way.templates[depth] if depth < len(way.templates) else None
+    groups: dict[tuple[str | None, tuple[View, ...]], list[Variant]] = defaultdict(list)
+    for variant in variants:
+        step = variant.mitigations[depth] if depth < len(variant.mitigations) else None
         if isinstance(step, Mitigation) and step.fit_images != 0:
-            groups[way.label if way.extraction else None, step.fit_views].append(way)
+            groups[variant.label if variant.extraction else None, step.fit_views].append(variant)
     for (own, views), members in groups.items():
         if own is not None and views != (View(),):
             raise InputError(
-                f"Expected {type(members[0].templates[depth]).__name__} not to stand behind "
+                f"Expected {type(members[0].mitigations[depth]).__name__} not to stand behind "
                 f"{type(members[0].extraction).__name__}, since it is fitted on passes of its own. Leave one of them out."
             )
-        wanted = [_wanted(way, depth, fit) for way in members]
+        wanted = [_wanted(variant, depth, fit) for variant in members]
         for start in track(range(0, max(wanted), stream.batch_size), "fitting mitigations", transient=True):
             indices = fit[start : min(start + stream.batch_size, max(wanted))]
             streams = [stream.viewed(view) for view in views]
-            shown = [grids_of(members[0].extraction, each, indices) for each in streams]
-            for way, count in zip(members, wanted, strict=True):
-                _update(way, depth, shown, count - start)
-        for way in members:
-            for chain in way.chains.values():
+            shown = [extract(members[0].extraction, each, indices) for each in streams]
+            for variant, count in zip(members, wanted, strict=True):
+                _update(variant, depth, shown, count - start)
+        for variant in members:
+            for chain in variant.fitted.values():
                 chain.maps[depth].finish()  # type: ignore[operator]
 
 
-def _wanted(way: Way, depth: int, fit: Sequence[int]) -> int:
-    step = way.templates[depth]
+def _wanted(variant: Variant, depth: int, fit: Sequence[int]) -> int:
+    step = variant.mitigations[depth]
     limit = step.fit_images if isinstance(step, Mitigation) else 0
     return len(fit) if limit is None else min(limit, len(fit))
 
 
-def _update(way: Way, depth: int, shown: Sequence[GridBatch], images: int) -> None:
+def _update(variant: Variant, depth: int, shown: Sequence[GridBatch], images: int) -> None:
     """Give the first so many images of a batch to the fits of a chain, behind what is already fitted."""
     if images > 0:
-        for layer, chain in way.chains.items():
+        for layer, chain in variant.fitted.items():
             grids = [chain.transform(batch.grids[layer][:images], depth) for batch in shown]
             chain.maps[depth].update(*grids)  # type: ignore[operator]

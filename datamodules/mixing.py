@@ -17,6 +17,9 @@ from sdprobe.tokens.geometry import bin_starts, flatten, positions
 from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.rng import keyed_generator
 
+CELLS = 8
+Batch = TypeVar("Batch")
+
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:
     """Batches of ``size`` tokens per layer, mixed over blocks of ``images`` images.
@@ -124,9 +127,6 @@ def _blocks(pieces: Iterable[TokenBatch], images: int) -> Iterator[tuple[list[To
         yield block, True
 
 
-CELLS = 8
-
-
 def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tensor, " 64"]:
     """Row-major indices of 64 tokens, one drawn at random in each cell of an 8×8 partition of the grid
     (:func:`sdprobe.tokens.geometry.bins`, the bins that binned accuracy counts in).
@@ -224,9 +224,6 @@ def shared(piece: TokenBatch) -> TokenBatch:
 def padded(batches: Iterable[TokenBatch], length: int, have: int) -> Iterator[TokenBatch]:
     """Batches, ``have`` of them, and empty ones up to ``length``: Lightning wants equally many of every process."""
     return chain(batches, repeat(TokenBatch({}, {}, {}, {}), length - have))
-
-
-Batch = TypeVar("Batch")
 
 
 class Loader(Iterable[Batch]):

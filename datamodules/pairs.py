@@ -32,7 +32,7 @@ from datamodules.keypoints import (
 from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import Mitigations
 from datamodules.mixing import Loader
-from datamodules.stream import ActivationStream, Resident
+from datamodules.stream import ActivationStream, DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
@@ -100,7 +100,7 @@ class PairDataModule(LightningDataModule):
         self.mitigations = Mitigations(mitigation, compare)
         if concatenate and compare:
             raise InputError("Expected datamodule.concatenate or datamodule.compare, but got both. Choose one.")
-        if "{category}" in prompt and self.mitigations.fits:
+        if "{category}" in prompt and self.mitigations.needs_fit:
             raise InputError(
                 "Expected one prompt where a mitigation is fitted, but got one for every category. "
                 "Leave {category} out of prompt=."
@@ -296,7 +296,7 @@ class PairDataModule(LightningDataModule):
     @cached_property
     def _fit_images(self) -> list[int]:
         """Pictures of training pairs, none of which is tested, in the order of their pairs."""
-        if not self.mitigations.fits:
+        if not self.mitigations.needs_fit:
             return []
         tested = {self.images.photo(i) for pair in self.images.pairs("test") for i in (pair.source, pair.target)}
         found = dict.fromkeys(i for pair in self.images.pairs("train") for i in (pair.source, pair.target))
@@ -318,7 +318,7 @@ class PairDataModule(LightningDataModule):
 
     def _stream(self, prompt: str, indices: Sequence[int]) -> Iterator[GridBatch]:
         raw = self._raw(prompt)
-        for batch in self.mitigations.through(raw)(indices):
+        for batch in self.mitigations.wrap(raw)(indices):
             self.batch_size = raw.batch_size  # what did not fit in one category does not fit in the next
             yield concatenated(batch) if self.concatenate else batch
 
@@ -329,20 +329,20 @@ class PairDataModule(LightningDataModule):
             rows = (table.category == number).nonzero()[:, 0]
             targets = table.target[rows].unique().tolist()
             everyone = sorted({*targets, *table.source[rows].tolist()})
-            kept: Resident[GridBatch] = Resident(self.activation_budget)
+            kept: DeviceCache[GridBatch] = DeviceCache(self.activation_budget)
             pieces, starts, total = [], torch.zeros(len(self.images), dtype=torch.long), 0
             for batch in self._stream(self._prompt(category), everyone):
                 for k, index in enumerate(batch.image.tolist()):
                     pieces.append(self._points.for_matching(batch, k, index))
                     starts[index], total = total, total + len(self._slots[index])
                     if index in targets and not kept.full:
-                        kept.offer(index, batch.select([k]))
+                        kept.add(index, batch.select([k]))
             sources = {layer: SourceTokens.joined([piece[layer] for piece in pieces]) for layer in self.layers}
             for index, grids in self._grids(category, targets, kept):
                 sought = rows[table.target[rows] == index]
                 yield self._match(grids, sources, starts[table.source[sought]] + table.source_slot[sought], sought)
 
-    def _grids(self, category: str, targets: list[int], kept: Resident[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
+    def _grids(self, category: str, targets: list[int], kept: DeviceCache[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
         yield from ((index, kept[index]) for index in targets if index in kept)
         for batch in self._stream(self._prompt(category), [index for index in targets if index not in kept]):
             yield from ((index, batch.select([k])) for k, index in enumerate(batch.image.tolist()))

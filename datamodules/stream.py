@@ -1,6 +1,6 @@
 """ActivationStream: latents → noise → U-Net → masks → GridBatch, in constant memory. Data path steps 3 to 6.
 
-Tokens or grids that are needed again stay on the device within a stated budget (:class:`Resident`).
+Tokens or grids that are needed again stay on the device within a stated budget (:class:`DeviceCache`).
 """
 
 import logging
@@ -21,6 +21,7 @@ from sdprobe.tokens.views import View
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
+Piece = TypeVar("Piece", TokenBatch, GridBatch)
 
 
 class ActivationStream:
@@ -137,10 +138,7 @@ class ActivationStream:
         log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.batch_size)
 
 
-Piece = TypeVar("Piece", TokenBatch, GridBatch)
-
-
-class Resident(Generic[Piece]):
+class DeviceCache(Generic[Piece]):
     """Item index → its tokens or grids, kept while they fit ``budget`` GiB."""
 
     def __init__(self, budget: float) -> None:
@@ -149,7 +147,7 @@ class Resident(Generic[Piece]):
         self._pieces: dict[int, Piece] = {}
         self.full = budget == 0
 
-    def offer(self, index: int, piece: Piece) -> None:
+    def add(self, index: int, piece: Piece) -> None:
         """Keep the tokens of an item if they still fit; from the first that does not, nothing more is kept."""
         size = _size(piece)
         if self.full or size > self._left:
@@ -159,7 +157,7 @@ class Resident(Generic[Piece]):
         self._largest = max(self._largest, size)
         self._pieces[index] = piece
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many more items of the size of those kept fit; 1 as long as none is kept and sizes are unknown."""
         if self.full or not self._pieces:
             return int(not self.full)

@@ -60,7 +60,7 @@ class StudyDataModule(ActivationDataModule):
         """Encode what the latent cache lacks, crops included."""
         if self._prepared:
             return
-        if not self.mitigations.idle:
+        if not self.mitigations.is_identity:
             raise InputError(
                 "Expected no mitigation for probe=study, which measures raw activations, but got one. Use probe=position."
             )

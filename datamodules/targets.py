@@ -23,6 +23,7 @@ from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.utilities.errors import InputError
 
 USED = ("train", "val", "test")
+log = logging.getLogger(__name__)
 
 
 class ItemDataModule(ActivationDataModule):
@@ -65,9 +66,6 @@ class ItemDataModule(ActivationDataModule):
 
 def _by_item(batch: GridBatch) -> GridBatch:
     return replace(batch, photo=batch.image)
-
-
-log = logging.getLogger(__name__)
 
 
 @runtime_checkable

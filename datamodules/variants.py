@@ -1,4 +1,4 @@
-"""Way: one chain of mitigations at every layer, and the grids it starts from. Data path step 6."""
+"""Variant: one chain of mitigations at every layer, and the grids it starts from. Data path step 6."""
 
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from sdprobe.tokens.views import View
 from sdprobe.utilities.errors import InputError
 
 
-class Way:
+class Variant:
     """One chain of mitigations at every layer; ``label`` is empty where it stands in the layers' own place."""
 
     def __init__(self, label: str, steps: Sequence[Configured]) -> None:
         self.label = label
         self.extraction = steps[0] if steps and isinstance(steps[0], Extraction) else None
-        self.templates = list(steps[1:] if self.extraction else steps)
-        self.chains: dict[str, Chain] = {}
+        self.mitigations = list(steps[1:] if self.extraction else steps)
+        self.fitted: dict[str, Chain] = {}
         self.fitted_on: dict[str, Any] = {}
-        self.saved = any(isinstance(step, Saved) for step in self.templates)
-        for step in self.templates:
+        self.saved = any(isinstance(step, Saved) for step in self.mitigations)
+        for step in self.mitigations:
             if isinstance(step, Extraction):
                 raise InputError(
                     f"Expected {type(step).__name__} to come first, since it changes the pass that others work on, but got "
@@ -40,17 +40,17 @@ class Way:
         """Steps, passes per image in passes of the plain image, and what the fits say of themselves, by layer."""
         views = self.extraction.views(size) if self.extraction else (View(),)
         return {
-            "steps": [type(step).__name__ for step in ([self.extraction] if self.extraction else []) + self.templates],
+            "steps": [type(step).__name__ for step in ([self.extraction] if self.extraction else []) + self.mitigations],
             "passes": sum(((size + 2 * view.margin) / size) ** 2 for view in views),
-            "fits": {layer: [each.describe() for each in chain.maps] for layer, chain in self.chains.items()},  # type: ignore[operator]
+            "fits": {layer: [each.describe() for each in chain.maps] for layer, chain in self.fitted.items()},  # type: ignore[operator]
         }
 
-    def fits(self) -> bool:
+    def needs_fit(self) -> bool:
         """Whether anything of it needs fit images."""
-        return any(isinstance(step, Mitigation) and step.fit_images != 0 for step in self.templates)
+        return any(isinstance(step, Mitigation) and step.fit_images != 0 for step in self.mitigations)
 
 
-def grids_of(
+def extract(
     extraction: Extraction | None,
     stream: ActivationStream,
     indices: Sequence[int],

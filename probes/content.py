@@ -152,7 +152,7 @@ class ContentProbe(lightning.LightningModule):
         self.log_dict(select(self.results, condition="test", statistic=""))
 
     @property
-    def unfinished(self) -> list[str]:
+    def not_converged(self) -> list[str]:
         """No layer: nothing is trained in steps."""
         return []
 

@@ -111,7 +111,7 @@ class LinearProbe(lightning.LightningModule):
         self._validated()
 
     @property
-    def unfinished(self) -> list[str]:
+    def not_converged(self) -> list[str]:
         """Layers whose heads were stopped before their plateau; none where no validation judges them."""
         validated = [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all()]
         return [layer for layer in validated if layer not in self._done and not self.closed_form]

@@ -61,7 +61,7 @@ class StatisticsProbe(lightning.LightningModule):
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
         self.results: dict[str, float] = {}
-        self.unfinished: list[str] = []
+        self.not_converged: list[str] = []
         self.layers = nn.ModuleDict()
         self.cka: LinearCKA | None = None
         self.pictures = Pictures(token)

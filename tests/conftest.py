@@ -55,12 +55,12 @@ def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path
 @pytest.fixture
 def launch(configure: Callable[..., DictConfig]) -> Callable[..., Any]:
     """A run of the command in this process, into ``tmp_path``/run."""
-    from sdprobe.runs.cli import sentences
+    from sdprobe.runs.cli import user_errors
     from sdprobe.runs.run import run
     from sdprobe.tokens.keys import CONDITIONS, Key
 
     def go(*overrides: str, **options: Any) -> Any:
-        with sentences():
+        with user_errors():
             finished = run(configure(*overrides, **options))
         for text in finished.metrics if finished else ():
             key = Key.parse(text)

@@ -18,7 +18,7 @@ from sdprobe.reports.position import show
 from sdprobe.reports.run import Run
 from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
-from sdprobe.runs.record import LEFT
+from sdprobe.runs.record import OUTPUT_FILES
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -133,6 +133,6 @@ def test_the_figure_draws_a_line_per_network_null_and_mitigation() -> None:
     drawn = {line.get_label(): line.get_ydata().tolist() for line in both.lines}
     assert drawn["this network"] == [0.5, 0.75] and drawn["behind leace"] == [0.625, 0.875]
     assert set(content_figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
-    assert "content_over_layers.png" in LEFT, "what an earlier run drew is removed"
+    assert "content_over_layers.png" in OUTPUT_FILES, "what an earlier run drew is removed"
     assert content_figures(fabricated(["mid", "mid__leace"])) == {}
     plt.close("all")

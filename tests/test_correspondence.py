@@ -31,7 +31,7 @@ from sdprobe.reports.correspondence import (
 from sdprobe.reports.position import draw, rows, show
 from sdprobe.reports.run import Run
 from sdprobe.runs.cli import UserError
-from sdprobe.runs.record import LEFT
+from sdprobe.runs.record import OUTPUT_FILES
 from sdprobe.scenes.spair_export import export
 from sdprobe.tokens.batch import Keypoints
 from tests.datamodules.pair_trees import add_spair
@@ -74,7 +74,7 @@ def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: P
     assert run.meta["pairs"]["test"] == 16
     assert run.meta["passes"]["unet"] == 64, "every image once"
     for figure in ("pck_over_layers", "errors_over_offset", "matches"):
-        assert f"{figure}.png" in LEFT, "a later run clears it"
+        assert f"{figure}.png" in OUTPUT_FILES, "a later run clears it"
         with Image.open(tmp_path / "run" / f"{figure}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5, "a picture, not a blank sheet"
 

@@ -18,7 +18,7 @@ from sdprobe.reports.position import draw, rows, show
 from sdprobe.reports.run import Run
 from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
-from sdprobe.runs.record import LEFT
+from sdprobe.runs.record import OUTPUT_FILES
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -196,7 +196,7 @@ def test_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
     plt.close("all")
     names = {path.name for path in draw(run, tmp_path)}
     assert names == {"depth_error_over_layers.png", "depth_error_over_grid.png"}
-    assert names <= set(LEFT), "what an earlier run drew is removed"
+    assert names <= set(OUTPUT_FILES), "what an earlier run drew is removed"
     alone = depth_figures(fabricated(["mid"]))
     assert set(alone) == {"depth_error_over_grid"}
     plt.close("all")

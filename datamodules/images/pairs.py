@@ -34,6 +34,11 @@ RESIZES = ("pad", "replicate", "squash")
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
+UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+# of `item_of`, with `fitted` and `placement_of`, which it calls; raise it when a pixel changes
+VERSION = 1
+SLACK = 1.0  # pixels a keypoint may lie past the edge: annotation tools that count from 1 write the width for the last column
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,6 @@ def fitted(picture: Image.Image, size: int, resize: str) -> Float[Tensor, "3 siz
     return torch.from_numpy(full).permute(2, 0, 1).float() / 255
 
 
-UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
-# of `item_of`, with `fitted` and `placement_of`, which it calls; raise it when a pixel changes
-VERSION = 1
-
-
 def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
     """The picture in [0, 1], fitted into a square; raises InputError, naming the file, where it cannot be decoded."""
     try:
@@ -173,11 +173,6 @@ def inside(root: Path, *stated: str) -> Path:
             "Put the file itself there, in place of a link or of a path to elsewhere."
         )
     return Path(file)
-
-
-SLACK = 1.0  # pixels a keypoint may lie past the edge: annotation tools that count from 1 write the width for the last column
-
-log = logging.getLogger(__name__)
 
 
 class BadPair(InputError):

@@ -27,6 +27,21 @@ from sdprobe.utilities.errors import InputError
 
 Points = NDArray[np.float64]  # (n, 2), x and y in pixels; a row that holds NaN is a keypoint the picture does not show
 Row = dict[str, str]
+PASCAL = Layout("PF-PASCAL", {"JPEGImages": "JPEGImages", "*_pairs_pf_pascal.csv": "test_pairs_pf_pascal.csv"})
+TABLES = {"train": "trn", "val": "val", "test": "test"}
+OPTIONAL = "train"  # its table is not part of what the authors of the other two published
+PASCAL_CATEGORIES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+PASCAL_PAIRS = 299  # of the test split
+WILLOW = Layout("PF-WILLOW", {"test_pairs*.csv": "test_pairs*.csv", "*(*)": "category folders such as car(S)"})
+WILLOW_CATEGORIES = {
+    "car(G)", "car(M)", "car(S)", "duck(S)", "motorbike(G)", "motorbike(M)", "motorbike(S)",
+    "winebottle(M)", "winebottle(wC)", "winebottle(woC)",
+}  # fmt: skip
+SLOTS = range(1, 11)
+WILLOW_PAIRS = 900
 
 
 def table(file: Path, columns: Sequence[str]) -> list[Row]:
@@ -73,16 +88,6 @@ def extent(points: Points) -> Box:
         return 0.0, 0.0, 0.0, 0.0
     (x0, y0), (x1, y1) = there.min(axis=0).tolist(), there.max(axis=0).tolist()
     return x0, y0, x1, y1
-
-
-PASCAL = Layout("PF-PASCAL", {"JPEGImages": "JPEGImages", "*_pairs_pf_pascal.csv": "test_pairs_pf_pascal.csv"})
-TABLES = {"train": "trn", "val": "val", "test": "test"}
-OPTIONAL = "train"  # its table is not part of what the authors of the other two published
-PASCAL_CATEGORIES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-PASCAL_PAIRS = 299  # of the test split
 
 
 class PFPascalImages(PairFiles):
@@ -204,15 +209,6 @@ def _annotated(marks: Sequence[tuple[Points, Box] | None]) -> tuple[NDArray[np.i
 def _coordinates(row: Row, side: str) -> Points:
     xs, ys = ([float(value) for value in row[f"{axis}{side}"].split(";") if value.strip()] for axis in "XY")
     return np.array(list(zip(xs, ys, strict=True))).reshape(-1, 2)
-
-
-WILLOW = Layout("PF-WILLOW", {"test_pairs*.csv": "test_pairs*.csv", "*(*)": "category folders such as car(S)"})
-WILLOW_CATEGORIES = {
-    "car(G)", "car(M)", "car(S)", "duck(S)", "motorbike(G)", "motorbike(M)", "motorbike(S)",
-    "winebottle(M)", "winebottle(wC)", "winebottle(woC)",
-}  # fmt: skip
-SLOTS = range(1, 11)
-WILLOW_PAIRS = 900
 
 
 class PFWillowImages(PairFiles):

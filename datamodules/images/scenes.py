@@ -25,6 +25,8 @@ from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect
 from sdprobe.utilities.pictures import check_size
 
+SPLITS = {"train": "trn", "val": "val", "test": "test"}
+
 
 class Scenes(Dataset[Item]):
     """Scenes of one main object (eight categories, equally frequent) before a varied background.
@@ -84,9 +86,6 @@ class Scenes(Dataset[Item]):
         if not -self.limit <= index < self.limit:
             raise IndexError(f"Expected index to be below {self.limit}, but got {index}. Raise images.limit.")
         return int(index) % self.limit
-
-
-SPLITS = {"train": "trn", "val": "val", "test": "test"}
 
 
 class ScenePairs(Scenes):

@@ -22,6 +22,7 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # as it is, l
 SHARES = (0.5, 0.9)  # side of a random crop as a share of the picture's
 # of mirrored, rotated and cropped pictures, `Cropped` included; raise it when a pixel changes
 VERSION = 1
+SMALLEST = 64  # pixels a side; what a U-Net's deepest grid needs to be more than one token
 
 
 class _Wrapped:
@@ -163,9 +164,6 @@ class RotatedLatents(Rotated):
 def rotated(images: ImageSource) -> Rotated:
     """The pictures, or latents, of a source rotated by 180°."""
     return RotatedLatents(images) if isinstance(images, LatentSource) else Rotated(images)
-
-
-SMALLEST = 64  # pixels a side; what a U-Net's deepest grid needs to be more than one token
 
 
 class Cropped:

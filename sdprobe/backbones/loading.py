@@ -26,6 +26,7 @@ from sdprobe.utilities.errors import InputError
 
 EMBEDDED = "assets/demo"
 WEIGHTS = ("stored", "random", "shuffled")
+REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
 
@@ -233,9 +234,6 @@ def check_card(folder: Path) -> None:
                 f"Expected {file} to have the SHA-256 {expected[:12]}… of its card, but got {found[:12]}… "
                 f"({file.stat().st_size:,} bytes): it is truncated or altered. {REMEDY}"
             )
-
-
-REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 
 
 def listed(card: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from sdprobe.tokens.views import View
 from sdprobe.utilities.errors import InputError
 
 Made = TypeVar("Made", bound="Configured")
+Self = TypeVar("Self", bound="Mitigation")  # the run-time checker of the tests cannot take typing.Self in a method
 
 
 class Configured(nn.Module):
@@ -30,9 +31,6 @@ class Configured(nn.Module):
         bound.apply_defaults()
         object.__setattr__(made, "options", dict(bound.arguments))
         return made
-
-
-Self = TypeVar("Self", bound="Mitigation")  # the run-time checker of the tests cannot take typing.Self in a method
 
 
 class Mitigation(Configured):

@@ -26,6 +26,33 @@ MARKERS = "os^Dvp*X"
 MEANS = "means over seeds; their intervals are in runs.csv"
 Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
 Means = dict[Cell, float]
+POSITION = "binned_accuracy"
+COLUMNS: dict[str, Callable[[Run], Any]] = {
+    "run": lambda run: run.folder.as_posix(),
+    "probe": lambda run: run.kind,
+    "model": lambda run: run.meta["model"],
+    "weights": lambda run: run.meta["weights"],
+    "timestep": lambda run: run.meta["timestep"],
+    "seed": lambda run: run.meta.get("seed"),
+    "test_images": lambda run: run.meta["images"].get("test"),
+    "noise": lambda run: run.meta.get("noise"),
+    "mitigation": mitigation,
+    "padding": lambda run: run.meta.get("padding"),
+    "control": lambda run: run.meta.get("control"),
+    "image_size": lambda run: run.meta.get("image_size"),
+    "dataset_fingerprint": fingerprint,
+    "config_hash": lambda run: run.meta.get("config_hash"),
+}
+HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
+NOTE = (
+    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6, few: too "
+    "few units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
+)
+RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
+ENDS = ("", "ci_low", "ci_high")
+NUMBERS = (
+    "value", "ci_low", "ci_high", "random_weights", "random_weights_ci_low", "random_weights_ci_high", "random_weights_seeds",
+)  # fmt: skip
 
 
 def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
@@ -220,9 +247,6 @@ def _finish(axis: Axes, title: str, task: str) -> None:
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=math.ceil(len(axis.lines) / 12))
 
 
-POSITION = "binned_accuracy"
-
-
 @dataclass(frozen=True)
 class Task:
     """What a probe is compared by, and the question that singles out a layer: the ``highest`` number answers it, or the lowest.
@@ -244,32 +268,6 @@ TASKS = {
     "depth": Task("rmse", "depth RMSE", "depth read best at", highest=False),
     "statistics": Task("credibility", "credibility", "credibility highest at (descriptive)"),
 }
-COLUMNS: dict[str, Callable[[Run], Any]] = {
-    "run": lambda run: run.folder.as_posix(),
-    "probe": lambda run: run.kind,
-    "model": lambda run: run.meta["model"],
-    "weights": lambda run: run.meta["weights"],
-    "timestep": lambda run: run.meta["timestep"],
-    "seed": lambda run: run.meta.get("seed"),
-    "test_images": lambda run: run.meta["images"].get("test"),
-    "noise": lambda run: run.meta.get("noise"),
-    "mitigation": mitigation,
-    "padding": lambda run: run.meta.get("padding"),
-    "control": lambda run: run.meta.get("control"),
-    "image_size": lambda run: run.meta.get("image_size"),
-    "dataset_fingerprint": fingerprint,
-    "config_hash": lambda run: run.meta.get("config_hash"),
-}
-HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
-NOTE = (
-    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6, few: too "
-    "few units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
-)
-RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
-ENDS = ("", "ci_low", "ci_high")
-NUMBERS = (
-    "value", "ci_low", "ci_high", "random_weights", "random_weights_ci_low", "random_weights_ci_high", "random_weights_seeds",
-)  # fmt: skip
 
 
 def value_of(run: Run, layer: str) -> float | None:

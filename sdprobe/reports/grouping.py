@@ -13,6 +13,14 @@ from sdprobe.reports.run import Run
 
 Tasks = Mapping[str, Sequence[Run]]
 Read = Callable[[Run], Any]
+OWN: dict[str, Read] = {
+    "probe": lambda run: run.kind,
+    "solver": lambda run: None if "train_steps" not in run.meta else "trained" if run.meta["train_steps"] else "closed form",
+}
+OWN_TIMESTEP = "shared_261"  # the cell that sets a timestep, and goes with the others' whatever theirs is
+NAMED = {"model": "", "seed": "seed ", "image_size": "size ", "precision": "", "timestep": "timestep "}
+log = logging.getLogger(__name__)
+CONDITIONS = ("seed", "noise", "padding", "image_size", "precision", "vae_input", "posterior")
 
 
 def mitigation(run: Run) -> str | None:
@@ -46,10 +54,6 @@ SHARED: dict[str, Read] = {
     "scaled again": _meta("scaled_again"),
     "prompt": _meta("prompt"),
     "concatenated": lambda run: " + ".join(run.meta.get("concatenated") or ()) or None,
-}
-OWN: dict[str, Read] = {
-    "probe": lambda run: run.kind,
-    "solver": lambda run: None if "train_steps" not in run.meta else "trained" if run.meta["train_steps"] else "closed form",
 }
 # a seed may draw other images, so these tell runs apart only where one seed has two of them
 HIDDEN: dict[str, Read] = {"images": fingerprint, "settings": settings}
@@ -113,12 +117,6 @@ def _append(named: dict[int, str], runs: Iterable[Run], label: str, read: Read) 
         named[id(run)] += f", {label} {'none' if value is None else value}"
 
 
-OWN_TIMESTEP = "shared_261"  # the cell that sets a timestep, and goes with the others' whatever theirs is
-NAMED = {"model": "", "seed": "seed ", "image_size": "size ", "precision": "", "timestep": "timestep "}
-
-log = logging.getLogger(__name__)
-
-
 def control_groups(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
     """Title → cell → its run: complete ones of ``probe=controls`` with a ``control``.
 
@@ -155,9 +153,6 @@ def _cells(runs: Sequence[Run], title: str) -> dict[str, Run]:
             log.warning("Two runs of the cell '%s' of %s: %s is left out.", name, title, found[name].folder)
         found[name] = run
     return found
-
-
-CONDITIONS = ("seed", "noise", "padding", "image_size", "precision", "vae_input", "posterior")
 
 
 def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -51,6 +51,15 @@ CAPTION = (
     "significantly it does not work; else it is not decided."
 )
 KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
+# metric → heading, and whether more of it is better
+ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
+MARKERS = "osD^v<>PXhp"
+NEUTRAL = "#37352f"
+SHIFTS = [  # of a name from its point, in points, nearest first
+    (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
+    for reach in (9, 16, 26, 38, 52, 70)
+    for angle in (0, 35, 325, 90, 270, 180, 145, 215)
+]
 
 
 def mitigation_tables(runs: Sequence[Run]) -> list[Table]:
@@ -172,17 +181,6 @@ def _number(value: float, sign: bool = False) -> str:
     """Two decimals without the leading zero, with a true minus."""
     text = re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{'+' if sign else ''}.2f}")
     return text.replace("-", "−")
-
-
-# metric → heading, and whether more of it is better
-ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
-MARKERS = "osD^v<>PXhp"
-NEUTRAL = "#37352f"
-SHIFTS = [  # of a name from its point, in points, nearest first
-    (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
-    for reach in (9, 16, 26, 38, 52, 70)
-    for angle in (0, 35, 325, 90, 270, 180, 145, 215)
-]
 
 
 def dominated(points: np.ndarray) -> np.ndarray:

@@ -32,6 +32,11 @@ FIGURES = {
 }  # fmt: skip
 COLOURS = {"test": "#0b6e99", "random_weights": "#d9730d", "shuffled_labels": "#9b9a97", "chance": "#37352f"}
 STYLES = {"test": "-", "random_weights": "-", "shuffled_labels": "--", "chance": ":"}
+METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
+CAPTION = (
+    "shuffled: axis accuracy of a probe trained on shuffled labels; read a group's accuracy beside it, since even a constant "
+    "guess scores one half on corner rows."
+)
 
 
 def draw(run: Run, folder: Path) -> list[Path]:
@@ -131,13 +136,6 @@ def _panels(layers: Sequence[str], each: int = 1) -> tuple[Figure, list[Axes]]:
     for panel in panels[count:]:
         panel.remove()
     return figure, panels[:count]
-
-
-METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
-CAPTION = (
-    "shuffled: axis accuracy of a probe trained on shuffled labels; read a group's accuracy beside it, since even a constant "
-    "guess scores one half on corner rows."
-)
 
 
 def position_table(run: Run) -> Table:

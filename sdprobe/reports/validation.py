@@ -25,6 +25,9 @@ PCK = "pck_ours_point_0.10"
 RISKS = {"credibility": "1 − credibility", "r_pos": "r_pos", "r_cor": "r_cor", "r_norm": "r_norm"}
 HARMS = {"gain": "PCK gained by removing position,\ndisplaced pairs", "copy_excess": "position-copy excess"}
 BASELINE = {"resolution": "resolution", "depth": "depth", "raw": "raw PCK"}
+RESAMPLES = 2000
+FEWEST_CELLS, FEWEST_LAYERS = 6, 3  # of a model, to correlate anything in it
+LEAST, LEAST_LOW = 0.5, 0.2
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,6 @@ def _cell(run: Run, statistics: Run, layer: str, place: int) -> CredibilityCell:
         "raw": run.value("test", layer, PCK),
     }
     return CredibilityCell(model, timestep, layer, **{k: math.nan if v is None else v for k, v in values.items()})
-
-
-RESAMPLES = 2000
-FEWEST_CELLS, FEWEST_LAYERS = 6, 3  # of a model, to correlate anything in it
-LEAST, LEAST_LOW = 0.5, 0.2
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,21 @@ from sdprobe.utilities.errors import InputError
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 LISTS = {str: "a list of names", int: "a list of integers"}
 CONFIGS = ROOT / "configs"
+# a full, protected or read-only place to write to
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# notes of libraries on their own internals, met on every run
+_NOISE = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*`LightningModule.configure_optimizers` returned `None`",
+    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",  # what is logged is a sum over processes already
+    r"`broadcast_buffers` is deprecated",
+    r"The ``compute`` method of metric \w+ was called before the ``update``",  # a process without test images
+    r"You are using `torch.load` with `weights_only=False`",
+    r".*does not have many workers",
+    r"Total length of `\w+` across ranks is zero",
+    r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # ours name every setting themselves
+    r"The number of training batches .* is smaller than the logging interval",
+)
 
 
 def expanded(arguments: list[str]) -> list[str]:
@@ -223,16 +238,12 @@ def explained(error: OmegaConfBaseException) -> str:
     return f"Expected a usable value for {error.full_key or 'the configuration'}, but got an error: {reason}."
 
 
-# a full, protected or read-only place to write to
-WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-
-
 class UserError(CompactHydraException):
     """A sentence for the user; Hydra prints it without a traceback and exits with 1."""
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Raise :class:`UserError` for wrong input, wrong configuration and places that cannot be written to."""
     try:
         yield
@@ -256,22 +267,7 @@ def sentences() -> Iterator[None]:
         ) from error
 
 
-# notes of libraries on their own internals, met on every run
-_NOISE = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r".*`LightningModule.configure_optimizers` returned `None`",
-    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",  # what is logged is a sum over processes already
-    r"`broadcast_buffers` is deprecated",
-    r"The ``compute`` method of metric \w+ was called before the ``update``",  # a process without test images
-    r"You are using `torch.load` with `weights_only=False`",
-    r".*does not have many workers",
-    r"Total length of `\w+` across ranks is zero",
-    r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # ours name every setting themselves
-    r"The number of training batches .* is smaller than the logging interval",
-)
-
-
-def quiet() -> None:
+def silence_libraries() -> None:
     """Raise the level of chatty loggers and filter the warnings above."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",

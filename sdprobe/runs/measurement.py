@@ -16,11 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from sdprobe.runs import workers
-from sdprobe.runs.record import VERSION, circumstances
+from sdprobe.runs.record import VERSION, provenance
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
+PROCESS = Path("/proc/self")
 
 
 class NumbersVersion(lightning.Callback):
@@ -48,7 +49,7 @@ class Measurement:
 
     def __init__(self, cfg: DictConfig) -> None:
         lightning.seed_everything(cfg.seed, verbose=False)
-        workers.choose(cfg)
+        workers.set_device(cfg)
         forget_peak()
         self.cfg = cfg
         cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
@@ -65,7 +66,7 @@ class Measurement:
 
     def prepare(self) -> None:
         """Encode what the latent cache lacks, in one process per device, which begin here."""
-        workers.begin(self.trainer)
+        workers.launch(self.trainer)
         self.data.prepare_data()
 
     def run(self) -> None:
@@ -76,10 +77,10 @@ class Measurement:
         started = time.perf_counter()
         self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         trained = time.perf_counter()
-        if self.probe.unfinished:
+        if self.probe.not_converged:
             log.warning(
                 "%d of %d layers had not reached their plateau after trainer.max_epochs=%d; more may help.",
-                len(self.probe.unfinished), len(self.data.layers), self.trainer.max_epochs,
+                len(self.probe.not_converged), len(self.data.layers), self.trainer.max_epochs,
             )  # fmt: skip
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
@@ -111,7 +112,7 @@ class Measurement:
     def meta(self) -> dict[str, Any]:
         """What is needed to run this again, and what it cost."""
         return (
-            circumstances(self.cfg)
+            provenance(self.cfg)
             | workers.merged(self._data or [self.data.describe()])
             | {
                 "devices": self.trainer.world_size,
@@ -121,15 +122,12 @@ class Measurement:
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
                 "timestep": self.cfg.timestep,
                 "train_steps": self.trainer.global_step,
-                "before_plateau": list(self.probe.unfinished),
+                "before_plateau": list(self.probe.not_converged),
                 "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
                 "peak_memory_gib": round(peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,
             }
         )
-
-
-PROCESS = Path("/proc/self")
 
 
 def forget_peak() -> None:

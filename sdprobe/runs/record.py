@@ -38,9 +38,17 @@ LIBRARY = (
 )  # fmt: skip
 # settings that say where and how fast, never what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
-NEUTRAL = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
+IGNORED_IN_HASH = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
 # what reports draw runs over, or average them over
 AXES = ("block", "timestep", "seed")
+# figures and tables that reports draw into a run folder
+OUTPUT_FILES = (
+    "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
+    "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
+    "principal_components.png", "high_norm_tokens.png", "similarity.png",
+    "content_over_layers.png", "depth_error_over_layers.png", "depth_error_over_grid.png",
+    "pck_over_layers.png", "errors_over_offset.png", "matches.png", "error.txt",
+)  # fmt: skip
 
 
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
@@ -51,20 +59,10 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
     return path
 
 
-# figures and tables that reports draw into a run folder
-LEFT = (
-    "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
-    "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
-    "principal_components.png", "high_norm_tokens.png", "similarity.png",
-    "content_over_layers.png", "depth_error_over_layers.png", "depth_error_over_grid.png",
-    "pck_over_layers.png", "errors_over_offset.png", "matches.png", "error.txt",
-)  # fmt: skip
-
-
 def clear(folder: Path, resumed: bool) -> None:
     """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
     checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
-    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", "mitigation/**/mitigation.*", *LEFT]
+    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", "mitigation/**/mitigation.*", *OUTPUT_FILES]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:
@@ -88,7 +86,7 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
-    kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in NEUTRAL}
+    kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH}
     for name in ("callbacks", *DEVICES):
         kept["trainer"].pop(name, None)
     kept["mitigation"] = list(kept["mitigation"].items())  # in this order they apply, and digests sort dictionaries
@@ -128,7 +126,7 @@ def source_digest() -> str:
     return result.hexdigest()[:16]
 
 
-def circumstances(cfg: DictConfig) -> dict[str, Any]:
+def provenance(cfg: DictConfig) -> dict[str, Any]:
     """Command, configuration, code, packages and machine of this process."""
     return {
         "schema": SCHEMA,

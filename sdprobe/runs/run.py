@@ -30,12 +30,12 @@ def run(cfg: DictConfig) -> Run | None:
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder, maps=False).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
-    if workers.first():
+    if workers.is_rank_zero():
         clear(folder, resumed=bool(cfg.resume))
     cli.check_types(cfg)
     cli.check_devices(cfg, sweep.active())
     measurement = Measurement(cfg)
-    if not workers.first():
+    if not workers.is_rank_zero():
         run_worker(cfg, measurement)
         return None
     logger, meta = None, None
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> Run | None:
         measurement.data.mitigations.save(folder)
         nulls = random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
-        workers.end(measurement.trainer, error)
+        workers.terminate(measurement.trainer, error)
         tracking.finish(logger, exit_code=1)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             write_metrics(folder, measurement.results, (meta or measurement.meta) | {"complete": False})

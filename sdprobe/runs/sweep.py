@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 ENDS = ("metrics.json", "error.txt")  # one of which a job leaves
 # extras of pyproject.toml, by the plugin that a launcher's _target_ names
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
+NUMBER = "${hydra.job.num}"
 # a job asks for a GPU only where there is one, or Ray would wait for it for ever
 OmegaConf.register_new_resolver("either", lambda flag, yes, no: yes if flag else no, replace=True)
 OmegaConf.register_new_resolver("gpus_per_job", lambda: min(1, torch.cuda.device_count()), replace=True)
@@ -166,9 +167,6 @@ def _meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return meta if isinstance(meta, dict) else {}
-
-
-NUMBER = "${hydra.job.num}"
 
 
 class SweepSummary(Callback):

@@ -23,7 +23,7 @@ UPLOAD = 120
 MODES = ("online", "offline", "disabled", "shared")
 
 
-class PatientLogger(WandbLogger):
+class FaultTolerantWandbLogger(WandbLogger):
     """A wandb logger whose losses cost a line in the log and never the run: a server or service may go away at any time."""
 
     @rank_zero_only
@@ -70,7 +70,7 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
     except wandb.Error as error:  # no network, a refused key, a server that does not answer
         log.warning("wandb cannot be used online (%s); the run is logged offline.", str(error).splitlines()[0])
         run = wandb.init(mode="offline", **options)
-    return PatientLogger(experiment=run)
+    return FaultTolerantWandbLogger(experiment=run)
 
 
 def _listed(values: Any) -> list[Any]:

@@ -20,15 +20,15 @@ PATIENCE = 3
 SUMMED = ("latents", "passes", "resident_images")
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process reports: the one the user began. Those Lightning begins have their number in LOCAL_RANK."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def choose(cfg: DictConfig) -> None:
+def set_device(cfg: DictConfig) -> None:
     """Where a run has several GPUs, ``cuda`` means another one in each process."""
     if _count(cfg) > 1:
-        if not first():
+        if not is_rank_zero():
             logging.getLogger().setLevel(logging.ERROR)  # the first process says it already
         if torch.cuda.is_available() and str(cfg.device) != "cpu":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -41,14 +41,14 @@ def options(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
     return {"devices": [device.index or 0] if device.type == "cuda" else 1, "strategy": "auto"}
 
 
-def begin(trainer: lightning.Trainer) -> None:
+def launch(trainer: lightning.Trainer) -> None:
     """Begin the other processes, or meet them: before training, since they share the encoding of images, too."""
     if isinstance(trainer.strategy, DDPStrategy):
         assert trainer.strategy.launcher is not None
         trainer.strategy.launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
 
 
-def end(trainer: lightning.Trainer, error: BaseException) -> None:
+def terminate(trainer: lightning.Trainer, error: BaseException) -> None:
     """Where the first process fails, the others would wait for it: end them.
 
     Raises:

@@ -14,6 +14,7 @@ from sdprobe.scenes.shapes import Ring, Shape, bounds, ellipse, point
 
 BASE, SECOND, THIRD, DETAIL, PUPIL = range(5)
 SLOTS = 5
+FAR = 0.72  # brightness of limbs on the side turned away
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,6 @@ def fitted(figure: Figure, size: float) -> Figure:
     x0, y0, x1, y1 = figure.extent
     scale = size / max(x1 - x0, y1 - y0)
     return moved(figure, scale, (-scale * (x0 + x1) / 2, -scale * (y0 + y1) / 2))
-
-
-FAR = 0.72  # brightness of limbs on the side turned away
 
 
 def eye(centre: NDArray[np.float64], radius: float) -> list[Part]:

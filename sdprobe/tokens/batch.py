@@ -15,14 +15,13 @@ from torch import Tensor
 
 from sdprobe.tokens.geometry import Placement
 
+Batch = TypeVar("Batch", bound="_Movable")
+
 
 def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     if isinstance(value, dict):
         return {key: _move(item, device, non_blocking) for key, item in value.items()}
     return value.to(device, non_blocking=non_blocking)
-
-
-Batch = TypeVar("Batch", bound="_Movable")
 
 
 class _Movable:

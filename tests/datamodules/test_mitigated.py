@@ -82,19 +82,19 @@ SEVERAL: dict[str, Callable[[], Any]] = {
 
 
 def test_a_variant_is_what_the_mitigation_alone_gives(apart: ActivationStream) -> None:
-    together = grids(fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True).through(apart))
+    together = grids(fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True).wrap(apart))
     plain = grids(apart)
     assert list(together)[:2] == ["down_0", "down_0__standardize"]
     for layer in LAYERS:
         assert together[layer].equal(plain[layer])
         for label, make in SEVERAL.items():
-            alone = grids(fitted(apart, {label: make()}).through(apart))
+            alone = grids(fitted(apart, {label: make()}).wrap(apart))
             assert together[f"{layer}__{label}"].equal(alone[layer]), label
             assert not alone[layer].equal(plain[layer]), label
 
 
 def test_a_chain_is_fitted_and_applied_step_by_step(apart: ActivationStream) -> None:
-    chained = grids(fitted(apart, {"a": Standardize(mode="zscore"), "b": PcaDrop()}).through(apart))
+    chained = grids(fitted(apart, {"a": Standardize(mode="zscore"), "b": PcaDrop()}).wrap(apart))
     fit, test = grids(apart, FIT), grids(apart)
     for layer in LAYERS:
         first = Standardize(mode="zscore").fit([fit[layer]])
@@ -107,12 +107,12 @@ def test_one_pass_over_the_fit_images_fits_everything_that_looks_at_them_plainly
     fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True)
     assert apart.backbone.passes["unet"] - before == len(FIT)
     again = apart.backbone.passes["unet"]
-    one = grids(fitted(apart, {"leace": Leace(columns="cosine", cosines=1)}).through(apart))
+    one = grids(fitted(apart, {"leace": Leace(columns="cosine", cosines=1)}).wrap(apart))
     fits = apart.backbone.passes["unet"] - again
     other = fitted(apart, {"leace": Leace(columns="cosine", cosines=1)})
     assert fits == len(FIT) + len(TEST)
     assert apart.backbone.passes["unet"] - again == fits  # recalled, not fitted again
-    for layer, grid in grids(other.through(apart)).items():
+    for layer, grid in grids(other.wrap(apart)).items():
         assert grid.equal(one[layer])
     for file in (apart.store.cache.root / "mitigations").iterdir():
         whole = file.read_bytes()
@@ -125,11 +125,11 @@ def test_one_pass_over_the_fit_images_fits_everything_that_looks_at_them_plainly
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_results_do_not_depend_on_the_batch_size(apart: ActivationStream, size: int) -> None:
     settings = {"position_mean": PositionMean(basis="cosine", cosines=1), "views": ShiftFlipNoise(2, shift=64)}
-    expected = grids(fitted(apart, settings, compare=True).through(apart))
+    expected = grids(fitted(apart, settings, compare=True).wrap(apart))
     usual, apart.batch_size = apart.batch_size, size
     for path in (apart.store.cache.root / "mitigations").iterdir():
         path.unlink()
-    found = grids(fitted(apart, settings, compare=True).through(apart))
+    found = grids(fitted(apart, settings, compare=True).wrap(apart))
     apart.batch_size = usual
     for name, grid in expected.items():
         torch.testing.assert_close(found[name], grid, rtol=1e-4, atol=1e-4)
@@ -138,14 +138,14 @@ def test_results_do_not_depend_on_the_batch_size(apart: ActivationStream, size: 
 def test_only_fit_images_enter_a_fit(apart: ActivationStream) -> None:
     mitigations = fitted(apart, {"standardize": Standardize()})
     fit = grids(apart, FIT)
-    for layer, grid in grids(mitigations.through(apart)).items():
+    for layer, grid in grids(mitigations.wrap(apart)).items():
         expected = grids(apart)[layer] - fit[layer].mean((0, 2, 3), keepdim=True)
         torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_padding_swap_leaves_the_network_as_it_was(apart: ActivationStream) -> None:
     before = weight_hash(apart.backbone.unet.unet), weight_hash(apart.backbone.encoder.vae), grids(apart)
-    swapped = grids(fitted(apart, {"padding_swap": PaddingSwap("circular")}).through(apart))
+    swapped = grids(fitted(apart, {"padding_swap": PaddingSwap("circular")}).wrap(apart))
     assert not swapped["mid"].equal(before[2]["mid"])
     assert (weight_hash(apart.backbone.unet.unet), weight_hash(apart.backbone.encoder.vae)) == before[:2]
     assert grids(apart)["mid"].equal(before[2]["mid"])
@@ -154,10 +154,10 @@ def test_a_padding_swap_leaves_the_network_as_it_was(apart: ActivationStream) ->
 def test_what_a_run_saved_is_used_again_and_only_where_it_belongs(apart: ActivationStream, tmp_path: Path) -> None:
     mitigations = fitted(apart, {"standardize": Standardize(mode="zca"), "leace": Leace(columns="cosine", cosines=1)})
     mitigations.save(tmp_path / "run")
-    expected = grids(mitigations.through(apart))
+    expected = grids(mitigations.wrap(apart))
     for layer, chain in load(tmp_path / "run", timestep=50).items():
         assert chain.transform(grids(apart)[layer]).equal(expected[layer])
-    for layer, grid in grids(fitted(apart, {"saved": Saved(str(tmp_path / "run"))}).through(apart)).items():
+    for layer, grid in grids(fitted(apart, {"saved": Saved(str(tmp_path / "run"))}).wrap(apart)).items():
         assert grid.equal(expected[layer])
     with pytest.raises(InputError, match="used with timestep 50, which it was fitted on, but got 261"):
         load(tmp_path / "run", timestep=261)
@@ -227,8 +227,8 @@ def test_fits_that_cannot_be_trusted_are_refused(apart: ActivationStream) -> Non
 
 def test_nothing_to_do_costs_nothing(stream: ActivationStream) -> None:
     mitigations = Mitigations({})
-    assert mitigations.idle and not mitigations.fits
-    assert mitigations.through(stream) is stream
+    assert mitigations.is_identity and not mitigations.needs_fit
+    assert mitigations.wrap(stream) is stream
     assert mitigations.describe(SIZE) == {}
 
 

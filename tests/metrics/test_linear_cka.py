@@ -244,7 +244,7 @@ def test_cells_share_what_their_means_read(height: int, width: int) -> None:
 LAYERS = {"mid": (3, 8, 8), "up_1": (5, 16, 24), "small": (2, 4, 4)}
 
 
-def grids_of(images: int, seed: int = 0) -> dict[str, Tensor]:
+def extract(images: int, seed: int = 0) -> dict[str, Tensor]:
     return {layer: randn(images, *shape, seed=seed + i) for i, (layer, shape) in enumerate(LAYERS.items())}
 
 
@@ -291,7 +291,7 @@ def test_the_draw_of_cells_is_no_fixed_cell() -> None:
 @pytest.mark.parametrize("parts", [2, 5, 30])
 @pytest.mark.parametrize("rows", [25, 200])
 def test_any_batch_size_gives_what_all_at_once_give(parts: int, rows: int) -> None:
-    grids = grids_of(30)
+    grids = extract(30)
     torch.testing.assert_close(metric_of(grids, parts, rows).compute(), metric_of(grids, 1, rows).compute())
 
 
@@ -303,7 +303,7 @@ def test_places_are_what_the_rows_were_read_at() -> None:
 
 
 def test_the_matrices_leave_out_pairs_that_share_a_token_of_either_layer() -> None:
-    grids = grids_of(20)
+    grids = extract(20)
     metric = metric_of(grids)
     tables = metric.compute()
     torch.testing.assert_close(tables["cka"].diagonal(), torch.ones(3, dtype=torch.float64))
@@ -333,6 +333,6 @@ def test_position_codes_of_a_grid_below_8_by_8_have_mean_zero() -> None:
 def test_memory_does_not_grow_with_images_and_one_too_many_is_refused() -> None:
     metric = LinearCKA({"mid": (3, 8, 8)}, images=10**6)
     assert metric.rows_mid.shape == (1024, 3)
-    metric = metric_of(grids_of(3))
+    metric = metric_of(extract(3))
     with pytest.raises(InputError, match="but got 3 and at least 4 came"):
-        metric.update(grids_of(1))
+        metric.update(extract(1))

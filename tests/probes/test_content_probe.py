@@ -169,7 +169,7 @@ def test_intervals_are_over_photographs_and_numbers_finite(shown, fit_and_test) 
     whats = {"test", "shuffled_labels", "chance", "position_only", "val"}
     assert {key.split("/")[0] for key in results} == whats
     assert all(math.isfinite(value) and len(key.split("/")) in (4, 5) for key, value in results.items())
-    assert probe.unfinished == [] and probe.maps() == {}
+    assert probe.not_converged == [] and probe.maps() == {}
 
 
 def test_tokens_without_content_are_refused_in_one_sentence(planted, fit_and_test) -> None:

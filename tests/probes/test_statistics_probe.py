@@ -512,7 +512,7 @@ def test_every_number_is_finite_and_named_by_the_contract(study: SimpleNamespace
         assert (what, layer in study.data.shapes, len(rest) in (2, 3)) == ("test", True, True), key
         assert math.isfinite(value), key
         assert len(rest) == 2 or rest[2] in ("ci_low", "ci_high", "n"), key
-    assert study.probe.unfinished == []
+    assert study.probe.not_converged == []
 
 
 def test_the_mean_and_the_direction_come_from_fit_images_alone(study: SimpleNamespace, layers: dict[str, Layer]) -> None:

@@ -18,8 +18,8 @@ from sdprobe.runs import cli, tracking
 from sdprobe.runs.measurement import NumbersVersion
 from sdprobe.runs.record import (
     DEVICES,
+    IGNORED_IN_HASH,
     LIBRARY,
-    NEUTRAL,
     ROOT,
     VERSION,
     clear,
@@ -155,7 +155,7 @@ def test_every_setting_but_those_of_the_machine_counts() -> None:
     expected = {
         path: target_name(value) if path[-1] == "_target_" else value
         for path, value in flat(composed()).items()
-        if path[0] not in NEUTRAL and not (path[0] == "trainer" and path[1] in ("callbacks", *DEVICES))
+        if path[0] not in IGNORED_IN_HASH and not (path[0] == "trainer" and path[1] in ("callbacks", *DEVICES))
     }
     assert flat(kept | {"mitigation": dict(kept["mitigation"])}) == expected
     assert ("probe", "min_steps") in expected and ("images", "images", "_target_") in expected
