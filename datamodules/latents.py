@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images.source import ImageSource, Item, LatentSource
-from datamodules.images.views import Viewed
+from datamodules.images.views import Viewed, shown
 from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
 from sdprobe.tokens.views import View
 from sdprobe.utilities.distributed import Processes
@@ -104,15 +104,16 @@ class LatentStore:
             [latent] = self._encode({index: self.images[index]})
         return latent
 
-    def prepare(self, indices: Sequence[int], processes: Processes = Processes()) -> list[int]:  # noqa: B008  # frozen
+    def prepare(self, indices: Sequence[int]) -> list[int]:
         """Encode what the cache lacks; returns the indices that have a latent (all, unless ``on_error`` is ``skip``).
 
-        Several processes encode a share each, and return when all latents are there.
+        Several processes call this together: each encodes a shard, and all return when every latent is there.
 
         Raises:
             InputError: in every process, where an item cannot be decoded and the source's ``on_error`` is ``raise``.
         """
-        own = [] if isinstance(self.images, LatentSource) else processes.share(indices)
+        processes = Processes.current()
+        own = [] if isinstance(self.images, LatentSource) else processes.shard(indices)
         lacking = [index for index in own if self.cache.get(*self._key(index)) is None]
         failed: set[int] = set()
         error = None
@@ -120,7 +121,7 @@ class LatentStore:
             failed = self._encode_all(lacking, shown=processes.rank == 0)
         except InputError as caught:
             error = caught
-        outcomes = processes.gathered((failed, str(error) if error else None))
+        outcomes = processes.all_gather((failed, str(error) if error else None))
         if error or any(said for _, said in outcomes):
             raise error or InputError(next(said for _, said in outcomes if said))
         failed = {index for indices, _ in outcomes for index in indices}
@@ -136,7 +137,8 @@ class LatentStore:
         """The latents of the same images shown as ``view`` says; this store where that changes no picture."""
         if view.shows == View():
             return self
-        return LatentStore(Viewed(self.images, view), self.encoder, self.cache, self.seed, self.batch_size, self.num_workers)
+        images = shown(self.images, view)
+        return LatentStore(images, self.encoder, self.cache, self.seed, self.batch_size, self.num_workers)
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Digest of the content of these items, in order."""

@@ -146,11 +146,16 @@ class MitigatedStream:
         """Images per U-Net pass; the stream may halve it."""
         return self.stream.batch_size
 
+    @property
+    def step(self) -> int:
+        """Images that all processes together compute at a time."""
+        return self.stream.step
+
     def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]:
-        """Batches of at most ``batch_size`` images, in order."""
+        """Batches of at most ``step`` images, in order."""
         start = 0
         while start < len(indices):
-            chunk = indices[start : start + self.stream.batch_size]
+            chunk = indices[start : start + self.step]
             yield self._batch(chunk)
             start += len(chunk)
 
@@ -165,7 +170,7 @@ class MitigatedStream:
                 grids[variant.name(layer)] = variant.fitted[layer].transform(grid)
                 masks[variant.name(layer)] = shown[source].masks[layer]
         batch = next(iter(shown.values()))
-        order = sorted(grids, key=lambda name: self.stream.layers.index(base_of(name)))
+        order = sorted(grids, key=lambda name: self.stream.reads.layers.index(base_of(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
 
 
@@ -175,7 +180,7 @@ def _begin(variant: Variant, stream: ActivationStream, fitted_on: dict[str, Any]
         if isinstance(step, Mitigation):
             step.size = stream.store.images.size
     variant.fitted_on = fitted_on
-    variant.fitted = {layer: Chain([copy.deepcopy(step) for step in variant.mitigations]) for layer in stream.layers}  # type: ignore[misc]
+    variant.fitted = {layer: Chain([copy.deepcopy(step) for step in variant.mitigations]) for layer in stream.reads.layers}  # type: ignore[misc]
 
 
 def _read(variant: Variant, stream: ActivationStream, tested: set[str]) -> None:
@@ -189,13 +194,13 @@ def _read(variant: Variant, stream: ActivationStream, tested: set[str]) -> None:
             f"Expected the mitigation in {folder} to say what it was fitted on, but it does not name {', '.join(lacking)}. "
             "Save it by a run, or use it in your own code."
         )
-    check_layers(list(chains), stream.layers, folder)
+    check_layers(list(chains), stream.reads.layers, folder)
     if both := tested & set(variant.fitted_on["images"]):
         raise InputError(
             f"Expected images that the mitigation in {folder} was not fitted on, but {len(both)} of the tested ones are among "
             "its fit images. Test on others."
         )
-    variant.fitted = {layer: chains[layer].to(stream.backbone.device) for layer in stream.layers}
+    variant.fitted = {layer: chains[layer].to(stream.backbone.device) for layer in stream.reads.layers}
 
 
 def _picture(key: str) -> str:
@@ -225,9 +230,9 @@ def _circumstances(stream: ActivationStream) -> dict[str, Any]:
     described = stream.backbone.describe()
     found = {key: described[key] for key in BOUND if key in described}
     vae = stream.backbone.encoder.vae.config
-    found |= {"timestep": stream.timestep, "prompt": stream.prompt, "size": stream.store.images.size}
+    found |= {"timestep": stream.reads.timestep, "prompt": stream.reads.prompt, "size": stream.store.images.size}
     found |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
-    return found | ({"noise_seed": stream.seed} if described["noise"] in ("shared", "rolled") else {})
+    return found | ({"noise_seed": stream.reads.seed} if described["noise"] in ("shared", "rolled") else {})
 
 
 def digest(text: str) -> str:
@@ -248,8 +253,8 @@ def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequ
         (variant.label, [(type(s).__name__, s.options) for s in (variant.extraction, *variant.mitigations) if s])
         for variant in variants
     ]
-    backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.seed)}"
-    key = digest(f"{fitted_on} {options} {list(stream.layers)} {stream.seed} {backbone} {VERSION}")
+    backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.reads.seed)}"
+    key = digest(f"{fitted_on} {options} {list(stream.reads.layers)} {stream.reads.seed} {backbone} {VERSION}")
     file = stream.store.cache.root / "mitigations" / f"{key}.safetensors"
     device = stream.backbone.device
     with suppress(OSError, DamagedFile, RuntimeError, KeyError):

@@ -1,18 +1,16 @@
-"""From whole grids to batches of tokens: which tokens are drawn, how they are mixed, what each process contributes.
+"""From whole grids to batches of tokens: which tokens are drawn, and how they are mixed.
 
 Data path step 7.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate, chain, repeat
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.batch import GridBatch, TokenBatch, concatenated, joined
 from sdprobe.tokens.geometry import bin_starts, flatten, positions
 from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.rng import keyed_generator
@@ -29,27 +27,28 @@ def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: ob
     smaller. Layers with fewer tokens drop out of later steps of a block.
 
     Args:
-        pieces: one TokenBatch per image; those of other processes without activations. Batches are then shared, too.
+        pieces: one TokenBatch per image.
         images: images per block; bounds the memory.
         size: tokens per batch and layer.
         key: seed and epoch, for example.
     """
     rest: list[TokenBatch] = []
     for number, (block, last) in enumerate(_blocks(pieces, images)):
-        pool = concatenate([*rest, *block])
+        pool = concatenated([*rest, *block])
         order = {
-            layer: torch.randperm(len(where), generator=keyed_generator("mixing", *key, base_of(layer), number)).to(
-                pool.here[layer].device if pool.here else where.device
+            layer: torch.randperm(len(image), generator=keyed_generator("mixing", *key, base_of(layer), number)).to(
+                image.device
             )
-            for layer, where in pool.positions.items()
+            for layer, image in pool.image.items()
         }
         steps = {layer: len(index) / size if last else len(index) // size for layer, index in order.items()}
         step = 0
         while any(step < count for count in steps.values()):
-            now = {layer: index[step * size : (step + 1) * size] for layer, index in order.items() if step < steps[layer]}
-            yield select(pool, now)
+            yield pool.select(
+                {layer: index[step * size : (step + 1) * size] for layer, index in order.items() if step < steps[layer]}
+            )
             step += 1
-        rest = [select(pool, {layer: index[len(index) // size * size :] for layer, index in order.items()})]
+        rest = [pool.select({layer: index[len(index) // size * size :] for layer, index in order.items()})]
 
 
 def batches_per_pass(pieces: int, counts: Iterable[int], images: int, size: int) -> int:
@@ -66,53 +65,6 @@ def batches_per_pass(pieces: int, counts: Iterable[int], images: int, size: int)
         total += max(-(-tokens // size) if last else tokens // size for tokens in pool.values())
         rest = {count: tokens % size for count, tokens in pool.items()}
     return total
-
-
-def select(batch: TokenBatch, index: dict[str, Tensor]) -> TokenBatch:
-    """The tokens of some layers at some indices."""
-    here, own = {}, index
-    if batch.here:
-        found = {layer: _found(batch.here[layer], len(batch.positions[layer]), pick) for layer, pick in index.items()}
-        here = {layer: place for layer, (place, _) in found.items()}
-        own = {layer: pick for layer, (_, pick) in found.items()}
-    return TokenBatch(
-        tokens={layer: batch.tokens[layer][pick] for layer, pick in own.items()},
-        positions={layer: batch.positions[layer][pick] for layer, pick in index.items()},
-        masks={layer: {group: mask[pick] for group, mask in batch.masks[layer].items()} for layer, pick in own.items()},
-        photo={layer: batch.photo[layer][pick] for layer, pick in index.items()},
-        here=here,
-    )
-
-
-def _found(here: Int[Tensor, " m"], count: int, pick: Int[Tensor, " k"]) -> tuple[Int[Tensor, " f"], Int[Tensor, " f"]]:
-    """Which of the picked tokens are here, and where."""
-    where = torch.full((count,), -1, dtype=torch.long, device=here.device)
-    where[here] = torch.arange(len(here), device=here.device)
-    place = (where[pick] >= 0).nonzero()[:, 0]
-    return place, where[pick][place]
-
-
-def concatenate(pieces: Sequence[TokenBatch]) -> TokenBatch:
-    """All tokens of several batches with the same layers, in order."""
-
-    def joined(of: Callable[[TokenBatch], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {layer: torch.cat([of(piece)[layer] for piece in pieces]) for layer in of(pieces[0])}
-
-    masks: dict[str, dict[str, Tensor]] = {}
-    for layer, groups in pieces[0].masks.items():
-        masks[layer] = {group: torch.cat([piece.masks[layer][group] for piece in pieces]) for group in groups}
-    return TokenBatch(
-        joined(lambda p: p.tokens), joined(lambda p: p.positions), masks, joined(lambda p: p.photo), _joined_here(pieces)
-    )
-
-
-def _joined_here(pieces: Sequence[TokenBatch]) -> dict[str, Tensor]:
-    """Which tokens of several batches are here, counted through."""
-    here: dict[str, Tensor] = {}
-    for layer in pieces[0].here:
-        ends = list(accumulate((len(piece.positions[layer]) for piece in pieces), initial=0))
-        here[layer] = torch.cat([piece.here[layer] + start for piece, start in zip(pieces, ends, strict=False)])
-    return here
 
 
 def _blocks(pieces: Iterable[TokenBatch], images: int) -> Iterator[tuple[list[TokenBatch], bool]]:
@@ -147,16 +99,6 @@ def _drawn(side: int, generator: torch.Generator) -> Int[Tensor, "8 8"]:
     return starts[:, None] + (torch.rand(CELLS, CELLS, generator=generator) * spans).long()
 
 
-def draw_tokens(batch: GridBatch, names: Sequence[str], seed: int) -> list[TokenBatch]:
-    """One TokenBatch per image with 64 stratified tokens of every layer; the draw is keyed by (seed, name, layer)."""
-    return [_picked(batch, i, _draw_of(batch, name, seed)) for i, name in enumerate(names)]
-
-
-def all_tokens(batch: GridBatch) -> list[TokenBatch]:
-    """One TokenBatch per image with every token of every layer."""
-    return [_picked(batch, i, None) for i in range(len(batch.image))]
-
-
 def flattened(batch: GridBatch) -> TokenBatch:
     """Every token of every layer of all images, image after image in row-major order."""
     sides = {layer: grid.shape[-2:] for layer, grid in batch.grids.items()}
@@ -165,65 +107,38 @@ def flattened(batch: GridBatch) -> TokenBatch:
         tokens={layer: flatten(grid).flatten(0, 1) for layer, grid in batch.grids.items()},
         positions={layer: positions(side[0], side[1], batch.image.device).repeat(images, 1) for layer, side in sides.items()},
         masks={layer: {name: mask.flatten() for name, mask in groups.items()} for layer, groups in batch.masks.items()},
+        image={layer: batch.image.repeat_interleave(side[0] * side[1]) for layer, side in sides.items()},
         photo={layer: batch.photo.repeat_interleave(side[0] * side[1]) for layer, side in sides.items()},
     )
 
 
-def _draw_of(batch: GridBatch, name: str, seed: int) -> dict[str, Tensor]:
-    return {
-        layer: stratified(grid.shape[-2], grid.shape[-1], keyed_generator("tokens", seed, name, base_of(layer))).to(grid.device)
-        for layer, grid in batch.grids.items()
-    }
+def draw_tokens(batch: GridBatch, names: Sequence[str], seed: int) -> list[TokenBatch]:
+    """One TokenBatch per image with 64 stratified tokens of every layer; the draw is keyed by (seed, name, layer)."""
+
+    def draw(name: str) -> dict[str, Int[Tensor, " 64"]]:
+        return {
+            layer: stratified(grid.shape[2], grid.shape[3], keyed_generator("tokens", seed, name, base_of(layer)))
+            for layer, grid in batch.grids.items()
+        }
+
+    return [_picked(batch, i, draw(name)) for i, name in enumerate(names)]
 
 
-def _picked(batch: GridBatch, image: int, index: dict[str, Tensor] | None) -> TokenBatch:
+def all_tokens(batch: GridBatch) -> list[TokenBatch]:
+    """One TokenBatch per image with every token of every layer."""
+    every = {layer: torch.arange(grid.shape[2] * grid.shape[3]) for layer, grid in batch.grids.items()}
+    return [_picked(batch, i, every) for i in range(len(batch.image))]
+
+
+def _picked(batch: GridBatch, i: int, index: dict[str, Int[Tensor, " k"]]) -> TokenBatch:
     """Tokens of one image, copied out of the batch so that nothing else stays alive with them."""
-    tokens, where, masks, photo = {}, {}, {}, {}
-    for layer, grid in batch.grids.items():
-        pick = index[layer] if index is not None else torch.arange(grid.shape[-2] * grid.shape[-1], device=grid.device)
-        tokens[layer] = flatten(grid[image : image + 1])[0][pick]
-        where[layer] = positions(grid.shape[-2], grid.shape[-1], grid.device)[pick]
-        masks[layer] = {group: mask[image].flatten()[pick] for group, mask in batch.masks[layer].items()}
-        photo[layer] = batch.photo[image].expand(len(pick))
-    return TokenBatch(tokens, where, masks, photo)
-
-
-def placeholder(
-    shapes: dict[str, tuple[int, int, int]], draw: tuple[int, str] | None, photo: int, device: torch.device, dtype: torch.dtype
-) -> TokenBatch:
-    """The tokens of an image that another process computes: where they are, without activations.
-
-    Args:
-        shapes: layer → (C, h, w).
-        draw: seed and name of the image, whose draw is :func:`~datamodules.mixing.draw_tokens`'s; None for all tokens.
-        photo: what the image's tokens are labelled with.
-        device, dtype: of activations.
-    """
-    where: dict[str, Tensor] = {}
-    for layer, (_, height, width) in shapes.items():
-        where[layer] = positions(height, width, device)
-        if draw:
-            seed, name = draw
-            where[layer] = where[layer][
-                stratified(height, width, keyed_generator("tokens", seed, name, base_of(layer))).to(device)
-            ]
-    return TokenBatch(
-        tokens={layer: torch.empty(0, channels, device=device, dtype=dtype) for layer, (channels, _, _) in shapes.items()},
-        positions=where,
-        masks={layer: {} for layer in shapes},
-        photo={layer: torch.tensor(photo, device=device).expand(len(place)) for layer, place in where.items()},
+    one = GridBatch(
+        {layer: grid[i : i + 1] for layer, grid in batch.grids.items()},
+        {layer: {group: mask[i : i + 1] for group, mask in masks.items()} for layer, masks in batch.masks.items()},
+        batch.image[i : i + 1],
+        batch.photo[i : i + 1],
     )
-
-
-def shared(piece: TokenBatch) -> TokenBatch:
-    """An image's tokens as a part of batches that several processes share: all of them are here, or none."""
-    here = {layer: torch.arange(len(tokens)) for layer, tokens in piece.tokens.items()}
-    return replace(piece, masks={layer: {} for layer in piece.masks}, here=here)
-
-
-def padded(batches: Iterable[TokenBatch], length: int, have: int) -> Iterator[TokenBatch]:
-    """Batches, ``have`` of them, and empty ones up to ``length``: Lightning wants equally many of every process."""
-    return chain(batches, repeat(TokenBatch({}, {}, {}, {}), length - have))
+    return flattened(one).select({layer: pick.to(batch.grids[layer].device) for layer, pick in index.items()})
 
 
 class Loader(Iterable[Batch]):
@@ -237,3 +152,36 @@ class Loader(Iterable[Batch]):
 
     def __len__(self) -> int:
         return self.length
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Item indices → grids in batches of at most ``batch_size``."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]: ...
+
+
+class GridLoader(Loader[GridBatch]):
+    """Whole grids of these images, in as many batches as the length says, even where the stream halves its own: Lightning stops
+    at the length it was told. ``images`` says how many images it brings."""
+
+    def __init__(self, stream: Stream, indices: Sequence[int]) -> None:
+        size = stream.batch_size
+        super().__init__(lambda: grouped(stream(indices), size), -(-len(indices) // size))
+        self.images = len(indices)
+
+
+def grouped(batches: Iterable[GridBatch], size: int) -> Iterator[GridBatch]:
+    """The same images in batches of ``size``; the last one may be smaller."""
+    waiting: list[GridBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        while (count := sum(len(each.image) for each in waiting)) >= size:
+            together = joined(waiting)
+            yield together.select(range(size))
+            waiting = [together.select(range(size, count))] if count > size else []
+    if waiting:
+        yield joined(waiting)

@@ -7,17 +7,17 @@ import hashlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningDataModule
 from rich.progress import track
 from torch import Tensor
 
+from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
 from datamodules.keypoints import (
@@ -29,14 +29,13 @@ from datamodules.keypoints import (
     keypoint_table,
     slots_of,
 )
-from datamodules.latents import LatentCache, LatentStore
-from datamodules.mitigated import Mitigations
 from datamodules.mixing import Loader
-from datamodules.stream import ActivationStream, DeviceCache
+from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
-from sdprobe.mitigations.base import Configured
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
+from sdprobe.tokens.views import View
 from sdprobe.utilities import expect
+from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
@@ -45,75 +44,59 @@ log = logging.getLogger(__name__)
 STEPS_PER_EPOCH = 100  # at least, so that validation and checkpoints come once per epoch
 
 
-class PairDataModule(LightningDataModule):
+class PairDataModule(StreamDataModule):
     """Streams frozen activations of image pairs.
 
     Args:
         images: a pair source.
-        backbone, block, timestep, seed, cache_dir, num_workers: see :class:`~datamodules.activations.ActivationDataModule`.
-        prompt: conditioning text; ``{category}`` in it stands for the category of the pair.
+        backbone, block, and options: see :class:`~datamodules.base.StreamDataModule`. ``{category}`` in the prompt stands for
+            the category of the pair. Mitigations are fitted on the pictures of training pairs.
         head: the probe's; with ``none`` only test pairs are looked at.
         concatenate: the layers' unit tokens joined into one, on the finest of their grids.
-        batch_size: images per U-Net and encoder pass.
         pair_batch: pairs per training step.
         background: other tokens of every picture that a training step contrasts with keypoints: 64 or fewer.
         activation_budget: GiB of target grids that stay on the device until they are searched; the rest is computed twice.
-        mitigation, compare: as there; fitted on the pictures of training pairs.
 
     Raises:
-        InputError: images without pairs, an unknown layer, a timestep out of range, an unusable option.
+        InputError: images without pairs, an unusable option.
     """
+
+    kind = "pairs"
 
     def __init__(
         self,
         images: ImageSource,
         backbone: FrozenSD,
         block: str | Sequence[str] = "up_1",
-        timestep: int = 50,
-        seed: int = 0,
-        prompt: str = "",
         head: str = "linear",
         concatenate: bool = False,
-        batch_size: int = 8,
         pair_batch: int = 32,
         background: int = 16,
         activation_budget: float = 2.0,
-        cache_dir: str = ".cache",
-        num_workers: int = 0,
-        mitigation: Mapping[str, Configured] | None = None,
-        compare: bool = False,
+        **options: Unpack[StreamOptions],
     ) -> None:
-        super().__init__()
         if not isinstance(images, PairSource):
             raise InputError(
                 "Expected images with pairs of corresponding keypoints, but these have none. Use images=scene_pairs, spair, "
                 "pf_pascal or pf_willow."
             )
-        least = {"batch_size": (batch_size, 1), "pair_batch": (pair_batch, 1), "num_workers": (num_workers, 0)}
-        for name, (value, low) in least.items():
-            expect.at_least(f"datamodule.{name}", value, low)
+        expect.at_least("datamodule.pair_batch", pair_batch, 1)
         expect.between("datamodule.background", background, 1, 64)
         expect.at_least("activation_budget", activation_budget, 0)
-        backbone.noise.check(timestep)
-        self.images, self.backbone = images, backbone
-        self.computed = backbone.unet.resolve(block)
-        self.mitigations = Mitigations(mitigation, compare)
-        if concatenate and compare:
+        super().__init__(images, backbone, block, **options)
+        self.pair_source = images
+        if concatenate and self.mitigations.compare:
             raise InputError("Expected datamodule.concatenate or datamodule.compare, but got both. Choose one.")
-        if "{category}" in prompt and self.mitigations.needs_fit:
+        if "{category}" in self.base_stream.reads.prompt and self.mitigations.needs_fit:
             raise InputError(
                 "Expected one prompt where a mitigation is fitted, but got one for every category. "
                 "Leave {category} out of prompt=."
             )
-        shapes = self.mitigations.shapes(backbone.shapes(images.size, self.computed))
         self.concatenate, self.learns = concatenate, head != "none"
-        self.shapes = {CONCATENATED: concatenated_shape(shapes)} if concatenate else shapes
-        self.layers = list(self.shapes)
-        self.seed, self.timestep, self.prompt = seed, timestep, prompt
-        self.batch_size, self.pair_batch, self.background = batch_size, pair_batch, background
+        if concatenate:
+            self.shapes = {CONCATENATED: concatenated_shape(self.shapes)}
+        self.pair_batch, self.background = pair_batch, background
         self.activation_budget = activation_budget
-        self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
-        self.seconds: dict[str, float] = {}
         self._usable: set[int] | None = None
         self._tokens: dict[_Key, dict[str, Tensor]] = {}
 
@@ -122,20 +105,32 @@ class PairDataModule(LightningDataModule):
         """Number of images."""
         return len(self.images)
 
+    @property
+    def used(self) -> list[int]:
+        """Pictures of tested pairs."""
+        return sorted({i for pair in self.pairs("test") for i in (pair.source, pair.target)})
+
+    @property
+    def fit_images(self) -> list[int]:
+        """Pictures of training pairs that can be decoded and are not tested, in the order of their pairs."""
+        return [index for index in self._fit_candidates if self._usable is None or index in self._usable]
+
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of a split whose pictures can be decoded."""
         usable = self._usable
-        pairs = self.images.pairs(split)
+        pairs = self.pair_source.pairs(split)
         return [p for p in pairs if usable is None or (p.source in usable and p.target in usable)]
 
-    @cached_property
     def keypoints(self) -> Keypoints:
         """Every keypoint to be found in the test split."""
-        return keypoint_table(self.pairs("test"), self.images, self._slots)
+        return self._table
 
-    @property
+    @cached_property
+    def _table(self) -> Keypoints:
+        return keypoint_table(self.pairs("test"), self.pair_source, self._slots)
+
     def keypoint_names(self) -> dict[str, np.ndarray]:
-        """Of every row of :attr:`keypoints`: names of category, pictures and keypoint, as the dataset has them."""
+        """Of every row of :meth:`keypoints`: names of category, pictures and keypoint, as the dataset has them."""
         rows = [
             (pair.category, self.images.name(pair.source), self.images.name(pair.target), name)
             for pair in self.pairs("test")
@@ -156,38 +151,15 @@ class PairDataModule(LightningDataModule):
 
     def _undecodable(self) -> int:
         """Pairs of the splits in use that the source offers and a picture that cannot be decoded takes away."""
-        return sum(len(self.images.pairs(split)) - len(self.pairs(split)) for split in self._splits)
+        return sum(len(self.pair_source.pairs(split)) - len(self.pairs(split)) for split in self._splits)
 
     @property
     def _splits(self) -> tuple[str, ...]:
         return PAIR_SPLITS if self.learns else ("test",)
 
-    def prepare_data(self) -> None:
-        """Encode what the latent cache lacks."""
-        if self._usable is not None:
-            return
-        started = time.perf_counter()
-        if not self.images.pairs("test"):
-            raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
-        if self.learns and not self.images.pairs("train"):
-            raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
-        wanted = dict.fromkeys(i for split in self._splits for p in self.images.pairs(split) for i in (p.source, p.target))
-        self._usable = set(self.store.prepare(list(dict.fromkeys([*wanted, *self._fit_images]))))
-        used = [index for index in wanted if index in self._usable]
-        self.mitigations.prepare(self._raw(self.prompt), used, [index for index in self._fit_images if index in self._usable])
-        if lost := self._undecodable():
-            log.warning("Left out %d pairs of pictures that cannot be decoded.", lost)
-        found = sum(len(pair.ids) for pair in self.pairs("test"))
-        if found < 2:
-            raise InputError(
-                f"Expected at least 2 keypoints in usable test pairs, but got {found} (left out: {self.dropped or 'none'}). "
-                "Check the image source."
-            )
-        self.seconds["encode"] = time.perf_counter() - started
-
     def setup(self, stage: str) -> None:
         """Fit the mitigations; before training, the tokens of all keypoints of its pairs, one pass per image."""
-        self._fit_mitigations()
+        super().setup(stage)
         if stage != "fit" or not self.learns or self._tokens:
             return
         if not self.pairs("train"):
@@ -196,7 +168,7 @@ class PairDataModule(LightningDataModule):
         jobs: dict[str, set[int]] = defaultdict(set)
         for pair in [*self.pairs("train"), *self.pairs("val")]:
             jobs[self._prompt(pair.category)] |= {pair.source, pair.target}
-        for prompt in track(sorted(jobs), "extracting keypoints", transient=True):
+        for prompt in track(sorted(jobs), "extracting keypoints", disable=Processes.current().rank > 0, transient=True):
             for batch in self._stream(prompt, sorted(jobs[prompt])):
                 for k, index in enumerate(batch.image.tolist()):
                     self._tokens[prompt, index] = self._points.for_training(batch, k, index)
@@ -221,28 +193,46 @@ class PairDataModule(LightningDataModule):
 
     def release(self) -> None:
         """Let go of everything kept on the device."""
-        self.backbone.to("cpu")
+        super().release()
         self._tokens.clear()
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data in a run's record."""
         used = sorted(self._usable or ())  # fit images, too
         pairs = {split: self.pairs(split) for split in self._splits}
-        return self.backbone.describe() | {
+        described = super().describe()
+        del described["photographs"]
+        encoded = self.store.encoded
+        return described | {
             "dataset_fingerprint": _digest(self.store.fingerprint(used), pairs),
             "images": {split: len({i for p in part for i in (p.source, p.target)}) for split, part in pairs.items()},
             "pairs": {split: len(part) for split, part in pairs.items()},
             "categories": self.categories,
             "dropped_pairs": self.dropped,
-            "target_box": self.images.box,
-            "image_reach": self.images.image_reach,
-            "skipped": self.store.skipped,
-            "labels": None,
-            "latents": {"reused": len(used) - self.store.encoded, "encoded": self.store.encoded},
-            "concatenated": self.computed if self.concatenate else None,
-            "passes": self.backbone.passes,
-            "mitigations": self.mitigations.describe(self.images.size),
+            "target_box": self.pair_source.box,
+            "image_reach": self.pair_source.image_reach,
+            "latents": {"reused": len(Processes.current().shard(used)) - encoded, "encoded": encoded},
+            "concatenated": list(self.base_stream.reads.layers) if self.concatenate else None,
         }
+
+    def _encode(self) -> None:
+        source = self.pair_source
+        if not source.pairs("test"):
+            raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
+        if self.learns and not source.pairs("train"):
+            raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
+        wanted = dict.fromkeys(i for split in self._splits for p in source.pairs(split) for i in (p.source, p.target))
+        self._usable = set(self.store.prepare(list(dict.fromkeys([*wanted, *self.fit_images]))))
+        used = [index for index in wanted if index in self._usable]
+        self.mitigations.prepare(self.base_stream, used, self.fit_images)
+        if lost := self._undecodable():
+            log.warning("Left out %d pairs of pictures that cannot be decoded.", lost)
+        found = sum(len(pair.ids) for pair in self.pairs("test"))
+        if found < 2:
+            raise InputError(
+                f"Expected at least 2 keypoints in usable test pairs, but got {found} (left out: {self.dropped or 'none'}). "
+                "Check the image source."
+            )
 
     def _train_epoch(self, passes: int) -> Iterator[KeypointBatch]:
         assert self.trainer is not None
@@ -286,45 +276,32 @@ class PairDataModule(LightningDataModule):
     @cached_property
     def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
         """Item → point → its place among the item's distinct points."""
-        return slots_of(pair for split in self._splits for pair in self.images.pairs(split))
+        return slots_of(pair for split in self._splits for pair in self.pair_source.pairs(split))
 
     @cached_property
     def _points(self) -> KeypointTokens:
-        assert isinstance(self.images, PairSource)
-        return KeypointTokens(self.images, self._slots, self.seed, self.background)
+        return KeypointTokens(self.pair_source, self._slots, self.seed, self.background)
 
     @cached_property
-    def _fit_images(self) -> list[int]:
-        """Pictures of training pairs, none of which is tested, in the order of their pairs."""
+    def _fit_candidates(self) -> list[int]:
         if not self.mitigations.needs_fit:
             return []
-        tested = {self.images.photo(i) for pair in self.images.pairs("test") for i in (pair.source, pair.target)}
-        found = dict.fromkeys(i for pair in self.images.pairs("train") for i in (pair.source, pair.target))
-        return [index for index in found if self.images.photo(index) not in tested]
-
-    def _fit_mitigations(self) -> None:
-        started = time.perf_counter()
-        assert self._usable is not None
-        tested = sorted({i for pair in self.pairs("test") for i in (pair.source, pair.target)})
-        self.mitigations.fit(self._raw(self.prompt), [index for index in self._fit_images if index in self._usable], tested)
-        self.seconds.setdefault("fit", time.perf_counter() - started)
+        photo, source = self.images.photo, self.pair_source
+        tested = {photo(i) for pair in source.pairs("test") for i in (pair.source, pair.target)}
+        found = dict.fromkeys(i for pair in source.pairs("train") for i in (pair.source, pair.target))
+        return [index for index in found if photo(index) not in tested]
 
     def _prompt(self, category: str) -> str:
         """What conditions the pictures of a category's pairs; tokens of a picture in two categories may differ by it."""
-        return self.prompt.replace("{category}", category)
-
-    def _raw(self, prompt: str) -> ActivationStream:
-        return ActivationStream(self.backbone, self.store, self.computed, self.timestep, self.seed, prompt, self.batch_size)
+        return self.base_stream.reads.prompt.replace("{category}", category)
 
     def _stream(self, prompt: str, indices: Sequence[int]) -> Iterator[GridBatch]:
-        raw = self._raw(prompt)
-        for batch in self.mitigations.wrap(raw)(indices):
-            self.batch_size = raw.batch_size  # what did not fit in one category does not fit in the next
-            yield concatenated(batch) if self.concatenate else batch
+        stream = self.mitigations.wrap(self.base_stream.viewed(View(), prompt=prompt))
+        return map(concatenated, stream(indices)) if self.concatenate else stream(indices)
 
     def _matches(self) -> Iterator[MatchBatch]:
         """Category by category: keypoint tokens of all pictures first, then every target with all that is sought in it."""
-        table = self.keypoints
+        table = self._table
         for number, category in enumerate(self.categories):
             rows = (table.category == number).nonzero()[:, 0]
             targets = table.target[rows].unique().tolist()

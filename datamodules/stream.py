@@ -3,10 +3,11 @@
 Tokens or grids that are needed again stay on the device within a stated budget (:class:`DeviceCache`).
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 import torch
@@ -18,87 +19,106 @@ from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.groups import token_groups
 from sdprobe.tokens.views import View
+from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
 Piece = TypeVar("Piece", TokenBatch, GridBatch)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What a pass of the network reads out, and under which conditions.
+
+    Args:
+        layers: canonical names.
+        timestep: noise level in [0, 1000).
+        seed: keys the noise of each image, with its id.
+        prompt: conditioning text of every image.
+    """
+
+    layers: tuple[str, ...]
+    timestep: int
+    seed: int = 0
+    prompt: str = ""
+
+
 class ActivationStream:
-    """Item indices → activation grids with their token-group masks, one U-Net pass per image for all layers.
+    """Item indices → activation grids with their token-group masks, one pass of the network per image for all layers.
 
     Args:
         backbone: frozen.
         store: latents of the images.
-        layers: canonical names.
-        timestep: noise level.
-        seed: keys the noise of each image, with its id.
-        prompt: conditioning text of every image.
-        batch_size: images per U-Net pass; halved once if device memory runs out. Never changes an activation.
+        reads: layers, noise level, seed and prompt.
+        batch_size: images per pass; halved once if device memory runs out. Never changes an activation.
         labels: hand labels, which become the token group ``labelled``.
-        view: how the network is shown the images of ``store``; :meth:`viewed` makes streams of other views.
     """
 
     def __init__(
-        self,
-        backbone: FrozenSD,
-        store: LatentStore,
-        layers: Sequence[str],
-        timestep: int,
-        seed: int = 0,
-        prompt: str = "",
-        batch_size: int = 8,
-        labels: Labels | None = None,
-        view: View = View(),  # noqa: B008  # frozen
+        self, backbone: FrozenSD, store: LatentStore, reads: Pass, batch_size: int = 8, labels: Labels | None = None
     ) -> None:
-        self.labels = labels
-        self.view = view
-        self._views: dict[View, ActivationStream] = {}
-        self.backbone = backbone
-        self.store = store
-        self.layers = layers
-        self.timestep = timestep
-        self.seed = seed
-        self.prompt = prompt
-        self.batch_size = batch_size
-        self._halved = False
+        self.backbone, self.store, self.reads, self.labels = backbone, store, reads, labels
+        self.draw = 0
+        self.padding: str | None = None
+        self._size = _BatchSize(batch_size)
+        self._others: dict[tuple[View, Pass], ActivationStream] = {}
         names = [store.images.photo(index) for index in range(len(store.images))]
         self.photos = {name: i for i, name in enumerate(dict.fromkeys(names))}
 
+    @property
+    def batch_size(self) -> int:
+        """Images per pass of the network."""
+        return self._size.images
+
+    @property
+    def step(self) -> int:
+        """Images that all processes together compute at a time."""
+        return self.batch_size * Processes.current().count
+
     def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]:
-        """Batches of at most ``batch_size`` images, in order."""
+        """Batches of at most ``batch_size`` images, in order.
+
+        Several processes call this together: they compute as many batches at a time as they are, one each, and all get all.
+
+        Raises:
+            InputError: half a batch does not fit in device memory either.
+        """
+        processes = Processes.current()
         start = 0
         while start < len(indices):
-            chunk = indices[start : start + self.batch_size]
-            try:
-                batch = self._batch(chunk)
-            except torch.OutOfMemoryError:
-                batch = None  # leave the except block first: its traceback holds the tensors
-            if batch is None:
-                self._halve()
+            size = self.batch_size
+            firsts = range(start, min(start + self.step, len(indices)), size)
+            chunks = [indices[first : first + size] for first in firsts]
+            own = self._grids(chunks[processes.rank]) if processes.rank < len(chunks) else {}
+            formats = [form for form in processes.all_gather(None if own is None else _formats(own)) if form is not None]
+            if own is None or len(formats) < processes.count:
+                self._size.halve()
                 continue
-            start += len(chunk)
-            yield batch
+            for source, chunk in enumerate(chunks):
+                grids = own if source == processes.rank else _empty(formats[source], self.backbone.device)
+                yield self._batch(chunk, {layer: _broadcast(grid, source, processes) for layer, grid in grids.items()})
+            start += sum(map(len, chunks))
 
-    def viewed(self, view: View) -> "ActivationStream":
-        """The stream of the same images, shown as ``view`` says."""
-        if view == self.view:
-            return self
-        if view not in self._views:
-            self._views[view] = self._made(view)
-        return self._views[view]
+    def viewed(self, view: View, layers: Sequence[str] | None = None, prompt: str | None = None) -> "ActivationStream":
+        """The stream of the same images, shown as ``view`` says; with other layers or another prompt, where they are given.
 
-    def _made(self, view: View) -> "ActivationStream":
-        return ActivationStream(
-            self.backbone,
-            self.store.viewed(view),
-            self.layers,
-            self.timestep,
-            self.seed,
-            self.prompt,
-            self.batch_size,
-            view=view,
+        Other views have no hand labels.
+        """
+        reads = Pass(
+            self.reads.layers if layers is None else tuple(layers),
+            self.reads.timestep if view.timestep is None else view.timestep,
+            self.reads.seed + view.reseed,
+            self.reads.prompt if prompt is None else prompt,
         )
+        if (view, reads) == (View(), self.reads):
+            return self
+        if (view, reads) not in self._others:
+            other = copy.copy(self)
+            other.store, other.reads, other._others = self.store.viewed(view), reads, {}
+            other.draw, other.padding = view.draw or self.draw, view.padding or self.padding
+            other.labels = self.labels if view == View() else None
+            self._others[view, reads] = other
+        return self._others[view, reads]
 
     def prepare(self, indices: Sequence[int]) -> list[int]:
         """Encode what the cache lacks; see :meth:`LatentStore.prepare`."""
@@ -106,36 +126,76 @@ class ActivationStream:
             return self.store.prepare(indices)
 
     def _padded(self) -> AbstractContextManager[object]:
-        return self.backbone.padded(self.view.padding) if self.view.padding else nullcontext()
+        return self.backbone.padded(self.padding) if self.padding else nullcontext()
 
-    def _batch(self, indices: Sequence[int]) -> GridBatch:
-        images = self.store.images
-        ids = [images.name(index) for index in indices]
+    def _grids(self, indices: Sequence[int]) -> dict[str, Tensor] | None:
+        """Layer → grid of these images; None where device memory runs out."""
+        ids = [self.store.images.name(index) for index in indices]
+        reads = self.reads
         with self._padded():
             latents = torch.stack([self.store[index] for index in indices])
-            grids = self.backbone.grids(latents, ids, self.layers, self.timestep, self.seed, self.prompt, self.view.draw)
+            with suppress(torch.OutOfMemoryError):
+                return self.backbone.grids(latents, ids, reads.layers, reads.timestep, reads.seed, reads.prompt, self.draw)
+        return None
+
+    def _batch(self, indices: Sequence[int], grids: dict[str, Tensor]) -> GridBatch:
+        images, device = self.store.images, self.backbone.device
         masks = {layer: token_groups(grid) for layer, grid in grids.items()}
         if self.labels:
             for layer, grid in grids.items():
                 masks[layer]["labelled"] = self.labels.masks(indices, *grid.shape[2:]).to(grid.device)
-        return GridBatch(
-            grids=grids,
-            masks=masks,
-            image=torch.tensor(indices, device=self.backbone.device),
-            photo=torch.tensor([self.photos[images.photo(index)] for index in indices], device=self.backbone.device),
-        )
+        photo = [self.photos[images.photo(index)] for index in indices]
+        return GridBatch(grids, masks, torch.tensor(indices, device=device), torch.tensor(photo, device=device))
 
-    def _halve(self) -> None:
-        if self._halved or self.batch_size == 1:
+
+class _BatchSize:
+    """Images per pass of the network: one number for the streams of all views, halved once."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self._halved = images, False
+
+    def halve(self) -> None:
+        """Raises InputError where that was done before, or there is nothing to halve."""
+        if self._halved or self.images == 1:
             raise InputError(
-                f"Expected {self.batch_size} images per U-Net pass to fit in device memory, but they do not. "
+                f"Expected {self.images} images per U-Net pass to fit in device memory, but they do not. "
                 "Lower datamodule.batch_size, ask for fewer layers with block=, or use device=cpu."
             )
         self._halved = True
-        self.batch_size //= 2
+        self.images //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.batch_size)
+        log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.images)
+
+
+_Formats = dict[str, tuple[torch.Size, torch.dtype, bool]]
+
+
+def _formats(grids: dict[str, Tensor]) -> _Formats:
+    """Layer → shape, dtype, and whether channels are last in memory."""
+    return {layer: (grid.shape, grid.dtype, not grid.is_contiguous()) for layer, grid in grids.items()}
+
+
+def _empty(formats: _Formats, device: torch.device) -> dict[str, Tensor]:
+    """Grids to receive those of another process in."""
+    return {
+        layer: torch.empty(shape, dtype=dtype, device=device, memory_format=_layout(channels_last))
+        for layer, (shape, dtype, channels_last) in formats.items()
+    }
+
+
+def _broadcast(grid: Tensor, source: int, processes: Processes) -> Tensor:
+    """The grid of process ``source``, laid out in memory as it is there."""
+    if processes.count == 1:
+        return grid
+    channels_last = not grid.is_contiguous()
+    grid = grid.contiguous(memory_format=_layout(channels_last))
+    processes.broadcast(grid.permute(0, 2, 3, 1) if channels_last else grid, source)
+    return grid
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 class DeviceCache(Generic[Piece]):

@@ -1,17 +1,16 @@
-"""StudyDataModule: position tokens as ever, and every image's whole grids once on the way, then its crops."""
+"""StudyDataModule: tokens for the position probe, and every grid on its way to them. Data path steps 1 to 7."""
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from datamodules.activations import ActivationDataModule
-from datamodules.grids import grid_loader
-from datamodules.images.views import Cropped
-from datamodules.latents import LatentStore
+from datamodules.mixing import GridLoader
 from datamodules.stream import ActivationStream
 from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.views import View
+from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -31,21 +30,16 @@ class StudyDataModule(ActivationDataModule):
     Args: those of :class:`ActivationDataModule`.
     """
 
+    kind = "study"
+
     @cached_property
     def crops(self) -> dict[int, ActivationStream]:
         """Margin → cropped images, and of them the layers with so many pixels per token."""
-        whole, store, streams = self.raw, self.store, {}
-        for margin in MARGINS:
-            layers = [layer for layer, (_, side, _) in self.shapes.items() if self.images.size == side * margin]
-            if layers:
-                cropped = Cropped(self.images, margin)
-                latents = LatentStore(
-                    cropped, self.backbone.encoder, store.cache, self.seed, store.batch_size, store.num_workers
-                )
-                streams[margin] = ActivationStream(
-                    self.backbone, latents, layers, whole.timestep, self.seed, whole.prompt, whole.batch_size
-                )
-        return streams
+        layers = {
+            margin: [layer for layer, (_, side, _) in self.shapes.items() if self.images.size == side * margin]
+            for margin in MARGINS
+        }
+        return {margin: self.base_stream.viewed(View(crop=margin), some) for margin, some in layers.items() if some}
 
     @cached_property
     def _shown(self) -> set[int]:
@@ -54,12 +48,26 @@ class StudyDataModule(ActivationDataModule):
     @property
     def everyone(self) -> list[int]:
         """All images, in order."""
-        return [i for name in ("train", "val", "test") for i in self.split[name]]
+        return self.used
 
-    def prepare_data(self) -> None:
-        """Encode what the latent cache lacks, crops included."""
-        if self._prepared:
-            return
+    def describe(self) -> dict[str, Any]:
+        """That of tokens, and the crops'."""
+        described = super().describe()
+        for stream in self.crops.values():
+            store = stream.store
+            described["skipped"] = [*described["skipped"], *store.skipped]
+            described["latents"]["encoded"] += store.encoded
+            described["latents"]["reused"] += len(Processes.current().shard(self.everyone)) - store.encoded
+        return described
+
+    def test_dataloader(self) -> Any:
+        """See the class."""
+        rest = set(self._shown) | set(self.split["test"])
+        unseen = GridLoader(self.stream, [i for i in self.everyone if i not in rest])
+        return [super().test_dataloader(), unseen, *(GridLoader(stream, self.everyone) for stream in self.crops.values())]
+
+    def _encode(self) -> None:
+        """Crops, too."""
         if not self.mitigations.is_identity:
             raise InputError(
                 "Expected no mitigation for probe=study, which measures raw activations, but got one. Use probe=position."
@@ -74,38 +82,18 @@ class StudyDataModule(ActivationDataModule):
         if len(self.everyone) < LEAST:
             log.warning("Similarities and norms get no intervals: %d images are fewer than %d.", len(self.everyone), LEAST)
         crops = self.crops.values()  # images too small to crop are refused before any is encoded
-        super().prepare_data()
-        started = time.perf_counter()
+        super()._encode()
         for stream in crops:
-            stream.store.prepare(self.everyone)
-        self.seconds["encode"] += time.perf_counter() - started
-
-    def describe(self) -> dict[str, Any]:
-        """That of tokens, and the crops'."""
-        described = super().describe()
-        for stream in self.crops.values():
-            store = stream.store
-            described["skipped"] = [*described["skipped"], *store.skipped]
-            described["latents"]["encoded"] += store.encoded
-            described["latents"]["reused"] += len(self.everyone) - store.encoded
-        return described
-
-    def test_dataloader(self) -> Any:
-        """See the class."""
-        rest = set(self._shown) | set(self.split["test"])
-        views = [(self.stream, [i for i in self.everyone if i not in rest])]
-        views += [(stream, self.everyone) for stream in self.crops.values()]
-        return [super().test_dataloader(), *(grid_loader(stream, indices) for stream, indices in views)]
+            stream.prepare(self.everyone)
 
     def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
         for batch in self.stream(indices):
             self._show(batch)
             yield from zip(batch.image.tolist(), self._drawn(batch), strict=True)
 
-    def _whole(self, indices: Sequence[int]) -> Iterator[GridBatch]:
-        for batch in self.stream(indices):
-            self._show(batch)
-            yield batch
+    def _flattened(self, batch: GridBatch) -> TokenBatch:
+        self._show(batch)
+        return super()._flattened(batch)
 
     def _show(self, batch: GridBatch) -> None:
         """Images pass again in later epochs; a probe sees each of them once."""

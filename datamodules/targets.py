@@ -6,13 +6,12 @@ Data path steps 1 to 7.
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -20,52 +19,66 @@ from torch.nn.functional import adaptive_avg_pool2d
 from datamodules.activations import ActivationDataModule
 from datamodules.images.source import ImageSource
 from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
-USED = ("train", "val", "test")
 log = logging.getLogger(__name__)
 
 
-class ItemDataModule(ActivationDataModule):
-    """An :class:`ActivationDataModule` for targets of items (frames, crops), of which a photograph may have several.
-
-    In its batches ``photo`` holds the index of the *item*. :meth:`photograph` gives that of the photograph, by which images
-    are split and intervals are drawn.
+class TargetDataModule(ActivationDataModule):
+    """An :class:`ActivationDataModule` whose batches have ``targets``, V numbers per token.
 
     Args: those of :class:`ActivationDataModule`.
     """
 
     @cached_property
-    def _tables(self) -> dict[int, Tensor]:
-        """Side of a grid → targets of every token of its items."""
+    def _tables(self) -> dict[int, Float[Tensor, "rows _side _side _v"]]:
+        """Side of a grid → targets of every token of the images in use."""
         return {}
 
-    @cached_property
-    def _photographs(self) -> Int[Tensor, " items"]:
-        return torch.tensor([self.stream.photos[self.images.photo(index)] for index in range(len(self.images))])
+    @property
+    def _sides(self) -> set[int]:
+        return {height for _, height, _ in self.shapes.values()}
 
-    def photograph(self, item: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The photographs that items show."""
-        self._photographs = self._photographs.to(item.device)
-        return self._photographs[item]
+    def training_targets(self, layer: str) -> Float[Tensor, "images h w v"]:
+        """Targets of every token of the training images; NaN where there is none."""
+        table = self._tables[self.shapes[layer][1]]
+        return table[self._rows[self.split["train"]].to(table.device)]
+
+    def prepare_data(self) -> None:
+        """Encode what the latent cache lacks, and read the targets of every image that is used."""
+        if self._prepared:
+            return
+        super().prepare_data()
+        started = time.perf_counter()
+        self._rows = torch.full((len(self.images),), -1)  # images that are not in use stand in no row
+        self._rows[self.used] = torch.arange(len(self.used))
+        self._read()
+        self.seconds[self.kind] = time.perf_counter() - started
 
     def release(self) -> None:
         """Let go of everything kept on the device."""
         super().release()
         self._tables.clear()
 
-    def _label(self, index: int) -> int:
-        return index
+    def _read(self) -> None:
+        """Fill the tables."""
+        raise NotImplementedError
 
     def _drawn(self, batch: GridBatch) -> list[TokenBatch]:
-        return super()._drawn(_by_item(batch))
+        return list(map(self._with_targets, super()._drawn(batch)))
 
-    def _whole(self, indices: Sequence[int]) -> Iterator[GridBatch]:
-        return map(_by_item, super()._whole(indices))
+    def _flattened(self, batch: GridBatch) -> TokenBatch:
+        return self._with_targets(super()._flattened(batch))
 
-
-def _by_item(batch: GridBatch) -> GridBatch:
-    return replace(batch, photo=batch.image)
+    def _with_targets(self, batch: TokenBatch) -> TokenBatch:
+        targets = {}
+        for layer, image in batch.image.items():
+            side, where = self.shapes[layer][1], batch.positions[layer]
+            self._rows = self._rows.to(image.device)
+            table = self._tables[side] = self._tables[side].to(image.device)
+            targets[layer] = table[self._rows[image], where[:, 0], where[:, 1]]
+        return replace(batch, targets=targets)
 
 
 @runtime_checkable
@@ -79,16 +92,17 @@ class DepthSource(ImageSource, Protocol):
         """Identifies an item's depth, as ``content_key`` does its pixels."""
 
 
-class DepthDataModule(ItemDataModule):
-    """An :class:`~datamodules.targets.ItemDataModule` that a probe asks for the depth of its tokens.
-
-    A token's depth is the mean over the pixels of its cell that have one; NaN where none has.
+class DepthDataModule(TargetDataModule):
+    """A :class:`TargetDataModule` of depth, V = 1, float32: the mean over the pixels of a token's cell that have one; NaN where
+    none has.
 
     Args: those of :class:`ActivationDataModule`.
 
     Raises:
         InputError: in :meth:`prepare_data`, for images without depth.
     """
+
+    kind = "depth"
 
     @cached_property
     def source(self) -> DepthSource:
@@ -100,65 +114,40 @@ class DepthDataModule(ItemDataModule):
             )
         return self.images
 
-    def prepare_data(self) -> None:
-        """Encode what the latent cache lacks, and read the depth of every image that is used."""
-        if self._prepared:
-            return
-        source = self.source  # images without depth are refused before any is encoded
-        super().prepare_data()
-        started = time.perf_counter()
-        self._read(source)
-        self.seconds["depth"] = time.perf_counter() - started
-
-    def depth_at(self, layer: str, item: Int[Tensor, " n"], where: Int[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-        """Depth of tokens, float32 on their device; NaN where it is missing.
-
-        Args:
-            layer: which grid.
-            item: what ``TokenBatch.photo`` holds.
-            where: (row, col) of each token.
-        """
-        side = self.shapes[layer][1]
-        table = self._tables[side] = self._tables[side].to(item.device)
-        return table[item, where[:, 0], where[:, 1]]
-
-    def training_depth(self, layer: str) -> Float[Tensor, "images h w"]:
-        """Depth of every token of the training images; NaN where it is missing."""
-        table = self._tables[self.shapes[layer][1]]
-        return table[torch.tensor(self.split["train"], device=table.device)]
-
     def describe(self) -> dict[str, Any]:
         """That of tokens; the fingerprint covers depth too."""
         described = super().describe()
         digest = hashlib.sha256(described["dataset_fingerprint"].encode())
-        for index in (index for name in USED for index in self.split[name]):
+        for index in self.used:
             digest.update(f"\x1e{self.source.depth_key(index)}".encode())
-        described["dataset_fingerprint"] = digest.hexdigest()
-        return described
+        return described | {"dataset_fingerprint": digest.hexdigest()}
 
-    def _read(self, source: DepthSource) -> None:
-        """Fill the tables; items whose depth cannot be decoded leave their split, unless ``on_error`` is ``raise``."""
-        for side in {height for _, height, _ in self.shapes.values()}:
-            self._tables[side] = torch.full((len(source), side, side), torch.nan)
+    def _encode(self) -> None:
+        _ = self.source  # images without depth are refused before any is encoded
+        super()._encode()
+
+    def _read(self) -> None:
+        """Images whose depth cannot be decoded leave their split, unless ``on_error`` is ``raise``."""
+        for side in self._sides:
+            self._tables[side] = torch.full((len(self.used), side, side, 1), torch.nan)
         failed: list[int] = []
-        wanted = [index for name in USED for index in self.split[name]]
-        for index in track(wanted, "reading depth", disable=self.processes.rank > 0):
+        for row, index in enumerate(track(self.used, "reading depth", disable=Processes.current().rank > 0)):
             try:
-                depth = source.depth(index)
+                depth = self.source.depth(index)
             except InputError:
-                if source.on_error == "raise":
+                if self.source.on_error == "raise":
                     raise
                 failed.append(index)
                 continue
             for side, table in self._tables.items():
-                table[index] = depth_means(depth, side)
+                table[row] = depth_means(depth, side)[..., None]
         if failed:
-            names = [source.name(index) for index in failed]
+            names = [self.source.name(index) for index in failed]
             self.store.skipped = [*self.store.skipped, *names]
             log.warning("Skipped %d images whose depth cannot be decoded: %s", len(failed), ", ".join(names))
         finest = self._tables[max(self._tables)]
-        for name in USED:
-            if self.split[name] and not finest[self.split[name]].isfinite().any():
+        for name in ("train", "val", "test"):
+            if self.split[name] and not finest[self._rows[self.split[name]]].isfinite().any():
                 raise InputError(
                     f"Expected depth for the {name} split, but none of its images has any. Check the image source."
                 )
@@ -180,11 +169,9 @@ def depth_means(depth: Float[Tensor, "size size"], side: int) -> Float[Tensor, "
     return (values / counts).float()
 
 
-class ContentDataModule(ItemDataModule):
-    """An :class:`~datamodules.targets.ItemDataModule` that a probe asks for the content of its tokens.
-
-    A token's content is the clean latent of its image, whatever noise or mitigation the token went through, averaged over
-    the token's cell.
+class ContentDataModule(TargetDataModule):
+    """A :class:`TargetDataModule` of content, V = 4, float32: the clean latent of an image, whatever noise or mitigation its
+    tokens went through, averaged over a token's cell.
 
     Args: those of :class:`ActivationDataModule`.
 
@@ -192,58 +179,16 @@ class ContentDataModule(ItemDataModule):
         InputError: in :meth:`prepare_data`, for training images that all look alike.
     """
 
-    @cached_property
-    def _rows(self) -> Int[Tensor, " items"]:
-        """Where an item's content stands in the tables; items that are not in use stand nowhere."""
-        return torch.full((len(self.images),), -1)
-
-    def prepare_data(self) -> None:
-        """Encode what the latent cache lacks, and average the latent of every image that is used."""
-        if self._prepared:
-            return
-        super().prepare_data()
-        started = time.perf_counter()
-        self._read()
-        self.seconds["content"] = time.perf_counter() - started
-
-    def latent_at(self, layer: str, item: Int[Tensor, " n"], where: Int[Tensor, "n 2"]) -> Float[Tensor, "n v"]:
-        """Content of tokens, float32 on their device.
-
-        Args:
-            layer: which grid.
-            item: what ``TokenBatch.photo`` holds.
-            where: (row, col) of each token.
-        """
-        side = self.shapes[layer][1]
-        table = self._tables[side] = self._tables[side].to(item.device)
-        self._rows = self._rows.to(item.device)
-        return table[self._rows[item], where[:, 0], where[:, 1]]
-
-    def position_means(self, layer: str) -> Float[Tensor, "h w v"]:
-        """Mean content at every position of the grid, over the training images."""
-        return self._training(layer).mean(0)
-
-    def spread(self, layer: str) -> Float[Tensor, " v"]:
-        """Root mean square of content minus :meth:`position_means`, over all tokens of the training images."""
-        return (self._training(layer) - self.position_means(layer)).square().mean((0, 1, 2)).sqrt()
-
-    def _training(self, layer: str) -> Float[Tensor, "images h w v"]:
-        table = self._tables[self.shapes[layer][1]]
-        rows = self._rows.to(table.device)[self.split["train"]]
-        return table[rows]
+    kind = "content"
 
     def _read(self) -> None:
-        """Fill the tables."""
-        used = [index for name in USED for index in self.split[name]]
-        self._rows[used] = torch.arange(len(used))
-        sides = {height for _, height, _ in self.shapes.values()}
-        found: dict[int, list[Tensor]] = {side: [] for side in sides}
-        for index in track(used, "reading latents", transient=True):
+        found: dict[int, list[Tensor]] = {side: [] for side in self._sides}
+        for index in track(self.used, "reading latents", disable=Processes.current().rank > 0, transient=True):
             latent = self.store[index]
-            for side in sides:
-                found[side].append(latent_means(latent, side))
-        self._tables.update({side: torch.stack(found.pop(side)) for side in sides})
-        if not any(self.spread(layer).any() for layer in self.shapes):
+            for side, means in found.items():
+                means.append(latent_means(latent, side))
+        self._tables.update({side: torch.stack(found.pop(side)) for side in self._sides})
+        if not any((content - content.mean(0)).any() for content in map(self.training_targets, self.shapes)):
             raise InputError(
                 f"Expected training images that differ, but got {len(self.split['train'])} without any difference. Use more "
                 "images."

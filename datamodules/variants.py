@@ -67,6 +67,6 @@ def extract(
     size = stream.store.images.size
     views = extraction.views(size)
     passes = [known[view] if view in known else joined(list(stream.viewed(view)(indices))) for view in views]
-    grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.layers}
+    grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.reads.layers}
     masks = {layer: token_groups(grid) for layer, grid in grids.items()}
     return GridBatch(grids, masks, passes[0].image, passes[0].photo)

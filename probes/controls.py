@@ -1,12 +1,12 @@
 """ControlsProbe: a position probe that is also tested where one source of position has been taken away."""
 
-from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
+from probes.base import Data
 from probes.position import PositionProbe
 from sdprobe.metrics.flip_attribution import BINNED, FlipAttribution
 from sdprobe.metrics.grid_accuracy import GridAccuracy
@@ -16,24 +16,34 @@ from sdprobe.tokens.keys import qualified
 UPRIGHT, ROTATED = "test", "rotated"
 
 
+@runtime_checkable
+class ControlsData(Data, Protocol):
+    """A data module that shows the test images in several views."""
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the views, in the order of the test dataloaders."""
+
+    @property
+    def photographs(self) -> list[str]:
+        """Names of the photographs, by their indices in batches."""
+
+
 class ControlsProbe(PositionProbe):
     """A :class:`PositionProbe` whose probes are tested on further views of the test images.
 
-    The data module's ``views`` name its test dataloaders. ``<view>/<layer>/…`` are accuracies against the network's
-    coordinate; ``test/<layer>/flip_attribution/all`` and ``flip_surviving/all`` compare upright and rotated images, see
-    :class:`~sdprobe.metrics.flip_attribution.FlipAttribution`.
+    ``<view>/<layer>/…`` are accuracies against the network's coordinate; ``test/<layer>/flip_attribution/all`` and
+    ``flip_surviving/all`` compare upright and rotated images, see :class:`~sdprobe.metrics.flip_attribution.FlipAttribution`.
 
-    Args: those of :class:`PositionProbe`.
+    Args: those of :class:`PositionProbe`; ``data`` shows the views.
     """
 
-    @cached_property
-    def measures(self) -> dict[str, "_Measure"]:
-        """Layer → accuracies of the views and flip attribution, made where its first tokens lie."""
-        return {}
+    kind, reads = "controls", "controls"
+    data: ControlsData
 
     def test_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Upright tokens test the probe and its controls, those of other views the probe alone."""
-        view = self._views[dataloader_idx]
+        view = self.data.views[dataloader_idx]
         if view == UPRIGHT:
             super().test_step(batch, batch_idx)
         for layer, tokens in batch.tokens.items():
@@ -43,11 +53,12 @@ class ControlsProbe(PositionProbe):
             if view in (UPRIGHT, ROTATED):
                 measure.flips.update(predicted, where, photo, rotated=view == ROTATED)
 
-    def on_test_epoch_end(self) -> None:
-        """Collect what the position probe has, the other views and the attribution."""
-        super().on_test_epoch_end()
-        for layer, measure in self.measures.items():
-            for view in self._views[1:]:
+    def collect(self) -> None:
+        """Results of the position probe, of the other views, and the attribution."""
+        super().collect()
+        for layer in self.measures:
+            measure = self._measure(layer, self.device)
+            for view in self.data.views[1:]:
                 self.results |= qualified(view, layer, measure.views[view].compute())
             self.results |= qualified("test", layer, measure.flips.compute())
 
@@ -56,25 +67,21 @@ class ControlsProbe(PositionProbe):
         and tokens of every test photograph, for intervals of differences; ``views`` and ``photos``: their names."""
         if not self.measures:
             return super().maps()
-        counts = {layer: measure.table("count")[:, :, 0] for layer, measure in self.measures.items()}
+        measures = {layer: self._measure(layer, self.device) for layer in self.measures}
+        counts = {layer: measure.table("count")[:, :, 0] for layer, measure in measures.items()}
         seen = next(iter(counts.values()))[0] > 0
-        names = np.array(self.trainer.datamodule.photographs)[seen]  # type: ignore[attr-defined]
-        tables: dict[str, Any] = {"views": np.array(self._views), "photos": names}
-        for layer, measure in self.measures.items():
+        tables: dict[str, Any] = {"views": np.array(self.data.views), "photos": np.array(self.data.photographs)[seen]}
+        for layer, measure in measures.items():
             tables[f"{layer}/photo_right"] = measure.table("right")[:, seen, 0, BINNED]
             tables[f"{layer}/photo_count"] = counts[layer][:, seen]
         return super().maps() | tables
 
-    @property
-    def _views(self) -> list[str]:
-        return self.trainer.datamodule.views  # type: ignore[attr-defined]
-
     def _measure(self, layer: str, device: torch.device) -> "_Measure":
+        """Accuracies of a layer, made where its first tokens lie."""
         if layer not in self.measures:
             _, height, width = self.shapes[layer]
-            photos = len(self.trainer.datamodule.photographs)  # type: ignore[attr-defined]
-            self.measures[layer] = _Measure(height, width, photos, self._views).to(device)
-        return self.measures[layer]
+            self.measures[layer] = _Measure(height, width, len(self.data.photographs), self.data.views).to(device)
+        return cast(_Measure, self.measures[layer])
 
 
 class _Measure(nn.Module):

@@ -10,7 +10,7 @@ References:
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from probes.base import Data, Shapes
 from probes.linear import LinearProbe
 from sdprobe.estimators.matching import best, cosines, random_mask, refined, upsampled_argmax
 from sdprobe.metrics.correspondence import MAIN, Correspondence, Units
@@ -27,10 +28,20 @@ from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.geometry import tokens_at
 from sdprobe.tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
 from sdprobe.utilities import expect
-from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
 TRAINED = ("test", "shuffled_labels")
+
+
+@runtime_checkable
+class PairData(Data, Protocol):
+    """A data module of image pairs."""
+
+    def keypoints(self) -> Keypoints:
+        """Every keypoint to be found in the test split."""
+
+    def keypoint_names(self) -> dict[str, np.ndarray]:
+        """Of every row of :meth:`keypoints`: names of category, pictures and keypoint."""
 
 
 class CorrespondenceProbe(LinearProbe):
@@ -38,7 +49,8 @@ class CorrespondenceProbe(LinearProbe):
 
     Args:
         shapes: layer → (C, h, w).
-        photos: not used; every probe is given it.
+        photos: number of pictures; not used.
+        data: gives batches of pairs.
         head: ``linear`` or ``none``, which trains nothing.
         dimensions: of the projection.
         temperature: of the contrastive loss, for cosines.
@@ -52,13 +64,16 @@ class CorrespondenceProbe(LinearProbe):
         InputError: an option out of range.
     """
 
+    kind, reads = "correspondence", "pairs"
+    data: PairData
     solvers = ("adam", "none")
     variants, metric = TRAINED, "retrieval_accuracy"
 
     def __init__(
         self,
-        shapes: dict[str, tuple[int, int, int]],
+        shapes: Shapes,
         photos: int,
+        data: PairData,
         head: str = "linear",
         dimensions: int = 128,
         temperature: float = 0.07,
@@ -74,18 +89,11 @@ class CorrespondenceProbe(LinearProbe):
         expect.positive("probe.temperature", temperature)
         expect.at_least("probe.pictured", pictured, 0)
         solver = "adam" if head == "linear" else "none"
-        super().__init__(shapes, dict.fromkeys(shapes, dimensions), solver, learning_rate, min_steps, patience, seed)
+        super().__init__(shapes, data, dict.fromkeys(shapes, dimensions), solver, learning_rate, min_steps, patience, seed)
         self.temperature, self.enlarged, self.pictured = temperature, enlarged, pictured
         self.learns = head == "linear"
         self.raw = "zero_shot" if self.learns else "test"
         self.ways = (*TRAINED, "zero_shot") if self.learns else ("test",)
-        self.matches = nn.ModuleDict()
-        self._units: dict[str, np.ndarray] = {}
-
-    def on_fit_start(self) -> None:
-        """Refuse batches of another kind before anything is computed."""
-        if not hasattr(self.trainer.datamodule, "keypoints"):  # type: ignore[attr-defined]
-            raise InputError("Expected datamodule=pairs for probe=correspondence, but got another. Leave datamodule= out.")
 
     def training_step(self, batch: KeypointBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and ways of the contrastive loss per keypoint."""
@@ -105,8 +113,8 @@ class CorrespondenceProbe(LinearProbe):
         """Heads in their best states, and room for a match of every keypoint."""
         super().on_test_start()
         rows = len(self._points)
-        self.matches = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
-        self.matches.to(self.device)
+        self.measures = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
+        self.measures.to(self.device)
 
     def test_step(self, batch: MatchBatch, batch_idx: int) -> None:
         """Match the keypoints of one target picture in every layer and way."""
@@ -132,8 +140,8 @@ class CorrespondenceProbe(LinearProbe):
             if self.enlarged:
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
 
-    def on_test_epoch_end(self) -> None:
-        """Collect ``<way>/<layer>/<metric>/<group>``, baselines and paired gains in ``results``."""
+    def collect(self) -> None:
+        """Results of every way of matching, baselines and paired gains."""
         reported = self._reports
         for name, values in reported.baselines().items():
             self.results |= qualified(name, "baseline", values)
@@ -163,13 +171,13 @@ class CorrespondenceProbe(LinearProbe):
         return found
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<way>/<layer>/<metric>/<group>`` → what every picture contributes, see :mod:`sdprobe.metrics.intervals`."""
+        """``<way>/<layer>/<metric>/<where>`` → what every picture contributes, also where it has no value."""
         return dict(self._units)
 
     def predictions(self) -> dict[str, np.ndarray]:
         """By keypoint: what it is; ``<layer>/<way>/cell`` (row-major token) and so on; ``<layer>/hit`` of the tested way."""
         points, reported = self._points, self._reports
-        table: dict[str, np.ndarray] = dict(self.trainer.datamodule.keypoint_names)  # type: ignore[attr-defined]
+        table: dict[str, np.ndarray] = dict(self.data.keypoint_names())
         for field in fields(points):
             values = getattr(points, field.name)
             values = values.cpu().numpy() if isinstance(values, Tensor) else np.full(len(points), values)
@@ -220,8 +228,7 @@ class CorrespondenceProbe(LinearProbe):
 
     @cached_property
     def _points(self) -> Keypoints:
-        points: Keypoints = self.trainer.datamodule.keypoints.to(self.device)  # type: ignore[attr-defined]
-        return points
+        return self.data.keypoints().to(self.device)
 
     @cached_property
     def _reports(self) -> Correspondence:
@@ -273,4 +280,4 @@ class CorrespondenceProbe(LinearProbe):
         return values | reported.costs(matches, way, units)
 
     def _of(self, layer: str) -> Matches:
-        return cast(Matches, self.matches[layer])
+        return cast(Matches, self.measures[layer])

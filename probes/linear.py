@@ -6,26 +6,26 @@ Data path step 8.
 from collections import Counter
 from typing import Any, ClassVar, cast
 
-import lightning
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from sdprobe.estimators.heads import LayerHead, heads, nothing_to_learn, shared_sums
+from probes.base import Data, Probe, Shapes
+from sdprobe.estimators.heads import LayerHead, heads
 from sdprobe.tokens.keys import select
 from sdprobe.utilities import expect
 from sdprobe.utilities.distributed import Processes
 
 
-class LinearProbe(lightning.LightningModule):
+class LinearProbe(Probe):
     """A head per layer, of several ``variants``: the probe and its controls. Heads of all layers share one Adam; each is
     tested in the state of its best validation. In closed form they are solved from sums over one pass.
 
     A subclass says what a loss, a validation and a test are. ``metric`` names what it validates beside the loss.
 
     Args:
-        shapes: layer → (C, h, w).
+        shapes, data: see :class:`~probes.base.Probe`.
         outputs: K of every layer.
         solver: one of ``solvers``; ``none`` makes no heads.
         learning_rate: of Adam.
@@ -44,7 +44,8 @@ class LinearProbe(lightning.LightningModule):
 
     def __init__(
         self,
-        shapes: dict[str, tuple[int, int, int]],
+        shapes: Shapes,
+        data: Data | None,
         outputs: dict[str, int],
         solver: str,
         learning_rate: float,
@@ -52,18 +53,17 @@ class LinearProbe(lightning.LightningModule):
         patience: int,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(shapes, data)
         expect.one_of("probe.solver", solver, self.solvers)
         expect.at_least("probe.patience", patience, 1)
         expect.at_least("probe.min_steps", min_steps, 0)
         expect.positive("probe.learning_rate", learning_rate)
-        self.shapes, self.seed = shapes, seed
+        self.seed = seed
         self.learning_rate, self.min_steps, self.patience = learning_rate, min_steps, patience
         self.closed_form = solver == "closed_form"
         self.automatic_optimization = solver == "adam"
         sizes = {layer: (shapes[layer][0], count) for layer, count in outputs.items()}
         self.heads = heads(sizes if solver != "none" else {}, self.variants, seed)
-        self.results: dict[str, float] = {}
         self._seen: Counter[str] = Counter()
         self._done: set[str] = set()
         self._validation: dict[str, Tensor] = {}
@@ -93,8 +93,9 @@ class LinearProbe(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best state of every head; stop when none can improve."""
-        empty = torch.zeros(3, len(self.variants), dtype=torch.float64, device=self.device)
-        for layer, (loss, score, count) in shared_sums(self._validation, self.shapes, empty).items():
+        for layer, sums in self._validation.items():
+            # all processes judge alike, whatever their devices round
+            loss, score, count = Processes.current().broadcast(sums, 0)
             self._head(layer).judge(loss / count, self.scored(score / count), self.patience, self.min_steps)
         self._validation.clear()
         self.log_dict(self._validated(), batch_size=1)
@@ -118,10 +119,9 @@ class LinearProbe(lightning.LightningModule):
 
     def _total(self, losses: list[Float[Tensor, ""]]) -> Tensor | None:
         """What a training step returns for the losses of the heads that learn in it, each summed over variants."""
-        if not losses:
-            return nothing_to_learn()
-        # gradients are averaged over processes, and each has its part of the mean over tokens
-        loss = torch.stack(losses).sum() * Processes.current().count
+        if not losses:  # several processes may not leave out a step
+            return torch.zeros((), requires_grad=True) if Processes.current().count > 1 else None
+        loss = torch.stack(losses).sum()
         self.log("train/loss", loss / (len(losses) * len(self.variants)), prog_bar=True, batch_size=1)
         return loss
 
@@ -133,11 +133,12 @@ class LinearProbe(lightning.LightningModule):
     def _solve(self) -> None:
         """Closed-form heads from the moments seen so far."""
         for layer, moments in self._moments.items():
-            moments.share(Processes.current())
-            weight, bias = self._solution(moments)
-            self._head(layer).weight.data.copy_(weight)
-            self._head(layer).bias.data.copy_(bias)
+            self._put(layer, *self._solution(moments))
         self._moments.clear()
+
+    def _put(self, layer: str, weight: Float[Tensor, "v k c"], bias: Float[Tensor, "v k"]) -> None:
+        self._head(layer).weight.data.copy_(weight)
+        self._head(layer).bias.data.copy_(bias)
 
     def _solution(self, moments: Any) -> tuple[Float[Tensor, "v k c"], Float[Tensor, "v k"]]:
         """Weight and bias of every variant; for subclasses that may be solved in closed form."""

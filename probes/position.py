@@ -15,15 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probes.base import Data, Shapes
 from probes.linear import LinearProbe
 from sdprobe.estimators.closed_form import Moments, coordinates
 from sdprobe.metrics.grid_accuracy import GridAccuracy, chance
-from sdprobe.metrics.intervals import present_units
 from sdprobe.metrics.r2 import CoordinateR2
 from sdprobe.tokens.batch import TokenBatch
-from sdprobe.tokens.keys import GROUPS, OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.tokens.keys import GROUPS, base_of, qualified, select
 from sdprobe.utilities import expect
-from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
@@ -36,23 +35,23 @@ class PositionProbe(LinearProbe):
     Args:
         shapes: layer → (C, h, w); h and w at least 2.
         photos: number of photographs; photo indices lie below it.
+        data: the data module; not needed.
         head: ``classification`` (C → h + w, two softmaxes, cross-entropy) or ``regression`` (C → 2 coordinates, squared
             error, rounded to the grid).
         solver: ``adam`` or ``closed_form`` (linear discriminants, or ridge for regression; one pass).
         learning_rate: of Adam; the published protocol takes 1e-3.
         min_steps, patience: see :class:`~probes.linear.LinearProbe`.
         seed: of initial weights and controls.
-
-    ``several_devices``: whether processes that see disjoint shares of the images end with the results of one.
     """
 
-    several_devices = True
+    kind, reads = "position", "activations"
     variants, metric = VARIANTS, "axis_accuracy"
 
     def __init__(
         self,
-        shapes: dict[str, tuple[int, int, int]],
+        shapes: Shapes,
         photos: int,
+        data: Data | None = None,
         head: str = "classification",
         solver: str = "adam",
         learning_rate: float = 3e-3,
@@ -62,7 +61,7 @@ class PositionProbe(LinearProbe):
     ) -> None:
         expect.one_of("probe.head", head, ("classification", "regression"))
         outputs = {layer: 2 if head == "regression" else h + w for layer, (_, h, w) in shapes.items()}
-        super().__init__(shapes, outputs, solver, learning_rate, min_steps, patience, seed)
+        super().__init__(shapes, data, outputs, solver, learning_rate, min_steps, patience, seed)
         for layer, (_, height, width) in shapes.items():
             if min(height, width) < 2:
                 raise InputError(
@@ -80,7 +79,6 @@ class PositionProbe(LinearProbe):
         )
         self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
         self._maps: dict[str, np.ndarray] = {}
-        self._units: dict[str, np.ndarray] = {}
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
         """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
@@ -88,8 +86,7 @@ class PositionProbe(LinearProbe):
         epoch = self.trainer.current_epoch
         # keyed by the layer's own step: other layers may have more of them
         labels = {
-            layer: batch.present(layer, self._labels(layer, where, "train", epoch, self._seen[layer]))
-            for layer, where in batch.positions.items()
+            layer: self._labels(layer, where, "train", epoch, self._seen[layer]) for layer, where in batch.positions.items()
         }
         if self.closed_form:
             for layer, tokens in batch.tokens.items():
@@ -97,21 +94,17 @@ class PositionProbe(LinearProbe):
             return None
         # a finished head keeps its best state whatever happens, so nothing needs to happen
         active = [layer for layer in batch.tokens if layer not in self._done]
-        losses = [
-            self._losses(layer, batch.tokens[layer], labels[layer], len(batch.positions[layer])).sum() for layer in active
-        ]
+        losses = [self._losses(layer, batch.tokens[layer], labels[layer]).sum() for layer in active]
         for layer in active:
             self._head(layer).steps += 1
         return self._total(losses)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and axis accuracy of every head."""
-        processes = Processes.current()
-        image = batch_idx * processes.count + processes.rank
         for layer, tokens in batch.tokens.items():
-            labels = self._labels(layer, batch.positions[layer], "val", image)
+            labels = self._labels(layer, batch.positions[layer], "val", batch_idx)
             right = (self._predict(layer, tokens) == labels).double().mean((0, 2))
-            self._validate(layer, self._losses(layer, tokens, labels, len(tokens)), right, 1)
+            self._validate(layer, self._losses(layer, tokens, labels), right, 1)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the metrics of every head with the tokens of whole grids."""
@@ -124,28 +117,18 @@ class PositionProbe(LinearProbe):
             if self.regresses:
                 self._r2(layer).update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, where), photo)
 
-    def on_test_epoch_end(self) -> None:
-        """Collect ``<what>/<layer>/<metric>/<group>`` of probes and controls in ``results``, and log the probes'."""
+    def collect(self) -> None:
+        """Results of probes and controls, with the chance level of every grid."""
+        self.collect_scores(self.accuracy, ("test", "shuffled_labels"))
         for layer, (_, height, width) in self.shapes.items():
-            for variant in VARIANTS:
-                values = self._accuracy(variant, layer).compute()
-                # classes of a random partition have no neighbourhood, so only axis accuracy means something
-                kept = select(values, metric="axis_accuracy") if variant == "random_partition" else values
-                self.results |= qualified(variant, layer, kept)
+            # classes of a random partition have no neighbourhood, so only axis accuracy means something
+            partition = select(self._accuracy("random_partition", layer).compute(), metric="axis_accuracy")
+            self.results |= qualified("random_partition", layer, partition)
+            self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
             if self.regresses:
                 self.results |= qualified("test", layer, self._r2(layer).compute())
-            self._units |= qualified("test", layer, self._accuracy("test", layer).pseudovalues())
-            if label_of(layer):
-                gained = self._accuracy("test", layer).gain(self._accuracy("test", base_of(layer)))
-                self.results |= qualified(OVER_NONE, layer, gained)
-            tables = self._accuracy("test", layer).maps()
-            self._maps |= {f"{layer}/{name}": table for name, table in tables.items()}
-            self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
+            self._maps |= {f"{layer}/{name}": table for name, table in self._accuracy("test", layer).maps().items()}
         self.log_dict(select(self.results, condition="test", statistic=""))
-
-    def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``test/<layer>/<metric>/<group>`` → what every test photograph contributes, see :mod:`sdprobe.metrics.intervals`."""
-        return present_units(self._units)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""
@@ -160,11 +143,9 @@ class PositionProbe(LinearProbe):
         classes = self.partitions[layer] = self.partitions[layer].to(where.device)
         return classes[where[:, 0] * self.shapes[layer][2] + where[:, 1]]
 
-    def _losses(
-        self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"], count: int
-    ) -> Float[Tensor, " v"]:
-        """Loss of every variant, summed over tokens, per ``count`` tokens."""
-        outputs = self._head(layer)(tokens)
+    def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"]) -> Float[Tensor, " v"]:
+        """Mean loss of every variant."""
+        outputs, count = self._head(layer)(tokens), len(tokens)
         if self.regresses:
             return (outputs - self._coordinates(layer, labels)).square().sum(-1).sum(0) / count
         height = self.shapes[layer][1]

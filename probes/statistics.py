@@ -5,12 +5,13 @@ whole and once cropped, a few of them again with other noise and at another time
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Protocol, cast, runtime_checkable
 
-import lightning
 import numpy as np
+from jaxtyping import Bool
 from torch import Tensor, nn
 
+from probes.base import Data, Probe, Shapes
 from probes.pictures import Pictures
 from sdprobe.estimators.layer_statistics import LayerStatistics
 from sdprobe.metrics.folds import FOLDS, require_images
@@ -27,12 +28,31 @@ STRIDE = 8  # pixels per latent cell
 FIRST = ("conv_in", "down_0")  # where anomalies of the latent itself would still be seen
 
 
-class StatisticsProbe(lightning.LightningModule):
+@runtime_checkable
+class Sized(Protocol):
+    """A dataloader; ``images`` says how many images it brings."""
+
+    images: int
+
+
+@runtime_checkable
+class StatisticsData(Data, Protocol):
+    """A data module that shows images whole, cropped, with other noise and at another timestep."""
+
+    def test_dataloader(self) -> Sequence[Sized]:
+        """A loader per view."""
+
+    def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:
+        """Cells of the latent where the VAE's posterior variance lies on its floor in any channel, per image."""
+
+
+class StatisticsProbe(Probe):
     """Anomaly statistics of every layer.
 
     Args:
         shapes: layer → (C, h, w); h and w at least 4, also after cropping.
-        photos: number of photographs.
+        photos: number of photographs; not used.
+        data: shows the images in four views.
         size: side of the images in pixels.
         margin: pixels that the cropped view lacks on every side; a whole number of tokens in every layer.
         pictured: measured images whose tokens are drawn, from the first on; at most a batch, 0 for none.
@@ -44,30 +64,28 @@ class StatisticsProbe(lightning.LightningModule):
             number of pictures.
     """
 
+    kind, reads = "statistics", "grids"
+    data: StatisticsData
+
     def __init__(
         self,
-        shapes: dict[str, tuple[int, int, int]],
+        shapes: Shapes,
         photos: int,
+        data: StatisticsData,
         size: int = 512,
         margin: int = 64,
         pictured: int = 4,
         token: Sequence[int] = (12, 17),
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(shapes, data)
         expect.at_least("probe.pictured", pictured, 0)
         self.automatic_optimization = False
-        self.shapes, self.size, self.pictured, self.seed = shapes, size, pictured, seed
+        self.size, self.pictured, self.seed = size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
-        self.results: dict[str, float] = {}
-        self.not_converged: list[str] = []
-        self.layers = nn.ModuleDict()
         self.cka: LinearCKA | None = None
         self.pictures = Pictures(token)
-
-    def configure_optimizers(self) -> None:
-        """Nothing is trained."""
 
     def on_fit_start(self) -> None:
         """Refuse too few images before anything is computed."""
@@ -91,7 +109,7 @@ class StatisticsProbe(lightning.LightningModule):
             )
         measured = self._images(WHOLE)
         repeated = {"noise": self._images(OTHER_NOISE), "timestep": self._images(OTHER_TIMESTEP)}
-        self.layers = nn.ModuleDict(
+        self.measures = nn.ModuleDict(
             {
                 layer: LayerStatistics(
                     shape, self.margins[layer], self._means(layer), measured, repeated, self.seed, not label_of(layer)
@@ -119,22 +137,16 @@ class StatisticsProbe(lightning.LightningModule):
             if batch_idx == 0 and self.pictured:
                 self.pictures.take(batch, self.pictured)
 
-    def on_test_epoch_end(self) -> None:
-        """Collect ``test/<layer>/<metric>/<group>``; log the credibility of every layer."""
+    def collect(self) -> None:
+        """Statistics of every layer; credibility is logged."""
         self._compare_with_floor()
         for layer in self.shapes:
             self.results |= qualified("test", layer, self._of(layer).compute())
+            self._units |= qualified("test", layer, self._of(layer).pseudovalues())
             if label_of(layer):
                 gained = self._of(layer).gain(self._of(base_of(layer)))
                 self.results |= qualified(OVER_NONE, layer, gained)
         self.log_dict(select(self.results, metric="credibility", where="all", statistic=""))
-
-    def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``test/<layer>/<metric>/<group>`` → what every fold of images contributes, of risks, credibility and norms."""
-        found: dict[str, np.ndarray] = {}
-        for layer in self.shapes:
-            found |= qualified("test", layer, self._of(layer).pseudovalues())
-        return found
 
     def maps(self) -> dict[str, np.ndarray]:
         """``<layer>/norm`` (h, w), ``cka`` and ``cka_positions`` (L, L), and what :meth:`Pictures.maps` draws."""
@@ -150,21 +162,20 @@ class StatisticsProbe(lightning.LightningModule):
         seen = [index for layer in sides for index in self._of(layer).kept]
         if not seen:
             return
-        cells: dict[int, Tensor] = self.trainer.datamodule.floor_cells(list(dict.fromkeys(seen)))  # type: ignore[attr-defined]
+        cells = self.data.floor_cells(list(dict.fromkeys(seen)))
         for layer in sides:
             statistics = self._of(layer)
             statistics.compare_with_floor({index: cells[index] for index in statistics.kept})
 
     def _of(self, layer: str) -> LayerStatistics:
-        return cast(LayerStatistics, self.layers[layer])
+        return cast(LayerStatistics, self.measures[layer])
 
     def _means(self, layer: str) -> TokenMeans:
         return cast(TokenMeans, self.fitted[layer])
 
     def _images(self, view: int) -> int:
         """Images that a view of the measured images brings."""
-        loaders: Any = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
-        return int(loaders[view].images)
+        return self.data.test_dataloader()[view].images
 
 
 def _tokens(layer: str, margin: int, size: int, side: int) -> int:

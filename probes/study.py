@@ -6,11 +6,12 @@ References:
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
 
+from probes.base import Data
 from probes.position import PositionProbe
 from sdprobe.metrics.group_similarity import GroupSimilarity
 from sdprobe.metrics.high_norm import DetectionScore, HighNormTokens
@@ -24,6 +25,15 @@ ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by han
 TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops
 
 
+@runtime_checkable
+class StudyData(Data, Protocol):
+    """A data module that shows whole grids to :meth:`StudyProbe.observe` while they pass by."""
+
+    @property
+    def everyone(self) -> list[int]:
+        """All images, in order."""
+
+
 class StudyProbe(PositionProbe):
     """A :class:`PositionProbe` that also measures group similarity and norms of the grids that pass by.
 
@@ -32,20 +42,16 @@ class StudyProbe(PositionProbe):
     ``similarity_reprcropped/<group>`` after the outer ring of tokens is dropped; ``similarity_cropped/<group>`` of images
     cropped by one token before extraction; both also as ``…_published``, divided by the uncropped grid's token counts.
 
-    Args: those of :class:`PositionProbe`.
+    Args: those of :class:`PositionProbe`; ``data`` shows the grids.
     """
 
-    several_devices = False  # images are observed once, in the order of one stream
-
-    @cached_property
-    def measures(self) -> dict[str, "_Measure"]:
-        """Layer → its similarities and norms, made where its first grid lies."""
-        return {}
+    kind, reads = "study", "study"
+    data: StudyData
 
     @cached_property
     def _rank(self) -> dict[int, int]:
         """Image → its number among all images: folds must not depend on when training lets an image pass."""
-        return {index: k for k, index in enumerate(self.trainer.datamodule.everyone)}  # type: ignore[attr-defined]
+        return {index: k for k, index in enumerate(self.data.everyone)}
 
     def observe(self, batch: GridBatch) -> None:
         """Measure whole images, once each."""
@@ -78,22 +84,23 @@ class StudyProbe(PositionProbe):
                 measure = self._measure(layer, grid.device)
                 measure.cropped.update(LayerTokens.of(grid, batch.masks[layer]))
 
-    def on_test_epoch_end(self) -> None:
-        """Collect position, similarities and norms."""
-        super().on_test_epoch_end()
-        for layer, measure in self.measures.items():
-            self.results |= qualified("test", layer, measure.compute())
+    def collect(self) -> None:
+        """Position, similarities and norms."""
+        super().collect()
+        for layer in self.measures:
+            self.results |= qualified("test", layer, self._measure(layer, self.device).compute())
 
     def maps(self) -> dict[str, Any]:
         """Those of the position probe and ``<layer>/norm``."""
-        norms = {f"{layer}/norm": measure.norms.maps()["norm"] for layer, measure in self.measures.items()}
+        norms = {f"{layer}/norm": self._measure(layer, self.device).norms.maps()["norm"] for layer in self.measures}
         return super().maps() | norms
 
     def _measure(self, layer: str, device: torch.device, anomalies: bool = False) -> "_Measure":
+        """Metrics of a layer, made where its first grid lies."""
         if layer not in self.measures:
             _, height, width = self.shapes[layer]
             self.measures[layer] = _Measure(height, width, len(self._rank), anomalies).to(device)
-        return self.measures[layer]
+        return cast(_Measure, self.measures[layer])
 
 
 class _Measure(nn.Module):

@@ -4,6 +4,7 @@ Data path step 1. Each wraps another source. Items that show one photograph keep
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -246,6 +247,16 @@ class Viewed:
             return f"empty:{self.size}:{SHOWN}"
         done = ",".join(f"{key}={value}" for key, value in parts.items() if value)
         return f"{self.images.content_key(index)}:{done}:larger={shown.larger}:{SHOWN}"
+
+
+def shown(images: ImageSource, view: View) -> ImageSource:
+    """The same items, cropped, rotated and shown as ``view`` says; the source itself where that changes no picture."""
+    if view.crop:
+        images = Cropped(images, view.crop)
+    if view.rotated:
+        images = rotated(images)
+    rest = replace(view.shows, crop=0, rotated=False)
+    return images if rest == View() else Viewed(images, rest)
 
 
 def resized(images: ImageSource, size: int) -> ImageSource:

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdprobe.utilities.distributed import Processes
-
 SHRINKAGE = 1e-3
 
 
@@ -38,11 +36,6 @@ class Moments:
             for variant in range(labels.shape[1]):
                 self.sums[axis][variant].index_add_(0, labels[:, variant, axis], x)
                 self.counts[axis][variant].index_add_(0, labels[:, variant, axis], torch.ones_like(x[:, 0]))
-
-    def share(self, processes: Processes) -> None:
-        """Add the sums of all processes."""
-        for sums in (self.second, self.total, *self.sums, *self.counts):
-            processes.total(sums)
 
     def discriminants(self, variant: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, " k"]]:
         """Weight and bias whose outputs are the linear discriminants of rows, then columns.
@@ -116,11 +109,6 @@ class RidgeMoments:
         self.second += x.T @ x
         self.target += y.sum(0)
         self.cross += x.T @ y
-
-    def share(self, processes: Processes) -> None:
-        """Add the sums of all processes."""
-        for sums in (self.count, self.total, self.second, self.target, self.cross):
-            processes.total(sums)
 
     def solve(self, shrinkage: float = SHRINKAGE) -> tuple[Float[Tensor, "v c"], Float[Tensor, " v"]]:
         """Weight and bias: w = (Σ + λI)⁻¹ cov(x, y), b = ȳ − wᵀx̄, Σ the covariance of tokens, λ = ``shrinkage`` · tr Σ / C."""

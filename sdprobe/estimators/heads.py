@@ -5,14 +5,13 @@ each ends exactly where it would alone.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdprobe.tokens.keys import base_of
-from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.rng import keyed_generator
 
 
@@ -75,20 +74,6 @@ class LayerHead(nn.Module):
 
     def _finished(self, patience: int, min_steps: int) -> Tensor:
         return (self.stale >= patience) & (self.steps >= min_steps)
-
-
-def shared_sums(sums: dict[str, Tensor], layers: Iterable[str], empty: Tensor) -> dict[str, Tensor]:
-    """Sums of each layer over all processes, so that all judge heads alike; ``empty`` stands for layers without any here."""
-    processes = Processes.current()
-    if processes.count == 1:
-        return sums
-    return {layer: processes.total(sums.get(layer, empty).clone()) for layer in layers}
-
-
-def nothing_to_learn() -> Tensor | None:
-    """What a step returns in which no head learns: nothing, or, since several processes may not leave out a step, a loss
-    that no head has a part in."""
-    return torch.zeros((), requires_grad=True) if Processes.current().count > 1 else None
 
 
 def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:

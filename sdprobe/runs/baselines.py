@@ -102,7 +102,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
     twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
     # all processes measure a twin, or none does, whatever each sees of the folder
-    if processes.gathered(twin is not None)[0]:
+    if processes.all_gather(twin is not None)[0]:
         log.info("Random weights, seed %d: taken from %s", config.backbone.weights_seed, stored)
         return twin or Twin({}, {}, {})
     log.info("Random weights, seed %d: measuring", config.backbone.weights_seed)

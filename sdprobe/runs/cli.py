@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -147,7 +147,7 @@ def check_types(cfg: DictConfig) -> None:
     nodes = {name: cfg[name] for name in ("images", "backbone", "datamodule", "probe")}
     for name, node in (nodes | {f"mitigation.{label}": each for label, each in cfg.mitigation.items()}).items():
         raw = OmegaConf.to_container(node, resolve=False)
-        hints = get_type_hints(_constructor(get_object(node._target_)))
+        hints = _hints(get_object(node._target_))
         if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:
             raise InputError(
                 f"Expected {name}={node._target_.rpartition('.')[2]} to have a setting '{strange[0]}', but it has none. "
@@ -177,7 +177,7 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         sweep: whether the run is a job of a multirun.
 
     Raises:
-        InputError: a number of devices that is none, that is not there, or that the probe or a sweep cannot use.
+        InputError: a number of devices that is none, that is not there, or that a sweep cannot use.
     """
     count = cfg.trainer.get("devices", 1)
     if not _fits(count, int) or count < 1:
@@ -185,14 +185,10 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
     if count == 1:
         return
     if sweep:
-        raise InputError(f"Expected trainer.devices to be 1 in a sweep, whose jobs have one device each, but got {count}.")
-    if not vars(get_object(cfg.probe._target_)).get("several_devices"):  # not inherited: a subclass has to say so itself
         raise InputError(
-            f"Expected trainer.devices to be 1 for this probe, but got {count}. Only probe=position and probe=depth can share "
-            "their images among devices."
+            f"Expected trainer.devices to be 1 in a sweep, whose jobs run side by side on a device each, but got {count}. "
+            "Leave out trainer=ddp."
         )
-    if cfg.datamodule.compare:
-        raise InputError(f"Expected trainer.devices to be 1 where mitigations are compared, but got {count}. Lower it.")
     if str(cfg.device).startswith("cuda:"):
         raise InputError(
             f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
@@ -203,8 +199,11 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")
 
 
-def _constructor(target: Any) -> Any:
-    return target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+def _hints(target: Any) -> dict[str, Any]:
+    """Declared types of a constructor's arguments, those in a dictionary of options included."""
+    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    options = [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]
+    return hints | {name: hint for each in options for name, hint in get_type_hints(each).items()}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -54,7 +54,7 @@ class Measurement:
         self.cfg = cfg
         cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
         self.data = instantiate(cfg.datamodule)
-        self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos)
+        self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos, data=self.data)
         device = self.data.backbone.device
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
             accelerator=device.type, logger=False, default_root_dir=cfg.run_dir, **workers.options(cfg, device)
@@ -85,7 +85,7 @@ class Measurement:
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
-        self._data = Processes.current().gathered(self.data.describe())
+        self._data = Processes.current().all_gather(self.data.describe())
         self.complete = True
 
     def release(self) -> None:
@@ -105,7 +105,7 @@ class Measurement:
 
     @property
     def results(self) -> dict[str, float]:
-        """Metrics by ``<what>/<layer>/<metric>/<group>``."""
+        """Metrics by ``<condition>/<layer>/<metric>/<where>``."""
         return dict(self.probe.results)
 
     @property
@@ -116,7 +116,7 @@ class Measurement:
             | workers.merged(self._data or [self.data.describe()])
             | {
                 "devices": self.trainer.world_size,
-                "probe": type(self.probe).__name__.removesuffix("Probe").lower(),
+                "probe": self.probe.kind,
                 "layers": list(self.data.layers),
                 "published_names": self.data.backbone.published_names(self.data.layers),
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},

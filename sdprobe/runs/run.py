@@ -26,15 +26,15 @@ def run(cfg: DictConfig) -> Run | None:
     Of several processes only the first does more than measure, and returns something.
     """
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder, maps=False).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
-    if workers.is_rank_zero():
-        clear(folder, resumed=bool(cfg.resume))
     cli.check_types(cfg)
     cli.check_devices(cfg, sweep.active())
-    measurement = Measurement(cfg)
+    measurement = Measurement(cfg)  # settings that cannot be used are refused before anything of an earlier run is removed
+    if workers.is_rank_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        clear(folder, resumed=bool(cfg.resume))
     if not workers.is_rank_zero():
         run_worker(cfg, measurement)
         return None

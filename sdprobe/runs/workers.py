@@ -17,7 +17,14 @@ from sdprobe.utilities.errors import InputError
 # seconds that a process whose connection is closed may take to end
 PATIENCE = 3
 # what each process has a part of: numbers, or numbers by name, in a data module's description
-SUMMED = ("latents", "passes", "resident_images")
+SUMMED = ("latents", "passes")
+
+
+class Replicated(DDPStrategy):
+    """Every process trains the same heads on the same batches, so no gradient needs to be exchanged."""
+
+    def configure_ddp(self) -> None:
+        """The model stays as it is."""
 
 
 def is_rank_zero() -> bool:

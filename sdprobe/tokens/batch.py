@@ -5,12 +5,12 @@ pairing into ``KeypointBatch`` (to train on) and ``MatchBatch`` (to test on). La
 feeds every layer's head. ``Keypoints`` holds what is known of every keypoint of a pair, one row each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sdprobe.tokens.geometry import Placement
@@ -77,22 +77,41 @@ def joined(batches: Sequence[GridBatch]) -> GridBatch:
 class TokenBatch(_Movable):
     """Tokens of several layers, ready for the heads; a layer is absent where it has no tokens left in this step.
 
-    tokens: layer → (N, C). positions: layer → (N, 2) long (row, col). masks: layer → token group → (N,) bool.
-    photo: layer → (N,) index of the photograph a token comes from. N may differ between layers.
-
-    Where several processes share a batch, every one has all of its positions and photographs, but activations and masks of
-    some tokens only: here: layer → (M,) long, ascending, which of the N these M are. Empty where a batch is not shared.
+    tokens: layer → (N, C). positions: layer → (N, 2) long (row, col). masks: layer → token group → (N,) bool. image, photo:
+    layer → (N,) index of the image a token comes from, and of the photograph it shows. targets: layer → (N, V) float, what a
+    probe regresses; no layer where the data have none. N may differ between layers.
     """
 
-    tokens: dict[str, Float[Tensor, "_m _c"]]
+    tokens: dict[str, Float[Tensor, "_n _c"]]
     positions: dict[str, Int[Tensor, "_n 2"]]
-    masks: dict[str, dict[str, Bool[Tensor, " _m"]]]
+    masks: dict[str, dict[str, Bool[Tensor, " _n"]]]
+    image: dict[str, Int[Tensor, " _n"]]
     photo: dict[str, Int[Tensor, " _n"]]
-    here: dict[str, Int[Tensor, " _m"]] = field(default_factory=dict)
+    targets: dict[str, Float[Tensor, "_n _v"]] = field(default_factory=dict)
 
-    def present(self, layer: str, values: Shaped[Tensor, "_n *rest"]) -> Shaped[Tensor, "_m *rest"]:
-        """Of a value per token of the batch those whose activations are here."""
-        return values[self.here[layer]] if self.here else values
+    def select(self, index: Mapping[str, Int[Tensor, " _k"]]) -> "TokenBatch":
+        """The tokens of some layers at some indices."""
+
+        def picked(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {layer: values[layer][pick] for layer, pick in index.items() if layer in values}
+
+        masks = {layer: {group: mask[pick] for group, mask in self.masks[layer].items()} for layer, pick in index.items()}
+        return TokenBatch(
+            picked(self.tokens), picked(self.positions), masks, picked(self.image), picked(self.photo), picked(self.targets)
+        )
+
+
+def concatenated(pieces: Sequence[TokenBatch]) -> TokenBatch:
+    """All tokens of several batches with the same layers, in order."""
+
+    def joined(name: str) -> dict[str, Tensor]:
+        return {layer: torch.cat([getattr(piece, name)[layer] for piece in pieces]) for layer in getattr(pieces[0], name)}
+
+    masks = {
+        layer: {group: torch.cat([piece.masks[layer][group] for piece in pieces]) for group in groups}
+        for layer, groups in pieces[0].masks.items()
+    }
+    return TokenBatch(joined("tokens"), joined("positions"), masks, joined("image"), joined("photo"), joined("targets"))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """View: how the network is shown an image, and where that leaves its tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +21,11 @@ class View:
         window: (top, left) in pixels of a window of the usual size, cut from the image rendered ``larger`` pixels larger.
         larger: see ``window``.
         empty: a mid-grey picture in place of the image.
+        crop: pixels cut off on every side.
+        rotated: by 180°.
         draw: number of the noise; views with equal draws of one shape share theirs.
+        reseed: added to the seed of the noise.
+        timestep: noise level; None takes that of the pass.
         padding: padding mode of every convolution with a kernel above 1; None leaves the network as it is.
     """
 
@@ -31,16 +35,20 @@ class View:
     window: tuple[int, int] | None = None
     larger: int = 0
     empty: bool = False
+    crop: int = 0
+    rotated: bool = False
     draw: int = 0
+    reseed: int = 0
+    timestep: int | None = None
     padding: str | None = None
 
     @property
     def shows(self) -> "View":
         """What of it changes the picture: views that agree here share latents, unless their padding differs."""
-        return View(self.shift, self.flip, self.margin, self.window, self.larger, self.empty)
+        return replace(self, draw=0, reseed=0, timestep=None, padding=None)
 
     def show(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _h _w"]:
-        """The picture the network gets; ``image`` is ``larger`` pixels larger where a window is cut."""
+        """The picture the network gets of one that is cropped and rotated, and ``larger`` pixels larger for a window."""
         if self.empty:
             return image.new_full(image.shape, 0.5)
         if self.window is not None:

@@ -1,4 +1,4 @@
-"""Processes: which of several equal processes this is, and what they say to each other. Nothing where there is one."""
+"""Processes: which of several equal processes this is, and how they exchange values. With one process nothing is exchanged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """Process ``rank`` of ``count``, one per device. All of them must call :meth:`total` and :meth:`gathered` alike."""
+    """Process ``rank`` of ``count``, one per device. All of them must call the methods that exchange values alike."""
 
     rank: int = 0
     count: int = 1
@@ -24,30 +24,22 @@ class Processes:
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
-        """Every ``count``-th item, from number ``rank`` on: the shares of all processes are disjoint and complete.
+    def shard(self, items: Sequence[Item]) -> list[Item]:
+        """Every ``count``-th item, from number ``rank`` on: the shards of all processes are disjoint and complete.
 
-        >>> [Processes(rank, 3).share("abcdefg") for rank in range(3)]
+        >>> [Processes(rank, 3).shard("abcdefg") for rank in range(3)]
         [['a', 'd', 'g'], ['b', 'e'], ['c', 'f']]
         """
         return list(items[self.rank :: self.count])
 
-    def largest(self, items: int) -> int:
-        """Number of items in the largest share of ``items``; that of the first process is.
-
-        >>> Processes(1, 3).largest(7)
-        3
-        """
-        return -(-items // self.count)
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over processes, equal in all of them to the bit; in place."""
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """The tensor of process ``source``, written into ``tensor`` in the others."""
         if self.count > 1:
-            distributed.all_reduce(tensor)
+            distributed.broadcast(tensor, source)
         return tensor
 
-    def gathered(self, value: Value) -> list[Value]:
-        """What every process gave, in order of their ranks."""
+    def all_gather(self, value: Value) -> list[Value]:
+        """The value of every process, in order of their ranks."""
         if self.count == 1:
             return [value]
         values: list[Value | None] = [None] * self.count

@@ -127,7 +127,7 @@ def rows(batches: list[TokenBatch], layer: str) -> list[tuple[int, int, int]]:
 def bytes_of_an_image(data: ActivationDataModule) -> float:
     """GiB that a drawn image takes, taken from a module that keeps everything."""
     [piece, *_] = data.resident._pieces.values()
-    parts = [*piece.tokens.values(), *piece.positions.values(), *piece.photo.values()]
+    parts = [*piece.tokens.values(), *piece.positions.values(), *piece.image.values(), *piece.photo.values()]
     parts += [mask for groups in piece.masks.values() for mask in groups.values()]
     return sum(part.nbytes for part in parts) / 2**30
 

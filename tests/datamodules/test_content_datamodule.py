@@ -46,11 +46,11 @@ def check(data: ContentDataModule, batch: TokenBatch, allowed: list[int]) -> Non
     for layer in batch.tokens:
         side = data.shapes[layer][1]
         cell = data.images.size // 8 // side
-        items, positions = batch.photo[layer], batch.positions[layer]
+        items, positions = batch.image[layer], batch.positions[layer]
         assert set(items.tolist()) <= set(allowed)
         means = {item: data.store[item].reshape(4, side, cell, side, cell).mean((2, 4)) for item in set(items.tolist())}
         expected = [means[item][:, row, col] for item, (row, col) in zip(items.tolist(), positions.tolist(), strict=True)]
-        torch.testing.assert_close(data.latent_at(layer, items, positions), torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batch.targets[layer], torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_every_token_has_the_clean_latent_of_its_cell(make) -> None:
@@ -66,14 +66,12 @@ def test_every_token_has_the_clean_latent_of_its_cell(make) -> None:
     assert not data._tables
 
 
-def test_means_and_spread_are_over_training_images_alone(make) -> None:
+def test_training_targets_are_those_of_training_images_alone(make) -> None:
     data = make(Scenes(size=128, limit=15))
     data.prepare_data()
-    training = torch.stack([latent_means(data.store[i], 2) for i in data.split["train"]]).double()
-    torch.testing.assert_close(data.position_means("mid").double(), training.mean(0), atol=1e-6, rtol=1e-5)
-    off = ((training - training.mean(0)) ** 2).mean((0, 1, 2)) ** 0.5
-    torch.testing.assert_close(data.spread("mid").double(), off, atol=1e-6, rtol=1e-5)
-    assert data.position_means("conv_in").shape == (16, 16, 4)
+    training = torch.stack([latent_means(data.store[i], 2) for i in data.split["train"]])
+    assert torch.equal(data.training_targets("mid"), training)
+    assert data.training_targets("conv_in").shape == (len(training), 16, 16, 4)
 
 
 def test_mitigations_change_tokens_and_never_their_content(make) -> None:
@@ -88,9 +86,8 @@ def test_mitigations_change_tokens_and_never_their_content(make) -> None:
     check(compared, batch, compared.split["test"])
     for name in ("mid__canvas", "mid__padding_swap"):
         assert not torch.equal(batch.tokens[name], batch.tokens["mid"])
-        assert torch.equal(compared.position_means(name), plain.position_means("mid"))
-        content = (compared.latent_at(layer, batch.photo[layer], batch.positions[layer]) for layer in (name, "mid"))
-        assert torch.equal(*content), "variants are compared on the same targets"
+        assert torch.equal(compared.training_targets(name), plain.training_targets("mid"))
+        assert torch.equal(batch.targets[name], batch.targets["mid"]), "variants are compared on the same targets"
 
 
 def test_crops_have_their_own_content_and_share_a_photograph(save_photos, tmp_path: Path, make) -> None:
@@ -98,10 +95,10 @@ def test_crops_have_their_own_content_and_share_a_photograph(save_photos, tmp_pa
     data.prepare_data()
     for batch in data.test_dataloader():
         check(data, batch, data.split["test"])
-        items = batch.photo["mid"]
+        items = batch.image["mid"]
         names = [data.images.photo(int(item)) for item in items]
-        assert data.photograph(items).tolist() == [data.stream.photos[name] for name in names]
-        assert len(items.unique()) == 2 * len(data.photograph(items).unique())
+        assert batch.photo["mid"].tolist() == [data.stream.photos[name] for name in names]
+        assert len(items.unique()) == 2 * len(batch.photo["mid"].unique())
 
 
 def test_images_that_cannot_be_decoded_are_skipped(save_photos, tmp_path: Path, make, caplog) -> None:
@@ -115,7 +112,7 @@ def test_images_that_cannot_be_decoded_are_skipped(save_photos, tmp_path: Path, 
         data.prepare_data()
     assert "Skipped 2 images" in caplog.text
     assert data.split["test"] == wanted["test"][1:] and data.split["train"] == wanted["train"][1:]
-    assert data.position_means("mid").isfinite().all()
+    assert data.training_targets("mid").isfinite().all()
     for batch in data.test_dataloader():
         check(data, batch, data.split["test"])
 

@@ -18,7 +18,7 @@ def make(tmp_path: Path) -> Callable[..., ControlsDataModule]:
     def module(noise: str = "shared", latents: bool = False) -> ControlsDataModule:
         sd = FrozenSD.from_pretrained("tiny", precision="fp32", device="cpu", noise=noise)
         images = (LatentTextures if latents else Textures)(128, COUNT)
-        data = ControlsDataModule(images, sd, ["latent", "noisy_latent", "mid"], cache_dir=str(tmp_path), batch_size=2)
+        data = ControlsDataModule(images, sd, block=["latent", "noisy_latent", "mid"], cache_dir=str(tmp_path), batch_size=2)
         data.prepare_data()
         return data
 

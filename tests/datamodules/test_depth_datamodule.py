@@ -68,9 +68,9 @@ def check(data: DepthDataModule, batch: TokenBatch, allowed: list[int]) -> None:
     for layer in LAYERS:
         side = data.shapes[layer][1]
         pixels = data.images.size // side
-        found = data.depth_at(layer, batch.photo[layer], batch.positions[layer])
+        found = batch.targets[layer][:, 0]
         assert found.dtype == torch.float32
-        for item, (row, col), depth in zip(batch.photo[layer].tolist(), batch.positions[layer].tolist(), found, strict=True):
+        for item, (row, col), depth in zip(batch.image[layer].tolist(), batch.positions[layer].tolist(), found, strict=True):
             cell = depths[item][row * pixels : (row + 1) * pixels, col * pixels : (col + 1) * pixels]
             known = cell[cell > 0]
             expected = known.double().mean().item() if len(known) else np.nan
@@ -84,9 +84,9 @@ def test_every_token_has_the_depth_of_its_cell(make) -> None:
         check(data, batch, data.split["test"])
     for batch in data.val_dataloader():
         check(data, batch, data.split["val"])
-    assert data.training_depth("mid").shape == (len(data.split["train"]), 2, 2)
+    assert data.training_targets("mid").shape == (len(data.split["train"]), 2, 2, 1)
     first = data.images.depth(data.split["train"][0])
-    assert data.training_depth("mid")[0, 1, 0].item() == pytest.approx(first[64:, :64].mean().item(), rel=1e-5)
+    assert data.training_targets("mid")[0, 1, 0].item() == pytest.approx(first[64:, :64].mean().item(), rel=1e-5)
     assert data.seconds["depth"] > 0
 
 
@@ -162,13 +162,13 @@ def test_frames_of_a_scene_stay_in_one_split_and_keep_their_own_depth(root: Path
     assert sum(len(part) for part in data.split.values()) == 24
     for batch in data.test_dataloader():
         check(data, batch, data.split["test"])
-        items = batch.photo["mid"]
+        items = batch.image["mid"]
         assert set(items.tolist()) <= set(data.split["test"])
         names = [data.images.photo(int(item)) for item in items]
-        assert data.photograph(items).tolist() == [data.stream.photos[name] for name in names]
+        assert batch.photo["mid"].tolist() == [data.stream.photos[name] for name in names]
     for batch in data.val_dataloader():
         check(data, batch, data.split["val"])
-    assert data.training_depth("conv_in").isnan().any(), "cells without any depth"
+    assert data.training_targets("conv_in").isnan().any(), "cells without any depth"
     assert data.describe()["photographs"]["test"] == len(split["test"])
 
 

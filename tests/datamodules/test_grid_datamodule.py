@@ -11,15 +11,17 @@ import lightning
 import pytest
 import torch
 
-from datamodules.grids import VIEWS, GridDataModule, GridLoader, joined
+from datamodules.grids import GridDataModule
 from datamodules.images.folder import FolderImages
+from datamodules.mixing import GridLoader
 from datamodules.splits import split_by_photo
 from sdprobe.backbones import FrozenSD
-from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.batch import GridBatch, joined
 from sdprobe.utilities.errors import InputError
 
 COUNT, REPEATS, MARGIN = 12, 3, 32
 LAYERS = ("conv_in", "down_0")  # 16 and 8 tokens a side of a 128 px image, 8 and 4 of a cropped one
+VIEWS = ("whole", "cropped", "other_noise", "other_timestep")
 OFTEN = {"whole": True, "cropped": True, "other_noise": False, "other_timestep": False}  # views of every measured image
 
 
@@ -168,8 +170,8 @@ def test_no_repeats_are_no_batches(make: Callable[..., GridDataModule]) -> None:
 
 
 def test_the_other_timestep_is_another_one_by_default(make: Callable[..., GridDataModule]) -> None:
-    assert make(timestep=50).streams["other_timestep"].timestep == 261
-    assert make(timestep=261).streams["other_timestep"].timestep == 50
+    assert make(timestep=50).views[3].reads.timestep == 261
+    assert make(timestep=261).views[3].reads.timestep == 50
 
 
 def test_without_noise_there_is_no_other_noise(photos: Path) -> None:
@@ -245,7 +247,7 @@ def test_running_out_of_memory_keeps_one_batch_per_group(make: Callable[..., Gri
     data, expected = make(batch_size=4), [list(loader) for loader in make(batch_size=4).test_dataloader()]
     with memory_for(sd, 2):
         recorder = run(data, fit=False)  # Lightning asks for the length before the first batch
-    assert [stream.batch_size for stream in data.streams.values()] == [2, 2, 2, 2]
+    assert [stream.batch_size for stream in data.views] == [2, 2, 2, 2]
     for number, batches in recorder.views.items():
         assert [batch.image.tolist() for batch in batches] == [batch.image.tolist() for batch in expected[number]]
         assert_close(together(batches), together(expected[number]))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from datamodules.images.folder import FolderImages
 from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import Mitigations
-from datamodules.stream import ActivationStream
+from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.mitigations import (
@@ -41,7 +41,7 @@ def stream(sd: FrozenSD, save_photos: Callable[..., Path], tmp_path_factory: pyt
     images = FolderImages(str(save_photos(root / "photos", 12)), size=SIZE)
     store = LatentStore(images, sd.encoder, LatentCache(root / "cache"), 0, 8, 0)
     store.prepare(range(12))
-    return ActivationStream(sd, store, LAYERS, timestep=50, batch_size=4)
+    return ActivationStream(sd, store, Pass(LAYERS, 50), 4)
 
 
 @pytest.fixture
@@ -126,11 +126,10 @@ def test_one_pass_over_the_fit_images_fits_everything_that_looks_at_them_plainly
 def test_results_do_not_depend_on_the_batch_size(apart: ActivationStream, size: int) -> None:
     settings = {"position_mean": PositionMean(basis="cosine", cosines=1), "views": ShiftFlipNoise(2, shift=64)}
     expected = grids(fitted(apart, settings, compare=True).wrap(apart))
-    usual, apart.batch_size = apart.batch_size, size
+    other = ActivationStream(apart.backbone, apart.store, apart.reads, size)
     for path in (apart.store.cache.root / "mitigations").iterdir():
         path.unlink()
-    found = grids(fitted(apart, settings, compare=True).wrap(apart))
-    apart.batch_size = usual
+    found = grids(fitted(other, settings, compare=True).wrap(other))
     for name, grid in expected.items():
         torch.testing.assert_close(found[name], grid, rtol=1e-4, atol=1e-4)
 
@@ -163,7 +162,7 @@ def test_what_a_run_saved_is_used_again_and_only_where_it_belongs(apart: Activat
         load(tmp_path / "run", timestep=261)
     with pytest.raises(InputError, match="4 of the tested ones are among its fit images"):
         Mitigations({"saved": Saved(str(tmp_path / "run"))}).fit(apart, [], [0, 1, 2, 3])
-    other = ActivationStream(apart.backbone, apart.store, ("up_0",), timestep=50)
+    other = ActivationStream(apart.backbone, apart.store, Pass(("up_0",), 50))
     with pytest.raises(InputError, match="at down_0, mid, which it was fitted at, but got up_0"):
         Mitigations({"saved": Saved(str(tmp_path / "run"))}).fit(other, [], list(TEST))
     with pytest.raises(InputError, match="to hold mitigation"):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.mixing import batches_per_pass, concatenate, mixing_buffer
-from sdprobe.tokens.batch import TokenBatch
+from datamodules.mixing import batches_per_pass, mixing_buffer
+from sdprobe.tokens.batch import TokenBatch, concatenated
 
 counts_per_layer = st.dictionaries(st.sampled_from(["mid", "up_0", "up_1"]), st.integers(1, 30), min_size=1)
 image_counts, block_sizes, batch_sizes = st.integers(0, 12), st.integers(1, 5), st.integers(1, 40)
@@ -20,6 +20,7 @@ def piece(image: int, counts: dict[str, int]) -> TokenBatch:
         tokens=tokens,
         positions={layer: values.long() for layer, values in tokens.items()},
         masks={layer: {"odd": values[:, 1] % 2 == 1} for layer, values in tokens.items()},
+        image={layer: values[:, 0].long() for layer, values in tokens.items()},
         photo={layer: values[:, 0].long() + 100 for layer, values in tokens.items()},
     )
 
@@ -140,6 +141,6 @@ def test_batches_mix_the_images_of_a_block() -> None:
 @given(st.integers(1, 6), counts_per_layer)
 @settings(deadline=None)
 def test_concatenation_keeps_the_order(images: int, counts: dict[str, int]) -> None:
-    joined = concatenate(pieces(images, counts))
+    joined = concatenated(pieces(images, counts))
     for layer, count in counts.items():
         assert joined.tokens[layer].long().tolist() == [[i, n] for i in range(images) for n in range(count)]

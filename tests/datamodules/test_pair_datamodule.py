@@ -65,7 +65,7 @@ def same(one: list[MatchBatch], other: list[MatchBatch]) -> bool:
 
 def test_every_keypoint_of_every_test_pair_is_served_once_with_its_own_tokens(make, images: ScenePairs, sd: FrozenSD) -> None:
     data = make()
-    table, pairs = data.keypoints, images.pairs("test")
+    table, pairs = data.keypoints(), images.pairs("test")
     assert len(table) == sum(len(pair.ids) for pair in pairs)
     rows = torch.cat([batch.row for batch in matches(data)])
     assert rows.sort().values.tolist() == list(range(len(table)))
@@ -139,7 +139,7 @@ def test_a_prompt_may_name_the_category_of_the_pair(make) -> None:
     written = matches(make(prompt="a photo of a quadruped"))
     rows = {int(b.row[0]): b for b in written}
     assert not same(plain, named)
-    table = make().keypoints
+    table = make().keypoints()
     categories = make().categories
     for batch in named:
         alike = torch.allclose(batch.target["up_1"], rows[int(batch.row[0])].target["up_1"], atol=1e-5)

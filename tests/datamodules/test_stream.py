@@ -10,7 +10,7 @@ import torch
 
 from datamodules.images.folder import FolderImages
 from datamodules.latents import LatentCache, LatentStore
-from datamodules.stream import ActivationStream
+from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.groups import token_groups
@@ -30,7 +30,8 @@ def store(sd: FrozenSD, save_photos: Callable[..., Path], tmp_path_factory: pyte
 
 
 def stream_of(sd: FrozenSD, store: LatentStore, **options: Any) -> ActivationStream:
-    return ActivationStream(sd, store, **({"layers": LAYERS, "timestep": 50, "batch_size": 8} | options))
+    batch_size = options.pop("batch_size", 8)
+    return ActivationStream(sd, store, Pass(**({"layers": LAYERS, "timestep": 50} | options)), batch_size)
 
 
 def together(batches: list[GridBatch]) -> dict[str, torch.Tensor]:

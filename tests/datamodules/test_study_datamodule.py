@@ -241,7 +241,7 @@ def test_every_crop_lacks_one_token_of_the_layers_it_brings(make: Callable[..., 
 
 def test_layers_of_one_resolution_share_a_crop(make: Callable[..., StudyDataModule]) -> None:
     data = make(block=["conv_in", "down_0", "up_3", "conv_out"])
-    assert {margin: list(stream.layers) for margin, stream in data.crops.items()} == {
+    assert {margin: list(stream.reads.layers) for margin, stream in data.crops.items()} == {
         8: ["conv_in", "up_3", "conv_out"],
         16: ["down_0"],
     }

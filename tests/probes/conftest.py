@@ -1,6 +1,7 @@
 """Planted tokens for probes: grids whose signal is known, served the way the data module serves them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -16,6 +17,8 @@ from sdprobe.tokens.groups import token_groups
 
 class Planted(lightning.LightningDataModule):
     """Grids of several layers, mixed for training, whole for validation and test; 60/20/20 by image."""
+
+    kind = "activations"
 
     def __init__(self, grids: dict[str, Tensor], validate: bool = True, batch: int = 512) -> None:
         super().__init__()
@@ -40,10 +43,34 @@ class Planted(lightning.LightningDataModule):
         return Epochs(self)
 
     def val_dataloader(self) -> "Listed | list[TokenBatch]":
-        return Listed(all_tokens(self.part("val"))) if self.validate else []
+        return Listed(self.images_of("val")) if self.validate else []
 
     def test_dataloader(self) -> "Listed":
-        return Listed([flattened(self.part("test"))])
+        return Listed([self.finished(flattened(self.part("test")))])
+
+    def images_of(self, name: str) -> list[TokenBatch]:
+        return [self.finished(tokens) for tokens in all_tokens(self.part(name))]
+
+    def finished(self, batch: TokenBatch) -> TokenBatch:
+        return batch
+
+
+class Targeted(Planted):
+    """The same with targets of tokens: layer → (images, side, side, V); ``frames`` images show one photograph."""
+
+    def __init__(self, kind: str, grids: dict[str, Tensor], targets: dict[str, Tensor], **options: Any) -> None:
+        super().__init__(grids, **options)
+        self.kind, self.targets, self.frames = kind, targets, 2
+
+    def training_targets(self, layer: str) -> Tensor:
+        return self.targets[layer][list(self.parts["train"])]
+
+    def finished(self, batch: TokenBatch) -> TokenBatch:
+        found = {
+            layer: self.targets[layer][image, batch.positions[layer][:, 0], batch.positions[layer][:, 1]]
+            for layer, image in batch.image.items()
+        }
+        return replace(batch, targets=found, photo={layer: image // self.frames for layer, image in batch.image.items()})
 
 
 class Listed:
@@ -62,7 +89,7 @@ class Listed:
 class Epochs:
     def __init__(self, data: Planted) -> None:
         self.data = data
-        self.pieces = all_tokens(data.part("train"))
+        self.pieces = data.images_of("train")
 
     def __len__(self) -> int:
         most = max(height * width for _, height, width in self.data.shapes.values())

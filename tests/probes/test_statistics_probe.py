@@ -23,6 +23,7 @@ from tests.planted import corner_code, direction, high_norm_patches, position_co
 CHANNELS, SIDE, FIT, IMAGES, REPEATS = 64, 12, 40, 60, 20
 SIZE, MARGIN = 96, 8  # pixels: one token of 12
 FIRST = 1000  # number of the first measured image in its dataset
+NO_DATA = SimpleNamespace(kind="grids", test_dataloader=list, floor_cells=dict)
 VIEWS = ("whole", "cropped", "other_noise", "other_timestep")
 POSITION = {"position_half": 0.5, "position": 1.0, "position_double": 2.0}  # layer → strength of its code
 CORNER, PATCHES, PATCH = 1.0, 2, 4.0  # strength of the corner code; patches an image, and their strength
@@ -110,6 +111,8 @@ class Loader:
 class Views(lightning.LightningDataModule):
     """Serves planted layers the way the data module serves activations."""
 
+    kind = "grids"
+
     def __init__(self, layers: dict[str, Layer], batch: int = 8, images: int = IMAGES, repeats: int = REPEATS) -> None:
         super().__init__()
         self.shapes = {layer: tuple(views["whole"].shape[1:]) for layer, views in layers.items()}
@@ -140,7 +143,7 @@ def study_of() -> Callable[..., SimpleNamespace]:
     ) -> SimpleNamespace:
         data = Views(layers, **options)
         data.floor = floor
-        module = StatisticsProbe(data.shapes, IMAGES, **({"size": SIZE, "margin": MARGIN} | (probe or {})))
+        module = StatisticsProbe(data.shapes, IMAGES, data, **({"size": SIZE, "margin": MARGIN} | (probe or {})))
         trainer = lightning.Trainer(
             max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0,
@@ -516,13 +519,13 @@ def test_every_number_is_finite_and_named_by_the_contract(study: SimpleNamespace
 
 
 def test_the_mean_and_the_direction_come_from_fit_images_alone(study: SimpleNamespace, layers: dict[str, Layer]) -> None:
-    measured = study.probe.layers["patches"]
+    measured = study.probe.measures["patches"]
     grids = layers["patches"]["fit"]
     torch.testing.assert_close(measured.mean, grids.double().mean((0, 2, 3)), atol=1e-6, rtol=1e-5)
     mask = token_groups(grids)["high_norm"]
     offset = grids.movedim(1, -1)[mask].double().mean(0) - measured.mean
     torch.testing.assert_close(measured.template, offset / offset.norm(), atol=1e-6, rtol=1e-5)
-    assert (study.probe.layers["clean"].template == 0).all()
+    assert (study.probe.measures["clean"].template == 0).all()
 
 
 def test_maps_have_the_shapes_and_values_they_claim(study: SimpleNamespace, layers: dict[str, Layer]) -> None:
@@ -577,7 +580,7 @@ def test_too_few_images_are_refused_before_anything_is_computed(
 ) -> None:
     data = Views({"clean": layers["clean"]}, images=images)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    probe = StatisticsProbe(data.shapes, images, size=SIZE, margin=MARGIN)
+    probe = StatisticsProbe(data.shapes, images, data, size=SIZE, margin=MARGIN)
     with pytest.raises(InputError, match=f"Expected images for .* to be at least 40, but got {images}. Use 40 or more") as said:
         trainer.fit(probe, datamodule=data)
     assert "\n" not in str(said.value)
@@ -592,18 +595,7 @@ def test_forty_images_are_enough(layers: dict[str, Layer], study_of: Callable) -
 @pytest.mark.parametrize("margin", [0, -64])
 def test_without_a_crop_there_is_no_contrast(margin: int) -> None:
     with pytest.raises(InputError, match=rf"datamodule\.margin to be at least 1, but got {margin}"):
-        StatisticsProbe({"mid": (8, 8, 8)}, 50, margin=margin)
-
-
-def test_a_negative_number_of_pictures_is_refused() -> None:
-    with pytest.raises(InputError, match=r"probe\.pictured to be at least 0, but got -1"):
-        StatisticsProbe({"mid": (4, 16, 16)}, 50, pictured=-1)
-
-
-@pytest.mark.parametrize("token", [[12], [12, 32], [-1, 0]])
-def test_a_token_outside_the_grid_is_refused(token: list[int]) -> None:
-    with pytest.raises(InputError, match=r"probe\.token to be \[row,col\], each from 0 to 31, but got \["):
-        StatisticsProbe({"mid": (4, 16, 16)}, 50, token=token)
+        StatisticsProbe({"mid": (8, 8, 8)}, 50, NO_DATA, margin=margin)
 
 
 @pytest.mark.parametrize(("side", "margin"), [(5, 64), (4, 64)])
@@ -611,16 +603,16 @@ def test_a_grid_too_small_for_groups_is_refused_and_named(side: int, margin: int
     lost, size = 2 * margin // 64, 64 * side
     said = rf"layer mid to be at least 4×4 .*, but got {side - lost}×{side - lost}\..*leave this layer out"
     with pytest.raises(InputError, match=said):
-        StatisticsProbe({"up_2": (8, 8 * side, 8 * side), "mid": (8, side, side)}, 50, size=size, margin=margin)
-    StatisticsProbe({"mid": (8, 4 + lost, 4 + lost)}, 50, size=64 * (4 + lost), margin=margin)
+        StatisticsProbe({"up_2": (8, 8 * side, 8 * side), "mid": (8, side, side)}, 50, NO_DATA, size=size, margin=margin)
+    StatisticsProbe({"mid": (8, 4 + lost, 4 + lost)}, 50, NO_DATA, size=64 * (4 + lost), margin=margin)
 
 
 def test_a_margin_that_cuts_through_tokens_is_refused() -> None:
     shapes = {"up_1": (8, 32, 32), "mid": (8, 8, 8)}
     with pytest.raises(InputError, match=r"datamodule\.margin to be a whole number of tokens in layer mid \(64 pixels each\)"):
-        StatisticsProbe(shapes, 50, size=512, margin=16)
-    StatisticsProbe(shapes, 50, size=512, margin=64)
-    StatisticsProbe({"up_1": (8, 32, 32)}, 50, size=512, margin=16)
+        StatisticsProbe(shapes, 50, NO_DATA, size=512, margin=16)
+    StatisticsProbe(shapes, 50, NO_DATA, size=512, margin=64)
+    StatisticsProbe({"up_1": (8, 32, 32)}, 50, NO_DATA, size=512, margin=16)
 
 
 def test_relative_norms_have_a_paired_gain_where_both_have_the_group(study: SimpleNamespace) -> None:

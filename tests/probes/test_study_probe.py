@@ -50,6 +50,8 @@ class Loader:
 class Study(lightning.LightningDataModule):
     """Serves whole grids and crops as the study's data module does: `shown` images on the way, the rest by a loader."""
 
+    kind = "study"
+
     def __init__(
         self, whole: dict[str, Tensor], crops: dict[str, Tensor], shown: int, batch: int, labels: Tensor | None
     ) -> None:
@@ -94,7 +96,7 @@ def study(
     inner = {layer: grid[:, :, 1:-1, 1:-1] for layer, grid in whole.items()}
     data = Study(whole, inner | (crops or {}), shown, batch, labels)
     data.order = torch.arange(IMAGES) if order is None else order
-    probe = StudyProbe(data.shapes, IMAGES, solver="closed_form")
+    probe = StudyProbe(data.shapes, IMAGES, data, solver="closed_form")
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,

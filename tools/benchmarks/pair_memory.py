@@ -77,8 +77,8 @@ class StandIn(PairDataModule):
         self.noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     def _stream(self, prompt: str, indices: Sequence[int]) -> Iterator[GridBatch]:
-        for start in range(0, len(indices), self.batch_size):
-            chunk = list(indices[start : start + self.batch_size])
+        for start in range(0, len(indices), self.stream.batch_size):
+            chunk = list(indices[start : start + self.stream.batch_size])
             grid = torch.stack([self.noise.roll(7919 * index) for index in chunk])
             image = torch.tensor(chunk)
             yield GridBatch({LAYER: grid}, {LAYER: token_groups(grid)}, image, image)

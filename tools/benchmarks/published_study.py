@@ -59,8 +59,10 @@ def published(rival: Sdhelper, pictures: Sequence[Image], names: dict[str, str],
 def in_one_run(sd: FrozenSD, pictures: Pictures, solver: str, folder: Path) -> Findings:
     """``experiment=loos2025`` on the same pictures, nothing cached."""
     started = time.perf_counter()
-    data = StudyDataModule(pictures, sd, "loos2025", TIMESTEP, splits="loos2025", sampling="all", cache_dir=str(folder))
-    probe = StudyProbe(data.shapes, data.photos, solver=solver, learning_rate=1e-3)
+    data = StudyDataModule(
+        pictures, sd, "loos2025", timestep=TIMESTEP, splits="loos2025", sampling="all", cache_dir=str(folder)
+    )
+    probe = StudyProbe(data.shapes, data.photos, data, solver=solver, learning_rate=1e-3)
     trainer = lightning.Trainer(
         accelerator=sd.device.type, devices=1, max_epochs=EPOCHS, num_sanity_val_steps=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -70,7 +72,7 @@ def in_one_run(sd: FrozenSD, pictures: Pictures, solver: str, folder: Path) -> F
     results, maps = probe.results, probe.maps()
     return Findings(
         accuracy={layer: results[f"test/{layer}/axis_accuracy/all"] for layer in data.layers},
-        corners={layer: probe.measures[layer].reprcropped.compute()["similarity/corner"] for layer in data.layers},
+        corners={layer: results[f"test/{layer}/similarity_reprcropped/corner"] for layer in data.layers},
         norms={layer: torch.from_numpy(maps[f"{layer}/norm"]) for layer in data.layers},
         seconds=time.perf_counter() - started,
     )

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodules.activations import ActivationDataModule
 from datamodules.latents import LatentCache, LatentStore
 from datamodules.mixing import CELLS, batches_per_pass
-from datamodules.stream import ActivationStream
+from datamodules.stream import ActivationStream, Pass
 from probes import PositionProbe
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import name_of
@@ -67,7 +67,7 @@ def stream_of(sd: FrozenSD, pictures: Pictures, block: str, cache: Path, batch: 
     """Activations of pictures whose latents are in the cache afterwards."""
     store = LatentStore(pictures, sd.encoder, LatentCache(cache), SEED, batch, num_workers=0)
     store.prepare(range(len(pictures)))
-    return ActivationStream(sd, store, sd.unet.resolve(block), TIMESTEP, SEED, batch_size=batch)
+    return ActivationStream(sd, store, Pass(sd.unet.resolve(block), TIMESTEP, SEED), batch)
 
 
 def drain(stream: ActivationStream) -> None:
@@ -109,7 +109,7 @@ def heads(scale: Scale, folder: Path) -> Iterator[Row]:
     pictures = Pictures(10, scale.size)  # the least that can be split
     data, resident = (
         ActivationDataModule(
-            pictures, sd, "all", TIMESTEP, splits="loos2025", activation_budget=budget, cache_dir=str(folder / "cache")
+            pictures, sd, "all", timestep=TIMESTEP, splits="loos2025", activation_budget=budget, cache_dir=str(folder / "cache")
         )
         for budget in (0, 2)
     )
