@@ -14,13 +14,10 @@ from sdprobe.metrics.folds import FOLDS, Estimate, folds_of
 from sdprobe.metrics.group_similarity import GroupSimilarity, corner_mask
 from sdprobe.metrics.layer_tokens import LayerTokens
 from sdprobe.utilities.errors import InputError
+from tests.metrics.drawn import randn
 
 SIDE, MARGIN = 7, 1
 CORNERS = [(1, 1), (1, 5), (5, 1), (5, 5)]
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def layer_of(grid: Tensor, mean: Tensor | None = None, rank: Tensor | None = None) -> LayerTokens:
@@ -61,14 +58,6 @@ def test_it_agrees_with_a_loop_over_pairs_of_images(images: int, channels: int, 
     fold = folds_of(0, images, images)
     expected = [reference(grid[fold != k], mean) for k in range(FOLDS)]
     assert estimate(metric)[1].tolist() == pytest.approx(expected, abs=1e-6, nan_ok=True)
-
-
-def test_images_out_of_order_go_to_the_folds_of_their_rank() -> None:
-    grid, order = randn(30, 5, SIDE, SIDE), torch.randperm(30, generator=torch.Generator().manual_seed(3))
-    shuffled = CornerSimilarity(5, images=30)
-    for rank in order.split(7):
-        shuffled.update(layer_of(grid[rank], rank=rank), "inner")
-    torch.testing.assert_close(estimate(shuffled)[1], estimate(measured(grid))[1])
 
 
 def test_corners_that_differ_from_each_other_are_seen_where_they_are_the_same_in_every_image() -> None:
