@@ -20,12 +20,10 @@ class Moments:
     """
 
     def __init__(self, channels: int, sides: Sequence[int], variants: int, device: torch.device) -> None:
-        options = {"dtype": torch.float64, "device": device}
         self.sides = tuple(sides)
-        self.second = torch.zeros(channels, channels, **options)  # type: ignore[call-overload]
-        self.total = torch.zeros(channels, **options)  # type: ignore[call-overload]
-        self.sums = [torch.zeros(variants, side, channels, **options) for side in sides]  # type: ignore[call-overload]
-        self.counts = [torch.zeros(variants, side, **options) for side in sides]  # type: ignore[call-overload]
+        self.second, self.total = _zeros(device, channels, channels), _zeros(device, channels)
+        self.sums = [_zeros(device, variants, side, channels) for side in sides]
+        self.counts = [_zeros(device, variants, side) for side in sides]
 
     def update(self, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"]) -> None:
         """Add tokens with the (row, col) labels of every variant."""
@@ -77,12 +75,14 @@ def coordinates(index: Tensor, side: int) -> Tensor:
     return (index + 0.5) / side - 0.5
 
 
-def _shrunk(covariance: Float[Tensor, "c c"]) -> Float[Tensor, "c c"]:
-    channels = len(covariance)
-    level = SHRINKAGE * covariance.trace() / channels
-    return covariance + level.clamp_min(torch.finfo(covariance.dtype).tiny) * torch.eye(
-        channels, dtype=covariance.dtype, device=covariance.device
-    )
+def _zeros(device: torch.device, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+def _shrunk(covariance: Float[Tensor, "c c"], shrinkage: float = SHRINKAGE) -> Float[Tensor, "c c"]:
+    """Σ + ``shrinkage`` · tr Σ / C · I."""
+    level = shrinkage * covariance.trace() / len(covariance)
+    return covariance + level.clamp_min(torch.finfo(covariance.dtype).tiny) * torch.eye(len(covariance)).to(covariance)
 
 
 class RidgeMoments:
@@ -95,11 +95,8 @@ class RidgeMoments:
     """
 
     def __init__(self, channels: int, variants: int, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        self.count, self.total, self.second = zeros(), zeros(channels), zeros(channels, channels)
-        self.target, self.cross = zeros(variants), zeros(channels, variants)
+        self.count, self.total, self.second = _zeros(device), _zeros(device, channels), _zeros(device, channels, channels)
+        self.target, self.cross = _zeros(device, variants), _zeros(device, channels, variants)
 
     def update(self, tokens: Float[Tensor, "n c"], targets: Float[Tensor, "n v"]) -> None:
         """Add tokens and their targets."""
@@ -114,8 +111,6 @@ class RidgeMoments:
         """Weight and bias: w = (Σ + λI)⁻¹ cov(x, y), b = ȳ − wᵀx̄, Σ the covariance of tokens, λ = ``shrinkage`` · tr Σ / C."""
         count = self.count.clamp_min(1)
         mean, target = self.total / count, self.target / count
-        covariance = self.second / count - mean.outer(mean)
-        level = (shrinkage * covariance.trace() / len(mean)).clamp_min(torch.finfo(mean.dtype).tiny)
-        covariance.diagonal().add_(level)
+        covariance = _shrunk(self.second / count - mean.outer(mean), shrinkage)
         weight = torch.linalg.solve(covariance, self.cross / count - mean.outer(target)).T
         return weight, target - weight @ mean

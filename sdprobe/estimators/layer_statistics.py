@@ -175,7 +175,7 @@ class LayerStatistics(nn.Module):
         """Corner risk by kind of pairs, unclipped."""
         inner = self.cropped_similarity.estimates()["similarity_centred/corner"]
         outer = self.similarity.estimates()[f"similarity_centred/{CONTENT}"]
-        across = (self.cropped_corners.estimate(), self.content_corners.estimate())
+        across = (corners.estimates()["similarity_across/corner"] for corners in (self.cropped_corners, self.content_corners))
         return {
             "within": tuple(corner_risk(*parts) for parts in zip(inner, outer, strict=True)),  # type: ignore[dict-item]
             "across": tuple(corner_risk(*parts) for parts in zip(*across, strict=True)),  # type: ignore[dict-item]

@@ -73,8 +73,7 @@ class Correspondence:
         """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``, their pseudo-values in ``units``."""
         state, w = matches.compute(), matches.ways.index(way)
         right = self.hits(matches, way)
-        wrong = ~right
-        predicted = centres(matches.place(state["cell"][w]), self.points.size / matches.side).double()
+        wrong, predicted = ~right, self._predicted(matches, way)
         own, expected, counted = copies(self.points, predicted, wrong, ALPHA, self.seed)
         strata = [*places(self.points), *groups(state, w)]
         columns: Columns = {f"{MAIN}/{name}": (right, members) for name, members in strata}
@@ -95,29 +94,24 @@ class Correspondence:
 
     def hits(self, matches: Matches, way: str) -> Bool[Tensor, " n"]:
         """Right matches, as ``ours`` counts at ALPHA."""
-        found = matches.compute()["cell"][matches.ways.index(way)]
-        if (found < 0).any():
+        cell = matches.compute()["cell"][matches.ways.index(way)]
+        if (cell < 0).any():
             raise InputError(
-                f"Expected every keypoint to be matched, but {int((found < 0).sum())} of {len(found)} were not. "
+                f"Expected every keypoint to be matched, but {int((cell < 0).sum())} of {len(cell)} were not. "
                 "Test all batches: leave trainer.limit_test_batches out."
             )
-        cell = matches.place(found)
-        return distances("ours", self.points, cell, matches.side).hits(ALPHA)
+        return distances("ours", self.points, matches.place(cell), matches.side).hits(ALPHA)
 
     def gain(self, right: Shaped[Tensor, " n"], other: Shaped[Tensor, " n"]) -> dict[str, float]:
         """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place."""
-        difference = right.double() - other.double()
-        strata: Columns = {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)}
-        return self.averaged("point", strata, differences=True)
+        return self.averaged("point", self._by_place(right.double() - other.double()), differences=True)
 
     def gain_over_seeds(self, right: Shaped[Tensor, " n"], others: list[Shaped[Tensor, " n"]]) -> dict[str, float]:
         """The same over the mean of several random networks' matches, with an interval over networks and pictures."""
         tables: dict[str, list[np.ndarray]] = {}
         for other in others:
             units: Units = {}
-            difference = right.double() - other.double()
-            strata: Columns = {f"{MAIN}/{name}": (difference, members) for name, members in places(self.points)}
-            self.averaged("point", strata, units, differences=True)
+            self.averaged("point", self._by_place(right.double() - other.double()), units, differences=True)
             for key, values in units.items():
                 tables.setdefault(key, []).append(values)
         return over_seeds({key: np.stack(values) for key, values in tables.items()})
@@ -127,8 +121,7 @@ class Correspondence:
         same: dict[str, float] = {}
         for protocol in (name for name in PROTOCOLS if not name.endswith(REFINED)):
             same |= self._counted(protocol, self._unmoved(protocol))
-        right = self.same_position()
-        same |= self.averaged("point", {f"{MAIN}/{name}": (right, members) for name, members in places(self.points)})
+        same |= self.averaged("point", self._by_place(self.same_position()))
         chance: dict[str, float] = {}
         for protocol, image in (("ours", False), ("ours_img", True)):
             expected = {
@@ -143,16 +136,14 @@ class Correspondence:
 
     def verdicts(self, matches: Matches, way: str) -> tuple[Float[Tensor, "n 2"], Int[Tensor, " n"]]:
         """Matched points in the network's input; 1 right, 2 wrong and within reach of the source point, 0 otherwise wrong."""
-        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
-        predicted, right = centres(cell, self.points.size / matches.side).double(), self.hits(matches, way)
+        predicted, right = self._predicted(matches, way), self.hits(matches, way)
         copied = near_source(self.points, predicted, ~right, ALPHA)
         return predicted, right.long() + 2 * copied.long()
 
     def offsets(self, matches: Matches, way: str) -> tuple[Tensor, Tensor]:
         """Matches and wrong matches over the offset predicted − source, see :func:`offset_table`."""
-        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
-        predicted = centres(cell, self.points.size / matches.side).double()
-        return offset_table(predicted, self.points.source_input, ~self.hits(matches, way), self.points.size)
+        wrong = ~self.hits(matches, way)
+        return offset_table(self._predicted(matches, way), self.points.source_input, wrong, self.points.size)
 
     def averaged(
         self, average: str, columns: Columns, units: Units | None = None, differences: bool = False
@@ -182,6 +173,15 @@ class Correspondence:
         if units is not None:
             units |= {key: values[:, i] for i, key in enumerate(columns)}
         return found
+
+    def _predicted(self, matches: Matches, way: str) -> Float[Tensor, "n 2"]:
+        """Matched points (x, y) in the network's input: centres of tokens."""
+        cell = matches.place(matches.compute()["cell"][matches.ways.index(way)])
+        return centres(cell, self.points.size / matches.side).double()
+
+    def _by_place(self, value: Shaped[Tensor, " n"]) -> Columns:
+        """One value, by place of the keypoint."""
+        return {f"{MAIN}/{name}": (value, members) for name, members in places(self.points)}
 
     def _unmoved(self, protocol: str) -> Distances:
         """Of the source points themselves; dift's whole pixel is the one that covers the point."""

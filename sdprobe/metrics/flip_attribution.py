@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
 from sdprobe.metrics.grid_accuracy import hits
 from sdprobe.metrics.intervals import mean_interval, ratio_pseudovalues, with_ends
+from sdprobe.metrics.sums import SumMetric
 
 BINNED = 2  # column of hits()
 
@@ -21,7 +21,7 @@ def mirrored(position: Int[Tensor, "n 2"], height: int, width: int) -> Int[Tenso
     return torch.tensor([height - 1, width - 1], device=position.device) - position
 
 
-class FlipAttribution(Metric):
+class FlipAttribution(SumMetric):
     """A probe trained on upright images, tested on them and on the same images rotated by 180°.
 
     Binned accuracies: on rotated images a_net against the network's coordinate and a_cnt against the one the content had
@@ -38,7 +38,6 @@ class FlipAttribution(Metric):
         photos: number of photographs; photo indices lie below it.
     """
 
-    full_state_update = False
     right: Tensor
     count: Tensor
 
@@ -46,8 +45,7 @@ class FlipAttribution(Metric):
         super().__init__()
         self.height, self.width = height, width
         # (upright, rotated) × (own, mirrored coordinate)
-        self.add_state("right", torch.zeros(photos, 2, 2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(photos, 2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_sums(right=(photos, 2, 2), count=(photos, 2))
 
     def update(
         self, predicted: Int[Tensor, "n 2"], target: Int[Tensor, "n 2"], photo: Int[Tensor, " n"], rotated: bool

@@ -1,12 +1,15 @@
 """Folds: statistics keep their sums in 20 disjoint runs of consecutive images, so that one fold can be left out at a time.
 
-Intervals are the jackknife's: a statistic need not be linear in the images, only smooth.
+Intervals are the jackknife's: a statistic need not be linear in the images, only smooth. :class:`FoldMetric` is what such
+statistics have in common.
 
 References:
     Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
 """
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdprobe.metrics.intervals import jackknife_pseudovalues, mean_interval, with_ends
+from sdprobe.metrics.sums import SumMetric
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 
@@ -57,6 +61,12 @@ def ratio(total: Float[Tensor, " folds"], number: Float[Tensor, " folds"]) -> Es
     return total.sum() / number.sum(), leave_one_out(total) / leave_one_out(number)
 
 
+def estimates_of(values: Callable[..., dict[str, Tensor]], *sums: Shaped[Tensor, "folds ..."]) -> dict[str, Estimate]:
+    """What a function makes of sums over all folds, and over all without one each: then its sums have a leading axis."""
+    whole, without = values(*(each.sum(0) for each in sums)), values(*(leave_one_out(each) for each in sums))
+    return {key: (whole[key], without[key]) for key in whole}
+
+
 def pseudovalues(estimate: Estimate) -> Float[np.ndarray, " folds"]:
     """What every fold contributes to an estimate, see :func:`~sdprobe.metrics.intervals.jackknife_pseudovalues`."""
     value, without = (part.detach().double().cpu().numpy() for part in estimate)
@@ -92,3 +102,68 @@ def require_images(images: int, folds: int = FOLDS) -> None:
         InputError: if there are fewer than two for each fold.
     """
     expect.at_least(f"images for an interval over {folds} groups of images", images, PER_FOLD * folds)
+
+
+class FoldMetric(SumMetric):
+    """A statistic of images, with sums for every fold.
+
+    Images arrive in one order and form folds of consecutive ones; let crops of one photograph follow one another, so that few
+    are split. On several devices ``images`` is the number that one device sees.
+
+    Args:
+        images: number of images that will arrive.
+        folds: number of groups of images.
+        shapes: sums that are kept per fold, by name.
+
+    Raises:
+        InputError: in ``update``, if more images arrive than ``images``.
+    """
+
+    bounds: ClassVar[tuple[float, float]] = (-np.inf, np.inf)  # that no value can exceed
+    seen: Tensor
+
+    def __init__(self, images: int, folds: int, **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.images, self.folds = images, folds
+        self.add_sums(**{name: (folds, *shape) for name, shape in shapes.items()})
+        self.add_sums(torch.int64, seen=())
+
+    def _next_folds(
+        self, batch: int, device: torch.device | str = "cpu", rank: Int[Tensor, " batch"] | None = None
+    ) -> Int[Tensor, " batch"]:
+        """Folds of the next images, see :func:`folds_of`; they count as seen."""
+        fold = folds_of(int(self.seen), batch, self.images, self.folds, device, rank)
+        self.seen += batch
+        return fold
+
+    def _add(self, rank: Int[Tensor, " b"] | None = None, **values: Float[Tensor, "b ..."]) -> None:
+        """Add values of the next images to the sums of their folds."""
+        first = next(iter(values.values()))
+        fold = self._next_folds(len(first), first.device, rank)
+        for name, value in values.items():
+            getattr(self, name).index_add_(0, fold, value)
+
+    @abstractmethod
+    def estimates(self) -> dict[str, Estimate]:
+        """Every value of all images and without one fold each, of this device's images; NaN where undefined."""
+
+    def compute(self) -> dict[str, float]:
+        """The values that are defined, with ``/ci_low`` and ``/ci_high`` from two images per fold on (40)."""
+        return with_intervals(self.estimates(), self.seen, self.bounds)
+
+
+class FoldMeans(FoldMetric):
+    """A statistic that consists of means over images."""
+
+    @abstractmethod
+    def _means(self) -> dict[str, tuple[Float[Tensor, " folds"], Float[Tensor, " folds"]]]:
+        """Key → sums and numbers of what is averaged, per fold."""
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The means of all images and without one fold each, of this device's images; NaN where there is nothing to average."""
+        return {key: ratio(total, number) for key, (total, number) in self._means().items()}
+
+    def compute(self) -> dict[str, float]:
+        """The values, intervals from two images per fold on (40), and ``/n``: how many are averaged."""
+        report = super().compute()
+        return report | {f"{key}/n": int(number.sum()) for key, (_, number) in self._means().items() if key in report}

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
-from sdprobe.metrics.gains import metric_gains
-from sdprobe.metrics.intervals import ratio_pseudovalues, share_interval, with_ends
+from sdprobe.metrics.clusters import ClusterMetric
+from sdprobe.metrics.intervals import ratio_pseudovalues, share_interval
 from sdprobe.tokens.geometry import bins
 
 KINDS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
@@ -48,41 +47,29 @@ def chance(height: int, width: int) -> dict[str, float]:
     }
 
 
-class GridAccuracy(Metric):
-    """Axis, cell and binned accuracy of position predictions for every token group, with intervals.
+class GridAccuracy(ClusterMetric):
+    """Axis, cell and binned accuracy of position predictions for every token group, with intervals over photographs.
 
-    States are sums per photograph, never tokens: memory is flat in the number of tokens. They also hold, over the grid,
-    how often each position was right, and how often row i was predicted as row j.
+    States also hold, over the grid, how often each position was right, and how often row i was predicted as row j.
 
     Args:
         height, width: of the grid.
-        groups: names of the token groups whose masks :meth:`update` receives; ``all`` is always there.
-        photos: number of photographs; photo indices lie below it.
+        groups, photos: see :class:`ClusterMetric`.
     """
 
-    full_state_update = False
     higher_is_better = True
+    kinds = KINDS
     right: Tensor
-    count: Tensor
     map_right: Tensor
     map_count: Tensor
     rows: Tensor
     cols: Tensor
 
     def __init__(self, height: int, width: int, groups: Sequence[str], photos: int) -> None:
-        super().__init__()
+        super().__init__(groups, photos, right=(len(KINDS),))
         self.height, self.width = height, width
-        self.groups = ("all", *groups)
-        zeros = {
-            "right": (photos, len(self.groups), len(KINDS)),
-            "count": (photos, len(self.groups)),
-            "map_right": (height, width),
-            "map_count": (height, width),
-            "rows": (height, height),
-            "cols": (width, width),
-        }
-        for name, shape in zeros.items():
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        grid = (height, width)
+        self.add_sums(map_right=grid, map_count=grid, rows=(height, height), cols=(width, width))
 
     def update(
         self,
@@ -93,49 +80,30 @@ class GridAccuracy(Metric):
     ) -> None:
         """Add tokens: predicted and true (row, col), group masks, and the photograph each comes from."""
         right = hits(predicted, target, self.height, self.width)
-        for i, group in enumerate(self.groups):
-            chosen = torch.ones_like(photo, dtype=torch.bool) if group == "all" else masks[group]
-            self.right[:, i].index_add_(0, photo[chosen], right[chosen])
-            self.count[:, i].index_add_(0, photo[chosen], torch.ones_like(right[chosen, 0]))
-        flat = target[:, 0] * self.width + target[:, 1]
+        self._add(photo, masks, right=right)
+        flat, ones = target[:, 0] * self.width + target[:, 1], torch.ones_like(right[:, 0])
         self.map_right.view(-1).index_add_(0, flat, right[:, 0])
-        self.map_count.view(-1).index_add_(0, flat, torch.ones_like(right[:, 0]))
+        self.map_count.view(-1).index_add_(0, flat, ones)
         for axis, table in enumerate((self.rows, self.cols)):
             cell = target[:, axis] * table.shape[1] + predicted[:, axis]
-            table.view(-1).index_add_(0, cell, torch.ones_like(right[:, 0]))
+            table.view(-1).index_add_(0, cell, ones)
 
-    def pseudovalues(self) -> dict[str, Float[np.ndarray, " photos"]]:
-        """``<kind>/<group>`` → what every photograph contributes, see :mod:`~.intervals`; several processes call this
-        together. Groups without tokens have no key.
-        """
-        with self.sync_context():
-            right, count = self.right.cpu().numpy(), self.count.cpu().numpy()[..., None]
-        values = ratio_pseudovalues(right, np.broadcast_to(count, right.shape))
-        present = [i for i in range(len(self.groups)) if count[:, i].any()]
-        return {f"{kind}/{self.groups[i]}": values[:, i, k] for i in present for k, kind in enumerate(KINDS)}
+    def _sums(self) -> tuple[Float[np.ndarray, "photos groups kinds"], Float[np.ndarray, "photos groups kinds"]]:
+        """Right tokens and tokens."""
+        right = self.right.cpu().numpy()
+        return right, np.broadcast_to(self.count.cpu().numpy()[..., None], right.shape)
 
-    def gain(self, other: "GridAccuracy") -> dict[str, float]:
-        """``<kind>/<group>`` of this probe minus another's on the same tokens, see :func:`~.metric_gains`."""
-        return metric_gains(self, other)
+    def _pseudovalues(self) -> Float[np.ndarray, "photos groups kinds"]:
+        return ratio_pseudovalues(*self._sums())
 
-    def compute(self) -> dict[str, float]:
-        """``<kind>/<group>`` with ``/ci_low``, ``/ci_high`` and ``/n`` (tokens); groups without tokens have no key."""
-        right, count = self.right.cpu().numpy(), self.count.cpu().numpy()
-        below = np.broadcast_to(count[..., None], right.shape)
-        low, high = share_interval(ratio_pseudovalues(right, below), below)
-        values: dict[str, float] = {}
-        for i, group in enumerate(self.groups):
-            total = count[:, i].sum()
-            if not total:
-                continue
-            for k, kind in enumerate(KINDS):
-                key = f"{kind}/{group}"
-                values |= with_ends(key, right[:, i, k].sum() / total, low[i, k], high[i, k]) | {f"{key}/n": int(total)}
-        return values
+    def _intervals(self, values: Float[np.ndarray, "photos groups kinds"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        right, count = self._sums()
+        with np.errstate(invalid="ignore"):
+            return right.sum(0) / count.sum(0), *share_interval(values, count)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``accuracy``: axis accuracy over the grid, NaN where no token was seen. ``rows``, ``cols``: counts of
-        (true, predicted). Several processes call this together."""
+        (true, predicted). All processes call this together."""
         with self.sync_context(), np.errstate(invalid="ignore"):
             accuracy = self.map_right.cpu().numpy() / self.map_count.cpu().numpy()
             return {"accuracy": accuracy, "rows": self.rows.cpu().numpy(), "cols": self.cols.cpu().numpy()}

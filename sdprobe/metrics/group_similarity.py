@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 from torch.nn.functional import pad
-from torchmetrics import Metric
 
-from sdprobe.metrics.folds import FOLDS, Estimate, folds_of, ratio, with_intervals
+from sdprobe.metrics.folds import FOLDS, FoldMeans
 from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
 from sdprobe.tokens.geometry import border_groups
 from sdprobe.utilities.errors import InputError
@@ -64,7 +63,7 @@ def mean_cosines(
     return cosines, pairs, products.diagonal(dim1=1, dim2=2)
 
 
-def counted_cosine(square: Float[Tensor, "*n"], count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def counted_cosine(square: Float[Tensor, "*n g"], count: Float[Tensor, " g"]) -> Float[Tensor, "*n g"]:
     """(‖Σt‖² − N) / (N (N − 1)) with a given N instead of the group's own size; the mean cosine if they agree.
 
     The published values of cropped grids use the size that the group has in the uncropped grid, for the self pairs as for
@@ -77,32 +76,26 @@ def counted_cosine(square: Float[Tensor, "*n"], count: Float[Tensor, "*n"]) -> F
     return (square - count) / (count * (count - 1))
 
 
-class GroupSimilarity(Metric):
+class GroupSimilarity(FoldMeans):
     """Mean pairwise cosine within and between token groups, per image and then averaged over images; self pairs excluded.
 
     ``similarity/<a>`` is within group a, ``similarity/<a>_<b>`` between two groups, ``similarity_centred/…`` the same of
     x − mean, and ``similarity_published/<a>`` :func:`counted_cosine` of raw tokens with ``counts``. All in [−1, 1]; raw
     tokens of unrelated content are alike too wherever tokens share a mean, so the centred value has the clearer zero.
 
-    Images arrive in one order and form 20 folds of consecutive ones for the intervals; let crops of one photograph follow one
-    another, so that few are split. On several devices ``images`` is the number that one device sees.
-
     Args:
         groups: names of the token groups whose masks the tokens carry; they may overlap.
-        images: number of images that will arrive.
+        images, folds: see :class:`~.FoldMetric`.
         centred: whether to measure ``similarity_centred`` as well; for tokens that have a mean.
         counts: token counts per group for ``similarity_published``.
-        folds: number of groups of images.
 
     Raises:
         InputError: if a grid is smaller than 4×4, or more images arrive than ``images``.
     """
 
-    full_state_update = False
     total: Tensor
     number: Tensor
     published: Tensor
-    seen: Tensor
 
     def __init__(
         self,
@@ -112,53 +105,35 @@ class GroupSimilarity(Metric):
         counts: dict[str, int] | None = None,
         folds: int = FOLDS,
     ) -> None:
-        super().__init__()
-        self.groups, self.images, self.folds, self.counts = tuple(groups), images, folds, counts or {}
-        self.kinds = ("similarity", "similarity_centred") if centred else ("similarity",)
-        shape = (folds, len(self.kinds), len(self.groups), len(self.groups))
-        for name, zeros in (("total", shape), ("number", shape), ("published", (folds, len(self.groups)))):
-            self.add_state(name, torch.zeros(zeros, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        kinds = ("similarity", "similarity_centred") if centred else ("similarity",)
+        counts = {group: count for group, count in (counts or {}).items() if group in groups}
+        shape = (len(kinds), len(groups), len(groups))
+        super().__init__(images, folds, total=shape, number=shape, published=(len(counts),))
+        self.groups, self.kinds, self.counts = tuple(groups), kinds, counts
 
     def update(self, layer: LayerTokens) -> None:
         """Add the next images, with a mask for every group."""
         require_side(layer.height, layer.width)
-        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
         member = torch.stack([layer.masks[group] for group in self.groups], dim=1)
-        tokens = ((layer.tokens, layer.norms), (layer.centred, layer.centred_norms))
-        for kind in range(len(self.kinds)):
-            cosines, pairs, squares = mean_cosines(*tokens[kind], member)
-            self.total[:, kind].index_add_(0, fold, cosines.nan_to_num())
-            self.number[:, kind].index_add_(0, fold, (pairs > 0).double())
-            if kind == 0:
-                self._add_published(fold, squares, pairs.diagonal(dim1=1, dim2=2) > 0)
-        self.seen += len(layer)
+        tokens = ((layer.tokens, layer.norms), (layer.centred, layer.centred_norms))[: len(self.kinds)]
+        cosines, pairs, squares = zip(*(mean_cosines(*each, member) for each in tokens), strict=True)
+        counted = [self.groups.index(group) for group in self.counts]
+        published = counted_cosine(squares[0][:, counted], squares[0].new_tensor([*self.counts.values()]))
+        self._add(
+            layer.rank,
+            total=torch.stack(cosines, dim=1).nan_to_num(),
+            number=(torch.stack(pairs, dim=1) > 0).double(),
+            published=torch.where(pairs[0][:, counted, counted] > 0, published, 0),
+        )
 
-    def _add_published(self, fold: Int[Tensor, " b"], squares: Float[Tensor, "b g"], present: Bool[Tensor, "b g"]) -> None:
-        for i, group in enumerate(self.groups):
-            if group in self.counts:
-                count = torch.full_like(squares[:, i], self.counts[group])
-                cosine = torch.where(present[:, i], counted_cosine(squares[:, i], count), 0)
-                self.published[:, i].index_add_(0, fold, cosine)
-
-    def _tables(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Key → sums and numbers of images, both per fold."""
-        tables = {}
+    def _means(self) -> dict[str, tuple[Tensor, Tensor]]:
+        means = {}
         for k, kind in enumerate(self.kinds):
             for i, group in enumerate(self.groups):
                 for j, other in enumerate(self.groups[i:], start=i):
                     name = group if i == j else f"{group}_{other}"
-                    tables[f"{kind}/{name}"] = (self.total[:, k, i, j], self.number[:, k, i, j])
-        for i, group in enumerate(self.groups):
-            if group in self.counts:
-                tables[f"similarity_published/{group}"] = (self.published[:, i], self.number[:, 0, i, i])
-        return tables
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Every mean cosine over all images and without one fold each, NaN without such a pair; of this device's images."""
-        return {key: ratio(total, number) for key, (total, number) in self._tables().items()}
-
-    def compute(self) -> dict[str, float]:
-        """Mean cosines with ``/ci_low``, ``/ci_high`` (from 40 images on) and ``/n`` (images that have such pairs)."""
-        measured = with_intervals(self.estimates(), self.seen)
-        return measured | {f"{key}/n": int(number.sum()) for key, (_, number) in self._tables().items() if key in measured}
+                    means[f"{kind}/{name}"] = (self.total[:, k, i, j], self.number[:, k, i, j])
+        for column, group in enumerate(self.counts):
+            i = self.groups.index(group)
+            means[f"similarity_published/{group}"] = (self.published[:, column], self.number[:, 0, i, i])
+        return means

@@ -3,15 +3,16 @@
 In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns: a token of the coarser grid, upsampled.
 """
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool2d
-from torchmetrics import Metric
 
 from sdprobe.metrics.credibility import token_risk
-from sdprobe.metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, with_interval
+from sdprobe.metrics.folds import FOLDS, Estimate, FoldMetric, estimates_of, with_interval
 from sdprobe.metrics.intervals import FEWEST
 from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
 from sdprobe.tokens.geometry import at_grid
@@ -19,7 +20,7 @@ from sdprobe.utilities.errors import InputError
 
 DETECTED = "high_norm"
 TEMPLATE_COSINE = 0.8
-TINY = torch.finfo(torch.float64).tiny
+PATCHES = "high_norm_patches/all"  # per image, where everything else is a share
 PARITY = ("even_even", "even_odd", "odd_even", "odd_odd")
 
 
@@ -36,7 +37,43 @@ def parity_counts(mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
     return torch.stack(parts, dim=1)
 
 
-class HighNormTokens(Metric):
+class DetectionMetric(FoldMetric):
+    """Shares of tokens that some images have and others have not, from one table of sums.
+
+    Args:
+        images, folds: see :class:`~.FoldMetric`.
+        shape: of the sums of an image.
+    """
+
+    sums: Tensor
+
+    def __init__(self, images: int, folds: int, *shape: int) -> None:
+        super().__init__(images, folds, sums=shape)
+
+    @staticmethod
+    @abstractmethod
+    def _values(sums: Float[Tensor, "..."]) -> dict[str, Tensor]:
+        """Every share, from sums over images."""
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every share of all images and without one fold each, of this device's images; NaN where undefined."""
+        return estimates_of(self._values, self.sums)
+
+    def compute(self) -> dict[str, float]:
+        """The shares that are defined, with intervals from 40 images on where 6 folds differ from 0, and 6 from 1: how rare
+        fewer are is unknown."""
+        report: dict[str, float] = {}
+        by_fold = self._values(self.sums)
+        for key, estimate in self.estimates().items():
+            top = np.inf if key == PATCHES else 1
+            found = with_interval(key, estimate, self.seen, (0, top))
+            folds = by_fold[key][by_fold[key].isfinite()]
+            enough = min((folds > 0).sum(), (folds < top).sum()) >= FEWEST
+            report |= {name: value for name, value in found.items() if enough or name == key}
+        return report
+
+
+class HighNormTokens(DetectionMetric):
     """Count, energy and places of detected tokens: of the group ``high_norm``.
 
     ``high_norm_share/all`` f_out and ``high_norm_energy/all`` E_out: share of tokens and of Σ‖x‖² over all images;
@@ -44,34 +81,17 @@ class HighNormTokens(Metric):
     ``high_norm_patches/all``: full aligned 2×2 patches per image; ``high_norm_aligned/all``: share of detections that belong
     to one; ``high_norm_parity/<row>_<column>``: share of detections on even and odd rows and columns (1/4 by chance).
 
-    Images arrive in one order and form 20 folds of consecutive ones for the intervals; let crops of one photograph follow one
-    another, so that few are split. On several devices ``images`` is the number that one device sees.
-
     Args:
-        images: number of images that will arrive.
-        folds: number of groups of images.
-
-    Raises:
-        InputError: if more images arrive than ``images``.
+        images, folds: see :class:`~.FoldMetric`.
     """
 
-    full_state_update = False
-    sums: Tensor
-    parity: Tensor
-    seen: Tensor
-
     def __init__(self, images: int, folds: int = FOLDS) -> None:
-        super().__init__()
-        self.images, self.folds = images, folds
-        # columns: detected tokens, tokens, detected energy, energy, images with a detection, images, patches
-        self.add_state("sums", torch.zeros(folds, 7, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("parity", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        # detected tokens, tokens, detected energy, energy, images with a detection, images, patches; detections by parity
+        super().__init__(images, folds, 7 + len(PARITY))
 
     def update(self, layer: LayerTokens) -> None:
         """Add the next images."""
-        fold = folds_of(int(self.seen), len(layer), self.images, self.folds, layer.norms.device, layer.rank)
-        energy, chosen = layer.norms.square(), layer.masks[DETECTED].double()
+        energy, chosen, grid = layer.norms.square(), layer.masks[DETECTED].double(), layer.grid_mask(DETECTED)
         columns = [
             chosen.sum(1),
             torch.ones_like(chosen).sum(1),
@@ -79,47 +99,24 @@ class HighNormTokens(Metric):
             energy.sum(1),
             chosen.amax(1),
             torch.ones_like(chosen[:, 0]),
-            full_patches(layer.grid_mask(DETECTED)).double().sum((1, 2)),
+            full_patches(grid).double().sum((1, 2)),
+            *parity_counts(grid).unbind(1),
         ]
-        self.sums.index_add_(0, fold, torch.stack(columns, dim=1))
-        self.parity.index_add_(0, fold, parity_counts(layer.grid_mask(DETECTED)))
-        self.seen += len(layer)
+        self._add(layer.rank, sums=torch.stack(columns, dim=1))
 
     @staticmethod
-    def _values(sums: Float[Tensor, "*n 7"], parity: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
-        detected, tokens, hot, energy, hit, images, patches = sums.unbind(-1)
+    def _values(sums: Float[Tensor, "*n 11"]) -> dict[str, Tensor]:
+        detected, tokens, hot, energy, hit, images, patches, *parity = sums.unbind(-1)
         share, carried = detected / tokens, hot / energy
         values = {
             "high_norm_share/all": share,
             "high_norm_energy/all": carried,
             "r_tok/all": token_risk(carried, share),
             "high_norm_images/all": hit / images,
-            "high_norm_patches/all": patches / images,
+            PATCHES: patches / images,
             "high_norm_aligned/all": 4 * patches / detected,
         }
-        return values | {f"high_norm_parity/{name}": parity[..., i] / detected for i, name in enumerate(PARITY)}
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Every value over all images and without one fold each; of this device's images."""
-        whole = self._values(self.sums.sum(0), self.parity.sum(0))
-        without = self._values(leave_one_out(self.sums), leave_one_out(self.parity))
-        return {key: (whole[key], without[key]) for key in whole}
-
-    def compute(self) -> dict[str, float]:
-        """All values, with intervals from 40 images on where 6 folds have a detection; without any, places have no key."""
-        return _rare(self.estimates(), self.seen, self._values(self.sums, self.parity))
-
-
-def _rare(estimates: dict[str, Estimate], images: Tensor, per_fold: dict[str, Float[Tensor, " folds"]]) -> dict[str, float]:
-    """Values with intervals; without where fewer than 6 folds differ from 0, or from 1: how rare such folds are is unknown."""
-    report: dict[str, float] = {}
-    for key, estimate in estimates.items():  # all are shares but one, a number of patches per image
-        count = key == "high_norm_patches/all"
-        found = with_interval(key, estimate, images, (0, np.inf if count else 1))
-        folds = per_fold[key][per_fold[key].isfinite()]
-        enough = (folds > 0).sum() >= FEWEST and (count or (folds < 1).sum() >= FEWEST)
-        report |= {end: value for end, value in found.items() if enough or end == key}
-    return report
+        return values | {f"high_norm_parity/{name}": count / detected for name, count in zip(PARITY, parity, strict=True)}
 
 
 def resembles(
@@ -151,45 +148,31 @@ def same_grid(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> tu
     return at_grid(first, *coarse), at_grid(second, *coarse)
 
 
-class MaskOverlap(Metric):
+class MaskOverlap(DetectionMetric):
     """``iou/all`` of two sets of masks: |both| / |either| over all images; ``iou_chance/all``: if they were independent.
 
     Masks of different resolutions meet on the coarser grid. With a and b the shares of tokens, chance is ab / (a + b − ab).
 
     Args:
-        images: number of images that will arrive.
-        folds: number of groups of images, consecutive ones, for the intervals.
-
-    Raises:
-        InputError: if more images arrive than ``images``, or one grid does not divide the other.
+        images, folds: see :class:`~.FoldMetric`.
     """
 
-    full_state_update = False
-    sums: Tensor
-    seen: Tensor
-
     def __init__(self, images: int, folds: int = FOLDS) -> None:
-        super().__init__()
-        self.images, self.folds = images, folds
-        self.add_state("sums", torch.zeros(folds, 4, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__(images, folds, 4)
 
     def update(self, first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> None:
-        """Add the next images: two masks of each."""
-        fold = folds_of(int(self.seen), len(first), self.images, self.folds, first.device)
-        self.sums.index_add_(0, fold, agreement(*same_grid(first, second)))
-        self.seen += len(first)
+        """Add the next images: two masks of each.
+
+        Raises:
+            InputError: if one grid does not divide the other.
+        """
+        self._add(sums=agreement(*same_grid(first, second)))
 
     @staticmethod
     def _values(sums: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
         both, first, second, tokens = sums.unbind(-1)
         product = first * second / tokens
         return {"iou/all": both / (first + second - both), "iou_chance/all": product / (first + second - product)}
-
-    def compute(self) -> dict[str, float]:
-        """The IoU and its chance level, in [0, 1], with intervals from 40 images on; nothing where both sets are empty."""
-        whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
-        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self._values(self.sums))
 
 
 def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
@@ -198,39 +181,26 @@ def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Fl
     return torch.stack([part.double().sum((1, 2)) for part in parts], dim=1)
 
 
-class DetectionScore(Metric):
+class DetectionScore(DetectionMetric):
     """Precision and recall of detected tokens against labels, over all images.
 
     ``precision/all``, ``recall/all`` count tokens; ``patch_precision/all``, ``patch_recall/all`` count aligned 2×2 cells, one
     being detected or labelled if any of its tokens is. ``…_chance`` is what independent detections get: the labelled share
-    for precision, the detected share for recall. All in [0, 1].
+    for precision, the detected share for recall.
 
     Args:
-        images: number of images that will arrive.
-        folds: number of groups of images, consecutive ones, for the intervals.
-
-    Raises:
-        InputError: if more images arrive than ``images``.
+        images, folds: see :class:`~.FoldMetric`.
     """
 
-    full_state_update = False
-    sums: Tensor
-    seen: Tensor
-
     def __init__(self, images: int, folds: int = FOLDS) -> None:
-        super().__init__()
-        self.images, self.folds = images, folds
-        self.add_state("sums", torch.zeros(folds, 2, 4, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__(images, folds, 2, 4)
 
     def update(
         self, detected: Bool[Tensor, "b h w"], label: Bool[Tensor, "b h w"], rank: Int[Tensor, " b"] | None = None
     ) -> None:
         """Add the next images: detections, labels, and their numbers in the stream where they arrive out of order."""
-        fold = folds_of(int(self.seen), len(label), self.images, self.folds, label.device, rank)
         levels = [agreement(pooled(detected, side), pooled(label, side)) for side in (1, 2)]
-        self.sums.index_add_(0, fold, torch.stack(levels, dim=1))
-        self.seen += len(label)
+        self._add(rank, sums=torch.stack(levels, dim=1))
 
     @staticmethod
     def _values(sums: Float[Tensor, "*n 2 4"]) -> dict[str, Tensor]:
@@ -242,8 +212,3 @@ class DetectionScore(Metric):
             values[f"{prefix}precision_chance/all"] = label / tokens
             values[f"{prefix}recall_chance/all"] = detected / tokens
         return values
-
-    def compute(self) -> dict[str, float]:
-        """All values with intervals from 40 images on; no precision without a detection, no recall without a label."""
-        whole, without = self._values(self.sums.sum(0)), self._values(leave_one_out(self.sums))
-        return _rare({key: (whole[key], without[key]) for key in whole}, self.seen, self._values(self.sums))

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchmetrics import Metric
 
+from sdprobe.metrics.sums import SumMetric
 from sdprobe.tokens.geometry import flatten
 
 TINY = torch.finfo(torch.float32).tiny
@@ -78,14 +78,13 @@ class LayerTokens:
         return self.masks[group].unflatten(1, (self.height, self.width))
 
 
-class TokenMeans(Metric):
+class TokenMeans(SumMetric):
     """Mean token μ, and the template: the unit direction from μ to the mean of the detected high-norm tokens.
 
     Args:
         channels: C.
     """
 
-    full_state_update = False
     total: Tensor
     hot: Tensor
     count: Tensor
@@ -93,10 +92,8 @@ class TokenMeans(Metric):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        for name in ("total", "hot"):
-            self.add_state(name, torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("count", "hot_count"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sums(total=(channels,), hot=(channels,))
+        self.add_sums(torch.int64, count=(), hot_count=())
 
     def update(self, grid: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> None:
         """Add images: raw grids and their high-norm tokens."""

@@ -6,9 +6,9 @@ from itertools import combinations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
 from sdprobe.metrics.folds import folds_of
+from sdprobe.metrics.sums import SumMetric
 from sdprobe.utilities import expect
 from sdprobe.utilities.rng import keyed_generator
 
@@ -111,7 +111,7 @@ def debiased_cka(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], pairs: Bool[T
     return cka_matrix(centred_grams([x, y], pairs))[0, 1]
 
 
-class LinearCKA(Metric):
+class LinearCKA(SumMetric):
     """Debiased linear CKA between layers, on means over the cells of an 8×8 partition of the grid.
 
     At most ``rows`` (image, cell) pairs are kept, the same for all layers, so memory does not grow with the images: R rows
@@ -136,7 +136,6 @@ class LinearCKA(Metric):
         InputError: if more images arrive than ``images``; in :meth:`compute`, if fewer than 4 came.
     """
 
-    full_state_update = False
     seen: Tensor
 
     def __init__(self, shapes: dict[str, tuple[int, int, int]], images: int, rows: int = ROWS, seed: int = 0) -> None:
@@ -144,9 +143,8 @@ class LinearCKA(Metric):
         self.layers, self.images, self.seed = tuple(shapes), images, seed
         self.shared = [sharing(height, width) for _, height, width in shapes.values()]
         self.size = min(rows, images * CELLS**2)
-        for layer, (channels, _, _) in shapes.items():
-            self.add_state(f"rows_{layer}", torch.zeros(self.size, channels, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sums(**{f"rows_{layer}": (self.size, channels) for layer, (channels, _, _) in shapes.items()})
+        self.add_sums(torch.int64, seen=())
 
     def _filled(self, images: int) -> int:
         """Rows that the first ``images`` images give."""

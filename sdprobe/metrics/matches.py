@@ -93,11 +93,7 @@ class Matches(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The states by name, all keypoints; −1 where a keypoint has not been seen."""
-        names = (
-            "cell", "pixel", "refined", "without", "without_random", "source_in", "target_in", "landed_in", "share",
-            "comparable",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return dict(self.metric_state)
 
     def columns(self) -> dict[str, np.ndarray]:
         """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""

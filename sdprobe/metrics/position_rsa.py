@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
-from sdprobe.metrics.folds import FOLDS, folds_of, ratio, with_interval
+from sdprobe.metrics.folds import FOLDS, FoldMeans
 from sdprobe.metrics.layer_tokens import LayerTokens
 from sdprobe.tokens.geometry import bins, positions
 from sdprobe.utilities.rng import keyed_generator
@@ -83,7 +82,7 @@ def alive(tokens: Float[Tensor, "m c"], place: Int[Tensor, "m 2"]) -> Sample:
     return vectors[kept] / norms[kept, None], place[kept].numpy()
 
 
-class PositionRSA(Metric):
+class PositionRSA(FoldMeans):
     """Spearman between dissimilarity of centred tokens (1 − cosine) and spatial distance.
 
     ``rsa/within`` is over pairs of tokens of one image, where nearby tokens also show the same thing; ``rsa/between`` over
@@ -92,33 +91,24 @@ class PositionRSA(Metric):
     cell of an 8×8 partition, keyed by the image; all tokens of grids with a side below 16. Tokens of norm 0 are left out.
 
     At most ``limit`` images are looked at, spread evenly, since ranks cost more than activations. One sample of tokens is
-    kept from image to image. Images form 20 folds of consecutive ones for the intervals; on several devices ``images`` is the
-    number that one device sees, and its images are paired among themselves.
+    kept from image to image. On several devices the images of each are paired among themselves.
 
     Args:
-        images: number of images that will arrive.
+        images, folds: see :class:`~.FoldMetric`.
         limit: images to look at, at most.
         seed: of the draw of tokens.
-        folds: number of groups of images.
-
-    Raises:
-        InputError: if more images arrive than ``images``.
 
     References:
         Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2: representational similarity analysis.
     """
 
-    full_state_update = False
+    bounds = (-1, 1)
     total: Tensor
     number: Tensor
-    seen: Tensor
 
     def __init__(self, images: int, limit: int = IMAGES, seed: int = 0, folds: int = FOLDS) -> None:
-        super().__init__()
-        self.images, self.limit, self.seed, self.folds = images, min(limit, images), seed, folds
-        for name in ("total", "number"):  # columns: within, between
-            self.add_state(name, torch.zeros(folds, 2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__(images, folds, total=(2,), number=(2,))  # columns: within, between
+        self.limit, self.seed = min(limit, images), seed
         self.last: tuple[int, Sample] | None = None
 
     def reset(self) -> None:
@@ -129,15 +119,14 @@ class PositionRSA(Metric):
     def update(self, layer: LayerTokens, image: Int[Tensor, " b"], photo: Int[Tensor, " b"]) -> None:
         """Add the next images: their tokens, their indices in the dataset, and the photographs they show."""
         first = int(self.seen)
-        fold = folds_of(first, len(layer), self.images, self.folds)
+        fold = self._next_folds(len(layer))
         for i in range(len(layer)):
             if (first + i + 1) * self.limit // self.images > (first + i) * self.limit // self.images:
                 index = stratified(layer.height, layer.width, keyed_generator(self.seed, "rsa", int(image[i])))
                 tokens = layer.centred[i, index.to(layer.centred.device)].cpu()
-                self._add(int(fold[i]), int(photo[i]), alive(tokens, positions(layer.height, layer.width)[index]))
-        self.seen += len(layer)
+                self._compare(int(fold[i]), int(photo[i]), alive(tokens, positions(layer.height, layer.width)[index]))
 
-    def _add(self, fold: int, photo: int, sample: Sample) -> None:
+    def _compare(self, fold: int, photo: int, sample: Sample) -> None:
         tokens, place = sample
         pairs = upper(len(tokens))
         tables = (1 - tokens @ tokens.mT).numpy(), squared_distances(place, place)
@@ -151,11 +140,5 @@ class PositionRSA(Metric):
         self.number[fold] += values.isfinite().double()
         self.last = photo, sample
 
-    def compute(self) -> dict[str, float]:
-        """``rsa/within`` and ``rsa/between`` with ``/ci_low``, ``/ci_high`` (from 40 images on) and ``/n`` (images, pairs)."""
-        values: dict[str, float] = {}
-        for column, group in enumerate(("within", "between")):
-            key, total, number = f"rsa/{group}", self.total[:, column], self.number[:, column]
-            measured = with_interval(key, ratio(total, number), self.seen, (-1, 1))
-            values |= measured | ({f"{key}/n": int(number.sum())} if measured else {})
-        return values
+    def _means(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {f"rsa/{group}": (self.total[:, k], self.number[:, k]) for k, group in enumerate(("within", "between"))}

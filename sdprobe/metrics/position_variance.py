@@ -3,9 +3,8 @@
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
-from torchmetrics import Metric
 
-from sdprobe.metrics.folds import FOLDS, Estimate, folds_of, leave_one_out, require_images, with_interval
+from sdprobe.metrics.folds import FOLDS, Estimate, FoldMetric, folds_of, leave_one_out, require_images
 from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
 from sdprobe.utilities.errors import InputError
 
@@ -65,32 +64,24 @@ def share_of_sums(
     return torch.where(varies, variance / (variance + within), torch.nan)
 
 
-class PositionVariance(Metric):
+class PositionVariance(FoldMetric):
     """``position_variance/all``: V_pos, see :func:`position_share`, of one layer's tokens, with an interval.
 
-    Images arrive in one order and form 20 folds of consecutive ones. A fold ends when its share of ``images`` has come: its map
-    of sums (h·w, C) joins the total and moves to the host's memory in half precision, and the next one starts. So the device
-    holds two maps, the fold's in float32 and the total in float64. Leaving a fold out needs its map's product with the total
-    only. For that order the metric works on one device. Crops of one photograph are not independent: let them follow one
-    another.
+    A fold ends when its share of ``images`` has come: its map of sums (h·w, C) joins the total and moves to the host's memory
+    in half precision, and the next one starts. So the device holds two maps, the fold's in float32 and the total in float64.
+    Leaving a fold out needs its map's product with the total only. For that order the metric works on one device.
 
     Args:
         channels, height, width: of the grid.
-        images: number of images that will arrive.
+        images, folds: see :class:`~.FoldMetric`.
         normalise: give every centred token norm 1; a token that is zero stays zero.
-        folds: number of groups of images.
-
-    Raises:
-        InputError: if more images arrive than ``images``; in :meth:`compute`, if fewer than that or than two per fold came.
     """
 
-    full_state_update = False
     total: Tensor
     current: Tensor
     squares: Tensor
     current_squares: Tensor
     fold_squares: Tensor
-    seen: Tensor
 
     def __init__(
         self,
@@ -101,16 +92,13 @@ class PositionVariance(Metric):
         normalise: bool = True,
         folds: int = FOLDS,
     ) -> None:
-        super().__init__()
-        self.images, self.folds, self.normalise = images, folds, normalise
-        tokens, sums = (height * width, channels), (2,)  # sums: Σ‖t‖², Σ_n‖Σ_p t‖²
-        for name, shape in {"total": tokens, "squares": sums, "current_squares": sums, "fold_squares": (folds, 2)}.items():
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("current", torch.zeros(tokens), dist_reduce_fx="sum")
-        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
-        self.ended: list[
-            tuple[Tensor, Tensor]
-        ] = []  # of each fold: its map over its largest entry, in half precision, and that
+        super().__init__(images, folds, fold_squares=(2,))
+        self.normalise = normalise
+        tokens = (height * width, channels)
+        self.add_sums(total=tokens, squares=(2,), current_squares=(2,))  # squares: Σ‖t‖², Σ_n‖Σ_p t‖²
+        self.add_sums(torch.float32, current=tokens)
+        # of each fold: its map over its largest entry, in half precision, and that entry
+        self.ended: list[tuple[Tensor, Tensor]] = []
 
     def reset(self) -> None:
         """Forget everything."""
@@ -123,11 +111,11 @@ class PositionVariance(Metric):
         scale = inverse_norms(layer.centred_norms) if self.normalise else torch.ones_like(layer.norms).float()
         parts = (each.split(counts.tolist()) for each in (layer.centred, layer.centred_norms, scale))
         for fold, tokens, norms, factor in zip(index.tolist(), *parts, strict=True):
-            self._add(tokens, norms, factor)
+            self._continue(tokens, norms, factor)
             self.seen += len(tokens)
             self._close(fold)
 
-    def _add(self, tokens: Float32[Tensor, "b p c"], norms: Float64[Tensor, "b p"], scale: Float32[Tensor, "b p"]) -> None:
+    def _continue(self, tokens: Float32[Tensor, "b p c"], norms: Float64[Tensor, "b p"], scale: Float32[Tensor, "b p"]) -> None:
         """Add t = scale · x of one fold; t is not formed."""
         for image, factor in zip(tokens, scale, strict=True):
             self.current.addcmul_(image, factor.unsqueeze(1))
@@ -159,12 +147,20 @@ class PositionVariance(Metric):
             without.append(share_of_sums(left, total, squares, images, len(self.total), RESOLUTION))
         return position_share(self.total.mT, self.squares, self.images, RESOLUTION), torch.stack(without)
 
+    def estimates(self) -> dict[str, Estimate]:
+        """``position_variance/all``: see :meth:`estimate`."""
+        return {"position_variance/all": self.estimate()}
+
     def compute(self) -> dict[str, float]:
-        """``position_variance/all`` from all images, unclipped, with the interval over folds."""
+        """``position_variance/all`` from all images, unclipped, with the interval over folds.
+
+        Raises:
+            InputError: if fewer images came than ``images``, or than two per fold.
+        """
         require_images(int(self.seen), self.folds)
         if self.seen != self.images:
             raise InputError(
                 f"Expected images to be the number of images that arrive, but got {self.images} and {int(self.seen)} came. "
                 "Give the statistic the length of the stream."
             )
-        return with_interval("position_variance/all", self.estimate(), self.seen)
+        return super().compute()

@@ -13,17 +13,10 @@ from torch.nn.functional import grid_sample, interpolate, normalize
 from datamodules.images.pairs import placement_of
 from sdprobe.estimators.matching import CHUNK, best, cosines, random_mask, refined, upsampled_argmax
 from sdprobe.tokens.geometry import Placement, border_groups, sampled_at
+from tests.metrics.drawn import randmask, randn
 
 MARGIN = 1e-5  # of cosines: how much more alike the best pixel must be for float32 to find it
 SIZE = 64
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def rand_mask(*shape: int, share: float, seed: int) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < share
 
 
 # --- enlarged grids --------------------------------------------------------------------------------------------------
@@ -93,7 +86,7 @@ def test_the_two_references_agree_where_both_apply() -> None:
 def test_the_kind_of_tokens_changes_nothing(kind: str) -> None:
     source, target = randn(30, 16), randn(16, 8, 8, seed=1)
     if kind == "high norms":
-        target = target * torch.where(rand_mask(8, 8, share=0.2, seed=2), 30.0, 1.0)
+        target = target * torch.where(randmask(8, 8, share=0.2, seed=2), 30.0, 1.0)
     elif kind == "an offset":  # as activations are: cosines are all high
         source, target = source + 3, target + 3
     elif kind == "half":
@@ -106,7 +99,7 @@ def test_the_kind_of_tokens_changes_nothing(kind: str) -> None:
 
 def test_normalising_before_enlarging_is_something_else() -> None:
     source = randn(100, 12)
-    target = randn(12, 8, 8, seed=1) * torch.where(rand_mask(8, 8, share=0.3, seed=2), 10.0, 1.0)
+    target = randn(12, 8, 8, seed=1) * torch.where(randmask(8, 8, share=0.3, seed=2), 10.0, 1.0)
     after = upsampled_argmax(source, target, placement_of(50, 30, SIZE, "squash"), 50, 30, SIZE).tolist()
     before = [int(alike(token, squashed(normalize(target, dim=0), 50, 30)).argmax()) for token in source]
     assert sum(x + 50 * y != pixel for (x, y), pixel in zip(after, before, strict=True)) > 10
@@ -172,7 +165,7 @@ def test_tokens_without_norm_are_like_nothing_and_no_nan() -> None:
 @settings(max_examples=40)
 def test_the_best_token_is_the_first_of_the_most_alike_that_are_not_masked(n: int, p: int, share: float, seed: int) -> None:
     similarity = (2 * randn(n, p, seed=seed)).round() / 8  # many ties, many below zero
-    masked = rand_mask(p, share=share, seed=seed)
+    masked = randmask(p, share=share, seed=seed)
     masked[seed % p] = False
     kept = similarity.clone()
     for mask in (masked, None, torch.zeros_like(masked)):
@@ -223,7 +216,7 @@ def test_a_sharp_peak_is_its_tokens_centre_and_two_equal_ones_meet_between_them(
 @given(st.integers(3, 12), st.integers(3, 12), st.floats(0, 1), st.integers(0, 10**6))
 @settings(max_examples=40)
 def test_a_random_mask_is_as_large_as_its_group_inside_and_outside_of_it(h: int, w: int, share: float, seed: int) -> None:
-    masks = border_groups(h, w) | {"high_norm": rand_mask(h, w, share=share, seed=seed)}
+    masks = border_groups(h, w) | {"high_norm": randmask(h, w, share=share, seed=seed)}
     for group in ("corner", "border", "high_norm"):
         drawn = random_mask(masks, group, seed).view(h, w)
         assert not (drawn & ~masks["interior"]).any()
@@ -233,7 +226,7 @@ def test_a_random_mask_is_as_large_as_its_group_inside_and_outside_of_it(h: int,
 
 
 def test_a_random_mask_depends_on_its_key_alone() -> None:
-    masks = border_groups(16, 16) | {"high_norm": rand_mask(16, 16, share=0.1, seed=0)}
+    masks = border_groups(16, 16) | {"high_norm": randmask(16, 16, share=0.1, seed=0)}
     torch.manual_seed(1)
     first = random_mask(masks, "high_norm", 0, "up_1", 7)
     torch.manual_seed(2)

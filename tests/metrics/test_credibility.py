@@ -1,6 +1,5 @@
 """Credibility: the risks are their formulas, and their intervals are the unclipped values' and hold what is reported."""
 
-import doctest
 import json
 import math
 
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sdprobe.metrics.credibility
 from sdprobe.metrics.credibility import (
     RISKS,
     above_chance,
@@ -184,8 +182,3 @@ def test_risks_that_are_surely_none_do_not_move_credibility() -> None:
 def test_too_few_images_for_an_interval_are_refused() -> None:
     with pytest.raises(InputError, match="for an interval over 20 groups of images to be at least 40, but got 39"):
         credibility_report({name: estimate(0, 0) for name in RISKS}, images=39)
-
-
-def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(sdprobe.metrics.credibility)
-    assert outcome.attempted and not outcome.failed

@@ -1,6 +1,5 @@
 """DepthError: agrees with a loop over tokens, leaves out missing depth, and does not care how tokens arrive."""
 
-import json
 import math
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from torchmetrics.utilities.data import dim_zero_sum
 
 from sdprobe.metrics.depth_error import KINDS, NEAREST, DepthError, errors
 from sdprobe.metrics.intervals import ratio_pseudovalues
@@ -94,37 +92,6 @@ def test_it_agrees_with_a_loop_over_tokens(case: tuple[int, int, int, Tokens]) -
         assert table[place] == pytest.approx(value, abs=1e-6)
 
 
-@given(cases(), st.lists(st.integers(0, 4), min_size=60, max_size=60))
-@settings(deadline=None, max_examples=40)
-def test_any_partition_of_the_images_gives_what_all_at_once_give(case: tuple[int, int, int, Tokens], of: list[int]) -> None:
-    height, width, photos, tokens = case
-    batch = torch.tensor(of)[tokens[5] // 7]  # an image comes with all of its tokens
-    chunks = [(batch == b).nonzero()[:, 0] for b in range(5)]
-    together = measured(height, width, photos, tokens)
-    apart = measured(height, width, photos, *(part(tokens, chunk) for chunk in chunks))
-    assert apart.compute() == pytest.approx(together.compute(), abs=1e-9)
-    np.testing.assert_allclose(apart.maps()["error"], together.maps()["error"])
-    assert set(together._reductions.values()) == {dim_zero_sum}, "devices merge by summing states"
-
-
-@given(st.integers(1, 14), st.integers(0, 10**6))
-@settings(deadline=None, max_examples=30)
-def test_intervals_hold_their_value_and_pseudovalues_mean_it(photos: int, seed: int) -> None:
-    tokens = tokens_of(200, 4, 4, photos, seed)
-    metric = measured(4, 4, photos, tokens)
-    values, units = metric.compute(), metric.pseudovalues()
-    assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert set(units) == {key for key in values if key.count("/") == 1}
-    count = torch.bincount(tokens[4][tokens[1].isfinite()]).double()
-    told = bool(count.sum() ** 2 / count.square().sum() + 1e-9 >= 6)  # at most the photographs whose depth is known
-    for key, found in units.items():
-        assert np.nanmean(found) == pytest.approx(values[key], rel=1e-9)
-        assert isinstance(values[f"{key}/n"], int)
-        assert not key.endswith("/all") or (f"{key}/ci_low" in values) == told or values[key] in (0, 1)
-        if f"{key}/ci_low" in values:
-            assert 0 <= values[f"{key}/ci_low"] <= values[key] <= values[f"{key}/ci_high"]
-
-
 def test_a_root_has_the_standard_error_of_the_delta_method() -> None:
     tokens = tokens_of(3000, 8, 8, 25, seed=0)
     metric = measured(8, 8, 25, tokens)
@@ -169,21 +136,6 @@ def test_exact_predictions_are_without_error() -> None:
     assert [values[f"{kind}/all"] for kind in KINDS] == [0, 0, 1, 0]
     assert "rmse/all/ci_low" not in values, "an error that was never seen has no interval"
     assert values["delta1/all/ci_low"] < values["delta1/all/ci_high"] == 1
-
-
-def test_gains_are_paired_by_photograph() -> None:
-    tokens = tokens_of(2000, 8, 8, 20, seed=1)
-    better = (tokens[1] + 0.9 * (tokens[0] - tokens[1]), *tokens[1:])
-    own, other = measured(8, 8, 20, better), measured(8, 8, 20, tokens)
-    gained, theirs = own.gain(other), other.compute()
-    assert gained["rmse/all"] == pytest.approx(-0.1 * theirs["rmse/all"]) and gained["rmse/all/n"] == 20
-    assert gained["rmse_per_image/all"] == pytest.approx(-0.1 * theirs["rmse_per_image/all"])
-    assert gained["rmse/all/ci_low"] < gained["rmse/all"] < gained["rmse/all/ci_high"] < 0
-    width = theirs["rmse/all/ci_high"] - theirs["rmse/all/ci_low"]
-    assert gained["rmse/all/ci_high"] - gained["rmse/all/ci_low"] < 0.2 * width
-    fewer = measured(8, 8, 20, (tokens[0], tokens[1].where(torch.arange(2000) > 0, torch.nan), *tokens[2:]))
-    lost = [group for group in ("all", *GROUPS) if group == "all" or tokens[3][group][0]]
-    assert tokens[1][0].isfinite() and not any(key.split("/")[1] in lost for key in fewer.gain(other))
 
 
 def test_predictions_below_zero_count_as_nearly_zero_in_ratios_only() -> None:

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sdprobe.metrics.gains import holding, metric_gains, over_seeds, paired_gains
-from sdprobe.metrics.grid_accuracy import KINDS, GridAccuracy
+from sdprobe.metrics.gains import holding, over_seeds, paired_gains
 from sdprobe.metrics.intervals import FEWEST, two_way_interval
 
 
@@ -68,52 +67,6 @@ def test_an_interval_is_moved_to_hold_a_gain_and_no_further(gain: float) -> None
     held = holding("k", gain, found)
     assert held == {"k": gain, "k/ci_low": min(0.0, gain), "k/ci_high": max(0.3, gain)}
     assert holding("k", gain, {"k/n": 3}) == {"k": gain}
-
-
-def accuracies(seed: int, photos: int = 10) -> GridAccuracy:
-    """Random hits of five tokens in every photograph and group; no two photographs are alike."""
-    metric = GridAccuracy(8, 8, ("corner",), photos)
-    metric.count[:] = 5
-    metric.right[:] = metric.right.new_tensor(np.random.default_rng(seed).uniform(0, 5, metric.right.shape))
-    return metric
-
-
-def test_gains_of_a_metric_are_those_of_its_pseudovalues() -> None:
-    own, other = accuracies(0), accuracies(1)
-    found = metric_gains(own, other)
-    assert found == paired_gains(own.pseudovalues(), other.pseudovalues()) == own.gain(other)
-    assert {key.rsplit("/", 2)[0] for key in found if key.endswith("/n")} == set(KINDS)
-    for key in (key for key in found if key.count("/") == 1):
-        assert found[key] == pytest.approx(own.compute()[key] - other.compute()[key], abs=1e-12)
-
-
-def test_a_group_with_other_tokens_has_no_gain() -> None:
-    own, other = accuracies(0), accuracies(1)
-    other.count[3, 1] = 4
-    assert {key.split("/")[1] for key in metric_gains(own, other)} == {"all"}
-    other.count[3, 0] = 4
-    assert metric_gains(own, other) == {}
-
-
-@pytest.mark.parametrize("having", [5, 6])
-def test_units_are_the_photographs_that_have_the_group(having: int) -> None:
-    own, other = accuracies(0), accuracies(1)
-    for metric in (own, other):
-        metric.count[having:, 1] = 0
-        metric.right[having:, 1] = 0
-    found = metric_gains(own, other)
-    assert found["binned_accuracy/corner/n"] == having and found["binned_accuracy/all/n"] == 10
-    assert ("binned_accuracy/corner/ci_low" in found) == (having >= FEWEST)
-    assert "binned_accuracy/all/ci_low" in found
-
-
-def test_a_group_that_few_photographs_hold_has_a_gain_without_an_interval() -> None:
-    own, other = accuracies(0), accuracies(1)
-    for metric in (own, other):
-        metric.count[0, 1] = 500  # of 545 tokens
-    found = metric_gains(own, other)
-    assert found["axis_accuracy/corner/n"] == 10 and "axis_accuracy/corner/ci_low" not in found
-    assert "axis_accuracy/all/ci_low" in found
 
 
 @given(st.integers(1, 5), st.integers(1, 10), st.integers(0, 3), st.integers(0, 10**6))

@@ -1,6 +1,5 @@
 """GridAccuracy: agrees with a loop over tokens, does not care how tokens arrive, and chance is what guessing gets."""
 
-import json
 import math
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from torchmetrics.utilities.data import dim_zero_sum
 
 from sdprobe.metrics.grid_accuracy import KINDS, GridAccuracy, chance, hits
 
@@ -34,11 +32,6 @@ def cases(draw: Any) -> tuple[int, int, int, Tokens]:
     height, width, photos = draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 5))
     tokens = tokens_of(draw(st.integers(1, 60)), height, width, photos, draw(st.integers(0, 10**6)))
     return height, width, photos, tokens
-
-
-def part(tokens: Tokens, index: Tensor) -> Tokens:
-    predicted, target, masks, photo = tokens
-    return predicted[index], target[index], {group: mask[index] for group, mask in masks.items()}, photo[index]
 
 
 def measured(height: int, width: int, photos: int, *batches: Tokens) -> GridAccuracy:
@@ -78,108 +71,6 @@ def test_it_agrees_with_a_loop_over_tokens(case: tuple[int, int, int, Tokens]) -
     assert {key for key in values if "/ci_" not in key} == set(expected)
     for key, value in expected.items():
         assert values[key] == pytest.approx(value, abs=1e-12), key
-
-
-@given(cases(), st.lists(st.integers(0, 4), min_size=60, max_size=60), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=40)
-def test_any_partition_of_the_tokens_gives_what_all_at_once_give(
-    case: tuple[int, int, int, Tokens], batch_of: list[int], shuffler: Any
-) -> None:
-    height, width, photos, tokens = case
-    order = list(range(len(tokens[0])))
-    shuffler.shuffle(order)
-    chunks = [[i for i in order if batch_of[i] == b] for b in range(5)]
-    together = measured(height, width, photos, tokens)
-    apart = measured(height, width, photos, *(part(tokens, torch.tensor(chunk, dtype=torch.long)) for chunk in chunks))
-    assert apart.compute() == pytest.approx(together.compute(), abs=1e-12)
-    for name, table in together.maps().items():
-        np.testing.assert_allclose(apart.maps()[name], table)
-
-
-@given(cases())
-@settings(deadline=None, max_examples=30)
-def test_two_devices_merge_by_summing_states(case: tuple[int, int, int, Tokens]) -> None:
-    height, width, photos, tokens = case
-    half = len(tokens[0]) // 2
-    parts = (part(tokens, torch.arange(half)), part(tokens, torch.arange(half, len(tokens[0]))))
-    together, *devices = (measured(height, width, photos, each) for each in (tokens, *parts))
-    merged = GridAccuracy(height, width, GROUPS, photos)
-    assert set(merged._reductions.values()) == {dim_zero_sum}, "what distributed reduction does is the sum taken here"
-    for name in merged._reductions:
-        setattr(merged, name, sum(getattr(device, name) for device in devices))
-    merged._update_count = 1
-    assert merged.compute() == pytest.approx(together.compute(), abs=1e-12)
-
-
-def test_groups_without_tokens_have_no_key() -> None:
-    predicted, target, masks, photo = tokens_of(30, 8, 8, 3, seed=0)
-    masks["corner"] = torch.zeros(30, dtype=torch.bool)
-    values = measured(8, 8, 3, (predicted, target, masks, photo)).compute()
-    assert any(key.endswith("/all") for key in values)
-    assert not any("corner" in key for key in values)
-    assert any("high_norm" in key for key in values)
-
-
-def test_without_any_token_there_is_no_key() -> None:
-    predicted, target, masks, photo = part(tokens_of(3, 8, 8, 3, seed=0), torch.zeros(0, dtype=torch.long))
-    assert measured(8, 8, 3, (predicted, target, masks, photo)).compute() == {}
-
-
-def photographs_with(tokens: Tokens, group: str) -> Tensor:
-    """Tokens of the group by photograph, of those that have any."""
-    mask = torch.ones_like(tokens[3], dtype=torch.bool) if group == "all" else tokens[2][group]
-    return torch.bincount(tokens[3][mask]).double()
-
-
-@st.composite
-def many(draw: Any) -> tuple[int, int, int, Tokens]:
-    """Of up to 12 photographs, of which some have no token, or none of a group."""
-    height, width, photos = draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 12))
-    return height, width, photos, tokens_of(draw(st.integers(1, 120)), height, width, photos, draw(st.integers(0, 10**6)))
-
-
-@given(many())
-@settings(deadline=None, max_examples=40)
-def test_intervals_hold_their_value_and_need_six_photographs(case: tuple[int, int, int, Tokens]) -> None:
-    height, width, photos, tokens = case
-    values = measured(height, width, photos, tokens).compute()
-    assert json.loads(json.dumps(values, allow_nan=False)) == values
-    for key in (key for key in values if key.count("/") == 1):
-        count = photographs_with(tokens, key.split("/")[1])
-        effective = count.sum() ** 2 / count.square().sum()  # at most the photographs that have tokens
-        assert (f"{key}/ci_low" in values) == (f"{key}/ci_high" in values) == bool(effective + 1e-9 >= 6), key
-        assert isinstance(values[f"{key}/n"], int)
-        if f"{key}/ci_low" in values:
-            assert 0 <= values[f"{key}/ci_low"] <= values[key] <= values[f"{key}/ci_high"] <= 1
-
-
-@given(many())
-@settings(deadline=None, max_examples=8)
-def test_pseudovalues_mean_the_value_photograph_by_photograph(case: tuple[int, int, int, Tokens]) -> None:
-    height, width, photos, tokens = case
-    metric = measured(height, width, photos, tokens)
-    values, units = metric.compute(), metric.pseudovalues()
-    assert set(units) == {key for key in values if key.count("/") == 1}
-    for key, found in units.items():
-        count = photographs_with(tokens, key.split("/")[1])
-        assert len(found) == photos and np.isfinite(found).sum() == (count > 0).sum()
-        assert np.nanmean(found) == pytest.approx(values[key], abs=1e-12)
-    # every photograph as a metric of its own
-    for key in (f"{kind}/all" for kind in KINDS):
-        alone = [part(tokens, (tokens[3] != k).nonzero()[:, 0]) for k in range(photos)]
-        without = np.array([measured(height, width, photos, each).compute().get(key, np.nan) for each in alone])
-        seen = np.isfinite(units[key])
-        if seen.sum() > 1:
-            expected = values[key] + (seen.sum() - 1) * (without[seen].mean() - without[seen])
-            np.testing.assert_allclose(units[key][seen], expected, atol=1e-9)
-
-
-def test_a_group_that_one_photograph_in_many_has_is_told_without_an_interval() -> None:
-    predicted, target, masks, _ = tokens_of(40, 8, 8, 1, seed=0)
-    masks["corner"] = torch.arange(40) == 7
-    values = measured(8, 8, 40, (predicted, target, masks, torch.arange(40))).compute()
-    assert values["axis_accuracy/corner/n"] == 1 and "axis_accuracy/corner/ci_low" not in values
-    assert "axis_accuracy/all/ci_low" in values
 
 
 def test_a_right_and_a_wrong_predictor_score_one_and_zero_and_are_not_certain() -> None:
@@ -243,19 +134,3 @@ def test_maps_hold_accuracy_per_position_and_counts_of_true_and_predicted() -> N
     assert maps["rows"].tolist() == [[2, 0, 0], [0, 0, 1], [0, 0, 1]]
     assert maps["cols"].shape == (4, 4)
     assert maps["cols"][0, 1] == maps["cols"][2, 0] == maps["cols"][1, 1] == maps["cols"][0, 0] == 1
-
-
-def test_memory_does_not_grow_with_tokens() -> None:
-    metric = GridAccuracy(8, 8, GROUPS, photos=3)
-    sizes = []
-    for seed in range(3):
-        metric.update(*tokens_of(500, 8, 8, 3, seed))
-        sizes.append(sum(getattr(metric, name).nbytes for name in metric._reductions))
-    assert len(set(sizes)) == 1
-
-
-def test_a_reset_forgets() -> None:
-    metric = measured(8, 8, 3, tokens_of(50, 8, 8, 3, seed=0))
-    metric.reset()
-    metric.update(*tokens_of(50, 8, 8, 3, seed=1))
-    assert metric.compute() == measured(8, 8, 3, tokens_of(50, 8, 8, 3, seed=1)).compute()

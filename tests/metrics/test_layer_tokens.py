@@ -1,6 +1,5 @@
 """LayerTokens: the tokens, norms and masks of a grid, exact for half precision, wherever its numbers lie in memory."""
 
-import doctest
 import math
 
 import pytest
@@ -9,15 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import sdprobe.metrics.layer_tokens
 from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
 from sdprobe.tokens.groups import border_groups
+from tests.metrics.drawn import randn
 
 ROUNDING = 1e-6  # relative, of a norm in float32, which rounds by 6e-8
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def masks_of(batch: int, height: int, width: int) -> dict[str, Tensor]:
@@ -71,8 +66,3 @@ def test_a_mean_far_away_costs_no_precision() -> None:
 def test_tokens_too_short_for_a_direction_have_no_inverse_norm() -> None:
     norms = torch.tensor([0.0, 1e-40, 1e-30, 2.0, 1e30], dtype=torch.float64)
     assert inverse_norms(norms).tolist() == pytest.approx([0, 0, 1e30, 0.5, 1e-30], rel=ROUNDING, abs=0)
-
-
-def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(sdprobe.metrics.layer_tokens)
-    assert outcome.attempted and not outcome.failed

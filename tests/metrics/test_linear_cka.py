@@ -288,13 +288,6 @@ def test_the_draw_of_cells_is_no_fixed_cell() -> None:
     assert (counts > 0).sum() > 55
 
 
-@pytest.mark.parametrize("parts", [2, 5, 30])
-@pytest.mark.parametrize("rows", [25, 200])
-def test_any_batch_size_gives_what_all_at_once_give(parts: int, rows: int) -> None:
-    grids = extract(30)
-    torch.testing.assert_close(metric_of(grids, parts, rows).compute(), metric_of(grids, 1, rows).compute())
-
-
 def test_places_are_what_the_rows_were_read_at() -> None:
     code = 100 * torch.arange(30).double().view(-1, 1, 1, 1) + torch.arange(64).double().view(1, 1, 8, 8)
     metric = metric_of({"mid": code}, parts=4, rows=200)

@@ -1,7 +1,6 @@
 """PositionRSA: agrees with a loop over pairs, samples evenly and reproducibly, and finds a smooth position code."""
 
 import itertools
-import json
 import math
 from typing import Any
 
@@ -15,12 +14,8 @@ from torch import Tensor
 
 from sdprobe.metrics.layer_tokens import LayerTokens
 from sdprobe.metrics.position_rsa import PositionRSA, spearman, stratified
-from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.metrics.drawn import randn
 
 
 def metric_of(
@@ -108,14 +103,6 @@ def test_small_grids_are_taken_whole(height: int, width: int) -> None:
     assert torch.equal(stratified(height, width, torch.Generator()), torch.arange(height * width))
 
 
-@pytest.mark.parametrize("parts", [2, 7, 45])
-def test_any_batch_size_gives_what_all_at_once_give(parts: int) -> None:
-    grid = randn(45, 3, 5, 6)
-    whole = measured(grid)
-    assert any("ci_low" in key for key in whole)
-    assert measured(grid, parts) == pytest.approx(whole, abs=1e-12)
-
-
 def test_consecutive_images_of_one_photograph_are_no_pair() -> None:
     grid, photo = randn(6, 3, 5, 5), torch.tensor([0, 0, 1, 1, 1, 2])
     values = measured(grid, photo=photo)
@@ -170,24 +157,6 @@ def test_what_has_no_cosine_or_no_distance_does_not_count() -> None:
     assert measured(torch.zeros(3, 4, 5, 5)) == {}
     assert measured(torch.ones(3, 4, 5, 5)) == {}
     assert measured(randn(3, 4, 1, 1)) == {}
-
-
-def test_a_reset_metric_starts_anew() -> None:
-    grid = randn(4, 3, 5, 5)
-    metric = metric_of(grid)
-    before = metric.compute()
-    metric.reset()
-    metric.update(LayerTokens.of(grid, {}), torch.arange(4), torch.arange(4))
-    assert metric.compute() == before
-    json.dumps(before, allow_nan=False)
-
-
-def test_an_image_too_many_is_refused_and_half_precision_is_welcome() -> None:
-    grid = (1e4 * randn(2, 64, 4, 4)).half()
-    assert measured(grid) == pytest.approx(measured(grid.float()))
-    metric = metric_of(grid)
-    with pytest.raises(InputError, match="but got 2 and at least 3 came"):
-        metric.update(LayerTokens.of(grid[:1], {}), torch.tensor([2]), torch.tensor([2]))
 
 
 @given(st.integers(2, 300), st.integers(1, 30), st.integers(1, 300), st.integers(0, 10**6))
