@@ -62,7 +62,7 @@ class ClusterMetric(SumMetric):
 
         All processes call this together.
         """
-        with self.sync_context():
+        with self.sync_context(should_sync=self.sync_on_compute):
             values = self._pseudovalues()
         return {key: values[:, group, kind] for key, (group, kind) in self._present(values).items()}
 
@@ -81,7 +81,7 @@ class ClusterMetric(SumMetric):
         Groups that do not hold the same number of tokens of every photograph in both have no gain. Below 6 effective
         photographs (few hold most of the tokens) a gain has no interval. All processes call this together.
         """
-        with self.sync_context(), other.sync_context():
+        with self.sync_context(should_sync=self.sync_on_compute), other.sync_context(should_sync=other.sync_on_compute):
             alike = [group for i, group in enumerate(self.groups) if self.count[:, i].equal(other.count[:, i])]
             effective = dict(zip(self.groups, effective_units(self.count.cpu().numpy()), strict=True))
         own = {key: value for key, value in self.pseudovalues().items() if Key.parse(key).where in alike}

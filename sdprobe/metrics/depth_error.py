@@ -96,7 +96,7 @@ class DepthError(ClusterMetric):
 
         All processes call this together.
         """
-        with self.sync_context(), np.errstate(invalid="ignore"):
+        with self.sync_context(should_sync=self.sync_on_compute), np.errstate(invalid="ignore"):
             return {"error": self.map_sum.cpu().numpy() / self.map_count.cpu().numpy()}
 
 

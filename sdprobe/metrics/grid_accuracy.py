@@ -104,6 +104,6 @@ class GridAccuracy(ClusterMetric):
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
         """``accuracy``: axis accuracy over the grid, NaN where no token was seen. ``rows``, ``cols``: counts of
         (true, predicted). All processes call this together."""
-        with self.sync_context(), np.errstate(invalid="ignore"):
+        with self.sync_context(should_sync=self.sync_on_compute), np.errstate(invalid="ignore"):
             accuracy = self.map_right.cpu().numpy() / self.map_count.cpu().numpy()
             return {"accuracy": accuracy, "rows": self.rows.cpu().numpy(), "cols": self.cols.cpu().numpy()}
