@@ -4,21 +4,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import LABELS, beside_baselines
-from sdprobe.reports.numbers import (
-    FEW,
-    GROUP_HEADERS,
-    SPARSE,
-    add_columns,
-    by_group,
-    captioned,
-    half,
-    intervals,
-    number,
-    random_cells,
-    random_headers,
-    run_table,
-    tested,
-)
+from sdprobe.reports.numbers import FEW, SPARSE, by_group, captioned, half, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, several_layers
 from sdprobe.reports.run import Run
 
@@ -33,10 +19,8 @@ GAINED = "over none: a mitigation's R² minus that of the layer without it, ± t
 def content_table(run: Run) -> Table:
     """A row per layer: R² for every token group, beside the nulls and, for mitigations, the gain over none."""
     compared = any(run.value("gain_over_none", layer, KIND) is not None for layer in run.layers)
-    shown = run_table(f"Linear content probe: {run.setting}, {tested(run)}", run)
-    shown.add_column("layer", no_wrap=not compared, overflow="fold")  # names of variants are long
-    add_columns(shown, "all", "±", *GROUP_HEADERS, *["over none"] * compared)
-    add_columns(shown, *random_headers(run), "shuf-\nfled", dim=True)
+    shown = probe_table(run, "Linear content probe", ["layer"], more=["over none"] * compared, after=["shuf-\nfled"])
+    shown.columns[0].no_wrap, shown.columns[0].overflow = not compared, "fold"  # names of variants are long
     for layer in run.layers:
         nulls = [*random_cells(run, layer, KIND), number(run.value("shuffled_labels", layer, KIND))]
         shown.add_row(layer, *by_group(run, "test", layer, KIND), *[_gain(run, layer)] * compared, *nulls)

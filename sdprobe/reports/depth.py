@@ -5,18 +5,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import Grid, beside_baselines, grids
-from sdprobe.reports.numbers import (
-    GROUP_HEADERS,
-    add_columns,
-    by_group,
-    captioned,
-    intervals,
-    number,
-    random_cells,
-    random_headers,
-    run_table,
-    tested,
-)
+from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, Task, mapped, several_layers
 from sdprobe.reports.run import Run
 
@@ -34,10 +23,7 @@ NULL_CAPTION = (
 
 def depth_table(run: Run) -> Table:
     """Rows per layer: four errors, and the RMSE of what knows no activation, for every token group."""
-    shown = run_table(f"Linear depth probe: {run.setting}, {tested(run)}", run)
-    add_columns(shown, "layer", "error", left=True)
-    add_columns(shown, "all", "±", *GROUP_HEADERS)
-    add_columns(shown, *random_headers(run), dim=True)
+    shown = probe_table(run, "Linear depth probe", ("layer", "error"))
     for layer in run.layers:
         for metric, text in METRICS.items():
             if run.value("test", layer, metric) is None and metric == "rmse_per_image":  # runs of an older version

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -16,7 +16,6 @@ FEW = f"n < {FEWEST}"  # in place of an interval: so many units were tested
 SPARSE = "few"  # the same: so few of them carry the number, or differ in it
 MARK = "†"  # behind a number
 GROUPS_OF_IMAGES = 20
-GROUP_HEADERS = tuple(group.replace("_", "\n") for group in GROUPS)
 SHORT = 4  # mitigations that a sentence still names
 
 
@@ -45,6 +44,15 @@ def with_ends(value: float, low: float = math.nan, high: float = math.nan, sign:
 def six_digits(value: object) -> object:
     """A value as CSV files hold it: floats with six digits; nothing in place of NaN."""
     return value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; the second row is that of dashes.
+
+    >>> markdown([["a", "b"], ["---", "---"], ["1", "2"]])
+    '| a | b |\\n| --- | --- |\\n| 1 | 2 |\\n'
+    """
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def half(
@@ -143,13 +151,8 @@ def random_header(run: Run) -> str:
     return random_weights(run).replace(" ", "\n", 2)
 
 
-def random_headers(run: Run) -> list[str]:
-    """Headers of :func:`random_cells`."""
-    return [random_header(run), *["±"] * over_seeds(run)]
-
-
 def random_cells(run: Run, layer: str, metric: str, few: str = FEW) -> list[str]:
-    """A number with random weights, and its half width where any of the run has one."""
+    """A number with random weights, and its half width if any of the run has one."""
     cells = [number(run.value("random_weights", layer, metric))]
     return cells + [half(run, "random_weights", layer, metric, few=few)] * over_seeds(run)
 
@@ -179,6 +182,23 @@ def add_columns(table: Table, *headers: str, left: bool = False, dim: bool = Fal
     """Columns that are never folded: texts on the ``left``, numbers on the right."""
     for header in headers:
         table.add_column(header, no_wrap=True, justify="left" if left else "right", style="dim" if dim else "")
+
+
+def probe_table(
+    run: Run,
+    title: str,
+    names: Sequence[str],
+    more: Sequence[str] = (),
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> Table:
+    """An empty table of a linear probe. Its columns: texts (``names``), :func:`by_group`, ``more`` numbers, and dimmed those of
+    baselines, with :func:`random_cells` in between."""
+    table = run_table(f"{title}: {run.setting}, {tested(run)}", run)
+    add_columns(table, *names, left=True)
+    add_columns(table, "all", "±", *(group.replace("_", "\n") for group in GROUPS), *more)
+    add_columns(table, *before, random_header(run), *["±"] * over_seeds(run), *after, dim=True)
+    return table
 
 
 def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:

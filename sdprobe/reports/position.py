@@ -4,18 +4,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import Grid, beside_baselines, grids
-from sdprobe.reports.numbers import (
-    GROUP_HEADERS,
-    add_columns,
-    by_group,
-    captioned,
-    intervals,
-    number,
-    random_cells,
-    random_headers,
-    run_table,
-    tested,
-)
+from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, Task, mapped, several_layers
 from sdprobe.reports.run import Run
 
@@ -28,10 +17,7 @@ CAPTION = (
 
 def position_table(run: Run) -> Table:
     """Rows per layer: three accuracies, and axis accuracy of the shuffled-label control for every token group."""
-    shown = run_table(f"Linear position probe: {run.setting}, {tested(run)}", run)
-    add_columns(shown, "layer", "accuracy", left=True)
-    add_columns(shown, "all", "±", *GROUP_HEADERS)
-    add_columns(shown, "chance", *random_headers(run), dim=True)
+    shown = probe_table(run, "Linear position probe", ("layer", "accuracy"), before=["chance"])
     for layer in run.layers:
         for metric in METRICS:
             name = layer if metric == METRICS[0] else ""

@@ -17,8 +17,8 @@ from sdprobe.reports.numbers import (
     half,
     intervals,
     number,
+    over_seeds,
     random_cells,
-    random_headers,
     random_weights,
     run_table,
     tested,
@@ -44,7 +44,7 @@ def statistics_table(run: Run) -> Table:
     add_columns(shown, "layer", left=True)
     add_columns(shown, "r_pos", "r_cor", "pairs", "r_norm", "cred.", "±")
     add_columns(shown, "rand.", dim=True)
-    add_columns(shown, *random_headers(run)[1:], "corner\ncosine", "inner\ncosine", "corner\nnorm", "high\nnorm %")
+    add_columns(shown, *["±"] * over_seeds(run), "corner\ncosine", "inner\ncosine", "corner\nnorm", "high\nnorm %")
     for layer in run.layers:
         risks = {name: number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")}
         score = f"[bold]{number(run.value('test', layer, 'credibility'))}[/bold]"
