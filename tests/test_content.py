@@ -13,8 +13,8 @@ from lightning import Callback
 from PIL import Image
 from rich.console import Console
 
-from sdprobe.reports.content import content_figures, over_layers
-from sdprobe.reports.position import show
+from sdprobe.reports.content import over_layers
+from sdprobe.reports.dispatch import figures, show
 from sdprobe.reports.run import Run
 from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
@@ -132,7 +132,7 @@ def test_the_figure_draws_a_line_per_network_null_and_mitigation() -> None:
     both = over_layers(fabricated(["conv_in", "conv_in__leace", "mid", "mid__leace"])).axes[0]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in both.lines}
     assert drawn["this network"] == [0.5, 0.75] and drawn["behind leace"] == [0.625, 0.875]
-    assert set(content_figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
+    assert set(figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
     assert "content_over_layers.png" in OUTPUT_FILES, "what an earlier run drew is removed"
-    assert content_figures(fabricated(["mid", "mid__leace"])) == {}
+    assert figures(fabricated(["mid", "mid__leace"])) == {}
     plt.close("all")

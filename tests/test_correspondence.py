@@ -21,14 +21,13 @@ from rich.console import Console
 from sdprobe.metrics.pair_means import PairMeans
 from sdprobe.metrics.pck import ALPHAS, PROTOCOLS, REFINED, distances, input_distances, pixel_distances
 from sdprobe.reports.correspondence import (
-    correspondence_figures,
     cost_table,
     matching_best_at,
     over_layers,
     pck_table,
     shown_layers,
 )
-from sdprobe.reports.position import draw, rows, show
+from sdprobe.reports.dispatch import draw, figures, rows, show
 from sdprobe.reports.run import Run
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import OUTPUT_FILES
@@ -274,5 +273,5 @@ def test_of_many_layers_the_one_is_shown_where_matching_is_best(tmp_path: Path) 
     drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in over_layers(run).axes[0].lines}
     assert drawn["tested"] == pytest.approx([10, 30]) and drawn["behind leace"] == pytest.approx([90, 20])
     one = fabricated(tmp_path, {"mid": 0.3, "mid__leace": 0.2})
-    assert "best" not in str(cost_table(one).title) and "pck_over_layers" not in correspondence_figures(one)
+    assert "best" not in str(cost_table(one).title) and "pck_over_layers" not in figures(one)
     plt.close("all")

@@ -13,8 +13,8 @@ from lightning import Callback
 from PIL import Image
 from rich.console import Console
 
-from sdprobe.reports.depth import depth_figures, over_grid, over_layers
-from sdprobe.reports.position import draw, rows, show
+from sdprobe.reports.depth import over_grid, over_layers
+from sdprobe.reports.dispatch import draw, figures, rows, show
 from sdprobe.reports.run import Run
 from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
@@ -197,7 +197,7 @@ def test_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
     names = {path.name for path in draw(run, tmp_path)}
     assert names == {"depth_error_over_layers.png", "depth_error_over_grid.png"}
     assert names <= set(OUTPUT_FILES), "what an earlier run drew is removed"
-    alone = depth_figures(fabricated(["mid"]))
+    alone = figures(fabricated(["mid"]))
     assert set(alone) == {"depth_error_over_grid"}
     plt.close("all")
     columns, table = rows(run)

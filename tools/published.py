@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdprobe.reports.collection import read_runs, summarise
 from sdprobe.reports.controls import CIRCULAR, PERIODIC, mean_accuracy, tested
-from sdprobe.reports.position import draw
+from sdprobe.reports.dispatch import draw
 from sdprobe.reports.run import Run
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json

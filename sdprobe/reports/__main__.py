@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
-from sdprobe.reports.position import draw, show
+from sdprobe.reports.dispatch import draw, show
 from sdprobe.reports.run import Run
 
 

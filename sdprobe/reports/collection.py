@@ -3,23 +3,20 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display on a cluster
-from matplotlib import pyplot as plt
 from rich.console import Console
 
 from sdprobe.reports.comparison import comparison_figures, question_table, write_tables
 from sdprobe.reports.controls import controls_figures, controls_tables, write_controls
 from sdprobe.reports.credibility import credibility_tables
 from sdprobe.reports.credibility import write as write_validation
+from sdprobe.reports.curves import write_figures
 from sdprobe.reports.grouping import control_groups
 from sdprobe.reports.mitigations import WIDTH, mitigation_tables
 from sdprobe.reports.mitigations import write as write_mitigations
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import select
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, write_figure
+from sdprobe.utilities.io import DamagedFile
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
 TRACES = ("metrics.json", "error.txt", "config_hash")  # what a run that began leaves
@@ -91,11 +88,7 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
         figures |= controls_figures(groups)
     for write in (write_mitigations, write_validation):
         paths += write(runs, folder)
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        write_figure(paths[-1], figure)
-        plt.close(figure)
-    return paths
+    return paths + write_figures(figures, folder)
 
 
 def show_runs(runs: list[Run], console: Console) -> None:

@@ -4,7 +4,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,33 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from sdprobe.reports.grouping import checkpoints, fingerprint, mitigation, names
-from sdprobe.reports.numbers import lacking, seeds, units
+from sdprobe.reports.curves import BLUE, GREEN, ORANGE, RED
+from sdprobe.reports.dispatch import REPORTS, report_of
+from sdprobe.reports.grouping import checkpoints, fingerprint, meta, mitigation, names
+from sdprobe.reports.numbers import MISSING, bare_table, ends, markdown, seeds, units
 from sdprobe.reports.run import Run
+from sdprobe.tokens.keys import ENDS
 from sdprobe.utilities.io import write_file, write_rows
 
 log = logging.getLogger(__name__)
-COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#64473a", "#e03e3e", "#787774")
+TASKS = {report.task.name: report.task for report in REPORTS.values() if report.task}
+COLOURS = (BLUE, ORANGE, GREEN, "#9065b0", "#c14c8a", "#64473a", RED, "#787774")
 MARKERS = "os^Dvp*X"
 MEANS = "means over seeds; their intervals are in runs.csv"
 Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
 Means = dict[Cell, float]
-POSITION = "binned_accuracy"
 COLUMNS: dict[str, Callable[[Run], Any]] = {
     "run": lambda run: run.folder.as_posix(),
     "probe": lambda run: run.kind,
-    "model": lambda run: run.meta["model"],
-    "weights": lambda run: run.meta["weights"],
-    "timestep": lambda run: run.meta["timestep"],
-    "seed": lambda run: run.meta.get("seed"),
+    **{name: meta(name) for name in ("model", "weights", "timestep", "seed")},
     "test_images": lambda run: run.meta["images"].get("test"),
-    "noise": lambda run: run.meta.get("noise"),
+    "noise": meta("noise"),
     "mitigation": mitigation,
-    "padding": lambda run: run.meta.get("padding"),
-    "control": lambda run: run.meta.get("control"),
-    "image_size": lambda run: run.meta.get("image_size"),
+    **{name: meta(name) for name in ("padding", "control", "image_size")},
     "dataset_fingerprint": fingerprint,
-    "config_hash": lambda run: run.meta.get("config_hash"),
+    "config_hash": meta("config_hash"),
 }
 HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
 NOTE = (
@@ -49,10 +45,7 @@ NOTE = (
     "few units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
 )
 RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
-ENDS = ("", "ci_low", "ci_high")
-NUMBERS = (
-    "value", "ci_low", "ci_high", "random_weights", "random_weights_ci_low", "random_weights_ci_high", "random_weights_seeds",
-)  # fmt: skip
+NUMBERS = ("value", *ENDS, "random_weights", *(f"random_weights_{end}" for end in (*ENDS, "seeds")))
 
 
 def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
@@ -101,63 +94,51 @@ def means(runs: Sequence[Run], named: dict[int, str] | None = None) -> Means:
 
 def over_layers(values: Means, layers: list[str], task: str) -> Figure:
     """The main number over layers, a panel per name, a curve per timestep."""
-    models, timesteps = sorted({cell[0] for cell in values}), sorted({cell[1] for cell in values})
-    width = max(6.5, 0.3 * len(layers) + 3)
-    figure, axes = plt.subplots(
-        len(models), 1, figsize=(width, 3.1 * len(models) + 0.8), squeeze=False, sharex=True, sharey=True, layout="constrained"
-    )
-    for axis, model in zip(axes.flat, models, strict=True):
+    timesteps = _timesteps(values)
+    size = max(6.5, 0.3 * len(layers) + 3), 3.1, 0.8
+    figure, panels = _panels(values, size, f"{TASKS[task].label} over layers\n{MEANS}", sharey=True)
+    for model, axis in panels.items():
         for timestep, colour in zip(timesteps, _ramp(len(timesteps)), strict=True):
             curve = [values.get((model, timestep, layer), np.nan) for layer in layers]
             if not np.isnan(curve).all():
                 axis.plot(curve, "-o", ms=3, lw=1.4, color=colour, label=f"timestep {timestep}")
-        _finish(axis, model, task)
-    axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, fontsize=8)
-    figure.suptitle(f"{TASKS[task].label} over layers\n{MEANS}", fontsize=11)
+        _finish(axis, task)
+    axis.set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > 12 else 30, fontsize=8)
     return figure
 
 
 def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
     """The main number over timesteps, a panel per name, a curve per layer: of many layers eight, those with the highest number
     (the lowest, where that answers the question)."""
-    models = sorted({cell[0] for cell in values})
     sign = 1 if TASKS[task].highest else -1
     most = {layer: max(sign * v for c, v in values.items() if c[2] == layer) for layer in {cell[2] for cell in values}}
     kept = set(sorted(most, key=lambda layer: -most[layer])[: len(COLOURS)])
     end = "highest" if sign > 0 else "lowest"
     cut = f": of {len(most)} layers the {len(kept)} with the {end}" if len(kept) < len(most) else ""
-    layers = [layer for layer in layers if layer in kept]
-    figure, axes = plt.subplots(
-        len(models), 1, figsize=(7.5, 3.1 * len(models) + 0.8), squeeze=False, sharex=True, sharey=True, layout="constrained"
-    )
-    for axis, model in zip(axes.flat, models, strict=True):
-        for layer, colour in zip(layers, COLOURS, strict=False):
+    figure, panels = _panels(values, (7.5, 3.1, 0.8), f"{TASKS[task].label} over timesteps{cut}\n{MEANS}", sharey=True)
+    for model, axis in panels.items():
+        for layer, colour in zip([layer for layer in layers if layer in kept], COLOURS, strict=False):
             points = sorted((cell[1], value) for cell, value in values.items() if cell[0] == model and cell[2] == layer)
             if points:
                 axis.plot(*zip(*points, strict=True), "-o", ms=3.5, lw=1.4, color=colour, label=layer)
-        _finish(axis, model, task)
-    axes[-1, 0].set_xlabel("timestep")
-    figure.suptitle(f"{TASKS[task].label} over timesteps{cut}\n{MEANS}", fontsize=11)
+        _finish(axis, task)
+    axis.set_xlabel("timestep")
     return figure
 
 
 def over_both(values: Means, layers: list[str], task: str) -> Figure:
     """The main number over layers and timesteps, a map per name; white where nothing was measured."""
-    models, timesteps = sorted({cell[0] for cell in values}), sorted({cell[1] for cell in values})
-    width, height = max(6.0, 0.3 * len(layers) + 3), 0.35 * len(timesteps) + 0.9
-    figure, axes = plt.subplots(
-        len(models), 1, figsize=(width, height * len(models) + 1.4), squeeze=False, sharex=True, layout="constrained"
-    )
+    timesteps = _timesteps(values)
+    size = max(6.0, 0.3 * len(layers) + 3), 0.35 * len(timesteps) + 0.9, 1.4
+    figure, panels = _panels(values, size, f"{TASKS[task].label} over layers and timesteps\n{MEANS}")
     low, high = min(values.values()), max(values.values())
-    for axis, model in zip(axes.flat, models, strict=True):
+    for model, axis in panels.items():
         table = [[values.get((model, timestep, layer), np.nan) for layer in layers] for timestep in timesteps]
         image = axis.imshow(table, aspect="auto", vmin=low, vmax=high, cmap="viridis")
         axis.set_yticks(range(len(timesteps)), [str(timestep) for timestep in timesteps], fontsize=8)
         axis.set_ylabel("timestep")
-        axis.set_title(model, loc="left", fontsize=10)
-    axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
-    figure.colorbar(image, ax=list(axes.flat), label=TASKS[task].label)
-    figure.suptitle(f"{TASKS[task].label} over layers and timesteps\n{MEANS}", fontsize=11)
+    axis.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    figure.colorbar(image, ax=list(panels.values()), label=TASKS[task].label)
     return figure
 
 
@@ -212,11 +193,11 @@ def against_position(positions: Means, others: Means, task: str) -> Figure:
 
 
 def _tasks(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs with a main number, by task; the study measures position by the same number."""
+    """Runs with a main number, by task."""
     tasks: dict[str, list[Run]] = {}
     for run in runs:
-        if layer_asked_for(run):
-            tasks.setdefault("position" if run.kind == "study" else run.kind, []).append(run)
+        if layer_asked_for(run) and (task := report_of(run).task):
+            tasks.setdefault(task.name, []).append(run)
     return tasks
 
 
@@ -240,69 +221,60 @@ def _ramp(count: int) -> list[tuple[float, ...]]:
     return [plt.get_cmap("viridis")(0.85 * i / max(count - 1, 1)) for i in range(count)]
 
 
-def _finish(axis: Axes, title: str, task: str) -> None:
-    axis.set_title(title, loc="left", fontsize=10)
+def _timesteps(values: Means) -> list[int]:
+    return sorted({cell[1] for cell in values})
+
+
+def _panels(
+    values: Means, size: tuple[float, float, float], title: str, sharey: bool = False
+) -> tuple[Figure, dict[str, Axes]]:
+    """(figure, panel by name); ``size``: the width, a panel's height, that of all else."""
+    models = sorted({cell[0] for cell in values})
+    width, height, rest = size
+    figure, axes = plt.subplots(
+        len(models), 1, figsize=(width, height * len(models) + rest), squeeze=False, sharex=True, sharey=sharey,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, model in zip(axes.flat, models, strict=True):
+        axis.set_title(model, loc="left", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return figure, dict(zip(models, axes.flat, strict=True))
+
+
+def _finish(axis: Axes, task: str) -> None:
     axis.set_ylabel(TASKS[task].label)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=math.ceil(len(axis.lines) / 12))
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a probe is compared by, and the question that singles out a layer: the ``highest`` number answers it, or the lowest.
-
-    ``scale`` turns a share into percent.
-    """
-
-    metric: str
-    label: str
-    question: str
-    highest: bool = True
-    scale: float = 1.0
-
-
-TASKS = {
-    "position": Task(POSITION, "position accuracy, 8 bins", "position most readable at"),
-    "study": Task(POSITION, "position accuracy, 8 bins", "position most readable at"),
-    "correspondence": Task("pck_ours_point_0.10", "PCK@0.10, %", "matching best at", scale=100.0),
-    "depth": Task("rmse", "depth RMSE", "depth read best at", highest=False),
-    "statistics": Task("credibility", "credibility", "credibility highest at (descriptive)"),
-}
-
-
 def value_of(run: Run, layer: str) -> float | None:
     """A run's main number at a layer, in the task's unit; None where it was not measured."""
-    task = TASKS.get(run.kind)
+    task = report_of(run).task
     value = run.value("test", layer, task.metric) if task else None
     return None if value is None or task is None else task.scale * value
 
 
 def layer_asked_for(run: Run) -> str | None:
     """The layer that answers the question of the run's task; None where a run has no number."""
+    task = report_of(run).task
     values = {layer: value for layer in run.bases if (value := value_of(run, layer)) is not None}
-    if not values:
+    if task is None or not values:
         return None
-    return (max if TASKS[run.kind].highest else min)(values, key=lambda layer: values[layer])
+    return (max if task.highest else min)(values, key=lambda layer: values[layer])
 
 
 def rows(runs: list[Run]) -> list[dict[str, Any]]:
     """A row per run and layer: what was measured, its main number with interval, the same with random weights."""
-    return [row for run in runs for row in _rows(run)]
-
-
-def _rows(run: Run) -> list[dict[str, Any]]:
-    task = TASKS.get(run.kind)
-    if task is None:
-        return []
     found = []
-    for layer in run.bases:
-        numbers = [run.value("test", layer, task.metric, end=end) for end in ENDS]
-        numbers += [run.value("random_weights", layer, task.metric, end=end) for end in (*ENDS, "seeds")]
-        found.append(
-            {name: read(run) for name, read in COLUMNS.items()}
-            | {"layer": layer, "metric": task.metric, "units": sampled(run)}
-            | dict(zip(NUMBERS, numbers, strict=True))
-        )
+    for run in runs:
+        for layer, task in [(layer, task) for layer in run.bases if (task := report_of(run).task)]:
+            numbers = [*run.estimate("test", layer, task.metric), *run.estimate("random_weights", layer, task.metric)]
+            numbers.append(run.value("random_weights", layer, task.metric, end="seeds"))
+            found.append(
+                {name: read(run) for name, read in COLUMNS.items()}
+                | {"layer": layer, "metric": task.metric, "units": sampled(run)}
+                | dict(zip(NUMBERS, numbers, strict=True))
+            )
     return found
 
 
@@ -313,7 +285,7 @@ def write_tables(runs: list[Run], folder: Path) -> list[Path]:
     paths = [folder / "runs.csv", folder / "runs.md"]
     write_rows(paths[0], [header, *table])
     lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in table)]
-    write_file(paths[1], "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    write_file(paths[1], markdown(lines))
     return paths
 
 
@@ -328,56 +300,40 @@ def question_table(runs: list[Run]) -> Table:
     told |= {name: [_text(read(run)) for run in runs] for name, read in COLUMNS.items() if name not in HIDDEN}
     varying = {name: texts for name, texts in told.items() if len(set(texts)) > 1}
     shared = [f"{name.replace('_', ' ')} {texts[0]}" for name, texts in told.items() if name not in varying and any(texts)]
-    table = Table(
-        title=f"{len(runs)} runs, each at the layer that answers its question (all layers: runs.csv, runs.md)",
-        caption="\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), NOTE]),
-        title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False,
-    )  # fmt: skip
+    table = bare_table(
+        f"{len(runs)} runs, each at the layer that answers its question (all layers: runs.csv, runs.md)",
+        "\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), NOTE]),
+    )
     headers = [name.replace("_", "\n") for name in varying]
     for header in ("run", *headers, "metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"):
         table.add_column(header, overflow="fold", justify="right" if header in RIGHT else "left")
     for i, run in enumerate(runs):
-        table.add_row(_short(run.folder), *(texts[i] or "–" for texts in varying.values()), *_answer(run))
+        table.add_row("/".join(run.folder.parts[-2:]), *(texts[i] or MISSING for texts in varying.values()), *_answer(run))
     return table
 
 
 def _answer(run: Run) -> tuple[str, ...]:
     """Metric, question, layer, its number, the interval and its units, the number with random weights, as shown."""
-    layer, task = layer_asked_for(run), TASKS.get(run.kind)
+    layer, task = layer_asked_for(run), report_of(run).task
     if layer is None or task is None:
-        return "–", "–", "–", "–", "", "", ""
-    interval, random = (_interval(run, what, layer, task) for what in ("test", "random_weights"))
-    value = run.value("random_weights", layer, task.metric)
-    parts = [] if value is None else [_number(task.scale * value), random, seeds(run)]
-    beside = ", ".join(filter(None, parts)) or "–"
-    return (
-        task.label,
-        task.question,
-        layer,
-        _number(value_of(run, layer)),
-        interval or lacking(run, "test"),
-        sampled(run),
-        beside,
-    )
+        return *[MISSING] * 4, "", "", ""
+
+    def written(value: float) -> str:
+        return f"{task.scale * value:.{3 if abs(task.scale * value) < 10 else 1}f}"
+
+    value, _, _ = run.estimate("test", layer, task.metric)
+    random, low, _ = run.estimate("random_weights", layer, task.metric)
+    parts = [] if random is None else [written(random), seeds(run)]
+    if low is not None:
+        parts.insert(1, ends(run, "random_weights", layer, task.metric, written))
+    interval, beside = ends(run, "test", layer, task.metric, written), ", ".join(filter(None, parts))
+    return task.label, task.question, layer, written(value or 0.0), interval, sampled(run), beside or MISSING
 
 
 def sampled(run: Run) -> str:
     """What a run's intervals rest on: ``12 photographs``."""
     count, name = units(run)
     return "" if count is None else f"{count} {name.removeprefix('test ')}"
-
-
-def _interval(run: Run, what: str, layer: str, task: Task) -> str:
-    low, high = (run.value(what, layer, task.metric, end=end) for end in ("ci_low", "ci_high"))
-    return "" if low is None or high is None else f"{_number(task.scale * low)} to {_number(task.scale * high)}"
-
-
-def _short(folder: Path) -> str:
-    return "/".join(folder.parts[-2:])
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _text(value: Any) -> str:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
 from sdprobe.metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
+from sdprobe.reports.curves import BLUE, DARK, GREY, ORANGE
 from sdprobe.reports.grouping import control_groups
+from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number
 from sdprobe.reports.run import Run
 from sdprobe.utilities.io import write_rows
 
@@ -34,11 +34,7 @@ def tested(*cells: str) -> Side:
 CONTRASTS: dict[str, tuple[str, Side, Side]] = {
     "learned": ("trained − random weights", tested("trained"), tested(*SEEDS)),
     "order of weights": ("trained − shuffled entries", tested("trained"), tested("shuffled")),
-    "architecture": (
-        "zeros − circular, random weights, periodic texture",
-        tested(*PERIODIC),
-        tested(*CIRCULAR),
-    ),
+    "architecture": ("zeros − circular, random weights, periodic texture", tested(*PERIODIC), tested(*CIRCULAR)),
     "zeros over replicate": ("trained − replicate", tested("trained"), tested("replicate")),
     "zeros over reflect": ("trained − reflect", tested("trained"), tested("reflect")),
     "zeros over circular": ("trained − circular", tested("trained"), tested("circular")),
@@ -87,9 +83,8 @@ def layers_of(runs: dict[str, Run]) -> list[str]:
 
 def accuracy(run: Run, layer: str, view: str = "test") -> Estimate | None:
     """Binned accuracy of one view with the interval that the run reported."""
-    value, low, high = (run.value(view, layer, "binned_accuracy", end=end) for end in ("", "ci_low", "ci_high"))
-    ends = [math.nan if end is None else end for end in (low, high)]
-    return None if value is None else Estimate(value, ends[0], ends[1])
+    value, low, high = np.array(run.estimate(view, layer, "binned_accuracy"), dtype=float).tolist()  # None becomes NaN
+    return None if math.isnan(value) else Estimate(value, low, high)
 
 
 def contrast(runs: dict[str, Run], name: str, layer: str) -> Estimate | None:
@@ -151,9 +146,9 @@ def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.n
         run = runs.get(cell)
         if run is None:
             continue
-        if view not in run.maps["views"].tolist() or f"{layer}/photo_right" not in run.maps:
+        if view not in _views(run) or f"{layer}/photo_right" not in run.maps:
             return None
-        index = run.maps["views"].tolist().index(view)
+        index = _views(run).index(view)
         right, count = (run.maps[f"{layer}/photo_{name}"][index] for name in ("right", "count"))
         tables.append(ratio_pseudovalues(right, count))
         names.append(run.maps["photos"].tolist())
@@ -163,66 +158,49 @@ def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.n
 def controls_table(title: str, known: dict[str, Run]) -> Table:
     """Accuracy and flip attribution of every cell of a group, then the contrasts, for every layer."""
     layers = layers_of(known)
-    table = Table(
-        title=f"Where position comes from: {title}",
-        caption=CAPTION.format(photos=tested_photographs(known)),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-    )
-    table.add_column("cell", no_wrap=True)
+    table = bare_table(f"Where position comes from: {title}", CAPTION.format(photos=tested_photographs(known)))
+    add_columns(table, "cell", left=True)
     for layer in layers:
-        for header in (layer, "±", "A "):
-            table.add_column(header, no_wrap=True, justify="right")
+        add_columns(table, layer, "±", "A ")
     first = next(iter(known.values()))
-    table.add_row("chance", *(_part(first.value("chance", layer, "binned_accuracy")) for layer in layers), style="dim")
+    table.add_row("chance", *(number(first.value("chance", layer, "binned_accuracy")) for layer in layers), style="dim")
     for cell, run in known.items():
-        for view in run.maps["views"].tolist():
+        for view in _views(run):
             if view != "rotated":  # A says it
                 name = cell if view == "test" else f"  {view.replace('_', ' ')}"
                 table.add_row(name, *(part for layer in layers for part in _cell(run, layer, view)))
     table.add_section()
-    for name, (what, *_) in CONTRASTS.items():
+    for name in CONTRASTS:
         found = [contrast(known, name, layer) for layer in layers]
         if any(found):
-            parts = [part for each in found for part in ((_signed(each), _number(each.half), "") if each else ("–", "", ""))]
-            one = " (one seed)" if any(each and each.seeds == 1 for each in found) else ""
-            table.add_row(f"{name}: {what}{one}", *parts)
+            parts = [
+                part
+                for each in found
+                for part in ((number(each.value, sign=True), number(each.half), "") if each else (MISSING, "", ""))
+            ]
+            table.add_row(_named(name, found), *parts)
     return table
 
 
-def _part(value: float | None) -> str:
-    return _number(value)
+def _named(name: str, found: Sequence[Estimate | None]) -> str:
+    """A contrast and what it is, also where it rests on one random network."""
+    return f"{name}: {CONTRASTS[name][0]}" + " (one seed)" * any(each and each.seeds == 1 for each in found)
 
 
-def _ends(found: Estimate | None) -> list[float | None]:
-    """Value and interval, None where there is none."""
-    values = (None, None, None) if found is None else (found.value, found.low, found.high)
-    return [None if value is None or math.isnan(value) else value for value in values]
+def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
+    found = accuracy(run, layer, view)
+    attribution = number(run.value("test", layer, "flip_attribution")) if view == "test" else ""
+    return (number(found.value), number(found.half), attribution) if found else (MISSING, "", "")
+
+
+def _views(run: Run) -> list[str]:
+    return [str(view) for view in run.maps["views"]]
 
 
 def tested_photographs(known: Mapping[str, Run]) -> str:
     """How many photographs cells were tested on."""
     counts = sorted({len(run.maps["photos"]) for run in known.values()})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
-    found = accuracy(run, layer, view)
-    attribution = _number(run.value("test", layer, "flip_attribution")) if view == "test" else ""
-    return (_number(found.value), _number(found.half), attribution) if found else ("–", "", "")
-
-
-def _signed(estimate: Estimate) -> str:
-    text = _number(estimate.value)
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """Without the leading zero; a dash where nothing was measured."""
-    return "–" if value is None or math.isnan(value) else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
 
 
 def controls_tables(runs: Sequence[Run]) -> list[Table]:
@@ -245,11 +223,9 @@ def _csv_rows(known: dict[str, Run]) -> list[list[object]]:
     for layer in layers_of(known):
         for cell, run in known.items():
             level = run.value("chance", layer, "binned_accuracy")
-            for view in run.maps["views"].tolist():
-                found = accuracy(run, layer, view)
-                rows.append([view, cell, layer, *_ends(found), level, ""])
+            rows += [[view, cell, layer, *_ends(accuracy(run, layer, view)), level, ""] for view in _views(run)]
             for metric in ("flip_attribution", "flip_surviving"):
-                numbers = [run.value("test", layer, metric, end=end) for end in ("", "ci_low", "ci_high")]
+                numbers = run.estimate("test", layer, metric)
                 rows += [[metric, cell, layer, *numbers, "", ""]] if numbers[0] is not None else []
         for name in CONTRASTS:
             if each := contrast(known, name, layer):
@@ -257,7 +233,10 @@ def _csv_rows(known: dict[str, Run]) -> list[list[object]]:
     return rows
 
 
-matplotlib.use("Agg")  # no display on a cluster
+def _ends(found: Estimate | None) -> list[float | None]:
+    """Value and interval, None where there is none."""
+    values = (found.value, found.low, found.high) if found else (math.nan,) * 3
+    return [None if math.isnan(value) else value for value in values]
 
 
 NULL, PADDED, UNTRAINED, TRAINED = tested(*CIRCULAR), tested(*PERIODIC), tested(*SEEDS), tested("trained")
@@ -268,7 +247,7 @@ STEPS: tuple[tuple[str, Side, Side], ...] = (
     ("+ natural\nimages", UNTRAINED, PADDED),
     ("+ learned\nweights", TRAINED, UNTRAINED),
 )
-UP, DOWN, TOTAL, GREY = "#0b6e99", "#d9730d", "#37352f", "#9b9a97"
+UP, DOWN, TOTAL = BLUE, ORANGE, DARK
 
 
 def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
@@ -335,15 +314,9 @@ def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> 
     axis.text(place, top + 0.02, f"{change:+.2f}".replace("0.", "."), ha="center", fontsize=9)
 
 
-def _named(name: str, runs: dict[str, Run], layer: str) -> str:
-    """A contrast and what it is, also where it rests on one random network."""
-    found = contrast(runs, name, layer)
-    return f"{name}: {CONTRASTS[name][0]}" + (" (one seed)" if found and found.seeds == 1 else "")
-
-
 def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        found = contrast(runs, name, layer)
+    contrasts = [contrast(runs, name, layer) for name in names]
+    for place, found in enumerate(contrasts):
         if found is None:
             continue
         sure = found.low > 0 or found.high < 0
@@ -352,7 +325,9 @@ def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) 
         face = "none" if np.isnan(found.low) else colour
         axis.plot(found.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), [_named(name, runs, layer) for name in names], fontsize=7.5)
+    axis.set_yticks(
+        range(len(names)), [_named(name, [found]) for name, found in zip(names, contrasts, strict=True)], fontsize=7.5
+    )
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)

@@ -8,8 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import curve, heading, mitigated, name_layers
-from sdprobe.reports.numbers import captioned, half, intervals, lacking, percent, random_weights, run_table, tested
+from sdprobe.reports.curves import BLUE, DARK, ORANGE, Grid, curve, grids, heading, layers_figure, mitigated, name_layers
+from sdprobe.reports.numbers import (
+    add_columns,
+    captioned,
+    ends,
+    half,
+    intervals,
+    percent,
+    random_header,
+    random_weights,
+    run_table,
+    tested,
+)
+from sdprobe.reports.report import Drawing, Report, Task, mapped, pictured, several_layers
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, MASKED, select
 
@@ -28,7 +40,7 @@ WAYS = {
     "random_weights_zero_shot": "random weights, zero-shot", "shuffled_labels": "shuffled pairs",
     "same_position": "same position", "random_point": "random point",
 }  # fmt: skip
-COLOURS = {"test": "#0b6e99", "zero_shot": "#5fa8d3", "random_weights": "#d9730d", "same_position": "#37352f"}
+COLOURS = {"test": BLUE, "zero_shot": "#5fa8d3", "random_weights": ORANGE, "same_position": DARK}
 GAINS = {
     "gain_over_zero_shot": "gain over zero-shot", "gain_over_random_weights": "gain over random weights",
     "gain_over_same_position": "gain over same position",
@@ -49,7 +61,6 @@ COSTS = [
     *(("attraction", name, f"attraction {name}") for name in MASKED),
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
-PADDING = (0, 1, 0, 0)
 SAME = "all equal"  # in place of an interval of width 0
 VERDICTS = {1: ("right", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong: at the source's position", "#ffbf00")}
 CAPTION = (
@@ -74,16 +85,11 @@ COST_CAPTION = (
 )
 
 
-def correspondence_tables(run: Run) -> list[Table]:
-    """PCK of every layer beside its nulls; what anomalies cost; every published way of counting."""
-    return [pck_table(run), cost_table(run), protocol_table(run)]
-
-
 def pck_table(run: Run) -> Table:
     """Rows per layer and way of matching."""
-    shown = run_table(f"Semantic correspondence: {run.setting}, {tested(run)}", run, PADDING)
-    for header in ("layer", "matching", *(f"@{alpha}" for alpha in ALPHAS), "± @0.10"):
-        shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "matching") else "right")
+    shown = run_table(f"Semantic correspondence: {run.setting}, {tested(run)}", run, spaced=True)
+    add_columns(shown, "layer", "matching", left=True)
+    add_columns(shown, *(f"@{alpha}" for alpha in ALPHAS), "± @0.10")
     ways = WAYS | {way: WAYS[way].replace("random weights", random_weights(run)) for way in WAYS if way.startswith("random_w")}
     for layer in run.layers:
         for way, text in ways.items():
@@ -91,21 +97,20 @@ def pck_table(run: Run) -> Table:
             values = [run.value(way, where, f"pck_ours_point_{alpha}") for alpha in ALPHAS]
             if values[0] is not None:
                 cells = [percent(value) for value in values]
-                within = _half(run, way, where, MAIN, "all")
-                shown.add_row(layer if way == "test" else "", text, *cells, within, style="" if way == "test" else "dim")
+                name, style = (layer, "") if way == "test" else ("", "dim")
+                shown.add_row(name, text, *cells, _half(run, way, where, MAIN), style=style)
         for what, text in GAINS.items():
             if (value := run.value(what, layer, MAIN)) is not None:
-                shown.add_row("", text, "", percent(value), "", _ends(run, what, layer))
+                shown.add_row("", text, "", percent(value), "", ends(run, what, layer, MAIN, percent))
         shown.add_section()
     return captioned(shown, run, CAPTION, intervals(run), sep="\n")
 
 
 def cost_table(run: Run) -> Table:
     """PCK of every stratum, then copies, attraction and harm; of more than three layers where matching is best."""
-    shown = run_table(f"Matches by place and token group (percent, @0.10){_chosen(run)}", run, PADDING)
-    weights = random_weights(run).replace(" ", "\n", 2)
-    for header in ("layer", "group", "tested", "±", "zero-\nshot", weights, "same\nplace", "key-\npoints", "pic-\ntures"):
-        shown.add_column(header, no_wrap=True, justify="left" if header in ("layer", "group") else "right")
+    shown = run_table(f"Matches by place and token group (percent, @0.10){_chosen(run)}", run, spaced=True)
+    add_columns(shown, "layer", "group", left=True)
+    add_columns(shown, "tested", "±", "zero-\nshot", random_header(run), "same\nplace", "key-\npoints", "pic-\ntures")
     sampled = {key: str(int(np.isfinite(values).sum())) for key, values in run.pseudovalues().items()}
     for layer in shown_layers(run):
         first = layer
@@ -127,10 +132,9 @@ def cost_table(run: Run) -> Table:
 def protocol_table(run: Run) -> Table:
     """Every published way of counting the same matches; dift counts its own, over enlarged grids, zero-shot."""
     raw = "zero_shot" if select(run.metrics, condition="zero_shot") else "test"
-    table = run_table(f"The same matches as papers count them (percent){_chosen(run)}", run, PADDING)
-    words = ("layer", "protocol", "α of", "mean over")
-    for header in (*words, *(f"@{alpha}" for alpha in PUBLISHED_ALPHAS), "± @0.10"):
-        table.add_column(header, no_wrap=True, justify="left" if header in words else "right")
+    table = run_table(f"The same matches as papers count them (percent){_chosen(run)}", run, spaced=True)
+    add_columns(table, "layer", "protocol", "α of", "mean over", left=True)
+    add_columns(table, *(f"@{alpha}" for alpha in PUBLISHED_ALPHAS), "± @0.10")
     for layer in shown_layers(run):
         first = layer
         for protocol, average in PUBLISHED:
@@ -138,7 +142,7 @@ def protocol_table(run: Run) -> Table:
             values = [run.value(way, layer, f"pck_{protocol}_{average}_{alpha}") for alpha in PUBLISHED_ALPHAS]
             if values[-1] is None:
                 continue
-            within = _half(run, way, layer, f"pck_{protocol}_{average}_0.10", "all")
+            within = _half(run, way, layer, f"pck_{protocol}_{average}_0.10")
             table.add_row(first, protocol, reach(run, protocol), MEANS[average], *map(percent, values), within)
             first = ""
         table.add_section()
@@ -166,18 +170,6 @@ def _chosen(run: Run) -> str:
     return f", at {matching_best_at(run)}{plain}" + (", where matching is best" if len(run.bases) > 1 else "")
 
 
-def correspondence_figures(run: Run) -> dict[str, Figure]:
-    """Every figure that the run has data for, by file name."""
-    figures: dict[str, Figure] = {}
-    if len(run.bases) > 1:
-        figures["pck_over_layers"] = over_layers(run)
-    if all(f"{layer}/offset_errors" in run.maps for layer in run.layers):  # an interrupted run has no maps
-        figures["errors_over_offset"] = over_offset(run)
-        if "pictures" in run.maps:
-            figures["matches"] = drawn_matches(run, matching_best_at(run))
-    return figures
-
-
 def matching_best_at(run: Run) -> str:
     """The layer with the highest PCK, without mitigation where mitigations are compared."""
     return max(run.bases, key=lambda layer: run.value("test", layer, MAIN) or 0.0)
@@ -185,7 +177,7 @@ def matching_best_at(run: Run) -> str:
 
 def over_layers(run: Run) -> Figure:
     """PCK@0.10 of every layer: all keypoints above, also behind mitigations; by displacement below."""
-    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.32 * len(run.bases) + 2), 7), sharex=True, layout="constrained")
+    figure, axes = layers_figure(run, 2, height=7)
     for way, label in (("test", WAYS["test"]), ("zero_shot", WAYS["zero_shot"]), ("random_weights", random_weights(run))):
         curve(axes[0], run, way, MAIN, scale=100, marker="o", color=COLOURS[way], label=label)
     mitigated(axes[0], run, MAIN, scale=100)
@@ -211,30 +203,23 @@ def over_layers(run: Run) -> Figure:
 
 def over_offset(run: Run) -> Figure:
     """Share of matches that are wrong, over the offset from source point to matched point; grey where there is none."""
-    layers = run.layers
-    columns = min(len(layers), 8 if len(layers) > 8 else max(1, math.ceil(math.sqrt(len(layers)))))
-    lines = math.ceil(len(layers) / columns)
-    side = 4.2 if len(layers) <= 2 else 1.9
-    size = (side * columns + 1.2, (side + 0.25) * lines + 0.6)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for layer, panel in zip(layers, axes.flat, strict=False):
+    panels = []
+    for layer in run.layers:
         counts, wrong = run.maps[f"{layer}/offset_counts"], run.maps[f"{layer}/offset_errors"]
         rate = np.where(counts > 0, wrong / counts.clip(1), np.nan)
-        panel.set_facecolor("#dddddd")
-        image = panel.imshow(rate, vmin=0, vmax=1, cmap="magma", extent=(-1, 1, 1, -1))
-        panel.axhline(0, color="white", lw=0.4)
-        panel.axvline(0, color="white", lw=0.4)
-        panel.set_title(f"{layer}  {percent(run.value('test', layer, MAIN))} %", fontsize=11 if len(layers) == 1 else 8)
-        panel.set(xlabel="x, sides", ylabel="y, sides") if len(layers) == 1 else panel.set_axis_off()
-    for panel in list(axes.flat)[len(layers) :]:
-        panel.remove()
-    figure.colorbar(image, ax=list(axes.flat)[: len(layers)], shrink=0.8, aspect=30, label="share of wrong matches")
-    heading(figure, "Errors over the offset from source to match", run)
+        panels.append(Grid(f"{layer}  {percent(run.value('test', layer, MAIN))} %", rate, "x, sides", "y, sides"))
+    title, sides = "Errors over the offset from source to match", (-1, 1, 1, -1)
+    figure = grids(run, title, panels, "share of wrong matches", vmin=0, vmax=1, cmap="magma", extent=sides)
+    for axis in figure.axes[: len(panels)]:
+        axis.set_facecolor("#dddddd")
+        axis.axhline(0, color="white", lw=0.4)
+        axis.axvline(0, color="white", lw=0.4)
     return figure
 
 
-def drawn_matches(run: Run, layer: str) -> Figure:
-    """Pairs side by side: right matches, wrong ones, and wrong ones at the source's own position."""
+def drawn_matches(run: Run) -> Figure:
+    """Pairs side by side where matching is best: right matches, wrong ones, and wrong ones at the source's own position."""
+    layer = matching_best_at(run)
     pictures, table = run.maps["pictures"], run.maps[f"{layer}/matches"]
     count = len(pictures) // 2
     columns = min(2, count)
@@ -264,12 +249,17 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
     panel.set(xlim=(0, 2 * side + side // 16), ylim=(side, 0))
 
 
-def _half(run: Run, what: str, layer: str, metric: str, group: str) -> str:
-    low, high = (run.value(what, layer, metric, group, end) for end in ("ci_low", "ci_high"))
+def _half(run: Run, what: str, layer: str, metric: str, group: str = "all") -> str:
+    _, low, high = run.estimate(what, layer, metric, group)
     return SAME if low is not None and low == high else half(run, what, layer, metric, group, percent)
 
 
-def _ends(run: Run, what: str, layer: str) -> str:
-    """Both ends of a gain's interval, or why it has none."""
-    low, high = (run.value(what, layer, MAIN, end=end) for end in ("ci_low", "ci_high"))
-    return lacking(run, what) if low is None or high is None else f"{percent(low)} to {percent(high)}"
+REPORT = Report(
+    tables=(pck_table, cost_table, protocol_table),
+    drawings={
+        "pck_over_layers": Drawing(over_layers, several_layers),
+        "errors_over_offset": Drawing(over_offset, mapped("offset_errors")),
+        "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
+    },
+    task=Task("correspondence", MAIN, "PCK@0.10, %", "matching best at", scale=100.0),
+)

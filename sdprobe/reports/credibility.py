@@ -1,7 +1,6 @@
 """``experiment=credibility_validation``: does a layer's credibility predict what position costs there, or only describe it?"""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import product
@@ -10,10 +9,11 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
+from sdprobe.reports.curves import BLUE, DARK, GREEN, ORANGE, RED, write_figures
 from sdprobe.reports.mitigated_layers import LEAST_PCK
+from sdprobe.reports.numbers import MISSING, bare_table, six_digits, with_ends
 from sdprobe.reports.run import Run
 from sdprobe.reports.validation import (
     FEWEST_CELLS,
@@ -25,9 +25,9 @@ from sdprobe.reports.validation import (
     credibility_cells,
     validation,
 )
-from sdprobe.utilities.io import write_figure, write_rows
+from sdprobe.utilities.io import write_rows
 
-COLOURS = ("#0b6e99", "#d9730d", "#448361", "#ad1a72", "#6940a5", "#e03e3e")
+COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED)
 MARKERS = "os^Dv<>P"
 CAPTION = (
     f"Cells with a raw PCK@0.10 of {LEAST_PCK:.0%} at least. ρ: Spearman, mean over models of the ρ inside each; 95 % "
@@ -52,25 +52,16 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
     if not cells:
         return []
     found = _validated(cells)
-    names = ("credibility_validation.csv", "credibility_correlations.csv", "credibility_validation.png")
-    paths = [folder / name for name in names]
+    paths = [folder / "credibility_validation.csv", folder / "credibility_correlations.csv"]
     _write_cells(cells, paths[0])
     _write_correlations(found, paths[1])
-    figure = validation_figure(cells, found)
-    write_figure(paths[2], figure)
-    plt.close(figure)
-    return paths
+    return paths + write_figures({"credibility_validation": validation_figure(cells, found)}, folder)
 
 
 def _enough(runs: Sequence[Run]) -> list[CredibilityCell]:
     """The cells, if there are as many as one model needs."""
     cells = credibility_cells(runs)
     return cells if len(cells) >= FEWEST_CELLS else []
-
-
-def overall(found: Found) -> str:
-    """The verdict on the score itself."""
-    return found["credibility", "gain"].verdict
 
 
 def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
@@ -98,14 +89,16 @@ def _validated(cells: Sequence[CredibilityCell]) -> Found:
 
 def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
     counted, models = sum(cell.counts for cell in cells), found["credibility", "gain"].models
-    table = Table(
-        title=f"{_verdict(found)}: {counted} of {len(cells)} cells count, {models} of "
-        f"{len({cell.model for cell in cells})} models have enough of them",
-        caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        show_edge=False,
-    )  # fmt: skip
-    for header in ("harm", "risk", "cells", "ρ", "baseline's ρ", "difference"):
-        table.add_column(header, justify="left" if header in ("harm", "risk") else "right")
+    every = len({cell.model for cell in cells})
+    table = bare_table(
+        f"{_verdict(found)}: {counted} of {len(cells)} cells count, {models} of {every} models have enough of them",
+        CAPTION,
+        spaced=True,
+    )
+    for header in ("harm", "risk"):
+        table.add_column(header)
+    for header in ("cells", "ρ", "baseline's ρ", "difference"):
+        table.add_column(header, justify="right")
     for (risk, harm), each in found.items():
         bold = "bold" if (risk, harm) == ("credibility", "gain") else None
         texts = [_with_interval(part) for part in (each.risk, each.baseline, each.better)]
@@ -115,8 +108,8 @@ def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
 
 def _verdict(found: Found) -> str:
     """The verdict in words that claim no more."""
-    said = "" if overall(found) == "predictive" else ", not shown to predict what position costs"
-    return f"Credibility is {overall(found)}{said}"
+    verdict = found["credibility", "gain"].verdict
+    return f"Credibility is {verdict}{'' if verdict == 'predictive' else ', not shown to predict what position costs'}"
 
 
 def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str) -> None:
@@ -128,35 +121,24 @@ def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str)
             x, y = ([getattr(c, name) for c in shown if c.counts == counts] for name in (risk, harm))
             label = f"{model}, timestep {timestep}" if counts else None
             axis.plot(x, y, marker, color=colour, mfc=face, ms=5, alpha=0.8 if counts else 0.4, label=label)
-    axis.axhline(0, color="#37352f", lw=0.6)
+    axis.axhline(0, color=DARK, lw=0.6)
     axis.grid(alpha=0.25)
 
 
 def _write_cells(cells: Sequence[CredibilityCell], path: Path) -> None:
     names = [field.name for field in fields(CredibilityCell)]
     header = ["risk" if name == "credibility" else name for name in names] + ["counts"]
-    write_rows(path, [header, *([_text(getattr(cell, name)) for name in names] + [int(cell.counts)] for cell in cells)])
+    write_rows(path, [header, *([six_digits(getattr(cell, name)) for name in names] + [int(cell.counts)] for cell in cells)])
 
 
 def _write_correlations(found: Found, path: Path) -> None:
     ends = [f"{name}{end}" for name in ("rho", "baseline", "difference") for end in ("", "_ci_low", "_ci_high")]
     rows: list[list[object]] = [["risk", "harm", "models", "cells", *ends, "verdict"]]
     for (risk, harm), each in found.items():
-        numbers = [_text(x) for c in (each.risk, each.baseline, each.better) for x in (c.rho, c.ci_low, c.ci_high)]
+        numbers = [six_digits(x) for c in (each.risk, each.baseline, each.better) for x in (c.rho, c.ci_low, c.ci_high)]
         rows.append([risk, harm, each.models, each.risk.cells, *numbers, each.verdict])
     write_rows(path, rows)
 
 
-def _text(value: object) -> object:
-    return value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
-
-
 def _with_interval(found: Correlation) -> str:
-    if math.isnan(found.rho):
-        return "–"
-    ends = "" if math.isnan(found.ci_low) else f" [{_number(found.ci_low)}, {_number(found.ci_high)}]"
-    return _number(found.rho) + ends
-
-
-def _number(value: float) -> str:
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}").replace("-", "−")
+    return MISSING if math.isnan(found.rho) else with_ends(found.rho, found.ci_low, found.ci_high)

@@ -4,7 +4,6 @@ The Pareto figure sets position against the downstream metric.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
-from rich import box
 from rich.table import Table
 
 from sdprobe.metrics.intervals import FEWEST
+from sdprobe.reports.curves import BLUE, DARK, GREEN, ORANGE, RED, write_figures
 from sdprobe.reports.mitigated_layers import (
     CONTENT,
     LEAST_PCK,
@@ -37,8 +36,9 @@ from sdprobe.reports.mitigated_layers import (
     mitigated_layers,
     verdict,
 )
+from sdprobe.reports.numbers import MISSING, add_columns, bare_table, markdown, six_digits, with_ends
 from sdprobe.reports.run import Run
-from sdprobe.utilities.io import write_figure, write_file, write_rows
+from sdprobe.utilities.io import write_file, write_rows
 
 COST = ("passes", "fit\nimages", "rank")
 WIDTH = 188  # of a table with every column
@@ -53,8 +53,8 @@ CAPTION = (
 KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
 # metric → heading, and whether more of it is better
 ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
+COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED, "#a67c00", "#64473a", "#3d9aa8")
 MARKERS = "osD^v<>PXhp"
-NEUTRAL = "#37352f"
 SHIFTS = [  # of a name from its point, in points, nearest first
     (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
     for reach in (9, 16, 26, 38, 52, 70)
@@ -75,28 +75,24 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
     paths = [folder / "mitigations.csv", folder / "mitigations.md"]
     _write_csv(layers, paths[0])
     write_file(paths[1], "\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION}\n")
-    if (figure := pareto_figure(layers)) is not None:
-        paths.append(folder / "mitigations_pareto.png")
-        write_figure(paths[-1], figure)
-        plt.close(figure)
-    return paths
+    figure = pareto_figure(layers)
+    return paths + (write_figures({"mitigations_pareto": figure}, folder) if figure else [])
 
 
 def _table(layer: MitigatedLayer) -> Table:
-    table = Table(
-        title=_title(layer), caption=f"{CAPTION} {families(layer)}", title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
-    )  # fmt: skip
-    table.add_column("mitigation", no_wrap=True)
-    metrics = _measured(layer)
-    for heading in (*(METRICS[key] for key in metrics), *COST):
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("works", no_wrap=True)
+    table = bare_table(_title(layer), f"{CAPTION} {families(layer)}", spaced=True)
+    add_columns(table, "mitigation", left=True)
+    add_columns(table, *(METRICS[key] for key in _measured(layer)), *COST)
+    add_columns(table, "works", left=True)
     for row in layer.rows:
-        cells = [_cell(row.cells.get(key)) for key in metrics]
-        said = verdict(layer, row)
-        table.add_row(row.label, *cells, *_cost(row), said, style="dim" if row.control else "bold" if said == "yes" else None)
+        *cells, works = _row(layer, row)
+        table.add_row(*cells, works, style="dim" if row.control else "bold" if works == "yes" else None)
     return table
+
+
+def _row(layer: MitigatedLayer, row: Row, ends: bool = False) -> list[str]:
+    """Label, what was measured, what it took, the verdict."""
+    return [row.label, *(_cell(row.cells.get(key), ends) for key in _measured(layer)), *_cost(row), verdict(layer, row)]
 
 
 def _title(layer: MitigatedLayer) -> str:
@@ -127,60 +123,44 @@ def _measured(layer: MitigatedLayer) -> list[str]:
 
 def _markdown(layer: MitigatedLayer) -> str:
     """The same table with intervals."""
-    metrics = _measured(layer)
-    heads = ["mitigation", *(METRICS[key].replace("\n", " ") for key in metrics), *(name.replace("\n", " ") for name in COST)]
-    lines = [f"## {_title(layer)}", "", "| " + " | ".join([*heads, "works", "compared with"]) + " |"]
-    lines.append("|" + " --- |" * (len(heads) + 2))
+    heads = ["mitigation", *(METRICS[key] for key in _measured(layer)), *COST, "works", "compared with"]
+    lines = [[head.replace("\n", " ") for head in heads], ["---"] * len(heads)]
     for row in layer.rows:
-        cells = [_cell(row.cells.get(key), ends=True) for key in metrics]
         control = counterpart(layer, row) if POSITION in row.cells and row.label != NONE and not row.control else None
-        rank = f" (rank {_count(control.rank)})" if control else ""
-        against = f"{control.label}{rank}" if control else ""
-        lines.append("| " + " | ".join([row.label, *cells, *_cost(row), verdict(layer, row), against]) + " |")
-    return "\n".join([*lines, "", families(layer), ""])
+        against = f"{control.label} (rank {_count(control.rank)})" if control else ""
+        lines.append([*_row(layer, row, ends=True), against])
+    return f"## {_title(layer)}\n\n{markdown(lines)}\n{families(layer)}\n"
 
 
 def _write_csv(layers: Sequence[MitigatedLayer], path: Path) -> None:
     """A row per layer, mitigation and metric; empty cells where nothing was measured."""
     numbers = [field.name for field in fields(Cell)]
-    rows = [["setting", "layer", "mitigation", "metric", *numbers]]
+    rows: list[list[object]] = [["setting", "layer", "mitigation", "metric", *numbers]]
     for layer in layers:
         for row in layer.rows:
-            for key in (*METRICS, *MORE):
-                if (cell := row.cells.get(key)) is not None:
-                    values = [getattr(cell, name) for name in numbers]
-                    texts = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
-                    rows.append([layer.setting, layer.layer, row.label, key, *texts])
+            for key in (key for key in (*METRICS, *MORE) if key in row.cells):
+                values = (six_digits(getattr(row.cells[key], name)) for name in numbers)
+                rows.append([layer.setting, layer.layer, row.label, key, *values])
     write_rows(path, rows)
 
 
 def _cell(cell: Cell | None, ends: bool = False) -> str:
     if cell is None:
-        return "–"
-    value = _number(cell.value) + (_interval(cell.ci_low, cell.ci_high) if ends else "")
+        return MISSING
+    value = with_ends(cell.value, *((cell.ci_low, cell.ci_high) if ends else ()))
     if math.isnan(cell.gain):
         return value
-    gain = _number(cell.gain, sign=True) + (_interval(cell.gain_ci_low, cell.gain_ci_high) if ends else "")
+    gain = with_ends(cell.gain, *((cell.gain_ci_low, cell.gain_ci_high) if ends else (math.nan, math.nan)), sign=True)
     return f"{value} {gain}{'*' if cell.significant else '' if ends else ' '}"
 
 
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f" [{_number(low)}, {_number(high)}]"
-
-
 def _cost(row: Row) -> list[str]:
-    images = "–" if not row.fit_images else "–".join(str(count) for count in sorted({row.fit_images[0], row.fit_images[-1]}))
-    return ["–" if math.isnan(row.passes) else f"{row.passes:.3g}", images, _count(row.rank)]
+    images = "–".join(str(count) for count in sorted({row.fit_images[0], row.fit_images[-1]})) if row.fit_images else MISSING
+    return [MISSING if math.isnan(row.passes) else f"{row.passes:.3g}", images, _count(row.rank)]
 
 
 def _count(value: int | None) -> str:
-    return "–" if value is None else str(value)
-
-
-def _number(value: float, sign: bool = False) -> str:
-    """Two decimals without the leading zero, with a true minus."""
-    text = re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{'+' if sign else ''}.2f}")
-    return text.replace("-", "−")
+    return MISSING if value is None else str(value)
 
 
 def dominated(points: np.ndarray) -> np.ndarray:
@@ -202,7 +182,7 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
     size = (max(5.2 * len(layers), 7.0), 4.6 * len(tasks) + 1.0)
     figure, axes = plt.subplots(len(tasks), len(layers), figsize=size, squeeze=False, layout="constrained")
     families = list(dict.fromkeys(row.family for layer in layers for row in layer.rows[1:]))
-    styles = {name: (_colour(i), MARKERS[i % len(MARKERS)]) for i, name in enumerate(families)}
+    styles = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(families)}
     for line, key in enumerate(tasks):
         for axis, layer in zip(axes[line], layers, strict=True):
             _frame(axis, layer, key)
@@ -239,7 +219,7 @@ def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
     if not more:
         axis.invert_yaxis()
     if math.isfinite(layer.chance):
-        axis.axvline(layer.chance, color=NEUTRAL, ls=":", lw=1)
+        axis.axvline(layer.chance, color=DARK, ls=":", lw=1)
 
 
 def _sampled(layer: MitigatedLayer, key: str) -> str:
@@ -291,7 +271,7 @@ def _labels(axis: Axes, points: list[tuple[Row, float, float]], styles: dict[str
         _move(text, SHIFTS[best])
         taken.append(text.get_window_extent())
         if math.hypot(*SHIFTS[best]) > 14:
-            line = {"arrowstyle": "-", "lw": 0.5, "color": NEUTRAL, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4}
+            line = {"arrowstyle": "-", "lw": 0.5, "color": DARK, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4}
             axis.annotate("", (x, y), SHIFTS[best], textcoords="offset points", arrowprops=line).set_in_layout(False)
 
 
@@ -309,8 +289,4 @@ def _move(text: Annotation, shift: tuple[float, float]) -> None:
 
 
 def _style(row: Row, styles: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    return (NEUTRAL, "*") if row.label == NONE else styles[row.family]
-
-
-def _colour(index: int) -> str:
-    return ("#0b6e99", "#d9730d", "#448361", "#ad1a72", "#6940a5", "#e03e3e", "#a67c00", "#64473a", "#3d9aa8")[index % 9]
+    return (DARK, "*") if row.label == NONE else styles[row.family]

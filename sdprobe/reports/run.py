@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdprobe.tokens.keys import Key, label_of
+from sdprobe.tokens.keys import ENDS, Key, label_of
 from sdprobe.utilities.io import read_arrays, read_json
 
 SCHEMA = 2  # of metrics.json; runs of an older one have no pseudo-values that a test could use
@@ -73,3 +73,10 @@ class Run:
     def value(self, what: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, None where it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
         return self.metrics.get(str(Key(what, layer, metric, group, end)))
+
+    def estimate(
+        self, what: str, layer: str, metric: str, group: str = "all"
+    ) -> tuple[float | None, float | None, float | None]:
+        """A number and both ends of its 95 % interval, each None where it was not measured."""
+        value, low, high = (self.value(what, layer, metric, group, end) for end in ("", *ENDS))
+        return value, low, high

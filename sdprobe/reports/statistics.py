@@ -10,12 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import curve, heading, mitigated, name_layers
-from sdprobe.reports.numbers import captioned, half, intervals, number, over_seeds, random_weights, run_table, tested
+from sdprobe.reports.curves import BLUE, COLUMNS, GREEN, GREY, ORANGE, curve, heading, mitigated, name_layers
+from sdprobe.reports.numbers import (
+    add_columns,
+    captioned,
+    half,
+    intervals,
+    number,
+    over_seeds,
+    random_cells,
+    random_weights,
+    run_table,
+    tested,
+)
+from sdprobe.reports.report import Drawing, Report, Task, mapped, pictured, several_layers
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
-BLUE, ORANGE, GREEN, GREY = "#0b6e99", "#d9730d", "#448361", "#9b9a97"
 OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
 CAPTION = (
     "r_pos: variance that position explains. r_cor: what corners share because they are corners, the larger of two kinds of "
@@ -30,26 +41,19 @@ FEW = "n < 40"  # images
 def statistics_table(run: Run) -> Table:
     """A row per layer: risks and credibility beside the same network with random weights, similarities, norms."""
     shown = run_table(f"Anomaly statistics: {run.setting}, {tested(run)}", run)
-    shown.add_column("layer", no_wrap=True)
-    ends = ["±"] * over_seeds(run)
-    for header in (
-        "r_pos", "r_cor", "pairs", "r_norm", "cred.", "±", "rand.", *ends, "corner\ncosine", "inner\ncosine", "corner\nnorm",
-        "high\nnorm %",
-    ):  # fmt: skip
-        shown.add_column(header, justify="right", no_wrap=True, style="dim" if header == "rand." else "")
+    add_columns(shown, "layer", left=True)
+    add_columns(shown, "r_pos", "r_cor", "pairs", "r_norm", "cred.", "±")
+    add_columns(shown, "rand.", dim=True)
+    add_columns(shown, *["±"] * over_seeds(run), "corner\ncosine", "inner\ncosine", "corner\nnorm", "high\nnorm %")
     for layer in run.layers:
-        r_pos, r_cor, r_norm, credibility = (
-            number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm", "credibility")
-        )
-        random = [number(run.value("random_weights", layer, "credibility"))]
-        random += [half(run, "random_weights", layer, "credibility", few=FEW) for _ in ends]
+        risks = {name: number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")}
+        score = f"[bold]{number(run.value('test', layer, 'credibility'))}[/bold]"
         cosines = [number(run.value("test", layer, "similarity_centred", group)) for group in ("corner", "interior")]
-        norm = number(run.value("test", layer, "relative_norm", "corner"), 2)
         share = run.value("test", layer, "high_norm_share")
         shown.add_row(
-            layer, r_pos, r_cor, _pairs(run, layer), r_norm, f"[bold]{credibility}[/bold]",
-            half(run, "test", layer, "credibility", few=FEW), *random, *cosines, norm,
-            number(None if share is None else 100 * share, 2),
+            layer, risks["r_pos"], risks["r_cor"], _pairs(run, layer), risks["r_norm"], score,
+            half(run, "test", layer, "credibility", few=FEW), *random_cells(run, layer, "credibility", FEW), *cosines,
+            number(run.value("test", layer, "relative_norm", "corner"), 2), number(None if share is None else 100 * share, 2),
         )  # fmt: skip
     weights = random_weights(run)
     return captioned(shown, run, intervals(run), CAPTION, f"rand.: the same with {weights}." if weights else "", MORE)
@@ -59,23 +63,6 @@ def _pairs(run: Run, layer: str) -> str:
     """The kind of pairs of corners that r_cor comes from; a dash where neither kind is above 0, or none was told."""
     kinds = {kind: run.value("test", layer, f"r_cor_{kind}") or 0.0 for kind in ("within", "across")}
     return max(kinds, key=lambda kind: kinds[kind]) if any(kinds.values()) else "–"
-
-
-def statistics_figures(run: Run) -> dict[str, Figure]:
-    """Every figure that the run has data for, by file name."""
-    figures: dict[str, Callable[[Run], Figure]] = {}
-    if len(run.bases) > 1:
-        figures |= {"credibility": credibility_over_layers, "similarity_over_layers": similarity_over_layers}
-        figures |= {"norms_over_layers": norms_over_layers} | ({"cka": cka_matrix} if "cka" in run.maps else {})
-    if all(f"{layer}/norm" in run.maps for layer in run.layers):  # an interrupted run has no maps
-        figures["norm_maps"] = norm_maps
-    if "pictures" in run.maps:
-        figures |= {
-            "principal_components": principal_components,
-            "high_norm_tokens": high_norm_tokens,
-            "similarity": similarity,
-        }
-    return {name: figure(run) for name, figure in figures.items()}
 
 
 def credibility_over_layers(run: Run) -> Figure:
@@ -139,7 +126,7 @@ def cka_matrix(run: Run) -> Figure:
 
 def norm_maps(run: Run) -> Figure:
     """Mean token norm over images at every position, relative to the layer's mean."""
-    figure, panels = _sheet(len(run.layers), 8)
+    figure, panels = _sheet(len(run.layers))
     for layer, panel in zip(run.layers, panels, strict=True):
         table = run.maps[f"{layer}/norm"]
         image = panel.imshow(table / table.mean(), vmin=0.5, vmax=1.5, cmap="RdBu_r")
@@ -151,7 +138,7 @@ def norm_maps(run: Run) -> Figure:
 
 def similarity_sheet(picture: np.ndarray, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
     """The picture with the token marked, then a panel per layer: cosine of every token with that one, −1 to 1."""
-    figure, panels = _sheet(len(maps) + 1, 8)
+    figure, panels = _sheet(len(maps) + 1)
     panels[0].imshow(picture, extent=(0, side, side, 0))
     panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
     for (layer, table), panel in zip(maps.items(), panels[1:], strict=True):
@@ -229,8 +216,8 @@ def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, severa
     return figure
 
 
-def _sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, columns)
+def _sheet(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, COLUMNS)
     lines = math.ceil(count / columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(1.7 * columns + 1, 1.9 * lines + 0.6), squeeze=False, layout="constrained"
@@ -242,3 +229,19 @@ def _sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 def _width(run: Run) -> float:
     return max(8.5, 0.3 * len(run.bases) + 4)
+
+
+REPORT = Report(
+    tables=(statistics_table,),
+    drawings={
+        "credibility": Drawing(credibility_over_layers, several_layers),
+        "similarity_over_layers": Drawing(similarity_over_layers, several_layers),
+        "norms_over_layers": Drawing(norms_over_layers, several_layers),
+        "cka": Drawing(cka_matrix, lambda run: several_layers(run) and "cka" in run.maps),
+        "norm_maps": Drawing(norm_maps, mapped("norm")),
+        "principal_components": Drawing(principal_components, pictured),
+        "high_norm_tokens": Drawing(high_norm_tokens, pictured),
+        "similarity": Drawing(similarity, pictured),
+    },
+    task=Task("statistics", "credibility", "credibility", "credibility highest at (descriptive)"),
+)

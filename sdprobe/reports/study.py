@@ -1,16 +1,20 @@
 """The published study beside a run of `experiment=loos2025`: three panels, and a table of differences per layer."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
+from sdprobe.reports import position, statistics
+from sdprobe.reports.curves import BLUE, GREEN, GREY, ORANGE
+from sdprobe.reports.numbers import MISSING, add_columns, bare_table
+from sdprobe.reports.report import Drawing, Report
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import PARTITION
 from sdprobe.utilities.io import write_rows
@@ -19,8 +23,13 @@ PUBLISHED = Path(__file__).with_name("loos2025.json")
 MODELS = {"stable-diffusion-v1": "sd15", "stable-diffusion-2-1": "sd21", "sd-turbo": "sd_turbo"}
 NAMES = {"sd15": "SD-1.5", "sd21": "SD-2.1", "sd_turbo": "SD-Turbo"}
 RESOLUTIONS = (8, 16, 32, 64)
-COLOURS = ("#0b6e99", "#448361", "#d9730d", "#9b9a97")
-Entry = dict[str, Any]
+COLOURS = (BLUE, GREEN, ORANGE, GREY)
+CAPTION = (
+    "contrast: mean cosine within group, image cropped before extraction minus grid cropped after it. anomaly norm: relative "
+    "norm at {}. No interval here; those of the accuracies stand in the table above. All of it, in both counting conventions: "
+    "loos2025.csv."
+)
+Entry = dict[str, Any]  # published values of a layer
 
 
 def published(run: Run) -> tuple[str, dict[str, Entry]]:
@@ -47,36 +56,65 @@ def contrast(run: Run, layer: str, group: str) -> float | None:
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 
-def published_contrast(entry: Entry, group: str, corrected: bool) -> float:
-    """The same of the published values; `corrected` divides by the token counts of the cropped grid."""
-    name = f"{group}_corrected" if corrected and group != "corner" else group
-    return float(entry["cropped"][name] - entry["reprcropped"][name])
+def published_contrast(entry: Entry | None, group: str) -> float | None:
+    """The same of the published values, divided by the token counts of the cropped grid."""
+    values = [_at(entry, kind, _corrected(group)) for kind in ("cropped", "reprcropped")]
+    return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 
-def study_figures(run: Run) -> dict[str, Figure]:
-    """`loos2025`: position accuracy at four resolutions; crop contrast of corners and borders; norm at anomalies."""
+def quantities(run: Run, layer: str, entry: Entry | None) -> dict[str, tuple[float | None, float | None]]:
+    """Name → (measured, published). Border and interior come in both conventions."""
+    found = {
+        f"accuracy_{bins}": (accuracy_at(run, layer, bins), _at(entry, "accuracy", i)) for i, bins in enumerate(RESOLUTIONS)
+    }
+    for kind in ("cropped", "reprcropped"):
+        for group in PARTITION:
+            own = run.value("test", layer, f"similarity_{kind}", group)
+            found[f"{kind}_{group}"] = own, _at(entry, kind, _corrected(group))
+            if group != "corner":
+                own = run.value("test", layer, f"similarity_{kind}_published", group)
+                found[f"{kind}_{group}_uncropped_counts"] = own, _at(entry, kind, group)
+    found["relative_norm_anomaly"] = run.value("test", layer, "relative_norm", "anomaly"), _at(entry, "relative_norm_mean")
+    return found
+
+
+def _corrected(group: str) -> str:
+    return group if group == "corner" else f"{group}_corrected"
+
+
+def _at(entry: Entry | None, *path: Any) -> float | None:
+    """A published value; None for a layer without one."""
+    value: Any = entry
+    for step in path:
+        value = None if value is None else value[step]
+    return value
+
+
+def over_layers(run: Run) -> Figure:
+    """Position accuracy at four resolutions; crop contrast of corners and borders; norm at anomalies."""
     model, reference = published(run)
-    known = [reference.get(run.meta["published_names"][layer]) for layer in run.layers]
+    entries = {layer: reference.get(run.meta["published_names"][layer]) for layer in run.layers}
+    numbers = [quantities(run, layer, entry) for layer, entry in entries.items()]
     width = max(8.0, 0.3 * len(run.layers) + 2)
     figure, axes = plt.subplots(3, 1, figsize=(width, 11), sharex=True, layout="constrained")
-    for i, (bins, colour) in enumerate(zip(RESOLUTIONS, COLOURS, strict=True)):
-        own: list[float | None] = [accuracy_at(run, layer, bins) for layer in run.layers]
-        _pair(axes[0], own, [e["accuracy"][i] if e else None for e in known], colour, f"{bins} × {bins}")
+    for bins, colour in zip(RESOLUTIONS, COLOURS, strict=True):
+        _pairs(axes[0], [each[f"accuracy_{bins}"] for each in numbers], colour, f"{bins} × {bins}")
     axes[0].set(ylabel="position accuracy", ylim=(0, 1.02))
-    for group, colour in (("corner", COLOURS[0]), ("border", COLOURS[1])):
-        own = [contrast(run, layer, group) for layer in run.layers]
-        _pair(axes[1], own, [published_contrast(e, group, corrected=True) if e else None for e in known], colour, group)
+    for group, colour in (("corner", BLUE), ("border", GREEN)):
+        contrasts = [(contrast(run, layer, group), published_contrast(entry, group)) for layer, entry in entries.items()]
+        _pairs(axes[1], contrasts, colour, group)
     axes[1].set(ylabel="mean cosine within group,\nimage cropped − grid cropped")
-    own = [run.value("test", layer, "relative_norm", "anomaly") for layer in run.layers]
-    _pair(axes[2], own, [e["relative_norm_mean"] if e else None for e in known], COLOURS[2], f"at {anomalies(run)}")
+    norms = [each["relative_norm_anomaly"] for each in numbers]
+    _pairs(axes[2], norms, ORANGE, f"at {anomalies(run)}")
     axes[2].set(ylabel="relative norm")
-    axes[2].set_title(f"here: {_found(run, any(own))}; published: labelled by hand", loc="left", fontsize=9)
+    here = _found(run, any(own for own, _ in norms))
+    axes[2].set_title(f"here: {here}; published: labelled by hand", loc="left", fontsize=9)
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
         axis.legend(frameon=False, fontsize=8, ncols=4)
     axes[2].set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=8)
     figure.suptitle(f"Lines: {run.setting}. Dots: {NAMES[model]} as published (Loos & Linhardt 2025)", fontsize=11)
-    return {"loos2025": figure}
+    return figure
 
 
 def anomalies(run: Run) -> str:
@@ -94,34 +132,27 @@ def _found(run: Run, some: bool) -> str:
     return how if some else f"{how}, none found here"
 
 
-def _pair(axis: Any, own: list[float | None], reference: list[float | None], colour: str, label: str) -> None:
-    axis.plot([np.nan if v is None else v for v in own], "-", color=colour, label=label, lw=1.5)
-    axis.plot([np.nan if v is None else v for v in reference], "o", color=colour, ms=3, alpha=0.6)
+def _pairs(axis: Axes, pairs: Sequence[tuple[float | None, float | None]], colour: str, label: str) -> None:
+    own, theirs = np.array(pairs, dtype=float).T  # None becomes NaN
+    axis.plot(own, "-", color=colour, label=label, lw=1.5)
+    axis.plot(theirs, "o", color=colour, ms=3, alpha=0.6)
 
 
 def study_table(run: Run) -> Table:
     """Measured beside published, per layer."""
     model, reference = published(run)
-    table = Table(
-        title=f"The study: {run.setting}, beside {NAMES[model]} as published", title_justify="left", box=box.SIMPLE_HEAD,
-        padding=0, show_edge=False,
-        caption="contrast: mean cosine within group, image cropped before extraction minus grid cropped after it. anomaly "
-        f"norm: relative norm at {anomalies(run)}. No interval here; those of the accuracies stand in the table above. All of "
-        "it, in both counting conventions: loos2025.csv.",
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("layer", no_wrap=True)
+    title = f"The study: {run.setting}, beside {NAMES[model]} as published"
+    table = bare_table(title, CAPTION.format(anomalies(run)))
+    add_columns(table, "layer", left=True)
     for name in ("accuracy\n8 bins", "corner\ncontrast", "border\ncontrast", "anomaly\nnorm"):
-        table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("publ.", justify="right", no_wrap=True, style="dim")
+        add_columns(table, name)
+        add_columns(table, "publ.", dim=True)
     for layer in run.layers:
         entry = reference.get(run.meta["published_names"][layer])
-        pairs: list[tuple[float | None, float | None]] = [(accuracy_at(run, layer, 8), entry["accuracy"][0] if entry else None)]
-        for group in ("corner", "border"):
-            theirs = published_contrast(entry, group, corrected=True) if entry else None
-            pairs.append((contrast(run, layer, group), theirs))
-        pairs.append((run.value("test", layer, "relative_norm", "anomaly"), entry["relative_norm_mean"] if entry else None))
-        table.add_row(layer, *("–" if value is None else f"{value:.3f}" for pair in pairs for value in pair))
+        numbers = quantities(run, layer, entry)
+        contrasts = [(contrast(run, layer, group), published_contrast(entry, group)) for group in ("corner", "border")]
+        pairs = [numbers["accuracy_8"], *contrasts, numbers["relative_norm_anomaly"]]
+        table.add_row(layer, *(MISSING if value is None else f"{value:.3f}" for pair in pairs for value in pair))
     return table
 
 
@@ -131,28 +162,19 @@ def write_differences(run: Run, path: Path) -> None:
     rows = [["layer", "published_name", "quantity", "measured", "published", "difference"]]
     for layer in run.layers:
         name = run.meta["published_names"][layer]
-        entry = reference.get(name)
-        for quantity, (own, theirs) in quantities(run, layer).items():
-            value = theirs(entry) if entry else None
-            gap = None if own is None or value is None else own - value
-            rows.append([layer, name, quantity, *("" if v is None else f"{v:.4f}" for v in (own, value, gap))])
+        for quantity, (own, theirs) in quantities(run, layer, reference.get(name)).items():
+            gap = None if own is None or theirs is None else own - theirs
+            rows.append([layer, name, quantity, *("" if v is None else f"{v:.4f}" for v in (own, theirs, gap))])
     write_rows(path, rows)
 
 
-def quantities(run: Run, layer: str) -> dict[str, tuple[float | None, Callable[[Entry], float]]]:
-    """Name → (measured value, how to read the published one). Border and interior come in both conventions."""
-    found: dict[str, tuple[float | None, Callable[[Entry], float]]] = {}
-    for i, bins in enumerate(RESOLUTIONS):
-        found[f"accuracy_{bins}"] = (accuracy_at(run, layer, bins), lambda e, i=i: e["accuracy"][i])  # type: ignore[misc]
-    for kind in ("cropped", "reprcropped"):
-        for group in PARTITION:
-            key = group if group == "corner" else f"{group}_corrected"
-            own = run.value("test", layer, f"similarity_{kind}", group)
-            found[f"{kind}_{group}"] = (own, lambda e, kind=kind, key=key: e[kind][key])  # type: ignore[misc]
-            if group != "corner":
-                own = run.value("test", layer, f"similarity_{kind}_published", group)
-                name = f"{kind}_{group}_uncropped_counts"
-                found[name] = (own, lambda e, kind=kind, group=group: e[kind][group])  # type: ignore[misc]
-    own = run.value("test", layer, "relative_norm", "anomaly")
-    found["relative_norm_anomaly"] = (own, lambda e: e["relative_norm_mean"])
-    return found
+REPORT = Report(
+    tables=(position.position_table, study_table),
+    drawings={
+        **position.REPORT.drawings,
+        "loos2025": Drawing(over_layers, lambda run: True),
+        "norm_maps": statistics.REPORT.drawings["norm_maps"],
+    },
+    task=position.REPORT.task,
+    written={"loos2025.csv": write_differences},
+)

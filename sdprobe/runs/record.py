@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from sdprobe.reports.dispatch import FILES
 from sdprobe.utilities.io import parsing, replacing, write_file
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +42,7 @@ DEVICES = ("devices", "strategy", "use_distributed_sampler")
 IGNORED_IN_HASH = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
 # what reports draw runs over, or average them over
 AXES = ("block", "timestep", "seed")
-# figures and tables that reports draw into a run folder
-OUTPUT_FILES = (
-    "accuracy_over_layers.png", "accuracy_over_grid.png", "predicted_against_true.png", "loos2025.png", "loos2025.csv",
-    "credibility.png", "similarity_over_layers.png", "norms_over_layers.png", "cka.png", "norm_maps.png",
-    "principal_components.png", "high_norm_tokens.png", "similarity.png",
-    "content_over_layers.png", "depth_error_over_layers.png", "depth_error_over_grid.png",
-    "pck_over_layers.png", "errors_over_offset.png", "matches.png", "error.txt",
-)  # fmt: skip
+OUTPUT_FILES = (*FILES, "error.txt")
 
 
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from sdprobe.reports.position import draw, rows, show
+from sdprobe.reports.dispatch import draw, rows, show
 from sdprobe.reports.run import Run
 from sdprobe.runs import cli, sweep, tracking, workers
 from sdprobe.runs.baselines import random_weights

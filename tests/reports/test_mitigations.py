@@ -299,7 +299,7 @@ def test_other_conditions_have_a_table_of_their_own(tmp_path: Path, meta: dict[s
     layers = mitigated_layers([*sweep(tmp_path), run_of(planted("binned_accuracy/all", OTHER), tmp_path / "other", **meta)])
     assert leace(layers) == [(0.74, True), (0.1, False)]
     [(name, value)] = meta.items()
-    assert layers[1].setting == f"some/model, timestep 50, {name.replace('_', ' ')} {value}"
+    assert layers[1].setting == f"some/model, timestep 50, {name.removeprefix('image_')} {value}"
 
 
 def test_position_stays_only_where_its_interval_is_within_two_points(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from sdprobe.reports.__main__ import main
-from sdprobe.reports.position import draw, over_layers, position_figures, rows, show
+from sdprobe.reports.dispatch import draw, figures, rows, show
+from sdprobe.reports.position import over_layers
 from sdprobe.reports.run import Run
 
 LAYERS = ["down_0_attn_0", "mid"]
@@ -122,7 +123,7 @@ def test_a_chain_of_mitigations_stands_in_table_and_figures(folder: Path) -> Non
     run = Run.read(folder)
     chain = Run(run.metrics, run.meta | {"mitigations": {"none": {"steps": ["PositionMean", "Leace"]}}}, run.maps)
     assert "timestep 50, behind position_mean → leace" in " ".join(printed(chain, 200).split())
-    for name, figure in position_figures(chain).items():
+    for name, figure in figures(chain).items():
         assert "behind position_mean → leace" in figure.get_suptitle().replace("\n", " "), name
     assert "behind" not in printed(run, 200) and run.chain == ""
 
@@ -156,7 +157,7 @@ def test_variants_are_curves_of_their_own_and_no_layers(folder: Path) -> None:
     assert drawn["this network"] == [0.125, 0.225] and drawn["behind leace"] == [0.0625, 0.1125]
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == LAYERS
     one = compared(Run.read(folder), "leace")
-    assert "accuracy_over_layers" not in position_figures(Run(one.metrics, one.meta | {"layers": ["mid", "mid__leace"]}, {}))
+    assert "accuracy_over_layers" not in figures(Run(one.metrics, one.meta | {"layers": ["mid", "mid__leace"]}, {}))
 
 
 def test_a_run_of_an_older_version_is_shown(folder: Path) -> None:

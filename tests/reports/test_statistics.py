@@ -15,10 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.reports.position import draw, rows, show
+from sdprobe.reports.dispatch import draw, rows, show
 from sdprobe.reports.run import Run
-from sdprobe.reports.statistics import credibility_over_layers, high_norm_tokens, norm_maps, statistics_figures
-from sdprobe.reports.study import PUBLISHED, RESOLUTIONS, accuracy_at, contrast, published, study_figures, write_differences
+from sdprobe.reports.statistics import REPORT as STATISTICS
+from sdprobe.reports.statistics import credibility_over_layers, high_norm_tokens, norm_maps
+from sdprobe.reports.study import PUBLISHED, RESOLUTIONS, accuracy_at, contrast, over_layers, published, write_differences
 
 LAYERS = {"conv_in": "conv_in", "mid": "mid_block.resnets[1]", "up_1": "up_blocks[1].upsamplers[0]"}
 OVER_LAYERS = {"credibility", "similarity_over_layers", "norms_over_layers", "cka"}
@@ -126,7 +127,7 @@ def test_one_layer_and_its_variants_have_no_matrix_of_layers() -> None:
         if f"/{old}/" in key
     }
     maps = {f"{new}/norm": run.maps[f"{old}/norm"] for new, old in names.items()} | {"cka": np.ones(())}
-    figures = statistics_figures(Run(metrics, meta_of("statistics", {name: name for name in names}), maps))
+    figures = STATISTICS.figures(Run(metrics, meta_of("statistics", {name: name for name in names}), maps))
     assert set(figures) == {"norm_maps"}, "a layer and what is behind a mitigation are no two layers"
 
 
@@ -196,7 +197,7 @@ CURVES = ("credibility", "similarity_over_layers", "norms_over_layers")
 )
 def test_figures_leave_out_what_was_not_measured(drop: str, left: list[int]) -> None:
     run = statistics_run()
-    figures = statistics_figures(Run(changed(run, drop=drop).metrics, run.meta, run.maps))
+    figures = STATISTICS.figures(Run(changed(run, drop=drop).metrics, run.meta, run.maps))
     assert set(figures) == OVER_LAYERS | SHEETS
     assert [sum(len(axis.get_lines()) for axis in figures[name].axes) for name in CURVES] == left
     figures["credibility"].canvas.draw()  # the layout is found when it is drawn
@@ -243,7 +244,7 @@ def test_an_interrupted_run_can_be_shown(tmp_path: Path, metrics: bool) -> None:
 
 def test_curves_are_the_metrics() -> None:
     run = statistics_run()
-    figures = statistics_figures(run)
+    figures = STATISTICS.figures(run)
     score, risks = figures["credibility"].axes
     assert curve(score, "this network") == [0.75, 0.625, 0.5]
     assert curve(score, "random weights") == pytest.approx([0.675, 0.5625, 0.45])
@@ -257,7 +258,7 @@ def test_curves_are_the_metrics() -> None:
     norms, shares = figures["norms_over_layers"].axes
     assert curve(norms, "high-norm") == [6.5] * 3 and curve(shares, "their share of energy") == [0.4] * 3
     gap = changed(run, drop="mid/high_norm_energy")
-    assert np.isnan(curve(statistics_figures(gap)["norms_over_layers"].axes[1], "their share of energy")[1])
+    assert np.isnan(curve(STATISTICS.figures(gap)["norms_over_layers"].axes[1], "their share of energy")[1])
 
 
 def test_variants_are_curves_of_their_own_and_no_layers() -> None:
@@ -295,12 +296,12 @@ def test_sheets_show_the_maps_they_are_given() -> None:
 
 def test_cka_stands_beside_what_positions_give_and_alone_in_older_runs() -> None:
     run = statistics_run()
-    panels = [axis for axis in statistics_figures(run)["cka"].axes if axis.images]
+    panels = [axis for axis in STATISTICS.figures(run)["cka"].axes if axis.images]
     for panel, name in zip(panels, ("cka", "cka_positions"), strict=True):
         np.testing.assert_array_equal(panel.images[0].get_array(), run.maps[name])
     assert "positions alone" in panels[1].get_title(loc="left") and "positions" not in panels[0].get_title(loc="left")
     older = Run(run.metrics, run.meta, {name: table for name, table in run.maps.items() if name != "cka_positions"})
-    assert len([axis for axis in statistics_figures(older)["cka"].axes if axis.images]) == 1
+    assert len([axis for axis in STATISTICS.figures(older)["cka"].axes if axis.images]) == 1
 
 
 def test_many_layers_show_their_stages_only() -> None:
@@ -311,7 +312,7 @@ def test_many_layers_show_their_stages_only() -> None:
         for name in names
         for kind in ("norm", "components", "high_norm", "similarity")
     }
-    figure = statistics_figures(
+    figure = STATISTICS.figures(
         Run({}, run.meta | {"layers": names}, maps | dict.fromkeys(("cka", "cka_positions"), np.eye(len(names))))
     )
     assert [panel.get_title() for panel in figure["principal_components"].axes[:3]] == ["", "mid", "up_3"]
@@ -445,7 +446,7 @@ def test_what_one_side_lacks_stays_empty(tmp_path: Path) -> None:
 
 def test_the_figure_lays_published_dots_over_measured_lines() -> None:
     run = study_run("stabilityai/stable-diffusion-2-1")
-    figure = study_figures(run)["loos2025"]
+    figure = over_layers(run)
     accuracy, similarity, norm = figure.axes
     entries = published(run)[1]
     known = [entries[name] for name in LAYERS.values()]
@@ -465,7 +466,7 @@ def test_the_figure_lays_published_dots_over_measured_lines() -> None:
 
 def test_the_figure_says_where_detection_replaces_hand_labels() -> None:
     run = study_run()
-    detected, labelled = (texts(study_figures(changed(run, labels=labels))["loos2025"]) for labels in (None, "a digest"))
+    detected, labelled = (texts(over_layers(changed(run, labels=labels))) for labels in (None, "a digest"))
     assert "detected (robust z > 5 in up_1), not labelled by hand; published: labelled by hand" in detected
     assert "hand labels; published: labelled by hand" in labelled and "detected" not in labelled
 
@@ -474,7 +475,7 @@ def test_the_figure_says_where_detection_replaces_hand_labels() -> None:
 @pytest.mark.parametrize("found", [True, False])
 def test_the_study_says_whose_norm_it_measures(labels: str | None, found: bool) -> None:
     run = changed(study_run(), drop=None if found else "anomaly", labels=labels)
-    figure = study_figures(run)["loos2025"]
+    figure = over_layers(run)
     whose = "hand-labelled tokens" if labels else "high-norm tokens of up_1"
     assert len(curve(figure.axes[2], f"at {whose}")) == len(LAYERS)
     caption = " ".join(printed(run).split())
@@ -488,7 +489,7 @@ def test_the_study_says_whose_norm_it_measures(labels: str | None, found: bool) 
 @pytest.mark.parametrize("labels", [None, "a digest"])
 def test_without_up_1_nothing_was_looked_for(labels: str | None) -> None:
     run = changed(study_run(layers={"mid": LAYERS["mid"]}), drop=None if labels else "anomaly", labels=labels)
-    note = texts(study_figures(run)["loos2025"])
+    note = texts(over_layers(run))
     assert ("here: up_1 was not measured, so none were looked for; published: labelled by hand" in note) == (labels is None)
     assert "none found" not in note and "detected" not in note
 
@@ -511,7 +512,7 @@ def test_the_study_draws_its_figures_and_its_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drop", ["anomaly", "reprcropped", "similarity", "/rows", "chance"])
 def test_the_study_does_without_what_was_not_measured(tmp_path: Path, drop: str) -> None:
     run = changed(study_run(), drop=drop)
-    figure = study_figures(run)["loos2025"]
+    figure = over_layers(run)
     assert ("none found here" in texts(figure)) == (drop == "anomaly")
     assert len(differences(run, tmp_path)) == 15 * len(LAYERS)
 
@@ -525,5 +526,5 @@ def test_an_interrupted_study_can_be_shown(tmp_path: Path) -> None:
 
 def test_a_study_of_one_layer_is_drawn(tmp_path: Path) -> None:
     run = study_run(layers={"mid": LAYERS["mid"]})
-    study_figures(run)["loos2025"].canvas.draw()
+    over_layers(run).canvas.draw()
     assert len(differences(run, tmp_path)) == 15

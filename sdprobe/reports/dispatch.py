@@ -1,0 +1,60 @@
+"""Which report a run has, by its probe; how it is printed, drawn, and handed to a tracker."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from sdprobe.reports import content, correspondence, depth, position, statistics, study
+from sdprobe.reports.curves import write_figures
+from sdprobe.reports.report import Report
+from sdprobe.reports.run import Run
+from sdprobe.tokens.keys import Key, select
+
+CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)  # cells of an experiment, which has a comparison of its own
+REPORTS = {
+    "position": position.REPORT,
+    "controls": CONTROLS,
+    "study": study.REPORT,
+    "statistics": statistics.REPORT,
+    "correspondence": correspondence.REPORT,
+    "depth": depth.REPORT,
+    "content": content.REPORT,
+}
+FILES = tuple(
+    dict.fromkeys(name for report in REPORTS.values() for name in report.files)
+)  # that any report may leave in a run folder
+WIDTH = 110  # of tables where output is no terminal: every cell has room
+
+
+def report_of(run: Run) -> Report:
+    """The report on a run's probe; a probe without one is shown as a probe of position that is compared by no number."""
+    return REPORTS.get(run.kind, CONTROLS)
+
+
+def figures(run: Run) -> dict[str, Figure]:
+    """Every figure that a run has data for, by file name."""
+    return report_of(run).figures(run)
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """Write the figures that a run has data for as PNG, and its other files; returns the paths of the figures."""
+    for name, write in report_of(run).written.items():
+        write(run, folder / name)
+    return write_figures(figures(run), folder)
+
+
+def show(run: Run, console: Console) -> None:
+    """Print the tables; where output is no terminal they are wide enough for every cell."""
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    for table in report_of(run).tables:
+        console.print(table(run))
+
+
+def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the same table with plain numbers: one row per layer, for wandb."""
+    keys = sorted({(key.condition, key.quantity) for key in map(Key.parse, select(run.metrics, statistic=""))})
+    columns = ["layer", *("/".join(key) for key in keys)]
+    return columns, [[layer, *(run.metrics.get(f"{what}/{layer}/{rest}") for what, rest in keys)] for layer in run.layers]
