@@ -5,7 +5,7 @@ Data path step 1, in the place of photographs.
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import islice, zip_longest
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from datamodules.images.source import DrawnImages, check_limit
 from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import compose
 from sdprobe.scenes.painting import VERSION, paint
-from sdprobe.scenes.pairs import SceneSet, pairs_among
+from sdprobe.scenes.pairs import SceneSet, in_turns, pairs_among
 from sdprobe.scenes.spair_export import FEWEST, members
 from sdprobe.scenes.truth import Scene, cover, render, tight_box
 from sdprobe.tokens.geometry import Placement
@@ -113,9 +113,9 @@ class ScenePairs(Scenes):
         parts = (members(self._set, category)[SPLITS[split]] for category in CATEGORIES)
         streams = [islice(pairs_among(self._set, part, self.seed), self.pairs_per_category) for part in parts]
         box = cache(self._box)
-        turns = (pair for turn in zip_longest(*streams) for pair in turn if pair is not None)
         return tuple(
-            Pair(p.source, p.target, p.category, p.kps_ids, p.source_points, p.target_points, box(p.target)) for p in turns
+            Pair(p.source, p.target, p.category, p.kps_ids, p.source_points, p.target_points, box(p.target))
+            for p in in_turns(streams)
         )
 
     def _box(self, index: int) -> Box:
