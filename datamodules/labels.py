@@ -1,6 +1,5 @@
 """Hand labels of high-norm tokens: a file of places → masks of the token group `labelled`. Data path step 5."""
 
-import csv
 import hashlib
 import re
 import zipfile
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from datamodules.images.csv_lines import csv_lines
 from datamodules.images.source import ImageSource
 from sdprobe.tokens.geometry import at_grid
 from sdprobe.utilities.errors import InputError
@@ -32,9 +32,11 @@ class Labels:
     """
 
     def __init__(self, path: str, side: int, images: ImageSource) -> None:
-        if side < 1 or images.size % side or images.size // side not in (8, 16, 32, 64):
+        sides = [images.size // stride for stride in (8, 16, 32, 64) if images.size % stride == 0]
+        if side not in sides:
+            known = ", ".join(map(str, sides))
             raise InputError(
-                f"Expected labels for a grid that {images.size}-pixel images have ({_sides(images.size)} tokens a side), but "
+                f"Expected labels for a grid that {images.size}-pixel images have ({known} tokens a side), but "
                 f"got labels_side={side}. Use the grid the labels were made on, with images of the same size."
             )
         file = Path(path).expanduser()
@@ -68,8 +70,15 @@ class Labels:
 
 def _csv(file: Path, images: ImageSource) -> list[Place]:
     index = {images.name(i): i for i in range(len(images))}
-    (_, first), *lines = _lines(file) or [(1, [])]
-    header = _header(file, first)
+    lines = csv_lines(file, "Save it as CSV with commas, in UTF-8.")
+    (_, first), *lines = [(number, cells) for number, cells in lines if any(cells)] or [(1, [])]
+    header = [name.lower() for name in first]
+    if any(header.count(name) != 1 for name in COLUMNS):
+        got = f"'{','.join(first)[:80]}'" if first else "an empty file"
+        raise InputError(
+            f"Expected the first line of {file} to be the header image,row,col, but got {got}. "
+            "Add it; separate columns by commas."
+        )
     places = []
     for number, cells in lines:
         line = dict(zip(header, cells, strict=False))
@@ -93,31 +102,6 @@ def _csv(file: Path, images: ImageSource) -> list[Place]:
     return places
 
 
-def _header(file: Path, first: list[str]) -> list[str]:
-    """Column names in lower case."""
-    header = [name.lower() for name in first]
-    if any(header.count(name) != 1 for name in COLUMNS):
-        got = f"'{','.join(first)[:80]}'" if first else "an empty file"
-        raise InputError(
-            f"Expected the first line of {file} to be the header image,row,col, but got {got}. "
-            "Add it; separate columns by commas."
-        )
-    return header
-
-
-def _lines(file: Path) -> list[tuple[int, list[str]]]:
-    """(number, cells) of every line that is not blank, numbered as an editor does."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte-order mark
-            reader = csv.reader(stream, skipinitialspace=True)
-            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"Expected {file} to be a CSV file in UTF-8, but it cannot be read ({error}). Save it as CSV with commas, in UTF-8."
-        ) from error
-    return [(number, cells) for number, cells in lines if any(cells)]
-
-
 def _published(file: Path) -> list[Place]:
     """Every token of the 2×2 patches."""
     try:
@@ -138,7 +122,3 @@ def _published(file: Path) -> list[Place]:
             raise InputError(f"Expected {file} to hold whole numbers from 0 on, but got {row} in entry {k}. Correct the file.")
     corners = [(k, int(image), int(row) // 2 * 2, int(col) // 2 * 2) for k, (image, col, row) in enumerate(table)]
     return [(f"entry {k}", i, row + down, col + right) for k, i, row, col in corners for down in (0, 1) for right in (0, 1)]
-
-
-def _sides(size: int) -> str:
-    return ", ".join(str(size // stride) for stride in (8, 16, 32, 64))

@@ -1,21 +1,21 @@
 """``images=folder``: any photographs in a folder, centre-cropped (or cropped at random) and resized."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
-from datamodules.images.source import Item, check_limit, check_on_error
+from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, centre_box, check_size, square, upright
+from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
 
 
-class FolderImages(Dataset[Item]):
+class FolderImages(FileImages):
     """Pictures below ``root``, in the order of their paths.
 
     Args:
@@ -40,40 +40,27 @@ class FolderImages(Dataset[Item]):
         photograph: str = "file",
         on_error: str = "raise",
     ) -> None:
-        check_size(size)
+        super().__init__(size, on_error)
         check_limit(limit)
-        check_on_error(on_error)
         expect.at_least("images.crops", crops, 1)
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise InputError(f"Expected images.root to be a folder, but got '{root}', which does not exist. Check the path.")
-        files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        self.photograph = expect.one_of("images.photograph", photograph, ("file", "folder"))
+        self.root = folder_of(root)
+        files = files_below(self.root, "*", ENDINGS)
         if not files:
             raise InputError(f"Expected images.root to hold images (.jpg, .png, ...), but '{root}' has none. Check the path.")
         self.items = [(file, crop) for file in files for crop in range(crops)][:limit]
-        self.size = size
-        self.on_error = on_error
-        self.crops = crops
-        self.photograph = expect.one_of("images.photograph", photograph, ("file", "folder"))
-        self.seed = seed
-        self._digests: dict[Path, str] = {}
+        self.crops, self.seed = crops, seed
         self._first: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Item:
-        """Raises InputError, naming the file, where it is truncated or no image."""
-        file, crop = self.items[index]
-        try:
-            with Image.open(file) as opened:
-                picture = upright(opened)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"Expected {file} to be an intact image, but it cannot be decoded ({error}). "
-                "Remove it, or use images.on_error=skip."
-            ) from error
-        return {"image": square(picture, self.size, self._box(picture, index, crop)), "id": self.name(index)}
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
+        """The centre crop of a photograph, or one of its random crops."""
+        file, _ = self.items[index]
+        with decoding(file), Image.open(file) as opened:
+            whole = upright(opened)
+        return square(whole, self.size, self._box(whole, index))
 
     def name(self, index: int) -> str:
         """Path below ``root``, and the crop's number where there are several."""
@@ -82,29 +69,21 @@ class FolderImages(Dataset[Item]):
 
     def photo(self, index: int) -> str:
         """The first file with the same bytes, so that copies under other names stay together; or the folder it lies in."""
-        file = self.items[index][0]
+        file, _ = self.items[index]
         if self.photograph == "folder":
             return file.parent.relative_to(self.root).as_posix()
         if not self._first:
             for other, _ in reversed(self.items):
-                self._first[self._digest(other)] = other.relative_to(self.root).as_posix()
-        return self._first[self._digest(file)]
+                self._first[self.digest(other)] = other.relative_to(self.root).as_posix()
+        return self._first[self.digest(file)]
 
     def content_key(self, index: int) -> str:
         """Digest of the file's bytes, the crop, the size and the version of the preparation."""
         # random crops are drawn by name and seed
         box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
-        return f"file:{self._digest(self.items[index][0])}:{box}:{self.size}:{VERSION}"
+        return f"file:{self.digest(self.items[index][0])}:{box}:{self.size}:{VERSION}"
 
-    def _digest(self, file: Path) -> str:
-        if file not in self._digests:
-            try:
-                self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-            except OSError:
-                self._digests[file] = f"unreadable {file}"  # decoding it will say so
-        return self._digests[file]
-
-    def _box(self, picture: Image.Image, index: int, crop: int) -> tuple[int, int, int]:
+    def _box(self, picture: Image.Image, index: int) -> tuple[int, int, int]:
         if self.crops == 1:
             return centre_box(*picture.size)
         key = hashlib.blake2b(f"{self.seed}/{self.name(index)}".encode(), digest_size=8).digest()

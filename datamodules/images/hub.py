@@ -1,19 +1,19 @@
 """``images=hub``: a Hugging Face dataset with an image column, at a revision."""
 
-import hashlib
 import io
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
-from datamodules.images.source import Item, check_limit, check_on_error
+from datamodules.images.source import Images, check_limit, decoding, digest
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, check_size, square, upright
+from sdprobe.utilities.pictures import VERSION, square, upright
 
 
-class HubImages(Dataset[Item]):
+class HubImages(Images):
     """Images of a dataset repository, or of a dataset folder written by ``save_to_disk``.
 
     Args:
@@ -36,9 +36,8 @@ class HubImages(Dataset[Item]):
         limit: int | None = None,
         on_error: str = "raise",
     ) -> None:
-        check_size(size)
+        super().__init__(size, on_error)
         check_limit(limit)
-        check_on_error(on_error)
         from datasets import Image as ImageFeature  # a second of import that only this source needs
 
         rows = _load(path, split, revision)
@@ -53,37 +52,24 @@ class HubImages(Dataset[Item]):
             self.rows = self.rows.select(range(min(limit, len(self.rows))))
         if len(self.rows) == 0:
             raise InputError(f"Expected split '{split}' of {path} to hold images, but it is empty. Choose another split.")
-        self.column = column
-        self.size = size
-        self.on_error = on_error
-        self.path = path
-        self.split = split
+        self.path, self.split, self.column = path, split, column
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Item:
-        """Raises InputError, naming the row, where it is no intact image."""
-        try:
-            with Image.open(io.BytesIO(self._bytes(index))) as picture:
-                return {"image": square(upright(picture), self.size), "id": self.name(index)}
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"Expected {self.path}/{self.name(index)} to be an intact image, but it cannot be decoded ({error}). "
-                "Use images.on_error=skip."
-            ) from error
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
+        """The centre crop of a row's picture."""
+        row = f"{self.path}/{self.name(index)}"
+        with decoding(row, "Use images.on_error=skip."), Image.open(io.BytesIO(self._bytes(index))) as opened:
+            return square(upright(opened), self.size)
 
     def name(self, index: int) -> str:
         """Split and row number: the same wherever the dataset lies."""
         return f"{self.split}#{index}"
 
-    def photo(self, index: int) -> str:
-        """Every row is a photograph of its own."""
-        return self.name(index)
-
     def content_key(self, index: int) -> str:
         """Digest of the encoded bytes, the size and the version of the preparation."""
-        return f"file:{hashlib.blake2b(self._bytes(index), digest_size=16).hexdigest()}:centre:{self.size}:{VERSION}"
+        return f"file:{digest(self._bytes(index))}:centre:{self.size}:{VERSION}"
 
     def _bytes(self, index: int) -> bytes:
         cell = self.rows[index][self.column]

@@ -1,27 +1,25 @@
 """``images=nyu``: NYU Depth v2 as pairs of files, a photograph and its depth, in folders by scene."""
 
-import hashlib
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, check_limit, check_on_error
+from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, centre_box, check_size, square, upright
+from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
 SIXTEEN_BITS = ("I", "I;16", "I;16B")
 MILLIMETRES = 1000  # per metre
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+FIX = "Remove the pair, or use images.on_error=skip."
 
 
-class NYUDepth(Dataset[Item]):
+class NYUDepth(FileImages):
     """Pairs ``rgb_<number>.jpg`` (or .png) and ``sync_depth_<number>.png`` in any folder below ``root``.
 
     A depth file is a 16-bit PNG in millimetres, of the photograph's size; 0 is missing. Both are cropped to their largest
@@ -41,14 +39,10 @@ class NYUDepth(Dataset[Item]):
     """
 
     def __init__(self, root: str, size: int = 512, limit: int | None = None, on_error: str = "raise") -> None:
-        check_size(size)
+        super().__init__(size, on_error)
         check_limit(limit)
-        check_on_error(on_error)
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise InputError(f"Expected images.root to be a folder, but got '{root}', which does not exist. Check the path.")
-        photographs = sorted(file for file in self.root.rglob("rgb_*") if file.suffix.lower() in ENDINGS and file.is_file())
-        pairs = [(file, _depth_of(file)) for file in photographs]
+        self.root = folder_of(root)
+        pairs = [(file, _depth_of(file)) for file in files_below(self.root, "rgb_*", ENDINGS)]
         lonely = [file for file, depth in pairs if not depth.is_file()]
         if lonely and on_error == "raise":
             raise InputError(
@@ -63,34 +57,25 @@ class NYUDepth(Dataset[Item]):
             )
         count = len(pairs) if limit is None else min(limit, len(pairs))
         self.items = [pairs[k * len(pairs) // count] for k in range(count)]
-        self.size = size
-        self.on_error = on_error
-        self._digests: dict[Path, str] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Item:
-        """Raises InputError, naming the file, where it is no intact image."""
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
+        """The centre crop of a photograph."""
         file, _ = self.items[index]
-        try:
-            with Image.open(file) as opened:
-                return {"image": square(upright(opened), self.size), "id": self.name(index)}
-        except UNREADABLE as error:
-            raise _damaged(file, error) from error
+        with decoding(file, FIX), Image.open(file) as opened:
+            return square(upright(opened), self.size)
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
         """Metres; 0 where depth is missing. Raises InputError, naming the file, where it is no depth of its photograph."""
         photograph, file = self.items[index]
-        try:
-            with Image.open(file) as opened, Image.open(photograph) as picture:
-                mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
-        except UNREADABLE as error:
-            raise _damaged(file, error) from error
+        with decoding(file, FIX), Image.open(file) as opened, Image.open(photograph) as picture:
+            mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
         if mode not in SIXTEEN_BITS or values.shape[::-1] != size:
             raise InputError(
                 f"Expected {file} to be a 16-bit PNG of {size[0]}×{size[1]} pixels, as its photograph is, but got mode {mode} "
-                f"and {values.shape[1]}×{values.shape[0]}. Remove the pair, or use images.on_error=skip."
+                f"and {values.shape[1]}×{values.shape[0]}. {FIX}"
             )
         left, top, side = centre_box(*size)
         box = (left, top, left + side, top + side)
@@ -108,27 +93,12 @@ class NYUDepth(Dataset[Item]):
 
     def content_key(self, index: int) -> str:
         """As for the same file in ``images=folder``."""
-        return f"file:{self._digest(self.items[index][0])}:centre:{self.size}:{VERSION}"
+        return f"file:{self.digest(self.items[index][0])}:centre:{self.size}:{VERSION}"
 
     def depth_key(self, index: int) -> str:
         """Digest of the depth file."""
-        return f"depth:{self._digest(self.items[index][1])}:centre:{self.size}"
-
-    def _digest(self, file: Path) -> str:
-        if file not in self._digests:
-            try:
-                self._digests[file] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-            except OSError:
-                self._digests[file] = f"unreadable {file}"  # decoding it will say so
-        return self._digests[file]
+        return f"depth:{self.digest(self.items[index][1])}:centre:{self.size}"
 
 
 def _depth_of(photograph: Path) -> Path:
     return photograph.with_name(f"sync_depth_{photograph.stem.removeprefix('rgb_')}.png")
-
-
-def _damaged(file: Path, error: Exception) -> InputError:
-    return InputError(
-        f"Expected {file} to be an intact image, but it cannot be decoded ({error}). "
-        "Remove the pair, or use images.on_error=skip."
-    )

@@ -5,40 +5,39 @@ disk states its pairs by the names of pictures (:class:`Statement`); here they a
 in its annotations may leave its root folder.
 """
 
-import hashlib
 import logging
 import math
 import os
 import posixpath
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.images.source import ImageSource, Item, check_on_error
+from datamodules.images.source import UNDECODABLE, FileImages, ImageSource, check_limit, decoding, folder_of
 from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import check_size
 
-PAIR_SPLITS = ("train", "val", "test")
+SPLITS = {"train": "trn", "val": "val", "test": "test"}  # and what data sets call them in names of files
+PAIR_SPLITS = tuple(SPLITS)
 RESIZES = ("pad", "replicate", "squash")
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
-UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 # of `item_of`, with `fitted` and `placement_of`, which it calls; raise it when a pixel changes
 VERSION = 1
 SLACK = 1.0  # pixels a keypoint may lie past the edge: annotation tools that count from 1 write the width for the last column
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,6 @@ class PairSource(ImageSource, Protocol):
         """Where the original picture lies in the square item."""
 
 
-def check_resize(resize: str) -> None:
-    """Raises InputError unless ``resize`` is one of RESIZES."""
-    expect.one_of("images.resize", resize, RESIZES)
-
-
 def placement_of(width: int, height: int, size: int, resize: str) -> Placement:
     """Where a picture of width × height pixels lies in a square of ``size``.
 
@@ -115,15 +109,9 @@ def fitted(picture: Image.Image, size: int, resize: str) -> Float[Tensor, "3 siz
 
 def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
     """The picture in [0, 1], fitted into a square; raises InputError, naming the file, where it cannot be decoded."""
-    try:
-        with Image.open(file) as opened:
-            # as stored, whatever its EXIF orientation says: keypoints are places in the stored rows and columns
-            picture = opened.convert("RGB")
-    except UNDECODABLE as error:
-        raise InputError(
-            f"Expected {file} to be an intact image, but it cannot be decoded ({error}). "
-            "Remove it, or use images.on_error=skip."
-        ) from error
+    with decoding(file), Image.open(file) as opened:
+        # as stored, whatever its EXIF orientation says: keypoints are places in the stored rows and columns
+        picture = opened.convert("RGB")
     return fitted(picture, size, resize)
 
 
@@ -131,11 +119,13 @@ def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
 class Layout:
     """What makes a folder the root of a dataset.
 
-    title: the dataset's name. parts: glob pattern of something below the root → what messages call it.
+    title: the dataset's name. parts: glob pattern of something below the root → what messages call it. folder: of the
+    pictures, below the root.
     """
 
     title: str
     parts: Mapping[str, str]
+    folder: str = ""
 
     def missing(self, folder: Path) -> list[str]:
         """Names of the parts that a folder does not have."""
@@ -144,11 +134,7 @@ class Layout:
 
 def root_of(layout: Layout, root: str) -> Path:
     """The root without links; raises InputError where it is another folder, saying which to give or what to put there."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        got = "a file" if folder.exists() else "which does not exist"
-        raise InputError(f"Expected images.root to be the folder of {layout.title}, but got '{root}', {got}. Check the path.")
-    folder = folder.resolve()
+    folder = folder_of(root, f"the folder of {layout.title}").resolve()
     missing = layout.missing(folder)
     if not missing:
         return folder
@@ -188,65 +174,88 @@ class BadPair(InputError):
 
 @dataclass(frozen=True)
 class Statement:
-    """A pair as its dataset states it. label: names it in messages. source, target: names of pictures; else see Pair."""
+    """A pair as its dataset states it. label: names it in messages. names, points: of source and target; else see Pair."""
 
     label: str
-    source: str
-    target: str
+    names: tuple[str, str]
     category: str
     ids: tuple[str, ...]
-    source_points: tuple[Point, ...]
-    target_points: tuple[Point, ...]
+    points: tuple[tuple[Point, ...], tuple[Point, ...]]
     target_box: Box
 
 
 Entry = tuple[str, Callable[[], Statement]]  # category ("" if it has none that the dataset knows), reads the rest or raises
 
 
-class PairFiles(Dataset[Item]):
-    """The pictures of all kept pairs, in the order in which pairs first show them.
+class PairFiles(FileImages):
+    """The pictures of all kept pairs of a dataset, in the order in which pairs first show them.
 
-    ``box`` and ``image_reach``: see :class:`~datamodules.images.pairs.PairSource`.
+    ``layout`` is the dataset's; ``box`` and ``image_reach``: see :class:`~datamodules.images.pairs.PairSource`.
 
     Args:
-        layout: of the dataset.
-        root: its folder.
-        folder: of the pictures, below ``root``.
+        root: the dataset's folder.
         size: side of the square items in pixels, a multiple of 64.
         resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
+        categories: whose pairs are taken; None takes all.
+        pairs_per_category: the first so many usable pairs of a category in each split; None takes all.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
+
+    Raises:
+        InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
     """
 
+    layout: ClassVar[Layout]
     box = "object"
     image_reach = False
 
-    def __init__(self, layout: Layout, root: str, folder: str, size: int, resize: str, on_error: str) -> None:
-        check_size(size)
-        check_resize(resize)
-        check_on_error(on_error)
-        self.title, self.root, self.folder = layout.title, root_of(layout, root), folder
-        self.size, self.resize, self.on_error = size, resize, on_error
+    def __init__(
+        self,
+        root: str,
+        size: int = 512,
+        resize: str = "pad",
+        categories: Sequence[str] | None = None,
+        pairs_per_category: int | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        super().__init__(size, on_error)
+        self.resize = expect.one_of("images.resize", resize, RESIZES)
+        check_limit(pairs_per_category, "images.pairs_per_category")
+        self.root = root_of(self.layout, root)
         self.dropped: Counter[str] = Counter()
         self._indices: dict[str, int] = {}
-        self._names: list[str] = []
         self._sizes: dict[str, tuple[int, int]] = {}
-        self._pairs: dict[str, tuple[Pair, ...]] = {}
         self._absent: dict[str, Path] = {}
-        self._digests: dict[str, str] = {}
+        self._annotations: dict[Path, Any] = {}
+        entries = self._entries()
+        chosen = self._chosen(entries, categories)
+        self._pairs = {split: self._kept(part, chosen, pairs_per_category) for split, part in entries.items()}
+        self._names = list(self._indices)
+        self._report()
+        self._compare(entries, complete=categories is None and pairs_per_category is None)
+
+    @abstractmethod
+    def _entries(self) -> dict[str, list[Entry]]:
+        """The pairs of each split, in the dataset's order; a split whose list is missing goes to ``_absent``."""
+
+    @abstractmethod
+    def _compare(self, entries: Mapping[str, Sequence[Entry]], complete: bool) -> None:
+        """Warn where a copy differs from the published dataset; ``complete``: nothing was left out by choice."""
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> Item:
-        """Raises InputError, naming the file, where it is truncated."""
-        return {"image": item_of(self._file(index), self.size, self.resize), "id": self.name(index)}
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
+        """The stored picture, fitted into the square."""
+        return item_of(self._file(self.name(index)), self.size, self.resize)
 
     def pairs(self, split: str) -> Sequence[Pair]:
         """The pairs of a split in the dataset's order, empty where it has none; raises InputError where its file is missing."""
         expect.one_of("split", split, PAIR_SPLITS)
         if split in self._absent:
             file = self._absent[split]
-            raise InputError(f"Expected {file} to list the {split} pairs of {self.title}, but it is missing. Put it there.")
+            raise InputError(
+                f"Expected {file} to list the {split} pairs of {self.layout.title}, but it is missing. Put it there."
+            )
         return self._pairs.get(split, ())
 
     def name(self, index: int) -> str:
@@ -267,36 +276,13 @@ class PairFiles(Dataset[Item]):
 
     def content_key(self, index: int) -> str:
         """Digest of the file's bytes, how they are fitted into which size, and the version of that."""
-        name = self.name(index)
-        if name not in self._digests:
-            try:
-                self._digests[name] = hashlib.blake2b(self._file(index).read_bytes(), digest_size=16).hexdigest()
-            except OSError:
-                self._digests[name] = f"unreadable {name}"  # decoding it will say so
-        return f"file:{self._digests[name]}:{self.resize}:{self.size}:{VERSION}"
+        return f"file:{self.digest(self._file(self.name(index)))}:{self.resize}:{self.size}:{VERSION}"
 
-    def _file(self, index: int) -> Path:
-        return self.root / self.folder / self.name(index)
+    def _file(self, name: str) -> Path:
+        return self.root / self.layout.folder / name
 
-    def _load(
-        self, splits: Mapping[str, Sequence[Entry]], categories: Sequence[str] | None, pairs_per_category: int | None
-    ) -> None:
-        """Keep the first ``pairs_per_category`` usable pairs of every chosen category of every split."""
-        known = sorted({category for entries in splits.values() for category, _ in entries if category})
-        chosen = self._chosen(known, categories)
-        if pairs_per_category is not None:
-            expect.at_least("images.pairs_per_category", pairs_per_category, 1, "Use null for all.")
-        for split, entries in splits.items():
-            kept: Counter[str] = Counter()
-            found: list[Pair] = []
-            for category, read in entries:
-                if category in chosen and kept[category] != pairs_per_category and (pair := self._usable(read)):
-                    found.append(pair)
-                    kept[category] += 1
-            self._pairs[split] = tuple(found)
-        self._report()
-
-    def _chosen(self, known: Sequence[str], categories: Sequence[str] | None) -> set[str]:
+    def _chosen(self, entries: Mapping[str, Sequence[Entry]], categories: Sequence[str] | None) -> set[str]:
+        known = sorted({category for part in entries.values() for category, _ in part if category})
         if categories is None:
             return {*known, ""}  # what has no category is bad input, not a choice
         wanted = [categories] if isinstance(categories, str) else list(categories)
@@ -308,22 +294,28 @@ class PairFiles(Dataset[Item]):
             )
         return set(wanted)
 
-    def _usable(self, read: Callable[[], Statement]) -> Pair | None:
-        try:
-            return self._checked(read())
-        except BadPair as error:
-            if self.on_error == "raise":
-                raise
-            self.dropped[error.reason] += 1
-            return None
+    def _kept(self, entries: Sequence[Entry], chosen: set[str], limit: int | None) -> tuple[Pair, ...]:
+        """The first ``limit`` usable pairs of every chosen category."""
+        counts: Counter[str] = Counter()
+        kept: list[Pair] = []
+        for category, read in entries:
+            if category not in chosen or counts[category] == limit:
+                continue
+            try:
+                kept.append(self._checked(read()))
+                counts[category] += 1
+            except BadPair as error:
+                if self.on_error == "raise":
+                    raise
+                self.dropped[error.reason] += 1
+        return tuple(kept)
 
     def _checked(self, stated: Statement) -> Pair:
         """The pair; raises BadPair where a picture is missing or the geometry cannot be."""
-        sides = ((stated.source, stated.source_points), (stated.target, stated.target_points))
-        sizes = [self._measured(name, stated.label) for name, _ in sides]
+        sizes = [self._measured(name, stated.label) for name in stated.names]
         if not stated.ids:
             raise BadPair("no mutual keypoints", f"Expected {stated.label} to have keypoints that both show, but got none.")
-        for (name, points), (width, height) in zip(sides, sizes, strict=True):
+        for name, points, (width, height) in zip(stated.names, stated.points, sizes, strict=True):
             for x, y in points:
                 if not (-SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK):
                     place = f"Expected the keypoints of {stated.label} to lie in {name}, {width}×{height} pixels"
@@ -333,13 +325,13 @@ class PairFiles(Dataset[Item]):
         if not (all(map(math.isfinite, stated.target_box)) and min(x1 - x0, y1 - y0) >= 0 and max(x1 - x0, y1 - y0) > 0):
             message = f"Expected the target's box of {stated.label} to have a size, but got {stated.target_box}."
             raise BadPair("empty box", message)
-        source, target = self._item(stated.source), self._item(stated.target)
-        return Pair(source, target, stated.category, stated.ids, stated.source_points, stated.target_points, stated.target_box)
+        source, target = (self._indices.setdefault(name, len(self._indices)) for name in stated.names)
+        return Pair(source, target, stated.category, stated.ids, *stated.points, stated.target_box)
 
     def _measured(self, name: str, label: str) -> tuple[int, int]:
         """(width, height) of a picture, from its header."""
         if name not in self._sizes:
-            file = inside(self.root, self.folder, name)
+            file = inside(self.root, self.layout.folder, name)
             try:
                 with Image.open(file) as picture:
                     self._sizes[name] = picture.size
@@ -350,11 +342,11 @@ class PairFiles(Dataset[Item]):
                 raise BadPair("unreadable image", message) from error
         return self._sizes[name]
 
-    def _item(self, name: str) -> int:
-        if name not in self._indices:
-            self._indices[name] = len(self._names)
-            self._names.append(name)
-        return self._indices[name]
+    def _annotation(self, file: Path, read: Callable[[Path], T]) -> T:
+        """What an annotation of a picture says, read once."""
+        if file not in self._annotations:
+            self._annotations[file] = read(file)
+        return self._annotations[file]
 
     def _report(self) -> None:
         """One warning about all that was left out; raises InputError where nothing remains."""
@@ -364,11 +356,13 @@ class PairFiles(Dataset[Item]):
             log.warning("Left out %d of %d pairs of %s: %s.", dropped, kept + dropped, self.root, reasons)
         if not kept:
             got = f"{dropped} that cannot be used ({reasons})" if dropped else "none"
-            raise InputError(f"Expected {self.title} in {self.root} to hold usable pairs, but got {got}. Check its files.")
+            title = self.layout.title
+            raise InputError(f"Expected {title} in {self.root} to hold usable pairs, but got {got}. Check its files.")
 
-
-def warn_if_unpublished(title: str, counts: Mapping[str, int], published: Mapping[str, int]) -> None:
-    """One warning that names every count that differs from the published dataset's."""
-    other = [f"{what} {count:,} (published {published[what]:,})" for what, count in counts.items() if count != published[what]]
-    if other:
-        log.warning("This copy of %s is not the published one: %s.", title, ", ".join(other))
+    def _warn_if_unpublished(self, counts: Mapping[str, int], published: Mapping[str, int]) -> None:
+        """One warning that names every count that differs from the published dataset's."""
+        other = [
+            f"{name} {count:,} (published {published[name]:,})" for name, count in counts.items() if count != published[name]
+        ]
+        if other:
+            log.warning("This copy of %s is not the published one: %s.", self.layout.title, ", ".join(other))

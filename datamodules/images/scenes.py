@@ -5,30 +5,26 @@ Data path step 1, in the place of photographs.
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import islice, zip_longest
+from itertools import islice
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.images.pairs import Box, Pair
-from datamodules.images.source import Item
+from datamodules.images.pairs import SPLITS, Box, Pair
+from datamodules.images.source import DrawnImages, check_limit
 from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import compose
 from sdprobe.scenes.painting import VERSION, paint
-from sdprobe.scenes.pairs import SceneSet, pairs_among
+from sdprobe.scenes.pairs import SceneSet, in_turns, pairs_among
 from sdprobe.scenes.spair_export import FEWEST, members
 from sdprobe.scenes.truth import Scene, cover, render, tight_box
 from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect
-from sdprobe.utilities.pictures import check_size
-
-SPLITS = {"train": "trn", "val": "val", "test": "test"}
 
 
-class Scenes(Dataset[Item]):
+class Scenes(DrawnImages):
     """Scenes of one main object (eight categories, equally frequent) before a varied background.
 
     Scene `index` depends on (seed, index) alone and is the same scene at every size. Colours and patterns are drawn
@@ -50,42 +46,25 @@ class Scenes(Dataset[Item]):
     """
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0) -> None:
-        check_size(size)
-        expect.at_least("images.limit", limit, 1)
+        super().__init__(size, limit, seed)
         expect.at_least("seed", seed, 0)
-        self.size, self.limit, self.seed = size, limit, seed
-        self.on_error = "raise"
 
-    def __len__(self) -> int:
-        return self.limit
-
-    def __getitem__(self, index: int) -> Item:
-        """{"image": (3, size, size) float32 in [0, 1], "id": "scenes-<seed>-<index>"}."""
-        pixels = np.array(paint(compose(self.seed, self._position(index)), self.size))
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
-        return {"image": image, "id": self.name(index)}
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
+        """The scene's pixels, without its ground truth."""
+        pixels = np.array(paint(compose(self.seed, self.position(index)), self.size))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
     def scene(self, index: int) -> Scene:
         """The same picture with its full ground truth."""
-        return render(compose(self.seed, self._position(index)), self.size)
+        return render(compose(self.seed, self.position(index)), self.size)
 
     def name(self, index: int) -> str:
-        """The scene's id."""
-        return f"scenes-{self.seed}-{self._position(index)}"
-
-    def photo(self, index: int) -> str:
-        """Every scene is a photograph of its own."""
-        return self.name(index)
+        """The scene's seed and number."""
+        return f"scenes-{self.seed}-{self.position(index)}"
 
     def content_key(self, index: int) -> str:
         """Names the pixels of a scene without drawing it."""
-        return f"scenes:{VERSION}:{self.seed}:{self._position(index)}:{self.size}"
-
-    def _position(self, index: int) -> int:
-        """The index counted from the front; raises IndexError past either end, which also ends iteration."""
-        if not -self.limit <= index < self.limit:
-            raise IndexError(f"Expected index to be below {self.limit}, but got {index}. Raise images.limit.")
-        return int(index) % self.limit
+        return f"scenes:{VERSION}:{self.seed}:{self.position(index)}:{self.size}"
 
 
 class ScenePairs(Scenes):
@@ -111,16 +90,16 @@ class ScenePairs(Scenes):
     def __init__(self, size: int = 512, limit: int = 320, seed: int = 0, pairs_per_category: int | None = None) -> None:
         super().__init__(size, limit, seed)
         expect.at_least("images.limit", limit, FEWEST * len(CATEGORIES))
-        if pairs_per_category is not None:
-            expect.at_least("images.pairs_per_category", pairs_per_category, 1, "Use null for all.")
+        check_limit(pairs_per_category, "images.pairs_per_category")
         self.pairs_per_category = pairs_per_category
         self._set = SceneSet(size, limit, seed)
-        self._pairs = cache(self._paired)
-        self._box = cache(self._boxed)
+        self._pairs: dict[str, tuple[Pair, ...]] = {}
 
     def pairs(self, split: str) -> Sequence[Pair]:
         """The pairs of ``train``, ``val`` or ``test``; categories take turns."""
-        return self._pairs(split)
+        if split not in self._pairs:
+            self._pairs[split] = self._paired(split)
+        return self._pairs[split]
 
     def picture_size(self, index: int) -> tuple[int, int]:
         """Scenes are drawn at the size they are used at."""
@@ -133,13 +112,13 @@ class ScenePairs(Scenes):
     def _paired(self, split: str) -> tuple[Pair, ...]:
         parts = (members(self._set, category)[SPLITS[split]] for category in CATEGORIES)
         streams = [islice(pairs_among(self._set, part, self.seed), self.pairs_per_category) for part in parts]
-        turns = (pair for turn in zip_longest(*streams) for pair in turn if pair is not None)
+        box = cache(self._box)
         return tuple(
-            Pair(p.source, p.target, p.category, p.kps_ids, p.source_points, p.target_points, self._box(p.target))
-            for p in turns
+            Pair(p.source, p.target, p.category, p.kps_ids, p.source_points, p.target_points, box(p.target))
+            for p in in_turns(streams)
         )
 
-    def _boxed(self, index: int) -> Box:
+    def _box(self, index: int) -> Box:
         """Box around the visible pixels of the main object, from its outlines alone."""
         composition = compose(self.seed, index)
         main, depth = np.zeros((self.size, self.size), bool), np.zeros((self.size, self.size), np.float32)

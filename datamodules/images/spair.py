@@ -11,16 +11,14 @@ Reference: Min, Lee, Ponce and Cho, SPair-71k: A Large-scale Benchmark for Seman
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.images.pairs import BadPair, Box, Entry, Layout, PairFiles, Point, Statement, inside, warn_if_unpublished
+from datamodules.images.pairs import SPLITS, BadPair, Box, Entry, Layout, PairFiles, Point, Statement, inside
 from sdprobe.utilities import expect
 
-LAYOUT = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")})
-FOLDERS = {"train": "trn", "val": "val", "test": "test"}
 PAIRS = {"trn": 53_340, "val": 5_384, "test": 12_234}
 TEST_PAIRS = {
     "aeroplane": 690, "bicycle": 650, "bird": 702, "boat": 702, "bottle": 870, "bus": 644, "car": 564, "cat": 600,
@@ -36,19 +34,12 @@ log = logging.getLogger(__name__)
 class SPairImages(PairFiles):
     """Pairs in the order of ``Layout/large``; items are ``<category>/<image>.jpg``, since categories share image names.
 
-    Args:
-        root: the folder that holds JPEGImages, PairAnnotation and Layout.
-        size: side of the square items in pixels, a multiple of 64.
-        resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
-        categories: whose pairs are taken; None takes all.
-        pairs_per_category: the first so many pairs of a category in each split; None takes all.
+    Args: those of :class:`~datamodules.images.pairs.PairFiles`, and
         keypoints: ``pair``, those of PairAnnotation, or ``image``: all that ImageAnnotation has in both pictures, as geoaware
             (arXiv 2311.17034) reads them.
-        on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
-
-    Raises:
-        InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
     """
+
+    layout = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")}, "JPEGImages")
 
     def __init__(
         self,
@@ -60,33 +51,35 @@ class SPairImages(PairFiles):
         keypoints: str = "pair",
         on_error: str = "raise",
     ) -> None:
-        expect.one_of("images.keypoints", keypoints, KEYPOINTS)
-        super().__init__(LAYOUT, root, "JPEGImages", size, resize, on_error)
-        self._categories = {folder.name for folder in (self.root / self.folder).iterdir() if folder.is_dir()}
+        self._keypoints = expect.one_of("images.keypoints", keypoints, KEYPOINTS)
         self._resized: set[str] = set()
-        self._keypoints = keypoints
-        self._marks: dict[str, dict[str, Point]] = {}
-        splits: dict[str, list[Entry]] = {}
-        for split, folder in FOLDERS.items():
+        super().__init__(root, size, resize, categories, pairs_per_category, on_error)
+
+    def _entries(self) -> dict[str, list[Entry]]:
+        entries: dict[str, list[Entry]] = {}
+        for split, folder in SPLITS.items():
             file = inside(self.root, f"Layout/large/{folder}.txt")
             if file.is_file():
                 lines = map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())
-                splits[split] = [(line.partition(":")[2], partial(self._statement, folder, line)) for line in lines if line]
+                entries[split] = [(line.partition(":")[2], partial(self._statement, folder, line)) for line in lines if line]
             else:
                 self._absent[split] = file
-        self._load(splits, categories, pairs_per_category)
-        self._compare(splits, complete=categories is None and pairs_per_category is None)
+        return entries
+
+    @cached_property
+    def _categories(self) -> set[str]:
+        return {folder.name for folder in (self.root / self.layout.folder).iterdir() if folder.is_dir()}
 
     def _statement(self, folder: str, line: str) -> Statement:
         """What PairAnnotation says; raises BadPair where it is missing or unreadable."""
         file = inside(self.root, "PairAnnotation", folder, f"{line}.json")
         category = line.partition(":")[2]
         if category not in self._categories:
-            message = f"Expected the category of pair {line} to be a folder of {self.root / self.folder}, but got '{category}'."
+            message = f"Expected the category of pair {line} to be a folder of {self._file('')}, but got '{category}'."
             raise BadPair("unknown category", message)
         record = _record(file)
         try:
-            names = [PurePosixPath(category, record[f"{side}_imname"]).as_posix() for side in ("src", "trg")]
+            source, target = (PurePosixPath(category, record[f"{side}_imname"]).as_posix() for side in ("src", "trg"))
             ids = tuple(str(key) for key in record["kps_ids"])
             points = (_points(record["src_kps"], len(ids)), _points(record["trg_kps"], len(ids)))
             box = _box(record["trg_bndbox"])
@@ -94,42 +87,36 @@ class SPairImages(PairFiles):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _unreadable(file, error) from error
         if self._keypoints == "image":
-            source, target = (self._marked(name) for name in names)
-            ids = tuple(key for key in source if key in target)
-            points = (tuple(source[key] for key in ids), tuple(target[key] for key in ids))
-        label = f"pair {line}"
+            first, second = self._marked(source), self._marked(target)
+            ids = tuple(key for key in first if key in second)
+            points = (tuple(first[key] for key in ids), tuple(second[key] for key in ids))
+        label, names = f"pair {line}", (source, target)
         self._resized |= {name for name, size in zip(names, sizes, strict=True) if size != self._measured(name, label)}
-        return Statement(label, names[0], names[1], category, ids, *points, box)
+        return Statement(label, names, category, ids, points, box)
 
     def _marked(self, name: str) -> dict[str, Point]:
         """Id → point of the keypoints that a picture's ImageAnnotation has; raises BadPair where it cannot be read."""
-        if name not in self._marks:
-            file = inside(self.root, "ImageAnnotation", PurePosixPath(name).with_suffix(".json").as_posix())
-            record = _record(file)
-            try:
-                marks = record["kps"].items()
-                self._marks[name] = {key: _points([point], 1)[0] for key, point in marks if point is not None}
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise _unreadable(file, error) from error
-        return self._marks[name]
+        return self._annotation(
+            inside(self.root, "ImageAnnotation", PurePosixPath(name).with_suffix(".json").as_posix()), _marks
+        )
 
-    def _compare(self, splits: dict[str, list[Entry]], complete: bool) -> None:
-        """Warn of what a published copy would not show; trees without its 18 categories are something else."""
+    def _compare(self, entries: Mapping[str, Sequence[Entry]], complete: bool) -> None:
+        """Trees without the 18 published categories are something else."""
         if self._resized:
             log.warning(
                 "Pictures of %s that do not have the size their pairs state, so that keypoints may be off: %d, such as %s.",
                 self.root, len(self._resized), min(self._resized),
             )  # fmt: skip
-        if not {category for entries in splits.values() for category, _ in entries} >= set(TEST_PAIRS):
+        if not {category for part in entries.values() for category, _ in part} >= set(TEST_PAIRS):
             return
-        counts = {FOLDERS[split]: len(entries) for split, entries in splits.items()}
+        counts = {SPLITS[split]: len(part) for split, part in entries.items()}
         published = PAIRS | TEST_PAIRS | {"test keypoints": TEST_KEYPOINTS}
         if counts.get("test") == PAIRS["test"]:
-            per_category = Counter(category for category, _ in splits["test"])
+            per_category = Counter(category for category, _ in entries["test"])
             counts |= {category: per_category[category] for category in TEST_PAIRS}
             if complete and self._keypoints == "pair":
                 counts["test keypoints"] = sum(len(pair.ids) for pair in self.pairs("test"))
-        warn_if_unpublished(self.title, counts, published)
+        self._warn_if_unpublished(counts, published)
 
 
 def _record(file: Path) -> dict[str, Any]:
@@ -144,6 +131,14 @@ def _record(file: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise _unreadable(file, TypeError(f"a {type(record).__name__}"))
     return record
+
+
+def _marks(file: Path) -> dict[str, Point]:
+    record = _record(file)
+    try:
+        return {key: _points([point], 1)[0] for key, point in record["kps"].items() if point is not None}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _unreadable(file, error) from error
 
 
 def _unreadable(file: Path, error: Exception) -> BadPair:

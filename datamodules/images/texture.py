@@ -10,10 +10,8 @@ References:
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.images.source import Item, check_limit
-from sdprobe.utilities.pictures import check_size
+from datamodules.images.source import DrawnImages
 from sdprobe.utilities.rng import keyed_generator
 
 MEAN, CONTRAST, COLOUR = 0.5, 0.18, 0.4  # of full scale; COLOUR: share of the contrast that each channel has of its own
@@ -39,7 +37,7 @@ def pink(channels: int, side: int, periodic: bool, generator: torch.Generator) -
     return (texture / expected)[:, :side, :side].contiguous()
 
 
-class Textures(Dataset[Item]):
+class Textures(DrawnImages):
     """1/f noise pictures. Texture `index` depends on (seed, index, size, periodic) alone.
 
     Args:
@@ -50,34 +48,25 @@ class Textures(Dataset[Item]):
     """
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0, periodic: bool = True) -> None:
-        check_size(size)
-        check_limit(limit)
-        self.size, self.limit, self.seed, self.periodic = size, limit, seed, periodic
-        self.on_error = "raise"
+        super().__init__(size, limit, seed)
+        self.periodic = periodic
 
-    def __len__(self) -> int:
-        return self.limit
-
-    def __getitem__(self, index: int) -> Item:
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """One luminance for all channels, and a little colour."""
         noise = pink(4, self.size, self.periodic, self._generator(index))
         mixed = (1 - COLOUR**2) ** 0.5 * noise[3:] + COLOUR * noise[:3]
-        return {"image": (MEAN + CONTRAST * mixed).clamp(0, 1), "id": self.name(index)}
+        return (MEAN + CONTRAST * mixed).clamp(0, 1)
 
     def name(self, index: int) -> str:
         """Kind, seed and number."""
-        return f"{'periodic' if self.periodic else 'window'}-texture-{self.seed}-{range(self.limit)[index]}"
-
-    def photo(self, index: int) -> str:
-        """Every texture is a picture of its own."""
-        return self.name(index)
+        return f"{'periodic' if self.periodic else 'window'}-texture-{self.seed}-{self.position(index)}"
 
     def content_key(self, index: int) -> str:
         """Name, size and the version of the drawing."""
         return f"{self.name(index)}:{self.size}:{VERSION}"
 
     def _generator(self, index: int) -> torch.Generator:
-        return keyed_generator("texture", self.seed, range(self.limit)[index], self.size, self.periodic)
+        return keyed_generator("texture", self.seed, self.position(index), self.size, self.periodic)
 
 
 class LatentTextures(Textures):
@@ -92,10 +81,10 @@ class LatentTextures(Textures):
         """The latent itself."""
         return pink(CHANNELS, self.size // STRIDE, self.periodic, self._generator(index))
 
-    def __getitem__(self, index: int) -> Item:
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """Three channels, enlarged."""
         shown = (MEAN + CONTRAST * self.latent(index)[:3]).clamp(0, 1)
-        return {"image": shown.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2), "id": self.name(index)}
+        return shown.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
 
     def name(self, index: int) -> str:
         """Kind, seed and number."""
@@ -114,11 +103,11 @@ class Constants(Textures):
         super().__init__(size, limit, seed)
         self.grey = grey
 
-    def __getitem__(self, index: int) -> Item:
+    def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """A colour drawn at random."""
         colour = torch.rand(1 if self.grey else 3, 1, 1, generator=self._generator(index))
-        return {"image": colour.expand(3, self.size, self.size).contiguous(), "id": self.name(index)}
+        return colour.expand(3, self.size, self.size).contiguous()
 
     def name(self, index: int) -> str:
         """Kind, seed and number."""
-        return f"{'grey' if self.grey else 'constant'}-{self.seed}-{range(self.limit)[index]}"
+        return f"{'grey' if self.grey else 'constant'}-{self.seed}-{self.position(index)}"

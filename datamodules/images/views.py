@@ -4,6 +4,7 @@ Data path step 1. Each wraps another source. Items that show one photograph keep
 """
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +27,47 @@ VERSION = 1
 SMALLEST = 64  # pixels a side; what a U-Net's deepest grid needs to be more than one token
 
 
-class _Wrapped:
-    """An image source made of `variants` pictures per item of another."""
+class _Wrapped(ABC):
+    """Another source's pictures, shown in other ways: `variants` items per picture, next to each other.
+
+    Items keep the picture's id and photograph; their key is the picture's, what is done to it, and the version of that.
+    """
+
+    variants = 1
+
+    def __init__(self, images: ImageSource) -> None:
+        self.images, self.size, self.on_error = images, images.size, images.on_error
+
+    def __len__(self) -> int:
+        return len(self.images) * self.variants
+
+    def __getitem__(self, index: int) -> Item:
+        """The picture as it is shown."""
+        return {"image": self._show(self.images[index // self.variants]["image"], index), "id": self.name(index)}
+
+    def name(self, index: int) -> str:
+        """The picture's id."""
+        return self.images.name(index // self.variants)
+
+    def photo(self, index: int) -> str:
+        """The picture's photograph."""
+        return self.images.photo(index // self.variants)
+
+    def content_key(self, index: int) -> str:
+        """The picture's key, what is done to it, and the version of that."""
+        return f"{self.images.content_key(index // self.variants)}:{self._mark(index)}"
+
+    @abstractmethod
+    def _show(self, image: Tensor, index: int) -> Tensor:
+        """What an item shows of its picture (3, size, size)."""
+
+    @abstractmethod
+    def _mark(self, index: int) -> str:
+        """What is done to the picture, and the version of that."""
+
+
+class _Variants(_Wrapped):
+    """Several items per picture, under names of their own; ``limit`` counts items."""
 
     kind: str
 
@@ -35,8 +75,8 @@ class _Wrapped:
         check_limit(limit)
         if images.size != size:
             raise InputError(f"Expected images of {size} pixels, but got {images.size}. Give both sources the same size.")
-        self.images, self.variants = images, variants
-        self.size, self.on_error = size, images.on_error
+        super().__init__(images)
+        self.variants = variants
         self.count = len(images) * variants if limit is None else min(limit, len(images) * variants)
 
     def __len__(self) -> int:
@@ -44,18 +84,13 @@ class _Wrapped:
 
     def name(self, index: int) -> str:
         """The picture's id and what was done to it."""
-        return f"{self.images.name(index // self.variants)}#{self.kind}{index % self.variants}"
+        return f"{super().name(index)}#{self.kind}{index % self.variants}"
 
-    def photo(self, index: int) -> str:
-        """That of the picture."""
-        return self.images.photo(index // self.variants)
-
-    def content_key(self, index: int) -> str:
-        """The picture's key, what was done to it, and the version of that."""
-        return f"{self.images.content_key(index // self.variants)}:{self.kind}{index % self.variants}:{VERSION}"
+    def _mark(self, index: int) -> str:
+        return f"{self.kind}{index % self.variants}:{VERSION}"
 
 
-class FlipBalanced(_Wrapped):
+class FlipBalanced(_Variants):
     """Every picture four times: as it is, mirrored left to right, upside down, and both.
 
     What a photographer puts at the top is at the bottom just as often, so content says nothing of position in the mean.
@@ -63,7 +98,7 @@ class FlipBalanced(_Wrapped):
     Args:
         images: the pictures.
         size: of the pictures in pixels.
-        limit: number of items at most, four per picture; None takes all.
+        limit: number of items at most; None takes all.
 
     Raises:
         InputError: another size than that of the pictures; a limit below 1.
@@ -74,13 +109,11 @@ class FlipBalanced(_Wrapped):
     def __init__(self, images: ImageSource, size: int = 512, limit: int | None = None) -> None:
         super().__init__(images, size, limit, len(FLIPS))
 
-    def __getitem__(self, index: int) -> Item:
-        """The mirrored picture."""
-        item = self.images[index // self.variants]
-        return {"image": item["image"].flip(FLIPS[index % self.variants]), "id": self.name(index)}
+    def _show(self, image: Tensor, index: int) -> Tensor:
+        return image.flip(FLIPS[index % self.variants])
 
 
-class RandomCrops(_Wrapped):
+class RandomCrops(_Variants):
     """Random squares of every picture, 50 to 90 % of its side, enlarged to its size.
 
     Args:
@@ -99,51 +132,30 @@ class RandomCrops(_Wrapped):
         super().__init__(images, size, limit, crops)
         self.seed, self.kind = seed, f"crop{seed}."
 
-    def content_key(self, index: int) -> str:
-        """The picture's key, and its id, which chooses the square."""
-        return f"{super().content_key(index)}:{self.name(index)}"
-
-    def __getitem__(self, index: int) -> Item:
-        """The enlarged square."""
-        item = self.images[index // self.variants]
+    def _show(self, image: Tensor, index: int) -> Tensor:
         generator = keyed_generator("crop", self.seed, self.name(index))
         low, high = SHARES
         side = round(self.size * (low + (high - low) * torch.rand((), generator=generator).item()))
         top, left = (int(torch.randint(self.size - side + 1, (), generator=generator)) for _ in range(2))
-        square = item["image"][None, :, top : top + side, left : left + side]
-        enlarged = interpolate(square, size=(self.size, self.size), mode="bicubic", align_corners=False)
-        return {"image": enlarged[0].clamp(0, 1), "id": self.name(index)}
+        square = image[None, :, top : top + side, left : left + side]
+        return interpolate(square, size=(self.size, self.size), mode="bicubic", align_corners=False)[0].clamp(0, 1)
+
+    def _mark(self, index: int) -> str:
+        return f"{super()._mark(index)}:{self.name(index)}"  # the id chooses the square
 
 
-class Rotated:
+class Rotated(_Wrapped):
     """The same pictures rotated by 180°, with the same ids: whatever is keyed by an id stays where it was.
 
     Args:
         images: the pictures.
     """
 
-    def __init__(self, images: ImageSource) -> None:
-        self.images, self.size, self.on_error = images, images.size, images.on_error
+    def _show(self, image: Tensor, index: int) -> Tensor:
+        return image.flip((-2, -1))
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Item:
-        """The rotated picture."""
-        item = self.images[index]
-        return {"image": item["image"].flip((-2, -1)), "id": item["id"]}
-
-    def name(self, index: int) -> str:
-        """The upright picture's id."""
-        return self.images.name(index)
-
-    def photo(self, index: int) -> str:
-        """The upright picture's photograph."""
-        return self.images.photo(index)
-
-    def content_key(self, index: int) -> str:
-        """The upright picture's key, marked."""
-        return f"{self.images.content_key(index)}:rotated:{VERSION}"
+    def _mark(self, index: int) -> str:
+        return f"rotated:{VERSION}"
 
 
 class RotatedLatents(Rotated):
@@ -153,13 +165,11 @@ class RotatedLatents(Rotated):
         images: gives latents.
     """
 
-    def __init__(self, images: LatentSource) -> None:
-        super().__init__(images)
-        self.latents = images
+    images: LatentSource
 
     def latent(self, index: int) -> Float[Tensor, "c h w"]:
         """The rotated latent."""
-        return self.latents.latent(index).flip((-2, -1))
+        return self.images.latent(index).flip((-2, -1))
 
 
 def rotated(images: ImageSource) -> Rotated:
@@ -167,7 +177,7 @@ def rotated(images: ImageSource) -> Rotated:
     return RotatedLatents(images) if isinstance(images, LatentSource) else Rotated(images)
 
 
-class Cropped:
+class Cropped(_Wrapped):
     """An image source whose pictures lack `margin` pixels on every side.
 
     Items keep their ids, so that crops of a sweep can be told to show one photograph; noise keyed by an id differs in
@@ -186,31 +196,18 @@ class Cropped:
                 f"Expected the margin to leave at least {SMALLEST} pixels of {images.size}, but got {margin} on every side. "
                 f"Use larger images, images.size={SMALLEST + 2 * margin} or more."
             )
-        self.images, self.margin = images, margin
-        self.size, self.on_error = images.size - 2 * margin, images.on_error
+        super().__init__(images)
+        self.margin, self.size = margin, images.size - 2 * margin
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def _show(self, image: Tensor, index: int) -> Tensor:
+        last = self.margin + self.size
+        return image[:, self.margin : last, self.margin : last].contiguous()
 
-    def __getitem__(self, index: int) -> Item:
-        """The item with its picture cropped."""
-        item, last = self.images[index], self.margin + self.size
-        return {"image": item["image"][:, self.margin : last, self.margin : last].contiguous(), "id": item["id"]}
-
-    def name(self, index: int) -> str:
-        """The id of the whole picture."""
-        return self.images.name(index)
-
-    def photo(self, index: int) -> str:
-        """The photograph of the whole picture."""
-        return self.images.photo(index)
-
-    def content_key(self, index: int) -> str:
-        """The whole picture's key, the margin, and the version of cropping."""
-        return f"{self.images.content_key(index)}:margin{self.margin}:{VERSION}"
+    def _mark(self, index: int) -> str:
+        return f"margin{self.margin}:{VERSION}"
 
 
-class Viewed:
+class Viewed(_Wrapped):
     """An image source whose pictures are shown as a :class:`~sdprobe.tokens.views.View` says; items keep their ids."""
 
     def __init__(self, images: ImageSource, view: View) -> None:
@@ -219,34 +216,20 @@ class Viewed:
                 f"Expected pictures to show in another way, but {type(images).__name__} has latents only. "
                 "Use images=texture, or a mitigation that takes no passes of its own."
             )
-        self.images = resized(images, images.size + view.larger) if view.larger else images
-        self.view = view
-        self.size, self.on_error = images.size + 2 * view.margin, images.on_error
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Item:
-        """The item as it is shown."""
-        item = self.images[index]
-        return {"image": self.view.show(item["image"]), "id": item["id"]}
-
-    def name(self, index: int) -> str:
-        """The id of the picture itself."""
-        return self.images.name(index)
-
-    def photo(self, index: int) -> str:
-        """The photograph of the picture itself."""
-        return self.images.photo(index)
+        super().__init__(resized(images, images.size + view.larger) if view.larger else images)
+        self.view, self.size = view, images.size + 2 * view.margin
 
     def content_key(self, index: int) -> str:
-        """The picture's own key, what the view does to it, and the version of that."""
-        shown = self.view
-        parts = {"shift": shown.shift, "flip": shown.flip, "margin": shown.margin, "window": shown.window}
-        if shown.empty:
-            return f"empty:{self.size}:{SHOWN}"
+        """As always, but that an empty picture has no content."""
+        return f"empty:{self.size}:{SHOWN}" if self.view.empty else super().content_key(index)
+
+    def _show(self, image: Tensor, index: int) -> Tensor:
+        return self.view.show(image)
+
+    def _mark(self, index: int) -> str:
+        parts = {key: getattr(self.view, key) for key in ("shift", "flip", "margin", "window")}
         done = ",".join(f"{key}={value}" for key, value in parts.items() if value)
-        return f"{self.images.content_key(index)}:{done}:larger={shown.larger}:{SHOWN}"
+        return f"{done}:larger={self.view.larger}:{SHOWN}"
 
 
 def shown(images: ImageSource, view: View) -> ImageSource:

@@ -93,7 +93,7 @@ class Matches(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The states by name, all keypoints; −1 where a keypoint has not been seen."""
-        return dict(self.metric_state)
+        return {name: getattr(self, name) for name in self.metric_state}
 
     def columns(self) -> dict[str, np.ndarray]:
         """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""

@@ -13,7 +13,7 @@ from numpy.random import Generator
 from sdprobe.scenes.figure import BASE, SLOTS, Figure, Part, one
 from sdprobe.scenes.layers import Layer
 from sdprobe.scenes.materials import Field, Material, as_field, colour, material, noise, pattern, ramp
-from sdprobe.scenes.shapes import Ring, Shape, capsule, ellipse, limb, polar, rounded, smooth
+from sdprobe.scenes.shapes import Ring, Shape, capsule, ellipse, limb, polar, rectangle, rounded, smooth
 
 FAR = 10.0  # depth of a plain background, in scene units
 NEAR = 8.0  # depth of the floor at the lower edge of the canvas, and of the nearest hill or pebble
@@ -136,7 +136,7 @@ def room(rng: Generator, turn: float) -> Backdrop:
     layers = [Layer(floor, (material(rng, turn + rng.uniform(0.1, 0.9)),) * SLOTS, FAR, 0.0, casts=False)]
     for _ in range(int(rng.integers(0, 4))):
         (x, y), w, h = rng.random(2) * (1, horizon - 0.15), rng.uniform(0.05, 0.14), rng.uniform(0.05, 0.14)
-        frame = np.array(((x - w, y - h), (x + w, y - h), (x + w, y + h), (x - w, y + h)))
+        frame = np.array(rectangle(x - w, y - h, x + w, y + h))
         inner = (frame - (x, y)) * 0.78 + (x, y)
         parts = (Part("frame", one(frame), 0), Part("frame", one(inner), 1, normal=(0.0, 0.0, 1.0)))
         materials = (material(rng, rng.random()), material(rng, rng.random())) * SLOTS

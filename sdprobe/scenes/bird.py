@@ -19,20 +19,14 @@ def bird(rng: Generator) -> Figure:
     heading = pitch + np.pi + rng.uniform(-0.3, 0.3)
     tips = [polar(rear, heading + fan * k, tail_length) for k in (-1, 0, 1)]
     tail = tuple(ring for tip in tips for ring in limb((rear, tip), (0.09, rng.uniform(0.05, 0.09))))
-    far_legs, near_legs, marks = _bird_legs(rng, polar((0, 0), pitch + np.pi / 2, 0.45 * plump))
+    legs, marks = _legs(rng, polar((0, 0), pitch + np.pi / 2, 0.45 * plump))
     body = limb((rear, polar((0, 0), pitch, 0.1), chest), (0.1, plump, 0.88 * plump))
     neck = Part("head", limb((chest, head), (0.62 * plump, 0.85 * size)) + one(ellipse(head, size, size)))
     gaze = pitch * 0.4 + rng.uniform(0.0, 0.35)
     beak, beak_tip = _beak(rng, head, size, gaze)
     wing, wing_tip = _wing(rng, polar((0, 0), pitch, 0.22 * length) - point(0, 0.15 * plump), length, pitch)
     where = polar(head, gaze - 0.6, 0.42 * size)
-    crest = [
-        Part(
-            "crest",
-            limb((polar(head, gaze - 1.7, 0.6 * size), polar(head, gaze - 2.2, 2.0 * size)), (0.1, 0.02)),
-            SECOND,
-        )
-    ]
+    crest = limb((polar(head, gaze - 1.7, 0.6 * size), polar(head, gaze - 2.2, 2.0 * size)), (0.1, 0.02))
     marks |= {
         "beak_tip": mark(beak_tip, "beak"),
         "eye": mark(where, "eye"),
@@ -43,7 +37,8 @@ def bird(rng: Generator) -> Figure:
         "tail_root": mark(rear, "body", "wing", "tail"),
         "belly": mark(polar((0, 0), pitch + np.pi / 2, 0.8 * plump), "body"),
     }
-    parts = (Part("tail", tail, SECOND), *far_legs, *near_legs, *beak, *(crest if rng.random() < 0.4 else []))
+    crests = [Part("crest", crest, SECOND)] if rng.random() < 0.4 else []
+    parts = (Part("tail", tail, SECOND), *legs, *beak, *crests)
     parts += (Part("body", body), neck, Part("wing", wing, SECOND), *eye(where, 0.26 * size))
     return Figure("bird", parts, marks)
 
@@ -74,19 +69,16 @@ def _wing(
     return tuple(feathers), polar(root, heading, 0.98 * span)
 
 
-def _bird_legs(rng: Generator, hips: NDArray[np.float64]) -> tuple[list[Part], list[Part], dict[str, Landmark]]:
-    """Two thin legs with toes: the far one, the near one, and their feet."""
+def _legs(rng: Generator, hips: NDArray[np.float64]) -> tuple[list[Part], dict[str, Landmark]]:
+    """Two thin legs with toes, the far one first, and their feet."""
     length = rng.uniform(0.4, 0.85)
-    sides: dict[str, list[Part]] = {}
+    legs: list[Part] = []
     marks: dict[str, Landmark] = {}
     for side, dx, shade in (("far", 0.08, FAR), ("near", -0.06, 1.0)):
         start = hips + point(dx, 0)
-        swing = np.pi / 2 + rng.uniform(-0.35, 0.45)
-        ankle = polar(start, swing, length)
-        toes = [polar(ankle, angle, 0.17) for angle in (0.35, -0.1, np.pi - 0.3)]
-        shape = limb((start, ankle), (0.06, 0.032))
-        for toe in toes:
-            shape += limb((ankle, toe), (0.034, 0.022))
-        sides[side] = [Part(f"{side}_leg", shape, THIRD, shade=shade)]
+        ankle = polar(start, np.pi / 2 + rng.uniform(-0.35, 0.45), length)
+        toes = [limb((ankle, polar(ankle, angle, 0.17)), (0.034, 0.022)) for angle in (0.35, -0.1, np.pi - 0.3)]
+        shape = (*limb((start, ankle), (0.06, 0.032)), *(ring for toe in toes for ring in toe))
+        legs.append(Part(f"{side}_leg", shape, THIRD, shade=shade))
         marks[f"{side}_foot"] = mark(ankle, f"{side}_leg")
-    return sides["far"], sides["near"], marks
+    return legs, marks

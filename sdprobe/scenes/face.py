@@ -5,7 +5,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from sdprobe.scenes.figure import BASE, DETAIL, PUPIL, SECOND, THIRD, Figure, Landmark, Part, mark, one
-from sdprobe.scenes.shapes import ellipse, limb, point, polar, rounded, smooth
+from sdprobe.scenes.shapes import ellipse, limb, mirrored, point, polar, rounded, smooth
 
 
 def face(rng: Generator) -> Figure:
@@ -15,18 +15,10 @@ def face(rng: Generator) -> Figure:
     """
     wide, tall, jaw = rng.uniform(0.62, 0.85), rng.uniform(0.82, 1.08), rng.uniform(0.45, 0.85)
     turn = rng.uniform(0.0, 0.22)
-    outline = [
-        (0, -tall),
-        (0.75 * wide, -0.72 * tall),
-        (wide, -0.05 * tall),
-        (0.88 * wide, 0.4 * tall),
-        (0.5 * jaw * wide, 0.9 * tall),
-        (0, tall),
-        (-0.5 * jaw * wide, 0.9 * tall),
-        (-0.88 * wide, 0.4 * tall),
-        (-wide, -0.05 * tall),
-        (-0.75 * wide, -0.72 * tall),
-    ]
+    side_of_face = [
+        (0.75 * wide, -0.72 * tall), (wide, -0.05 * tall), (0.88 * wide, 0.4 * tall), (0.5 * jaw * wide, 0.9 * tall),
+    ]  # fmt: skip
+    outline = [(0, -tall), *side_of_face, (0, tall), *mirrored(side_of_face)]
     parts = _hair_behind(rng, wide, tall)
     marks: dict[str, Landmark] = {}
     for side, sign in (("right", -1), ("left", 1)):
@@ -57,9 +49,8 @@ def _hair_behind(rng: Generator, wide: float, tall: float) -> list[Part]:
         return [Part("hair", one(cap), SECOND)]
     if kind == 2:
         low = rng.uniform(0.5, 1.15) * tall
-        curtain = rounded(
-            [(-wide * 1.22, low), (-wide * 1.15, -0.9 * tall), (wide * 1.15, -0.9 * tall), (wide * 1.22, low)], 0.25, 3
-        )
+        edge = [(-wide * 1.22, low), (-wide * 1.15, -0.9 * tall)]
+        curtain = rounded([*edge, *mirrored(edge)], 0.25, 3)
         return [Part("hair", one(cap, curtain), SECOND)]
     puffs = [polar((0, -0.35 * tall), a, 0.85 * tall) for a in np.linspace(np.pi, 2 * np.pi, 7)]
     return [Part("hair", one(*(ellipse(p, 0.3, 0.3) for p in puffs)), SECOND)]
@@ -69,18 +60,9 @@ def _fringe(rng: Generator, wide: float, tall: float, low: float) -> NDArray[np.
     """Outline of the hair over the forehead, parted anywhere."""
     part = rng.uniform(-0.5, 0.5) * wide
     dip = rng.uniform(0.0, 0.16)
-    return smooth(
-        [
-            (-1.04 * wide, -0.18 * tall),
-            (-0.86 * wide, -0.78 * tall),
-            (0, -1.08 * tall),
-            (0.86 * wide, -0.78 * tall),
-            (1.04 * wide, -0.18 * tall),
-            (0.72 * wide, -low),
-            (part, -low - dip),
-            (-0.72 * wide, -low),
-        ]
-    )
+    edge = [(-1.04 * wide, -0.18 * tall), (-0.86 * wide, -0.78 * tall)]
+    tips = [(0.72 * wide, -low), (part, -low - dip), (-0.72 * wide, -low)]
+    return smooth([*edge, (0, -1.08 * tall), *mirrored(edge), *tips])
 
 
 def _eye_and_brow(rng: Generator, side: str, sign: int, wide: float, turn: float, marks: dict[str, Landmark]) -> list[Part]:
@@ -117,27 +99,12 @@ def _mouth(rng: Generator, turn: float, tall: float) -> tuple[list[Part], dict[s
     y, half, smile = rng.uniform(0.5, 0.6) * tall, rng.uniform(0.2, 0.36), rng.uniform(-0.08, 0.16)
     middle, left, right = point(turn, y), point(turn + half * 0.92, y - smile), point(turn - half, y - smile)
     marks = {"right_mouth_corner": mark(right, "mouth"), "left_mouth_corner": mark(left, "mouth")}
-    spine = [
-        right,
-        0.5 * (right + middle) + point(0, 0.2 * smile),
-        middle,
-        0.5 * (left + middle) + point(0, 0.2 * smile),
-        left,
-    ]
+    bend = point(0, 0.2 * smile)
+    spine = [right, 0.5 * (right + middle) + bend, middle, 0.5 * (left + middle) + bend, left]
     parts = [Part("mouth", limb(spine, (0.03, 0.05, 0.06, 0.05, 0.03)), THIRD)]
     if rng.random() < 0.45:
         drop = rng.uniform(0.08, 0.2)
-        open_mouth = smooth(
-            [
-                right,
-                spine[1],
-                middle,
-                spine[3],
-                left,
-                middle + point(0.5 * half, drop),
-                middle + point(-0.5 * half, drop),
-            ]
-        )
-        parts = [Part("mouth", (*parts[0].shape, open_mouth), THIRD)]
+        lower_lip = [middle + point(0.5 * half, drop), middle + point(-0.5 * half, drop)]
+        parts = [Part("mouth", (*parts[0].shape, smooth([*spine, *lower_lip])), THIRD)]
         parts.append(Part("mouth", one(ellipse(middle + point(0, 0.45 * drop), 0.5 * half, 0.28 * drop)), DETAIL))
     return parts, marks

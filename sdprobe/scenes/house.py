@@ -5,6 +5,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from sdprobe.scenes.figure import BASE, DETAIL, PUPIL, SECOND, THIRD, Figure, Landmark, Part, mark
+from sdprobe.scenes.shapes import rectangle
 from sdprobe.scenes.view import View
 
 
@@ -48,19 +49,19 @@ def _bargeboard(view: View, w: float, over: float, eave: float, peak: float, z: 
     parts: list[Part] = []
     for sign in (-1, 1):
         x = sign * (w + over)
-        parts += view.face(
-            "bargeboard", [(0, peak, z), (x, eave, z), (x, eave - board, z), (0, peak - board, z)], (0, 0, 1), THIRD
-        )
+        corners = [(0, peak, z), (x, eave, z), (x, eave - board, z), (0, peak - board, z)]
+        parts += view.face("bargeboard", corners, (0, 0, 1), THIRD)
     return parts
 
 
 def _front_openings(rng: Generator, view: View, w: float, z: float, wall: float) -> tuple[list[Part], dict[str, Landmark]]:
     """Door and, where there is room, a round or square attic window."""
     x, half, tall = rng.uniform(-0.35, 0.35) * w, rng.uniform(0.1, 0.15), rng.uniform(0.5, 0.75) * wall
-    corners = [(x - half, 0, z), (x + half, 0, z), (x + half, tall, z), (x - half, tall, z)]
-    parts = view.face("door", corners, (0, 0, 1), DETAIL)
-    knob = [(x + half * a, tall * b, z) for a, b in ((0.55, 0.42), (0.8, 0.42), (0.8, 0.52), (0.55, 0.52))]
-    parts += view.face("door", knob, (0, 0, 1), PUPIL)
+    door = rectangle(x - half, 0, x + half, tall)
+    knob = rectangle(x + half * 0.55, tall * 0.42, x + half * 0.8, tall * 0.52)
+    parts: list[Part] = []
+    for corners, slot in ((door, DETAIL), (knob, PUPIL)):
+        parts += view.face("door", [(x, y, z) for x, y in corners], (0, 0, 1), slot)
     r, y = rng.uniform(0.06, 0.1), wall + 0.05
     ring = [
         (r * np.cos(a), y + r * np.sin(a), z)
@@ -77,14 +78,15 @@ def _front_openings(rng: Generator, view: View, w: float, z: float, wall: float)
 def _side_windows(rng: Generator, view: View, w: float, length: float, wall: float) -> list[Part]:
     """A row of windows with glazing bars on the long side."""
     n, y = int(rng.integers(1, 4)), rng.uniform(0.3, 0.4) * wall
-    high, parts = y + rng.uniform(0.3, 0.42) * wall, []
+    high = y + rng.uniform(0.3, 0.42) * wall
+    parts: list[Part] = []
     half = min(0.14, 0.6 * length / n)
     for z in np.linspace(-length, length, 2 * n + 1)[1::2]:
-        parts += view.face(
-            "window", [(w, y, z - half), (w, y, z + half), (w, high, z + half), (w, high, z - half)], (1, 0, 0), DETAIL
-        )
-        for z0, z1, y0, y1 in ((-0.012, 0.012, y, high), (-half, half, (y + high) / 2 - 0.012, (y + high) / 2 + 0.012)):
-            parts += view.face("window", [(w, y0, z + z0), (w, y0, z + z1), (w, y1, z + z1), (w, y1, z + z0)], (1, 0, 0), PUPIL)
+        pane = rectangle(z - half, y, z + half, high)
+        upright = rectangle(z - 0.012, y, z + 0.012, high)
+        across = rectangle(z - half, (y + high) / 2 - 0.012, z + half, (y + high) / 2 + 0.012)
+        for corners, slot in ((pane, DETAIL), (upright, PUPIL), (across, PUPIL)):
+            parts += view.face("window", [(w, y, z) for z, y in corners], (1, 0, 0), slot)
     return parts
 
 

@@ -1,6 +1,6 @@
 """A layer: a figure placed on the canvas, dressed and given a depth. Coordinates are shares of the canvas side."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from sdprobe.scenes.figure import Figure, Part
 from sdprobe.scenes.materials import Material
-from sdprobe.scenes.shapes import Shape, bounds
+from sdprobe.scenes.shapes import Ring, Shape, bounds
 
 Box = tuple[int, int, int, int]
 
@@ -46,13 +46,17 @@ def coverage(shape: Shape, box: Box, size: int) -> Image.Image:
     """Share of each pixel of `box` that the shape covers, 0..255."""
     n = supersampling(size)
     x0, y0, x1, y1 = box
-    mask = Image.new("L", (n * (x1 - x0), n * (y1 - y0)))
+    rings = ((ring * size - (x0, y0)) * n for ring in shape)
+    return silhouette(rings, (n * (x1 - x0), n * (y1 - y0))).reduce(n)
+
+
+def silhouette(rings: Iterable[Ring], size: tuple[int, int], fill: int = 255) -> Image.Image:
+    """Rings drawn on black, in units of the picture's pixels; pixel i has its centre at i + 1/2."""
+    mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)
-    for ring in shape:
-        # Sample i of the fine grid has its centre at i + 1/2.
-        corners = np.floor((ring * size - (x0, y0)) * n).astype(int)
-        draw.polygon(corners.ravel().tolist(), fill=255)
-    return mask.reduce(n)
+    for ring in rings:
+        draw.polygon(np.floor(ring).astype(int).ravel().tolist(), fill=fill)
+    return mask
 
 
 def footprints(layer: Layer, size: int) -> Iterator[tuple[int, Part, Box, Image.Image]]:

@@ -110,10 +110,7 @@ def material(rng: Generator, turn: float) -> Material:
     contrast = rng.uniform(0.02, 0.07) if kind in ("plain", "mottle") else rng.uniform(0.06, 0.14)
     chroma, shift = rng.uniform(0.01, 0.19), rng.normal(0, 0.08) + (0.5 if first < 0.15 else 0.0)
     middle = lightness(turn)
-    stops = [
-        oklch(middle - contrast, chroma, hue),
-        oklch(middle + contrast, chroma * rng.uniform(0.4, 1.0), hue + shift),
-    ]
+    stops = [oklch(middle - contrast, chroma, hue), oklch(middle + contrast, chroma * rng.uniform(0.4, 1.0), hue + shift)]
     if rng.random() < 0.5:
         stops.reverse()
     sharp = kind in ("stripes", "waves", "checks", "dots", "blotches")

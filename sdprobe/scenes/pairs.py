@@ -4,7 +4,7 @@ Made beside the first step of the data path, from ground truth alone, without dr
 takes the pictures from the dataset that a pair's indices belong to.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 
@@ -119,6 +119,16 @@ def pairs_among(scenes: SceneSet, indices: Sequence[int], seed: int = 0) -> Iter
             yield pair
 
 
+def of_category(scenes: SceneSet, category: str) -> list[int]:
+    """Indices of the scenes whose main object is of this category."""
+    return [index for index in range(scenes.limit) if main_category(scenes.seed, index) == category]
+
+
+def in_turns(streams: Iterable[Iterable[ScenePair]]) -> Iterator[ScenePair]:
+    """The first of every stream, the second of every stream, and so on."""
+    return (pair for turn in zip_longest(*streams) for pair in turn if pair is not None)
+
+
 def scene_pairs(scenes: SceneSet, count: int, seed: int = 0) -> list[ScenePair]:
     """`count` pairs of two different scenes whose main objects (objects[0]) are of one category.
 
@@ -131,12 +141,7 @@ def scene_pairs(scenes: SceneSet, count: int, seed: int = 0) -> list[ScenePair]:
     """
     expect.at_least("count", count, 1)
     expect.at_least("seed", seed, 0)
-    of_category: dict[str, list[int]] = {category: [] for category in CATEGORIES}
-    for index in range(scenes.limit):
-        of_category[main_category(scenes.seed, index)].append(index)
-    streams = [pairs_among(scenes, indices, seed) for indices in of_category.values()]
-    turns = (pair for turn in zip_longest(*streams) for pair in turn if pair is not None)
-    pairs = list(islice(turns, count))
+    pairs = list(islice(in_turns(pairs_among(scenes, of_category(scenes, name), seed) for name in CATEGORIES), count))
     if len(pairs) < count:
         raise InputError(
             f"Expected count to be at most {len(pairs)}, all pairs of {scenes.limit} scenes, but got {count}. "

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 from sdprobe.scenes.figure import Part
-from sdprobe.scenes.layers import Box, Layer
+from sdprobe.scenes.layers import Box, Layer, silhouette
 from sdprobe.scenes.shapes import bounds
 
 GRID = 40  # cells along the longer side of a part's relief
@@ -41,10 +41,7 @@ def inflate(part: Part) -> Relief:
     scale = GRID / max(x1 - x0, y1 - y0)
     origin = (x0 - MARGIN / scale, y0 - MARGIN / scale)
     width, height = int((x1 - x0) * scale) + 2 * MARGIN + 1, int((y1 - y0) * scale) + 2 * MARGIN + 1
-    mask = Image.new("L", (width, height))
-    draw = ImageDraw.Draw(mask)
-    for ring in part.shape:
-        draw.polygon(np.floor((ring - origin) * scale).astype(int).ravel().tolist(), fill=255)
+    mask = silhouette(((ring - origin) * scale for ring in part.shape), (width, height))
     solid = np.asarray(mask, dtype=np.int16) >> 7
     edge = np.abs(np.diff(solid, axis=0)).sum() + np.abs(np.diff(solid, axis=1)).sum()
     thickness = 2.5 * float(solid.sum()) / max(float(edge), 1.0)
@@ -89,12 +86,9 @@ def cast_shadow(canvas: Image.Image, layer: Layer, light: Light) -> None:
     """Darken the canvas where the layer keeps the light from what is behind it, with a soft edge."""
     x0, y0, x1, y1 = layer.figure.extent
     reach = 0.05 * max(x1 - x0, y1 - y0) + 0.006
-    mask = Image.new("L", (SHADOW_GRID, SHADOW_GRID))
-    draw = ImageDraw.Draw(mask)
     shift = -reach * np.array(light[:2])
-    for part in layer.figure.parts:
-        for ring in part.shape:
-            draw.polygon(np.floor((ring + shift) * SHADOW_GRID).astype(int).ravel().tolist(), fill=130)
+    rings = ((ring + shift) * SHADOW_GRID for part in layer.figure.parts for ring in part.shape)
+    mask = silhouette(rings, (SHADOW_GRID, SHADOW_GRID), 130)
     soft = mask.filter(ImageFilter.GaussianBlur(0.35 * reach * SHADOW_GRID + 0.5))
     used = soft.getbbox()
     if used is None:
@@ -102,11 +96,6 @@ def cast_shadow(canvas: Image.Image, layer: Layer, light: Light) -> None:
     size = canvas.width
     left, top = (int(edge * size / SHADOW_GRID) for edge in used[:2])
     right, bottom = (min(size, -(-edge * size // SHADOW_GRID)) for edge in used[2:])
-    window = (
-        left * SHADOW_GRID / size,
-        top * SHADOW_GRID / size,
-        right * SHADOW_GRID / size,
-        bottom * SHADOW_GRID / size,
-    )
+    window = (left * SHADOW_GRID / size, top * SHADOW_GRID / size, right * SHADOW_GRID / size, bottom * SHADOW_GRID / size)
     alpha = soft.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=window)
     canvas.paste((8, 8, 20), (left, top, right, bottom), alpha)

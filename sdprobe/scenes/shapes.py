@@ -80,6 +80,16 @@ def rounded(points: Sequence[ArrayLike], cut: float = 0.2, rounds: int = 3) -> R
     return ring
 
 
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+    """Corners of a box, beginning with (x0, y0)."""
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def mirrored(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points exchanged left to right, in reverse order: the other half of a symmetric outline."""
+    return [(-x, y) for x, y in reversed(points)]
+
+
 def contains(shape: Shape, where: ArrayLike) -> bool:
     """Whether the point (x, y) lies inside any ring of `shape` (even-odd rule for each ring)."""
     x, y = np.asarray(where, dtype=np.float64)

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from sdprobe.scenes.composition import CATEGORIES, Composition, compose, main_category
-from sdprobe.scenes.pairs import ScenePair, SceneSet, pairs_among
+from sdprobe.scenes.composition import CATEGORIES, Composition, compose
+from sdprobe.scenes.pairs import ScenePair, SceneSet, of_category, pairs_among
 from sdprobe.scenes.truth import Scene, cover, render
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
@@ -177,7 +177,7 @@ def segmentation(scene: Scene) -> Image.Image:
 
 def members(scenes: SceneSet, category: str) -> dict[str, list[int]]:
     """Indices of the category's scenes in each split: the first ones are trn, then come val and test."""
-    indices = [index for index in range(scenes.limit) if main_category(scenes.seed, index) == category]
+    indices = of_category(scenes, category)
     val, test = (max(2, round(share * len(indices))) for share in (VALIDATION, TEST))
     trn = len(indices) - val - test
     return {"trn": indices[:trn], "val": indices[trn : trn + val], "test": indices[trn + val :]}

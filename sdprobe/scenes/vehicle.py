@@ -5,7 +5,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from sdprobe.scenes.figure import DETAIL, PUPIL, SECOND, THIRD, Figure, Part, mark, one
-from sdprobe.scenes.shapes import ellipse, limb, point, polar, rounded
+from sdprobe.scenes.shapes import ellipse, limb, point, polar, rectangle, rounded
 
 
 def vehicle(rng: Generator) -> Figure:
@@ -21,38 +21,18 @@ def vehicle(rng: Generator) -> Figure:
     cabin = [(base_rear, -waist + 0.08), (top_rear, -roof), (top_front, -roof), (base_front, -waist + 0.08)]
     slant = rng.uniform(0.0, 0.1)
     hull = [
-        (-half, -sill),
-        (-half, -waist),
-        (base_rear, -waist - 0.02),
-        (base_front, -waist - 0.02),
-        (half - 0.08, -waist + slant),
-        (half, -waist + slant + 0.12),
-        (half, -sill),
-    ]
+        (-half, -sill), (-half, -waist), (base_rear, -waist - 0.02), (base_front, -waist - 0.02),
+        (half - 0.08, -waist + slant), (half, -waist + slant + 0.12), (half, -sill),
+    ]  # fmt: skip
     parts = [Part("cabin", one(rounded(cabin, 0.1, 2)), SECOND)]
     parts += _windows(rng, cabin, waist, roof)
-    parts += [Part("body", one(rounded(hull, 0.1, 2)))]
     lamp_y = -waist * 0.62 + 0.5 * slant
     parts += [
+        Part("body", one(rounded(hull, 0.1, 2))),
         Part("bumper", limb(((half - 0.05, -0.06), (half + 0.05, -0.06)), (0.055, 0.055)), THIRD),
         Part("bumper", limb(((-half - 0.05, -0.06), (-half + 0.05, -0.06)), (0.055, 0.055)), THIRD),
         Part("headlight", one(ellipse((half - 0.07, lamp_y), 0.07, 0.085)), DETAIL),
-        Part(
-            "taillight",
-            one(
-                rounded(
-                    [
-                        (-half, lamp_y - 0.1),
-                        (-half + 0.08, lamp_y - 0.1),
-                        (-half + 0.08, lamp_y + 0.1),
-                        (-half, lamp_y + 0.1),
-                    ],
-                    0.15,
-                    2,
-                )
-            ),
-            DETAIL,
-        ),
+        Part("taillight", one(rounded(rectangle(-half, lamp_y - 0.1, -half + 0.08, lamp_y + 0.1), 0.15, 2)), DETAIL),
     ]
     handle = point(0.5 * (top_front + top_rear) - 0.1, -waist + 0.1)
     parts.append(Part("door_handle", limb((handle - point(0.06, 0), handle + point(0.06, 0)), (0.024, 0.024)), DETAIL))
@@ -84,12 +64,7 @@ def _windows(rng: Generator, cabin: list[tuple[float, float]], waist: float, roo
         xs_low = [rear_low + rim + s * (front_low - rear_low - 2 * rim) for s in (a, b)]
         xs_top = [rear_top + rim + s * (front_top - rear_top - 2 * rim) for s in (a, b)]
         pillar = 0.025
-        pane = [
-            (xs_low[0] + pillar, low),
-            (xs_top[0] + pillar, high),
-            (xs_top[1] - pillar, high),
-            (xs_low[1] - pillar, low),
-        ]
+        pane = [(xs_low[0] + pillar, low), (xs_top[0] + pillar, high), (xs_top[1] - pillar, high), (xs_low[1] - pillar, low)]
         parts.append(Part("window", one(rounded(pane, 0.12, 2)), DETAIL))
     return parts
 

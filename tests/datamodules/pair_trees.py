@@ -2,13 +2,21 @@
 
 import csv
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
+
+from datamodules.images.pairs import PairFiles
+from datamodules.images.proposal_flow import PFPascalImages, PFWillowImages
+from datamodules.images.spair import SPairImages
+from sdprobe.utilities.errors import InputError
 
 SIZE = (60, 40)  # width, height of pictures
 SOURCE = [[10, 12], [30.5, 20.25]]
@@ -51,9 +59,18 @@ def spair_record(category: str = "cat", source: str = "a", target: str = "b", **
 
 
 def add_spair(
-    root: Path, split: str = "test", category: str = "cat", source: str = "a", target: str = "b", **other: Any
+    root: Path,
+    split: str = "test",
+    category: str = "cat",
+    source: str = "a",
+    target: str = "b",
+    points: tuple[Listed, Listed] | None = None,
+    **other: Any,
 ) -> Path:
     """One more pair at the end of a split, with its pictures; returns its annotation."""
+    if points is not None:
+        ids = [str(k) for k in range(len(points[0]))]
+        other = {"src_kps": points[0], "trg_kps": points[1], "kps_ids": ids} | other
     layout = root / "Layout" / "large" / f"{split}.txt"
     layout.parent.mkdir(parents=True, exist_ok=True)
     number = len(layout.read_text().splitlines()) + 1 if layout.exists() else 1
@@ -128,3 +145,39 @@ def append(file: Path, row: dict[str, Any]) -> None:
         if fresh:
             writer.writeheader()
         writer.writerow(row)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout on disk: how a pair is added and read, two of its categories, where pictures lie and what names them."""
+
+    add: Callable[..., Any]
+    source: type[PairFiles]
+    categories: tuple[str, str]
+    place: str  # of a picture, by category and name
+    path: str  # the option of `add` that states the target's picture
+    lists: str  # the file that lists test pairs
+
+    def read(self, root: Path, **options: Any) -> PairFiles:
+        return self.source(str(root), **{"size": 64} | options)
+
+    def picture(self, root: Path, name: str) -> Path:
+        return root / self.place.format(category=self.categories[0], name=name)
+
+    def refused(self, root: Path, reason: str, message: str, left: str = "a") -> None:
+        """The one bad pair of a tree is raised, or left out and counted; what is left shows ``left`` first."""
+        with pytest.raises(InputError, match=message) as caught:
+            self.read(root)
+        sentence = r"Expected .*, but .*\. Correct or remove it, or use images\.on_error=skip\."
+        assert re.fullmatch(sentence, str(caught.value), re.S)
+        images = self.read(root, on_error="skip")
+        assert images.dropped == {reason: 1}
+        assert [Path(images.name(pair.source)).stem for pair in images.pairs("test")] == [left]
+        assert len(images) == 2
+
+
+SPAIR = Format(
+    add_spair, SPairImages, ("cat", "dog"), "JPEGImages/{category}/{name}.jpg", "trg_imname", "Layout/large/test.txt"
+)
+PASCAL = Format(add_pascal, PFPascalImages, ("cat", "dog"), "JPEGImages/{name}.jpg", "target_image", "test_pairs_pf_pascal.csv")
+WILLOW = Format(add_willow, PFWillowImages, ("car(S)", "duck(S)"), "{category}/{name}.png", "imageB", "test_pairs_pf.csv")

@@ -89,17 +89,10 @@ def test_pictures_stored_as_paths_are_read(tmp_path: Path) -> None:
     assert torch.allclose(image.permute(1, 2, 0) * 255, torch.tensor(picture(3)[:, 16:80]).float(), atol=1e-3)
 
 
-def test_limit_takes_the_first_rows(stored: str) -> None:
-    assert len(HubImages(stored, size=64, limit=2)) == 2
-    assert len(HubImages(stored, size=64, limit=99)) == 4
-    assert torch.equal(HubImages(stored, size=64, limit=2)[1]["image"], HubImages(stored, size=64)[1]["image"])
-
-
-def test_content_keys_name_bytes_and_size(tmp_path: Path) -> None:
+def test_content_keys_name_bytes(tmp_path: Path) -> None:
     table([{"bytes": encoded(i), "path": None} for i in (0, 1, 0)]).save_to_disk(tmp_path / "rows")
     images = HubImages(str(tmp_path / "rows"), size=64)
     assert images.content_key(0) == images.content_key(2) != images.content_key(1)
-    assert images.content_key(0) != HubImages(str(tmp_path / "rows"), size=128).content_key(0)
 
 
 def test_a_wrong_column_lists_those_that_exist(stored: str) -> None:
@@ -142,16 +135,3 @@ def test_an_unreachable_hub_says_how_to_bring_the_data() -> None:
     with pytest.raises(InputError, match=r"nobody/nothing.*hf download nobody/nothing .*images\.path=DIR"):
         HubImages("nobody/nothing", size=64)
     assert time.monotonic() - started < 10, "no waiting for a network"
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"limit": 0}, r"images\.limit to be at least 1, but got 0"),
-        ({"on_error": "Skip"}, r"images\.on_error to be one of raise, skip, but got 'Skip'"),
-        ({"size": 200}, r"images\.size to be a positive multiple of 64, but got 200\. Use 192 or 256"),
-    ],
-)
-def test_unusable_options_are_refused(stored: str, option: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        HubImages(stored, **({"size": 64} | option))

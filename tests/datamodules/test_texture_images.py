@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.images.source import ImageSource, LatentSource
+from datamodules.images.source import LatentSource
 from datamodules.images.texture import Constants, LatentTextures, Textures, pink
 from datamodules.images.views import rotated
 from datamodules.latents import LatentCache, LatentStore
 from sdprobe.backbones import FrozenSD
-from sdprobe.utilities.errors import InputError
 
 
 def step(image: torch.Tensor, column: int) -> float:
@@ -48,14 +47,13 @@ def test_no_place_has_another_mean_or_variance(periodic: bool) -> None:
 
 def test_a_texture_depends_on_seed_and_number_alone() -> None:
     a, longer, other = Textures(64, 2), Textures(64, 5), Textures(64, 2, seed=1)
-    assert isinstance(a, ImageSource) and len(longer) == 5
+    assert len(longer) == 5
     assert torch.equal(a[1]["image"], longer[1]["image"]) and a.content_key(1) == longer.content_key(1)
     assert not torch.equal(a[1]["image"], other[1]["image"])
     windows = Textures(64, 2, periodic=False)
     keys = {source.content_key(i) for source in (a, other, windows, Textures(128, 2), Constants(64, 2)) for i in (0, 1)}
     assert len(keys) == 10
-    assert a[0]["image"].shape == (3, 64, 64) and a[0]["image"].min() >= 0 and a[0]["image"].max() <= 1
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=r"images\.limit"):
         a[2]
 
 
@@ -63,7 +61,6 @@ def test_constants_show_one_colour_each() -> None:
     constants = Constants(64, 3)
     images = torch.stack([constants[i]["image"] for i in range(3)])
     assert (images.flatten(2).std(-1) < 1e-6).all() and (images[0] - images[1]).abs().max() > 0.05
-    assert constants[2]["id"] == constants.name(2) == constants.photo(2)
 
 
 def test_latents_pass_the_store_without_an_encoder(tmp_path: Path) -> None:
@@ -78,11 +75,3 @@ def test_latents_pass_the_store_without_an_encoder(tmp_path: Path) -> None:
     assert isinstance(textures, LatentSource) and not isinstance(Textures(64, 1), LatentSource)
     turned = rotated(textures)
     assert isinstance(turned, LatentSource) and torch.equal(turned.latent(3), store[3].rot90(2, (-2, -1)))
-    assert textures[0]["image"].shape == (3, 128, 128)
-
-
-@pytest.mark.parametrize(("size", "limit", "message"), [(100, 1, "positive multiple of 64, but got 100"), (64, 0, "limit")])
-def test_bad_sizes_and_limits_are_refused(size: int, limit: int, message: str) -> None:
-    for source in (Textures, LatentTextures, Constants):
-        with pytest.raises(InputError, match=message):
-            source(size, limit)

@@ -34,33 +34,9 @@ def scenes() -> list[Scene]:
 # --- the dataset's surface -------------------------------------------------------------------------------------------
 
 
-def test_item_is_a_float_image_with_its_name() -> None:
-    item = Scenes(size=64, limit=3, seed=5)[2]
-    image = item["image"]
-    assert isinstance(image, torch.Tensor)
-    assert image.shape == (3, 64, 64) and image.dtype == torch.float32
-    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.02
-    assert item["id"] == "scenes-5-2"
-
-
-def test_iteration_ends_at_the_limit() -> None:
-    dataset = Scenes(size=64, limit=3)
-    assert len(dataset) == 3 and len(list(dataset)) == 3  # type: ignore[call-overload]
-    with pytest.raises(IndexError, match=r"images\.limit"):
-        dataset[3]
-
-
-@pytest.mark.parametrize(("size", "fix"), [(100, "64 or 128"), (0, "64 or 128"), (-64, "64"), (500, "448 or 512")])
-def test_wrong_size_names_the_sizes_that_would_do(size: int, fix: str) -> None:
-    with pytest.raises(InputError, match=rf"Expected images.size to be .* but got {size}\. .*{fix}"):
-        Scenes(size=size)
-
-
-@pytest.mark.parametrize("arguments", [{"limit": 0}, {"limit": -3}, {"seed": -1}])
-def test_wrong_limit_or_seed_is_refused(arguments: dict[str, int]) -> None:
-    name, value = next(iter(arguments.items()))
-    with pytest.raises(InputError, match=rf"Expected (images\.)?{name} to be at least \d, but got {value}"):
-        Scenes(**arguments)
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="Expected seed to be at least 0, but got -1"):
+        Scenes(seed=-1)
 
 
 def test_keys_name_the_pixels() -> None:
