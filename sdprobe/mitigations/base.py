@@ -127,7 +127,7 @@ class Map:
         """What a report says of the fit, nothing where nothing is fitted; JSON can hold it."""
         return {} if self.settings.fit_images == 0 else {"fit_images": self.seen, **self.settings.report(**self.fitted)}
 
-    def to(self, device: torch.device) -> "Map":
+    def to(self, device: torch.device | str) -> "Map":
         """The same map on this device."""
         return replace(self, fitted={name: tensor.to(device) for name, tensor in self.fitted.items()})
 
@@ -144,7 +144,7 @@ class Chain:
             grid = fitted.transform(grid)
         return grid
 
-    def to(self, device: torch.device) -> "Chain":
+    def to(self, device: torch.device | str) -> "Chain":
         """The same chain on this device."""
         return Chain(tuple(fitted.to(device) for fitted in self.maps))
 

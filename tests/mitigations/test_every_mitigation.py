@@ -36,6 +36,7 @@ from sdprobe.mitigations import (
     load,
     save,
 )  # fmt: skip
+from sdprobe.mitigations.saved import KINDS
 from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import generator, grids
 from tests.planted import high_norm_patches
@@ -250,7 +251,9 @@ def test_every_choice_is_a_node_of_its_own_name_with_the_constructors_defaults(n
     assert given == {key: parameter.default for key, parameter in parameters.items()}
 
 
-def test_every_class_has_a_choice() -> None:
+def test_every_class_has_a_choice_and_can_be_read_from_a_file() -> None:
     targets = {OmegaConf.load(path)[path.stem]["_target_"] for path in CONFIGS.glob("*.yaml") if path.stem != "none"}
     classes = {name for name in mitigations.__all__ if isinstance(getattr(mitigations, name), type)}
-    assert {f"sdprobe.mitigations.{name}" for name in classes - {"Extraction", "Map", "Mitigation"}} == targets
+    kinds = classes - {"Extraction", "Map", "Mitigation"}
+    assert {f"sdprobe.mitigations.{name}" for name in kinds} == targets
+    assert set(KINDS) == kinds - {"Saved"}
