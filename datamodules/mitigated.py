@@ -3,7 +3,6 @@
 Data path step 6. One pass over the fit images serves all mitigations that are fitted on the same views; a stored fit is read.
 """
 
-import copy
 import hashlib
 import logging
 from collections import defaultdict
@@ -12,18 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import track
 
 from datamodules.stream import ActivationStream
 from datamodules.variants import Variant, extract
-from sdprobe.mitigations.base import Chain, Configured, Mitigation
-from sdprobe.mitigations.saved import check_layers, read, save
+from sdprobe.mitigations.base import Chain, Configured
+from sdprobe.mitigations.saved import named, read, save
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.keys import base_of, is_label
 from sdprobe.tokens.views import View
+from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 # of FrozenSD.describe(): what a mitigation is bound to
@@ -55,7 +53,7 @@ class Mitigations:
                 f"Expected labels of compared mitigations to have no '/' and not to look like a timestep, but got '{taken[0]}'."
                 " Rename it."
             )
-        self.compare = compare
+        self.steps = steps
         if compare:
             self.variants = [Variant("", []), *(Variant(label, [step]) for label, step in steps.items())]
         else:
@@ -64,7 +62,7 @@ class Mitigations:
     @property
     def is_identity(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.compare and not self.variants[0].mitigations and self.variants[0].extraction is None
+        return not self.steps
 
     @property
     def needs_fit(self) -> bool:
@@ -80,12 +78,11 @@ class Mitigations:
         size = stream.store.images.size
         for variant in self.variants:
             if variant.extraction:
-                for view in variant.extraction.views(size):
+                for view in variant.extraction.passes(size):
                     stream.viewed(view).prepare([*used, *(fit if variant.needs_fit() else [])])
-            for step in variant.mitigations:
-                if isinstance(step, Mitigation):
-                    for view in set(step.fit_views) - {View()}:
-                        stream.viewed(view).prepare(fit[: step.fit_images])
+            for mitigation in variant.mitigations:
+                for view in set(mitigation.fit_views) - {View()}:
+                    stream.viewed(view).prepare(fit[: mitigation.fit_images])
 
     def fit(self, stream: ActivationStream, fit: Sequence[int], test: Sequence[int]) -> None:
         """Fit everything on the images ``fit``, one pass for all that look at plain images; or read what was fitted before.
@@ -105,15 +102,16 @@ class Mitigations:
         tested = {digest(name) for i in test for name in _names(images.content_key(i))}
         for variant in self.variants:
             if variant.saved:
-                _read(variant, stream, tested)
+                _read(variant, variant.saved.folder, stream, tested)
             else:
-                _begin(variant, stream, fitted_on)
-        if self.needs_fit:
-            _check_apart([images.photo(i) for i in fit], [images.photo(i) for i in test])
-            content = digest("".join(images.content_key(i) for i in fit))
-            fit_or_load(
-                [variant for variant in self.variants if not variant.saved], stream, fit, fitted_on | {"content": content}
+                variant.fitted_on = fitted_on
+        if self.needs_fit and (both := {images.photo(i) for i in fit} & {images.photo(i) for i in test}):
+            raise InputError(
+                f"Expected mitigations to be fitted on images that are not tested, but {len(both)} photographs are in both, "
+                f"such as {min(both)}. Use protocol=default."
             )
+        fit_or_load([variant for variant in self.variants if not variant.saved], stream, fit)
+        if self.needs_fit:
             log.info("Fitted mitigations on %d images.", len(fit))
 
     def wrap(self, stream: ActivationStream) -> "ActivationStream | MitigatedStream":
@@ -174,27 +172,20 @@ class MitigatedStream:
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
 
 
-def _begin(variant: Variant, stream: ActivationStream, fitted_on: dict[str, Any]) -> None:
-    """Unfitted maps for every layer."""
-    for step in variant.mitigations:
-        if isinstance(step, Mitigation):
-            step.size = stream.store.images.size
-    variant.fitted_on = fitted_on
-    variant.fitted = {layer: Chain([copy.deepcopy(step) for step in variant.mitigations]) for layer in stream.reads.layers}  # type: ignore[misc]
-
-
-def _read(variant: Variant, stream: ActivationStream, tested: set[str]) -> None:
+def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[str]) -> None:
     """Saved maps for every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
-    if len(variant.mitigations) > 1 or variant.extraction:
-        raise InputError("Expected mitigation=saved alone, but got it in a list. Fit the others anew instead.")
-    folder, expected = variant.mitigations[0].options["folder"], _circumstances(stream)
+    expected = _circumstances(stream)
     variant.extraction, chains, variant.fitted_on = read(folder, expected)
     if lacking := sorted({*expected, "images"} - set(variant.fitted_on)):
         raise InputError(
             f"Expected the mitigation in {folder} to say what it was fitted on, but it does not name {', '.join(lacking)}. "
             "Save it by a run, or use it in your own code."
         )
-    check_layers(list(chains), stream.reads.layers, folder)
+    if absent := [layer for layer in stream.reads.layers if layer not in chains]:
+        raise InputError(
+            f"Expected the mitigation in {folder} to be used at {', '.join(chains)}, which it was fitted at, but got "
+            f"{', '.join(absent)}. Fit it anew for other layers."
+        )
     if both := tested & set(variant.fitted_on["images"]):
         raise InputError(
             f"Expected images that the mitigation in {folder} was not fitted on, but {len(both)} of the tested ones are among "
@@ -215,16 +206,6 @@ def _names(key: str) -> set[str]:
     return {name, *(f"{name}:".replace(":1:", f":{code}:", 1).removesuffix(":") for code in EARLIER)}
 
 
-def _check_apart(fit: Sequence[str], test: Sequence[str]) -> None:
-    """Raises InputError where a photograph is fitted on and tested."""
-    both = set(fit) & set(test)
-    if both:
-        raise InputError(
-            f"Expected mitigations to be fitted on images that are not tested, but {len(both)} photographs are in both, "
-            f"such as {min(both)}. Use protocol=default."
-        )
-
-
 def _circumstances(stream: ActivationStream) -> dict[str, Any]:
     """What a mitigation is bound to besides its layer."""
     described = stream.backbone.describe()
@@ -240,86 +221,70 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequence[int], fitted_on: dict[str, Any]) -> None:
-    """Fit every chain, or read the same fit from the cache.
+def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequence[int]) -> None:
+    """Fit the chains of these variants, those apart whose fit is in the cache.
 
     Args:
-        variants: with unfitted chains.
+        variants: without chains yet; ``fitted_on`` is known.
         stream: raw activations.
         fit: indices of the fit images.
-        fitted_on: what the fit depends on besides the mitigations and the layers.
     """
-    options = [
-        (variant.label, [(type(s).__name__, s.options) for s in (variant.extraction, *variant.mitigations) if s])
-        for variant in variants
-    ]
+    folders = {variant: stream.store.cache.root / "mitigations" / _key(variant, stream, fit) for variant in variants}
+    gather = Processes.current().all_gather  # what one process lacks all of them fit together
+    missing = [variant for variant, folder in folders.items() if not all(gather(_load(variant, stream, folder)))]
+    for variant in missing:
+        variant.fitted = dict.fromkeys(stream.reads.layers, Chain())
+    for depth in range(max((len(variant.mitigations) for variant in missing), default=0)):
+        _round([variant for variant in missing if depth < len(variant.mitigations)], depth, stream, fit)
+    for variant in missing:
+        if variant.needs_fit():
+            with suppress(OSError):  # a cache that cannot be written costs a fit next time, nothing else
+                save(folders[variant], variant.fitted, variant.extraction, **variant.fitted_on)
+
+
+def _key(variant: Variant, stream: ActivationStream, fit: Sequence[int]) -> str:
+    """Digest of all that a fit depends on."""
+    steps = named([variant.extraction, *variant.mitigations])
+    content = digest("".join(stream.store.images.content_key(i) for i in fit))
     backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.reads.seed)}"
-    key = digest(f"{fitted_on} {options} {list(stream.reads.layers)} {stream.reads.seed} {backbone} {VERSION}")
-    file = stream.store.cache.root / "mitigations" / f"{key}.safetensors"
-    device = stream.backbone.device
-    with suppress(OSError, DamagedFile, RuntimeError, KeyError):
-        _load(variants, read_tensors(file)[0], device)
-        return
-    for depth in range(max(len(variant.mitigations) for variant in variants)):
-        _round(variants, depth, stream, fit)
-    _remember(variants, file)
+    return digest(f"{variant.fitted_on} {content} {steps} {list(stream.reads.layers)} {stream.reads.seed} {backbone} {VERSION}")
 
 
-def _remember(variants: Sequence[Variant], file: Path) -> None:
-    """A cache that cannot be written costs a fit next time, nothing else."""
-    state = {
-        f"{variant.label}/{layer}/{name}": value
-        for variant in variants
-        for layer, chain in variant.fitted.items()
-        for name, value in chain.state_dict().items()
-    }
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(file, state)
-
-
-def _load(variants: Sequence[Variant], state: dict[str, torch.Tensor], device: torch.device) -> None:
-    for variant in variants:
-        for layer, chain in variant.fitted.items():
-            start = f"{variant.label}/{layer}/"
-            chain.load_state_dict({key.removeprefix(start): v for key, v in state.items() if key.startswith(start)})
-            chain.to(device)
+def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
+    """Take the chains from the cache; False where they are not there, or not what was written."""
+    with suppress(InputError, OSError):
+        extraction, chains, fitted_on = read(folder, {})
+        found = named([extraction, *(fit.settings for chain in chains.values() for fit in chain.maps)])
+        wanted = named([variant.extraction, *variant.mitigations * len(stream.reads.layers)])
+        if (list(chains), found, fitted_on) == (list(stream.reads.layers), wanted, variant.fitted_on):
+            variant.fitted = {layer: chain.to(stream.backbone.device) for layer, chain in chains.items()}
+    return bool(variant.fitted)
 
 
 def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fit: Sequence[int]) -> None:
     """Fit the mitigation number ``depth`` of every chain; those that are shown the same views share the passes."""
+    size = stream.batch_size
     groups: dict[tuple[str | None, tuple[View, ...]], list[Variant]] = defaultdict(list)
     for variant in variants:
-        step = variant.mitigations[depth] if depth < len(variant.mitigations) else None
-        if isinstance(step, Mitigation) and step.fit_images != 0:
-            groups[variant.label if variant.extraction else None, step.fit_views].append(variant)
+        groups[variant.label if variant.extraction else None, variant.mitigations[depth].fit_views].append(variant)
     for (own, views), members in groups.items():
         if own is not None and views != (View(),):
             raise InputError(
                 f"Expected {type(members[0].mitigations[depth]).__name__} not to stand behind "
                 f"{type(members[0].extraction).__name__}, since it is fitted on passes of its own. Leave one of them out."
             )
-        wanted = [_wanted(variant, depth, fit) for variant in members]
-        for start in track(range(0, max(wanted), stream.batch_size), "fitting mitigations", transient=True):
-            indices = fit[start : min(start + stream.batch_size, max(wanted))]
-            streams = [stream.viewed(view) for view in views]
-            shown = [extract(members[0].extraction, each, indices) for each in streams]
-            for variant, count in zip(members, wanted, strict=True):
-                _update(variant, depth, shown, count - start)
-        for variant in members:
-            for chain in variant.fitted.values():
-                chain.maps[depth].finish()  # type: ignore[operator]
-
-
-def _wanted(variant: Variant, depth: int, fit: Sequence[int]) -> int:
-    step = variant.mitigations[depth]
-    limit = step.fit_images if isinstance(step, Mitigation) else 0
-    return len(fit) if limit is None else min(limit, len(fit))
-
-
-def _update(variant: Variant, depth: int, shown: Sequence[GridBatch], images: int) -> None:
-    """Give the first so many images of a batch to the fits of a chain, behind what is already fitted."""
-    if images > 0:
-        for layer, chain in variant.fitted.items():
-            grids = [chain.transform(batch.grids[layer][:images], depth) for batch in shown]
-            chain.maps[depth].update(*grids)  # type: ignore[operator]
+        steps = [variant.mitigations[depth] for variant in members]
+        wanted = [len(fit) if step.fit_images is None else min(step.fit_images, len(fit)) for step in steps]
+        fitters = [{layer: step.fitter(stream.store.images.size) for layer in stream.reads.layers} for step in steps]
+        starts, hidden = range(0, max(wanted), stream.step), Processes.current().rank > 0
+        for start in track(starts, "fitting mitigations", disable=hidden, transient=True):
+            indices = fit[start : min(start + starts.step, max(wanted))]
+            shown = [extract(members[0].extraction, stream.viewed(view), indices) for view in views]
+            for first in range(0, len(indices), size):  # sums are over batches of one size, however many processes there are
+                for variant, count, fits in zip(members, wanted, fitters, strict=True):
+                    number = min(size, count - start - first)
+                    for layer, chain in variant.fitted.items() if number > 0 else ():
+                        grids = [batch.grids[layer][first : first + number] for batch in shown]
+                        fits[layer].update(*map(chain.transform, grids))
+        for variant, fits in zip(members, fitters, strict=True):
+            variant.fitted = {layer: Chain((*chain.maps, fits[layer].finish())) for layer, chain in variant.fitted.items()}

@@ -85,7 +85,7 @@ class PairDataModule(StreamDataModule):
         expect.at_least("activation_budget", activation_budget, 0)
         super().__init__(images, backbone, block, **options)
         self.pair_source = images
-        if concatenate and self.mitigations.compare:
+        if concatenate and options.get("compare"):
             raise InputError("Expected datamodule.concatenate or datamodule.compare, but got both. Choose one.")
         if "{category}" in self.base_stream.reads.prompt and self.mitigations.needs_fit:
             raise InputError(

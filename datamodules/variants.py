@@ -19,11 +19,11 @@ class Variant:
     def __init__(self, label: str, steps: Sequence[Configured]) -> None:
         self.label = label
         self.extraction = steps[0] if steps and isinstance(steps[0], Extraction) else None
-        self.mitigations = list(steps[1:] if self.extraction else steps)
+        self.mitigations = [step for step in steps if isinstance(step, Mitigation)]
+        self.saved = next((step for step in steps if isinstance(step, Saved)), None)
         self.fitted: dict[str, Chain] = {}
         self.fitted_on: dict[str, Any] = {}
-        self.saved = any(isinstance(step, Saved) for step in self.mitigations)
-        for step in self.mitigations:
+        for step in steps[1:] if self.extraction else steps:
             if isinstance(step, Extraction):
                 raise InputError(
                     f"Expected {type(step).__name__} to come first, since it changes the pass that others work on, but got "
@@ -31,6 +31,8 @@ class Variant:
                 )
             if not isinstance(step, Mitigation | Saved):
                 raise InputError(f"Expected mitigations, but got {type(step).__name__}. Choose one of configs/mitigation.")
+        if self.saved and len(steps) > 1:
+            raise InputError("Expected mitigation=saved alone, but got it in a list. Fit the others anew instead.")
 
     def name(self, layer: str) -> str:
         """What the layer is called behind this chain."""
@@ -38,16 +40,16 @@ class Variant:
 
     def describe(self, size: int) -> dict[str, Any]:
         """Steps, passes per image in passes of the plain image, and what the fits say of themselves, by layer."""
-        views = self.extraction.views(size) if self.extraction else (View(),)
+        views = self.extraction.passes(size) if self.extraction else (View(),)
         return {
-            "steps": [type(step).__name__ for step in ([self.extraction] if self.extraction else []) + self.mitigations],
+            "steps": [type(step).__name__ for step in (self.extraction, *self.mitigations, self.saved) if step],
             "passes": sum(((size + 2 * view.margin) / size) ** 2 for view in views),
-            "fits": {layer: [each.describe() for each in chain.maps] for layer, chain in self.fitted.items()},  # type: ignore[operator]
+            "fits": {layer: [fit.describe() for fit in chain.maps] for layer, chain in self.fitted.items()},
         }
 
     def needs_fit(self) -> bool:
         """Whether anything of it needs fit images."""
-        return any(isinstance(step, Mitigation) and step.fit_images != 0 for step in self.mitigations)
+        return any(mitigation.fit_images != 0 for mitigation in self.mitigations)
 
 
 def extract(
@@ -65,7 +67,7 @@ def extract(
         known[View()] = joined(list(stream(indices)))
         return known[View()]
     size = stream.store.images.size
-    views = extraction.views(size)
+    views = extraction.passes(size)
     passes = [known[view] if view in known else joined(list(stream.viewed(view)(indices))) for view in views]
     grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.reads.layers}
     masks = {layer: token_groups(grid) for layer, grid in grids.items()}

@@ -1,6 +1,6 @@
 """What to do about position, corners and high-norm tokens: maps of activation grids, one idea per file."""
 
-from sdprobe.mitigations.base import Extraction, Mitigation
+from sdprobe.mitigations.base import Extraction, Map, Mitigation
 from sdprobe.mitigations.channel_discard import ChannelDiscard
 from sdprobe.mitigations.controls import EmptyImage, PcaDrop, RandomRank, ShuffledPosition
 from sdprobe.mitigations.extractions import Canvas, PaddingSwap, ShiftFlipNoise
@@ -12,22 +12,7 @@ from sdprobe.mitigations.shift_anova import ShiftAnova
 from sdprobe.mitigations.standardize import Standardize
 
 __all__ = [
-    "Canvas",
-    "ChannelDiscard",
-    "EmptyImage",
-    "Extraction",
-    "Leace",
-    "Mitigation",
-    "OutlierTokens",
-    "PaddingSwap",
-    "PcaDrop",
-    "PositionMean",
-    "RandomRank",
-    "Saved",
-    "ShiftAnova",
-    "ShiftFlipNoise",
-    "ShuffledPosition",
-    "Standardize",
-    "load",
-    "save",
-]
+    "Canvas", "ChannelDiscard", "EmptyImage", "Extraction", "Leace", "Map", "Mitigation", "OutlierTokens", "PaddingSwap",
+    "PcaDrop", "PositionMean", "RandomRank", "Saved", "ShiftAnova", "ShiftFlipNoise", "ShuffledPosition", "Standardize",
+    "load", "save",
+]  # fmt: skip

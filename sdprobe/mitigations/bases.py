@@ -21,22 +21,28 @@ def cosines(side: int, count: int) -> Float[Tensor, "{side} k"]:
     return torch.cos(math.pi / side * index[:, None] * torch.arange(min(count, side)))
 
 
+def per_axis(rows: Float[Tensor, "h k"], cols: Float[Tensor, "w l"]) -> Float[Tensor, "h*w k+l"]:
+    """Functions of the row, then of the column."""
+    return torch.cat([rows[:, None].expand(-1, len(cols), -1), cols[None].expand(len(rows), -1, -1)], dim=-1).flatten(0, 1)
+
+
+def products(rows: Float[Tensor, "h k"], cols: Float[Tensor, "w l"]) -> Float[Tensor, "h*w k*l"]:
+    """Every function of the row times every function of the column."""
+    return torch.einsum("ia,jb->ijab", rows, cols).flatten(2).flatten(0, 1)
+
+
 def additive(height: int, width: int) -> Float[Tensor, "{height*width} {height+width}"]:
     """One-hots of the row, then of the column.
 
     >>> additive(1, 2).tolist()
     [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
     """
-    rows = torch.eye(height, dtype=torch.float64)[:, None].expand(-1, width, -1)
-    cols = torch.eye(width, dtype=torch.float64)[None].expand(height, -1, -1)
-    return torch.cat([rows, cols], dim=-1).flatten(0, 1)
+    return per_axis(torch.eye(height, dtype=torch.float64), torch.eye(width, dtype=torch.float64))
 
 
 def axis_cosines(height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
     """The ``count`` lowest cosines of the row, then of the column, without the constant: at most height + width − 2."""
-    rows = cosines(height, count + 1)[:, None, 1:].expand(-1, width, -1)
-    cols = cosines(width, count + 1)[None, :, 1:].expand(height, -1, -1)
-    return torch.cat([rows, cols], dim=-1).flatten(0, 1)
+    return per_axis(cosines(height, count + 1)[:, 1:], cosines(width, count + 1)[:, 1:])
 
 
 def smooth(height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
@@ -44,11 +50,9 @@ def smooth(height: int, width: int, count: int) -> Float[Tensor, "{height*width}
 
     Border terms are the indicators of first and last row and column, and of the four corners.
     """
-    products = torch.einsum("ia,jb->ijab", cosines(height, count), cosines(width, count)).flatten(2)
     top, left = (torch.eye(side, dtype=torch.float64)[:, [0, -1]] for side in (height, width))
-    corners = torch.einsum("ia,jb->ijab", top, left).flatten(2)
-    edges = [top[:, None].expand(-1, width, -1), left[None].expand(height, -1, -1)]
-    return torch.cat([products, *edges, corners], dim=-1).flatten(0, 1)
+    waves = products(cosines(height, count), cosines(width, count))
+    return torch.cat([waves, per_axis(top, left), products(top, left)], dim=-1)
 
 
 def columns(basis: str, height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:

@@ -7,12 +7,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from sdprobe.mitigations.base import Mitigation
+from sdprobe.mitigations.base import Fitter, Mitigation
 from sdprobe.tokens.geometry import flatten
 from sdprobe.utilities import expect
-from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+class MagnitudeSums(Fitter):
+    """``total``: Σ over images of the mean of |x_c| over positions, (C,)."""
+
+    total = torch.zeros((), dtype=torch.float64)
+
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        [grid] = grids
+        self.total = self.total + grid.abs().sum((0, 2, 3), dtype=torch.float64) / grid[0, 0].numel()
+        self.images += len(grid)
 
 
 class ChannelDiscard(Mitigation):
@@ -30,40 +40,30 @@ class ChannelDiscard(Mitigation):
         arXiv 2505.18584, 2025.
     """
 
-    magnitude: Float[Tensor, " c"]
+    fitted = ("magnitude",)
 
     def __init__(self, ratio: float = 100.0) -> None:
-        super().__init__("magnitude")
         expect.at_least("ratio", ratio, 1)
         self.ratio = ratio
-        self._sums: tuple[Tensor, int] | None = None
 
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        total, images = self._sums or (torch.zeros((), dtype=torch.float64, device=grids[0].device), 0)
-        magnitude = grids[0].abs().sum((0, 2, 3), dtype=torch.float64) / grids[0][0, 0].numel()
-        self._sums = total + magnitude, images + len(grids[0])
+    def fitter(self, size: int = 512) -> MagnitudeSums:
+        return MagnitudeSums(self)
 
-    def finish(self) -> None:
-        if self._sums is None:
-            raise InputError("Expected at least one fit image, but got none. Fit on grids of training images.")
-        (total, images), self._sums = self._sums, None
-        self.magnitude = (total / images).float()
-        self.seen.fill_(images)
-        if not self.chosen().any():
+    def solve(self, sums: MagnitudeSums) -> dict[str, Tensor]:
+        magnitude = (sums.total / sums.images).float()
+        if not self.chosen(magnitude).any():
             log.info("channel_discard: no channel exceeds %g times the median magnitude; only layer norm is left.", self.ratio)
+        return {"magnitude": magnitude}
 
-    def chosen(self) -> Bool[Tensor, " c"]:
-        """The channels that become 0."""
-        return self.magnitude > self.ratio * self.magnitude.quantile(0.5)
+    def chosen(self, magnitude: Float[Tensor, " c"]) -> Bool[Tensor, " c"]:
+        """The channels that become 0, given the mean magnitude of each."""
+        return magnitude > self.ratio * magnitude.quantile(0.5)
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        self.check(grid, self.magnitude)
-        tokens = flatten(grid.float()).masked_fill(self.chosen(), 0)
+    def apply(self, grid: Float[Tensor, "b c h w"], magnitude: Float[Tensor, " c"]) -> Float[Tensor, "b c h w"]:
+        tokens = flatten(grid.float()).masked_fill(self.chosen(magnitude), 0)
         normed = layer_norm(tokens, tokens.shape[-1:]).unflatten(1, grid.shape[2:]).permute(0, 3, 1, 2)
         return normed.to(grid.dtype)
 
-    def describe(self) -> dict[str, object]:
-        """``fit_images``, and how many channels are ``discarded``, which may be 0."""
-        if not self.magnitude.numel():
-            return super().describe()
-        return super().describe() | {"discarded": int(self.chosen().sum())}
+    def report(self, magnitude: Float[Tensor, " c"]) -> dict[str, object]:
+        """How many channels are ``discarded``, which may be 0."""
+        return {"discarded": int(self.chosen(magnitude).sum())}

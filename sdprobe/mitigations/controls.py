@@ -26,14 +26,12 @@ class RandomRank(LowRank):
         InputError: an option out of range; at the end of a fit, a rank above half of the channels.
     """
 
+    second = False
+
     def __init__(self, rank: int | None = None, seed: int = 0) -> None:
-        super().__init__()
         if rank is not None:
             expect.at_least("rank", rank, 1)
         self.rank, self.seed = rank, seed
-
-    def begin(self) -> TokenSums:
-        return TokenSums()
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
         channels, height, width = sums.total.shape
@@ -57,7 +55,6 @@ class PcaDrop(LowRank):
     """
 
     def __init__(self, rank: int = 1) -> None:
-        super().__init__()
         expect.at_least("rank", rank, 1)
         self.rank = rank
 
@@ -86,11 +83,11 @@ class ShuffledPosition(PositionMean):
         super().__init__(basis=basis, gamma=gamma, cosines=cosines, ridge=ridge)
         self.seed = seed
 
-    def finish(self) -> None:
-        super().finish()
-        height, width = self.code.shape[1:]
+    def solve(self, sums: TokenSums) -> dict[str, Tensor]:
+        fitted = super().solve(sums)
+        code, (height, width) = fitted["code"], sums.total.shape[1:]
         order = torch.randperm(height * width, generator=keyed_generator(self.seed, "shuffled_position", height, width))
-        self.code = self.code.flatten(1)[:, order.to(self.code.device)].unflatten(1, (height, width)).contiguous()
+        return fitted | {"code": code.flatten(1)[:, order.to(code.device)].unflatten(1, (height, width)).contiguous()}
 
 
 class EmptyImage(Mitigation):
@@ -107,25 +104,19 @@ class EmptyImage(Mitigation):
         InputError: ``draws`` below 1.
     """
 
+    fitted = ("code",)
     fit_views = (View(empty=True),)
-    code: Float[Tensor, "c h w"]
 
     def __init__(self, draws: int = 16) -> None:
-        super().__init__("code")
         expect.at_least("draws", draws, 1)
         self.fit_images = draws
-        self._sums: TokenSums | None = None
 
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        self._sums = self._sums or TokenSums()
-        self._sums.update(grids[0])
+    def fitter(self, size: int = 512) -> TokenSums:
+        return TokenSums(self)
 
-    def finish(self) -> None:
-        sums, self._sums = self._sums or TokenSums(), None
+    def solve(self, sums: TokenSums) -> dict[str, Tensor]:
         means = sums.means()
-        self.code = (means - means.mean(0)).T.unflatten(1, sums.total.shape[1:]).float().contiguous()
-        self.seen.fill_(sums.images)
+        return {"code": sums.as_grid(means - means.mean(0))}
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        self.check(grid, self.code)
-        return minus(grid, self.code)
+    def apply(self, grid: Float[Tensor, "b c h w"], code: Float[Tensor, "c _h _w"]) -> Float[Tensor, "b c h w"]:
+        return minus(grid, code)

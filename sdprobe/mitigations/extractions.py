@@ -23,11 +23,10 @@ class Canvas(Extraction):
     """
 
     def __init__(self, margin: int = 64) -> None:
-        super().__init__()
         expect.multiple("canvas.margin", margin, DEEPEST)
         self.margin = margin
 
-    def views(self, size: int) -> tuple[View, ...]:
+    def passes(self, size: int) -> tuple[View, ...]:
         """One larger pass."""
         if self.margin >= size:
             raise InputError(
@@ -56,10 +55,9 @@ class PaddingSwap(Extraction):
     """
 
     def __init__(self, mode: str = "reflect") -> None:
-        super().__init__()
         self.mode = expect.one_of("padding_swap.mode", mode, PADDINGS)
 
-    def views(self, size: int) -> tuple[View, ...]:
+    def passes(self, size: int) -> tuple[View, ...]:
         """One pass of the padded network."""
         return (View(padding=self.mode),)
 
@@ -80,19 +78,18 @@ class ShiftFlipNoise(Extraction):
     """
 
     def __init__(self, views: int = 8, shift: int = 64) -> None:
-        super().__init__()
         expect.between("shift_flip_noise.views", views, 2, 2 * len(OFFSETS))
         expect.multiple("shift_flip_noise.shift", shift, DEEPEST)
-        self.count, self.shift = views, shift
+        self.views, self.shift = views, shift
 
-    def views(self, size: int) -> tuple[View, ...]:
+    def passes(self, size: int) -> tuple[View, ...]:
         """K passes."""
         if 2 * self.shift > size:
             raise InputError(
                 f"Expected images of at least {2 * self.shift} pixels to shift them by {self.shift}, but got {size}. "
                 f"Use images.size={2 * self.shift} or larger."
             )
-        return tuple(self._view(k) for k in range(self.count))
+        return tuple(self._view(k) for k in range(self.views))
 
     def merge(self, grids: list[Float[Tensor, "b c _h _w"]], size: int) -> Float[Tensor, "b c h w"]:
         """Weighted mean of the views, each brought back."""

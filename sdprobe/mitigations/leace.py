@@ -1,7 +1,5 @@
 """Leace: the smallest affine change after which no linear probe reads position. It does not need to know it."""
 
-import logging
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,9 +8,6 @@ from sdprobe.mitigations.bases import additive, axis_cosines
 from sdprobe.mitigations.low_rank import WARN, LowRank
 from sdprobe.mitigations.sums import TokenSums
 from sdprobe.utilities import expect
-from sdprobe.utilities.errors import InputError
-
-log = logging.getLogger(__name__)
 
 
 class Leace(LowRank):
@@ -39,7 +34,6 @@ class Leace(LowRank):
     def __init__(
         self, columns: str = "auto", cosines: int | None = None, tolerance: float = 0.01, shrinkage: bool = True
     ) -> None:
-        super().__init__()
         expect.one_of("columns", columns, ("auto", "additive", "cosine"))
         expect.positive("tolerance", tolerance)
         if cosines is not None:
@@ -49,7 +43,7 @@ class Leace(LowRank):
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
         means = sums.means()
         z = self._functions(*sums.total.shape).to(means.device)
-        self._check_images(sums.images, z.shape[1], means.shape[1])
+        sums.check_images(z.shape[1], "there are functions of position", "columns=cosine with fewer cosines")
         tokens = sums.images * len(means)
         covariance = sums.covariance()
         sigma = shrunk(covariance, tokens) if self.shrinkage else covariance * (tokens / (tokens - 1))
@@ -67,15 +61,6 @@ class Leace(LowRank):
         if self.columns == "additive" or (self.columns == "auto" and fits):
             return additive(height, width)
         return axis_cosines(height, width, self.cosines or max(2, int(0.05 * channels)))
-
-    def _check_images(self, images: int, count: int, channels: int) -> None:
-        if images < count:
-            raise InputError(
-                f"Expected at least as many fit images as there are functions of position, {count}, but got {images}. "
-                "Use more images, or columns=cosine with fewer cosines."
-            )
-        if images < channels:
-            log.warning("%s: %d fit images for %d channels; part of what goes is noise.", type(self).__name__, images, channels)
 
 
 def shrunk(covariance: Float[Tensor, "c c"], tokens: int) -> Float[Tensor, "c c"]:

@@ -29,42 +29,38 @@ def check_rank(name: str, rank: int, channels: int) -> None:
 
 
 class LowRank(Mitigation):
-    """x − L R (x − μ) with L (C, r) and R (r, C); R L = I makes it a projection along r directions. μ stays."""
+    """x − L R (x − μ) with L (C, r) and R (r, C); R L = I makes it a projection along r directions. μ stays.
 
-    mean: Float[Tensor, " c"]
-    left: Float[Tensor, "c r"]
-    right: Float[Tensor, "r c"]
+    ``second`` says whether the factors need second moments.
+    """
 
-    def __init__(self) -> None:
-        super().__init__("mean", "left", "right")
-        self._sums: TokenSums | None = None
+    fitted = ("mean", "left", "right")
+    second = True
 
-    def begin(self) -> TokenSums:
-        """The empty sums of a fit; with second moments unless a subclass needs less."""
-        return TokenSums(second=True)
-
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        self._sums = self._sums or self.begin()
-        self._sums.update(grids[0])
+    def fitter(self, size: int = 512) -> TokenSums:
+        return TokenSums(self, second=self.second)
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
         """L and R, float64."""
         raise NotImplementedError
 
-    def finish(self) -> None:
-        sums, self._sums = self._sums or self.begin(), None
+    def solve(self, sums: TokenSums) -> dict[str, Tensor]:
         mean = sums.means().mean(0)
         left, right = self.factors(sums)
         check_rank(type(self).__name__, left.shape[1], len(mean))
-        self.mean, self.left, self.right = mean.float(), left.float().contiguous(), right.float().contiguous()
-        self.seen.fill_(sums.images)
+        return {"mean": mean.float(), "left": left.float().contiguous(), "right": right.float().contiguous()}
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        self.check(grid, self.mean)
+    def apply(
+        self,
+        grid: Float[Tensor, "b c h w"],
+        mean: Float[Tensor, " c"],
+        left: Float[Tensor, "c r"],
+        right: Float[Tensor, "r c"],
+    ) -> Float[Tensor, "b c h w"]:
         x = grid.float()
-        kept = self.right @ (x - self.mean[:, None, None]).flatten(2)
-        return (x - (self.left @ kept).view(x.shape)).to(grid.dtype)
+        kept = right @ (x - mean[:, None, None]).flatten(2)
+        return (x - (left @ kept).view(x.shape)).to(grid.dtype)
 
-    def describe(self) -> dict[str, object]:
-        """``fit_images``, and the ``rank`` r of what is taken."""
-        return super().describe() | ({"rank": self.left.shape[1]} if self.mean.numel() else {})
+    def report(self, left: Float[Tensor, "c r"], **_: Tensor) -> dict[str, object]:
+        """The ``rank`` r of what is taken."""
+        return {"rank": left.shape[1]}

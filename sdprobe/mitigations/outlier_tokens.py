@@ -12,6 +12,23 @@ from sdprobe.tokens.groups import HIGH_NORM_Z, high_norm
 from sdprobe.utilities import expect
 
 
+class OutlierSums(TokenSums):
+    """Also ``outliers``, the sum of the tokens above a robust z, (C,), and how many were ``detected``."""
+
+    settings: "OutlierTokens"
+    outliers = torch.zeros((), dtype=torch.float64)
+    detected = 0
+
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        if self.settings.mode != "project":
+            return
+        super().update(*grids)
+        [grid] = grids
+        mask = high_norm(grid, self.settings.threshold)
+        self.outliers = self.outliers + flatten(grid)[mask.flatten(1)].sum(0, dtype=torch.float64)
+        self.detected += int(mask.sum())
+
+
 class OutlierTokens(Mitigation):
     """What becomes of the tokens that :func:`sdprobe.tokens.groups.high_norm` finds in the grids it is given.
 
@@ -29,56 +46,48 @@ class OutlierTokens(Mitigation):
         InputError: an option out of range.
     """
 
-    mean: Float[Tensor, " c"]
-    direction: Float[Tensor, " c"]
-    detected: Int[Tensor, ""]
+    fitted = ("mean", "direction", "detected")
 
     def __init__(self, mode: str = "project", threshold: float = HIGH_NORM_Z) -> None:
-        super().__init__("mean", "direction")
-        self.register_buffer("detected", torch.tensor(0))
         expect.positive("threshold", threshold)
         self.mode = expect.one_of("mode", mode, ("project", "inpaint", "mask", "clip"))
         self.threshold = threshold
         self.fit_images = None if mode == "project" else 0
-        self._sums: tuple[TokenSums, Tensor, int] | None = None
 
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        if self.mode != "project":
-            return
-        grid = grids[0]
-        mask = high_norm(grid, self.threshold)
-        sums, outliers, found = self._sums or (TokenSums(), torch.zeros((), dtype=torch.float64, device=grid.device), 0)
-        sums.update(grid)
-        outliers = outliers + flatten(grid)[mask.flatten(1)].sum(0, dtype=torch.float64)
-        self._sums = sums, outliers, found + int(mask.sum())
+    def fitter(self, size: int = 512) -> OutlierSums:
+        return OutlierSums(self)
 
-    def finish(self) -> None:
+    def solve(self, sums: OutlierSums) -> dict[str, Tensor]:
         if self.mode != "project":
-            return
-        sums, outliers, found = self._sums or (TokenSums(), torch.empty(0), 0)
-        self._sums = None
+            return {"mean": torch.empty(0), "direction": torch.empty(0), "detected": torch.tensor(0)}
         mean, tokens = sums.means().mean(0), sums.images * sums.total[0].numel()
-        self.mean = ((mean * tokens - outliers) / max(tokens - found, 1)).float()
-        self.direction = normalize(outliers - found * mean, dim=0, eps=torch.finfo(torch.float64).tiny).float()
-        self.detected.fill_(found)
-        self.seen.fill_(sums.images)
+        others = ((mean * tokens - sums.outliers) / max(tokens - sums.detected, 1)).float()
+        shift = sums.outliers - sums.detected * mean
+        direction = normalize(shift, dim=0, eps=torch.finfo(torch.float64).tiny).float()
+        return {"mean": others, "direction": direction, "detected": torch.tensor(sums.detected)}
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if self.mode == "project":
-            self.check(grid, self.mean)
+    def apply(
+        self, grid: Float[Tensor, "b c h w"], mean: Float[Tensor, " _c"], direction: Float[Tensor, " _c"], **_: Tensor
+    ) -> Float[Tensor, "b c h w"]:
         mask = high_norm(grid, self.threshold)
         if not mask.any():
             return grid
-        repair = {"project": self._projected, "inpaint": inpainted, "mask": _masked, "clip": clipped}[self.mode]
-        return torch.where(mask[:, None], repair(grid.float(), mask).to(grid.dtype), grid)
+        x = grid.float()
+        match self.mode:
+            case "project":
+                u = direction[:, None, None]
+                repaired = x - u * (u * (x - mean[:, None, None])).sum(1, keepdim=True)
+            case "inpaint":
+                repaired = inpainted(x, mask)
+            case "mask":
+                repaired = torch.zeros_like(x)
+            case _:
+                repaired = clipped(x)
+        return torch.where(mask[:, None], repaired.to(grid.dtype), grid)
 
-    def describe(self) -> dict[str, object]:
-        """``fit_images``, and how many training tokens were ``detected``; nothing for modes that are not fitted."""
-        return super().describe() | {"detected": self.detected.item()} if self.mode == "project" else {}
-
-    def _projected(self, x: Float[Tensor, "b c h w"], _: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
-        direction = self.direction[:, None, None]
-        return x - direction * (direction * (x - self.mean[:, None, None])).sum(1, keepdim=True)
+    def report(self, detected: Int[Tensor, ""], **_: Tensor) -> dict[str, object]:
+        """How many training tokens were ``detected``."""
+        return {"detected": detected.item()}
 
 
 def inpainted(x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
@@ -90,12 +99,8 @@ def inpainted(x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> Float
     return torch.where(around > 0.1, local, overall)
 
 
-def clipped(x: Float[Tensor, "b c h w"], _: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
+def clipped(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Every token with the median norm of its image."""
     norm = x.norm(dim=1, keepdim=True)
     median = norm.flatten(1).median(dim=1).values.view(-1, 1, 1, 1)
     return x * (median / norm.clamp_min(torch.finfo(x.dtype).tiny))
-
-
-def _masked(x: Float[Tensor, "b c h w"], _: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
-    return torch.zeros_like(x)

@@ -1,7 +1,5 @@
 """PositionMean: subtract what the mean map says of a position, which is known at test time."""
 
-import logging
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,9 +9,6 @@ from sdprobe.mitigations.bases import BASES, columns, smoothed
 from sdprobe.mitigations.sums import TokenSums
 from sdprobe.tokens.geometry import minus, resized
 from sdprobe.utilities import expect
-from sdprobe.utilities.errors import InputError
-
-log = logging.getLogger(__name__)
 
 
 class PositionMean(Mitigation):
@@ -35,10 +30,7 @@ class PositionMean(Mitigation):
             the noise of such a mean map writes position back.
     """
 
-    code: Float[Tensor, "c h w"]
-    mean: Float[Tensor, " c"]
-    spread: Float[Tensor, "h w"]
-    rank: Int[Tensor, ""]
+    fitted = ("code", "mean", "spread", "rank")
 
     def __init__(
         self,
@@ -49,59 +41,44 @@ class PositionMean(Mitigation):
         cosines: int = 4,
         ridge: float = 0.0,
     ) -> None:
-        super().__init__("code", "mean", "spread")
-        self.register_buffer("rank", torch.tensor(0))
         expect.one_of("basis", basis, BASES)
         expect.between("gamma", gamma, 0, 1)
         expect.at_least("cosines", cosines, 1)
         expect.at_least("ridge", ridge, 0)
         self.basis, self.gamma, self.scale, self.centre, self.cosines, self.ridge = basis, gamma, scale, centre, cosines, ridge
-        self._sums: TokenSums | None = None
 
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        self._sums = self._sums or TokenSums(energy=self.scale)
-        self._sums.update(grids[0])
+    def fitter(self, size: int = 512) -> TokenSums:
+        return TokenSums(self, energy=self.scale)
 
-    def finish(self) -> None:
-        sums, self._sums = self._sums or TokenSums(), None
+    def solve(self, sums: TokenSums) -> dict[str, Tensor]:
         means = sums.means()
         height, width = sums.total.shape[1:]
         code, rank = smoothed(means, self.basis, height, width, self.cosines, self.ridge)
-        self._check_images(sums.images, rank, means.shape[1])
+        sums.check_images(rank, f"the {self.basis} basis has independent columns", "a smaller basis")
         mean = means.mean(0)
-        if self.scale:
-            self.spread = relative_spread(sums, code + mean).float()
-        self.code = code.T.unflatten(1, (height, width)).float().contiguous()
-        self.mean = mean.float()
-        self.seen.fill_(sums.images)
-        self.rank.fill_(rank)
+        spread = relative_spread(sums, code + mean).float() if self.scale else torch.empty(0)
+        return {"code": sums.as_grid(code), "mean": mean.float(), "spread": spread, "rank": torch.tensor(rank)}
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        self.check(grid, self.code)
+    def apply(
+        self,
+        grid: Float[Tensor, "b c h w"],
+        code: Float[Tensor, "c _h _w"],
+        mean: Float[Tensor, " c"],
+        spread: Float[Tensor, "*h_w"],
+        **_: Tensor,
+    ) -> Float[Tensor, "b c h w"]:
         if not (self.scale or self.centre):
-            return minus(grid, self.code, self.gamma)
-        mean = self.mean[:, None, None]
-        x = minus(grid.float(), self.code, self.gamma) - mean
+            return minus(grid, code, self.gamma)
+        x = minus(grid.float(), code, self.gamma) - mean[:, None, None]
         if self.scale:
-            x = x / resized(self.spread, *grid.shape[-2:])
-        return (x if self.centre else x + mean).to(grid.dtype)
+            x = x / resized(spread, *grid.shape[-2:])
+        return (x if self.centre else x + mean[:, None, None]).to(grid.dtype)
 
-    def describe(self) -> dict[str, object]:
-        """``fit_images``; ``columns`` of Z and their ``rank`` less the constant."""
-        if not self.code.numel():
-            return super().describe()
-        height, width = self.code.shape[1:]
+    def report(self, code: Float[Tensor, "c h w"], rank: Int[Tensor, ""], **_: Tensor) -> dict[str, object]:
+        """``columns`` of Z and their ``rank`` less the constant."""
+        height, width = code.shape[1:]
         count = height * width if self.basis == "onehot" else columns(self.basis, height, width, self.cosines).shape[1]
-        return super().describe() | {"columns": count, "rank": self.rank.item()}
-
-    def _check_images(self, images: int, rank: int, channels: int) -> None:
-        if images < rank:
-            raise InputError(
-                f"Expected at least as many fit images as the {self.basis} basis has independent columns, {rank}, "
-                f"but got {images}. Use more images, or a smaller basis."
-            )
-        if images < channels:
-            log.warning("%s: %d fit images for %d channels; noise writes position back.", type(self).__name__, images, channels)
+        return {"columns": count, "rank": rank.item()}
 
 
 def relative_spread(sums: TokenSums, expected: Float[Tensor, "p c"]) -> Float[Tensor, "h w"]:

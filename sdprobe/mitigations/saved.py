@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdprobe.mitigations.base import Chain, Configured, Extraction, Mitigation
+import torch
+from torch import Tensor
+
+from sdprobe.mitigations.base import Chain, Configured, Extraction, Map, Mitigation
 from sdprobe.mitigations.channel_discard import ChannelDiscard
 from sdprobe.mitigations.controls import EmptyImage, PcaDrop, RandomRank, ShuffledPosition
 from sdprobe.mitigations.extractions import Canvas, PaddingSwap, ShiftFlipNoise
@@ -31,10 +34,8 @@ KINDS: dict[str, type[Mitigation | Extraction]] = {
 }  # fmt: skip
 
 
-def save(
-    folder: str | Path, fitted: Mapping[str, Chain | Mitigation], extraction: Extraction | None = None, **fitted_on: Any
-) -> None:
-    """Write layer → fitted mitigation, or chain of some; all layers have the same ones.
+def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extraction | None = None, **fitted_on: Any) -> None:
+    """Write layer → fitted map, or chain of some; all layers have the same mitigations.
 
     Args:
         extraction: how the network was shown images in front of the chains.
@@ -42,17 +43,25 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    chains = {layer: each if isinstance(each, Chain) else Chain([each]) for layer, each in fitted.items()}
-    state = {f"{layer}/{key}": value for layer, chain in chains.items() for key, value in chain.state_dict().items()}
-    first = next(iter(chains.values()))
-    kinds: list[Configured] = [*([extraction] if extraction else []), *first.maps]
+    chains = {layer: each.maps if isinstance(each, Chain) else (each,) for layer, each in fitted.items()}
+    state = {
+        f"{layer}/maps.{number}.{name}": tensor
+        for layer, maps in chains.items()
+        for number, fit in enumerate(maps)
+        for name, tensor in ({"seen": torch.tensor(fit.seen)} | dict(fit.fitted)).items()
+    }
     record = {
         "digest": write_tensors(folder / STATE, state),  # what the record is about, or an interruption mixes two fits
-        "mitigations": [{"name": type(kind).__name__, "options": kind.options} for kind in kinds],
-        "layers": {layer: [each.describe() for each in chain.maps] for layer, chain in chains.items()},  # type: ignore[operator]
+        "mitigations": named([extraction, *(fit.settings for fit in next(iter(chains.values())))]),
+        "layers": {layer: [fit.describe() for fit in maps] for layer, maps in chains.items()},
         "fitted_on": fitted_on,
     }
     write_file(folder / RECORD, json.dumps(record, indent=1))
+
+
+def named(steps: Sequence[Configured | None]) -> list[dict[str, Any]]:
+    """Name and options of every step; None is left out."""
+    return [{"name": type(step).__name__, "options": step.options} for step in steps if step]
 
 
 def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
@@ -81,49 +90,38 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
         record, (state, stored) = read_json(place / RECORD), read_tensors(place / STATE, unchecked=True)
         if record.get("digest") != stored.get("digest"):  # older versions wrote neither
             raise DamagedFile(place, f"{RECORD} of another fit than {STATE}")
-        kinds = [_made(entry["name"], entry["options"]) for entry in record["mitigations"]]
+        if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
+            raise ValueError(f"no mitigation is called {unknown[0]}")
+        steps = [KINDS[entry["name"]](**entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"Expected an intact mitigation in {place}, but got '{error.args[-1]}'. Fit it again.") from error
-    check(fitted_on, expected, str(place))
-    extraction = next((kind for kind in kinds if isinstance(kind, Extraction)), None)
-    chains = {}
-    for layer in layers:
-        own = {key.removeprefix(f"{layer}/"): value for key, value in state.items() if key.startswith(f"{layer}/")}
-        made = (_made(entry["name"], entry["options"]) for entry in record["mitigations"])
-        chains[layer] = Chain([each for each in made if isinstance(each, Mitigation)])
-        try:
-            chains[layer].load_state_dict(own)
-        except RuntimeError as error:
-            raise InputError(f"Expected {place / STATE} to fit its record, but {error}. Fit it again.") from error
-    return extraction, chains, fitted_on
-
-
-def check(fitted_on: dict[str, Any], expected: dict[str, Any], place: str) -> None:
-    """Raises InputError where a mitigation was fitted on something else than it is to be used on."""
     for key in sorted(expected.keys() & fitted_on.keys() - {"device", "precision", "model"}):  # where it ran, not what it is
         if fitted_on[key] != expected[key]:
             raise InputError(
                 f"Expected the mitigation in {place} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
                 f"{expected[key]}. Fit it anew for other layers, models, timesteps and protocols."
             )
-
-
-def check_layers(chains: Sequence[str], layers: Sequence[str], place: str) -> None:
-    """Raises InputError where a layer is asked for that was not fitted."""
-    lacking = [layer for layer in layers if layer not in chains]
-    if lacking:
+    extraction = next((step for step in steps if isinstance(step, Extraction)), None)
+    mitigations = [step for step in steps if isinstance(step, Mitigation)]
+    try:
+        chains = {layer: _chain(layer, mitigations, state) for layer in layers}
+        if state:
+            raise KeyError(min(state))
+    except KeyError as error:
         raise InputError(
-            f"Expected the mitigation in {place} to be used at {', '.join(chains)}, which it was fitted at, but got "
-            f"{', '.join(lacking)}. Fit it anew for other layers."
-        )
+            f"Expected {place / STATE} to fit its record, but only one of them has {error}. Fit it again."
+        ) from error
+    return extraction, chains, fitted_on
 
 
-def _made(name: str, options: dict[str, Any]) -> Configured:
-    """An unfitted mitigation of this package."""
-    if name not in KINDS:
-        raise ValueError(f"no mitigation is called {name}")
-    return KINDS[name](**options)
+def _chain(layer: str, mitigations: Sequence[Mitigation], state: dict[str, Tensor]) -> Chain:
+    """The chain of a layer, whose tensors are taken out of ``state``; raises KeyError where one is missing."""
+    maps = []
+    for number, mitigation in enumerate(mitigations):
+        seen, *fitted = (state.pop(f"{layer}/maps.{number}.{name}") for name in ("seen", *mitigation.fitted))
+        maps.append(Map(mitigation, int(seen), dict(zip(mitigation.fitted, fitted, strict=True))))
+    return Chain(tuple(maps))
 
 
 class Saved(Configured):
@@ -134,5 +132,4 @@ class Saved(Configured):
     """
 
     def __init__(self, folder: str) -> None:
-        super().__init__()
         self.folder = folder

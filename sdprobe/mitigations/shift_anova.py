@@ -1,19 +1,63 @@
 """ShiftAnova: tell what the network adds to a place from what photographers put there, by looking through shifted windows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdprobe.mitigations.base import Mitigation
+from sdprobe.mitigations.base import Fitter, Mitigation
 from sdprobe.tokens.geometry import minus
 from sdprobe.tokens.views import View
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 
 ACCURACY = 1e-6
+
+
+class WindowSums(Fitter):
+    """Sums over pictures at every token: ``content`` of the larger picture, ``code`` of a window.
+
+    Args:
+        settings: what is fitted.
+        size: side of the fit images, and of a window, in pixels.
+    """
+
+    settings: "ShiftAnova"
+
+    def __init__(self, settings: "ShiftAnova", size: int) -> None:
+        super().__init__(settings)
+        self.size = size
+        self.content: Tensor = torch.empty(0)
+        self.code: Tensor = torch.empty(0)
+
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        channels, *sides = grids[0].shape[1:]
+        places = self.places(sides)
+        if len(grids) != len(places):
+            raise InputError(f"Expected the grids of {len(places)} windows, but got {len(grids)}. Pass one per view.")
+        if not self.images:
+            canvas = [place + side for place, side in zip(places[-1], sides, strict=True)]
+            self.content, self.code = (
+                torch.zeros(channels, *shape, dtype=torch.float64, device=grids[0].device) for shape in (canvas, sides)
+            )
+        for grid, place in zip(grids, places, strict=True):
+            seen = grid.sum(0, dtype=torch.float64)
+            _window(self.content, place, sides).add_(seen)
+            self.code += seen
+        self.images += len(grids[0])
+
+    def places(self, sides: Sequence[int]) -> list[tuple[int, int]]:
+        """(row, col) of every window on the grid of the larger picture, from the sides of a window in tokens."""
+        step, size = self.settings.step, self.size
+        for side in sides:
+            if step * side % size:
+                raise InputError(
+                    f"Expected step to be a multiple of the layer's stride, {size / side:g} pixels ({side} tokens for "
+                    f"{size}), but got {step}. Use another step, or other layers."
+                )
+        return [(top * sides[0] // size, left * sides[1] // size) for top, left in self.settings.shifts]
 
 
 class ShiftAnova(Mitigation):
@@ -27,80 +71,43 @@ class ShiftAnova(Mitigation):
 
     Args:
         larger: pixels by which the picture is larger than the windows, a multiple of ``step``; 9 windows at the shifts
-            {0, step, larger} of either axis, the working size (``size``, set by whoever fits) each.
-        step: pixels of the smallest shift, a multiple of the layer's stride (``size`` / tokens a side).
+            {0, step, larger} of either axis, each of the size of the fit images.
+        step: pixels of the smallest shift, a multiple of the layer's stride (pixels / tokens a side).
         images: most pictures to fit on, each shown 9 times.
 
     Raises:
         InputError: an option out of range; at the first grid, a step that is no multiple of the layer's stride.
     """
 
-    code: Float[Tensor, "c h w"]
-    unidentified: Int[Tensor, ""]
+    fitted = ("code", "unidentified")
 
     def __init__(self, larger: int = 192, step: int = 64, images: int = 32) -> None:
-        super().__init__("code")
-        self.register_buffer("unidentified", torch.tensor(0))
         expect.at_least("step", step, 1)
         expect.at_least("images", images, 1)
         if larger <= step or larger % step:
             raise InputError(f"Expected larger to be a multiple of step ({step}) above it, but got {larger}. Use {3 * step}.")
-        self.larger, self.step, self.fit_images = larger, step, images
-        windows = enumerate(product((0, step, larger), repeat=2))
-        self.fit_views = tuple(View(window=(top, left), larger=larger, draw=draw) for draw, (top, left) in windows)
-        self._sums: tuple[Tensor, Tensor, int] | None = None
+        self.step, self.fit_images = step, images
+        self.shifts = [(top, left) for top in (0, step, larger) for left in (0, step, larger)]  # of the windows, in pixels
+        self.fit_views = tuple(View(window=shift, larger=larger, draw=draw) for draw, shift in enumerate(self.shifts))
 
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        channels, *sides = grids[0].shape[1:]
-        if len(grids) != len(self.fit_views):
-            raise InputError(f"Expected the grids of {len(self.fit_views)} windows, but got {len(grids)}. Pass one per view.")
-        places = [self._in_tokens(sides, view) for view in self.fit_views]
-        if self._sums is None:
-            canvas = [place + side for place, side in zip(places[-1], sides, strict=True)]
-            options = {"dtype": torch.float64, "device": grids[0].device}
-            content, code = (torch.zeros(channels, *shape, **options) for shape in (canvas, sides))  # type: ignore[call-overload]
-            self._sums = content, code, 0
-        content, code, images = self._sums
-        for grid, place in zip(grids, places, strict=True):
-            seen = grid.sum(0, dtype=torch.float64)
-            _window(content, place, sides).add_(seen)
-            code += seen
-        self._sums = content, code, images + len(grids[0])
+    def fitter(self, size: int = 512) -> WindowSums:
+        return WindowSums(self, size)
 
-    def finish(self) -> None:
-        if self._sums is None:
-            raise InputError("Expected at least one fit image, but got none. Fit on grids of training images.")
-        (content, code, images), self._sums = self._sums, None
-        sides = list(code.shape[1:])
-        places = [self._in_tokens(sides, view) for view in self.fit_views]
+    def solve(self, sums: WindowSums) -> dict[str, Tensor]:
+        sides = sums.code.shape[1:]
+        places = sums.places(sides)
         period = places[4]  # the window at (step, step)
-        g = without_periodic(separated(content / images, code / images, places), *period)
-        self.code = g.float().contiguous()
-        self.unidentified.fill_(min(period[0], sides[0]) * min(period[1], sides[1]))
-        self.seen.fill_(images)
+        code = separated(sums.content / sums.images, sums.code / sums.images, places)
+        g = without_periodic(code, *period).float().contiguous()
+        return {"code": g, "unidentified": torch.tensor(min(period[0], sides[0]) * min(period[1], sides[1]))}
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        self.check(grid, self.code)
-        return minus(grid, self.code)
+    def apply(self, grid: Float[Tensor, "b c h w"], code: Float[Tensor, "c _h _w"], **_: Tensor) -> Float[Tensor, "b c h w"]:
+        return minus(grid, code)
 
-    def describe(self) -> dict[str, object]:
-        """``fit_images``; ``unidentified``, the dimensions of the codes of position (per channel) that no window can tell from
-        content and that stay, and ``unidentified_share``, of all h · w."""
-        if not self.code.numel():
-            return super().describe()
-        count = self.unidentified.item()
-        return super().describe() | {"unidentified": count, "unidentified_share": count / self.code[0].numel()}
-
-    def _in_tokens(self, sides: list[int], view: View) -> tuple[int, int]:
-        """(row, col) of a view's window on the grid of the larger picture."""
-        top, left = view.window or (0, 0)
-        for side in sides:
-            if self.step * side % self.size:
-                raise InputError(
-                    f"Expected step to be a multiple of the layer's stride, {self.size / side:g} pixels ({side} tokens for "
-                    f"{self.size}), but got {self.step}. Use another step, or other layers."
-                )
-        return top * sides[0] // self.size, left * sides[1] // self.size
+    def report(self, code: Float[Tensor, "c h w"], unidentified: Int[Tensor, ""]) -> dict[str, object]:
+        """``unidentified``, the dimensions of the codes of position (per channel) that no window can tell from content and that
+        stay, and ``unidentified_share``, of all h · w."""
+        return {"unidentified": unidentified.item(), "unidentified_share": unidentified.item() / code[0].numel()}
 
 
 def separated(
@@ -157,6 +164,6 @@ def without_periodic(code: Float[Tensor, "c h w"], rows: int, cols: int) -> Floa
     return result
 
 
-def _window(canvas: Float[Tensor, "c H W"], place: tuple[int, int], sides: list[int]) -> Float[Tensor, "c h w"]:
+def _window(canvas: Float[Tensor, "c H W"], place: tuple[int, int], sides: Sequence[int]) -> Float[Tensor, "c h w"]:
     (top, left), (height, width) = place, sides
     return canvas[:, top : top + height, left : left + width]

@@ -20,35 +20,31 @@ class Standardize(Mitigation):
         InputError: an option out of range.
     """
 
-    mean: Float[Tensor, " c"]
-    weight: Float[Tensor, "c *c2"]
+    fitted = ("mean", "weight")
 
     def __init__(self, mode: str = "centre", shrinkage: float = 1e-3) -> None:
-        super().__init__("mean", "weight")
         expect.positive("shrinkage", shrinkage)
         self.mode = expect.one_of("mode", mode, ("centre", "zscore", "zca"))
         self.shrinkage = shrinkage
-        self._sums: TokenSums | None = None
 
-    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        self._sums = self._sums or TokenSums(second=self.mode != "centre")
-        self._sums.update(grids[0])
+    def fitter(self, size: int = 512) -> TokenSums:
+        return TokenSums(self, second=self.mode != "centre")
 
-    def finish(self) -> None:
-        sums, self._sums = self._sums or TokenSums(), None
-        self.mean = sums.means().mean(0).float()
+    def solve(self, sums: TokenSums) -> dict[str, Tensor]:
+        weight = torch.empty(0)
         if self.mode != "centre":
             covariance = sums.covariance()
-            self.weight = (self._scale(covariance) if self.mode == "zscore" else self._whitening(covariance)).float()
-        self.seen.fill_(sums.images)
+            weight = (self._scale(covariance) if self.mode == "zscore" else self._whitening(covariance)).float()
+        return {"mean": sums.means().mean(0).float(), "weight": weight}
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        self.check(grid, self.mean)
-        x = grid.float() - self.mean[:, None, None]
+    def apply(
+        self, grid: Float[Tensor, "b c h w"], mean: Float[Tensor, " c"], weight: Float[Tensor, "_c *_c2"]
+    ) -> Float[Tensor, "b c h w"]:
+        x = grid.float() - mean[:, None, None]
         if self.mode == "zscore":
-            x = x * self.weight[:, None, None]
+            x = x * weight[:, None, None]
         elif self.mode == "zca":
-            x = (self.weight @ x.flatten(2)).view(x.shape)
+            x = (weight @ x.flatten(2)).view(x.shape)
         return x.to(grid.dtype)
 
     def _scale(self, covariance: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:

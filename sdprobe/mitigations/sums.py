@@ -1,36 +1,38 @@
-"""TokenSums: what one pass over the fit images leaves behind for every closed form, in float64."""
+"""TokenSums: what one pass over the fit images leaves behind for every closed form."""
+
+import logging
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdprobe.mitigations.base import Fitter, Mitigation
 from sdprobe.tokens.geometry import flatten
 from sdprobe.utilities.errors import InputError
 
+log = logging.getLogger(__name__)
 
-class TokenSums:
-    """Sums over images: per position, and if asked for the second moment of all tokens and the energy of each position.
+
+class TokenSums(Fitter):
+    """Sums per position, and if asked for the second moment of all tokens and the energy of each position.
 
     Position is the same in every image, so that the covariance of tokens with any function of it follows from the mean map.
 
     Args:
+        settings: what is fitted.
         second: also Σ x xᵀ over all tokens (C, C).
         energy: also Σ ‖x‖² per position (P,).
     """
 
-    def __init__(self, second: bool = False, energy: bool = False) -> None:
+    def __init__(self, settings: Mitigation, second: bool = False, energy: bool = False) -> None:
+        super().__init__(settings)
         self.wants = (second, energy)
-        self.images = 0
         self.total: Tensor = torch.empty(0)
         self.second: Tensor = torch.empty(0)
         self.energy: Tensor = torch.empty(0)
 
-    def update(self, grid: Float[Tensor, "b c h w"]) -> None:
-        """Add images.
-
-        Raises:
-            InputError: their grids have another shape than those before.
-        """
+    def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
+        [grid] = grids
         total = grid.sum(0, dtype=torch.float64)
         if self.images and total.shape != self.total.shape:
             shapes = [" × ".join(map(str, shape)) for shape in (self.total.shape, total.shape)]
@@ -46,22 +48,27 @@ class TokenSums:
             self.energy = self.energy + squares if self.images else squares
         self.images += len(grid)
 
-    def means(self) -> Float[Tensor, "p c"]:
-        """m_p: the mean token at every position, row-major.
+    def check_images(self, least: int, counted: str, fix: str) -> None:
+        """Refuses fewer images than ``least``, and warns of fewer than channels, since noise of the mean map is taken for
+        position then."""
+        name, channels = type(self.settings).__name__, len(self.total)
+        if self.images < least:
+            raise InputError(
+                f"Expected at least as many fit images as {counted}, {least}, but got {self.images}. Use more images, or {fix}."
+            )
+        if self.images < channels:
+            log.warning("%s: %d fit images for %d channels; noise is taken for position.", name, self.images, channels)
 
-        Raises:
-            InputError: no image was added.
-        """
-        if not self.images:
-            raise InputError("Expected at least one fit image, but got none. Fit on grids of training images.")
+    def means(self) -> Float[Tensor, "p c"]:
+        """m_p: the mean token at every position, row-major."""
         return self.total.flatten(1).T / self.images
 
     def covariance(self) -> Float[Tensor, "c c"]:
-        """Σ: covariance of all tokens around their mean μ, divided by their number.
-
-        Raises:
-            InputError: no image was added.
-        """
+        """Σ: covariance of all tokens around their mean μ, divided by their number."""
         means = self.means()
         mean = means.mean(0)
         return self.second / (self.images * len(means)) - mean.outer(mean)
+
+    def as_grid(self, tokens: Float[Tensor, "p c"]) -> Float[Tensor, "c h w"]:
+        """A token for every position as a map, float32."""
+        return tokens.T.unflatten(1, self.total.shape[1:]).float().contiguous()

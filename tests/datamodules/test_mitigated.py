@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ from sdprobe.mitigations import (
     ShiftFlipNoise,
     Standardize,
     load,
+    save,
 )
-from sdprobe.mitigations.saved import save
 from sdprobe.utilities.errors import InputError
 
 LAYERS = ("down_0", "mid")
@@ -83,6 +84,7 @@ SEVERAL: dict[str, Callable[[], Any]] = {
 
 def test_a_variant_is_what_the_mitigation_alone_gives(apart: ActivationStream) -> None:
     together = grids(fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True).wrap(apart))
+    rmtree(apart.store.cache.root / "mitigations")  # or the fits of the variants would be recalled
     plain = grids(apart)
     assert list(together)[:2] == ["down_0", "down_0__standardize"]
     for layer in LAYERS:
@@ -106,20 +108,35 @@ def test_one_pass_over_the_fit_images_fits_everything_that_looks_at_them_plainly
     before = apart.backbone.passes["unet"]
     fitted(apart, {label: make() for label, make in SEVERAL.items()}, compare=True)
     assert apart.backbone.passes["unet"] - before == len(FIT)
-    again = apart.backbone.passes["unet"]
-    one = grids(fitted(apart, {"leace": Leace(columns="cosine", cosines=1)}).wrap(apart))
-    fits = apart.backbone.passes["unet"] - again
-    other = fitted(apart, {"leace": Leace(columns="cosine", cosines=1)})
-    assert fits == len(FIT) + len(TEST)
-    assert apart.backbone.passes["unet"] - again == fits  # recalled, not fitted again
-    for layer, grid in grids(other.wrap(apart)).items():
-        assert grid.equal(one[layer])
-    for file in (apart.store.cache.root / "mitigations").iterdir():
-        whole = file.read_bytes()
-        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    again = apart.backbone.passes["unet"]
-    fitted(apart, {"leace": Leace(columns="cosine", cosines=1)})
-    assert apart.backbone.passes["unet"] - again == len(FIT), "one flipped bit, and it is fitted anew"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors, record: tensors.write_bytes(tensors.read_bytes()[:-1] + bytes([tensors.read_bytes()[-1] ^ 1])),
+        lambda tensors, record: record.write_bytes(record.read_bytes()[:-1]),
+        lambda tensors, record: record.write_text(record.read_text().replace('"tolerance": 0.01', '"tolerance": 0.02')),
+        lambda tensors, record: record.write_text(record.read_text().replace('"timestep": 50', '"timestep": 51')),
+        lambda tensors, record: tensors.unlink(),
+    ],
+)
+def test_a_fit_is_recalled_by_itself_and_fitted_anew_when_its_files_are_not_as_written(
+    apart: ActivationStream, damage: Callable[[Path, Path], None]
+) -> None:
+    shown = []
+
+    def passes(**more: Any) -> int:
+        before = apart.backbone.passes["unet"]
+        mitigations = fitted(apart, {"leace": Leace(columns="cosine", cosines=1), **more}, compare=True)
+        found = apart.backbone.passes["unet"] - before
+        shown.append(grids(mitigations.wrap(apart)))
+        return found
+
+    assert (passes(), passes(), passes(other=Standardize()), passes(other=Standardize())) == (len(FIT), 0, len(FIT), 0)
+    for folder in (apart.store.cache.root / "mitigations").iterdir():
+        damage(folder / "mitigation.safetensors", folder / "mitigation.json")
+    assert passes() == len(FIT) and passes() == 0
+    assert all(each["mid__leace"].equal(shown[0]["mid__leace"]) for each in shown)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -127,8 +144,7 @@ def test_results_do_not_depend_on_the_batch_size(apart: ActivationStream, size: 
     settings = {"position_mean": PositionMean(basis="cosine", cosines=1), "views": ShiftFlipNoise(2, shift=64)}
     expected = grids(fitted(apart, settings, compare=True).wrap(apart))
     other = ActivationStream(apart.backbone, apart.store, apart.reads, size)
-    for path in (apart.store.cache.root / "mitigations").iterdir():
-        path.unlink()
+    rmtree(apart.store.cache.root / "mitigations")
     found = grids(fitted(other, settings, compare=True).wrap(other))
     for name, grid in expected.items():
         torch.testing.assert_close(found[name], grid, rtol=1e-4, atol=1e-4)

@@ -1,10 +1,8 @@
 """EmptyImage: what an empty picture shows of position goes; the mean token and the layout of photographs stay."""
 
-import pytest
 import torch
 
 from sdprobe.mitigations import EmptyImage
-from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import axis_accuracy, generator, grids
 
 
@@ -27,10 +25,3 @@ def test_it_is_fitted_on_grey_pictures_with_draws_of_noise() -> None:
     assert [view.empty for view in mitigation.fit_views] == [True]
     picture = mitigation.fit_views[0].show(torch.rand(3, 8, 8, generator=generator(0)))
     assert picture.eq(0.5).all()
-
-
-def test_bad_input_is_refused() -> None:
-    with pytest.raises(InputError, match="draws to be at least 1, but got 0"):
-        EmptyImage(draws=0)
-    with pytest.raises(InputError, match="at least one fit image"):
-        EmptyImage().fit([])

@@ -125,27 +125,6 @@ def test_a_high_rank_is_warned_of_and_a_higher_one_refused(caplog: pytest.LogCap
         Leace(columns="additive", tolerance=1e-6).fit([grids(40, 19, 6, 6)])
 
 
-def test_few_images_are_refused_below_the_columns_and_warned_of_below_the_channels(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(InputError, match="functions of position, 12, but got 11"):
-        Leace(columns="additive").fit([grids(11, 24, 6, 6)])
-    with caplog.at_level(logging.WARNING):
-        Leace(columns="additive").fit([grids(12, 24, 6, 6)])
-    assert "12 fit images for 24 channels" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"columns": "onehot"}, "columns to be one of auto, additive, cosine, but got 'onehot'"),
-        ({"tolerance": 0.0}, "tolerance to be positive"),
-        ({"cosines": 0}, "cosines to be at least 1"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict[str, object], match: str) -> None:
-    with pytest.raises(InputError, match=match):
-        Leace(**options)  # type: ignore[arg-type]
-
-
 def test_shrinkage_keeps_the_trace_and_is_nothing_for_many_tokens() -> None:
     root = torch.randn(6, 6, generator=generator(0), dtype=torch.float64)
     covariance = root @ root.T

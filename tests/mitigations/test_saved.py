@@ -15,7 +15,7 @@ SAVED = Path(__file__).with_name("saved")
 
 def test_a_chain_that_was_saved_before_there_were_versions_maps_as_it_did() -> None:
     chain = load(SAVED, timestep=50, size=64, noise="independent")["up_0"]
-    assert [type(each).__name__ for each in chain.maps] == ["Standardize", "PcaDrop"]
+    assert [type(each.settings).__name__ for each in chain.maps] == ["Standardize", "PcaDrop"]
     grid = torch.linspace(-1, 1, 64 * 4).view(1, 64, 2, 2).sin()
     torch.testing.assert_close(
         chain.transform(grid)[0, ::16, 0, 0], torch.tensor([-0.7683, -0.4885, -0.1174, 0.57]), rtol=1e-3, atol=1e-4

@@ -13,7 +13,17 @@ import torch
 from rich.console import Console
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.mitigations import ChannelDiscard, Leace, Mitigation, OutlierTokens, PcaDrop, PositionMean, RandomRank, Standardize
+from sdprobe.mitigations import (
+    ChannelDiscard,
+    Leace,
+    Map,
+    Mitigation,
+    OutlierTokens,
+    PcaDrop,
+    PositionMean,
+    RandomRank,
+    Standardize,
+)
 from tools.benchmarks.shaped import write_pipeline
 from tools.benchmarks.timing import Timed, hardware, in_turns, times_faster
 
@@ -56,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.print(f"| {label} | {_share(timed[label], timed['extraction'])} |", markup=False)
 
 
-def _fitted(mitigation: Mitigation, grid: torch.Tensor) -> Mitigation:
+def _fitted(mitigation: Mitigation, grid: torch.Tensor) -> Map:
     """Fitted on as many images as its basis wants: this grid with fresh noise; what it removes does not matter here."""
     batches = (grid.float() + torch.randn_like(grid, dtype=torch.float32) for _ in range(-(-96 // len(grid))))
     return mitigation.fit(batches)
