@@ -106,3 +106,8 @@ def test_nobody_prints_evaluates_or_moves_to_cuda_by_hand() -> None:
                 name = getattr(node.func, "id", None)
                 assert name not in ("eval", "exec", "print"), f"{file}:{node.lineno}"
                 assert not (getattr(node.func, "attr", "") == "cuda" and not node.args), f"{file}:{node.lineno}"
+
+
+def test_probes_ask_their_data_not_the_trainer() -> None:
+    for name, file in modules("probes").items():
+        assert "datamodule" not in {getattr(node, "attr", "") for node in ast.walk(ast.parse(file.read_text()))}, name
