@@ -93,10 +93,7 @@ def test_a_saved_mitigation_is_used_again(run: Callable[..., dict[str, Any]], tm
         (["mitigation=[standardize,canvas]"], "Expected Canvas to come first"),
         (["mitigation=standardize", "protocol=loos2025"], "this protocol has none"),
         (["mitigation=position_mean", "mitigation.position_mean.basis=onehot", "block=up_1"], "columns, 63, but got 10"),
-        (["mitigation=random_rank", "mitigation.random_rank.rank=60"], "at most half of the 64 channels, but got 60"),
-        (["mitigation=saved", "mitigation.saved.folder=/nowhere"], "to hold mitigation"),
         (["probe=study", "mitigation=standardize"], "Expected no mitigation for probe=study"),
-        (["datamodule.compare=true"], "Expected mitigations to compare, but got none"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_in_one_sentence(

@@ -74,13 +74,6 @@ def test_no_linear_probe_reads_position_afterwards_and_one_did_before(shrinkage:
     torch.testing.assert_close(left.mean((0, 2, 3)), raw.mean((0, 2, 3)))
 
 
-def test_a_fresh_probe_on_other_images_finds_no_position() -> None:
-    fit, train, test = grids(600, 24, 6, 6, strength=1.5).split(200)
-    mitigation = Leace(columns="additive", tolerance=1e-6).fit([fit])
-    assert axis_accuracy(train, test) > 0.6
-    assert axis_accuracy(mitigation.transform(train), mitigation.transform(test)) < CHANCE + 0.03
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_every_other_projection_that_erases_changes_tokens_more(seed: int) -> None:
     raw = grids(40, 24, 5, 5, strength=2.0)

@@ -7,7 +7,6 @@ from torch import Tensor
 from sdprobe.metrics.intervals import share_interval
 from sdprobe.mitigations import PcaDrop, PositionMean, RandomRank
 from sdprobe.tokens.geometry import flatten
-from sdprobe.utilities.errors import InputError
 from tests.mitigations.planted import axis_accuracies, generator, grids
 from tests.planted import position_code
 
@@ -64,9 +63,3 @@ def test_pca_drop_finds_a_planted_direction() -> None:
     mitigation = PcaDrop().fit([loud])
     assert (mitigation.fitted["right"] @ direction).abs().item() > 0.99
     assert torch.einsum("bchw,c->bhw", mitigation.transform(loud), direction).var() < 0.01 * 20**2
-
-
-@pytest.mark.parametrize("kind", [RandomRank, PcaDrop])
-def test_more_than_half_of_the_channels_are_refused(kind: type) -> None:
-    with pytest.raises(InputError, match="at most half of the 24 channels, but got 13"):
-        kind(rank=13).fit([grids(4, 24, 4, 4)])
