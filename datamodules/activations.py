@@ -21,7 +21,7 @@ from datamodules.stream import ActivationStream, DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.rng import keyed_generator
 
@@ -63,10 +63,8 @@ class ActivationDataModule(StreamDataModule):
         labels_side: int = 32,
         **options: Unpack[StreamOptions],
     ) -> None:
-        expect.one_of("datamodule.sampling", sampling, ("stratified", "all"))
-        expect.at_least("datamodule.token_batch", token_batch, 1)
-        expect.at_least("datamodule.mixing_images", mixing_images, 1)
-        expect.at_least("activation_budget", activation_budget, 0)
+        settings.check("datamodule", sampling=sampling, token_batch=token_batch, mixing_images=mixing_images, splits=splits)
+        settings.check("", activation_budget=activation_budget)
         super().__init__(images, backbone, block, labels, labels_side, **options)
         self.sampling, self.token_batch, self.mixing_images = sampling, token_batch, mixing_images
         self.split = split_by_photo([images.photo(i) for i in range(len(images))], splits, self.seed)

@@ -16,7 +16,7 @@ from datamodules.mitigated import Mitigations
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
@@ -80,8 +80,7 @@ class StreamDataModule(LightningDataModule):
         compare: bool = False,
     ) -> None:
         super().__init__()
-        expect.at_least("datamodule.batch_size", batch_size, 1)
-        expect.at_least("datamodule.num_workers", num_workers, 0)
+        settings.check("datamodule", batch_size=batch_size, num_workers=num_workers)
         backbone.noise.check(timestep)
         self.images, self.backbone, self.seed = images, backbone, seed
         layers = backbone.unet.resolve(block)

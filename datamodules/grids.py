@@ -12,7 +12,7 @@ from datamodules.mixing import GridLoader
 from datamodules.splits import split_by_photo
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
@@ -53,7 +53,7 @@ class GridDataModule(StreamDataModule):
         labels_side: int = 32,
         **options: Unpack[StreamOptions],
     ) -> None:
-        expect.at_least("datamodule.repeats", repeats, 0)
+        settings.check("datamodule", repeats=repeats, splits=splits)
         super().__init__(images, backbone, block, labels, labels_side, **options)
         timestep = self.base_stream.reads.timestep
         if other_timestep is None:

@@ -34,7 +34,7 @@ from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
@@ -80,9 +80,8 @@ class PairDataModule(StreamDataModule):
                 "Expected images with pairs of corresponding keypoints, but these have none. Use images=scene_pairs, spair, "
                 "pf_pascal or pf_willow."
             )
-        expect.at_least("datamodule.pair_batch", pair_batch, 1)
-        expect.between("datamodule.background", background, 1, 64)
-        expect.at_least("activation_budget", activation_budget, 0)
+        settings.check("datamodule", pair_batch=pair_batch, background=background)
+        settings.check("", activation_budget=activation_budget)
         super().__init__(images, backbone, block, **options)
         self.pair_source = images
         if concatenate and options.get("compare"):

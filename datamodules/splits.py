@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 SPLITS = ("fit", "train", "val", "test")
@@ -23,7 +23,7 @@ def split_by_photo(photos: Sequence[str], protocol: str = "default", seed: int =
     Raises:
         InputError: fewer than 10 photographs, or an unknown protocol.
     """
-    expect.one_of("splits", protocol, ("default", "loos2025"))
+    settings.check("datamodule", splits=protocol)
     distinct = list(dict.fromkeys(photos))
     if len(distinct) < MINIMUM:
         raise InputError(

@@ -27,7 +27,7 @@ from sdprobe.metrics.pck import PROTOCOLS
 from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.geometry import tokens_at
 from sdprobe.tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.rng import keyed_generator
 
 TRAINED = ("test", "shuffled_labels")
@@ -66,7 +66,6 @@ class CorrespondenceProbe(LinearProbe):
 
     kind, reads = "correspondence", "pairs"
     data: PairData
-    solvers = ("adam", "none")
     variants, metric = TRAINED, "retrieval_accuracy"
 
     def __init__(
@@ -84,10 +83,7 @@ class CorrespondenceProbe(LinearProbe):
         pictured: int = 6,
         seed: int = 0,
     ) -> None:
-        expect.one_of("probe.head", head, ("linear", "none"))
-        expect.positive("probe.dimensions", dimensions)
-        expect.positive("probe.temperature", temperature)
-        expect.at_least("probe.pictured", pictured, 0)
+        settings.check("probe=correspondence", head=head, dimensions=dimensions, temperature=temperature, pictured=pictured)
         solver = "adam" if head == "linear" else "none"
         super().__init__(shapes, data, dict.fromkeys(shapes, dimensions), solver, learning_rate, min_steps, patience, seed)
         self.temperature, self.enlarged, self.pictured = temperature, enlarged, pictured

@@ -14,7 +14,7 @@ from torch import Tensor
 from probes.base import Data, Probe, Shapes
 from sdprobe.estimators.heads import LayerHead, heads
 from sdprobe.tokens.keys import select
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 
 
@@ -27,7 +27,7 @@ class LinearProbe(Probe):
     Args:
         shapes, data: see :class:`~probes.base.Probe`.
         outputs: K of every layer.
-        solver: one of ``solvers``; ``none`` makes no heads.
+        solver: ``adam``, ``closed_form``, or ``none``, which makes no heads.
         learning_rate: of Adam.
         min_steps: steps of a head before it may stop.
         patience: validations without improvement after which a head stops; without validation images all heads train
@@ -38,7 +38,6 @@ class LinearProbe(Probe):
         InputError: an option out of range.
     """
 
-    solvers: ClassVar[tuple[str, ...]] = ("adam", "closed_form")
     variants: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
 
@@ -54,10 +53,8 @@ class LinearProbe(Probe):
         seed: int,
     ) -> None:
         super().__init__(shapes, data)
-        expect.one_of("probe.solver", solver, self.solvers)
-        expect.at_least("probe.patience", patience, 1)
-        expect.at_least("probe.min_steps", min_steps, 0)
-        expect.positive("probe.learning_rate", learning_rate)
+        settings.check("probe", patience=patience, min_steps=min_steps, learning_rate=learning_rate)
+        settings.check("probe", solver=None if solver == "none" else solver)
         self.seed = seed
         self.learning_rate, self.min_steps, self.patience = learning_rate, min_steps, patience
         self.closed_form = solver == "closed_form"

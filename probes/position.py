@@ -22,7 +22,7 @@ from sdprobe.metrics.grid_accuracy import GridAccuracy, chance
 from sdprobe.metrics.r2 import CoordinateR2
 from sdprobe.tokens.batch import TokenBatch
 from sdprobe.tokens.keys import GROUPS, base_of, qualified, select
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
@@ -59,7 +59,7 @@ class PositionProbe(LinearProbe):
         patience: int = 3,
         seed: int = 0,
     ) -> None:
-        expect.one_of("probe.head", head, ("classification", "regression"))
+        settings.check("probe=position", head=head)
         outputs = {layer: 2 if head == "regression" else h + w for layer, (_, h, w) in shapes.items()}
         super().__init__(shapes, data, outputs, solver, learning_rate, min_steps, patience, seed)
         for layer, (_, height, width) in shapes.items():

@@ -20,7 +20,7 @@ from sdprobe.metrics.layer_tokens import TokenMeans
 from sdprobe.metrics.linear_cka import LinearCKA
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.keys import OVER_NONE, base_of, label_of, qualified, select
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
@@ -79,7 +79,7 @@ class StatisticsProbe(Probe):
         seed: int = 0,
     ) -> None:
         super().__init__(shapes, data)
-        expect.at_least("probe.pictured", pictured, 0)
+        settings.check("probe", pictured=pictured)
         self.automatic_optimization = False
         self.size, self.pictured, self.seed = size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
@@ -180,7 +180,7 @@ class StatisticsProbe(Probe):
 
 def _tokens(layer: str, margin: int, size: int, side: int) -> int:
     """The margin in tokens of a grid of `side` tokens."""
-    expect.at_least("datamodule.margin", margin, 1)
+    settings.check("datamodule", margin=margin)
     if margin * side % size:
         raise InputError(
             f"Expected datamodule.margin to be a whole number of tokens in layer {layer} ({size // side} pixels each), "

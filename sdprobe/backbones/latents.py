@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdprobe.backbones.precision import name_of
 from sdprobe.backbones.weights import weight_hash
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
@@ -33,8 +33,8 @@ class LatentEncoder:
 
     def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
         self.vae = vae.eval().requires_grad_(False)
-        self.vae_input = expect.one_of("vae_input", vae_input, ("symmetric", "unit"))
-        self.posterior = expect.one_of("posterior", posterior, ("mode", "sample"))
+        settings.check("backbone", vae_input=vae_input, posterior=posterior)
+        self.vae_input, self.posterior = vae_input, posterior
         self.padding = "zeros"  # of the VAE's convolutions; whoever changes them says so here
         self.passes = 0
         self.weights = weight_hash(vae)

@@ -21,11 +21,10 @@ from sdprobe.backbones.architectures import DEMO
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 EMBEDDED = "assets/demo"
-WEIGHTS = ("stored", "random", "shuffled")
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
@@ -51,7 +50,7 @@ def load(
     Raises:
         InputError: nothing usable at ``path``; the message says what is missing.
     """
-    expect.one_of("weights", weights, WEIGHTS)
+    settings.check("backbone", weights=weights)
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
     folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)

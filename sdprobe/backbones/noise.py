@@ -6,11 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdprobe.utilities import expect
+from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
-
-MODES = ("independent", "shared", "rolled", "none")
 
 
 class NoiseSchedule:
@@ -28,7 +26,8 @@ class NoiseSchedule:
 
     def __init__(self, alphas_cumprod: Float[Tensor, " t"], mode: str = "independent", scale_again: bool = False) -> None:
         self.alphas_cumprod = alphas_cumprod
-        self.mode = expect.one_of("noise", mode, MODES)
+        settings.check("backbone", noise=mode)
+        self.mode = mode
         self.scale_again = scale_again
 
     def __call__(

@@ -15,17 +15,16 @@ from typing import Literal, cast
 from diffusers.models.downsampling import Downsample2D
 from torch import Tensor, nn
 
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
-MODES = ("zeros", "replicate", "reflect", "circular")
 _BEHIND = [0, 1, 0, 1]  # one column on the right, one row below: what a VAE's downsampler pads by itself
 _NOT_AT_ALL = [0, 0, 0, 0]
 
 
 def check_padding(mode: str) -> None:
-    """Raises InputError unless ``mode`` is one of MODES."""
-    expect.one_of("padding", mode, MODES)
+    """Raises InputError unless ``mode`` is one of PADDINGS."""
+    settings.check("backbone", padding=mode)
 
 
 def check_sides(mode: str, latents: Tensor, levels: int) -> None:

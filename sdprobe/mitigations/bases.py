@@ -6,9 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdprobe.utilities import expect
-
-BASES = ("additive", "onehot", "cosine")
+from sdprobe.utilities import expect, settings
 
 
 def cosines(side: int, count: int) -> Float[Tensor, "{side} k"]:
@@ -61,7 +59,7 @@ def columns(basis: str, height: int, width: int, count: int) -> Float[Tensor, "{
     Raises:
         InputError: no such basis.
     """
-    match expect.one_of("basis", basis, BASES):
+    match expect.one_of("basis", basis, settings.BASES):
         case "additive":
             return additive(height, width)
         case "onehot":

@@ -9,7 +9,7 @@ from torch.nn.functional import layer_norm
 
 from sdprobe.mitigations.base import Fitter, Mitigation
 from sdprobe.tokens.geometry import flatten
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ChannelDiscard(Mitigation):
     fitted = ("magnitude",)
 
     def __init__(self, ratio: float = 100.0) -> None:
-        expect.at_least("ratio", ratio, 1)
+        settings.check("channel_discard", ratio=ratio)
         self.ratio = ratio
 
     def fitter(self, size: int = 512) -> MagnitudeSums:

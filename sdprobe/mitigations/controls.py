@@ -10,7 +10,7 @@ from sdprobe.mitigations.position_mean import PositionMean
 from sdprobe.mitigations.sums import TokenSums
 from sdprobe.tokens.geometry import minus
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.rng import keyed_generator
 
 
@@ -29,8 +29,7 @@ class RandomRank(LowRank):
     second = False
 
     def __init__(self, rank: int | None = None, seed: int = 0) -> None:
-        if rank is not None:
-            expect.at_least("rank", rank, 1)
+        settings.check("random_rank", rank=rank)
         self.rank, self.seed = rank, seed
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
@@ -55,7 +54,7 @@ class PcaDrop(LowRank):
     """
 
     def __init__(self, rank: int = 1) -> None:
-        expect.at_least("rank", rank, 1)
+        settings.check("pca_drop", rank=rank)
         self.rank = rank
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
@@ -108,7 +107,7 @@ class EmptyImage(Mitigation):
     fit_views = (View(empty=True),)
 
     def __init__(self, draws: int = 16) -> None:
-        expect.at_least("draws", draws, 1)
+        settings.check("empty_image", draws=draws)
         self.fit_images = draws
 
     def fitter(self, size: int = 512) -> TokenSums:

@@ -6,11 +6,9 @@ from torch import Tensor
 
 from sdprobe.mitigations.base import Extraction
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
-PADDINGS = ("replicate", "reflect", "circular")
-DEEPEST = 64  # pixels per token of Stable Diffusion's coarsest grid
 # where the views of shift_flip_noise lie, in steps; every second one is mirrored
 OFFSETS = ((0, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (1, 0), (0, -1), (-1, 0))
 
@@ -23,7 +21,7 @@ class Canvas(Extraction):
     """
 
     def __init__(self, margin: int = 64) -> None:
-        expect.multiple("canvas.margin", margin, DEEPEST)
+        settings.check("canvas", margin=margin)
         self.margin = margin
 
     def passes(self, size: int) -> tuple[View, ...]:
@@ -31,7 +29,7 @@ class Canvas(Extraction):
         if self.margin >= size:
             raise InputError(
                 f"Expected canvas.margin to be smaller than the image of {size} pixels, which is reflected into it, but got "
-                f"{self.margin}. Use {DEEPEST}, or larger images."
+                f"{self.margin}. Use {settings.COARSEST}, or larger images."
             )
         return (View(margin=self.margin),)
 
@@ -55,7 +53,8 @@ class PaddingSwap(Extraction):
     """
 
     def __init__(self, mode: str = "reflect") -> None:
-        self.mode = expect.one_of("padding_swap.mode", mode, PADDINGS)
+        settings.check("padding_swap", mode=mode)
+        self.mode = mode
 
     def passes(self, size: int) -> tuple[View, ...]:
         """One pass of the padded network."""
@@ -78,8 +77,7 @@ class ShiftFlipNoise(Extraction):
     """
 
     def __init__(self, views: int = 8, shift: int = 64) -> None:
-        expect.between("shift_flip_noise.views", views, 2, 2 * len(OFFSETS))
-        expect.multiple("shift_flip_noise.shift", shift, DEEPEST)
+        settings.check("shift_flip_noise", views=views, shift=shift)
         self.views, self.shift = views, shift
 
     def passes(self, size: int) -> tuple[View, ...]:

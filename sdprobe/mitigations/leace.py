@@ -7,7 +7,7 @@ from torch import Tensor
 from sdprobe.mitigations.bases import additive, axis_cosines
 from sdprobe.mitigations.low_rank import WARN, LowRank
 from sdprobe.mitigations.sums import TokenSums
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 
 class Leace(LowRank):
@@ -34,10 +34,7 @@ class Leace(LowRank):
     def __init__(
         self, columns: str = "auto", cosines: int | None = None, tolerance: float = 0.01, shrinkage: bool = True
     ) -> None:
-        expect.one_of("columns", columns, ("auto", "additive", "cosine"))
-        expect.positive("tolerance", tolerance)
-        if cosines is not None:
-            expect.at_least("cosines", cosines, 1)
+        settings.check("leace", columns=columns, tolerance=tolerance, cosines=cosines)
         self.columns, self.cosines, self.tolerance, self.shrinkage = columns, cosines, tolerance, shrinkage
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:

@@ -9,7 +9,7 @@ from sdprobe.mitigations.base import Mitigation
 from sdprobe.mitigations.sums import TokenSums
 from sdprobe.tokens.geometry import flatten
 from sdprobe.tokens.groups import HIGH_NORM_Z, high_norm
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 
 class OutlierSums(TokenSums):
@@ -49,8 +49,8 @@ class OutlierTokens(Mitigation):
     fitted = ("mean", "direction", "detected")
 
     def __init__(self, mode: str = "project", threshold: float = HIGH_NORM_Z) -> None:
-        expect.positive("threshold", threshold)
-        self.mode = expect.one_of("mode", mode, ("project", "inpaint", "mask", "clip"))
+        settings.check("outlier_tokens", threshold=threshold, mode=mode)
+        self.mode = mode
         self.threshold = threshold
         self.fit_images = None if mode == "project" else 0
 

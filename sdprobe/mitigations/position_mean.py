@@ -5,10 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdprobe.mitigations.base import Mitigation
-from sdprobe.mitigations.bases import BASES, columns, smoothed
+from sdprobe.mitigations.bases import columns, smoothed
 from sdprobe.mitigations.sums import TokenSums
 from sdprobe.tokens.geometry import minus, resized
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 
 class PositionMean(Mitigation):
@@ -41,10 +41,7 @@ class PositionMean(Mitigation):
         cosines: int = 4,
         ridge: float = 0.0,
     ) -> None:
-        expect.one_of("basis", basis, BASES)
-        expect.between("gamma", gamma, 0, 1)
-        expect.at_least("cosines", cosines, 1)
-        expect.at_least("ridge", ridge, 0)
+        settings.check("position_mean", basis=basis, gamma=gamma, cosines=cosines, ridge=ridge)
         self.basis, self.gamma, self.scale, self.centre, self.cosines, self.ridge = basis, gamma, scale, centre, cosines, ridge
 
     def fitter(self, size: int = 512) -> TokenSums:

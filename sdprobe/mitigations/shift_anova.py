@@ -10,7 +10,7 @@ from torch import Tensor
 from sdprobe.mitigations.base import Fitter, Mitigation
 from sdprobe.tokens.geometry import minus
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 ACCURACY = 1e-6
@@ -82,8 +82,7 @@ class ShiftAnova(Mitigation):
     fitted = ("code", "unidentified")
 
     def __init__(self, larger: int = 192, step: int = 64, images: int = 32) -> None:
-        expect.at_least("step", step, 1)
-        expect.at_least("images", images, 1)
+        settings.check("shift_anova", step=step, images=images)
         if larger <= step or larger % step:
             raise InputError(f"Expected larger to be a multiple of step ({step}) above it, but got {larger}. Use {3 * step}.")
         self.step, self.fit_images = step, images

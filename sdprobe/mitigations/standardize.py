@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sdprobe.mitigations.base import Mitigation
 from sdprobe.mitigations.sums import TokenSums
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 
 class Standardize(Mitigation):
@@ -23,8 +23,8 @@ class Standardize(Mitigation):
     fitted = ("mean", "weight")
 
     def __init__(self, mode: str = "centre", shrinkage: float = 1e-3) -> None:
-        expect.positive("shrinkage", shrinkage)
-        self.mode = expect.one_of("mode", mode, ("centre", "zscore", "zca"))
+        settings.check("standardize", mode=mode, shrinkage=shrinkage)
+        self.mode = mode
         self.shrinkage = shrinkage
 
     def fitter(self, size: int = 512) -> TokenSums:

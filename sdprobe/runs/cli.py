@@ -24,7 +24,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.precision import choose_device
 from sdprobe.runs import sweep
-from sdprobe.runs.record import ROOT
+from sdprobe.runs.record import ROOT, target_name
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -90,7 +91,35 @@ def check(arguments: list[str]) -> None:
         raise InputError(f"Expected a choice for every configuration group, but got {' '.join(overrides)}: {error}") from error
     finally:
         GlobalHydra.instance().clear()
-    sweep.check(cfg, multirun=len(overrides) < len(arguments))
+    multirun = len(overrides) < len(arguments)
+    sweep.check(cfg, multirun)
+    check_types(cfg)
+    check_settings(cfg)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Hold values against :data:`~sdprobe.utilities.settings.SETTINGS`, before anything is built or written.
+
+    Raises:
+        InputError: a value that a setting may not have.
+    """
+    choices = cfg.hydra.runtime.choices
+    sections = {"": cfg, "probe": cfg.probe}
+    sections |= {name: cfg[name] for name in ("images", "backbone", "datamodule")}
+    sections |= {target_name(each._target_): each for each in cfg.mitigation.values()}
+    for name, node in sections.items():
+        section = f"probe={choices.probe}" if name == "probe" else _snake(name)
+        given = [key for key in settings.rules(section) if key in node and not OmegaConf.is_missing(node, key)]
+        values = {key: value for key in given if isinstance(value := node[key], int | float | str)}
+        settings.check(section, **values)
+
+
+def _snake(name: str) -> str:
+    """
+    >>> _snake("PositionMean")
+    'position_mean'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def _first(text: str) -> str:

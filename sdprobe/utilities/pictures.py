@@ -6,7 +6,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 # of `square` and `upright` on pictures of folders, the hub and NYUv2, and of random crops; raise it when a pixel changes
 VERSION = 1
@@ -14,7 +14,7 @@ VERSION = 1
 
 def check_size(size: int) -> None:
     """Raises InputError unless every grid of a U-Net comes out even: multiples of 64 pixels."""
-    expect.multiple("images.size", size, 64)
+    settings.check("images", size=size)
 
 
 def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.noise import MODES, NoiseSchedule
+from sdprobe.backbones.noise import NoiseSchedule
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.settings import NOISES
 
 DDIM = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = DDIM.alphas_cumprod
@@ -81,7 +82,7 @@ def test_noisy_latents_are_fp32_whatever_comes_in() -> None:
 # --- whose noise it is -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", NOISES)
 @given(chosen=st.lists(st.sampled_from(range(8)), min_size=1, max_size=8), seed=st.integers(0, 5), draw=st.integers(0, 3))
 @settings(max_examples=20, deadline=None)
 def test_neither_batch_composition_nor_order_changes_a_noisy_latent(mode: str, chosen: list[int], seed: int, draw: int) -> None:

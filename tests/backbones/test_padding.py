@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.padding import MODES, set_padding
+from sdprobe.backbones.padding import set_padding
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.settings import PADDINGS
 
 LAYERS = ["latent", "conv_in", "down_1", "mid", "up_0", "up_3"]
 
@@ -43,7 +44,7 @@ def test_a_circular_network_moves_with_its_image(rows: int, cols: int, own: Froz
 
 
 def test_every_other_padding_breaks_that(own: FrozenSD, periodic: Tensor) -> None:
-    for mode in set(MODES) - {"circular"}:
+    for mode in set(PADDINGS) - {"circular"}:
         with own.padded(mode):
             there, here = (own.activations(image, ["latent", "mid"]) for image in (periodic, rolled(periodic, 64, 64)))
         assert (here["latent"] - rolled(there["latent"], 8, 8)).abs().max() > 0.01, mode
@@ -53,10 +54,10 @@ def test_every_other_padding_breaks_that(own: FrozenSD, periodic: Tensor) -> Non
 def test_a_constant_image_has_one_token_everywhere_unless_padding_is_zeros(own: FrozenSD) -> None:
     grey = torch.full((1, 3, 128, 128), 0.6)
     spread = {}
-    for mode in MODES:
+    for mode in PADDINGS:
         with own.padded(mode):
             spread[mode] = own.activations(grey, "up_0")["up_0"].flatten(2).std(-1).mean().item()
-    assert spread["zeros"] > 0.01 and max(spread[mode] for mode in MODES[1:]) < 1e-4
+    assert spread["zeros"] > 0.01 and max(spread[mode] for mode in PADDINGS[1:]) < 1e-4
 
 
 def test_tokens_of_periodic_texture_have_the_same_mean_everywhere_in_a_circular_network(
@@ -126,7 +127,7 @@ def test_swaps_nest_and_return_to_the_padding_they_found(periodic: Tensor, own: 
 
 def test_latents_are_kept_apart_by_padding_and_known_ones_keep_their_key(own: FrozenSD) -> None:
     keys = {}
-    for mode in MODES:
+    for mode in PADDINGS:
         with own.padded(mode):
             keys[mode] = own.encoder.key(0)
             assert own.describe()["padding"] == mode and own.describe()["vae_hash"] == own.encoder.weights

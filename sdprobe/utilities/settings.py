@@ -1,0 +1,85 @@
+"""What settings may be: one table for the command line, which checks before anything is built, and for constructors.
+
+A section is a configuration group, one choice of a group, or a mitigation. Types are those of constructors.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sdprobe.utilities import expect
+
+WEIGHTS = ("stored", "random", "shuffled")
+NOISES = ("independent", "shared", "rolled", "none")
+PADDINGS = ("zeros", "replicate", "reflect", "circular")
+BASES = ("additive", "onehot", "cosine")
+COARSEST = 64  # pixels per token of Stable Diffusion's coarsest grid
+Rule = Callable[[str, Any], object]
+
+
+def _one_of(*options: str) -> Rule:
+    return partial(expect.one_of, options=options)
+
+
+def _at_least(low: float) -> Rule:
+    return partial(expect.at_least, low=low)
+
+
+def _between(low: float, high: float) -> Rule:
+    return partial(expect.between, low=low, high=high)
+
+
+_MULTIPLE = partial(expect.multiple, step=COARSEST)
+
+SETTINGS: dict[str, dict[str, Rule]] = {
+    "": {"activation_budget": _at_least(0)},
+    "images": {
+        "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),
+        "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),
+        "resize": _one_of("pad", "replicate", "squash"), "keypoints": _one_of("pair", "image"),
+    },
+    "backbone": {
+        "weights": _one_of(*WEIGHTS), "noise": _one_of(*NOISES),
+        "vae_input": _one_of("symmetric", "unit"), "posterior": _one_of("mode", "sample"), "padding": _one_of(*PADDINGS),
+    },
+    "datamodule": {
+        "batch_size": _at_least(1), "num_workers": _at_least(0), "sampling": _one_of("stratified", "all"),
+        "token_batch": _at_least(1), "mixing_images": _at_least(1), "repeats": _at_least(0), "margin": _at_least(1),
+        "pair_batch": _at_least(1), "background": _between(1, 64), "splits": _one_of("default", "loos2025"),
+    },
+    "probe": {
+        "patience": _at_least(1), "min_steps": _at_least(0), "learning_rate": expect.positive, "pictured": _at_least(0),
+        "dimensions": expect.positive, "temperature": expect.positive, "solver": _one_of("adam", "closed_form"),
+    },
+    "probe=position": {"head": _one_of("classification", "regression")},
+    "probe=correspondence": {"head": _one_of("linear", "none")},
+    "canvas": {"margin": _MULTIPLE},
+    "channel_discard": {"ratio": _at_least(1)},
+    "empty_image": {"draws": _at_least(1)},
+    "leace": {"columns": _one_of("auto", "additive", "cosine"), "tolerance": expect.positive, "cosines": _at_least(1)},
+    "outlier_tokens": {"threshold": expect.positive, "mode": _one_of("project", "inpaint", "mask", "clip")},
+    "padding_swap": {"mode": _one_of(*PADDINGS[1:])},
+    "pca_drop": {"rank": _at_least(1)},
+    "position_mean": {"basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0)},
+    "random_rank": {"rank": _at_least(1)},
+    "shift_anova": {"step": _at_least(1), "images": _at_least(1)},
+    "shift_flip_noise": {"shift": _MULTIPLE, "views": _between(2, 18)},
+    "standardize": {"shrinkage": expect.positive, "mode": _one_of("centre", "zscore", "zca")},
+}  # fmt: skip
+
+
+def rules(section: str) -> dict[str, Rule]:
+    """Name → rule; a choice of a group, ``probe=position``, has those of its group, too."""
+    return SETTINGS.get(section.partition("=")[0], {}) | SETTINGS.get(section, {})
+
+
+def check(section: str, **values: Any) -> None:
+    """Hold settings against the table; None passes, and so does a setting without a rule.
+
+    Raises:
+        InputError: a value that a setting may not have.
+    """
+    table, group = rules(section), section.partition("=")[0]
+    for name, value in values.items():
+        if value is not None and name in table:
+            table[name](f"{group}.{name}".removeprefix(".").removeprefix("backbone."), value)
