@@ -61,20 +61,18 @@ class Matches(Metric):
         A group and its random mask are comparable where both have as many tokens, neither is the whole grid, and neither holds
         the true token: without it a match that was right cannot be, whatever the group does.
         """
-        for g, group in enumerate(GROUPS):
-            mask = target_masks[group].flatten()
-            self.source_in[g, row] = source_masks[group].int()
-            self.target_in[g, row] = mask[true_cell].int()
-            self.share[g, row] = mask.double().mean()
-            for w, way in enumerate(self.ways):
-                self.landed_in[w, g, row] = mask[cell[way]].int()
+        masks = torch.stack([target_masks[group].flatten() for group in GROUPS])
+        cells = torch.stack([cell[way] for way in self.ways])
+        self.cell[:, row] = cells.int()
+        self.source_in[:, row] = torch.stack([source_masks[group] for group in GROUPS]).int()
+        self.target_in[:, row] = masks[:, true_cell].int()
+        self.landed_in[:, :, row] = masks[:, cells].transpose(0, 1).int()
+        self.share[:, row] = masks.double().mean(1, keepdim=True)
         for g, group in enumerate(MASKED):
             mask, random = target_masks[group].flatten(), random_masks[group]
             alike = (mask.sum() == random.sum()) & ~mask.all()
             self.comparable[g, row] = (alike & ~(mask | random)[true_cell]).int()
-        for w, way in enumerate(self.ways):
-            self.cell[w, row] = cell[way].int()
-            for g, group in enumerate(MASKED):
+            for w, way in enumerate(self.ways):
                 self.without[w, g, row] = without[way][group].int()
                 self.without_random[w, g, row] = without_random[way][group].int()
 
@@ -97,20 +95,20 @@ class Matches(Metric):
 
     def columns(self) -> dict[str, np.ndarray]:
         """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""
-        columns: dict[str, np.ndarray] = {}
+        columns: dict[str, Tensor] = {}
         for w, way in enumerate(self.ways):
-            columns[f"{way}/cell"] = self.cell[w].cpu().numpy()
-            columns |= {f"{way}/refined_{axis}": self.refined[w, :, k].cpu().numpy() for k, axis in enumerate("xy")}
+            columns[f"{way}/cell"] = self.cell[w]
+            columns |= {f"{way}/refined_{axis}": self.refined[w, :, k] for k, axis in enumerate("xy")}
             for g, group in enumerate(MASKED):
-                columns[f"{way}/without_{group}"] = self.without[w, g].cpu().numpy()
-                columns[f"{way}/without_random_{group}"] = self.without_random[w, g].cpu().numpy()
+                columns[f"{way}/without_{group}"] = self.without[w, g]
+                columns[f"{way}/without_random_{group}"] = self.without_random[w, g]
             for g, group in enumerate(GROUPS):
-                columns[f"{way}/landed_in_{group}"] = (self.landed_in[w, g] > 0).cpu().numpy()
+                columns[f"{way}/landed_in_{group}"] = self.landed_in[w, g] > 0
         for g, group in enumerate(GROUPS):
-            columns[f"source_in_{group}"] = (self.source_in[g] > 0).cpu().numpy()
-            columns[f"share_{group}"] = self.share[g].cpu().numpy()
-            columns[f"target_in_{group}"] = (self.target_in[g] > 0).cpu().numpy()
-        return columns
+            columns[f"source_in_{group}"] = self.source_in[g] > 0
+            columns[f"share_{group}"] = self.share[g]
+            columns[f"target_in_{group}"] = self.target_in[g] > 0
+        return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 def offset_table(

@@ -97,14 +97,6 @@ def test_the_kind_of_tokens_changes_nothing(kind: str) -> None:
     assert_found(found, source, squashed(target, 50, 30))
 
 
-def test_normalising_before_enlarging_is_something_else() -> None:
-    source = randn(100, 12)
-    target = randn(12, 8, 8, seed=1) * torch.where(randmask(8, 8, share=0.3, seed=2), 10.0, 1.0)
-    after = upsampled_argmax(source, target, placement_of(50, 30, SIZE, "squash"), 50, 30, SIZE).tolist()
-    before = [int(alike(token, squashed(normalize(target, dim=0), 50, 30)).argmax()) for token in source]
-    assert sum(x + 50 * y != pixel for (x, y), pixel in zip(after, before, strict=True)) > 10
-
-
 @pytest.mark.parametrize("resize", ["squash", "pad"])
 def test_a_pixel_finds_itself_in_its_own_picture(resize: str) -> None:
     grid, place = randn(24, 8, 8), placement_of(48, 30, SIZE, resize)

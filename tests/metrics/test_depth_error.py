@@ -118,18 +118,6 @@ def test_the_interval_is_over_photographs() -> None:
     assert uneven["delta1/all/ci_high"] - uneven["delta1/all/ci_low"] > 0.2
 
 
-def test_every_image_weighs_alike_in_its_own_mean_and_tokens_do_in_the_other() -> None:
-    # a photograph of two images, one token off by 3 and three by 1, and one of an image whose two tokens are off by 2
-    off = torch.tensor([3.0, 1.0, 1.0, 1.0, 2.0, 2.0])
-    image, photo = torch.tensor([4, 9, 9, 9, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
-    none = {group: torch.zeros(6, dtype=torch.bool) for group in GROUPS}
-    metric = measured(2, 2, 2, (5 + off, torch.full((6,), 5.0), torch.zeros(6, 2, dtype=torch.long), none, photo, image))
-    values = metric.compute()
-    assert values["rmse_per_image/all"] == pytest.approx((3 + 1 + 2) / 3)
-    assert values["rmse/all"] == pytest.approx(math.sqrt((9 + 3 + 8) / 6))
-    assert np.nanmean(metric.pseudovalues()["rmse_per_image/all"]) == pytest.approx(2)
-
-
 def test_exact_predictions_are_without_error() -> None:
     _, target, where, masks, photo, image = tokens_of(300, 4, 4, 9, seed=0)
     values = measured(4, 4, 9, (target, target, where, masks, photo, image)).compute()

@@ -76,16 +76,6 @@ def test_counts_energies_and_places_agree_with_a_loop(batch: int, height: int, w
     )
 
 
-def test_patches_on_even_places_are_recognised_and_others_are_not() -> None:
-    grid, mask = randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, 2:4, 4:6] = True
-    values = fed(HighNormTokens(images=1), grid, mask)
-    assert (values["high_norm_patches/all"], values["high_norm_aligned/all"]) == (1, 1)
-    assert all(values[f"high_norm_parity/{name}"] == 0.25 for name in ("even_even", "even_odd", "odd_even", "odd_odd"))
-    values = fed(HighNormTokens(images=1), grid, mask.roll(1, 2))
-    assert (values["high_norm_patches/all"], values["high_norm_aligned/all"]) == (0, 0)
-
-
 def test_values_are_what_json_can_hold() -> None:
     grid, nothing = randn(40, 3, 4, 4), torch.zeros(40, 4, 4, dtype=torch.bool)
     for metric, tensors in (
@@ -151,14 +141,6 @@ def test_overlap_on_the_coarser_grid_agrees_with_a_loop(height: int, width: int,
         assert values == {}
 
 
-def test_masks_that_agree_overlap_fully_and_independent_ones_by_chance() -> None:
-    first, second = randmask(60, 16, 16, share=0.1), randmask(60, 16, 16, share=0.3, seed=1)
-    assert fed(MaskOverlap(60), first, first)["iou/all"] == 1
-    values = fed(MaskOverlap(60), first, second)
-    assert values["iou/all"] == pytest.approx(values["iou_chance/all"], abs=0.01)
-    assert values["iou_chance/all"] == pytest.approx(0.03 / 0.37, abs=0.01)
-
-
 @pytest.mark.parametrize("shape", [(6, 7), (4, 12), (5, 4)])
 def test_grids_that_do_not_nest_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="Expected one grid of masks to divide the other"):
@@ -180,13 +162,3 @@ def test_precision_and_recall_agree_with_sets_of_places(
         expected |= {f"{prefix}recall/all": len(found & true) / len(true)} if true else {}
         expected |= {f"{prefix}precision_chance/all": len(true) / places, f"{prefix}recall_chance/all": len(found) / places}
     assert fed(DetectionScore(images=3), detected, label) == pytest.approx(expected)
-
-
-def test_one_token_of_a_patch_finds_the_patch() -> None:
-    label = torch.zeros(1, 6, 6, dtype=torch.bool)
-    label[0, 2:4, 2:4] = True
-    detected = torch.zeros_like(label)
-    detected[0, 3, 2] = True
-    values = fed(DetectionScore(1), detected, label)
-    assert values["recall/all"] == 0.25
-    assert values["precision/all"] == values["patch_precision/all"] == values["patch_recall/all"] == 1

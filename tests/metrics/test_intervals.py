@@ -65,11 +65,6 @@ def test_the_mean_of_a_ratios_pseudovalues_is_the_ratio_of_the_sums(case: tuple[
         assert present(values).mean() == pytest.approx(right.sum() / count.sum(), rel=ROUNDING, abs=ROUNDING)
 
 
-def test_ratios_of_equal_counts_have_the_units_own_ratios() -> None:
-    right = np.random.default_rng(0).integers(0, 65, (12, 3)).astype(float)
-    np.testing.assert_allclose(ratio_pseudovalues(right, np.full((12, 3), 64.0)), right / 64, atol=ROUNDING)
-
-
 @given(counts())
 def test_a_ratios_pseudovalues_are_the_jackknifes(case: tuple[np.ndarray, np.ndarray]) -> None:
     right, count = case
@@ -223,12 +218,6 @@ def test_a_share_without_errors_is_no_certainty(units: int) -> None:
     assert (low, high) == pytest.approx((units / (units + square), 1)), "each unit counts as one token"
 
 
-def test_units_that_differ_widen_a_share_more_than_their_tokens_do() -> None:
-    apart, alike = np.array([0.0, 1.0] * 8), np.full(16, 0.5)
-    widths = [float(high - low) for low, high in map(share_interval, (apart, alike))]
-    assert widths[0] > 5 * widths[1] > 0
-
-
 @given(st.lists(st.floats(0.01, 100), min_size=FEWEST, max_size=20), st.floats(0.01, 100))
 def test_a_positive_interval_is_positive_even_around_its_estimate_and_scales(units: list[float], scale: float) -> None:
     values = np.array(units)
@@ -278,17 +267,6 @@ def test_the_interval_over_networks_is_an_explicit_analysis_of_variance(
     gapped = np.concatenate([table, np.full((seeds, 1), 7.0)], axis=1)
     gapped[seeds - 1, units] = np.nan
     assert two_way_interval(gapped) == pytest.approx((low, high)), "a unit that one network lacks is left out"
-
-
-def test_networks_that_do_not_differ_leave_the_interval_of_their_mean() -> None:
-    units = np.random.default_rng(0).normal(size=10)
-    assert two_way_interval(np.stack([units] * 4)) == pytest.approx(tuple(map(float, mean_interval(units))))
-
-
-def test_two_networks_and_five_units_say_nothing() -> None:
-    table = np.random.default_rng(0).normal(size=(3, 6))
-    assert np.isfinite(two_way_interval(table)).all()
-    assert np.isnan(two_way_interval(table[:2])).all() and np.isnan(two_way_interval(table[:, :5])).all()
 
 
 @given(st.integers(FEWEST, 20), st.integers(FEWEST, 20), st.floats(0.1, 10), st.integers(0, 10**6))

@@ -125,12 +125,6 @@ def test_independent_rows_score_zero_on_average_where_the_plain_estimate_does_no
     assert min(biased(x, y) for x, y in rows) > 0.5, "the reason for debiasing"
 
 
-def test_a_shared_part_is_found() -> None:
-    shared = randn(200, 5, seed=9)
-    x, y = torch.cat([shared, randn(200, 5, seed=1)], 1), torch.cat([shared, randn(200, 5, seed=2)], 1)
-    assert debiased_cka(x, y, every_pair(200)).item() == pytest.approx(0.5, abs=0.1)
-
-
 def test_rows_that_do_not_vary_have_no_value() -> None:
     assert debiased_cka(torch.ones(6, 3), randn(6, 2), every_pair(6)).isnan()
 
@@ -323,9 +317,5 @@ def test_position_codes_of_a_grid_below_8_by_8_have_mean_zero() -> None:
     torch.testing.assert_close(tables["cka_positions"], tables["cka"], atol=1e-2, rtol=0)
 
 
-def test_memory_does_not_grow_with_images_and_one_too_many_is_refused() -> None:
-    metric = LinearCKA({"mid": (3, 8, 8)}, images=10**6)
-    assert metric.rows_mid.shape == (1024, 3)
-    metric = metric_of(extract(3))
-    with pytest.raises(InputError, match="but got 3 and at least 4 came"):
-        metric.update(extract(1))
+def test_memory_does_not_grow_with_images() -> None:
+    assert LinearCKA({"mid": (3, 8, 8)}, images=10**6).rows_mid.shape == (1024, 3)

@@ -145,13 +145,6 @@ def test_what_differs_between_whole_images_is_not_position() -> None:
     assert measured(offsets.expand(-1, -1, 8, 8), normalise=False)["position_variance/all"] == pytest.approx(0, abs=ROUNDING)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_every_float_type_is_welcome(dtype: torch.dtype) -> None:
-    grid = (2e4 * planted(40, 4, 5, 0.5, 0)).to(dtype)  # squares overflow in half precision
-    tokens = grid.double() / grid.double().norm(dim=1, keepdim=True)
-    assert measured(grid)["position_variance/all"] == pytest.approx(reference(tokens), abs=ROUNDING)
-
-
 def test_float32_sums_of_many_images_agree_with_float64() -> None:
     grid = randn(2000, 16, 6, 6) + 0.1 * randn(16, 6, 6, seed=1) + 0.5  # about a fifth of a token's norm is common to all
     unit = torch.nn.functional.normalize(grid.double(), dim=1)

@@ -31,6 +31,7 @@ from sdprobe.metrics.pck import ALPHAS, distances, input_distances, pixel_distan
 from sdprobe.tokens.batch import Keypoints
 from sdprobe.tokens.geometry import tokens_at
 from tests.datamodules.pair_trees import add_pascal, add_spair, add_willow, annotate_pascal, save_picture
+from tests.metrics.test_pck import annotation_place, near, reference_hit
 
 PAIRS, PARTS = 24, 6
 SIZE, SIDE = 960, 60  # of the input in the papers, and its tokens
@@ -123,46 +124,20 @@ def willow_truths(root: Path) -> Iterator[Truth]:
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def padded_840(truth: Truth) -> tuple[float, float, float]:
-    """The keypoint in a padded square of 840 pixels, and the scale."""
-    scale = 840 / max(truth.width, truth.height)
-    x, y = truth.x * scale, truth.y * scale
-    if truth.height < truth.width:
-        y += int((840 - int(np.around(840 * truth.height / truth.width))) / 2)
-    elif truth.width < truth.height:
-        x += int((840 - int(np.around(840 * truth.width / truth.height))) / 2)
-    return x, y, scale
-
-
 def box_side(truth: Truth) -> float:
     return max(truth.box[2] - truth.box[0], truth.box[3] - truth.box[1])
 
 
 def annotated(truth: Truth, u: float, v: float, alpha: float, image: bool) -> bool:
     """sd_dino and geoaware: a point (u, v) of 840 pixels."""
-    x, y, scale = padded_840(truth)
-    return math.hypot(u - x, v - y) < alpha * (840 if image else box_side(truth) * scale)
+    limit = alpha * (840 if image else box_side(truth) * 840 / max(truth.width, truth.height))
+    return near(u, v, annotation_place(truth.x, truth.y, truth.width, truth.height), limit, strict=True)
 
 
-def verdict(protocol: str, truth: Truth, row: int, col: int, alpha: float, image: bool) -> bool:
-    """Of the token (row, col) among 60 × 60."""
-    longer, shorter = max(truth.width, truth.height), min(truth.width, truth.height)
-    if protocol == "sd_dino":
-        return annotated(truth, 14 * col + 6.5, 14 * row + 6.5, alpha, image)
-    if protocol == "geoaware":
-        return annotated(truth, 14 * col + 7, 14 * row + 7, alpha, image)
-    if protocol == "loos_thesis":
-        places = []
-        for x, y in ((truth.x, truth.y), truth.box[:2], truth.box[2:]):
-            places.append(((x + (longer - truth.width) // 2) * 960 / longer, (y + (longer - truth.height) // 2) * 960 / longer))
-        (x, y), low, high = places
-        reach = max(int(high[0]) - int(low[0]), int(high[1]) - int(low[1]))
-        return math.hypot((col + 0.5) * 16 - x, (row + 0.5) * 16 - y) / reach <= alpha
-    resized = round(960 * shorter / longer)  # the picture as the input shows it
-    wide, high = (960, resized) if truth.width >= truth.height else (resized, 960)
-    x = ((col + 0.5) * 16 - (960 - wide) // 2) * truth.width / wide
-    y = ((row + 0.5) * 16 - (960 - high) // 2) * truth.height / high
-    return math.hypot(x - truth.x, y - truth.y) <= alpha * (longer if protocol == "ours_img" else box_side(truth))
+def verdict(protocol: str, truth: Truth, cell: list[int], alpha: float, image: bool) -> bool:
+    """Of a token (row, col) among 60 × 60."""
+    point, picture = [truth.x, truth.y], [truth.width, truth.height]
+    return reference_hit(protocol, point, list(truth.box), picture, SIZE, "pad", cell, SIDE, alpha, image)
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------
@@ -200,7 +175,7 @@ def test_verdicts_are_those_of_the_papers_at_every_alpha(tmp_path: Path, make: M
         found = distances(protocol, points, cell, SIDE)
         shares = []
         for alpha in ALPHAS:
-            expected = [verdict(protocol, truth, *rc, alpha, image) for truth, rc in zip(known, cell.tolist(), strict=True)]
+            expected = [verdict(protocol, truth, rc, alpha, image) for truth, rc in zip(known, cell.tolist(), strict=True)]
             assert found.hits(alpha).tolist() == expected, (protocol, alpha)
             shares.append(np.mean(expected))
         assert shares == sorted(shares) and 0.2 < shares[1] < shares[3] < 1, "the control: both answers occur"
