@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import Grid, beside_baselines, grids
-from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
+from sdprobe.reports.numbers import MISSING, by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, Task, mapped, several_layers
 from sdprobe.reports.run import Run
 
@@ -46,8 +46,9 @@ def over_grid(run: Run) -> Figure:
     """Axis accuracy at every grid position, one panel per layer, one colour scale from 0 to 1."""
     panels = []
     for layer in run.layers:
-        value, chance = (run.value(what, layer, "axis_accuracy") for what in ("test", "chance"))
-        panels.append(Grid(f"{layer}  {value:.2f} (chance {chance:.2f})", run.maps[f"{layer}/accuracy"], "column", "row"))
+        values = [run.value(what, layer, "axis_accuracy") for what in ("test", "chance")]
+        own, chance = (MISSING if value is None else f"{value:.2f}" for value in values)
+        panels.append(Grid(f"{layer}  {own} (chance {chance})", run.maps[f"{layer}/accuracy"], "column", "row"))
     return grids(run, "Axis accuracy over the grid", panels, "axis accuracy", vmin=0, vmax=1, cmap="viridis")
 
 

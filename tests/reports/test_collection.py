@@ -1,21 +1,19 @@
 """Many runs together: which are read, which are named and skipped, the table, the figures."""
 
-import csv
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.collection import read_runs, show_runs, summarise
-from sdprobe.reports.comparison import answers, comparison_figures, layer_asked_for, means, question_table, rows, write_tables
+from sdprobe.reports.comparison import answers, comparison_figures, layer_asked_for, means, rows, write_tables
 from sdprobe.reports.run import Run
+from tests.reports.fabricated import KINDS, fabricated, printed
 
 LAYERS = ["down_0", "mid", "up_1"]
 METRICS = {"position": "binned_accuracy", "correspondence": "pck_ours_point_0.10", "depth": "rmse"}
@@ -39,12 +37,6 @@ def planted(
     } | meta  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -90,67 +82,36 @@ def test_the_layer_asked_for_follows_what_answers_the_question(several: Path) ->
     assert {run.kind: layer_asked_for(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
 
 
-def test_nothing_is_called_best_without_its_question(several: Path) -> None:
-    runs, _ = read_runs(several)
-    shown = {str(column.header): list(column.cells) for column in question_table(runs).columns}
-    assert set(zip(shown["metric"], shown["question"], shown["layer"], strict=True)) == {
-        ("position accuracy, 8 bins", "position most readable at", "mid"),
-        ("PCK@0.10, %", "matching best at", "up_1"),
-        ("depth RMSE", "depth read best at", "up_1"),
-    }
-    legend = comparison_figures(runs)["layer_by_question"].legends[0]
-    assert {text.get_text() for text in legend.get_texts()} == set(shown["question"])
+SETS: dict[str, list[Run]] = {
+    "questions": [fabricated(kind, ["conv_in", "mid"]) for kind in KINDS],
+    "units": [fabricated("position", ["mid"], units, seeds) for units, seeds in ((4, 1), (12, 1), (12, 3))],
+    "conditions": [
+        fabricated("position", ["mid"], padding="zeros", image_size=512, dataset_fingerprint="0123456789", **meta)
+        for meta in (
+            {}, {"mitigations": {"none": {"steps": ["Standardize", "Leace"]}}}, {"control": "rotated|1"},
+            {"mitigations": {"none": {"steps": []}, "leace": {"steps": ["Leace"]}}, "seed": 7, "config_hash": "abc"},
+        )
+    ],
+}  # fmt: skip
 
 
-def test_few_units_and_seeds_are_told_where_the_number_stands(tmp_path: Path) -> None:
-    few = a_run(0.5, photographs={"test": 4})
-    many = a_run(0.5, photographs={"test": 12}, twins=3)
-    number = "test/down_0/binned_accuracy/all"
-    many.metrics.update({f"{number}/ci_low": 0.4, f"{number}/ci_high": 0.6})
-    ends = {"": 0.3, "/ci_low": 0.2, "/ci_high": 0.4, "/seeds": 3}
-    many.metrics.update({f"random_weights/down_0/binned_accuracy/all{end}": value for end, value in ends.items()})
-    few.metrics.update({"random_weights/down_0/binned_accuracy/all": 0.3, "random_weights/down_0/binned_accuracy/all/seeds": 1})
-    shown = [list(column.cells) for column in question_table([few, many]).columns[-3:]]
-    assert shown == [
-        ["n < 6", "0.400 to 0.600"],
-        ["4 photographs", "12 photographs"],
-        ["0.300, one seed", "0.300, 0.200 to 0.400, 3 seeds"],
-    ]
-    write_tables([few, many], tmp_path)
-    with (tmp_path / "runs.csv").open() as file:
-        table = [row for row in csv.DictReader(file) if row["layer"] == "down_0"]
-    names = ("units", "ci_low", "random_weights_ci_low", "random_weights_seeds")
-    assert [[row[name] for name in names] for row in table] == [
-        ["4 photographs", "", "", "1"], ["12 photographs", "0.4", "0.2", "3"],
-    ]  # fmt: skip
+@pytest.mark.parametrize("name", SETS)
+def test_tables_are_those_of_the_snapshots(name: str, tmp_path: Path, snapshot: Callable[[str, str], None]) -> None:
+    runs = [replace(run, folder=Path("sweep", str(i))) for i, run in enumerate(SETS[name])]
+    files = "\n".join(path.read_text() for path in write_tables(runs, tmp_path))
+    snapshot(f"runs_{name}", printed(lambda console: show_runs(runs, console)) + files)
+
+
+def test_the_legend_says_the_questions(several: Path) -> None:
+    legend = comparison_figures(read_runs(several)[0])["layer_by_question"].legends[0]
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "position most readable at", "matching best at", "depth read best at",
+    }  # fmt: skip
 
 
 def test_a_chain_is_named_in_every_figure_even_where_all_runs_share_it() -> None:
     figure = comparison_figures([a_run(0.5, mitigations=LEACE)])["layers_position"]
     assert figure.axes[0].get_title(loc="left") == "sd, mitigation standardize → leace"
-
-
-def test_tables_hold_every_layer_and_their_numbers(several: Path) -> None:
-    runs, _ = read_runs(several)
-    write_tables(runs, several)
-    with (several / "runs.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert len(table) == len(rows(runs)) == 12 * len(LAYERS)
-    [row] = [r for r in table if r["run"].endswith("one-10-correspondence") and r["layer"] == "up_1"]
-    assert float(row["value"]) == pytest.approx(0.475 * 0.99)
-    assert (float(row["ci_low"]), row["random_weights"]) == (pytest.approx(0.475 * 0.99 - 0.05), "")
-    lines = (several / "runs.md").read_text().splitlines()
-    assert len(lines) == 2 + len(table)
-    assert len({line.count(" | ") for line in lines}) == 1
-
-
-def test_the_terminal_shows_a_row_per_run_in_percent(several: Path) -> None:
-    runs, _ = read_runs(several)
-    out = io.StringIO()
-    show_runs(runs, Console(file=out, width=130))
-    assert "47.0" in out.getvalue(), "PCK in percent"
-    assert out.getvalue().count("PCK@0.10") == 4
-    assert "…" not in out.getvalue()
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
@@ -290,21 +251,3 @@ def test_tasks_of_one_condition_meet_where_one_of_them_has_two() -> None:
     both = [a_run(0.5, noise="shared"), a_run(0.7, noise="independent"), other]
     legend = comparison_figures(both)["position_against_depth"].axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["sd, noise shared"]
-
-
-def test_tables_hold_the_conditions_and_the_terminal_those_that_vary(tmp_path: Path) -> None:
-    common = {"padding": "zeros", "image_size": 512, "dataset_fingerprint": "0123456789"}
-    compared = {"none": {"steps": []}, "leace": {"steps": ["Leace"]}}
-    runs = [a_run(0.5, **common), a_run(0.6, **common, mitigations=LEACE), a_run(0.7, **common, mitigations=compared)]
-    runs.append(a_run(0.8, **common, control="rotated"))
-    write_tables(runs, tmp_path)
-    with (tmp_path / "runs.csv").open() as file:
-        table = [row for row in csv.DictReader(file) if row["layer"] == "mid"]
-    assert [row["mitigation"] for row in table] == ["", "standardize → leace", "compared", ""]
-    assert [row["control"] for row in table] == ["", "", "", "rotated"]
-    assert {(row["padding"], row["image_size"], row["dataset_fingerprint"]) for row in table} == {("zeros", "512", "01234567")}
-    shown = question_table(runs)
-    headers = [column.header for column in shown.columns]
-    fixed = ["metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"]
-    assert headers == ["run", "mitigation", "control", *fixed]
-    assert "image size 512" in str(shown.caption) and "padding zeros" in str(shown.caption)

@@ -1,20 +1,17 @@
 """The verdict on credibility: planted relations are found, absent ones are not, and one model never predicts."""
 
 import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 from scipy import stats
 
 from sdprobe.reports.credibility import credibility_tables, write
@@ -29,6 +26,7 @@ from sdprobe.reports.validation import (
     spearman,
     validation,
 )
+from tests.reports.fabricated import printed
 
 LAYERS = [("conv_in", 64), ("down_1", 32), ("down_2", 16), ("mid", 8), ("up_0", 16), ("up_1", 32), ("up_2", 64), ("up_3", 64)]
 TIMES = (10, 50, 261)
@@ -58,12 +56,6 @@ def cells_of(models: int, seed: int, credibility: float = 0.0, depth: float = 0.
 
 def changed(cell: CredibilityCell, **values: Any) -> CredibilityCell:
     return CredibilityCell(**(vars(cell) | values))
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Any:
-    yield
-    plt.close("all")
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -214,13 +206,6 @@ def stored(cells: Sequence[CredibilityCell], folder: Path) -> list[Run]:
     return runs
 
 
-def printed(runs: Sequence[Run]) -> str:
-    out = io.StringIO()
-    for table in credibility_tables(runs):
-        Console(file=out, width=150).print(table)
-    return out.getvalue()
-
-
 def test_cells_are_read_back(tmp_path: Path) -> None:
     cells = cells_of(2, seed=0)
     found = credibility_cells(stored(cells, tmp_path / "sweep"))
@@ -252,7 +237,7 @@ def test_random_weights_are_another_model(tmp_path: Path) -> None:
 def test_the_report_says_predictive_with_models_and_descriptive_with_one(tmp_path: Path) -> None:
     for models, verdict, said in ((4, "predictive", ""), (1, "descriptive", ", not shown to predict what position costs")):
         runs = stored(cells_of(models, seed=1, credibility=1.0), tmp_path / str(models))
-        text = printed(runs)
+        text = printed(credibility_tables(runs), 150)
         assert text.startswith(f"Credibility is {verdict}{said}: {24 * models} of {24 * models} cells count, {models} of")
         paths = write(runs, tmp_path)
         with paths[1].open() as file:

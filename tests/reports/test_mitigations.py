@@ -1,27 +1,24 @@
 """Mitigations side by side: planted numbers in, exact cells out; families of tests; dominance against a slow reference."""
 
-import csv
-import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.markers import MarkerStyle
 from PIL import Image
-from rich.console import Console
 from scipy import stats
 
 from sdprobe.metrics.sign_flips import adjusted_p
 from sdprobe.reports.mitigated_layers import Family, MitigatedLayer, mitigated_layers, verdict
 from sdprobe.reports.mitigations import WIDTH, dominated, mitigation_tables, pareto_figure, write
 from sdprobe.reports.run import Run
+from tests.reports.fabricated import printed
 
 FAMILIES = {"position_mean_050": "PositionMean", "position_mean": "PositionMean", "leace": "Leace", "canvas": "Canvas"}
 FAMILIES |= {"random_rank": "RandomRank", "shuffled_position": "ShuffledPosition"}
@@ -125,17 +122,8 @@ def rows(layer: MitigatedLayer) -> dict[str, str]:
     return {row.label: verdict(layer, row) for row in layer.rows}
 
 
-def printed(runs: Sequence[Run]) -> str:
-    out = io.StringIO()
-    for table in mitigation_tables(runs):
-        Console(file=out, width=WIDTH).print(table)
-    return out.getvalue()
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Any:
-    yield
-    plt.close("all")
+def table_of(runs: Sequence[Run]) -> str:
+    return " ".join(printed(mitigation_tables(runs), WIDTH).split())
 
 
 # --- families --------------------------------------------------------------------------------------------------------
@@ -145,9 +133,6 @@ def test_a_family_is_a_metric_over_all_layers_and_mitigations_without_controls(t
     layers = mitigated_layers(sweep(tmp_path, ("mid", "up_1")))
     assert [layer.families["binned_accuracy/all"] for layer in layers] == [Family(2 * 4, UNITS)] * 2
     assert [layer.families["pck_ours_point_0.10/all"] for layer in layers] == [Family(2 * 4, UNITS)] * 2
-    text = " ".join(printed(sweep_again(tmp_path)).split())
-    assert f"Families: position 4 columns, {UNITS} photographs; content 4 columns" in text
-    assert f"PCK 4 columns, {UNITS} pictures" in text
 
 
 def test_p_values_are_those_of_joint_flips_over_the_family(tmp_path: Path) -> None:
@@ -168,7 +153,7 @@ def test_below_six_photographs_no_star_is_possible_and_the_table_says_so(tmp_pat
     runs = [run_of(planted("binned_accuracy/all", POSITION), tmp_path / "few", units=5)]
     [layer] = mitigated_layers(runs)
     assert rows(layer)["position_mean"] == "too few photographs"
-    text = " ".join(printed(runs).split())
+    text = table_of(runs)
     assert "5 photographs: fewer than 6, so no star is possible" in text and "−.55*" not in text
 
 
@@ -179,7 +164,7 @@ def test_runs_of_an_older_schema_have_no_stars(tmp_path: Path, schema: int | Non
     runs = [run_of(old, tmp_path / "old", **({} if schema is None else {"schema": schema}), units=0)]
     [layer] = mitigated_layers(runs)
     assert rows(layer)["position_mean"] == "run again to test" and not layer.families
-    text = " ".join(printed(runs).split())
+    text = table_of(runs)
     assert "−.55*" not in text and "measured by an older version" in text
     assert write(runs, tmp_path)
 
@@ -199,11 +184,13 @@ def test_a_family_of_one_column_and_constant_differences_have_a_result(tmp_path:
 # --- table -----------------------------------------------------------------------------------------------------------
 
 
-def test_cells_hold_value_difference_and_mark(tmp_path: Path) -> None:
-    [line] = [line for line in printed(sweep(tmp_path)).splitlines() if line.split()[:1] == ["position_mean_050"]]
-    assert line.split() == ["position_mean_050", ".60", "−.20*", ".45", "−.05*", ".33", "+.03*", "1", "64–128", "14", "yes"]
-    [line] = [line for line in printed(sweep_again(tmp_path)).splitlines() if line.split()[:1] == ["canvas"]]
-    assert line.split()[:3] == ["canvas", ".79", "−.01"] and line.split()[7:10] == ["1.56", "–", "–"]
+def test_tables_are_those_of_the_snapshot(tmp_path: Path, snapshot: Callable[[str, str], None]) -> None:
+    runs = sweep(tmp_path)
+    paths = write(runs, tmp_path)
+    assert [path.name for path in paths] == ["mitigations.csv", "mitigations.md", "mitigations_pareto.png"]
+    snapshot("mitigations", printed(mitigation_tables(runs), WIDTH) + "\n".join(path.read_text() for path in paths[:2]))
+    with Image.open(paths[2]) as image:
+        assert image.height > 900 and np.asarray(image.convert("L")).std() > 5
 
 
 def test_a_mitigation_works_only_if_nothing_speaks_against_it(tmp_path: Path) -> None:
@@ -224,7 +211,7 @@ def test_without_a_random_control_nothing_works(tmp_path: Path) -> None:
     [layer] = mitigated_layers(runs)
     assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "random_rank missing"
     assert "yes" not in rows(layer).values()
-    assert "random_rank missing: nothing can count as working" in printed(runs)
+    assert "random_rank missing: nothing can count as working" in table_of(runs)
 
 
 def test_without_correspondence_it_says_so(tmp_path: Path) -> None:
@@ -329,31 +316,6 @@ def test_a_layer_that_is_the_start_of_another_s_name_stays_alone(tmp_path: Path)
     assert second.none.cells["binned_accuracy/all"].value == 0.01
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_csv_holds_every_number(tmp_path: Path) -> None:
-    paths = write(sweep(tmp_path, ("mid", "up_1")), tmp_path)
-    assert [path.name for path in paths] == ["mitigations.csv", "mitigations.md", "mitigations_pareto.png"]
-    with paths[0].open() as file:
-        table = {(row["layer"], row["mitigation"], row["metric"]): row for row in csv.DictReader(file)}
-    assert len(table) == 2 * 3 * 7
-    row = table["up_1", "leace", "binned_accuracy/all"]
-    expected = {"value": 0.74, "ci_low": 0.69, "ci_high": 0.79, "gain": -0.06, "gain_ci_low": -0.09, "gain_ci_high": -0.03}
-    assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
-    assert 0 < float(row["p"]) < 0.05 and int(row["units"]) == UNITS
-    assert table["up_1", "random_rank", "binned_accuracy/all"]["p"] == ""
-    assert table["mid", "none", "binned_accuracy/all"]["gain"] == ""
-
-
-def test_markdown_gives_intervals_and_what_was_compared(tmp_path: Path) -> None:
-    write(sweep(tmp_path), tmp_path)
-    [line] = [line for line in (tmp_path / "mitigations.md").read_text().splitlines() if line.startswith("| leace")]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1] == ".74 [.69, .79] −.06 [−.09, −.03]*"
-    assert cells[-2:] == ["beyond random_rank not decided", "random_rank (rank 14)"]
-
-
 # --- figure ----------------------------------------------------------------------------------------------------------
 
 
@@ -411,9 +373,3 @@ def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_pat
 
 def test_no_figure_without_a_task(tmp_path: Path) -> None:
     assert pareto_figure(mitigated_layers(sweep(tmp_path)[:1])) is None
-
-
-def test_the_figure_is_drawn(tmp_path: Path) -> None:
-    *_, path = write(sweep(tmp_path, ("mid", "up_0", "up_1")), tmp_path)
-    with Image.open(path) as image:
-        assert image.width > image.height > 900 and np.asarray(image.convert("L")).std() > 5

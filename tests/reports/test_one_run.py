@@ -1,0 +1,158 @@
+"""Tables, files and the command, for a run of every probe."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdprobe.metrics.pck import ALPHAS, PROTOCOLS
+from sdprobe.reports.__main__ import main
+from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reach
+from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, rows, show
+from sdprobe.reports.run import Run
+from tests.reports.fabricated import KINDS, LAYERS, behind, fabricated, printed, stored, without
+
+OVER_LAYERS = {
+    "accuracy_over_layers", "credibility", "similarity_over_layers", "norms_over_layers", "cka", "depth_error_over_layers",
+    "content_over_layers", "pck_over_layers",
+}  # fmt: skip
+CASES: dict[str, Callable[[str], Run]] = {
+    "plain": lambda kind: fabricated(kind, ["conv_in", "mid"]),
+    "few": lambda kind: fabricated(kind, ["mid"], units=4, seeds=1, complete=False),
+    "compared": lambda kind: behind(kind, "leace", layers=["mid"], seeds=1),
+}
+CHAIN = {"none": {"steps": ["PositionMean", "Leace"]}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_tables_are_those_of_the_snapshots(kind: str, case: str, snapshot: Callable[[str, str], None]) -> None:
+    run = CASES[case](kind)
+    snapshot(f"{kind}_{case}", printed(lambda console: show(run, console)))
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("chain", fabricated("position", ["mid"], weights="random-3", mitigations=CHAIN)),
+        ("crops", fabricated("position", ["mid"], images={"test": 24})),
+        ("old", Run(without(fabricated("position", ["mid"]), "/seeds").metrics, {"layers": ["mid"], "model": "some/model"}
+                    | {"weights": "stored", "timestep": 50, "images": {"test": 7}, "complete": True}, {})),
+        ("chain_of_all", behind("position", *"abcde", layers=["mid"])),
+        ("chain_of_two", behind("position", "leace", "canvas", layers=["mid"])),
+        ("sparse", without(fabricated("content", ["mid"]), "/ci_")),
+        ("without_per_image", without(fabricated("depth", ["mid"]), "per_image")),
+        ("without_high_norm", without(without(fabricated("statistics", ["mid"]), "high_norm"), "random_weights")),
+        ("many", fabricated("correspondence", ["mid", "mid__leace", "mid__canvas", "up_1"], image_reach=True)),
+        ("labels", without(fabricated("study", ["mid"], labels="a digest"), "reprcropped")),
+    ],
+)  # fmt: skip
+def test_tables_of_special_runs_are_those_of_the_snapshots(name: str, run: Run, snapshot: Callable[[str, str], None]) -> None:
+    snapshot(f"{run.kind}_{name}", printed(lambda console: show(run, console)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_cell_is_cut(kind: str, width: int) -> None:
+    for run in (fabricated(kind, ["down_0_attn_0", "mid"]), behind(kind, "position_mean")):
+        assert "…" not in printed(lambda console, run=run: show(run, console), width)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metrics", [True, False])
+def test_an_interrupted_run_is_shown_and_drawn(tmp_path: Path, kind: str, metrics: bool) -> None:
+    """Maps are written last: an interrupted run has none."""
+    run = fabricated(kind, complete=False)
+    part = stored(Run(run.metrics if metrics else {}, run.meta, {}), tmp_path)
+    text = printed(lambda console: show(part, console))
+    assert "INCOMPLETE" in text and "nan" not in text.lower()
+    assert {path.stem for path in draw(part, tmp_path)} <= OVER_LAYERS | {"loos2025"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_report_writes_the_files_that_it_declares(tmp_path: Path, kind: str) -> None:
+    paths = draw(stored(fabricated(kind), tmp_path), tmp_path)
+    assert [path.name for path in paths] == [name for name in REPORTS[kind].files if name.endswith(".png")]
+    assert all((tmp_path / name).is_file() for name in REPORTS[kind].files)
+    for path in paths:
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, f"{path.name} is a blank sheet"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_and_what_is_behind_a_mitigation_are_no_two_layers(kind: str) -> None:
+    declared = set(REPORTS[kind].drawings)
+    assert set(figures(behind(kind, "leace"))) == declared
+    assert set(figures(behind(kind, "leace", layers=["mid"]))) == declared - OVER_LAYERS
+
+
+def test_a_probe_without_a_report_is_shown_as_one_of_position() -> None:
+    run = fabricated("position", probe="somethingelse")
+    assert set(figures(run)) == set(REPORTS["position"].drawings) and report_of(run).task is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_for_tracking_hold_every_number(kind: str) -> None:
+    run = behind(kind, "leace")
+    columns, table = rows(run)
+    assert [row[0] for row in table] == run.layers
+    for row in table:
+        for column, value in zip(columns[1:], row[1:], strict=True):
+            what, rest = column.split("/", 1)
+            assert value == run.metrics.get(f"{what}/{row[0]}/{rest}")
+    shown = {key for key in run.metrics if not key.endswith(("/ci_low", "/ci_high", "/seeds")) and "/baseline/" not in key}
+    assert len(shown) == sum(value is not None for row in table for value in row[1:])
+
+
+@pytest.mark.parametrize(
+    ("meta", "ours", "papers"),
+    [
+        ({"target_box": "object", "image_reach": False}, "box", "box"),
+        ({"target_box": "object", "image_reach": True}, "box", "image"),
+        ({"target_box": "keypoints", "image_reach": False}, "keypoints", "keypoints"),
+        ({}, "box", "box"),
+    ],
+)
+def test_every_protocol_names_its_length_on_every_data_set(meta: dict[str, Any], ours: str, papers: str) -> None:
+    found = {protocol: reach(fabricated("correspondence", **meta), protocol) for protocol in PROTOCOLS}
+    expected = dict.fromkeys(("ours", "ours_refined", "dift", "loos_thesis"), ours)
+    expected |= dict.fromkeys(("sd_dino", "geoaware", "geoaware_refined"), papers) | {"ours_img": "image"}
+    assert found == expected
+    assert tuple(f"{alpha:.2f}" for alpha in ALPHAS) == PUBLISHED_ALPHAS
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_a_folder_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored(fabricated("position"), tmp_path)
+    main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert all(layer in said for layer in LAYERS) and "accuracy_over_layers.png" in said
+    assert (tmp_path / "accuracy_over_layers.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "Expected a run folder with metrics.json, or one above some, but '{}' has no complete run."),
+        ({"metrics.json": '{"a": 1'}, "Expected '{}' to hold a run, but its metrics.json is unreadable (JSONDecodeError)."),
+        ({"metrics.json": "{}"}, "Expected '{}' to hold a run, but its metrics.json is unreadable (KeyError)."),
+        ({"metrics.json": '{"meta": {}}'}, "Expected '{}' to hold a run, but its metrics.json lacks meta.layers."),
+        ({"maps.npz": "PK\x03\x04 cut off"}, "Expected '{}' to hold a run, but its maps.npz is unreadable (BadZipFile)."),
+    ],
+)
+def test_a_folder_that_holds_no_run_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], said: str
+) -> None:
+    if "maps.npz" in files:
+        stored(fabricated("content"), tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 1
+    assert said.format(tmp_path) in capsys.readouterr().err
