@@ -25,6 +25,9 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 EMBEDDED = "assets/demo"
+NETWORKS = ("unet", "vae", "text_encoder")
+# model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
 
@@ -174,17 +177,17 @@ def _download(path: str, revision: str | None, variant: str | None) -> Path:
 
 
 def _check(folder: Path, variant: str | None) -> None:
-    small = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
-    small += ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
+    needed = [f"{part}/config.json" for part in NETWORKS]
+    needed += ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
     if (folder / "text_encoder_2").is_dir():
-        small.append("tokenizer_2/tokenizer_config.json")
-    for name in small:
+        needed.append("tokenizer_2/tokenizer_config.json")
+    for name in needed:
         if not (folder / name).is_file():
             raise InputError(
                 f"Expected {folder} to be a diffusers folder with {name}, but there is none. "
                 "Point backbone.path at the folder that holds model_index.json, unet, vae, text_encoder, tokenizer, scheduler."
             )
-    for part in ("unet", "vae", "text_encoder"):
+    for part in NETWORKS:
         _check_weights(folder / part, variant)
 
 
@@ -197,13 +200,8 @@ def _check_weights(folder: Path, variant: str | None) -> None:
             f"Expected {folder} to hold .safetensors weights, but found {found}. "
             "Save the pipeline again with save_pretrained(..., safe_serialization=True)."
         )
-    # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
-    variants = {match.group(1) for name in files if (match := re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", name))}
-    if (
-        len(variants) == 1
-        and variant not in variants
-        and all(re.search(r"\.\w+(-\d+-of-\d+)?\.safetensors$", n) for n in files)
-    ):
+    variants = {match[1] if (match := VARIANT.search(name)) else None for name in files}
+    if len(variants) == 1 and not variants & {variant, None}:
         raise InputError(
             f"Expected {folder} to hold weights without a variant, but found only {', '.join(files)}. "
             f"Use backbone.variant={variants.pop()}."

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -181,6 +182,8 @@ def test_random_weights_depend_on_their_seed_alone(trained: Path) -> None:
     assert first.unet_hash != load(trained).unet_hash
     assert first.encoder.weights == other.encoder.weights == load(trained).encoder.weights, "the VAE stays trained"
     assert (first.weights, other.weights, load(trained).weights) == ("random-0", "random-1", "stored")
+    # otherwise a control run on tiny compares a network with itself
+    assert load("tiny", weights="random").unet_hash != load("tiny").unet_hash
 
 
 def test_random_weights_have_the_same_structure_and_change_activations(trained: Path, images: Tensor) -> None:
@@ -189,33 +192,47 @@ def test_random_weights_have_the_same_structure_and_change_activations(trained: 
     assert all(not torch.allclose(grids[0][name], grids[1][name], atol=1e-2) for name in LAYERS)
 
 
-def test_the_random_twin_of_tiny_is_another_network() -> None:
-    # otherwise a control run on tiny compares a network with itself
-    assert load("tiny", weights="random").unet_hash != load("tiny").unet_hash
-
-
-def test_random_unet_is_deterministic_and_keeps_the_global_generator(pipeline: StableDiffusionPipeline) -> None:
-    state = torch.get_rng_state()
-    config = dict(pipeline.unet.config)
-    hashes = [weight_hash(random_unet(config, seed, torch.float32)) for seed in (0, 0, 1)]
-    assert hashes[0] == hashes[1] != hashes[2]
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler", "tokenizer"])
 def test_a_missing_part_is_named(part: str, folder: Path) -> None:
     shutil.rmtree(folder / part)
-    with pytest.raises(InputError, match=rf"with {part}/config\.json, but there is none\. Point backbone\.path at the folder"):
+    with pytest.raises(InputError, match=rf"with {part}/\w*config\.json, but there is none\. Point backbone\.path at"):
         load(folder)
 
 
-@pytest.mark.parametrize("part", ["scheduler", "tokenizer"])
-def test_missing_small_parts_are_named_too(part: str, folder: Path) -> None:
-    shutil.rmtree(folder / part)
-    with pytest.raises(InputError, match=part):
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def widen(file: Path) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), "cross_attention_dim": 48}))
+
+
+def thin(file: Path) -> None:
+    # diffusers would fill the gap at random: a network that looks trained and is not
+    weights = load_file(file)
+    del weights["mid_block.resnets.0.conv1.weight"]
+    save_file(weights, file, {"format": "pt"})
+
+
+INTACT = r"Expected .*checkpoint to hold intact diffusers weights, but loading them failed: .+ Copy or download the folder"
+DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
+    (UNET_WEIGHTS, cut, INTACT),
+    ("vae/diffusion_pytorch_model.safetensors", cut, INTACT),
+    ("text_encoder/model.safetensors", cut, INTACT),
+    (UNET_WEIGHTS, Path.unlink, r"unet to hold \.safetensors weights, but found no weights"),
+    (UNET_WEIGHTS, thin, r"unet lacks mid_block\.resnets\.0\.conv1\.weight"),
+    ("unet/config.json", widen, INTACT),
+    ("unet/config.json", lambda file: file.write_text("{"), INTACT),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGE)
+def test_damaged_files_are_refused(file: str, damage: Callable[[Path], object], message: str, folder: Path) -> None:
+    damage(folder / file)
+    with pytest.raises(InputError, match=message):
         load(folder)
 
 
@@ -228,42 +245,6 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, pipeline: StableDiffusio
         load(tmp_path)
 
 
-def test_a_folder_without_weights_says_so(folder: Path) -> None:
-    (folder / UNET_WEIGHTS).unlink()
-    with pytest.raises(InputError, match=r"unet to hold \.safetensors weights, but found no weights"):
-        load(folder)
-
-
-@pytest.mark.parametrize("file", [UNET_WEIGHTS, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
-def test_a_truncated_file_is_damage(file: str, folder: Path) -> None:
-    content = (folder / file).read_bytes()
-    (folder / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"intact diffusers weights, but loading them failed: .+ Copy or download the folder"):
-        load(folder)
-
-
-def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
-    config = json.loads((folder / "unet/config.json").read_text())
-    (folder / "unet/config.json").write_text(json.dumps({**config, "cross_attention_dim": 48}))
-    with pytest.raises(InputError, match="intact"):
-        load(folder)
-
-
-def test_a_weight_file_that_lacks_tensors_is_refused(folder: Path) -> None:
-    # diffusers would fill the gap at random: a network that looks trained and is not
-    weights = load_file(folder / UNET_WEIGHTS)
-    del weights["mid_block.resnets.0.conv1.weight"]
-    save_file(weights, folder / UNET_WEIGHTS, {"format": "pt"})
-    with pytest.raises(InputError, match=r"mid_block\.resnets\.0\.conv1\.weight"):
-        load(folder)
-
-
-def test_a_config_that_is_no_json_is_refused(folder: Path) -> None:
-    (folder / "unet/config.json").write_text("{")
-    with pytest.raises(InputError, match=re.escape(str(folder))):
-        load(folder)
-
-
 def test_an_inpainting_unet_is_refused(folder: Path) -> None:
     config = json.loads((folder / "unet/config.json").read_text())
     random_unet({**config, "in_channels": 9}, 0, torch.float32).save_pretrained(folder / "unet")
@@ -271,16 +252,11 @@ def test_an_inpainting_unet_is_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("path", ["no_such_folder", "./no/such/folder", "/no/such", "~/models/sd", "a/b/c", "sd99", "local"])
+@pytest.mark.parametrize("path", ["no_such_folder", __file__, "./no/such", "/no/such", "~/sd", "a/b/c", "sd99", "local"])
 def test_a_path_that_does_not_exist_is_said_not_to_exist(path: str) -> None:
     message = rf"a preset, a hub repository \(owner/name\) or a local diffusers folder, but got '{path}', which does not exist"
     with pytest.raises(InputError, match=message):
         load(path)
-
-
-def test_a_file_in_place_of_a_folder_is_refused(saved: Path) -> None:
-    with pytest.raises(InputError, match=r"which does not exist|folder"):
-        load(saved / UNET_WEIGHTS)
 
 
 def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path, sd: FrozenSD) -> None:
@@ -295,7 +271,7 @@ def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path
         ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use stored"),
         ({"precision": "fp8"}, "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
         ({"device": "mps"}, "device to be auto, cpu or cuda, but got 'mps'"),
-        ({"noise": "pink"}, "noise to be one of .*, but got 'pink'"),
+        ({"noise": "pink"}, "noise to be one of independent, shared, rolled, none, but got 'pink'"),
         ({"vae_input": "signed"}, "vae_input to be one of symmetric, unit, but got 'signed'"),
         ({"posterior": "mean"}, "posterior to be one of mode, sample, but got 'mean'"),
     ],

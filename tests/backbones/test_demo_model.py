@@ -74,22 +74,12 @@ def test_it_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_truncated_weights_are_refused(copy: Path, part: str) -> None:
+def test_altered_weights_are_refused(copy: Path, part: str) -> None:
     [file] = (copy / part).glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match="truncated or altered"):
-        FrozenSD.from_pretrained(str(copy), device="cpu")
-
-
-def test_missing_and_altered_weights_are_refused(copy: Path) -> None:
-    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1  # loads without complaint
     file.write_bytes(bytes(content))
-    with pytest.raises(InputError, match="SHA-256"):
-        FrozenSD.from_pretrained(str(copy), device="cpu")
-    file.unlink()
-    with pytest.raises(InputError, match="unet"):
+    with pytest.raises(InputError, match="truncated or altered"):
         FrozenSD.from_pretrained(str(copy), device="cpu")
 
 

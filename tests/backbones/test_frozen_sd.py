@@ -28,19 +28,12 @@ def grids(sd: FrozenSD, images: Tensor) -> dict[str, Tensor]:
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("i", [0, 3, 7])
-def test_batch_size_does_not_change_an_activation(i: int, sd: FrozenSD, images: Tensor, grids: dict[str, Tensor]) -> None:
-    alone = sd.activations(images[i : i + 1], LAYERS, ids=IDS[i : i + 1])
-    assert list(alone) == LAYERS
-    for layer in LAYERS:
-        close(alone[layer][0], grids[layer][i])
-
-
-@pytest.mark.parametrize("order", [[7, 6, 5, 4, 3, 2, 1, 0], [2, 5], [4, 4, 1]])
+@pytest.mark.parametrize("order", [[0], [7], [7, 6, 5, 4, 3, 2, 1, 0], [2, 5], [4, 4, 1]])
 def test_batch_order_and_composition_do_not_change_an_activation(
     order: list[int], sd: FrozenSD, images: Tensor, grids: dict[str, Tensor]
 ) -> None:
     shuffled = sd.activations(images[order], LAYERS, ids=[IDS[i] for i in order])
+    assert list(shuffled) == LAYERS
     for layer in LAYERS:
         close(shuffled[layer], grids[layer][order])
 
@@ -146,35 +139,25 @@ def test_grids_have_the_dtype_and_device_of_the_backbone(
 def test_grids_can_train_a_head_and_networks_stay_frozen(sd: FrozenSD, images: Tensor) -> None:
     before = weight_hash(sd.unet.unet), weight_hash(sd.encoder.vae)
     grid = sd.activations(images[:2], "mid")["mid"]
+    assert not grid.is_inference() and not grid.requires_grad
     head = nn.Conv2d(64, 2, 1)
     head(grid).sum().backward()
     assert head.weight.grad is not None
     assert (weight_hash(sd.unet.unet), weight_hash(sd.encoder.vae)) == before == (sd.unet_hash, sd.encoder.weights)
 
 
-def test_describe_tells_backbones_apart(sd: FrozenSD, saved: Path, euler_folder: Path) -> None:
+def test_describe_tells_backbones_apart(euler_folder: Path) -> None:
+    def load(**option: str | bool) -> FrozenSD:
+        return FrozenSD.from_pretrained(str(euler_folder), **{"precision": "fp32", "device": "cpu", **option})  # type: ignore[arg-type]
+
+    sd = load()
     described = sd.describe()
-    assert described["model"] == str(saved)
+    assert described["model"] == str(euler_folder)
     assert described["unet_hash"] == sd.unet_hash and described["vae_hash"] == sd.encoder.weights
     assert (described["precision"], described["device"], described["noise"]) == ("fp32", "cpu", "independent")
-    options = (
-        {"noise": "shared"},
-        {"vae_input": "unit"},
-        {"posterior": "sample"},
-        {"precision": "bf16"},
-        {"weights": "random"},
-    )
-    for option in options:
-        other = FrozenSD.from_pretrained(str(saved), **{"precision": "fp32", "device": "cpu", **option})  # type: ignore[arg-type]
-        assert other.describe() != described, option
-
-
-def test_describe_tells_whether_latents_are_scaled_again(euler_folder: Path) -> None:
-    a, b = (
-        FrozenSD.from_pretrained(str(euler_folder), precision="fp32", device="cpu", scale_again=again).describe()
-        for again in (False, True)
-    )
-    assert a != b
+    options = {"noise": "shared", "vae_input": "unit", "posterior": "sample", "precision": "bf16", "weights": "random"}
+    for name, value in (options | {"scale_again": True}).items():
+        assert load(**{name: value}).describe() != described, name
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -187,13 +170,6 @@ def test_a_wrong_layer_is_refused_before_anything_is_encoded(sd: FrozenSD, image
     with pytest.raises(InputError, match="timestep to be from 0 to 999, but got 1000"):
         sd.activations(images, "mid", timestep=1000)
     assert sd.passes == before
-
-
-def test_bad_images_are_refused(sd: FrozenSD, images: Tensor) -> None:
-    with pytest.raises(InputError, match=r"range \[0, 1\].* in c\. Divide"):
-        sd.activations(images[:1] * 255, "mid", ids=["c"])
-    with pytest.raises(InputError, match="multiples of 8 pixels, but got 100×128"):
-        sd.activations(images[:, :, :100], "mid")
 
 
 def test_as_many_ids_as_images_are_needed(sd: FrozenSD, images: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Weight files are held against the digests of their card."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,23 +26,19 @@ def test_intact_weights_pass(folder: Path) -> None:
     assert listed(folder / "README.md") == {NAME: digest(folder / NAME)}
 
 
-def test_missing_weights_are_named(folder: Path) -> None:
-    (folder / NAME).unlink()
-    with pytest.raises(InputError, match=f"to hold {NAME}, which its card lists, but there is none"):
-        check_card(folder)
-
-
-def test_truncated_weights_are_refused(folder: Path) -> None:
-    (folder / NAME).write_bytes((folder / NAME).read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"999 bytes.: it is truncated or altered"):
-        check_card(folder)
-
-
-def test_one_altered_byte_is_refused(folder: Path) -> None:
-    changed = bytearray((folder / NAME).read_bytes())
-    changed[17] ^= 1
-    (folder / NAME).write_bytes(bytes(changed))
-    with pytest.raises(InputError, match="SHA-256"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.unlink(), f"to hold {NAME}, which its card lists, but there is none"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "999 bytes.: it is truncated or altered"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"), r"SHA-256 .*1,000 bytes"),
+    ],
+)
+def test_missing_truncated_and_altered_weights_are_refused(
+    folder: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(folder / NAME)
+    with pytest.raises(InputError, match=message):
         check_card(folder)
 
 

@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
 from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
-from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.utilities.errors import InputError
 
 
@@ -36,10 +35,6 @@ def test_latents_are_the_scaled_mode_of_the_posterior(vae_input: str, low: float
     latents = LatentEncoder(vae, vae_input)(small, IDS)
     assert latents.shape == (4, 4, 8, 12) and latents.dtype == torch.float32
     torch.testing.assert_close(latents, mode * vae.config.scaling_factor, rtol=1e-4, atol=1e-4)
-
-
-def test_the_input_range_matters(vae: AutoencoderKL, small: Tensor) -> None:
-    assert not torch.allclose(LatentEncoder(vae)(small, IDS), LatentEncoder(vae, "unit")(small, IDS), atol=0.05)
 
 
 def test_a_shift_factor_is_subtracted_before_scaling(vae: AutoencoderKL, small: Tensor) -> None:
@@ -106,22 +101,15 @@ def test_images_outside_the_unit_range_are_refused_by_name(change: object, got: 
         LatentEncoder(vae)(change(small), IDS)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("height", "width"), [(60, 64), (64, 60), (65, 65)])
-def test_sides_that_the_vae_cannot_divide_are_refused(height: int, width: int, vae: AutoencoderKL) -> None:
-    with pytest.raises(InputError, match=f"multiples of 8 pixels, but got {height}×{width}. Crop or resize"):
-        LatentEncoder(vae)(torch.rand(1, 3, height, width), ("a",))
-
-
 def test_the_whole_unit_range_is_accepted(vae: AutoencoderKL) -> None:
     ends = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
     assert LatentEncoder(vae)(ends, ("black", "white")).isfinite().all()
 
 
-def test_unknown_options_are_refused(vae: AutoencoderKL) -> None:
-    with pytest.raises(InputError, match="vae_input to be one of symmetric, unit, but got 'signed'"):
-        LatentEncoder(vae, vae_input="signed")
-    with pytest.raises(InputError, match="posterior to be one of mode, sample, but got 'mean'"):
-        LatentEncoder(vae, posterior="mean")
+@pytest.mark.parametrize(("height", "width"), [(60, 64), (64, 60), (65, 65)])
+def test_sides_that_the_vae_cannot_divide_are_refused(height: int, width: int, vae: AutoencoderKL) -> None:
+    with pytest.raises(InputError, match=f"multiples of 8 pixels, but got {height}×{width}. Crop or resize"):
+        LatentEncoder(vae)(torch.rand(1, 3, height, width), ("a",))
 
 
 # --- warning ---------------------------------------------------------------------------------------------------------
@@ -149,30 +137,21 @@ def test_the_random_vae_gives_latents_of_usual_scale(
 
 
 def test_the_key_changes_with_everything_that_changes_a_latent(vae: AutoencoderKL) -> None:
-    other = random_pipeline("tiny", seed=1).vae
+    nudged, rescaled = copy.deepcopy(vae), copy.deepcopy(vae)
+    nudged.encoder.conv_in.weight.data.view(-1)[0] += 1e-3
+    # it is no weight, yet every latent is multiplied by it
+    rescaled.register_to_config(scaling_factor=2 * vae.config.scaling_factor)
     keys = [
         LatentEncoder(vae).key(0),
         LatentEncoder(vae, "unit").key(0),
         LatentEncoder(vae, posterior="sample").key(0),
         LatentEncoder(vae, posterior="sample").key(1),
-        LatentEncoder(other).key(0),
+        LatentEncoder(nudged).key(0),
+        LatentEncoder(rescaled).key(0),
         LatentEncoder(copy.deepcopy(vae).bfloat16()).key(0),
     ]
     assert len(set(keys)) == len(keys)
 
 
-def test_the_key_changes_with_a_single_weight(vae: AutoencoderKL) -> None:
-    nudged = copy.deepcopy(vae)
-    nudged.encoder.conv_in.weight.data.view(-1)[0] += 1e-3
-    assert LatentEncoder(nudged).key(0) != LatentEncoder(vae).key(0)
-
-
 def test_the_key_of_a_mode_has_no_seed_and_equal_weights_share_it(vae: AutoencoderKL) -> None:
     assert LatentEncoder(vae).key(0) == LatentEncoder(vae).key(1) == LatentEncoder(copy.deepcopy(vae)).key(0)
-
-
-def test_the_key_changes_with_the_scaling_factor(vae: AutoencoderKL) -> None:
-    # it is no weight, yet every latent is multiplied by it
-    rescaled = copy.deepcopy(vae)
-    rescaled.register_to_config(scaling_factor=2 * vae.config.scaling_factor)
-    assert LatentEncoder(rescaled).key(0) != LatentEncoder(vae).key(0)

@@ -149,8 +149,3 @@ def test_as_many_ids_as_latents_are_needed() -> None:
 def test_a_timestep_out_of_range_is_refused(timestep: int) -> None:
     with pytest.raises(InputError, match=f"Expected timestep to be from 0 to 999, but got {timestep}"):
         NoiseSchedule(ALPHAS)(latents(), timestep, NAMES)
-
-
-def test_an_unknown_mode_lists_the_known() -> None:
-    with pytest.raises(InputError, match="one of independent, shared, rolled, none, but got 'white'"):
-        NoiseSchedule(ALPHAS, "white")

@@ -15,28 +15,27 @@ def pretend(patch: pytest.MonkeyPatch, cuda: bool, capability: tuple[int, int] =
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
 
-@pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_auto_takes_the_gpu_if_there_is_one(cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "device", "expected"),
+    [(True, "auto", "cuda"), (False, "auto", "cpu"), (True, "cpu", "cpu"), (True, "cuda", "cuda"), (True, "cuda:1", "cuda:1")],
+)
+def test_auto_takes_the_gpu_if_there_is_one(cuda: bool, device: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, cuda)
-    assert choose_device() == choose_device("auto") == torch.device(expected)
+    assert choose_device(device) == torch.device(expected)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
-def test_a_named_device_is_taken_at_its_word(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, cuda=True)
-    assert choose_device(device) == torch.device(device)
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_cuda_without_a_gpu_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, cuda=False)
-    with pytest.raises(InputError, match=f"Expected device={device} to have a CUDA GPU.*Use device=cpu"):
-        choose_device(device)
-
-
-@pytest.mark.parametrize("device", ["gpu", "mps", "tpu:0", ""])
-def test_other_devices_are_refused(device: str) -> None:
-    with pytest.raises(InputError, match=f"auto, cpu or cuda, but got '{device}'"):
+@pytest.mark.parametrize(
+    ("cuda", "device", "message"),
+    [
+        (False, "cuda", "device=cuda to have a CUDA GPU, but torch finds none. Use device=cpu"),
+        (False, "cuda:0", "device=cuda:0 to have a CUDA GPU, but torch finds none. Use device=cpu"),
+        (True, "cuda:2", "device=cuda:2 to exist, but torch finds 2 GPUs. Use device=cuda:1 or less"),
+        *((True, device, f"auto, cpu or cuda, but got '{device}'") for device in ("gpu", "mps", "tpu:0", "")),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(cuda: bool, device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda)
+    with pytest.raises(InputError, match=message):
         choose_device(device)
 
 

@@ -1,23 +1,23 @@
 """Laws of pairs of scenes: points are ground truth that both scenes show, and a displaced object is all that differs."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from datamodules.images.scenes import Scenes
-from datamodules.images.source import ImageSource
 from sdprobe.scenes import CATEGORIES, Scene, ScenePair, scene_pairs
 from sdprobe.scenes.composition import compose
-from sdprobe.scenes.pairs import MIN_SHARED, view
+from sdprobe.scenes.figure import moved
+from sdprobe.scenes.pairs import MIN_SHARED
+from sdprobe.scenes.truth import render
 from sdprobe.utilities.errors import InputError
-from tests import displaced
-from tests.displaced import GRID, STRATA, DisplacedScenes, displacement
 
 SIZE = 128
-EDGES = {"near": (0, 0.15), "middle": (0.15, 0.35), "far": (0.35, np.inf)}  # as reports stratify
 
 
 def mutual(a: Scene, b: Scene) -> list[str]:
@@ -106,34 +106,38 @@ def test_scenes_without_a_partner_have_no_pairs() -> None:
 # --- one scene, its main object moved --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=list(STRATA))
-def displacing(request: pytest.FixtureRequest) -> DisplacedScenes:
-    return DisplacedScenes(size=SIZE, limit=12, seed=5, stratum=request.param)
-
-
 @pytest.fixture(scope="module")
-def couples(displacing: DisplacedScenes) -> list[tuple[Scene, Scene]]:
-    return [(displacing.scene(2 * k), displacing.scene(2 * k + 1)) for k in range(displacing.limit)]
+def couples() -> list[tuple[Scene, Scene, NDArray[np.float64]]]:
+    """Scenes, the same with their main object moved by whole pixels to the middle, and by how much, in pixels."""
+    found = []
+    for k in range(24):
+        before = compose(5, k)
+        main = before.objects[0]
+        x0, y0, x1, y1 = main.figure.extent
+        vector = np.round(64 * (np.array((0.45, 0.55)) - np.array((x0 + x1, y0 + y1)) / 2)) / 64
+        after = replace(before, objects=(replace(main, figure=moved(main.figure, 1.0, vector)), *before.objects[1:]))
+        found.append((render(before, SIZE), render(after, SIZE), vector * SIZE))
+    return [couple for couple in found if np.hypot(*couple[2]) > 0.1 * SIZE]
 
 
-def test_all_keypoints_move_by_one_vector_of_the_stratum(
-    displacing: DisplacedScenes, couples: list[tuple[Scene, Scene]]
-) -> None:
-    low, high = EDGES[displacing.stratum]
-    for k, (source, target) in enumerate(couples):
+def test_keypoints_and_extents_move_with_the_object_and_nothing_else_changes(couples: list[Any]) -> None:
+    for source, target, vector in couples:
         a, b = source.objects[0], target.objects[0]
-        vector = np.array(displacement(displacing.seed, k, displacing.stratum))
         for name, where in a.keypoints.items():
-            assert np.subtract(b.keypoints[name], where) == pytest.approx(vector * SIZE, abs=1e-9)
-        assert np.subtract(b.extent, a.extent) == pytest.approx(np.tile(vector * SIZE, 2), abs=1e-9)
-        assert low < np.hypot(*vector) < high
-        assert np.array_equal(vector * GRID, np.round(vector * GRID)), "whole pixels at every size"
+            assert np.subtract(b.keypoints[name], where) == pytest.approx(vector, abs=1e-9)
+        assert np.subtract(b.extent, a.extent) == pytest.approx(np.tile(vector, 2), abs=1e-9)
         assert (a.flipped, a.depth, a.thickness, a.category) == (b.flipped, b.depth, b.thickness, b.category)
+        assert (source.background, source.light, source.part_names) == (target.background, target.light, target.part_names)
+        elsewhere = (source.object_mask != 1) & (target.object_mask != 1)
+        for ground_truth in ("object_mask", "part_mask", "depth"):
+            assert np.array_equal(getattr(source, ground_truth)[elsewhere], getattr(target, ground_truth)[elsewhere])
+        for c, d in zip(source.objects[1:], target.objects[1:], strict=True):
+            assert (c.category, c.extent, c.keypoints, c.depth) == (d.category, d.extent, d.keypoints, d.depth)
 
 
-def test_pixels_away_from_the_object_and_its_shadow_stay(couples: list[tuple[Scene, Scene]]) -> None:
+def test_pixels_away_from_the_object_and_its_shadow_stay(couples: list[Any]) -> None:
     changed_share = []
-    for source, target in couples:
+    for source, target, _ in couples:
         near = np.zeros((SIZE, SIZE), bool)
         for scene in (source, target):
             x0, y0, x1, y1 = scene.objects[0].extent
@@ -148,86 +152,14 @@ def test_pixels_away_from_the_object_and_its_shadow_stay(couples: list[tuple[Sce
     assert min(share for _, share in changed_share) < 0.7, "or there is no background to compare"
 
 
-def test_masks_and_depth_change_only_where_the_object_was_or_is(couples: list[tuple[Scene, Scene]]) -> None:
-    for source, target in couples:
-        elsewhere = (source.object_mask != 1) & (target.object_mask != 1)
-        assert np.array_equal(source.object_mask[elsewhere], target.object_mask[elsewhere])
-        assert np.array_equal(source.part_mask[elsewhere], target.part_mask[elsewhere])
-        assert np.array_equal(source.depth[elsewhere], target.depth[elsewhere])
-        assert (source.background, source.light, source.part_names) == (target.background, target.light, target.part_names)
-        for a, b in zip(source.objects[1:], target.objects[1:], strict=True):
-            assert (a.category, a.extent, a.keypoints, a.depth) == (b.category, b.extent, b.keypoints, b.depth)
-
-
-def test_the_object_itself_looks_the_same_elsewhere(displacing: DisplacedScenes, couples: list[tuple[Scene, Scene]]) -> None:
-    compared = 0
-    for k, (source, target) in enumerate(couples):
-        if len(source.objects) > 1:
-            continue  # companions in front hide it and cast shadows on it
-        dx, dy = (round(SIZE * share) for share in displacement(displacing.seed, k, displacing.stratum))
+def test_the_object_itself_looks_the_same_elsewhere(couples: list[Any]) -> None:
+    alone = [couple for couple in couples if len(couple[0].objects) == 1]  # companions hide it and cast shadows on it
+    assert len(alone) >= 3
+    for source, target, vector in alone:
+        dx, dy = vector.astype(int)
         rows, columns = np.nonzero(source.object_mask == 1)
         inside = (rows + dy >= 0) & (rows + dy < SIZE) & (columns + dx >= 0) & (columns + dx < SIZE)
         rows, columns = rows[inside], columns[inside]
         assert (target.object_mask[rows + dy, columns + dx] == 1).mean() > 0.97
         there = target.image[rows + dy, columns + dx].astype(int)
         assert np.abs(there - source.image[rows, columns]).mean() < 4, "grey levels of 255"
-        compared += 1
-    assert compared >= 3
-
-
-def test_most_keypoints_stay_in_sight(displacing: DisplacedScenes, couples: list[tuple[Scene, Scene]]) -> None:
-    for source, target in couples:
-        assert len(mutual(source, target)) >= 0.75 * sum(source.objects[0].visible.values())
-    for pair in displacing.pairs():
-        assert_ground_truth(pair, displacing.scene(pair.source), displacing.scene(pair.target))
-        length = np.hypot(*displacement(displacing.seed, pair.source // 2, displacing.stratum))
-        assert pair.target == pair.source + 1 and pair.displacements == pytest.approx([length] * len(pair.names))
-
-
-def test_where_too_little_can_stay_in_sight_the_most_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [displacement(7, k, "far") for k in range(6)]
-    monkeypatch.setattr(displaced, "KEPT", 2.0)  # more than all
-    for k, usual in enumerate(wanted):
-        composition = compose(7, k)
-        most = displacement.__wrapped__(7, k, "far")
-        kept = [
-            len(view(composition, 1).seen.keys() & view(displaced.displaced(composition, vector), 1).seen.keys())
-            for vector in (usual, most)
-        ]
-        assert kept[1] >= kept[0] and 0.35 < np.hypot(*most) < 0.6
-
-
-def test_directions_vary() -> None:
-    vectors = np.array([displacement(0, k, "middle") for k in range(60)])
-    counts = Counter((x > 0, y > 0) for x, y in vectors)
-    assert len(counts) == 4 and min(counts.values()) >= 5
-    assert np.ptp(np.hypot(*vectors.T)) > 0.1
-
-
-def test_displaced_scenes_are_an_image_source(displacing: DisplacedScenes) -> None:
-    assert isinstance(displacing, ImageSource) and len(displacing) == 24
-    plain = Scenes(size=SIZE, limit=12, seed=5)
-    for k in (0, 9):
-        still, moves = displacing[2 * k], displacing[2 * k + 1]
-        assert still["id"] == plain.name(k) and moves["id"] == f"scenes-5-{k}-{displacing.stratum}"
-        assert torch.equal(still["image"], plain[k]["image"]) and not torch.equal(still["image"], moves["image"])
-        pixels = (moves["image"].permute(1, 2, 0) * 255).round().numpy()
-        assert np.array_equal(pixels, displacing.scene(2 * k + 1).image)
-        assert displacing.content_key(2 * k) == plain.content_key(k)
-        assert displacing.photo(2 * k) == displacing.photo(2 * k + 1) == plain.photo(k)
-    assert len({displacing.content_key(index) for index in range(24)}) == 24
-    assert displacing.name(-1) == displacing.name(23)
-    with pytest.raises(IndexError, match=r"images\.limit"):
-        displacing[24]
-
-
-def test_displacements_do_not_depend_on_size_or_limit() -> None:
-    small, large = DisplacedScenes(64, 2, 3), DisplacedScenes(320, 5, 3)
-    for index in range(4):
-        a, b = small.scene(index).objects[0], large.scene(index).objects[0]
-        assert np.allclose(5 * np.array(a.extent), b.extent) and a.visible == b.visible
-
-
-def test_an_unknown_stratum_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="Expected stratum to be one of near, middle, far, but got 'wide'"):
-        DisplacedScenes(stratum="wide")
