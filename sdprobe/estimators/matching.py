@@ -5,12 +5,11 @@ similarity is enlarged instead and divided by the enlarged token's norm, which f
 """
 
 from collections.abc import Mapping
-from itertools import combinations_with_replacement, product
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities.rng import keyed_generator
@@ -96,14 +95,34 @@ def _matrix(low: Tensor, high: Tensor, weight: Tensor, side: int) -> Float[Tenso
 
 def _enlarged_norm(target: Float[Tensor, "c h w"], down: Taps, across: Taps) -> Float[Tensor, "H W"]:
     """‖Σ wᵢ tᵢ‖ at every pixel, from the products ⟨tᵢ, tⱼ⟩ of the four tokens around it."""
-    (y, _, v), (x, _, u) = down, across
-    _, height, width = target.shape
-    padded = pad(target[None], (0, 1, 0, 1), mode="replicate")[0]  # beyond the last token lies itself
-    tokens = [padded[:, dy : dy + height, dx : dx + width] for dy in (0, 1) for dx in (0, 1)]
-    weights = list(product((1 - v, v), (1 - u, u)))
-    squared = torch.zeros(len(y), len(x), device=target.device)
-    for i, j in combinations_with_replacement(range(4), 2):
-        inner = (tokens[i] * tokens[j]).sum(0)[y[:, None], x[None, :]]
-        weight = (weights[i][0] * weights[j][0])[:, None] * (weights[i][1] * weights[j][1])[None, :]
-        squared += weight * inner * (1 if i == j else 2)
+    (y0, y1, v), (x0, x1, u) = down, across
+    corners = [(y0, x0, (1 - v), (1 - u)), (y0, x1, (1 - v), u), (y1, x0, v, (1 - u)), (y1, x1, v, u)]
+    products = {
+        (dy, dx): (target * torch.roll(target, (-dy, -dx), (1, 2))).sum(0) for dy in (0, 1) for dx in (0, 1)
+    }  # ⟨t[y, x], t[y + dy, x + dx]⟩
+    crossed = (torch.roll(target, -1, 2) * torch.roll(target, -1, 1)).sum(0)  # ⟨t[y, x + 1], t[y + 1, x]⟩
+    squared = torch.zeros(len(y0), len(x0), device=target.device)
+    for i, (ya, xa, va, ua) in enumerate(corners):
+        for j, (yb, xb, vb, ub) in enumerate(corners):
+            weight = (va * vb)[:, None] * (ua * ub)[None, :]
+            if j < i:
+                continue
+            table = crossed if (i, j) == (1, 2) else None
+            value = _product(products, table, ya, xa, yb, xb)
+            squared += weight * value * (1 if i == j else 2)
     return squared.clamp_min(1e-12).sqrt()
+
+
+def _product(
+    products: Mapping[tuple[int, int], Tensor], crossed: Tensor | None, ya: Tensor, xa: Tensor, yb: Tensor, xb: Tensor
+) -> Float[Tensor, "H W"]:
+    """⟨t[ya, xa], t[yb, xb]⟩ where b is at most one token below and one to the right of a (``crossed``: to the left)."""
+    same_row, same_col = (ya == yb)[:, None], (xa == xb)[None, :]
+
+    def read(table: Tensor, x: Tensor) -> Tensor:
+        return table[ya[:, None], x[None, :]]
+
+    diagonal = read(products[1, 1], xa) if crossed is None else read(crossed, xb)
+    below, right = read(products[1, 0], xa), read(products[0, 1], torch.minimum(xa, xb))
+    straight = torch.where(same_row, right, diagonal)
+    return torch.where(same_col, torch.where(same_row, read(products[0, 0], xa), below), straight)

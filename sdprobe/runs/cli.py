@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -91,10 +92,12 @@ def check(arguments: list[str]) -> None:
         raise InputError(f"Expected a choice for every configuration group, but got {' '.join(overrides)}: {error}") from error
     finally:
         GlobalHydra.instance().clear()
-    multirun = len(overrides) < len(arguments)
-    sweep.check(cfg, multirun)
+    sweeps = len(overrides) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN
+    if sweeps:
+        sweep.check(cfg)
     check_types(cfg)
     check_settings(cfg)
+    check_devices(cfg, sweeps)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -215,7 +218,7 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         return
     if sweep:
         raise InputError(
-            f"Expected trainer.devices to be 1 in a sweep, whose jobs run side by side on a device each, but got {count}. "
+            f"Expected trainer.devices to be 1 in a sweep, whose jobs have one device each, but got {count}. "
             "Leave out trainer=ddp."
         )
     if str(cfg.device).startswith("cuda:"):

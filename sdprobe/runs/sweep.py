@@ -48,30 +48,18 @@ def active() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def check(cfg: DictConfig, multirun: bool) -> None:
-    """Refuse a sweep that cannot run, before its first job.
-
-    Args:
-        cfg: of the first job, with Hydra's own node.
-        multirun: whether the command line has ``-m``.
+def check(cfg: DictConfig) -> None:
+    """Refuse a sweep whose launcher is not installed, before its first job; ``cfg`` is that job's, with Hydra's own node.
 
     Raises:
-        InputError: a launcher that is not installed, or more than one device for a job.
+        InputError: the launcher is not there.
     """
-    if not (multirun or cfg.hydra.mode == RunMode.MULTIRUN):
-        return
     plugin = next((name for name in EXTRAS if name in cfg.hydra.launcher._target_), None)
     if plugin and not _installed(f"hydra_plugins.{plugin}"):
         extra = EXTRAS[plugin]
         raise InputError(
             f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. "
             f"Install it: pip install --constraint constraints.txt --editable '.[{extra}]'."
-        )
-    devices = OmegaConf.select(cfg, "trainer.devices", default=1)
-    if devices not in (1, "1"):
-        raise InputError(
-            f"Expected trainer.devices to be 1 in a sweep, but got {devices!r}. "
-            "Every job has one device of its own; leave trainer.devices out."
         )
 
 

@@ -1,13 +1,11 @@
 """FrozenSD: an activation depends on its image, its name and the arguments, never on the batch it came in."""
 
-import doctest
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import sdprobe.backbones.frozen_sd
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.utilities.errors import InputError
@@ -210,8 +208,3 @@ def test_the_remedy_is_not_the_precision_already_in_use(sd: FrozenSD) -> None:
     with pytest.raises(InputError) as refusal:
         sd.grids(torch.full((1, 4, 8, 8), float("nan")), ["cat"], ("mid",), timestep=50, seed=0, prompt="")
     assert "precision=fp32" not in str(refusal.value)
-
-
-def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(sdprobe.backbones.frozen_sd)
-    assert outcome.attempted and not outcome.failed

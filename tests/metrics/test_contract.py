@@ -3,10 +3,7 @@
 A case feeds a metric images by their number. What a metric says of them is compared with references in its own file.
 """
 
-import doctest
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +14,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
-import sdprobe.estimators
-import sdprobe.metrics
 from sdprobe.metrics.channel_energy import ChannelEnergy
 from sdprobe.metrics.clusters import ClusterMetric
 from sdprobe.metrics.corner_similarity import CornerSimilarity
@@ -348,21 +343,6 @@ def test_groups_of_other_tokens_have_no_gain_and_few_photographs_no_interval(cas
     assert f"{own.kinds[0]}/all/ci_low" in gained
     other.count[3, 1] += 1
     assert {key.split("/")[1] for key in own.gain(other)} == {"all", "high_norm"}
-
-
-# --- documentation ---------------------------------------------------------------------------------------------------
-
-MODULES = [
-    module.name
-    for package in (sdprobe.metrics, sdprobe.estimators)
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_the_documentation_hold(name: str) -> None:
-    outcome = doctest.testmod(importlib.import_module(name))
-    assert not outcome.failed
 
 
 def test_every_metric_is_held_to_the_contract() -> None:

@@ -197,7 +197,7 @@ def test_what_is_not_installed_is_noticed() -> None:
 
 
 def test_a_job_has_one_device() -> None:
-    with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep, but got 2"):
+    with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep, whose jobs have one device each, but got 2"):
         cli.check(["-m", "+trainer.devices=2", "seed=1,2"])
     with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep"):
         cli.check(["sweep=timesteps", "+trainer.devices=2"])

@@ -1,13 +1,10 @@
 """Laws of token coordinates: one order of tokens, one convention of centres, even bins."""
 
-import doctest
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sdprobe.tokens.geometry
 from sdprobe.tokens.geometry import bins, centres, flatten, positions, unflatten
 
 side = st.integers(1, 9)
@@ -72,8 +69,3 @@ def test_bins_partition_an_axis_evenly(data: st.DataObject, size: int) -> None:
 @pytest.mark.parametrize(("size", "share"), [(8, 1), (16, 2), (64, 8)])
 def test_eight_bins_have_equal_sizes_on_the_grids_of_stable_diffusion(size: int, share: int) -> None:
     assert bins(torch.arange(size), size, 8).bincount().tolist() == [share] * 8
-
-
-def test_examples_in_the_documentation_hold() -> None:
-    outcome = doctest.testmod(sdprobe.tokens.geometry)
-    assert outcome.attempted and not outcome.failed

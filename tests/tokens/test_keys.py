@@ -1,7 +1,6 @@
 """Laws of keys: what is printed is parsed, variants keep their parts, and nobody else knows the grammar."""
 
 import ast
-import doctest
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sdprobe.tokens.keys
 from sdprobe.tokens.keys import (
     CONDITIONS,
     GROUPS,
@@ -132,8 +130,3 @@ def library() -> Iterator[Path]:
     """Every module but the grammar's own."""
     for room in FLOORS:
         yield from (file for file in (ROOT / room.replace(".", "/")).rglob("*.py") if file.name != "keys.py")
-
-
-def test_examples() -> None:
-    outcome = doctest.testmod(sdprobe.tokens.keys)
-    assert outcome.attempted > 8 and not outcome.failed
