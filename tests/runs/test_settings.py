@@ -1,0 +1,89 @@
+"""The table of settings: it names settings that exist, lets defaults pass, and stops a wrong value before anything is written."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from sdprobe.runs import cli
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.settings import SETTINGS, check, rules
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GROUPS = ("images", "backbone", "datamodule", "probe")
+ROWS = [(section, name) for section, table in SETTINGS.items() for name in table]
+
+
+def choices(section: str) -> dict[str, dict[str, Any]]:
+    """Choice → settings, of the YAML files that a section is about."""
+    group, _, choice = section.partition("=")
+    if group in GROUPS:
+        files = (CONFIGS / group).glob(f"{choice or '*'}.yaml")
+        return {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files}  # type: ignore[misc]
+    if not group:
+        return {"train": OmegaConf.to_container(OmegaConf.load(CONFIGS / "train.yaml"))}  # type: ignore[dict-item]
+    return {group: OmegaConf.to_container(OmegaConf.load(CONFIGS / "mitigation" / f"{group}.yaml"))[group]}  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize("section", SETTINGS)
+def test_the_table_names_settings_that_exist_and_lets_their_defaults_pass(section: str) -> None:
+    found: set[str] = set()
+    for given in choices(section).values():
+        values = {name: value for name, value in given.items() if "${" not in str(value) and value != "???"}
+        check(section, **values)
+        found |= set(given)
+    assert set(SETTINGS[section]) <= found
+
+
+@pytest.mark.parametrize(("section", "name"), ROWS, ids=lambda part: part or "top")
+def test_a_wrong_value_is_refused_by_the_command_line_with_the_name_that_was_typed(section: str, name: str) -> None:
+    group, _, choice = section.partition("=")
+    choice = choice or next((chosen for chosen, given in choices(section).items() if name in given), "")
+    probe = {"pairs": "correspondence", "grids": "statistics"}.get(choice, "position")
+    wanted = {"probe": [f"probe={choice}"], "datamodule": [f"probe={probe}"], "": []}.get(group, [f"{group}={choice}"])
+    if group not in (*GROUPS, ""):
+        wanted = [f"mitigation={group}"]
+    if choice in ("activations", "_base"):
+        wanted = []
+    wrong = "wrong" if "one of" in refusal(section, name, "wrong") else "-5"
+    typed = ".".join(filter(None, ["mitigation" if group not in (*GROUPS, "") else "", group, name]))
+    cfg = composed(*wanted).copy()
+    OmegaConf.update(cfg, typed, wrong if wrong == "wrong" else -5)
+    with pytest.raises(InputError, match=rf"Expected \S*{name} to be .*but got"):
+        cli.check_settings(cfg)
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(overrides), return_hydra_config=True)
+
+
+def refusal(section: str, name: str, value: Any) -> str:
+    """What the table says of a value; nothing where it is of another type."""
+    try:
+        rules(section)[name](name, value)
+    except InputError as error:
+        return str(error)
+    except TypeError:
+        pass
+    return ""
+
+
+def test_a_wrong_setting_leaves_a_run_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    for name in ("metrics.json", ".hydra/overrides.yaml"):
+        (tmp_path / name).write_text("kept")
+    command = [sys.executable, "train.py", "probe.solver=sgd", f"hydra.run.dir={tmp_path}"]
+    answer = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "Expected probe.solver to be one of adam, closed_form, but got 'sgd'. Use adam.\n"
+    assert {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {
+        "metrics.json": "kept",
+        "overrides.yaml": "kept",
+    }
