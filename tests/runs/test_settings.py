@@ -1,4 +1,4 @@
-"""The table of settings: it names settings that exist, lets defaults pass, and stops a wrong value before anything is written."""
+"""The table of settings names settings that exist, lets defaults pass, and stops a wrong value before anything is written."""
 
 import subprocess
 import sys
