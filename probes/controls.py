@@ -1,6 +1,6 @@
 """ControlsProbe: a position probe that is also tested where one source of position has been taken away."""
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from sdprobe.tokens.keys import qualified
 UPRIGHT, ROTATED = "test", "rotated"
 
 
-@runtime_checkable
 class ControlsData(Data, Protocol):
     """A data module that shows the test images in several views."""
 

@@ -10,7 +10,7 @@ References:
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from sdprobe.utilities.rng import keyed_generator
 TRAINED = ("test", "shuffled_labels")
 
 
-@runtime_checkable
 class PairData(Data, Protocol):
     """A data module of image pairs."""
 
@@ -72,7 +71,7 @@ class CorrespondenceProbe(LinearProbe):
         self,
         shapes: Shapes,
         photos: int,
-        data: PairData,
+        data: Data,
         head: str = "linear",
         dimensions: int = 128,
         temperature: float = 0.07,

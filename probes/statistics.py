@@ -5,7 +5,7 @@ whole and once cropped, a few of them again with other noise and at another time
 """
 
 from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import numpy as np
 from jaxtyping import Bool
@@ -28,14 +28,12 @@ STRIDE = 8  # pixels per latent cell
 FIRST = ("conv_in", "down_0")  # where anomalies of the latent itself would still be seen
 
 
-@runtime_checkable
 class Sized(Protocol):
     """A dataloader; ``images`` says how many images it brings."""
 
     images: int
 
 
-@runtime_checkable
 class StatisticsData(Data, Protocol):
     """A data module that shows images whole, cropped, with other noise and at another timestep."""
 
@@ -71,7 +69,7 @@ class StatisticsProbe(Probe):
         self,
         shapes: Shapes,
         photos: int,
-        data: StatisticsData,
+        data: Data,
         size: int = 512,
         margin: int = 64,
         pictured: int = 4,

@@ -6,7 +6,7 @@ References:
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,6 @@ ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by han
 TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops
 
 
-@runtime_checkable
 class StudyData(Data, Protocol):
     """A data module that shows whole grids to :meth:`StudyProbe.observe` while they pass by."""
 

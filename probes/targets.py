@@ -4,7 +4,7 @@ DepthProbe regresses the depth of what a token covers, ContentProbe the clean la
 information shows there. ``shuffled_labels`` is the same probe trained on targets permuted within each batch.
 """
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ LATENT = 4  # channels of a latent
 LEVELS = tuple(10.0**power for power in range(-6, 2))
 
 
-@runtime_checkable
 class TargetData(Data, Protocol):
     """A data module whose batches have targets."""
 
@@ -52,7 +51,7 @@ class TargetProbe(LinearProbe):
     def __init__(
         self,
         shapes: Shapes,
-        data: TargetData,
+        data: Data,
         targets: int,
         solver: str,
         learning_rate: float,
@@ -114,7 +113,7 @@ class DepthProbe(TargetProbe):
         self,
         shapes: Shapes,
         photos: int,
-        data: TargetData,
+        data: Data,
         solver: str = "adam",
         learning_rate: float = 3e-3,
         min_steps: int = 600,
@@ -217,7 +216,7 @@ class ContentProbe(TargetProbe):
     metric = KIND
     nulls = ("chance", "position_only")  # both say the training mean at the token's position, which is R² = 0 by definition
 
-    def __init__(self, shapes: Shapes, photos: int, data: TargetData, seed: int = 0) -> None:
+    def __init__(self, shapes: Shapes, photos: int, data: Data, seed: int = 0) -> None:
         super().__init__(shapes, data, LATENT, "closed_form", learning_rate=1.0, min_steps=0, patience=1, seed=seed)
         for layer in shapes:
             self.scores.update({f"{condition}/{layer}": ContentR2(GROUPS, photos) for condition in VARIANTS})

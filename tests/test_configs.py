@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.base import StreamDataModule
 from sdprobe.backbones.architectures import presets
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -47,10 +48,11 @@ PROTOCOLS = [choice for group, choice in CHOICES if group == "protocol"]
 def test_every_choice_composes_and_matches_its_constructor(overrides: tuple[str, ...]) -> None:
     for node in targets(composed(*overrides)):
         target = get_object(node._target_)
-        parameters = inspect.signature(target).parameters
+        parameters = dict(inspect.signature(target).parameters)
+        if "options" in parameters:
+            parameters |= inspect.signature(StreamDataModule).parameters
         given = {str(key) for key in node if not str(key).startswith("_")}
-        if node._target_ != "lightning.pytorch.strategies.DDPStrategy":  # passes the rest on to torch
-            assert given <= set(parameters), f"{node._target_} does not take {given - set(parameters)}"
+        assert given <= set(parameters), f"{node._target_} does not take {given - set(parameters)}"
         if not node.get("_partial_", False):
             required = {name for name, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD}
             assert required <= given, f"{node._target_} wants {required - given}"
@@ -71,7 +73,10 @@ def test_presets_live_in_repositories_that_exist(choice: str) -> None:
 def test_defaults_live_in_constructors_and_yaml_repeats_them_truly() -> None:
     cfg = composed()
     for node in (cfg.probe, cfg.images, cfg.datamodule, cfg.backbone):
-        parameters = inspect.signature(get_object(node._target_)).parameters
+        parameters = {
+            **inspect.signature(StreamDataModule).parameters,
+            **inspect.signature(get_object(node._target_)).parameters,
+        }
         for key, value in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr]
             literal = not isinstance(value, str | dict) or "${" not in str(value)
             if key in parameters and literal and not isinstance(value, dict) and parameters[key].default is not inspect._empty:

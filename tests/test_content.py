@@ -80,7 +80,7 @@ def test_a_protocol_without_validation_runs(launch) -> None:
 
 
 def test_other_data_is_refused_in_one_sentence(launch) -> None:
-    with pytest.raises(UserError, match="Expected datamodule=content for probe=content, but got ActivationDataModule"):
+    with pytest.raises(UserError, match="Expected datamodule=content for probe=content, but got datamodule=activations"):
         launch("datamodule=activations")
 
 

@@ -123,7 +123,7 @@ def test_pairs_of_files_run_with_missing_depth(launch, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["images=scenes"], "Expected images with depth, images=scene_depth or images=nyu, but got Scenes"),
-        (["datamodule=activations"], "Expected datamodule=depth for probe=depth, but got ActivationDataModule"),
+        (["datamodule=activations"], "Expected datamodule=depth for probe=depth, but got datamodule=activations"),
         (["images=nyu"], "Expected images.root to be given"),
         (["probe.solver=newton"], "probe.solver to be one of adam, closed_form"),
     ],

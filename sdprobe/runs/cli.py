@@ -179,7 +179,7 @@ def check_types(cfg: DictConfig) -> None:
     nodes = {name: cfg[name] for name in ("images", "backbone", "datamodule", "probe")}
     for name, node in (nodes | {f"mitigation.{label}": each for label, each in cfg.mitigation.items()}).items():
         raw = OmegaConf.to_container(node, resolve=False)
-        hints = _hints(get_object(node._target_))
+        hints = declared(get_object(node._target_))
         if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:
             raise InputError(
                 f"Expected {name}={node._target_.rpartition('.')[2]} to have a setting '{strange[0]}', but it has none. "
@@ -231,11 +231,12 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")
 
 
-def _hints(target: Any) -> dict[str, Any]:
-    """Declared types of a constructor's arguments, those in a dictionary of options included."""
+def declared(target: Any) -> dict[str, Any]:
+    """Argument → declared type of a constructor, those in a dictionary of options included."""
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    options = [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]
-    return hints | {name: hint for each in options for name, hint in get_type_hints(each).items()}
+    options = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is Unpack}
+    found = {name: hint for name, hint in hints.items() if name not in options}
+    return found | {name: hint for each in options.values() for name, hint in get_type_hints(each).items()}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from datamodules.images.folder import FolderImages
 from datamodules.labels import Labels
 from datamodules.latents import LatentCache, LatentStore
-from datamodules.stream import ActivationStream
+from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.utilities.errors import InputError
 
@@ -210,7 +210,7 @@ def test_labels_reach_the_masks_of_every_layer(
     marks = labels(HEADER + "p003.png,0,7\np003.png,5,2\n1,6,6\n")
     store = LatentStore(images, sd.encoder, LatentCache(tmp_path / "cache"), 0, 8, 0)
     store.prepare(range(COUNT))
-    stream = ActivationStream(sd, store, ("conv_in", "down_0", "mid"), timestep=50, batch_size=3, labels=marks)
+    stream = ActivationStream(sd, store, Pass(("conv_in", "down_0", "mid"), timestep=50), batch_size=3, labels=marks)
     seen = set()
     for batch in stream([3, 1, 0, 2]):
         for layer, grid in batch.grids.items():

@@ -23,7 +23,7 @@ from tests.planted import corner_code, direction, high_norm_patches, position_co
 CHANNELS, SIDE, FIT, IMAGES, REPEATS = 64, 12, 40, 60, 20
 SIZE, MARGIN = 96, 8  # pixels: one token of 12
 FIRST = 1000  # number of the first measured image in its dataset
-NO_DATA = SimpleNamespace(kind="grids", test_dataloader=list, floor_cells=dict)
+NO_DATA = SimpleNamespace(kind="grids")
 VIEWS = ("whole", "cropped", "other_noise", "other_timestep")
 POSITION = {"position_half": 0.5, "position": 1.0, "position_double": 2.0}  # layer → strength of its code
 CORNER, PATCHES, PATCH = 1.0, 2, 4.0  # strength of the corner code; patches an image, and their strength

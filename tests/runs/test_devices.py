@@ -142,7 +142,7 @@ def test_devices_that_cannot_be_had_are_refused(overrides: list[str], message: s
 
 
 def test_a_sweep_has_one_device_per_job() -> None:
-    with pytest.raises(InputError, match="to be 1 in a sweep, whose jobs have one device each, but got 2"):
+    with pytest.raises(InputError, match="trainer.devices to be 1 in a sweep, whose jobs have one device each, but got 2"):
         check_devices(composed("trainer=ddp"), sweep=True)
     check_devices(composed("trainer=ddp", "trainer.devices=1"), sweep=True)
     check_devices(composed(), sweep=True)

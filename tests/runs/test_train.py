@@ -385,6 +385,11 @@ def test_a_failing_job_of_a_sweep_keeps_to_itself(tmp_path: Path) -> None:
 def test_an_earlier_result_does_not_outlive_a_failing_run(launch, tmp_path: Path) -> None:
     launch("twins=0")
     refused(launch, "twins=0", "block=nowhere")
+    assert list((tmp_path / "run").glob("*.json")), "settings are checked before anything is removed"
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        (tmp_path / "photos" / f"{number}.jpg").write_text(f"no picture {number}")
+    refused(launch, "twins=0", "images=folder", f"images.root={tmp_path / 'photos'}", "images.limit=null")
     assert not list((tmp_path / "run").glob("*.json"))
 
 

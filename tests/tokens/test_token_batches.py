@@ -22,6 +22,7 @@ def token_batch() -> TokenBatch:
         tokens={name: torch.rand(n, 3) for name, n in counts.items()},
         positions={name: torch.randint(8, (n, 2)) for name, n in counts.items()},
         masks={name: {"corner": torch.rand(n) > 0.5, "border": torch.rand(n) > 0.5} for name, n in counts.items()},
+        image={name: torch.arange(n) for name, n in counts.items()},
         photo={name: torch.arange(n) for name, n in counts.items()},
     )
 
