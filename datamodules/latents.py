@@ -114,11 +114,15 @@ class LatentStore:
         """
         processes = Processes.current()
         own = [] if isinstance(self.images, LatentSource) else processes.shard(indices)
-        lacking = [index for index in own if self.cache.get(*self._key(index)) is None]
+        lacking = {index for index in own if self.cache.get(*self._key(index)) is None}
+        wanted = set().union(*processes.all_gather(lacking))
+        # processes share batches of the encoder, whose rounding may depend on what a batch holds
+        ordered = [index for index in indices if index in wanted]
+        batches = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
         failed: set[int] = set()
         error = None
         try:
-            failed = self._encode_all(lacking, shown=processes.rank == 0)
+            failed = self._encode_all([i for batch in processes.shard(batches) for i in batch], shown=processes.rank == 0)
         except InputError as caught:
             error = caught
         outcomes = processes.all_gather((failed, str(error) if error else None))

@@ -81,7 +81,7 @@ class Mitigations:
                 for view in variant.extraction.passes(size):
                     stream.viewed(view).prepare([*used, *(fit if variant.needs_fit() else [])])
             for mitigation in variant.mitigations:
-                for view in set(mitigation.fit_views) - {View()}:
+                for view in (view for view in dict.fromkeys(mitigation.fit_views) if view != View()):
                     stream.viewed(view).prepare(fit[: mitigation.fit_images])
 
     def fit(self, stream: ActivationStream, fit: Sequence[int], test: Sequence[int]) -> None:

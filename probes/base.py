@@ -42,13 +42,15 @@ class Probe(lightning.LightningModule):
 
     kind: ClassVar[str]
     reads: ClassVar[str]
+    optional: ClassVar[bool] = False  # whether it can do without a data module
 
     def __init__(self, shapes: Shapes, data: Data | None) -> None:
         super().__init__()
-        if data is not None and data.kind != self.reads:
+        kind = self.reads if data is None and self.optional else getattr(data, "kind", type(data).__name__)
+        if kind != self.reads:
             raise InputError(
-                f"Expected datamodule={self.reads} for probe={self.kind}, but got datamodule={data.kind}. "
-                "Leave out datamodule=."
+                f"Expected datamodule={self.reads} for probe={self.kind}, but got datamodule={kind}. Leave out datamodule=, or "
+                f"build the probe with data of kind '{self.reads}'."
             )
         self.shapes, self.data = shapes, data
         self.measures = nn.ModuleDict()  # what is measured of each layer, where that is made during a run

@@ -37,7 +37,7 @@ class ControlsProbe(PositionProbe):
     Args: those of :class:`PositionProbe`; ``data`` shows the views.
     """
 
-    kind, reads = "controls", "controls"
+    kind, reads, optional = "controls", "controls", False
     data: ControlsData
 
     def test_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -54,7 +54,6 @@ class LinearProbe(Probe):
     ) -> None:
         super().__init__(shapes, data)
         settings.check("probe", patience=patience, min_steps=min_steps, learning_rate=learning_rate)
-        settings.check("probe", solver=None if solver == "none" else solver)
         self.seed = seed
         self.learning_rate, self.min_steps, self.patience = learning_rate, min_steps, patience
         self.closed_form = solver == "closed_form"

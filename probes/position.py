@@ -44,7 +44,7 @@ class PositionProbe(LinearProbe):
         seed: of initial weights and controls.
     """
 
-    kind, reads = "position", "activations"
+    kind, reads, optional = "position", "activations", True
     variants, metric = VARIANTS, "axis_accuracy"
 
     def __init__(
@@ -59,7 +59,7 @@ class PositionProbe(LinearProbe):
         patience: int = 3,
         seed: int = 0,
     ) -> None:
-        settings.check("probe=position", head=head)
+        settings.check("probe=position", head=head, solver=solver)
         outputs = {layer: 2 if head == "regression" else h + w for layer, (_, h, w) in shapes.items()}
         super().__init__(shapes, data, outputs, solver, learning_rate, min_steps, patience, seed)
         for layer, (_, height, width) in shapes.items():

@@ -5,7 +5,7 @@ whole and once cropped, a few of them again with other noise and at another time
 """
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -28,6 +28,7 @@ STRIDE = 8  # pixels per latent cell
 FIRST = ("conv_in", "down_0")  # where anomalies of the latent itself would still be seen
 
 
+@runtime_checkable
 class Sized(Protocol):
     """A dataloader; ``images`` says how many images it brings."""
 

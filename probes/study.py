@@ -44,7 +44,7 @@ class StudyProbe(PositionProbe):
     Args: those of :class:`PositionProbe`; ``data`` shows the grids.
     """
 
-    kind, reads = "study", "study"
+    kind, reads, optional = "study", "study", False
     data: StudyData
 
     @cached_property

@@ -19,6 +19,7 @@ from sdprobe.metrics.depth_error import DepthError
 from sdprobe.metrics.r2 import KIND, ContentR2
 from sdprobe.tokens.batch import TokenBatch
 from sdprobe.tokens.keys import GROUPS, base_of, qualified, select
+from sdprobe.utilities import settings
 from sdprobe.utilities.rng import keyed_generator
 
 VARIANTS = ("test", "shuffled_labels")
@@ -120,6 +121,7 @@ class DepthProbe(TargetProbe):
         patience: int = 3,
         seed: int = 0,
     ) -> None:
+        settings.check("probe", solver=solver)
         super().__init__(shapes, data, 1, solver, learning_rate, min_steps, patience, seed)
         for layer, (_, h, w) in shapes.items():
             for condition in self.conditions:

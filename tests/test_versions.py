@@ -15,7 +15,7 @@ from datamodules import mitigated
 from datamodules.images import pairs, texture
 from datamodules.images import views as image_views
 from datamodules.images.folder import FolderImages
-from datamodules.images.pairs import RESIZES, item_of
+from datamodules.images.pairs import item_of
 from datamodules.images.scenes import Scenes
 from datamodules.images.texture import Constants, LatentTextures, Textures
 from datamodules.images.views import Cropped, FlipBalanced, RandomCrops, Rotated
@@ -34,6 +34,7 @@ from sdprobe.tokens.geometry import tokens_at
 from sdprobe.tokens.groups import token_groups
 from sdprobe.tokens.views import View
 from sdprobe.utilities import pictures
+from sdprobe.utilities.settings import RESIZES
 from tests.displaced import DisplacedScenes
 from tests.metrics.test_pck import PLAIN, random_pictures, table
 from tests.mitigations.test_every_mitigation import MAKERS, fed

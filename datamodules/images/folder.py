@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
 
@@ -42,8 +42,8 @@ class FolderImages(FileImages):
     ) -> None:
         super().__init__(size, on_error)
         check_limit(limit)
-        expect.at_least("images.crops", crops, 1)
-        self.photograph = expect.one_of("images.photograph", photograph, ("file", "folder"))
+        settings.check("images", crops=crops, photograph=photograph)
+        self.photograph = photograph
         self.root = folder_of(root)
         files = files_below(self.root, "*", ENDINGS)
         if not files:

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from datamodules.images.source import UNDECODABLE, FileImages, ImageSource, check_limit, decoding, folder_of
 from sdprobe.tokens.geometry import Placement
-from sdprobe.utilities import expect
+from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}  # and what data sets call them in names of files
 PAIR_SPLITS = tuple(SPLITS)
-RESIZES = ("pad", "replicate", "squash")
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -64,7 +63,7 @@ class Pair:
 class PairSource(ImageSource, Protocol):
     """An image source whose items come in pairs.
 
-    resize: how pictures fit into items, one of RESIZES.
+    resize: how pictures fit into items, ``pad``, ``replicate`` or ``squash``.
     box: what ``target_box`` surrounds: the ``object`` or its ``keypoints``.
     image_reach: whether sd_dino and geoaware take α as a share of the image in this data set, not of the target's box.
     """
@@ -218,7 +217,8 @@ class PairFiles(FileImages):
         on_error: str = "raise",
     ) -> None:
         super().__init__(size, on_error)
-        self.resize = expect.one_of("images.resize", resize, RESIZES)
+        settings.check("images", resize=resize)
+        self.resize = resize
         check_limit(pairs_per_category, "images.pairs_per_category")
         self.root = root_of(self.layout, root)
         self.dropped: Counter[str] = Counter()

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sdprobe.utilities import expect
+from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import check_size
 
@@ -69,7 +69,8 @@ class Images(Dataset[Item], ImageSource):
     def __init__(self, size: int, on_error: str = "raise") -> None:
         check_size(size)
         self.size = size
-        self.on_error = expect.one_of("images.on_error", on_error, ("raise", "skip"))
+        settings.check("images", on_error=on_error)
+        self.on_error = on_error
 
     def __getitem__(self, index: int) -> Item:
         """Raises InputError, naming the picture, where it cannot be decoded."""

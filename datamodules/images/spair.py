@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.images.pairs import SPLITS, BadPair, Box, Entry, Layout, PairFiles, Point, Statement, inside
-from sdprobe.utilities import expect
+from sdprobe.utilities import settings
 
 PAIRS = {"trn": 53_340, "val": 5_384, "test": 12_234}
 TEST_PAIRS = {
@@ -26,7 +26,6 @@ TEST_PAIRS = {
     "train": 756, "tvmonitor": 692,
 }  # fmt: skip
 TEST_KEYPOINTS = 88_328
-KEYPOINTS = ("pair", "image")
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,8 @@ class SPairImages(PairFiles):
         keypoints: str = "pair",
         on_error: str = "raise",
     ) -> None:
-        self._keypoints = expect.one_of("images.keypoints", keypoints, KEYPOINTS)
+        settings.check("images", keypoints=keypoints)
+        self._keypoints = keypoints
         self._resized: set[str] = set()
         super().__init__(root, size, resize, categories, pairs_per_category, on_error)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from datamodules.images.source import ImageSource, Item, LatentSource, check_limit
 from sdprobe.tokens.views import VERSION as SHOWN
 from sdprobe.tokens.views import View
-from sdprobe.utilities import expect
+from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
@@ -128,7 +128,7 @@ class RandomCrops(_Variants):
     """
 
     def __init__(self, images: ImageSource, size: int = 512, limit: int | None = None, crops: int = 1, seed: int = 0) -> None:
-        expect.at_least("images.crops", crops, 1)
+        settings.check("images", crops=crops)
         super().__init__(images, size, limit, crops)
         self.seed, self.kind = seed, f"crop{seed}."
 

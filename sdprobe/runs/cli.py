@@ -21,7 +21,7 @@ from hydra.errors import CompactHydraException, HydraException, InstantiationExc
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.precision import choose_device
 from sdprobe.runs import sweep
@@ -95,9 +95,14 @@ def check(arguments: list[str]) -> None:
     sweeps = len(overrides) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN
     if sweeps:
         sweep.check(cfg)
-    check_types(cfg)
-    check_settings(cfg)
-    check_devices(cfg, sweeps)
+    try:
+        check_types(cfg)
+        check_settings(cfg)
+        check_devices(cfg, sweeps)
+    except InputError:
+        raise
+    except (OmegaConfBaseException, HydraException, ImportError, AttributeError, TypeError, ValueError):
+        return  # a configuration so odd that nothing can be checked is explained where it is used
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -112,9 +117,16 @@ def check_settings(cfg: DictConfig) -> None:
     sections |= {target_name(each._target_): each for each in cfg.mitigation.values()}
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
-        given = [key for key in settings.rules(section) if key in node and not OmegaConf.is_missing(node, key)]
-        values = {key: value for key in given if isinstance(value := node[key], int | float | str)}
-        settings.check(section, **values)
+        given = {key: _known(node, key) for key in settings.rules(section) if key in node}
+        settings.check(section, **{key: value for key, value in given.items() if value is not None})
+
+
+def _known(node: DictConfig, key: str) -> Any:
+    """A value; None where it is not given yet, or refers to what only a run knows, such as ``${hydra:job.num}``."""
+    try:
+        return None if OmegaConf.is_missing(node, key) else node[key]
+    except InterpolationResolutionError:
+        return None
 
 
 def _snake(name: str) -> str:
@@ -190,7 +202,10 @@ def check_types(cfg: DictConfig) -> None:
                 continue
             if raw[key] in ("${images}", "${backbone}"):  # type: ignore[index,call-overload]
                 continue
-            value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+            try:
+                value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+            except InterpolationResolutionError:
+                continue  # it refers to what only a run knows, such as ${hydra:job.num}
             linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
             if not _fits(value, hint):
                 shown = linked.group(1) if linked else f"{name}.{key}"
@@ -199,6 +214,8 @@ def check_types(cfg: DictConfig) -> None:
         least = 0 if key == "twins" else 1
         if not _fits(value, int) or value < least:
             raise InputError(f"Expected {key} to be an integer of at least {least}, but got {value!r}. Correct the value.")
+    if not _fits(cfg.activation_budget, float):
+        raise InputError(f"Expected activation_budget to be a number, but got {cfg.activation_budget!r}. Correct the value.")
 
 
 def check_devices(cfg: DictConfig, sweep: bool) -> None:

@@ -63,6 +63,15 @@ def clear(folder: Path, resumed: bool) -> None:
         path.unlink()
 
 
+def write_command(folder: Path, cfg: DictConfig) -> None:
+    """Write ``.hydra/``, as Hydra does: the configuration, Hydra's own, and what was typed, from which a run is resumed."""
+    hydra = HydraConfig.get()
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    written = {"config": cfg, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
+    for name, node in written.items():
+        write_file(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
+
+
 def config_hash(cfg: DictConfig) -> str:
     """Digest of every setting that can change a number."""
     return digest(result_settings(cfg))

@@ -13,7 +13,7 @@ from sdprobe.reports.run import Run
 from sdprobe.runs import cli, sweep, tracking, workers
 from sdprobe.runs.baselines import random_weights
 from sdprobe.runs.measurement import Measurement
-from sdprobe.runs.record import Predicts, clear, write_metrics, write_predictions
+from sdprobe.runs.record import Predicts, clear, write_command, write_metrics, write_predictions
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import write_arrays
 
@@ -33,8 +33,8 @@ def run(cfg: DictConfig) -> Run | None:
     cli.check_devices(cfg, sweep.active())
     measurement = Measurement(cfg)  # settings that cannot be used are refused before anything of an earlier run is removed
     if workers.is_rank_zero():
-        folder.mkdir(parents=True, exist_ok=True)
         clear(folder, resumed=bool(cfg.resume))
+        write_command(folder, cfg)
     if not workers.is_rank_zero():
         run_worker(cfg, measurement)
         return None
@@ -73,9 +73,8 @@ def run(cfg: DictConfig) -> Run | None:
 def run_worker(cfg: DictConfig, measurement: Measurement) -> None:
     """Worker process of a run on several devices: encodes, trains and tests. Only the first process writes files and logs."""
     try:
-        measurement.prepare()
+        measurement.run()
+        measurement.release()
+        random_weights(cfg, measurement.meta)
     except InputError:
         sys.exit(0)  # all processes end with the same sentence, and the first prints it
-    measurement.run()
-    measurement.release()
-    random_weights(cfg, measurement.meta)

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs.record import VERSION, config_hash, source_digest
+from sdprobe.runs.record import VERSION, config_hash, source_digest, write_command
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json, write_file
 
@@ -100,6 +100,7 @@ def begin(cfg: DictConfig) -> None:
         else:
             log.info("This job was cut off with other settings or by an older version; it starts anew.")
     write_file(stamp, now)
+    write_command(folder, cfg)  # the end of the sweep says what a job without a result was asked for
     log.info(progress(Path(HydraConfig.get().sweep.dir), int(HydraConfig.get().job.num), time.time()))
 
 

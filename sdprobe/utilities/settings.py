@@ -13,6 +13,7 @@ WEIGHTS = ("stored", "random", "shuffled")
 NOISES = ("independent", "shared", "rolled", "none")
 PADDINGS = ("zeros", "replicate", "reflect", "circular")
 BASES = ("additive", "onehot", "cosine")
+RESIZES = ("pad", "replicate", "squash")
 COARSEST = 64  # pixels per token of Stable Diffusion's coarsest grid
 Rule = Callable[[str, Any], object]
 
@@ -31,12 +32,18 @@ def _between(low: float, high: float) -> Rule:
 
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
 
+OPTIONAL = {"limit", "cosines", "rank"}  # null leaves the choice to the class
+_POSITION_MEAN: dict[str, Rule] = {
+    "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0),
+}  # fmt: skip
+_POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
+
 SETTINGS: dict[str, dict[str, Rule]] = {
     "": {"activation_budget": _at_least(0)},
     "images": {
         "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),
         "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),
-        "resize": _one_of("pad", "replicate", "squash"), "keypoints": _one_of("pair", "image"),
+        "resize": _one_of(*RESIZES), "keypoints": _one_of("pair", "image"),
     },
     "backbone": {
         "weights": _one_of(*WEIGHTS), "noise": _one_of(*NOISES),
@@ -51,7 +58,9 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "patience": _at_least(1), "min_steps": _at_least(0), "learning_rate": expect.positive, "pictured": _at_least(0),
         "dimensions": expect.positive, "temperature": expect.positive, "solver": _one_of("adam", "closed_form"),
     },
-    "probe=position": {"head": _one_of("classification", "regression")},
+    "probe=position": _POSITION,
+    "probe=controls": _POSITION,
+    "probe=study": _POSITION,
     "probe=correspondence": {"head": _one_of("linear", "none")},
     "canvas": {"margin": _MULTIPLE},
     "channel_discard": {"ratio": _at_least(1)},
@@ -60,7 +69,8 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "outlier_tokens": {"threshold": expect.positive, "mode": _one_of("project", "inpaint", "mask", "clip")},
     "padding_swap": {"mode": _one_of(*PADDINGS[1:])},
     "pca_drop": {"rank": _at_least(1)},
-    "position_mean": {"basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0)},
+    "position_mean": _POSITION_MEAN,
+    "shuffled_position": _POSITION_MEAN,
     "random_rank": {"rank": _at_least(1)},
     "shift_anova": {"step": _at_least(1), "images": _at_least(1)},
     "shift_flip_noise": {"shift": _MULTIPLE, "views": _between(2, 18)},
@@ -74,12 +84,12 @@ def rules(section: str) -> dict[str, Rule]:
 
 
 def check(section: str, **values: Any) -> None:
-    """Hold settings against the table; None passes, and so does a setting without a rule.
+    """Hold settings against the table; one without a rule passes, and so does None where it is :data:`OPTIONAL`.
 
     Raises:
         InputError: a value that a setting may not have.
     """
     table, group = rules(section), section.partition("=")[0]
     for name, value in values.items():
-        if value is not None and name in table:
+        if name in table and not (value is None and name in OPTIONAL):
             table[name](f"{group}.{name}".removeprefix(".").removeprefix("backbone."), value)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.images import spair
-from datamodules.images.pairs import RESIZES, BadPair, PairSource
+from datamodules.images.pairs import BadPair, PairSource
 from datamodules.images.proposal_flow import PASCAL_CATEGORIES, WILLOW_CATEGORIES
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.settings import RESIZES
 from tests.datamodules.pair_trees import PASCAL, SIZE, SOURCE, SPAIR, TARGET, WILLOW, Format, add_spair, blob, save_picture
 
 FORMATS = {"spair": SPAIR, "pf_pascal": PASCAL, "pf_willow": WILLOW}

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datamodules.images.pairs import RESIZES, placement_of
+from datamodules.images.pairs import placement_of
 from sdprobe.metrics.pck import (
     ALPHAS,
     PROTOCOLS,
@@ -22,6 +22,7 @@ from sdprobe.metrics.pck import (
 )
 from sdprobe.tokens.batch import Keypoints
 from sdprobe.tokens.geometry import tokens_at
+from sdprobe.utilities.settings import RESIZES
 
 Hits = list[bool]
 PLAIN = [name for name in PROTOCOLS if name != "dift" and not name.endswith(REFINED)]  # those that read tokens' centres

@@ -21,7 +21,7 @@ from sdprobe.utilities.errors import InputError
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "backbone=tiny", "images.size=128", "images.limit=14", "block=[mid,up_0]", "logger=none", "device=cpu", "twins=0",
-    "backbone.precision=fp32", "datamodule.batch_size=1",
+    "backbone.precision=fp32", "datamodule.batch_size=3",
 ]  # fmt: skip
 two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a process takes a core")
 
@@ -142,7 +142,7 @@ def test_devices_that_cannot_be_had_are_refused(overrides: list[str], message: s
 
 
 def test_a_sweep_has_one_device_per_job() -> None:
-    with pytest.raises(InputError, match="trainer.devices to be 1 in a sweep, whose jobs have one device each, but got 2"):
+    with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep, whose jobs have one device each, but got 2"):
         check_devices(composed("trainer=ddp"), sweep=True)
     check_devices(composed("trainer=ddp", "trainer.devices=1"), sweep=True)
     check_devices(composed(), sweep=True)

@@ -23,7 +23,8 @@ def choices(section: str) -> dict[str, dict[str, Any]]:
     """Choice → settings, of the YAML files that a section is about."""
     group, _, choice = section.partition("=")
     if group in GROUPS:
-        files = (CONFIGS / group).glob(f"{choice or '*'}.yaml")
+        inherited = {"controls": "position", "study": "position"}  # their YAML has only what differs
+        files = (CONFIGS / group).glob(f"{inherited.get(choice, choice) or '*'}.yaml")
         return {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files}  # type: ignore[misc]
     if not group:
         return {"train": OmegaConf.to_container(OmegaConf.load(CONFIGS / "train.yaml"))}  # type: ignore[dict-item]
