@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench results
+.PHONY: install demo test test-slow check bench results
 
 install: .venv/installed
 
@@ -19,6 +19,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

@@ -89,7 +89,9 @@ def check_two_processes(tmp_path: Path, options: list[str]) -> None:
 
 
 @two_cores
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", ["position", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "position")]
+)
 def test_two_processes_measure_what_one_does(tmp_path: Path, name: str) -> None:
     check_two_processes(tmp_path, RUNS[name])
 
