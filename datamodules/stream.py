@@ -89,14 +89,15 @@ class ActivationStream:
             size = self.batch_size
             firsts = range(start, min(start + self.step, len(indices)), size)
             chunks = [indices[first : first + size] for first in firsts]
-            own = self._grids(chunks[processes.rank]) if processes.rank < len(chunks) else {}
-            formats = [form for form in processes.all_gather(None if own is None else _formats(own)) if form is not None]
+            own = self._computed(chunks[processes.rank]) if processes.rank < len(chunks) else _IDLE
+            formats = [form for form in processes.all_gather(None if own is None else _formats(own.grids)) if form is not None]
             if own is None or len(formats) < processes.count:
                 self._size.halve()
                 continue
             for source, chunk in enumerate(chunks):
-                grids = own if source == processes.rank else _empty(formats[source], self.backbone.device)
-                yield self._batch(chunk, {layer: _broadcast(grid, source, processes) for layer, grid in grids.items()})
+                grids = own.grids if source == processes.rank else _empty(formats[source], self.backbone.device)
+                received = {layer: _broadcast(grid, source, processes) for layer, grid in grids.items()}
+                yield own if source == processes.rank else self._batch(chunk, received)
             start += sum(map(len, chunks))
 
     def viewed(self, view: View, layers: Sequence[str] | None = None, prompt: str | None = None) -> "ActivationStream":
@@ -128,14 +129,14 @@ class ActivationStream:
     def _padded(self) -> AbstractContextManager[object]:
         return self.backbone.padded(self.padding) if self.padding else nullcontext()
 
-    def _grids(self, indices: Sequence[int]) -> dict[str, Tensor] | None:
-        """Layer → grid of these images; None where device memory runs out."""
+    def _computed(self, indices: Sequence[int]) -> GridBatch | None:
+        """The grids of these images; None where device memory runs out."""
         ids = [self.store.images.name(index) for index in indices]
         reads = self.reads
-        with self._padded():
+        with self._padded(), suppress(torch.OutOfMemoryError):
             latents = torch.stack([self.store[index] for index in indices])
-            with suppress(torch.OutOfMemoryError):
-                return self.backbone.grids(latents, ids, reads.layers, reads.timestep, reads.seed, reads.prompt, self.draw)
+            grids = self.backbone.grids(latents, ids, reads.layers, reads.timestep, reads.seed, reads.prompt, self.draw)
+            return self._batch(indices, grids)
         return None
 
     def _batch(self, indices: Sequence[int], grids: dict[str, Tensor]) -> GridBatch:
@@ -168,6 +169,7 @@ class _BatchSize:
         log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.images)
 
 
+_IDLE = GridBatch({}, {}, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))  # of a process without images
 _Formats = dict[str, tuple[torch.Size, torch.dtype, bool]]
 
 
