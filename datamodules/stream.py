@@ -92,6 +92,7 @@ class ActivationStream:
             own = self._computed(chunks[processes.rank]) if processes.rank < len(chunks) else _IDLE
             formats = [form for form in processes.all_gather(None if own is None else _formats(own.grids)) if form is not None]
             if own is None or len(formats) < processes.count:
+                own = None  # it holds memory that the next try needs
                 self._size.halve()
                 continue
             for source, chunk in enumerate(chunks):

@@ -62,7 +62,7 @@ class Probe(lightning.LightningModule):
         return None
 
     def on_test_epoch_end(self) -> None:
-        """Collect results."""
+        """Collect results, without torchmetrics adding up what every process has seen already."""
         for metric in (module for module in self.modules() if isinstance(module, Metric)):
             metric.sync_on_compute = metric._to_sync = False
         self.collect()

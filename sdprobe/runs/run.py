@@ -32,12 +32,11 @@ def run(cfg: DictConfig) -> Run | None:
     cli.check_types(cfg)
     cli.check_devices(cfg, sweep.active())
     measurement = Measurement(cfg)  # settings that cannot be used are refused before anything of an earlier run is removed
-    if workers.is_rank_zero():
-        clear(folder, resumed=bool(cfg.resume))
-        write_command(folder, cfg)
     if not workers.is_rank_zero():
         run_worker(cfg, measurement)
         return None
+    clear(folder, resumed=bool(cfg.resume))
+    write_command(folder, cfg)
     logger, meta = None, None
     try:
         measurement.prepare()  # unusable images end the run before anything is tracked
@@ -73,8 +72,9 @@ def run(cfg: DictConfig) -> Run | None:
 def run_worker(cfg: DictConfig, measurement: Measurement) -> None:
     """Worker process of a run on several devices: encodes, trains and tests. Only the first process writes files and logs."""
     try:
-        measurement.run()
-        measurement.release()
-        random_weights(cfg, measurement.meta)
+        measurement.prepare()
     except InputError:
         sys.exit(0)  # all processes end with the same sentence, and the first prints it
+    measurement.run()  # an error here may be this process's alone, so it is printed
+    measurement.release()
+    random_weights(cfg, measurement.meta)
