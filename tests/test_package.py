@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "usage.md")
+EXAMPLES = [text for path in DOCUMENTS for text in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)]
 # appended to what runs: everything of this project was imported from the installed package
 INSTALLED = """
 import sys

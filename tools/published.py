@@ -53,9 +53,29 @@ MEASUREMENTS = (
         sources=("tools/coverage.py", "sdprobe/reports/*.py"),
     ),
     Step("samples", (("-m", "tools.demo.samples", "FOLDER"),), sources=("tools/demo/samples.py",)),
+    Step("overview", (("-m", "tools.overview", "FOLDER"),), sources=("tools/overview.py",)),
     Step("bench", (("-m", "tools.benchmarks.extraction"),), group="bench", capture=True, sources=("tools/benchmarks/*.py",)),
 )
 # fmt: on
+
+
+def summary(position: Path, correspondence: Path) -> str:
+    """The main result of two probes beside their baselines."""
+    accuracy, _, chance, shuffled, random = position_cells(position)
+    matching = Measured.read(correspondence)
+    key = f"{UP_1}/{PCK}/all"
+    head = half_width(matching.estimate(f"test/{key}"), pairs(matching), 1, 100)
+    same = matching.estimate(f"same_position/baseline/{PCK}/all").text(1, 100)
+    untrained = Measured.read(position).random_estimate(f"{MID}/{ACCURACY}").low
+    lines = [
+        "| measured | trained network | random weights | chance | shuffled labels |", "|---|---|---|---|---|",
+        f"| accuracy of the position read from `{MID}`, 8 bins | {accuracy} | {random} | {chance} | {shuffled} |",
+        f"| the same part found in another picture at `{UP_1}`, PCK@0.10 in percent | {head} | {matching.random(key, 1, 100, seeded=True)} "
+        f"| {same} (same position) | |",
+    ]  # fmt: skip
+    if untrained is not None and untrained > float(chance):
+        lines += ["", "An untrained network encodes position, too."]
+    return "\n".join(lines)
 
 
 def layers_caption(folder: Path) -> str:
@@ -71,7 +91,7 @@ def layers_caption(folder: Path) -> str:
     )
     return (
         "*Position read from every layer of the embedded demo model, a small Stable Diffusion trained on procedural scenes\n"
-        "([card](assets/demo/README.md)), and of the same network before any training (`block=all probe.solver=closed_form`).\n"
+        "([card](../assets/demo/README.md)), and of the same network before any training (`block=all probe.solver=closed_form`).\n"
         f"{untrained} At `{MID}` the accuracy in eight bins is {run.random(key, seeded=True)} untrained and\n"
         f"{run.estimate(f'test/{key}')} trained (n = {run.tested()} photographs, chance {number(chance, 3)}).*"
     )
@@ -198,6 +218,29 @@ def mitigation_extract(folder: Path) -> str:
     n = ", ".join(f"{kind} n = {counts[kind].tested()}" for kind in kinds)
     return (
         f"{extract_table((folder / 'mitigations.md').read_text())}\n\nIn test pictures: {n}. A star is that of the whole table."
+    )
+
+
+def repair(folder: Path) -> str:
+    """The mitigation that removes position at the least cost, in a sentence."""
+    tables_of(folder)
+    return repair_sentence((folder / "mitigations.md").read_text())
+
+
+def repair_sentence(text: str) -> str:
+    """What ``position_mean`` does to position, PCK and depth in Markdown tables, beside its control."""
+    tables = layer_tables(text)
+
+    def value(row: str, layer: str, column: str) -> str:
+        return bare(cell(tables, layer, row, column))
+
+    def change(layer: str, column: str) -> str:
+        return f"from {value('none', layer, column)} to {value('position_mean', layer, column)}"
+
+    return (
+        f"`position_mean` lowers the position accuracy at `{MID}` {change(MID, 'position')}. As many random directions leave "
+        f"{value('random_rank', MID, 'position')}. What it costs at `{UP_1}`:\nPCK {change(UP_1, 'PCK all')}, depth RMSE "
+        f"{change(UP_1, 'depth RMSE')}. A star marks a difference, corrected for all mitigations."
     )
 
 
@@ -336,12 +379,14 @@ def sweep_figure(name: str) -> Callable[[Path], Path]:
 PLAN = Plan(
     steps=MEASUREMENTS,
     blocks={
+        "summary": (("position", "correspondence"), summary),
         "layers": (("layers",), layers_caption),
         "matches": (("matches",), matches_caption),
         "position": (("position",), position_table),
         "full_width": (("full_width",), full_width),
         "correspondence": (("correspondence",), correspondence_table),
         "extract": (("mitigations",), mitigation_extract),
+        "repair": (("mitigations",), repair),
         "origin": (("controls",), origin),
         "speed": (("bench",), speed),
         "mitigations": (("mitigations",), mitigation_tables),
@@ -351,6 +396,7 @@ PLAN = Plan(
         "card_position": (("layers",), card_position),
     },
     figures={
+        "docs/overview.png": ("overview", lambda folder: folder / "overview.png"),
         "docs/accuracy_over_layers.png": ("layers", run_figure("accuracy_over_layers")),
         "docs/matches.jpg": ("matches", run_figure("matches")),
         "docs/credibility.png": ("statistics", run_figure("credibility")),
@@ -358,5 +404,7 @@ PLAN = Plan(
         "docs/mitigations_pareto.png": ("mitigations", sweep_figure("mitigations_pareto")),
         "assets/demo/samples.jpg": ("samples", lambda folder: folder / "samples.jpg"),
     },
-    documents=("README.md", "docs/mitigations.md", "docs/methods.md", "assets/demo/README.md"),
+    documents=(
+        "README.md", "docs/results.md", "docs/benchmarks.md", "docs/mitigations.md", "docs/methods.md", "assets/demo/README.md",
+    ),  # fmt: skip
 )
