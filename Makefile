@@ -10,6 +10,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Expected Python 3.11 or newer, but $(PYTHON) is older. Use make PYTHON=python3.12, for example."; exit 1; }
 	$(PYTHON) -m venv .venv
+	@echo 'Installing into .venv. pip downloads about 2 GB the first time, most of it PyTorch, and says nothing meanwhile.'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

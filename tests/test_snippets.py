@@ -98,7 +98,8 @@ LINES = [
 SPANS = [span for document, text in TEXTS.items() for span in spans(document, text)]
 COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS, *LINES)}.values()  # each once
 PYTHON = [block for block in BLOCKS if block.language == "python"]
-TRAINED = [line for line in LINES if "train.py" in line.text and "--help" not in line.text]
+# run whole or in miniature; help runs nothing, a sweep takes an hour, and SPair-71k is not at hand
+TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair", line.text)]
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_every_document_is_read_and_every_block_says_what_it_is() -> None:
 
 def test_the_readme_has_commands_of_every_kind() -> None:
     kinds = {" ".join(line.text.split()[:2]) for line in LINES if line.document == "README.md"}
-    assert {"make demo", "make test", "python train.py", ".venv/bin/python train.py", "python -m"} <= kinds
+    assert {"make demo", "make test", "python train.py", "python -m"} <= kinds
 
 
 @pytest.mark.parametrize("snippet", COMMANDS, ids=str)
@@ -223,7 +224,7 @@ def test_blocks_and_spans_are_found() -> None:
     assert [(block.language, block.text) for block in blocks("a.md", text)] == [("python", "  1 / 0\n"), ("", "x\n")]
 
 
-PRINTED = {"block 0 of README.md": "mid (2, 128, 8, 8)", "block 1 of README.md": "torch.Size([2, 128, 4, 4])"}
+PRINTED = {"README.md": "mid (2, 128, 8, 8)", "docs/usage.md": "torch.Size([2, 128, 4, 4])"}
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
@@ -238,7 +239,7 @@ def test_python_blocks_run(
         with Image.open("bird.png") as picture:
             assert picture.size == (256, 256) and np.asarray(picture).std() > 5
     else:
-        assert PRINTED[f"block {PYTHON.index(block)} of {block.document}"] in printed
+        assert PRINTED[block.document] in printed
 
 
 def test_the_card_prints_the_snippet_of_its_template() -> None:
@@ -247,9 +248,18 @@ def test_the_card_prints_the_snippet_of_its_template() -> None:
     assert re.fullmatch(re.sub(r"\\\{.*?\\\}", r"[\\d.]+", re.escape(template)), printed)
 
 
+def photographs(folder: Path) -> Path:
+    """A folder DIR with pictures of noise."""
+    (folder / "DIR").mkdir(exist_ok=True)
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (80, 100, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "DIR" / f"{number}.png")
+    return folder / "DIR"
+
+
 @pytest.mark.parametrize("snippet", TRAINED, ids=str)
 def test_train_commands_run_in_miniature(snippet: Snippet, tmp_path: Path) -> None:
-    overrides = shlex.split(snippet.text.split("train.py")[1], comments=True)
+    overrides = [word.replace("DIR", str(photographs(tmp_path))) for word in shlex.split(snippet.text, comments=True)[2:]]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         smaller = [change for text, changes in SMALLER.items() if text in overrides for change in changes]
         cfg = compose("train", overrides=[*SMALL, *overrides, *smaller, f"cache_dir={tmp_path}"], return_hydra_config=True)
@@ -284,6 +294,7 @@ def test_layers_are_listed(snippet: Snippet, capsys: pytest.CaptureFixture[str])
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", [*TRAINED, *(line for line in LINES if line.text.startswith("make demo"))], ids=str)
 def test_train_commands_run_as_printed(snippet: Snippet, workspace: Path) -> None:
+    photographs(workspace)
     run_as_printed(snippet.text, workspace)
     assert list(workspace.glob("outputs/*/*/metrics.json")) or list(workspace.glob("multirun/*/*/*/metrics.json"))
 

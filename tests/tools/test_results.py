@@ -198,9 +198,21 @@ def test_cells_of_the_mitigations_tables_are_found() -> None:
         published.cell(tables, "mid", "leace", "depth RMSE")
 
 
-def test_the_readme_s_extract_is_that_of_the_published_tables() -> None:
+def test_what_is_taken_from_the_tables_of_mitigations_is_what_they_hold() -> None:
     root = Path(__file__).parents[2]
-    assert published.extract_table((root / "docs/mitigations.md").read_text()) in (root / "README.md").read_text()
+    tables = (root / "docs/mitigations.md").read_text()
+    assert published.extract_table(tables) in (root / "docs/results.md").read_text()
+    assert published.repair_sentence(tables) in (root / "README.md").read_text()
+
+
+def test_the_front_page_repeats_the_results() -> None:
+    """Its summary has the cells of the tables of docs/results.md."""
+    root = Path(__file__).parents[2]
+    summary = (root / "README.md").read_text().split("results:summary")[1]
+    results = (root / "docs/results.md").read_text()
+    for name, cells in (("position", (1, 3, 4, 5)), ("correspondence", (1, 3, 4))):
+        row = results.split(f"results:{name} ")[1].splitlines()[3].split(" | ")
+        assert all(row[index].strip(" |") in summary for index in cells)
 
 
 def test_every_published_block_and_figure_has_its_steps() -> None:
