@@ -93,7 +93,7 @@ LINES = [
     for block in BLOCKS
     if block.language == "sh"
     for line in block.text.splitlines()
-    if line and not line.startswith("#")
+    if line and not line.startswith(("#", "source "))
 ]
 SPANS = [span for document, text in TEXTS.items() for span in spans(document, text)]
 COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS, *LINES)}.values()  # each once

@@ -238,7 +238,7 @@ def repair_sentence(text: str) -> str:
         return f"from {value('none', layer, column)} to {value('position_mean', layer, column)}"
 
     return (
-        f"`position_mean` lowers the position accuracy at `{MID}` {change(MID, 'position')}. As many random directions leave "
+        f"`position_mean` changes the position accuracy at `{MID}` {change(MID, 'position')}. As many random directions leave "
         f"{value('random_rank', MID, 'position')}. What it costs at `{UP_1}`:\nPCK {change(UP_1, 'PCK all')}, depth RMSE "
         f"{change(UP_1, 'depth RMSE')}. A star marks a difference, corrected for all mitigations."
     )
@@ -405,6 +405,11 @@ PLAN = Plan(
         "assets/demo/samples.jpg": ("samples", lambda folder: folder / "samples.jpg"),
     },
     documents=(
-        "README.md", "docs/results.md", "docs/benchmarks.md", "docs/mitigations.md", "docs/methods.md", "assets/demo/README.md",
+        "README.md",
+        "docs/results.md",
+        "docs/benchmarks.md",
+        "docs/mitigations.md",
+        "docs/methods.md",
+        "assets/demo/README.md",
     ),  # fmt: skip
 )
