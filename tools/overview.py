@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def overview() -> Figure:
     """Picture, position map and corner map of each shown scene, and the colours of the true positions."""
     scenes = Scenes(limit=FITTED + SHOWN, seed=SEED)
-    pictures, grids = [], []
+    pictures: list[np.ndarray] = []
+    grids: list[Tensor] = []
     backbone = FrozenSD.from_pretrained("demo")
     for first in range(0, len(scenes), 6):
         images = torch.stack([scenes.picture(index) for index in range(first, first + 6)])

@@ -70,8 +70,8 @@ def summary(position: Path, correspondence: Path) -> str:
     lines = [
         "| measured | trained network | random weights | chance | shuffled labels |", "|---|---|---|---|---|",
         f"| accuracy of the position read from `{MID}`, 8 bins | {accuracy} | {random} | {chance} | {shuffled} |",
-        f"| the same part found in another picture at `{UP_1}`, PCK@0.10 in percent | {head} | {matching.random(key, 1, 100, seeded=True)} "
-        f"| {same} (same position) | |",
+        f"| the same part found in another picture at `{UP_1}`, PCK@0.10 in percent | {head} | "
+        f"{matching.random(key, 1, 100, seeded=True)} | {same} (same position) | |",
     ]  # fmt: skip
     if untrained is not None and untrained > float(chance):
         lines += ["", "An untrained network encodes position, too."]
@@ -91,7 +91,8 @@ def layers_caption(folder: Path) -> str:
     )
     return (
         "*Position read from every layer of the embedded demo model, a small Stable Diffusion trained on procedural scenes\n"
-        "([card](../assets/demo/README.md)), and of the same network before any training (`block=all probe.solver=closed_form`).\n"
+        "([card](../assets/demo/README.md)), and of the same network before any training "
+        "(`block=all probe.solver=closed_form`).\n"
         f"{untrained} At `{MID}` the accuracy in eight bins is {run.random(key, seeded=True)} untrained and\n"
         f"{run.estimate(f'test/{key}')} trained (n = {run.tested()} photographs, chance {number(chance, 3)}).*"
     )
@@ -411,5 +412,5 @@ PLAN = Plan(
         "docs/mitigations.md",
         "docs/methods.md",
         "assets/demo/README.md",
-    ),  # fmt: skip
+    ),
 )
