@@ -1,4 +1,4 @@
-"""Train and test a probe on frozen diffusion activations: ``python train.py probe=position block=mid``."""
+"""The command: train and test a probe on frozen diffusion activations, ``python train.py probe=position block=mid``."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Hydra's entry point."""
+    """Run the configuration that Hydra composed; in a sweep, skip a job that is finished."""
     cli.silence_libraries()
     with sweep.recorded(cfg), cli.user_errors():
         if sweep.finished(cfg):
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     cli.silence_libraries()
     try:
-        if workers.is_rank_zero():  # the others are given what the first began with
+        if workers.is_rank_zero():  # worker processes get the arguments of the first process
             sys.argv[1:] = cli.expanded(sys.argv[1:])
             cli.check(sys.argv[1:])
         main()

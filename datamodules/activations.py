@@ -1,7 +1,7 @@
 """ActivationDataModule: images → TokenBatches of every requested layer, streamed from the accelerator.
 
-It owns the splits and the tokens that stay on the device between epochs. ControlsDataModule adds the test images once more:
-rotated, and under another noise tensor.
+It holds the splits and the tokens that stay on the device between epochs. ControlsDataModule also streams the test images
+rotated and with another noise tensor.
 """
 
 import time
@@ -25,26 +25,48 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.rng import keyed_generator
 
-# one Lightning epoch holds at least so many steps: validation, checkpoints and progress bars come once per epoch
+# least number of steps of a Lightning epoch: validation, checkpoints and progress bars come once per epoch
 STEPS_PER_EPOCH = 100
-REPEATED = ("shared", "rolled")  # noise that images have in common
+REPEATED = ("shared", "rolled")  # noise modes in which all images get the same tensor
 
 
 class ActivationDataModule(StreamDataModule):
-    """Streams tokens to probes.
+    """Streams tokens to probes: drawn and mixed for training, one image per batch for validation, all of them for testing.
+
+    The batches are :class:`~sdprobe.tokens.batch.TokenBatch` with tokens (N, C) of every layer.
 
     Args:
-        images, backbone, block, labels, labels_side, and options: see :class:`~datamodules.base.StreamDataModule`.
-        splits: ``default`` or ``loos2025``; see :func:`~datamodules.splits.split_by_photo`.
-        sampling: ``stratified`` draws 64 tokens per image and layer; ``all`` takes every token, and one pass over the
-            images is an epoch.
-        token_batch: tokens per layer and training step.
-        mixing_images: images per mixing block.
-        activation_budget: GiB of tokens that may stay on the device between epochs; the rest is recomputed. Changes the
-            speed, never the numbers.
+        images: an image source, see :class:`~datamodules.images.source.ImageSource`.
+        backbone: a frozen checkpoint.
+        block: layers to read, see :class:`~datamodules.base.StreamDataModule`.
+        splits: ``default`` (40 % fit, 32 % train, 8 % val, 20 % test) or ``loos2025`` (80 % train, 20 % test); see
+            :func:`~datamodules.splits.split_by_photo`.
+        sampling: ``stratified`` draws 64 tokens per image and layer, so that layers of every size weigh the same; ``all``
+            takes every token, as the published study does, and one pass over the images is an epoch.
+        token_batch: tokens per layer and training step, at least 1; 512 is the published study's.
+        mixing_images: images whose tokens are mixed with one another, at least 1; more need more memory.
+        activation_budget: GiB of tokens that stay on the device between epochs, at least 0; the others are computed again. It
+            changes the speed, never the numbers.
+        labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`; None for none.
+        labels_side: tokens per side of the labelled grid; 32 is that of the published labels.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
 
     Raises:
-        InputError: too few photographs, an unusable option.
+        InputError: fewer than 10 photographs, an unknown layer, an option out of range.
+
+    Example:
+        >>> from datamodules.images.texture import LatentTextures
+        >>> from sdprobe import FrozenSD
+        >>> data = ActivationDataModule(LatentTextures(size=128, limit=20), FrozenSD.from_pretrained("tiny"), ["mid", "up_1"])
+        >>> data.shapes
+        {'mid': (64, 2, 2), 'up_1': (64, 8, 8)}
+        >>> {split: len(indices) for split, indices in data.split.items()}
+        {'fit': 8, 'train': 6, 'val': 2, 'test': 4}
+        >>> data.prepare_data()
+        >>> data.setup("test")
+        >>> batch = next(iter(data.test_dataloader()))
+        >>> {layer: tuple(tokens.shape) for layer, tokens in batch.tokens.items()}
+        {'mid': (16, 64), 'up_1': (256, 64)}
     """
 
     kind = "activations"
@@ -71,7 +93,7 @@ class ActivationDataModule(StreamDataModule):
         self.resident: DeviceCache[TokenBatch] = DeviceCache(activation_budget)
 
     def setup(self, stage: str) -> None:
-        """Fit the mitigations; before training in epochs, extract the tokens that may stay on the device."""
+        """Fit the mitigations; before training with an optimiser, extract the tokens that stay on the device."""
         super().setup(stage)
         if stage != "fit" or not (self.trainer is None or self.trainer.lightning_module.automatic_optimization):
             return
@@ -91,9 +113,11 @@ class ActivationDataModule(StreamDataModule):
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "Loader[TokenBatch]":
-        """Mixed training tokens; as many passes over the images as make :data:`STEPS_PER_EPOCH` steps.
+        """Training tokens, mixed.
 
-        One pass where every token is taken, and for probes without an optimiser, whose sums a second pass only repeats.
+        Returns:
+            Batches of ``token_batch`` tokens per layer. An epoch passes over the images until it has :data:`STEPS_PER_EPOCH`
+            steps. It passes once where every token is taken, and for probes without an optimiser, which only add up sums.
         """
         assert self.trainer is not None
         steps = self._steps_per_pass()
@@ -102,21 +126,21 @@ class ActivationDataModule(StreamDataModule):
         return Loader(lambda: self._train_epoch(passes), passes * steps)
 
     def val_dataloader(self) -> "Loader[TokenBatch] | list[Any]":
-        """The tokens of the validation images, one image per batch, unmixed."""
+        """Return the drawn tokens of the validation images, one image per batch; empty without a val split."""
         indices = self.split["val"]
         return Loader(lambda: self._pieces(indices), len(indices)) if indices else []
 
     def test_dataloader(self) -> Any:
-        """Every token of the test images, unmixed."""
+        """Return every token of the test images, ``batch_size`` images per batch, in their order."""
         return self._whole_images(self.stream)
 
     def release(self) -> None:
-        """Let go of everything kept on the device."""
+        """Free the memory of the device: the network and the kept tokens."""
         super().release()
         self.resident.clear()
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data in a run's record."""
+        """Return the description of :class:`~datamodules.base.StreamDataModule`, and how many images stay on the device."""
         resident = sum(i in self.resident for name in ("train", "val") for i in self.split[name])
         return super().describe() | {"resident_images": resident}
 
@@ -134,7 +158,7 @@ class ActivationDataModule(StreamDataModule):
         return Loader(lambda: map(self._flattened, grids), len(grids))
 
     def _pieces(self, indices: Sequence[int]) -> Iterator[TokenBatch]:
-        """Drawn tokens per image, in order; resident ones are reused, the others computed in full batches."""
+        """Drawn tokens per image, in order; those on the device are reused, the others are computed in full batches."""
         queue: list[int] = []
         lacking = 0
         for index in indices:
@@ -170,19 +194,41 @@ class ActivationDataModule(StreamDataModule):
 
 
 class ControlsDataModule(ActivationDataModule):
-    """An :class:`ActivationDataModule` whose test dataloaders are its ``views``, every token of the test images in each.
+    """An :class:`ActivationDataModule` that streams the test images in several views, one test dataloader each.
 
-    ``test``: as they are; ``rotated``: by 180° before they are encoded, with the noise they had; ``other_noise``: where
-    images share a noise tensor, under another one (seed + 1).
+    The views are ``test`` (the images as they are), ``rotated`` (rotated by 180° before they are encoded, with unchanged
+    noise) and, where images share a noise tensor, ``other_noise`` (with the noise of seed + 1). Each brings every token.
 
-    Args: those of :class:`ActivationDataModule`.
+    Args:
+        images: an image source.
+        backbone: a frozen checkpoint.
+        block: layers to read.
+        splits: ``default`` or ``loos2025``.
+        sampling: ``stratified`` or ``all``.
+        token_batch: tokens per layer and training step.
+        mixing_images: images that are mixed with one another.
+        activation_budget: GiB of tokens that stay on the device between epochs.
+        labels: file of hand-labelled high-norm tokens, or None.
+        labels_side: tokens per side of the labelled grid.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
+
+    Raises:
+        InputError: as :class:`ActivationDataModule`.
+
+    Example:
+        >>> from datamodules.images.texture import LatentTextures
+        >>> from sdprobe import FrozenSD
+        >>> sd = FrozenSD.from_pretrained("tiny", noise="shared")
+        >>> data = ControlsDataModule(LatentTextures(size=128, limit=20), sd)
+        >>> data.views
+        ['test', 'rotated', 'other_noise']
     """
 
     kind = "controls"
 
     @cached_property
     def streams(self) -> dict[str, ActivationStream | MitigatedStream]:
-        """View → its activations."""
+        """View → stream of its activations."""
         views = {"test": View(), "rotated": View(rotated=True)}
         if self.backbone.noise.mode in REPEATED:
             views["other_noise"] = View(reseed=1)
@@ -190,19 +236,19 @@ class ControlsDataModule(ActivationDataModule):
 
     @property
     def views(self) -> list[str]:
-        """What the test dataloaders bring, in order."""
+        """Names of the views, in the order of the test dataloaders."""
         return list(self.streams)
 
     @property
     def photographs(self) -> list[str]:
-        """Names of the photographs that tokens number."""
+        """Names of the photographs, by the photo indices of batches."""
         return list(self.stream.photos)
 
     def test_dataloader(self) -> Any:
-        """See the class."""
+        """Return every token of the test images, one dataloader per view."""
         return [self._whole_images(stream) for stream in self.streams.values()]
 
     def _encode(self) -> None:
-        """Rotated test images, too."""
+        """Also encode the rotated test images."""
         super()._encode()
         self.streams["rotated"].store.prepare(self.split["test"])

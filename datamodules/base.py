@@ -1,4 +1,4 @@
-"""StreamDataModule: what all data modules share: images behind a frozen network, encoded once, mitigated, described.
+"""StreamDataModule: the base of all data modules. It encodes images once and streams their mitigated activations.
 
 Data path steps 1 to 6.
 """
@@ -22,12 +22,18 @@ from sdprobe.utilities.errors import InputError
 
 
 class StreamOptions(TypedDict, total=False):
-    """Settings of every data module.
+    """Keyword arguments that every data module takes.
 
-    timestep: noise level in [0, 1000). seed: keys splits, noise, token draws and mixing. prompt: conditioning text of every
-    image. batch_size: images per U-Net and encoder pass. cache_dir: where latents are kept. num_workers: processes that
-    decode images. mitigation: label → mitigation, applied in this order; fitted on the fit split. compare: apply each
-    alone, as a variant of every layer beside the layer itself, see :mod:`sdprobe.tokens.keys`.
+    Args:
+        timestep: noise level of the network's input, an integer in [0, 1000). The default is 50, as in the published study.
+        seed: seed of splits, noise, token draws and mixing, an integer; 0 by default.
+        prompt: text that conditions the network, the same for every image; empty by default.
+        batch_size: images per pass of the U-Net and of the encoder, at least 1; 8 by default. It changes speed and memory only.
+        cache_dir: folder in which latents and fitted mitigations are kept; ``.cache`` by default.
+        num_workers: worker processes that decode images; 0, the default, decodes in the main process.
+        mitigation: label → mitigation. They are fitted on the fit split and applied in this order. None, the default, for none.
+        compare: apply each mitigation alone, as a variant of every layer beside the layer itself, see
+            :mod:`sdprobe.tokens.keys`; False by default.
     """
 
     timestep: int
@@ -41,23 +47,34 @@ class StreamOptions(TypedDict, total=False):
 
 
 class StreamDataModule(LightningDataModule):
-    """Streams frozen activations. Several processes, one per device, share encoding and passes of the network; every one
-    of them gets every batch, so no number depends on how many they are.
+    """Base class of all data modules: it streams frozen activations.
 
-    A subclass says which images it uses (:attr:`used`, :attr:`fit_images`) and what its dataloaders bring.
+    Several worker processes, one per device, share the encoding of images and the passes of the network. Each of them gets
+    every batch, so no number depends on how many there are.
+
+    A subclass fills ``split``, says which images it uses (:attr:`used`, :attr:`fit_images`) and defines the dataloaders.
+    ``kind`` is its name in ``datamodule=``.
 
     Args:
-        images: an image source.
+        images: an image source, see :class:`~datamodules.images.source.ImageSource`.
         backbone: a frozen checkpoint.
-        block: layers, as a user types them; see :func:`sdprobe.backbones.layers.resolve`.
-        labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`.
-        labels_side: tokens a side of the grid they were made on.
-        timestep, seed, prompt, batch_size, cache_dir, num_workers, mitigation, compare: see :class:`StreamOptions`.
+        block: layers to read: a name, a list of names, a glob such as ``up_*``, ``stages``, ``all`` or ``loos2025``; see
+            :func:`sdprobe.backbones.layers.resolve`.
+        labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`; None for none.
+        labels_side: tokens per side of the grid that was labelled; 32 is that of the published labels.
+        timestep: noise level in [0, 1000).
+        seed: seed of splits, noise, token draws and mixing.
+        prompt: text that conditions the network.
+        batch_size: images per pass of the U-Net and of the encoder, at least 1.
+        cache_dir: folder of latents and fitted mitigations.
+        num_workers: worker processes that decode images, at least 0.
+        mitigation: label → mitigation, or None.
+        compare: apply each mitigation alone, as a variant of every layer.
 
-    ``kind`` is the choice of ``datamodule=`` that makes it.
+    The arguments from ``timestep`` on are explained at :class:`StreamOptions`.
 
     Raises:
-        InputError: an unknown layer, a timestep out of range, an unusable option.
+        InputError: an unknown layer, a timestep out of range, an option out of range, labels that cannot be read.
     """
 
     kind: ClassVar[str]
@@ -96,27 +113,32 @@ class StreamDataModule(LightningDataModule):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Layers, and variants of them, that batches have."""
+        """Names of the layers and of their variants, as batches have them."""
         return tuple(self.shapes)
 
     @property
     def photos(self) -> int:
-        """Number of photographs; photo indices of batches lie below it."""
+        """Number of photographs; the photo indices of batches are smaller."""
         return len(self.base_stream.photos)
 
     @property
     def used(self) -> list[int]:
-        """Images that probes see."""
+        """Indices of the images that probes see."""
         return [i for name, indices in self.split.items() if name != "fit" for i in indices]
 
     @property
     def fit_images(self) -> list[int]:
-        """Images that mitigations are fitted on; none where nothing is fitted."""
+        """Indices of the images that mitigations are fitted on; none where nothing is fitted."""
         return self.split["fit"] if self.mitigations.needs_fit else []
 
     def prepare_data(self) -> None:
-        """Encode what the latent cache lacks. Several processes call this together before they call a Trainer, which would
-        ask one of them only."""
+        """Encode the images that the latent cache lacks.
+
+        On several devices all processes call this together, before they call a Trainer: it would call it in one process only.
+
+        Raises:
+            InputError: a picture cannot be decoded, or no picture of a split can.
+        """
         if self._prepared:
             return
         started = time.perf_counter()
@@ -125,17 +147,26 @@ class StreamDataModule(LightningDataModule):
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        """Fit the mitigations."""
+        """Fit the mitigations, or load their fits from the cache.
+
+        Raises:
+            InputError: there are no images to fit on, or fit images are tested.
+        """
         started = time.perf_counter()
         self.mitigations.fit(self.base_stream, self.fit_images, self.used)
         self.seconds.setdefault("fit", time.perf_counter() - started)
 
     def release(self) -> None:
-        """Let go of everything kept on the device."""
+        """Free the memory of the device: the network moves to the CPU."""
         self.backbone.to("cpu")
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data in a run's record."""
+        """The data of a run, for its record.
+
+        Returns:
+            JSON values by name: checkpoint, dataset fingerprint, numbers of images and photographs per split, skipped images,
+            reused and encoded latents, passes of the network, mitigations.
+        """
         used = list(dict.fromkeys([*self.used, *self.fit_images]))
         encoded = self.store.encoded
         return self.backbone.describe() | {
@@ -150,10 +181,10 @@ class StreamDataModule(LightningDataModule):
         }
 
     def _encode(self) -> None:
-        """Encode the images of every split in use, and leave out what cannot be decoded.
+        """Encode the images of every split in use, and leave out those that cannot be decoded.
 
         Raises:
-            InputError: nothing of a split can be decoded.
+            InputError: no image of a split can be decoded.
         """
         names = [name for name in self.split if name != "fit" or self.fit_images]
         usable = set(self.store.prepare(list(dict.fromkeys(i for name in names for i in self.split[name]))))

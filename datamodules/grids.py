@@ -1,4 +1,4 @@
-"""GridDataModule: images → GridBatches of whole grids, for statistics that train nothing. Data path steps 1 to 6."""
+"""GridDataModule: images → GridBatches of whole grids, for statistics without training. Data path steps 1 to 6."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -18,23 +18,39 @@ from sdprobe.utilities.errors import InputError
 
 
 class GridDataModule(StreamDataModule):
-    """Whole activation grids: the fit split first (for the mean token), then every other image, once per view.
+    """Streams whole activation grids: of the fit images to train on, of all others in several views to test on.
 
-    Views, in the order of the test dataloaders: ``whole``; ``cropped`` by ``margin`` pixels on every side;
-    ``other_noise`` and ``other_timestep``, both of the first ``repeats`` images only.
+    The batches are :class:`~sdprobe.tokens.batch.GridBatch` with grids (B, C, h, w) of every layer. The test dataloaders are
+    four views, in this order: ``whole``; ``cropped`` by ``margin`` pixels on every side; ``other_noise`` and
+    ``other_timestep``, both of the first ``repeats`` images only. With a mitigation the last two are empty.
 
     Args:
-        images, backbone, block, labels, labels_side, and options: see :class:`~datamodules.base.StreamDataModule`. With
-            a mitigation the last two views are left out.
-        splits: see :func:`~datamodules.splits.split_by_photo`. Without a fit split (``loos2025``) the training images give
-            the mean token, and are measured too.
-        margin: pixels to crop, a multiple of 64 where every grid must stay even.
-        other_timestep: noise level of the view of that name; None takes 261, or 50 where ``timestep`` is 261.
-        repeats: images of the last two views; 0 skips them. Without noise there is no other noise either.
-        least: images to measure, at least: intervals are over 20 groups of two or more.
+        images: an image source with pictures.
+        backbone: a frozen checkpoint.
+        block: layers to read, see :class:`~datamodules.base.StreamDataModule`.
+        splits: ``default`` or ``loos2025``, see :func:`~datamodules.splits.split_by_photo`. ``loos2025`` has no fit split: the
+            training images give the mean token and are measured too.
+        margin: pixels to crop on every side, at least 1. It has to be a whole number of tokens in every layer; 64 is one token
+            of Stable Diffusion's coarsest grid.
+        other_timestep: noise level of the view of that name, in [0, 1000); None takes 261, or 50 where ``timestep`` is 261.
+        repeats: images of the last two views, at least 0; 0 leaves both out. Without noise, ``other_noise`` is empty.
+        least: least number of images to measure. Intervals are over 20 groups of at least two images, hence 40.
+        labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`; None for none.
+        labels_side: tokens per side of the labelled grid; 32 is that of the published labels.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
 
     Raises:
-        InputError: too few photographs, too large a margin, an unusable option.
+        InputError: too few images to measure, a margin that leaves less than 64 pixels, equal timesteps, an option out of
+            range, images without pictures to crop.
+
+    Example:
+        >>> from datamodules.images.texture import Constants
+        >>> from sdprobe import FrozenSD
+        >>> data = GridDataModule(Constants(size=192, limit=70), FrozenSD.from_pretrained("tiny"), block="up_1")
+        >>> {split: len(indices) for split, indices in data.split.items()}
+        {'fit': 28, 'test': 42}
+        >>> [loader.images for loader in data.test_dataloader()]  # of each view
+        [42, 42, 16, 16]
     """
 
     kind = "grids"
@@ -70,7 +86,7 @@ class GridDataModule(StreamDataModule):
         measured = len(self.split["test"])
         if measured < least:
             raise InputError(
-                f"Expected at least {least} images to measure, but only {measured} of {len(images)} are: the others give the "
+                f"Expected at least {least} images to measure, but got {measured} of {len(images)}, since others give the "
                 f"mean token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
             )
         views = (View(), View(crop=margin), View(reseed=1), View(timestep=other_timestep))
@@ -78,15 +94,15 @@ class GridDataModule(StreamDataModule):
 
     @property
     def fit_images(self) -> list[int]:
-        """Images that give the mean token, and that mitigations are fitted on."""
+        """Indices of the images that give the mean token and that mitigations are fitted on."""
         return self.split["fit"]
 
     def train_dataloader(self) -> GridLoader:
-        """The fit images, whole."""
+        """Return whole grids of the fit images."""
         return GridLoader(self.stream, self.split["fit"])
 
     def test_dataloader(self) -> list[GridLoader]:
-        """Every view of the measured images."""
+        """Return whole grids of the measured images, one loader per view."""
         measured = self.split["test"]
         some = measured[: self.repeats] if self.mitigations.is_identity else []
         noisy = some if self.backbone.noise.mode != "none" else []
@@ -94,12 +110,12 @@ class GridDataModule(StreamDataModule):
         return [GridLoader(self.mitigations.wrap(stream), indices) for stream, indices in parts]
 
     def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:
-        """Cells where the VAE's posterior variance lies on its floor in any channel, per image."""
+        """Return image index → cells (h, w) of its latent where the VAE's posterior variance has its minimum in any channel."""
         pictures = {index: self.images[index]["image"] for index in indices}
         return {index: self.backbone.encoder.floor_cells(picture[None])[0] for index, picture in pictures.items()}
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data in a run's record."""
+        """Return the description of :class:`~datamodules.base.StreamDataModule`, with cropped images and the margin."""
         used = list(dict.fromkeys([*self.split["fit"], *self.split["test"]]))  # without a fit split some are in both
         stores = [self.store, self.views[1].store]
         encoded = sum(store.encoded for store in stores)
@@ -112,7 +128,7 @@ class GridDataModule(StreamDataModule):
         }
 
     def _encode(self) -> None:
-        """All images whole, the measured ones cropped too."""
+        """Encode all images, and the measured ones cropped."""
         super()._encode()
         cropped = self.views[1]
         cropped.prepare(self.split["test"])

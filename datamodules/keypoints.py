@@ -1,6 +1,6 @@
-"""Keypoints of image pairs: their table, and the tokens that lie under them. Data path steps 6 and 7.
+"""Keypoints of image pairs: their table, and the tokens under them. Data path steps 6 and 7.
 
-Several layers can be read as one: their unit tokens side by side, on the finest of their grids.
+Several layers can be concatenated to one: their unit tokens side by side, on the finest of their grids.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,20 +23,20 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class SourceTokens:
-    """Of points of one layer: the tokens they lie on, the grid read at their pixels' centres, the tokens' groups."""
+    """One layer under n points: the tokens, the grid sampled at the centres of the points' pixels, the token groups."""
 
     tokens: Float[Tensor, "n _c"]
     sampled: Float[Tensor, "n _c"]
     masks: dict[str, Bool[Tensor, " n"]]
 
     def at(self, index: Int[Tensor, " k"]) -> "SourceTokens":
-        """Those of some points."""
+        """Return the tokens of k of the points."""
         masks = {name: mask[index] for name, mask in self.masks.items()}
         return SourceTokens(self.tokens[index], self.sampled[index], masks)
 
     @classmethod
     def joined(cls, pieces: Sequence["SourceTokens"]) -> "SourceTokens":
-        """Those of several images, one after the other."""
+        """Return the tokens of several images, concatenated."""
         masks = {name: torch.cat([piece.masks[name] for piece in pieces]) for name in pieces[0].masks}
         return cls(torch.cat([piece.tokens for piece in pieces]), torch.cat([piece.sampled for piece in pieces]), masks)
 
@@ -46,22 +46,22 @@ class KeypointTokens:
 
     Args:
         images: a pair source.
-        slots: item → point → its place among the item's distinct points, the order in which its tokens are given.
-        seed: of background tokens.
-        background: number of background tokens of an image.
+        slots: item → point → its number among the item's distinct points, which is the order of its tokens.
+        seed: seed of the background tokens.
+        background: number of background tokens per image.
     """
 
     def __init__(self, images: PairSource, slots: Mapping[int, Mapping[Point, int]], seed: int, background: int) -> None:
         self.images, self.slots, self.seed, self.background = images, slots, seed, background
 
     def under(self, index: int, height: int, width: int) -> Int[Tensor, " k"]:
-        """Row-major index of the token under each of the item's points, on a grid of this height and width."""
+        """Return the row-major index of the token under each of the item's points, on a grid of this height and width."""
         place = tokens_at(self._to_input(index, self._points(index)), self.images.size / height, height, width)
         return place[:, 0] * width + place[:, 1]
 
     def for_training(self, batch: GridBatch, k: int, index: int) -> dict[str, Float[Tensor, "_n _c"]]:
-        """Layer → of item ``index``, number ``k`` of a batch, the tokens under its points, then ``background`` random
-        ones, where possible under no point."""
+        """Return layer → tokens of item ``index``, number ``k`` of a batch: those under its points, then ``background`` random
+        ones, which lie under no point where the grid has any such token."""
         found = {}
         for layer, grid in batch.grids.items():
             _, height, width = grid[k].shape
@@ -77,7 +77,7 @@ class KeypointTokens:
         return found
 
     def for_matching(self, batch: GridBatch, k: int, index: int) -> dict[str, SourceTokens]:
-        """Layer → what is known of the tokens under the points of item ``index``, number ``k`` of a batch."""
+        """Return layer → tokens under the points of item ``index``, number ``k`` of a batch."""
         found = {}
         centres = self._to_input(index, self._points(index).floor() + 0.5)
         for layer, grid in batch.grids.items():
@@ -92,7 +92,7 @@ class KeypointTokens:
         return torch.tensor(list(self.slots[index]), dtype=torch.float64)
 
     def _to_input(self, index: int, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
-        """In pixels of the network's input."""
+        """Points in pixels of the network's input, from points in pixels of the original picture."""
         return self.images.placement(index).to_input(points)
 
 
@@ -108,14 +108,14 @@ def slots_of(pairs: Iterable[Pair]) -> dict[int, dict[Point, int]]:
 
 
 def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, dict[Point, int]]) -> Keypoints:
-    """One row per keypoint of every pair; categories are numbered in alphabetical order."""
+    """A row per keypoint of every pair; categories are numbered in alphabetical order."""
     numbers = {name: number for number, name in enumerate(sorted({pair.category for pair in pairs}))}
     ends = [(pair.source, pair.target) for pair in pairs]
     places = {index: images.placement(index) for index in dict.fromkeys(index for both in ends for index in both)}
     counts = torch.tensor([len(pair.ids) for pair in pairs])
 
     def repeated(rows: list[tuple[float, ...]]) -> Float[Tensor, "n _k"]:
-        """Float64 rows of pairs, once for each of their keypoints; Python numbers of every keypoint would take 1 KB each."""
+        """Float64 rows of pairs, repeated for each of their keypoints; as Python numbers every keypoint would take 1 KB."""
         return torch.tensor(rows, dtype=torch.float64).repeat_interleave(counts, 0)
 
     whole = repeated([(n, numbers[pair.category], *ends[n]) for n, pair in enumerate(pairs)]).long()
@@ -137,7 +137,7 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
 
 
 def concatenated_shape(shapes: dict[str, Shape]) -> Shape:
-    """(C, h, w) of the layers' concatenation: all their channels, the finest grid.
+    """(C, h, w) of the concatenated layers: the sum of their channels, the finest grid.
 
     >>> concatenated_shape({"mid": (4, 8, 8), "up_1": (2, 32, 32)})
     (6, 32, 32)
@@ -147,9 +147,9 @@ def concatenated_shape(shapes: dict[str, Shape]) -> Shape:
 
 
 def concatenated(batch: GridBatch) -> GridBatch:
-    """The same images with one layer: tokens of norm 1, coarser grids enlarged bilinearly (align_corners=False).
+    """The same images with concatenated layers: tokens of norm 1, coarser grids enlarged bilinearly (align_corners=False).
 
-    Groups are those of the finest grid; a token is of high norm where it is in any layer.
+    Token groups are those of the finest grid. A token has a high norm if it has one in any layer.
     """
     finest = max(batch.grids, key=lambda layer: batch.grids[layer].shape[2])
     side = batch.grids[finest].shape[2:]

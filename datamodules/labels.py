@@ -1,4 +1,4 @@
-"""Hand labels of high-norm tokens: a file of places → masks of the token group `labelled`. Data path step 5."""
+"""Hand labels of high-norm tokens: a file of positions → masks of the token group ``labelled``. Data path step 5."""
 
 import hashlib
 import re
@@ -17,18 +17,24 @@ from sdprobe.tokens.geometry import at_grid
 from sdprobe.utilities.errors import InputError
 
 COLUMNS = ("image", "row", "col")
-Place = tuple[str, int, int, int]  # where the file says so, image, row, col
+Place = tuple[str, int, int, int]  # line or entry of the file, image, row, col
 
 
 class Labels:
-    """Labelled tokens of an image source, on a grid of `side` × `side` tokens.
+    """Labelled tokens of an image source, on a grid of ``side`` × ``side`` tokens.
 
-    Two formats. CSV (UTF-8, commas) with a header `image,row,col`: one labelled token per line, `image` an item's id or its
-    index. `.npy` as published by Loos & Linhardt (2025): rows (image index, col, row), the upper-left cell of a labelled 2×2
-    patch, snapped to even rows and columns. Images that a file does not name have no labelled token.
+    The file has one of two formats. CSV (UTF-8, commas) has the header ``image,row,col`` and one labelled token per line, with
+    an item's id or its index as ``image``. ``.npy``, as published by Loos & Linhardt (2025), has rows (image index, col, row):
+    the upper-left token of a labelled 2 × 2 patch, rounded down to even rows and columns. Images that a file does not name have
+    no labelled token.
+
+    Args:
+        path: the file.
+        side: tokens per side of the grid that was labelled.
+        images: the labelled images.
 
     Raises:
-        InputError: no such file, another format, no label, an unknown image, a place outside the grid.
+        InputError: no such file, another format, no label, an unknown image, a position outside the grid.
     """
 
     def __init__(self, path: str, side: int, images: ImageSource) -> None:
@@ -60,7 +66,10 @@ class Labels:
             self.places.setdefault(image, set()).add((row, col))
 
     def masks(self, indices: Sequence[int], height: int, width: int) -> Bool[Tensor, "b {height} {width}"]:
-        """Labelled tokens of these images on any grid."""
+        """Return the labelled tokens of these images on a grid of any size.
+
+        A token of a finer grid inherits its label; a token of a coarser grid has one if any part of it has.
+        """
         mask = torch.zeros(len(indices), self.side, self.side, dtype=torch.bool)
         for k, index in enumerate(indices):
             for row, col in self.places.get(index, ()):
@@ -103,7 +112,7 @@ def _csv(file: Path, images: ImageSource) -> list[Place]:
 
 
 def _published(file: Path) -> list[Place]:
-    """Every token of the 2×2 patches."""
+    """Every token of the published 2 × 2 patches."""
     try:
         with file.open("rb") as stream:
             table = np.load(stream, allow_pickle=False)

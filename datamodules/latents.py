@@ -1,8 +1,8 @@
-"""LatentStore and LatentCache: every image is encoded once, on its first use, and read from disk ever after.
+"""LatentStore and LatentCache: every image is encoded once, on its first use, and read from disk afterwards.
 
-Data path step 2. One safetensors file per latent, named by a digest of everything the latent depends on (image content,
-encoder weights, range, posterior, dtype, size). Files appear by atomic rename, so a killed process leaves no half entry and
-two processes may share a folder. Each file carries a checksum, so damage is noticed and the entry rebuilt.
+Data path step 2. There is one safetensors file per latent. Its name is a digest of everything the latent depends on (image
+content, encoder weights, range, posterior, dtype, size). Files appear by atomic rename, so a killed process leaves no
+incomplete entry, and two processes may share a folder. Each file has a checksum; a damaged entry is rebuilt.
 """
 
 import errno
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 
 
 class LatentCache:
-    """Latents on disk below ``root``. ``hits``, ``misses`` and ``damaged`` count look-ups."""
+    """Latents on disk below ``root``. ``hits``, ``misses`` and ``damaged`` count the look-ups."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
         self.hits = self.misses = self.damaged = 0
 
     def get(self, *key: str) -> Float[Tensor, "c h w"] | None:
-        """The latent stored under ``key``; None where there is none. A damaged entry is removed and counts as none."""
+        """Return the latent stored under ``key``, or None. A damaged entry is removed and counts as missing."""
         path = self._path(key)
         try:
             latent: Tensor = read_tensors(path)[0]["latent"]
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions wrote for their user only
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions gave other users no access
             self.misses += 1
             return None
         except (DamagedFile, KeyError) as error:
@@ -54,7 +54,7 @@ class LatentCache:
         return latent
 
     def put(self, latent: Float[Tensor, "c h w"], *key: str) -> None:
-        """Store a latent. Raises InputError when the disk is full or the folder cannot be written."""
+        """Store a latent. Raises InputError if the disk is full or the folder cannot be written to."""
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,8 @@ class LatentCache:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
                 raise
             raise InputError(
-                f"Expected to store latents in {self.root}, but got '{os.strerror(error.errno)}'. "
-                "Free some space, or point cache_dir at another folder."
+                f"Expected {self.root} to be a folder that latents can be written to, but got '{os.strerror(error.errno)}'. "
+                "Free some space, or set cache_dir to another folder."
             ) from error
 
     def _path(self, key: tuple[str, ...]) -> Path:
@@ -73,15 +73,15 @@ class LatentCache:
 
 
 class LatentStore:
-    """Item index → latent. A source that gives latents itself is passed through: nothing is encoded or kept.
+    """Item index → latent. The latents of a :class:`LatentSource` are passed on: nothing is encoded or stored.
 
     Args:
-        images: where pixels, or latents, come from.
-        encoder: runs on misses only.
-        cache: where latents stay.
-        seed: of posterior samples.
+        images: source of pixels or latents.
+        encoder: encodes the images that the cache lacks.
+        cache: stores latents.
+        seed: seed of posterior samples.
         batch_size: images per encoder pass.
-        num_workers: processes that decode images.
+        num_workers: worker processes that decode images.
     """
 
     def __init__(
@@ -100,23 +100,26 @@ class LatentStore:
         if isinstance(self.images, LatentSource):
             return self.images.latent(index)
         latent = self.cache.get(*self._key(index))
-        if latent is None:  # damaged or deleted since prepare()
+        if latent is None:  # damaged or deleted after prepare()
             [latent] = self._encode({index: self.images[index]})
         return latent
 
     def prepare(self, indices: Sequence[int]) -> list[int]:
-        """Encode what the cache lacks; returns the indices that have a latent (all, unless ``on_error`` is ``skip``).
+        """Encode the images that the cache lacks.
 
-        Several processes call this together: each encodes a shard, and all return when every latent is there.
+        Several processes call this together: each encodes a shard, and all return when every latent is stored.
+
+        Returns:
+            The indices that have a latent: all of them, unless the source's ``on_error`` is ``skip``.
 
         Raises:
-            InputError: in every process, where an item cannot be decoded and the source's ``on_error`` is ``raise``.
+            InputError: in every process, if an item cannot be decoded and the source's ``on_error`` is ``raise``.
         """
         processes = Processes.current()
         own = [] if isinstance(self.images, LatentSource) else processes.shard(indices)
         lacking = {index for index in own if self.cache.get(*self._key(index)) is None}
         wanted = set().union(*processes.all_gather(lacking))
-        # processes share batches of the encoder, whose rounding may depend on what a batch holds
+        # whole batches are distributed, since the encoder's rounding may depend on the images in a batch
         ordered = [index for index in indices if index in wanted]
         batches = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
         failed: set[int] = set()
@@ -133,19 +136,19 @@ class LatentStore:
             self.skipped = [self.images.name(index) for index in sorted(failed)]
             log.warning("Skipped %d images that cannot be decoded: %s", len(failed), ", ".join(self.skipped))
         usable = [index for index in indices if index not in failed]
-        if usable and not isinstance(self.images, Viewed):  # a view of pictures that were looked at may be grey
+        if usable and not isinstance(self.images, Viewed):  # views show pictures that were checked already, and may be grey
             warn_if_unusual(torch.stack([self[index] for index in usable[:16]]))
         return usable
 
     def viewed(self, view: View) -> "LatentStore":
-        """The latents of the same images shown as ``view`` says; this store where that changes no picture."""
+        """Return the store of the same images in another view; this store if the view changes no picture."""
         if view.shows == View():
             return self
         images = shown(self.images, view)
         return LatentStore(images, self.encoder, self.cache, self.seed, self.batch_size, self.num_workers)
 
     def fingerprint(self, indices: Sequence[int]) -> str:
-        """Digest of the content of these items, in order."""
+        """Return the hex digest of the content of these items, in order."""
         digest = hashlib.sha256()
         for index in indices:
             digest.update(f"{self.images.name(index)}\x1f{self.images.content_key(index)}\x1e".encode())
@@ -175,7 +178,7 @@ class LatentStore:
         return latents
 
     def _latents(self, items: list[Item]) -> list[Tensor]:
-        """Latents of a batch; in halves where device memory runs out."""
+        """Latents of a batch; it is halved if device memory runs out."""
         try:
             images = torch.stack([item["image"] for item in items])
             return list(self.encoder(images, [item["id"] for item in items], self.seed).cpu())
@@ -196,7 +199,7 @@ class LatentStore:
 
 
 class _Attempts(Dataset[tuple[int, Item | InputError]]):
-    """Items, or the error that decoding them raised: a worker's exception would lose its type on the way back."""
+    """Items, or the errors that decoding them raised: an exception of a worker process would lose its type."""
 
     def __init__(self, images: ImageSource, indices: Sequence[int]) -> None:
         self.images = images

@@ -1,6 +1,6 @@
-"""Mitigations between the stream and its readers: fitted once, on fit images only, then applied to every grid.
+"""Mitigations of a stream: fitted once, on fit images only, then applied to every grid.
 
-Data path step 6. One pass over the fit images serves all mitigations that are fitted on the same views; a stored fit is read.
+Data path step 6. One pass over the fit images fits all mitigations that need the same views. Stored fits are loaded.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
-# of FrozenSD.describe(): what a mitigation is bound to
+# entries of FrozenSD.describe() that have to be equal where a fitted mitigation is used
 BOUND = ("unet_hash", "vae_hash", "text_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding")
-# digests of the code that draws scenes and textures: they stood where VERSION 1 stands now in the names of a fit's pictures
+# digests of the code that draws scenes and textures: mitigations saved by older versions have them in place of VERSION 1
 EARLIER = ("ce2e52d1616d286d", "da5bda511a79")
-# of fits, for given images and weights: the network's pass and what is fitted to it; raise it when a fitted map changes
+# of fits, for given images and weights; raise it when a fitted map changes
 VERSION = 1
 
 
 class Mitigations:
-    """What a data module is asked to do about position, corners and norms.
+    """The mitigations of a data module.
 
     Args:
         settings: label → mitigation, in order.
-        compare: give every layer a variant per mitigation (``mid__leace``) beside the layer itself; otherwise all of them
-            apply one after the other, in the layers' own place.
+        compare: give every layer a variant per mitigation (``mid__leace``) beside the layer itself. Otherwise all of them are
+            applied one after the other, and replace the layer.
 
     Raises:
-        InputError: an order that makes no sense, comparing nothing, a label that keys cannot hold.
+        InputError: an impossible order, ``compare`` without mitigations, a label that keys cannot contain.
     """
 
     def __init__(self, settings: Mapping[str, Configured] | None = None, compare: bool = False) -> None:
@@ -61,20 +61,20 @@ class Mitigations:
 
     @property
     def is_identity(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether there are no mitigations."""
         return not self.steps
 
     @property
     def needs_fit(self) -> bool:
-        """Whether fit images are needed."""
+        """Whether any mitigation needs fit images."""
         return any(variant.needs_fit() for variant in self.variants)
 
     def shapes(self, shapes: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
-        """Shapes of the layers and, where variants are compared, of every variant."""
+        """Return name → (C, h, w) of the layers and, where variants are compared, of every variant."""
         return {variant.name(layer): shape for layer, shape in shapes.items() for variant in self.variants}
 
     def prepare(self, stream: ActivationStream, used: Sequence[int], fit: Sequence[int]) -> None:
-        """Encode what passes of other views will need; ``fit`` images as the fits are shown them."""
+        """Encode the images in the views that mitigations need: ``used`` for extractions, ``fit`` for fits."""
         size = stream.store.images.size
         for variant in self.variants:
             if variant.extraction:
@@ -85,10 +85,10 @@ class Mitigations:
                     stream.viewed(view).prepare(fit[: mitigation.fit_images])
 
     def fit(self, stream: ActivationStream, fit: Sequence[int], test: Sequence[int]) -> None:
-        """Fit everything on the images ``fit``, one pass for all that look at plain images; or read what was fitted before.
+        """Fit all mitigations on the images ``fit``, or load their fits.
 
         Raises:
-            InputError: nothing to fit on, fit images that are tested, a saved state of something else.
+            InputError: no images to fit on, fit images that are tested, a saved mitigation of other settings.
         """
         if self.is_identity or any(variant.fitted for variant in self.variants):
             return
@@ -115,24 +115,24 @@ class Mitigations:
             log.info("Fitted mitigations on %d images.", len(fit))
 
     def wrap(self, stream: ActivationStream) -> "ActivationStream | MitigatedStream":
-        """The stream behind the mitigations."""
+        """Return the stream with the mitigations applied."""
         return stream if self.is_identity else MitigatedStream(self, stream)
 
     def save(self, folder: Path) -> None:
-        """Write what is fitted, with what it was fitted on."""
+        """Write the fitted maps below ``folder``, with the settings and images that they were fitted on."""
         for variant in self.variants:
             if any(chain.maps for chain in variant.fitted.values()):
                 save(folder / "mitigation" / variant.label, variant.fitted, variant.extraction, **variant.fitted_on)
 
     def describe(self, size: int) -> dict[str, Any]:
-        """Label → what :meth:`Variant.describe` says of a chain."""
+        """Return label → description of its chain, see :meth:`~datamodules.variants.Variant.describe`."""
         return {} if self.is_identity else {variant.label or "none": variant.describe(size) for variant in self.variants}
 
 
 class MitigatedStream:
-    """An :class:`ActivationStream` behind fitted mitigations: the same calls, other grids.
+    """An :class:`~datamodules.stream.ActivationStream` with fitted mitigations applied to its grids.
 
-    Token groups are those of the grids before anything is fitted to them.
+    Token groups are those of the grids before the fitted maps.
     """
 
     def __init__(self, mitigations: Mitigations, stream: ActivationStream) -> None:
@@ -141,12 +141,12 @@ class MitigatedStream:
 
     @property
     def batch_size(self) -> int:
-        """Images per U-Net pass; the stream may halve it."""
+        """Images per pass of the U-Net; halved once if device memory runs out."""
         return self.stream.batch_size
 
     @property
     def step(self) -> int:
-        """Images that all processes together compute at a time."""
+        """Images that all processes together compute at once."""
         return self.stream.step
 
     def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]:
@@ -173,12 +173,12 @@ class MitigatedStream:
 
 
 def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[str]) -> None:
-    """Saved maps for every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
+    """Load saved maps of every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
     expected = _circumstances(stream)
     variant.extraction, chains, variant.fitted_on = read(folder, expected)
     if lacking := sorted({*expected, "images"} - set(variant.fitted_on)):
         raise InputError(
-            f"Expected the mitigation in {folder} to say what it was fitted on, but it does not name {', '.join(lacking)}. "
+            f"Expected the mitigation in {folder} to record what it was fitted on, but got no {', '.join(lacking)}. "
             "Save it by a run, or use it in your own code."
         )
     if absent := [layer for layer in stream.reads.layers if layer not in chains]:
@@ -195,19 +195,19 @@ def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[s
 
 
 def _picture(key: str) -> str:
-    """What of an item's content key says which picture it shows, at any size and in any crop."""
+    """The part of an item's content key that names its picture, whatever its size and crop."""
     parts = key.split(":")
     return ":".join(parts[: {"file": 2, "scenes": 4}.get(parts[0], len(parts))])
 
 
 def _names(key: str) -> set[str]:
-    """Names of the picture an item shows: today's, and those that mitigations saved before there were VERSIONs may hold."""
+    """Names of an item's picture: the current one, and those that older versions may have saved with a mitigation."""
     name = _picture(key)
     return {name, *(f"{name}:".replace(":1:", f":{code}:", 1).removesuffix(":") for code in EARLIER)}
 
 
 def _circumstances(stream: ActivationStream) -> dict[str, Any]:
-    """What a mitigation is bound to besides its layer."""
+    """The settings that have to be equal where a fitted mitigation is used, besides its layer."""
     described = stream.backbone.describe()
     found = {key: described[key] for key in BOUND if key in described}
     vae = stream.backbone.encoder.vae.config
@@ -222,15 +222,15 @@ def digest(text: str) -> str:
 
 
 def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequence[int]) -> None:
-    """Fit the chains of these variants, those apart whose fit is in the cache.
+    """Fit the chains of these variants, or load them from the cache.
 
     Args:
-        variants: without chains yet; ``fitted_on`` is known.
-        stream: raw activations.
+        variants: variants without chains, whose ``fitted_on`` is set.
+        stream: activations without mitigations.
         fit: indices of the fit images.
     """
     folders = {variant: stream.store.cache.root / "mitigations" / _key(variant, stream, fit) for variant in variants}
-    gather = Processes.current().all_gather  # what one process lacks all of them fit together
+    gather = Processes.current().all_gather  # a fit that one process lacks is repeated by all
     missing = [variant for variant, folder in folders.items() if not all(gather(_load(variant, stream, folder)))]
     for variant in missing:
         variant.fitted = dict.fromkeys(stream.reads.layers, Chain())
@@ -238,12 +238,12 @@ def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequ
         _round([variant for variant in missing if depth < len(variant.mitigations)], depth, stream, fit)
     for variant in missing:
         if variant.needs_fit():
-            with suppress(OSError):  # a cache that cannot be written costs a fit next time, nothing else
+            with suppress(OSError):  # without a writable cache the next run fits again
                 save(folders[variant], variant.fitted, variant.extraction, **variant.fitted_on)
 
 
 def _key(variant: Variant, stream: ActivationStream, fit: Sequence[int]) -> str:
-    """Digest of all that a fit depends on."""
+    """Digest of everything that a fit depends on."""
     steps = named([variant.extraction, *variant.mitigations])
     content = digest("".join(stream.store.images.content_key(i) for i in fit))
     backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.reads.seed)}"
@@ -251,7 +251,7 @@ def _key(variant: Variant, stream: ActivationStream, fit: Sequence[int]) -> str:
 
 
 def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
-    """Take the chains from the cache; False where they are not there, or not what was written."""
+    """Load the chains from the cache; False if they are missing or damaged."""
     with suppress(InputError, OSError):
         extraction, chains, fitted_on = read(folder, {})
         found = named([extraction, *(fit.settings for chain in chains.values() for fit in chain.maps)])
@@ -262,7 +262,7 @@ def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
 
 
 def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fit: Sequence[int]) -> None:
-    """Fit the mitigation number ``depth`` of every chain; those that are shown the same views share the passes."""
+    """Fit mitigation number ``depth`` of every chain; mitigations that need the same views share the passes."""
     size = stream.batch_size
     groups: dict[tuple[str | None, tuple[View, ...]], list[Variant]] = defaultdict(list)
     for variant in variants:
@@ -270,8 +270,8 @@ def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fi
     for (own, views), members in groups.items():
         if own is not None and views != (View(),):
             raise InputError(
-                f"Expected {type(members[0].mitigations[depth]).__name__} not to stand behind "
-                f"{type(members[0].extraction).__name__}, since it is fitted on passes of its own. Leave one of them out."
+                f"Expected {type(members[0].mitigations[depth]).__name__} to be used without "
+                f"{type(members[0].extraction).__name__}, since it is fitted on other views, but got both. Leave one out."
             )
         steps = [variant.mitigations[depth] for variant in members]
         wanted = [len(fit) if step.fit_images is None else min(step.fit_images, len(fit)) for step in steps]
@@ -280,7 +280,7 @@ def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fi
         for start in track(starts, "fitting mitigations", disable=hidden, transient=True):
             indices = fit[start : min(start + starts.step, max(wanted))]
             shown = [extract(members[0].extraction, stream.viewed(view), indices) for view in views]
-            for first in range(0, len(indices), size):  # sums are over batches of one size, however many processes there are
+            for first in range(0, len(indices), size):  # sums are over batches of one size for any number of processes
                 for variant, count, fits in zip(members, wanted, fitters, strict=True):
                     number = min(size, count - start - first)
                     for layer, chain in variant.fitted.items() if number > 0 else ():

@@ -1,7 +1,4 @@
-"""From whole grids to batches of tokens: which tokens are drawn, and how they are mixed.
-
-Data path step 7.
-"""
+"""From whole grids to batches of tokens: how tokens are drawn and mixed. Data path step 7."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
@@ -23,14 +20,14 @@ def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: ob
     """Batches of ``size`` tokens per layer, mixed over blocks of ``images`` images.
 
     Each layer of a block is permuted by a generator keyed by (key, layer, block), so a layer's batches do not depend on
-    which other layers are asked for. Tokens that do not fill a batch move to the next block; the last batch may be
-    smaller. Layers with fewer tokens drop out of later steps of a block.
+    the other layers. Tokens that do not fill a batch move to the next block; the last batch may be smaller. Layers with fewer
+    tokens are absent from later steps of a block.
 
     Args:
         pieces: one TokenBatch per image.
-        images: images per block; bounds the memory.
+        images: images per block, which bounds the memory.
         size: tokens per batch and layer.
-        key: seed and epoch, for example.
+        key: key of the permutations, such as seed and epoch.
     """
     rest: list[TokenBatch] = []
     for number, (block, last) in enumerate(_blocks(pieces, images)):
@@ -68,7 +65,7 @@ def batches_per_pass(pieces: int, counts: Iterable[int], images: int, size: int)
 
 
 def _blocks(pieces: Iterable[TokenBatch], images: int) -> Iterator[tuple[list[TokenBatch], bool]]:
-    """Lists of ``images`` pieces, each with whether it is the last; looks one piece ahead."""
+    """Lists of ``images`` pieces, each with whether it is the last."""
     block: list[TokenBatch] = []
     for piece in pieces:
         if len(block) == images:
@@ -80,18 +77,17 @@ def _blocks(pieces: Iterable[TokenBatch], images: int) -> Iterator[tuple[list[To
 
 
 def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tensor, " 64"]:
-    """Row-major indices of 64 tokens, one drawn at random in each cell of an 8×8 partition of the grid
-    (:func:`sdprobe.tokens.geometry.bins`, the bins that binned accuracy counts in).
+    """Row-major indices of 64 tokens, one drawn at random in each cell of an 8 × 8 partition of the grid
+    (:func:`sdprobe.tokens.geometry.bins`, which binned accuracy uses too).
 
-    Grids smaller than 8 per axis have cells of a single token, some of them repeated, so that every layer gives as many
-    tokens as any other.
+    On an axis with fewer than 8 tokens each cell is a single token and some are repeated, so that every layer gives 64 tokens.
     """
     row, col = (_drawn(side, generator) for side in (height, width))
     return (row * width + col.T).flatten()
 
 
 def _drawn(side: int, generator: torch.Generator) -> Int[Tensor, "8 8"]:
-    """For each of 8 × 8 cells a random index inside the cell's span along one axis; spans differ along dimension 0."""
+    """For each of 8 × 8 cells a random index along one axis, inside the cell; dimension 0 runs along that axis."""
     if side < CELLS:
         return (torch.arange(CELLS) * side // CELLS)[:, None].expand(CELLS, CELLS)
     edges = bin_starts(side, CELLS)
@@ -131,7 +127,7 @@ def all_tokens(batch: GridBatch) -> list[TokenBatch]:
 
 
 def _picked(batch: GridBatch, i: int, index: dict[str, Int[Tensor, " k"]]) -> TokenBatch:
-    """Tokens of one image, copied out of the batch so that nothing else stays alive with them."""
+    """Tokens of one image, copied so that the memory of the batch can be freed."""
     one = GridBatch(
         {layer: grid[i : i + 1] for layer, grid in batch.grids.items()},
         {layer: {group: mask[i : i + 1] for group, mask in masks.items()} for layer, masks in batch.masks.items()},
@@ -165,8 +161,11 @@ class Stream(Protocol):
 
 
 class GridLoader(Loader[GridBatch]):
-    """Whole grids of these images, in as many batches as the length says, even where the stream halves its own: Lightning stops
-    at the length it was told. ``images`` says how many images it brings."""
+    """Whole grids of these images, in batches of the size that the stream has now.
+
+    The size stays even if the stream halves its own, since Lightning stops after the number of batches it was told.
+    ``images`` is the number of images.
+    """
 
     def __init__(self, stream: Stream, indices: Sequence[int]) -> None:
         size = stream.batch_size

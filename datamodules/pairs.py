@@ -1,6 +1,7 @@
 """PairDataModule: image pairs → keypoint tokens to train on and target grids to search. Data path steps 1 to 7.
 
-Every image is extracted once, however many pairs it is in: its keypoints' tokens are kept, its grid as long as it is searched.
+Every image passes the network once, in however many pairs it is. The tokens of its keypoints are kept, and its grid until it
+is searched.
 """
 
 import hashlib
@@ -41,24 +42,42 @@ from sdprobe.utilities.rng import keyed_generator
 
 log = logging.getLogger(__name__)
 
-STEPS_PER_EPOCH = 100  # at least, so that validation and checkpoints come once per epoch
+STEPS_PER_EPOCH = 100  # least number of steps, since validation and checkpoints come once per epoch
 
 
 class PairDataModule(StreamDataModule):
-    """Streams frozen activations of image pairs.
+    """Streams keypoint tokens of image pairs to train on, and target grids with the keypoints to find in them to test on.
+
+    Training batches are :class:`~sdprobe.tokens.batch.KeypointBatch`, test batches :class:`~sdprobe.tokens.batch.MatchBatch`
+    of one target picture each. Mitigations are fitted on the pictures of training pairs.
 
     Args:
-        images: a pair source.
-        backbone, block, and options: see :class:`~datamodules.base.StreamDataModule`. ``{category}`` in the prompt stands for
-            the category of the pair. Mitigations are fitted on the pictures of training pairs.
-        head: the probe's; with ``none`` only test pairs are looked at.
-        concatenate: the layers' unit tokens joined into one, on the finest of their grids.
-        pair_batch: pairs per training step.
-        background: other tokens of every picture that a training step contrasts with keypoints: 64 or fewer.
-        activation_budget: GiB of target grids that stay on the device until they are searched; the rest is computed twice.
+        images: a pair source, see :class:`~datamodules.images.pairs.PairSource`.
+        backbone: a frozen checkpoint.
+        block: layers to read, see :class:`~datamodules.base.StreamDataModule`. ``up_1`` is the layer
+            that DIFT (arXiv 2306.03881) uses.
+        head: the probe's: ``linear``, or ``none`` to stream test pairs only.
+        concatenate: concatenate the layers' tokens, each of norm 1, on the finest of their grids.
+        pair_batch: pairs per training step, at least 1.
+        background: tokens per target picture that a training step contrasts with its keypoints, 1 to 64.
+        activation_budget: GiB of target grids that stay on the device until they are searched, at least 0; the others are
+            computed twice. It changes the speed, never the numbers.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`. In ``prompt``,
+            ``{category}`` stands for the category of the pair.
 
     Raises:
-        InputError: images without pairs, an unusable option.
+        InputError: images without pairs, too few usable pairs, ``concatenate`` with ``compare``, ``{category}`` in the prompt
+            with a fitted mitigation, an option out of range.
+
+    Example:
+        >>> from datamodules.images.scenes import ScenePairs
+        >>> from sdprobe import FrozenSD
+        >>> images = ScenePairs(size=64, limit=48, pairs_per_category=2)
+        >>> data = PairDataModule(images, FrozenSD.from_pretrained("tiny"))
+        >>> [len(data.pairs(split)) for split in ("train", "val", "test")]
+        [16, 16, 16]
+        >>> data.shapes
+        {'up_1': (64, 4, 4)}
     """
 
     kind = "pairs"
@@ -101,27 +120,27 @@ class PairDataModule(StreamDataModule):
 
     @property
     def photos(self) -> int:
-        """Number of images."""
+        """Number of pictures."""
         return len(self.images)
 
     @property
     def used(self) -> list[int]:
-        """Pictures of tested pairs."""
+        """Indices of the pictures of test pairs."""
         return sorted({i for pair in self.pairs("test") for i in (pair.source, pair.target)})
 
     @property
     def fit_images(self) -> list[int]:
-        """Pictures of training pairs that can be decoded and are not tested, in the order of their pairs."""
+        """Indices of the pictures of training pairs that can be decoded and are in no test pair."""
         return [index for index in self._fit_candidates if self._usable is None or index in self._usable]
 
     def pairs(self, split: str) -> list[Pair]:
-        """The pairs of a split whose pictures can be decoded."""
+        """Return the pairs of ``train``, ``val`` or ``test`` whose pictures can be decoded."""
         usable = self._usable
         pairs = self.pair_source.pairs(split)
         return [p for p in pairs if usable is None or (p.source in usable and p.target in usable)]
 
     def keypoints(self) -> Keypoints:
-        """Every keypoint to be found in the test split."""
+        """Return every keypoint to find in the test split, a row each."""
         return self._table
 
     @cached_property
@@ -129,7 +148,7 @@ class PairDataModule(StreamDataModule):
         return keypoint_table(self.pairs("test"), self.pair_source, self._slots)
 
     def keypoint_names(self) -> dict[str, np.ndarray]:
-        """Of every row of :meth:`keypoints`: names of category, pictures and keypoint, as the dataset has them."""
+        """Return column → names for every row of :meth:`keypoints`: of its category, its two pictures and its keypoint."""
         rows = [
             (pair.category, self.images.name(pair.source), self.images.name(pair.target), name)
             for pair in self.pairs("test")
@@ -140,16 +159,16 @@ class PairDataModule(StreamDataModule):
 
     @cached_property
     def categories(self) -> list[str]:
-        """Names of the categories, by the number that the keypoints have."""
+        """Names of the categories, in the order of their numbers."""
         return sorted({pair.category for pair in self.pairs("test")})
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Reason → pairs that are left out, those of pictures that turned out to be damaged among them."""
+        """Reason → number of pairs that are left out, including pairs of damaged pictures."""
         return dict(Counter(getattr(self.images, "dropped", {})) + Counter({"unreadable image": self._undecodable()}))
 
     def _undecodable(self) -> int:
-        """Pairs of the splits in use that the source offers and a picture that cannot be decoded takes away."""
+        """Number of pairs of the splits in use that are left out because a picture cannot be decoded."""
         return sum(len(self.pair_source.pairs(split)) - len(self.pairs(split)) for split in self._splits)
 
     @property
@@ -157,7 +176,11 @@ class PairDataModule(StreamDataModule):
         return PAIR_SPLITS if self.learns else ("test",)
 
     def setup(self, stage: str) -> None:
-        """Fit the mitigations; before training, the tokens of all keypoints of its pairs, one pass per image."""
+        """Fit the mitigations; before training, extract the tokens of all keypoints of its pairs, one pass per image.
+
+        Raises:
+            InputError: there are no usable training pairs.
+        """
         super().setup(stage)
         if stage != "fit" or not self.learns or self._tokens:
             return
@@ -174,7 +197,7 @@ class PairDataModule(StreamDataModule):
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":
-        """Keypoint tokens of ``pair_batch`` pairs a step; as many passes over the pairs as make 100 steps."""
+        """Return keypoint tokens of ``pair_batch`` pairs per step, at least 100 steps per epoch; empty with ``head="none"``."""
         if not self.learns:
             return []
         steps = -(-len(self.pairs("train")) // self.pair_batch)
@@ -182,22 +205,22 @@ class PairDataModule(StreamDataModule):
         return Loader(lambda: self._train_epoch(passes), passes * steps)
 
     def val_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":
-        """Keypoint tokens of the validation pairs, in their order."""
+        """Return keypoint tokens of the validation pairs, in their order; empty with ``head="none"``."""
         pairs = self.pairs("val") if self.learns else []
         return Loader(lambda: self._steps(pairs), -(-len(pairs) // self.pair_batch)) if pairs else []
 
     def test_dataloader(self) -> "Loader[MatchBatch]":
-        """One target picture at a time, with every keypoint to be found in it; pictures of one category follow each other."""
+        """Return batches of one target picture with all keypoints to find in it, category by category."""
         return Loader(self._matches, len({(pair.category, pair.target) for pair in self.pairs("test")}))
 
     def release(self) -> None:
-        """Let go of everything kept on the device."""
+        """Free the memory of the device: the network and the keypoint tokens."""
         super().release()
         self._tokens.clear()
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data in a run's record."""
-        used = sorted(self._usable or ())  # fit images, too
+        """Return the description of :class:`~datamodules.base.StreamDataModule`, with pairs, categories and dropped pairs."""
+        used = sorted(self._usable or ())  # including fit images
         pairs = {split: self.pairs(split) for split in self._splits}
         described = super().describe()
         del described["photographs"]
@@ -229,7 +252,7 @@ class PairDataModule(StreamDataModule):
         found = sum(len(pair.ids) for pair in self.pairs("test"))
         if found < 2:
             raise InputError(
-                f"Expected at least 2 keypoints in usable test pairs, but got {found} (left out: {self.dropped or 'none'}). "
+                f"Expected at least 2 keypoints in usable test pairs, but got {found} (pairs left out: {self.dropped or 0}). "
                 "Check the image source."
             )
 
@@ -245,7 +268,7 @@ class PairDataModule(StreamDataModule):
             yield self._keypoint_batch(pairs[start : start + self.pair_batch])
 
     def _keypoint_batch(self, pairs: Sequence[Pair]) -> KeypointBatch:
-        """Tokens of these pairs' keypoints; background comes from their target pictures, each once."""
+        """Tokens of these pairs' keypoints, and background tokens of each of their target pictures."""
         targets = dict.fromkeys((self._prompt(pair.category), pair.target) for pair in pairs)
         source, target, background, place = {}, {}, {}, {}
         for layer in self.layers:
@@ -263,7 +286,7 @@ class PairDataModule(StreamDataModule):
         return self._tokens[self._prompt(pair.category), index][layer][[slots[point] for point in points]]
 
     def _places(self, pairs: Sequence[Pair], layer: str) -> Int[Tensor, " n"]:
-        """Which token of which picture every target keypoint lies on."""
+        """A number per target keypoint that names its picture and the token it lies on."""
         _, height, width = self.shapes[layer]
         found = []
         for pair in pairs:
@@ -274,7 +297,7 @@ class PairDataModule(StreamDataModule):
 
     @cached_property
     def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
-        """Item → point → its place among the item's distinct points."""
+        """Item → point → its number among the item's distinct points."""
         return slots_of(pair for split in self._splits for pair in self.pair_source.pairs(split))
 
     @cached_property
@@ -291,7 +314,7 @@ class PairDataModule(StreamDataModule):
         return [index for index in found if photo(index) not in tested]
 
     def _prompt(self, category: str) -> str:
-        """What conditions the pictures of a category's pairs; tokens of a picture in two categories may differ by it."""
+        """The prompt of a category; tokens of a picture in two categories may therefore differ."""
         return self.base_stream.reads.prompt.replace("{category}", category)
 
     def _stream(self, prompt: str, indices: Sequence[int]) -> Iterator[GridBatch]:
@@ -299,7 +322,7 @@ class PairDataModule(StreamDataModule):
         return map(concatenated, stream(indices)) if self.concatenate else stream(indices)
 
     def _matches(self) -> Iterator[MatchBatch]:
-        """Category by category: keypoint tokens of all pictures first, then every target with all that is sought in it."""
+        """Per category: extract the keypoint tokens of all pictures, then yield every target with the keypoints to find."""
         table = self._table
         for number, category in enumerate(self.categories):
             rows = (table.category == number).nonzero()[:, 0]
@@ -326,7 +349,7 @@ class PairDataModule(StreamDataModule):
     def _match(
         self, target: GridBatch, sources: dict[str, SourceTokens], index: Int[Tensor, " n"], rows: Int[Tensor, " n"]
     ) -> MatchBatch:
-        """``index``: places of the source tokens among all of the category's."""
+        """``index`` numbers the source tokens among all of the category."""
         device = target.image.device
         source = {layer: tokens.at(index.to(device)) for layer, tokens in sources.items()}
         return MatchBatch(
@@ -343,7 +366,7 @@ _Key = tuple[str, int]  # prompt, item
 
 
 def _digest(pictures: str, pairs: dict[str, list[Pair]]) -> str:
-    """Digest of pictures and of everything that is annotated on them."""
+    """Digest of pictures and of their annotations."""
     result = hashlib.sha256(pictures.encode())
     for split, part in pairs.items():
         for pair in part:

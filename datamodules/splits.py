@@ -1,4 +1,4 @@
-"""Which images fit mitigations (A), train probes (B), select (val, a part of B) and test (D). Data path step 1."""
+"""Splits: which images fit mitigations, train probes, validate them and test them. Data path step 1."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,18 +7,26 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 SPLITS = ("fit", "train", "val", "test")
-# shares of photographs; a fifth of B (40 %) validates
+# shares of photographs
 DEFAULT_SHARES = {"fit": 0.4, "train": 0.32, "val": 0.08, "test": 0.2}
 LOOS2025_SHARES = {"fit": 0.0, "train": 0.8, "val": 0.0, "test": 0.2}
 MINIMUM = 10
 
 
 def split_by_photo(photos: Sequence[str], protocol: str = "default", seed: int = 0) -> dict[str, list[int]]:
-    """Indices of items per split; items that show one photograph stay together.
+    """Split items by photograph, so that all items of a photograph are in one split.
 
-    ``default`` orders photographs by a digest of (seed, name), so that a split does not depend on the order of files, and
-    gives 40 % to A, 40 % to B (of it a fifth to val) and 20 % to D, whether or not a mitigation uses A. ``loos2025``
-    takes the first 80 % of photographs to train and the rest to test.
+    ``default`` orders photographs by a digest of (seed, name), so that a split does not depend on the order of files. It takes
+    40 % to fit mitigations, 32 % to train, 8 % to validate and 20 % to test, with or without mitigations. ``loos2025`` takes
+    the first 80 % of the photographs to train and the others to test.
+
+    Args:
+        photos: name of the photograph of every item.
+        protocol: ``default`` or ``loos2025``.
+        seed: seed of ``default``.
+
+    Returns:
+        ``fit``, ``train``, ``val`` and ``test`` → indices of items.
 
     Raises:
         InputError: fewer than 10 photographs, or an unknown protocol.
@@ -39,7 +47,7 @@ def split_by_photo(photos: Sequence[str], protocol: str = "default", seed: int =
 
 
 def _cut(photos: list[str], shares: dict[str, float]) -> dict[str, list[str]]:
-    """Consecutive parts of a list; cumulative rounding, so that the parts always cover it."""
+    """Consecutive parts of a list; their ends are rounded cumulatively, so that they cover it."""
     ends, total = {}, 0.0
     for name, share in shares.items():
         total += share

@@ -1,6 +1,6 @@
 """ActivationStream: latents → noise → U-Net → masks → GridBatch, in constant memory. Data path steps 3 to 6.
 
-Tokens or grids that are needed again stay on the device within a stated budget (:class:`DeviceCache`).
+Tokens or grids that are needed again stay on the device within a memory budget (:class:`DeviceCache`).
 """
 
 import copy
@@ -28,13 +28,13 @@ Piece = TypeVar("Piece", TokenBatch, GridBatch)
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass of the network reads out, and under which conditions.
+    """The layers that a pass of the network reads, and its conditions.
 
     Args:
         layers: canonical names.
         timestep: noise level in [0, 1000).
-        seed: keys the noise of each image, with its id.
-        prompt: conditioning text of every image.
+        seed: seed of the noise, which also depends on the image's id.
+        prompt: text that conditions the network.
     """
 
     layers: tuple[str, ...]
@@ -44,13 +44,13 @@ class Pass:
 
 
 class ActivationStream:
-    """Item indices → activation grids with their token-group masks, one pass of the network per image for all layers.
+    """Item indices → activation grids with token-group masks; one pass of the network per image reads all layers.
 
     Args:
-        backbone: frozen.
+        backbone: a frozen checkpoint.
         store: latents of the images.
         reads: layers, noise level, seed and prompt.
-        batch_size: images per pass; halved once if device memory runs out. Never changes an activation.
+        batch_size: images per pass; halved once if device memory runs out.
         labels: hand labels, which become the token group ``labelled``.
     """
 
@@ -72,16 +72,16 @@ class ActivationStream:
 
     @property
     def step(self) -> int:
-        """Images that all processes together compute at a time."""
+        """Images that all processes together compute at once."""
         return self.batch_size * Processes.current().count
 
     def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]:
         """Batches of at most ``batch_size`` images, in order.
 
-        Several processes call this together: they compute as many batches at a time as they are, one each, and all get all.
+        Several processes call this together. Each computes one batch at a time, and every process gets the batches of all.
 
         Raises:
-            InputError: half a batch does not fit in device memory either.
+            InputError: half a batch does not fit in device memory.
         """
         processes = Processes.current()
         start = 0
@@ -92,7 +92,7 @@ class ActivationStream:
             own = self._computed(chunks[processes.rank]) if processes.rank < len(chunks) else _IDLE
             formats = [form for form in processes.all_gather(None if own is None else _formats(own.grids)) if form is not None]
             if own is None or len(formats) < processes.count:
-                own = None  # it holds memory that the next try needs
+                own = None  # frees memory for the next try
                 self._size.halve()
                 continue
             for source, chunk in enumerate(chunks):
@@ -102,9 +102,9 @@ class ActivationStream:
             start += sum(map(len, chunks))
 
     def viewed(self, view: View, layers: Sequence[str] | None = None, prompt: str | None = None) -> "ActivationStream":
-        """The stream of the same images, shown as ``view`` says; with other layers or another prompt, where they are given.
+        """Return the stream of the same images in another view, with other layers or another prompt if they are given.
 
-        Other views have no hand labels.
+        Only the images as they are have hand labels.
         """
         reads = Pass(
             self.reads.layers if layers is None else tuple(layers),
@@ -123,7 +123,7 @@ class ActivationStream:
         return self._others[view, reads]
 
     def prepare(self, indices: Sequence[int]) -> list[int]:
-        """Encode what the cache lacks; see :meth:`LatentStore.prepare`."""
+        """Encode the images that the cache lacks, see :meth:`~datamodules.latents.LatentStore.prepare`."""
         with self._padded():
             return self.store.prepare(indices)
 
@@ -131,7 +131,7 @@ class ActivationStream:
         return self.backbone.padded(self.padding) if self.padding else nullcontext()
 
     def _computed(self, indices: Sequence[int]) -> GridBatch | None:
-        """The grids of these images; None where device memory runs out."""
+        """The grids of these images; None if device memory runs out."""
         ids = [self.store.images.name(index) for index in indices]
         reads = self.reads
         with self._padded(), suppress(torch.OutOfMemoryError):
@@ -151,13 +151,13 @@ class ActivationStream:
 
 
 class _BatchSize:
-    """Images per pass of the network: one number for the streams of all views, halved once."""
+    """Images per pass of the network, shared by the streams of all views; it can be halved once."""
 
     def __init__(self, images: int) -> None:
         self.images, self._halved = images, False
 
     def halve(self) -> None:
-        """Raises InputError where that was done before, or there is nothing to halve."""
+        """Halve the number. Raises InputError if it was halved before, or is 1."""
         if self._halved or self.images == 1:
             raise InputError(
                 f"Expected {self.images} images per U-Net pass to fit in device memory, but they do not. "
@@ -170,7 +170,7 @@ class _BatchSize:
         log.warning("Out of device memory: continuing with %d images per U-Net pass; numbers stay the same.", self.images)
 
 
-_IDLE = GridBatch({}, {}, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))  # of a process without images
+_IDLE = GridBatch({}, {}, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))  # for a process without images
 _Formats = dict[str, tuple[torch.Size, torch.dtype, bool]]
 
 
@@ -180,7 +180,7 @@ def _formats(grids: dict[str, Tensor]) -> _Formats:
 
 
 def _empty(formats: _Formats, device: torch.device) -> dict[str, Tensor]:
-    """Grids to receive those of another process in."""
+    """Empty grids that receive those of another process."""
     return {
         layer: torch.empty(shape, dtype=dtype, device=device, memory_format=_layout(channels_last))
         for layer, (shape, dtype, channels_last) in formats.items()
@@ -188,7 +188,7 @@ def _empty(formats: _Formats, device: torch.device) -> dict[str, Tensor]:
 
 
 def _broadcast(grid: Tensor, source: int, processes: Processes) -> Tensor:
-    """The grid of process ``source``, laid out in memory as it is there."""
+    """The grid of process ``source``, with the same memory layout."""
     if processes.count == 1:
         return grid
     channels_last = not grid.is_contiguous()
@@ -202,7 +202,7 @@ def _layout(channels_last: bool) -> torch.memory_format:
 
 
 class DeviceCache(Generic[Piece]):
-    """Item index → its tokens or grids, kept while they fit ``budget`` GiB."""
+    """Item index → its tokens or grids, up to ``budget`` GiB."""
 
     def __init__(self, budget: float) -> None:
         self._left = budget * 2**30
@@ -211,7 +211,7 @@ class DeviceCache(Generic[Piece]):
         self.full = budget == 0
 
     def add(self, index: int, piece: Piece) -> None:
-        """Keep the tokens of an item if they still fit; from the first that does not, nothing more is kept."""
+        """Keep the tokens of an item if they fit; after the first that does not, nothing more is kept."""
         size = _size(piece)
         if self.full or size > self._left:
             self.full = True
@@ -221,13 +221,13 @@ class DeviceCache(Generic[Piece]):
         self._pieces[index] = piece
 
     def capacity(self) -> int:
-        """How many more items of the size of those kept fit; 1 as long as none is kept and sizes are unknown."""
+        """Return how many more items fit, at the largest size so far; 1 while no size is known."""
         if self.full or not self._pieces:
             return int(not self.full)
         return int(self._left // self._largest)
 
     def clear(self) -> None:
-        """Forget everything; nothing more is kept."""
+        """Remove everything; nothing more is kept."""
         self._pieces.clear()
         self.full = True
 

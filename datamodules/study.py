@@ -1,4 +1,4 @@
-"""StudyDataModule: tokens for the position probe, and every grid on its way to them. Data path steps 1 to 7."""
+"""StudyDataModule: tokens for the position probe, and the whole grids that they are drawn from. Data path steps 1 to 7."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,26 +15,52 @@ from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LEAST = 40  # images: intervals are over 20 groups of at least two
-SMALLEST = 6  # tokens a side: 4 are left after cropping
-MARGINS = (8, 16, 32, 64)  # pixels: one token of grids with so many pixels per token
+LEAST = 40  # images for an interval, which is over 20 groups of at least two
+SMALLEST = 6  # tokens per side of a grid, 4 after cropping
+MARGINS = (8, 16, 32, 64)  # pixels per token of Stable Diffusion's grids; crops remove one token per side
 
 
 class StudyDataModule(ActivationDataModule):
-    """An :class:`ActivationDataModule` that shows whole grids to its probe's ``observe`` while they pass by.
+    """An :class:`~datamodules.activations.ActivationDataModule` that also gives every whole grid to its probe.
 
-    Every image is shown once, whether it trains or tests the position probe. The test dataloaders are: the tokens of the
-    test images; whole grids of images that nobody has shown yet (a resumed run's training images); and, for each of
-    MARGINS, all images cropped by it. One U-Net pass per image and dataloader.
+    It calls the probe's ``observe`` with the :class:`~sdprobe.tokens.batch.GridBatch` of every image once, while tokens are
+    drawn from it. The test dataloaders are: the tokens of the test images; whole grids of images that no dataloader has shown
+    yet (the training images of a resumed run); and, for each number of pixels per token that a layer has, all images cropped by
+    that many pixels. Each takes one pass of the U-Net per image.
 
-    Args: those of :class:`ActivationDataModule`.
+    Args:
+        images: an image source with pictures; 40 or more for intervals of similarities and norms.
+        backbone: a frozen checkpoint.
+        block: layers to read.
+        splits: ``default`` or ``loos2025``.
+        sampling: ``stratified`` or ``all``.
+        token_batch: tokens per layer and training step.
+        mixing_images: images that are mixed with one another.
+        activation_budget: GiB of tokens that stay on the device between epochs.
+        labels: file of hand-labelled high-norm tokens, or None.
+        labels_side: tokens per side of the labelled grid.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
+
+    Raises:
+        InputError: as :class:`~datamodules.activations.ActivationDataModule`; in :meth:`prepare_data`, a mitigation, or a grid
+            of less than 6 × 6 tokens.
+
+    Example:
+        >>> from datamodules.images.scenes import Scenes
+        >>> from sdprobe import FrozenSD
+        >>> data = StudyDataModule(Scenes(size=512, limit=40), FrozenSD.from_pretrained("tiny"), ["mid", "up_1"])
+        >>> {margin: stream.reads.layers for margin, stream in data.crops.items()}  # pixels per token → layers
+        {16: ('up_1',), 64: ('mid',)}
+
+    References:
+        Loos & Linhardt (2025), arXiv 2504.07008.
     """
 
     kind = "study"
 
     @cached_property
     def crops(self) -> dict[int, ActivationStream]:
-        """Margin → cropped images, and of them the layers with so many pixels per token."""
+        """Margin in pixels → stream of the images cropped by it, with the layers that have so many pixels per token."""
         layers = {
             margin: [layer for layer, (_, side, _) in self.shapes.items() if self.images.size == side * margin]
             for margin in MARGINS
@@ -47,11 +73,11 @@ class StudyDataModule(ActivationDataModule):
 
     @property
     def everyone(self) -> list[int]:
-        """All images, in order."""
+        """Indices of all images, in order."""
         return self.used
 
     def describe(self) -> dict[str, Any]:
-        """That of tokens, and the crops'."""
+        """Return the description of :class:`~datamodules.activations.ActivationDataModule`, with that of the crops."""
         described = super().describe()
         for stream in self.crops.values():
             store = stream.store
@@ -61,13 +87,13 @@ class StudyDataModule(ActivationDataModule):
         return described
 
     def test_dataloader(self) -> Any:
-        """See the class."""
+        """Return tokens of the test images, whole grids of images not shown yet, and a loader per crop."""
         rest = set(self._shown) | set(self.split["test"])
         unseen = GridLoader(self.stream, [i for i in self.everyone if i not in rest])
         return [super().test_dataloader(), unseen, *(GridLoader(stream, self.everyone) for stream in self.crops.values())]
 
     def _encode(self) -> None:
-        """Crops, too."""
+        """Also encode the crops."""
         if not self.mitigations.is_identity:
             raise InputError(
                 "Expected no mitigation for probe=study, which measures raw activations, but got one. Use probe=position."
@@ -80,8 +106,8 @@ class StudyDataModule(ActivationDataModule):
                     f"has {height}×{width}. Use images.size={least} or more, or leave this layer out of block=."
                 )
         if len(self.everyone) < LEAST:
-            log.warning("Similarities and norms get no intervals: %d images are fewer than %d.", len(self.everyone), LEAST)
-        crops = self.crops.values()  # images too small to crop are refused before any is encoded
+            log.warning("Similarities and norms get no intervals: they need %d images, but got %d.", LEAST, len(self.everyone))
+        crops = self.crops.values()  # refuses images that are too small to crop before any is encoded
         super()._encode()
         for stream in crops:
             stream.prepare(self.everyone)
@@ -96,7 +122,7 @@ class StudyDataModule(ActivationDataModule):
         return super()._flattened(batch)
 
     def _show(self, batch: GridBatch) -> None:
-        """Images pass again in later epochs; a probe sees each of them once."""
+        """Give images to the probe that it has not seen; images pass again in later epochs."""
         new = [k for k, index in enumerate(batch.image.tolist()) if index not in self._shown]
         if new and self.trainer is not None:
             self._shown.update(batch.image.tolist())

@@ -1,4 +1,4 @@
-"""Data modules whose tokens come with a target to regress: the depth, or the clean latent, of what a token covers.
+"""Data modules whose tokens have a target to regress: the depth, or the clean latent, of a token's cell.
 
 Data path steps 1 to 7.
 """
@@ -26,9 +26,20 @@ log = logging.getLogger(__name__)
 
 
 class TargetDataModule(ActivationDataModule):
-    """An :class:`ActivationDataModule` whose batches have ``targets``, V numbers per token.
+    """An :class:`~datamodules.activations.ActivationDataModule` whose batches have ``targets``, V numbers per token.
 
-    Args: those of :class:`ActivationDataModule`.
+    Args:
+        images: an image source.
+        backbone: a frozen checkpoint.
+        block: layers to read.
+        splits: ``default`` or ``loos2025``.
+        sampling: ``stratified`` or ``all``.
+        token_batch: tokens per layer and training step.
+        mixing_images: images that are mixed with one another.
+        activation_budget: GiB of tokens that stay on the device between epochs.
+        labels: file of hand-labelled high-norm tokens, or None.
+        labels_side: tokens per side of the labelled grid.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
     """
 
     @cached_property
@@ -41,23 +52,27 @@ class TargetDataModule(ActivationDataModule):
         return {height for _, height, _ in self.shapes.values()}
 
     def training_targets(self, layer: str) -> Float[Tensor, "images h w v"]:
-        """Targets of every token of the training images; NaN where there is none."""
+        """Return the targets (images, h, w, V) of every token of the training images; NaN where there is none."""
         table = self._tables[self.shapes[layer][1]]
         return table[self._rows[self.split["train"]].to(table.device)]
 
     def prepare_data(self) -> None:
-        """Encode what the latent cache lacks, and read the targets of every image that is used."""
+        """Encode the images that the latent cache lacks, and read the targets of all images in use.
+
+        Raises:
+            InputError: a picture or its target cannot be read, or the targets cannot be used.
+        """
         if self._prepared:
             return
         super().prepare_data()
         started = time.perf_counter()
-        self._rows = torch.full((len(self.images),), -1)  # images that are not in use stand in no row
+        self._rows = torch.full((len(self.images),), -1)  # images that are not in use have no row
         self._rows[self.used] = torch.arange(len(self.used))
         self._read()
         self.seconds[self.kind] = time.perf_counter() - started
 
     def release(self) -> None:
-        """Let go of everything kept on the device."""
+        """Free the memory of the device: the network, the kept tokens and the targets."""
         super().release()
         self._tables.clear()
 
@@ -83,30 +98,56 @@ class TargetDataModule(ActivationDataModule):
 
 @runtime_checkable
 class DepthSource(ImageSource, Protocol):
-    """An image source that knows the depth of its pixels."""
+    """An image source with the depth of every pixel."""
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
-        """Depth of every pixel, positive, in one unit for all items; 0, NaN and infinity are missing."""
+        """Return the depth of every pixel, positive, in one unit for all items; 0, NaN and infinity mean that it is missing."""
 
     def depth_key(self, index: int) -> str:
-        """Identifies an item's depth, as ``content_key`` does its pixels."""
+        """Return a text that identifies the depth of an item, as ``content_key`` does for its pixels."""
 
 
 class DepthDataModule(TargetDataModule):
-    """A :class:`TargetDataModule` of depth, V = 1, float32: the mean over the pixels of a token's cell that have one; NaN where
-    none has.
+    """An :class:`~datamodules.activations.ActivationDataModule` whose batches have the depth of every token as target.
 
-    Args: those of :class:`ActivationDataModule`.
+    A token's target, (N, 1) float32, is the mean depth over the pixels of its cell that have one; NaN where none has. Its unit
+    is that of the images: metres for ``images=nyu``, scene units for ``images=scene_depth``.
+
+    Args:
+        images: an image source with depth, see :class:`DepthSource`.
+        backbone: a frozen checkpoint.
+        block: layers to read.
+        splits: ``default`` or ``loos2025``.
+        sampling: ``stratified`` or ``all``.
+        token_batch: tokens per layer and training step.
+        mixing_images: images that are mixed with one another.
+        activation_budget: GiB of tokens that stay on the device between epochs.
+        labels: file of hand-labelled high-norm tokens, or None.
+        labels_side: tokens per side of the labelled grid.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
 
     Raises:
-        InputError: in :meth:`prepare_data`, for images without depth.
+        InputError: as :class:`~datamodules.activations.ActivationDataModule`; in :meth:`prepare_data`, images without depth, a
+            depth file that cannot be decoded, or a split without any depth.
+
+    Example:
+        >>> import tempfile
+        >>> from datamodules.images.scenes import SceneDepth
+        >>> from sdprobe import FrozenSD
+        >>> cache = tempfile.TemporaryDirectory()
+        >>> sd = FrozenSD.from_pretrained("tiny")
+        >>> data = DepthDataModule(SceneDepth(size=64, limit=10), sd, block="up_1", cache_dir=cache.name)
+        >>> data.prepare_data()  # doctest: +ELLIPSIS
+        encoding images ...
+        >>> tuple(data.training_targets("up_1").shape)  # images, h, w, V
+        (3, 4, 4, 1)
     """
 
     kind = "depth"
 
     @cached_property
     def source(self) -> DepthSource:
-        """The images. Raises InputError where they have no depth."""
+        """The image source. Raises InputError if it has no depth."""
         if not isinstance(self.images, DepthSource):
             raise InputError(
                 f"Expected images with depth, images=scene_depth or images=nyu, but got {type(self.images).__name__}. "
@@ -115,7 +156,7 @@ class DepthDataModule(TargetDataModule):
         return self.images
 
     def describe(self) -> dict[str, Any]:
-        """That of tokens; the fingerprint covers depth too."""
+        """Return the description of :class:`~datamodules.activations.ActivationDataModule`, with depth in its fingerprint."""
         described = super().describe()
         digest = hashlib.sha256(described["dataset_fingerprint"].encode())
         for index in self.used:
@@ -123,11 +164,11 @@ class DepthDataModule(TargetDataModule):
         return described | {"dataset_fingerprint": digest.hexdigest()}
 
     def _encode(self) -> None:
-        _ = self.source  # images without depth are refused before any is encoded
+        _ = self.source  # refuses images without depth before any is encoded
         super()._encode()
 
     def _read(self) -> None:
-        """Images whose depth cannot be decoded leave their split, unless ``on_error`` is ``raise``."""
+        """Read the depth; with ``on_error=skip``, images whose depth cannot be decoded are left out of their split."""
         for side in self._sides:
             self._tables[side] = torch.full((len(self.used), side, side, 1), torch.nan)
         failed: list[int] = []
@@ -155,7 +196,7 @@ class DepthDataModule(TargetDataModule):
 
 
 def depth_means(depth: Float[Tensor, "size size"], side: int) -> Float[Tensor, "{side} {side}"]:
-    """Mean over the pixels that have a depth in each of side × side equal cells, float32; NaN in cells without any.
+    """Mean depth in each of side × side equal cells, float32, over the pixels that have one; NaN in cells without any.
 
     >>> depth_means(torch.tensor([[2.0, 4.0], [0.0, 6.0]]), 1).tolist()
     [[4.0]]
@@ -170,13 +211,36 @@ def depth_means(depth: Float[Tensor, "size size"], side: int) -> Float[Tensor, "
 
 
 class ContentDataModule(TargetDataModule):
-    """A :class:`TargetDataModule` of content, V = 4, float32: the clean latent of an image, whatever noise or mitigation its
-    tokens went through, averaged over a token's cell.
+    """An :class:`~datamodules.activations.ActivationDataModule` whose batches have the content of every token as target.
 
-    Args: those of :class:`ActivationDataModule`.
+    A token's content, (N, 4) float32, is the mean of the image's clean latent over the token's cell. It does not depend on the
+    noise or the mitigations that the tokens went through.
+
+    Args:
+        images: an image source.
+        backbone: a frozen checkpoint.
+        block: layers to read.
+        splits: ``default`` or ``loos2025``.
+        sampling: ``stratified`` or ``all``.
+        token_batch: tokens per layer and training step.
+        mixing_images: images that are mixed with one another.
+        activation_budget: GiB of tokens that stay on the device between epochs.
+        labels: file of hand-labelled high-norm tokens, or None.
+        labels_side: tokens per side of the labelled grid.
+        **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
 
     Raises:
-        InputError: in :meth:`prepare_data`, for training images that all look alike.
+        InputError: as :class:`~datamodules.activations.ActivationDataModule`; in :meth:`prepare_data`, training images that are
+            all equal.
+
+    Example:
+        >>> from datamodules.images.texture import LatentTextures
+        >>> from sdprobe import FrozenSD
+        >>> data = ContentDataModule(LatentTextures(size=128, limit=20), FrozenSD.from_pretrained("tiny"), block="up_1")
+        >>> data.prepare_data()
+        <BLANKLINE>
+        >>> tuple(data.training_targets("up_1").shape)  # images, h, w, V
+        (6, 8, 8, 4)
     """
 
     kind = "content"
@@ -190,13 +254,12 @@ class ContentDataModule(TargetDataModule):
         self._tables.update({side: torch.stack(found.pop(side)) for side in self._sides})
         if not any((content - content.mean(0)).any() for content in map(self.training_targets, self.shapes)):
             raise InputError(
-                f"Expected training images that differ, but got {len(self.split['train'])} without any difference. Use more "
-                "images."
+                f"Expected training images that differ, but got only equal ones ({len(self.split['train'])}). Use more images."
             )
 
 
 def latent_means(latent: Float[Tensor, "v h w"], side: int) -> Float[Tensor, "{side} {side} v"]:
-    """Mean of a latent in each of side × side cells, float32.
+    """Mean of a latent in each of side × side equal cells, float32.
 
     >>> latent_means(torch.tensor([[[2.0, 4.0], [0.0, 6.0]]]), 1).tolist()
     [[[3.0]]]

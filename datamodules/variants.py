@@ -1,4 +1,4 @@
-"""Variant: one chain of mitigations at every layer, and the grids it starts from. Data path step 6."""
+"""Variant: a chain of mitigations for every layer, and the grids it is applied to. Data path step 6."""
 
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from sdprobe.utilities.errors import InputError
 
 
 class Variant:
-    """One chain of mitigations at every layer; ``label`` is empty where it stands in the layers' own place."""
+    """A chain of mitigations for every layer; ``label`` is empty if the chain replaces the layers."""
 
     def __init__(self, label: str, steps: Sequence[Configured]) -> None:
         self.label = label
@@ -35,11 +35,11 @@ class Variant:
             raise InputError("Expected mitigation=saved alone, but got it in a list. Fit the others anew instead.")
 
     def name(self, layer: str) -> str:
-        """What the layer is called behind this chain."""
+        """Return the name of the layer with this chain applied."""
         return variant(layer, self.label)
 
     def describe(self, size: int) -> dict[str, Any]:
-        """Steps, passes per image in passes of the plain image, and what the fits say of themselves, by layer."""
+        """Return names of the steps, cost per image in passes of the plain image, and descriptions of the fits, by layer."""
         views = self.extraction.passes(size) if self.extraction else (View(),)
         return {
             "steps": [type(step).__name__ for step in (self.extraction, *self.mitigations, self.saved) if step],
@@ -48,7 +48,7 @@ class Variant:
         }
 
     def needs_fit(self) -> bool:
-        """Whether anything of it needs fit images."""
+        """Return whether any of its mitigations needs fit images."""
         return any(mitigation.fit_images != 0 for mitigation in self.mitigations)
 
 
@@ -58,9 +58,9 @@ def extract(
     indices: Sequence[int],
     known: MutableMapping[View, GridBatch] | None = None,
 ) -> GridBatch:
-    """Grids of these images, the passes of an extraction merged, with the token groups of what came out.
+    """Grids of these images, merged from the passes of an extraction, with the token groups of the merged grids.
 
-    ``known`` are the passes that these images have taken already; the plain one is added.
+    ``known`` holds the passes that these images have taken already; the plain one is added.
     """
     known = {} if known is None else known
     if extraction is None:

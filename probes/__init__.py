@@ -1,4 +1,4 @@
-"""LightningModules that read something out of tokens, every layer side by side: linear heads, or statistics."""
+"""Lightning modules that measure tokens, all layers in one run: linear heads and statistics."""
 
 from probes.controls import ControlsProbe
 from probes.correspondence import CorrespondenceProbe

@@ -1,6 +1,6 @@
-"""Probe: what every probe has: a kind, the layers it reads, the data it fits, and its results by key.
+"""Probe: the base of all probes, with their kind, the shapes of their layers, their data module and their results by key.
 
-What belongs to tokens comes with their batches; what belongs to the whole test is asked of the data module.
+Whatever belongs to tokens comes with their batches. Whatever belongs to the whole test comes from the data module.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,22 @@ Shapes = dict[str, tuple[int, int, int]]
 
 @runtime_checkable
 class Data(Protocol):
-    """A data module; ``kind`` is the choice of ``datamodule=`` that makes it."""
+    """A data module; ``kind`` is its name in ``datamodule=``."""
 
     @property
     def kind(self) -> str: ...
 
 
 class Probe(lightning.LightningModule):
-    """A measurement of every layer.
+    """Base class of all probes. A probe measures every layer in one run.
 
-    ``kind`` is the choice of ``probe=`` that makes it, ``reads`` the ``kind`` of its data module. ``results`` are numbers by
-    ``<condition>/<layer>/<metric>/<where>``. Several processes see the same batches, so their metrics are not reduced.
+    ``kind`` is its name in ``probe=``, ``reads`` the ``kind`` of its data module. ``results`` are numbers by
+    ``<condition>/<layer>/<metric>/<where>``, see :mod:`sdprobe.tokens.keys`. On several devices every process sees the same
+    batches, so metrics are not reduced.
 
     Args:
         shapes: layer → (C, h, w).
-        data: the data module; None where a probe asks nothing of it.
+        data: the data module; None if the probe needs none.
 
     Raises:
         InputError: a data module of another kind.
@@ -42,7 +43,7 @@ class Probe(lightning.LightningModule):
 
     kind: ClassVar[str]
     reads: ClassVar[str]
-    optional: ClassVar[bool] = False  # whether it can do without a data module
+    optional: ClassVar[bool] = False  # whether the data module may be None
 
     def __init__(self, shapes: Shapes, data: Data | None) -> None:
         super().__init__()
@@ -53,26 +54,29 @@ class Probe(lightning.LightningModule):
                 f"build the probe with data of kind '{self.reads}'."
             )
         self.shapes, self.data = shapes, data
-        self.measures = nn.ModuleDict()  # what is measured of each layer, where that is made during a run
+        self.measures = nn.ModuleDict()  # metrics of each layer that are built during a run
         self.results: dict[str, float] = {}
         self._units: dict[str, np.ndarray] = {}
 
     def configure_optimizers(self) -> Any:
-        """None: nothing is trained in steps, so there are no checkpoints, and a resumed run starts over."""
+        """Return None, since nothing is trained in steps. There are no checkpoints, so a resumed run starts again."""
         return None
 
     def on_test_epoch_end(self) -> None:
-        """Collect results, without torchmetrics adding up what every process has seen already."""
+        """Collect the results. torchmetrics must not sum over processes, since each has seen every batch."""
         for metric in (module for module in self.modules() if isinstance(module, Metric)):
             metric.sync_on_compute = metric._to_sync = False
         self.collect()
 
     def collect(self) -> None:
-        """Put what was measured into ``results``, and log the main numbers."""
+        """Write the measured numbers into ``results``, and log the main ones."""
         raise NotImplementedError
 
     def collect_scores(self, scores: nn.ModuleDict, conditions: Sequence[str]) -> None:
-        """Of metrics by ``<condition>/<layer>``: values, units of the first condition, gains of variants over their layer."""
+        """Write metrics, given by ``<condition>/<layer>``, into ``results``.
+
+        Pseudo-values are kept of the first condition; variants also get their gain over their layer.
+        """
         tested = conditions[0]
         for layer in self.shapes:
             for condition in conditions:
@@ -84,14 +88,17 @@ class Probe(lightning.LightningModule):
 
     @property
     def not_converged(self) -> list[str]:
-        """Layers whose heads were stopped before their plateau; none, where nothing is trained in steps."""
+        """Layers whose heads stopped before their plateau; none if nothing is trained in steps."""
         return []
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<condition>/<layer>/<metric>/<where>`` → what every unit of the test contributes (photograph, picture or fold of
-        images), see :mod:`sdprobe.metrics.intervals`."""
+        """Contribution of every test unit to the results, see :mod:`sdprobe.metrics.intervals`.
+
+        Returns:
+            ``<condition>/<layer>/<metric>/<where>`` → (units,). Units are photographs, pictures or groups of images.
+        """
         return present_units(self._units)
 
     def maps(self) -> dict[str, Any]:
-        """Tables by name, for figures."""
+        """Return arrays by name, for figures; none by default."""
         return {}

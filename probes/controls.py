@@ -1,4 +1,4 @@
-"""ControlsProbe: a position probe that is also tested where one source of position has been taken away."""
+"""ControlsProbe: a position probe that is also tested on images without one source of position."""
 
 from typing import Any, Protocol, cast
 
@@ -17,7 +17,7 @@ UPRIGHT, ROTATED = "test", "rotated"
 
 
 class ControlsData(Data, Protocol):
-    """A data module that shows the test images in several views."""
+    """A data module with several views of the test images."""
 
     @property
     def views(self) -> list[str]:
@@ -29,19 +29,49 @@ class ControlsData(Data, Protocol):
 
 
 class ControlsProbe(PositionProbe):
-    """A :class:`PositionProbe` whose probes are tested on further views of the test images.
+    """A :class:`~probes.position.PositionProbe` that is also tested on other views of the test images.
 
-    ``<view>/<layer>/…`` are accuracies against the network's coordinate; ``test/<layer>/flip_attribution/all`` and
-    ``flip_surviving/all`` compare upright and rotated images, see :class:`~sdprobe.metrics.flip_attribution.FlipAttribution`.
+    ``results`` also have ``<view>/<layer>/…``, accuracies with respect to the network's coordinates, and, with enough
+    photographs, ``test/<layer>/flip_attribution/all`` and ``flip_surviving/all``. These two compare images with rotated images,
+    see :class:`~sdprobe.metrics.flip_attribution.FlipAttribution`.
 
-    Args: those of :class:`PositionProbe`; ``data`` shows the views.
+    Args:
+        shapes: layer → (C, h, w); h and w at least 2.
+        photos: number of photographs.
+        data: a data module with views, such as :class:`~datamodules.activations.ControlsDataModule`.
+        head: ``classification`` or ``regression``.
+        solver: ``adam`` or ``closed_form``.
+        learning_rate: step size of Adam, above 0.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement after which a head stops, at least 1.
+        seed: seed of the initial weights and of the controls.
+
+    Raises:
+        InputError: as :class:`~probes.position.PositionProbe`.
+
+    Example:
+        >>> import lightning
+        >>> from datamodules.activations import ControlsDataModule
+        >>> from datamodules.images.texture import LatentTextures
+        >>> from sdprobe import FrozenSD
+        >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+        >>> data = ControlsDataModule(LatentTextures(size=128, limit=20), sd, block="up_1")
+        >>> probe = ControlsProbe(data.shapes, data.photos, data, solver="closed_form")
+        >>> trainer = lightning.Trainer(
+        ...     max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(probe, data)
+        >>> _ = trainer.test(probe, data, verbose=False)
+        >>> [key for key in probe.results if key.startswith("rotated/") and key.endswith("/all")]
+        ['rotated/up_1/axis_accuracy/all', 'rotated/up_1/cell_accuracy/all', 'rotated/up_1/binned_accuracy/all']
     """
 
     kind, reads, optional = "controls", "controls", False
     data: ControlsData
 
     def test_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Upright tokens test the probe and its controls, those of other views the probe alone."""
+        """Test the probe and its controls on the images as they are, and the probe alone on other views."""
         view = self.data.views[dataloader_idx]
         if view == UPRIGHT:
             super().test_step(batch, batch_idx)
@@ -53,7 +83,7 @@ class ControlsProbe(PositionProbe):
                 measure.flips.update(predicted, where, photo, rotated=view == ROTATED)
 
     def collect(self) -> None:
-        """Results of the position probe, of the other views, and the attribution."""
+        """Write the results of the position probe, of the other views, and of the attribution."""
         super().collect()
         for layer in self.measures:
             measure = self._measure(layer, self.device)
@@ -62,8 +92,12 @@ class ControlsProbe(PositionProbe):
             self.results |= qualified("test", layer, measure.flips.compute())
 
     def maps(self) -> dict[str, Any]:
-        """Those of the position probe; ``<layer>/photo_right`` and ``<layer>/photo_count`` (views, photographs): binned hits
-        and tokens of every test photograph, for intervals of differences; ``views`` and ``photos``: their names."""
+        """Arrays of the position probe, and counts of every view for intervals of differences.
+
+        Returns:
+            Besides those of :class:`~probes.position.PositionProbe`: ``<layer>/photo_right`` and ``<layer>/photo_count``
+            (views, photographs), sums of binned accuracy and numbers of tokens; ``views`` and ``photos``, their names.
+        """
         if not self.measures:
             return super().maps()
         measures = {layer: self._measure(layer, self.device) for layer in self.measures}
@@ -76,7 +110,7 @@ class ControlsProbe(PositionProbe):
         return super().maps() | tables
 
     def _measure(self, layer: str, device: torch.device) -> "_Measure":
-        """Accuracies of a layer, made where its first tokens lie."""
+        """Metrics of a layer, built on the device of its first tokens."""
         if layer not in self.measures:
             _, height, width = self.shapes[layer]
             self.measures[layer] = _Measure(height, width, len(self.data.photographs), self.data.views).to(device)
@@ -84,7 +118,7 @@ class ControlsProbe(PositionProbe):
 
 
 class _Measure(nn.Module):
-    """Accuracies of every view of one layer, and what the rotated one says."""
+    """Accuracies of one layer in every view, and the attribution from the rotated view."""
 
     def __init__(self, height: int, width: int, photos: int, views: list[str]) -> None:
         super().__init__()
@@ -97,5 +131,5 @@ class _Measure(nn.Module):
         return dict(self.accuracy.items())  # type: ignore[arg-type]
 
     def table(self, name: str) -> np.ndarray:
-        """A state of all views, stacked."""
+        """A state of the metrics of all views, stacked."""
         return np.stack([getattr(metric, name).cpu().numpy() for metric in self.views.values()])

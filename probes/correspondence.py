@@ -1,10 +1,8 @@
 """CorrespondenceProbe: do tokens match the same part in another picture, and what do anomalies cost? Data path steps 8 and 9.
 
-Ways of matching: ``test``, cosine after a linear projection that was trained on keypoints of training pairs (or of raw tokens
-with ``head=none``); ``zero_shot``, raw tokens beside it; ``shuffled_labels``, a projection trained on wrong pairings.
-
-References:
-    Tang et al. (2023), arXiv 2306.03881 (zero-shot). van den Oord et al. (2018), arXiv 1807.03748 (the contrastive loss).
+There are three conditions. ``test`` matches by cosine after a linear projection that is trained on keypoints of training pairs;
+with ``head=none`` it matches raw tokens. ``zero_shot`` matches raw tokens beside a trained projection. ``shuffled_labels``
+matches after a projection that is trained on wrong pairs.
 """
 
 from collections.abc import Sequence
@@ -37,30 +35,56 @@ class PairData(Data, Protocol):
     """A data module of image pairs."""
 
     def keypoints(self) -> Keypoints:
-        """Every keypoint to be found in the test split."""
+        """Return every keypoint to find in the test split, a row each."""
 
     def keypoint_names(self) -> dict[str, np.ndarray]:
-        """Of every row of :meth:`keypoints`: names of category, pictures and keypoint."""
+        """Return column → names for every row of :meth:`keypoints`: of its category, its two pictures and its keypoint."""
 
 
 class CorrespondenceProbe(LinearProbe):
-    """Semantic correspondence in every layer.
+    """Semantic correspondence: the token in a target picture that is most similar to the token under a source keypoint.
+
+    ``results`` have PCK (the share of keypoints within a distance, from 0 to 1) of every layer by several protocols, retrieval
+    accuracies, the cost of anomalous tokens, gains, and the baselines ``same_position`` and ``random_point``; see
+    :class:`~sdprobe.metrics.correspondence.Correspondence`.
 
     Args:
         shapes: layer → (C, h, w).
         photos: number of pictures; not used.
-        data: gives batches of pairs.
-        head: ``linear`` or ``none``, which trains nothing.
-        dimensions: of the projection.
-        temperature: of the contrastive loss, for cosines.
-        learning_rate: of Adam.
-        min_steps, patience: see :class:`~probes.linear.LinearProbe`.
-        enlarged: also match as DIFT does, over enlarged grids; raw tokens only.
-        pictured: pairs that are drawn.
-        seed: of initial weights, shuffled pairs, random masks and resampling.
+        data: a data module of pairs, such as :class:`~datamodules.pairs.PairDataModule`.
+        head: ``linear``, or ``none``, which trains nothing.
+        dimensions: dimensions of the projection, above 0.
+        temperature: temperature of the contrastive loss, by which cosines are divided, above 0.
+        learning_rate: step size of Adam, above 0.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement after which a head stops, at least 1.
+        enlarged: also match as DIFT does, on grids enlarged to the size of the picture; with raw tokens only.
+        pictured: number of pairs to draw, at least 0.
+        seed: seed of initial weights, shuffled pairs, random masks and resampling.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an option out of range, a data module of another kind.
+
+    References:
+        Tang et al. (2023), arXiv 2306.03881 (DIFT, zero-shot matching). van den Oord et al. (2018), arXiv 1807.03748 (the
+        contrastive loss).
+
+    Example:
+        >>> import tempfile
+        >>> import lightning
+        >>> from datamodules.images.scenes import ScenePairs
+        >>> from datamodules.pairs import PairDataModule
+        >>> from sdprobe import FrozenSD
+        >>> cache = tempfile.TemporaryDirectory()
+        >>> images = ScenePairs(size=64, limit=48, pairs_per_category=1)
+        >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+        >>> data = PairDataModule(images, sd, block="up_1", head="none", cache_dir=cache.name)
+        >>> probe = CorrespondenceProbe(data.shapes, data.photos, data, head="none")
+        >>> trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> _ = trainer.test(probe, data, verbose=False)  # doctest: +ELLIPSIS
+        encoding images ...
+        >>> 0 <= probe.results["test/up_1/pck_ours_point_0.10/all"] <= 1
+        True
     """
 
     kind, reads = "correspondence", "pairs"
@@ -91,7 +115,7 @@ class CorrespondenceProbe(LinearProbe):
         self.ways = (*TRAINED, "zero_shot") if self.learns else ("test",)
 
     def training_step(self, batch: KeypointBatch, batch_idx: int) -> Tensor | None:
-        """Sum over layers and ways of the contrastive loss per keypoint."""
+        """Return the sum over layers and variants of the contrastive loss per keypoint."""
         active = [layer for layer in self.shapes if layer not in self._done]
         losses = [self._contrast(layer, batch, "train", self.trainer.current_epoch, batch_idx)[0] for layer in active]
         for layer in active:
@@ -105,14 +129,14 @@ class CorrespondenceProbe(LinearProbe):
             self._validate(layer, loss.double() * len(batch.label), right * len(batch.label), len(batch.label))
 
     def on_test_start(self) -> None:
-        """Heads in their best states, and room for a match of every keypoint."""
+        """Set the heads to their best states, and allocate the matches of all keypoints."""
         super().on_test_start()
         rows = len(self._points)
         self.measures = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
         self.measures.to(self.device)
 
     def test_step(self, batch: MatchBatch, batch_idx: int) -> None:
-        """Match the keypoints of one target picture in every layer and way."""
+        """Match the keypoints of one target picture in every layer and condition."""
         for layer, (_, height, width) in self.shapes.items():
             masks = batch.target_masks[layer]
             key = (self.seed, base_of(layer), int(self._points.target[batch.row[0]]))
@@ -130,13 +154,13 @@ class CorrespondenceProbe(LinearProbe):
                 other,
             )
             if label_of(layer):
-                continue  # beside its layer a variant is counted in one way
+                continue  # variants are evaluated by one protocol
             self._of(layer).put_refined(batch.row, {way: refined(found, width) for way, found in alike.items()})
             if self.enlarged:
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
 
     def collect(self) -> None:
-        """Results of every way of matching, baselines and paired gains."""
+        """Write the results of every condition, baselines and paired gains."""
         reported = self._reports
         for name, values in reported.baselines().items():
             self.results |= qualified(name, "baseline", values)
@@ -156,7 +180,14 @@ class CorrespondenceProbe(LinearProbe):
         self.log_dict(select(self.results, condition="test", metric=MAIN, where="all", statistic=""))
 
     def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
-        """``gain_over_random_weights/<layer>/…`` of the tested matching over the mean of these twins', by their predictions."""
+        """Gain of the tested matching over networks with random weights.
+
+        Args:
+            twins: predictions of the same probe on networks with random weights, each as :meth:`predictions` returns them.
+
+        Returns:
+            ``gain_over_random_weights/<layer>/…`` → difference to their mean, with interval.
+        """
         found: dict[str, float] = {}
         reported = self._reports
         for layer in self.shapes:
@@ -166,11 +197,16 @@ class CorrespondenceProbe(LinearProbe):
         return found
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<way>/<layer>/<metric>/<where>`` → what every picture contributes, also where it has no value."""
+        """Return ``<condition>/<layer>/<metric>/<where>`` → contribution of every picture (pictures,), NaN without one."""
         return dict(self._units)
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """By keypoint: what it is; ``<layer>/<way>/cell`` (row-major token) and so on; ``<layer>/hit`` of the tested way."""
+        """A table with a row per keypoint.
+
+        Returns:
+            Column → values (keypoints,): columns of :class:`~sdprobe.tokens.batch.Keypoints` and names; by condition
+            ``<layer>/<condition>/cell`` (row-major index of the matched token) and others; ``<layer>/hit`` of ``test``.
+        """
         points, reported = self._points, self._reports
         table: dict[str, np.ndarray] = dict(self.data.keypoint_names())
         for field in fields(points):
@@ -188,9 +224,15 @@ class CorrespondenceProbe(LinearProbe):
         return table
 
     def maps(self) -> dict[str, np.ndarray]:
-        """``<layer>/offset_counts``, ``<layer>/offset_errors`` (33, 33), see :meth:`Correspondence.offsets`; of the drawn pairs
-        ``pictured`` (2k,), source and target images in turn, and ``<layer>/matches`` (m, 8): number of the drawn pair, source,
-        true and matched point (x, y) as shares of the side, and 1 right, 2 wrong at the source position, 0 otherwise wrong."""
+        """Arrays by name.
+
+        Returns:
+            ``<layer>/offset_counts`` and ``<layer>/offset_errors`` (33, 33), see
+            :meth:`~sdprobe.metrics.correspondence.Correspondence.offsets`. Of the drawn pairs: ``pictured`` (2k,), indices of
+            their source and target images in turn, and ``<layer>/matches`` (m, 8), whose columns are the number of the pair,
+            the source, true and matched point (x, y) as shares of the side, and 1 for right, 2 for wrong at the source
+            position, 0 for wrong elsewhere.
+        """
         points, reported = self._points, self._reports
         pairs = self._drawn_pairs()
         rows = torch.isin(points.pair, pairs)
@@ -214,7 +256,7 @@ class CorrespondenceProbe(LinearProbe):
         return maps
 
     def _drawn_pairs(self) -> Int[Tensor, " k"]:
-        """Numbers of the pairs to draw, ascending: the first of every category, as many as asked for, then evenly spread."""
+        """Numbers of the ``pictured`` pairs to draw, ascending: the first of every category, then evenly spread ones."""
         points = self._points
         starts = {int(c): int(points.pair[points.category == c][0]) for c in points.category.unique()}
         spread = torch.linspace(0, len(points) - 1, 4 * self.pictured + 1).long()
@@ -230,7 +272,7 @@ class CorrespondenceProbe(LinearProbe):
         return Correspondence(self._points, self.seed)
 
     def _contrast(self, layer: str, batch: KeypointBatch, *key: object) -> tuple[Tensor, Float[Tensor, " v"]]:
-        """Contrastive loss of every way of training, and how often the true target is the most alike."""
+        """Contrastive loss of every variant, and how often the true target is the most similar one."""
         n = len(batch.label)
         order = torch.randperm(n, generator=keyed_generator("shuffle", self.seed, base_of(layer), *key)).to(batch.label.device)
         head, target = self._head(layer), batch.target[layer]
@@ -239,7 +281,7 @@ class CorrespondenceProbe(LinearProbe):
         others = head(batch.background[layer]).transpose(0, 1)
         keys = normalize(torch.cat([torch.stack([right, shuffled[order]]), others], 1), dim=-1)
         logits = query @ keys.mT / self.temperature
-        # the same part elsewhere, or the same token under another name, is no wrong answer
+        # the same part in another pair, or the same token under another keypoint, is not a wrong answer
         places = torch.stack([batch.place[layer], batch.place[layer][order]])
         same = (batch.label[:, None] == batch.label[None, :]) | (places[:, :, None] == places[:, None, :])
         same &= ~torch.eye(n, dtype=torch.bool, device=logits.device)
@@ -269,7 +311,7 @@ class CorrespondenceProbe(LinearProbe):
         if way == "shuffled_labels":
             found = reported.pck(matches, way, ("ours",))
             return {text: value for text, value in found.items() if Key.parse(text).metric.startswith("pck_ours_point")}
-        if label_of(layer):  # beside its layer a variant is counted in one way
+        if label_of(layer):  # variants are evaluated by one protocol
             return reported.pck(matches, way, ("ours",), units) | reported.costs(matches, way, units)
         values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw), units)
         return values | reported.costs(matches, way, units)

@@ -1,4 +1,4 @@
-"""LinearProbe: what probes with a linear head per layer share: one optimiser, each head's best state, when to stop.
+"""LinearProbe: the base of probes with a linear head per layer: one optimiser, each head's best state, when to stop.
 
 Data path step 8.
 """
@@ -19,23 +19,26 @@ from sdprobe.utilities.distributed import Processes
 
 
 class LinearProbe(Probe):
-    """A head per layer, of several ``variants``: the probe and its controls. Heads of all layers share one Adam; each is
-    tested in the state of its best validation. In closed form they are solved from sums over one pass.
+    """Base class of probes with linear heads: one per layer, with several ``variants`` (the probe and its controls).
 
-    A subclass says what a loss, a validation and a test are. ``metric`` names what it validates beside the loss.
+    The heads of all layers share one Adam optimiser, but do not influence each other. Each is tested in the state of its best
+    validation. In closed form they are solved from sums over one pass of the training images.
+
+    A subclass defines loss, validation and test. ``metric`` is the name of what it validates besides the loss.
 
     Args:
-        shapes, data: see :class:`~probes.base.Probe`.
-        outputs: K of every layer.
+        shapes: layer → (C, h, w).
+        data: the data module; None if the probe needs none.
+        outputs: layer → K, the number of outputs.
         solver: ``adam``, ``closed_form``, or ``none``, which makes no heads.
-        learning_rate: of Adam.
-        min_steps: steps of a head before it may stop.
-        patience: validations without improvement after which a head stops; without validation images all heads train
-            until ``trainer.max_epochs``.
-        seed: of initial weights.
+        learning_rate: step size of Adam, above 0.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement (0.1 % of the loss) after which a head stops, at least 1. Without
+            validation images all heads train until ``trainer.max_epochs``.
+        seed: seed of the initial weights.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an option out of range, a data module of another kind.
     """
 
     variants: ClassVar[tuple[str, ...]]
@@ -66,31 +69,31 @@ class LinearProbe(Probe):
         self._moments: dict[str, Any] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One Adam over all heads; heads without tokens in a step have no gradient and stay untouched."""
+        """Return one Adam over all heads, None in closed form. Heads without tokens in a step do not change."""
         return torch.optim.Adam(self.heads.parameters(), lr=self.learning_rate) if self.automatic_optimization else None
 
     def on_train_start(self) -> None:
-        """A resumed run may have nothing left to train."""
+        """Stop if the heads of a resumed run are finished already."""
         self._stop_if_finished()
 
     def on_train_epoch_start(self) -> None:
-        """Steps of each layer are counted within an epoch, so that a resumed run counts alike."""
+        """Count the steps of each layer from 0 in every epoch, so that a resumed run counts equally."""
         self._seen.clear()
 
     def on_train_epoch_end(self) -> None:
-        """The closed form takes one pass."""
+        """In closed form, solve the heads and stop after one pass."""
         self._solve()
         if self.closed_form:
             self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
-        """Validation comes before the end of the training epoch, and wants the closed form solved."""
+        """Solve the closed form, since Lightning validates before it ends the training epoch."""
         self._solve()
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the best state of every head; stop when none can improve."""
+        """Keep the best state of every head, and stop when no head can improve."""
         for layer, sums in self._validation.items():
-            # all processes judge alike, whatever their devices round
+            # the first process decides for all, since devices may round differently
             loss, score, count = Processes.current().broadcast(sums, 0)
             self._head(layer).judge(loss / count, self.scored(score / count), self.patience, self.min_steps)
         self._validation.clear()
@@ -98,24 +101,24 @@ class LinearProbe(Probe):
         self._stop_if_finished()
 
     def scored(self, mean: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """``metric``, from the mean of what :meth:`_validate` was given as ``score``."""
+        """Return ``metric`` of every variant, from the mean of the scores given to ``_validate``."""
         return mean
 
     def on_test_start(self) -> None:
-        """Every head is tested in its best state."""
+        """Set every head to its best state."""
         for layer in self.heads:
             self._head(layer).select()
         self._validated()
 
     @property
     def not_converged(self) -> list[str]:
-        """Layers whose heads were stopped before their plateau; none where no validation judges them."""
+        """Layers whose heads stopped before their plateau; none without validation images."""
         validated = [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all()]
         return [layer for layer in validated if layer not in self._done and not self.closed_form]
 
     def _total(self, losses: list[Float[Tensor, ""]]) -> Tensor | None:
-        """What a training step returns for the losses of the heads that learn in it, each summed over variants."""
-        if not losses:  # several processes may not leave out a step
+        """Loss of a training step, from the losses of its heads, each summed over variants."""
+        if not losses:  # with several processes no step may be skipped
             return torch.zeros((), requires_grad=True) if Processes.current().count > 1 else None
         loss = torch.stack(losses).sum()
         self.log("train/loss", loss / (len(losses) * len(self.variants)), prog_bar=True, batch_size=1)
@@ -127,7 +130,7 @@ class LinearProbe(Probe):
         self._validation[layer] = self._validation.get(layer, torch.zeros_like(seen)) + seen
 
     def _solve(self) -> None:
-        """Closed-form heads from the moments seen so far."""
+        """Solve the heads in closed form, from the moments so far."""
         for layer, moments in self._moments.items():
             self._put(layer, *self._solution(moments))
         self._moments.clear()
@@ -137,11 +140,11 @@ class LinearProbe(Probe):
         self._head(layer).bias.data.copy_(bias)
 
     def _solution(self, moments: Any) -> tuple[Float[Tensor, "v k c"], Float[Tensor, "v k"]]:
-        """Weight and bias of every variant; for subclasses that may be solved in closed form."""
+        """Weight and bias of every variant; only for subclasses with a closed form."""
         raise NotImplementedError
 
     def _validated(self) -> dict[str, float]:
-        """Validation loss and score of the probes' best states, put into ``results``."""
+        """Write validation loss and score of the probes' best states into ``results``, and return them."""
         for layer in self.heads:
             head = self._head(layer)
             if head.best_loss[0].isfinite():

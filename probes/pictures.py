@@ -1,4 +1,4 @@
-"""Pictures: what a few images look like to every layer, for figures."""
+"""Pictures: the activations of a few images in every layer, for figures."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,18 @@ from sdprobe.tokens.groups import token_similarity
 from sdprobe.tokens.keys import label_of
 from sdprobe.utilities.errors import InputError
 
-SIDE = 32  # tokens a side of the grid in which a token is chosen
+SIDE = 32  # tokens per side of the grid that probe.token refers to
 
 
 class Pictures:
-    """Principal components and high-norm tokens of a few images, in every layer; similarity of one token of the first.
+    """Principal components and high-norm tokens of a few images in every layer, and similarities of one token.
 
     Args:
-        token: (row, col) of a grid of 32 tokens a side, the token whose similarity is drawn.
+        token: (row, col) on a grid of 32 × 32 tokens, each from 0 to 31: the token of the first image whose similarity to all
+            other tokens is drawn.
 
     Raises:
-        InputError: no such token.
+        InputError: a token outside the grid.
     """
 
     def __init__(self, token: Sequence[int]) -> None:
@@ -44,15 +45,20 @@ class Pictures:
             self.tables[f"{layer}/high_norm"] = batch.masks[layer]["high_norm"][:count].cpu().numpy()
 
     def maps(self) -> dict[str, np.ndarray]:
-        """``pictured`` (n,) indices; ``<layer>/components`` (n, h, w, 3) colours; ``<layer>/high_norm`` (n, h, w);
-        ``token`` (row, col, side of its grid) and ``<layer>/similarity`` (h, w) with it in the first image."""
+        """Arrays by name.
+
+        Returns:
+            ``pictured`` (n,), image indices; ``<layer>/components`` (n, h, w, 3), colours; ``<layer>/high_norm`` (n, h, w);
+            ``token``, (row, col, side of its grid); ``<layer>/similarity`` (h, w), of that token in the first image.
+        """
         return dict(self.tables)
 
 
 def components(grid: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
-    """First three principal components of all tokens of these images as red, green and blue, 2 % to 98 % full scale.
+    """First three principal components of all tokens of these images as red, green and blue.
 
-    Each component's sign makes its largest loading positive, so that colours do not flip from run to run.
+    The range from the 2 % to the 98 % quantile is the full scale of a colour. The sign of a component makes its largest loading
+    positive, so that colours are the same in every run.
     """
     tokens = grid.float().permute(0, 2, 3, 1).flatten(0, 2)
     tokens = tokens - tokens.mean(0)

@@ -1,8 +1,8 @@
-"""PositionProbe: how well a linear map reads a token's (row, col) out of its activation. Data path steps 8 and 9.
+"""PositionProbe: how well a linear map predicts a token's (row, col) from its activation. Data path steps 8 and 9.
 
-Beside every probe two controls are trained on the same tokens: ``shuffled_labels`` (positions permuted within each
-batch; tested on true positions) and ``random_partition`` (positions assigned to as many random classes: what a probe of
-this capacity memorises).
+Two controls are trained on the same tokens as every probe. For ``shuffled_labels`` positions are permuted within each batch; it
+is tested on true positions. For ``random_partition`` positions are assigned to random classes, as many as there are rows and
+columns, which shows how much a probe of this capacity memorises.
 
 References:
     Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
@@ -30,18 +30,48 @@ VARIANTS = ("test", "shuffled_labels", "random_partition")
 
 
 class PositionProbe(LinearProbe):
-    """Linear position probes of every layer.
+    """Linear probes that predict a token's row and column from its activation.
+
+    ``results`` have ``axis_accuracy``, ``cell_accuracy`` and ``binned_accuracy`` (see
+    :class:`~sdprobe.metrics.grid_accuracy.GridAccuracy`) of every layer and token group, as fractions from 0 to 1, for the
+    probe (``test``) and its controls ``shuffled_labels``, ``random_partition`` and ``chance``. Regression adds R².
 
     Args:
         shapes: layer → (C, h, w); h and w at least 2.
-        photos: number of photographs; photo indices lie below it.
+        photos: number of photographs; the photo indices of batches are smaller.
         data: the data module; not needed.
         head: ``classification`` (C → h + w, two softmaxes, cross-entropy) or ``regression`` (C → 2 coordinates, squared
             error, rounded to the grid).
-        solver: ``adam`` or ``closed_form`` (linear discriminants, or ridge for regression; one pass).
-        learning_rate: of Adam; the published protocol takes 1e-3.
-        min_steps, patience: see :class:`~probes.linear.LinearProbe`.
-        seed: of initial weights and controls.
+        solver: ``adam``, or ``closed_form``: linear discriminants for classification, ridge for regression, in one pass.
+        learning_rate: step size of Adam, above 0; the published study takes 1e-3.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement after which a head stops, at least 1.
+        seed: seed of the initial weights and of the controls.
+
+    Raises:
+        InputError: an option out of range, a grid of less than 2 × 2 tokens, a data module of another kind.
+
+    References:
+        Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
+
+    Example:
+        >>> import lightning
+        >>> from datamodules.activations import ActivationDataModule
+        >>> from datamodules.images.texture import LatentTextures
+        >>> from sdprobe import FrozenSD
+        >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+        >>> data = ActivationDataModule(LatentTextures(size=128, limit=20), sd, block="up_1")
+        >>> probe = PositionProbe(data.shapes, data.photos, solver="closed_form")
+        >>> trainer = lightning.Trainer(
+        ...     max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(probe, data)
+        >>> _ = trainer.test(probe, data, verbose=False)
+        >>> probe.results["chance/up_1/axis_accuracy/all"]  # 8 rows and 8 columns
+        0.125
+        >>> probe.results["test/up_1/axis_accuracy/all"] > 2 * probe.results["chance/up_1/axis_accuracy/all"]
+        True
     """
 
     kind, reads, optional = "position", "activations", True
@@ -65,8 +95,8 @@ class PositionProbe(LinearProbe):
         for layer, (_, height, width) in shapes.items():
             if min(height, width) < 2:
                 raise InputError(
-                    f"Expected grids of at least 2×2 tokens to read a position from, but layer {layer} has {height}×{width}. "
-                    "Use larger images (images.size=128 gives 2×2 at the middle of Stable Diffusion)."
+                    f"Expected grids of at least 2×2 tokens to probe positions, but got {height}×{width} in layer {layer}. "
+                    "Use larger images; images.size=128 gives 2×2 in the layer mid of Stable Diffusion."
                 )
         self.regresses = head == "regression"
         self.partitions = {layer: _random_partition(h, w, seed, layer) for layer, (_, h, w) in shapes.items()}
@@ -81,10 +111,10 @@ class PositionProbe(LinearProbe):
         self._maps: dict[str, np.ndarray] = {}
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
-        """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
+        """Return the sum over layers and variants of the mean loss per token; None in closed form."""
         self._seen.update(batch.tokens.keys())
         epoch = self.trainer.current_epoch
-        # keyed by the layer's own step: other layers may have more of them
+        # keyed by the layer's own step, since layers may differ in their number of steps
         labels = {
             layer: self._labels(layer, where, "train", epoch, self._seen[layer]) for layer, where in batch.positions.items()
         }
@@ -92,7 +122,7 @@ class PositionProbe(LinearProbe):
             for layer, tokens in batch.tokens.items():
                 self._moments_of(layer).update(tokens, labels[layer])
             return None
-        # a finished head keeps its best state whatever happens, so nothing needs to happen
+        # a finished head keeps its best state and needs no training
         active = [layer for layer in batch.tokens if layer not in self._done]
         losses = [self._losses(layer, batch.tokens[layer], labels[layer]).sum() for layer in active]
         for layer in active:
@@ -107,7 +137,7 @@ class PositionProbe(LinearProbe):
             self._validate(layer, self._losses(layer, tokens, labels), right, 1)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Update the metrics of every head with the tokens of whole grids."""
+        """Update the metrics of every head with tokens of whole grids."""
         for layer, tokens in batch.tokens.items():
             where, masks, photo = batch.positions[layer], batch.masks[layer], batch.photo[layer]
             predicted = self._predict(layer, tokens)
@@ -118,10 +148,10 @@ class PositionProbe(LinearProbe):
                 self._r2(layer).update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, where), photo)
 
     def collect(self) -> None:
-        """Results of probes and controls, with the chance level of every grid."""
+        """Write the results of probes and controls, and the chance level of every grid."""
         self.collect_scores(self.accuracy, ("test", "shuffled_labels"))
         for layer, (_, height, width) in self.shapes.items():
-            # classes of a random partition have no neighbourhood, so only axis accuracy means something
+            # random classes have no neighbours, so only axis accuracy is meaningful
             partition = select(self._accuracy("random_partition", layer).compute(), metric="axis_accuracy")
             self.results |= qualified("random_partition", layer, partition)
             self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
@@ -131,7 +161,12 @@ class PositionProbe(LinearProbe):
         self.log_dict(select(self.results, condition="test", statistic=""))
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
-        """``<layer>/accuracy``, ``<layer>/rows``, ``<layer>/cols`` of the probes, see :meth:`GridAccuracy.maps`."""
+        """Arrays of the probes by name.
+
+        Returns:
+            ``<layer>/accuracy`` (h, w), ``<layer>/rows`` (h, h) and ``<layer>/cols`` (w, w), see
+            :meth:`~sdprobe.metrics.grid_accuracy.GridAccuracy.maps`.
+        """
         return dict(self._maps)
 
     def _labels(self, layer: str, where: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
@@ -191,7 +226,7 @@ def _cross_entropy(logits: Float[Tensor, "n v k"], labels: Int[Tensor, "n v"]) -
 
 
 def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:
-    """Two random balanced labellings of the positions: one into as many classes as rows, one as columns."""
+    """Two random balanced labellings of the positions, with as many classes as there are rows and columns."""
     generator = keyed_generator("partition", seed, base_of(layer))
     order = [torch.randperm(height * width, generator=generator) for _ in range(2)]
     return torch.stack([order[0] % height, order[1] % width], dim=1)

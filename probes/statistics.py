@@ -1,7 +1,7 @@
-"""StatisticsProbe: what is abnormal about a layer's tokens, measured without training anything. Data path steps 8 and 9.
+"""StatisticsProbe: anomalies of a layer's tokens, measured without training. Data path steps 8 and 9.
 
-Fit images give every layer's mean token and the direction of its high-norm tokens; all other images are measured once
-whole and once cropped, a few of them again with other noise and at another timestep.
+Fit images give every layer's mean token and the direction of its high-norm tokens. All other images are measured whole and
+cropped, and a few of them also with other noise and at another timestep.
 """
 
 from collections.abc import Sequence
@@ -25,42 +25,53 @@ from sdprobe.utilities.errors import InputError
 
 WHOLE, CROPPED, OTHER_NOISE, OTHER_TIMESTEP = range(4)
 STRIDE = 8  # pixels per latent cell
-FIRST = ("conv_in", "down_0")  # where anomalies of the latent itself would still be seen
+FIRST = ("conv_in", "down_0")  # layers in which anomalies of the latent itself may appear
 
 
 @runtime_checkable
 class Sized(Protocol):
-    """A dataloader; ``images`` says how many images it brings."""
+    """A dataloader with ``images``, the number of its images."""
 
     images: int
 
 
 class StatisticsData(Data, Protocol):
-    """A data module that shows images whole, cropped, with other noise and at another timestep."""
+    """A data module that streams images whole, cropped, with other noise and at another timestep."""
 
     def test_dataloader(self) -> Sequence[Sized]:
-        """A loader per view."""
+        """Return a loader per view."""
 
     def floor_cells(self, indices: Sequence[int]) -> dict[int, Bool[Tensor, "h w"]]:
-        """Cells of the latent where the VAE's posterior variance lies on its floor in any channel, per image."""
+        """Return image index → cells (h, w) of its latent where the VAE's posterior variance has its minimum in any channel."""
 
 
 class StatisticsProbe(Probe):
-    """Anomaly statistics of every layer.
+    """Statistics of every layer: similarity and norm of token groups, variance by position, high-norm tokens, credibility.
+
+    ``results`` are ``test/<layer>/<metric>/<group>``; methods.md, sections 10 and 11, defines them with their ranges. Intervals
+    need 40 images, two for each of 20 groups.
 
     Args:
         shapes: layer → (C, h, w); h and w at least 4, also after cropping.
         photos: number of photographs; not used.
-        data: shows the images in four views.
+        data: a data module with the four views, such as :class:`~datamodules.grids.GridDataModule`.
         size: side of the images in pixels.
-        margin: pixels that the cropped view lacks on every side; a whole number of tokens in every layer.
-        pictured: measured images whose tokens are drawn, from the first on; at most a batch, 0 for none.
-        token: (row, col) of 32 × 32, whose similarity to all others is drawn for the first of them.
-        seed: of the tokens drawn for RSA and CKA.
+        margin: pixels that the cropped view lacks on every side, at least 1; a whole number of tokens in every layer.
+        pictured: number of images to draw, at least 0: the first ones measured, at most those of one batch.
+        token: (row, col) on a grid of 32 × 32 tokens, each from 0 to 31. Its similarity to all others is drawn for the first
+            image. The default is near the middle.
+        seed: seed of the tokens drawn for RSA and CKA.
 
     Raises:
-        InputError: a grid too small for corner, border and interior, a margin that is no whole number of tokens, or a negative
-            number of pictures.
+        InputError: a grid that is too small for corner, border and interior, a margin that is not a whole number of tokens, an
+            option out of range, a data module of another kind.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> shapes = {"mid": (64, 8, 8), "up_1": (64, 32, 32)}
+        >>> probe = StatisticsProbe(shapes, photos=60, data=SimpleNamespace(kind="grids"), size=512, margin=64)
+        >>> probe.margins  # in tokens
+        {'mid': 1, 'up_1': 4}
     """
 
     kind, reads = "statistics", "grids"
@@ -87,24 +98,27 @@ class StatisticsProbe(Probe):
         self.pictures = Pictures(token)
 
     def on_fit_start(self) -> None:
-        """Refuse too few images before anything is computed."""
+        """Raise InputError if there are too few images, before anything is computed."""
         require_images(self._images(WHOLE), FOLDS)
 
     def training_step(self, batch: GridBatch, batch_idx: int) -> None:
-        """Add fit images to the mean token and to the direction of high-norm tokens."""
+        """Add fit images to the sums for the mean token and the direction of high-norm tokens."""
         for layer, grid in batch.grids.items():
             self._means(layer).update(grid, batch.masks[layer]["high_norm"])
 
     def on_train_epoch_end(self) -> None:
-        """One pass."""
+        """Stop after one pass."""
         self.trainer.should_stop = True
 
     def on_test_start(self) -> None:
-        """With the mean tokens known, measurement can begin."""
+        """Build the metrics, which need the mean tokens.
+
+        Raises:
+            InputError: a resumed run, which has not seen the fit images.
+        """
         if not all(self._means(layer).count for layer in self.shapes):
             raise InputError(
-                "Expected the fit images to have been seen before measuring, but this resumed run has only their checkpoint. "
-                "Run again without resume."
+                "Expected a run of probe=statistics to begin with its fit images, but got a resumed run. Leave out resume=."
             )
         measured = self._images(WHOLE)
         repeated = {"noise": self._images(OTHER_NOISE), "timestep": self._images(OTHER_TIMESTEP)}
@@ -121,7 +135,7 @@ class StatisticsProbe(Probe):
         ).to(self.device)
 
     def test_step(self, batch: GridBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update every layer's statistics with the view that the dataloader brings."""
+        """Update every layer's statistics with a batch of a view; ``dataloader_idx`` is the number of the view."""
         for layer, grid in batch.grids.items():
             statistics, masks = self._of(layer), batch.masks[layer]
             if dataloader_idx == WHOLE:
@@ -137,7 +151,7 @@ class StatisticsProbe(Probe):
                 self.pictures.take(batch, self.pictured)
 
     def collect(self) -> None:
-        """Statistics of every layer; credibility is logged."""
+        """Write the statistics of every layer; credibility is logged."""
         self._compare_with_floor()
         for layer in self.shapes:
             self.results |= qualified("test", layer, self._of(layer).compute())
@@ -148,14 +162,18 @@ class StatisticsProbe(Probe):
         self.log_dict(select(self.results, metric="credibility", where="all", statistic=""))
 
     def maps(self) -> dict[str, np.ndarray]:
-        """``<layer>/norm`` (h, w), ``cka`` and ``cka_positions`` (L, L), and what :meth:`Pictures.maps` draws."""
+        """Arrays by name.
+
+        Returns:
+            ``<layer>/norm`` (h, w); ``cka`` and ``cka_positions`` (L, L); those of :meth:`~probes.pictures.Pictures.maps`.
+        """
         maps: dict[str, np.ndarray] = {f"{layer}/norm": self._of(layer).norms.maps()["norm"] for layer in self.shapes}
         if self.cka is not None:
             maps |= {name: table.cpu().numpy() for name, table in self.cka.compute().items()}
         return maps | self.pictures.maps()
 
     def _compare_with_floor(self) -> None:
-        """Hold the high-norm tokens of layers at the latent's own resolution against the VAE's floor-variance cells."""
+        """Compare high-norm tokens with the VAE's cells of minimal variance, in layers of the latent's resolution."""
         latent = self.size // STRIDE
         sides = {layer: h for layer, (_, h, _) in self.shapes.items() if layer.startswith(FIRST) and h == latent}
         seen = [index for layer in sides for index in self._of(layer).kept]
@@ -173,12 +191,12 @@ class StatisticsProbe(Probe):
         return cast(TokenMeans, self.fitted[layer])
 
     def _images(self, view: int) -> int:
-        """Images that a view of the measured images brings."""
+        """Number of images in a view."""
         return self.data.test_dataloader()[view].images
 
 
 def _tokens(layer: str, margin: int, size: int, side: int) -> int:
-    """The margin in tokens of a grid of `side` tokens."""
+    """The margin in tokens of a grid of ``side`` tokens."""
     settings.check("datamodule", margin=margin)
     if margin * side % size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""StudyProbe: the published study in one run: position, corners and norms of every layer.
+"""StudyProbe: the published study in one run: position, similarity of corners, and norms of every layer.
 
 References:
     Loos & Linhardt (2025), arXiv 2504.07008.
@@ -22,26 +22,52 @@ from sdprobe.tokens.geometry import at_grid, border_groups
 from sdprobe.tokens.keys import GROUPS, PARTITION, Key, qualified
 
 ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
-TOKENS, WHOLE = 0, 1  # the first test dataloaders; the others bring crops
+TOKENS, WHOLE = 0, 1  # the first two test dataloaders; the others stream crops
 
 
 class StudyData(Data, Protocol):
-    """A data module that shows whole grids to :meth:`StudyProbe.observe` while they pass by."""
+    """A data module that calls :meth:`StudyProbe.observe` with every whole grid."""
 
     @property
     def everyone(self) -> list[int]:
-        """All images, in order."""
+        """Indices of all images, in order."""
 
 
 class StudyProbe(PositionProbe):
-    """A :class:`PositionProbe` that also measures group similarity and norms of the grids that pass by.
+    """A :class:`~probes.position.PositionProbe` that also measures norms and similarities of whole grids.
 
-    Per layer: ``relative_norm/<group>``, with ``anomaly`` for hand-labelled places or, without labels, for the places of
-    ``up_1``'s high-norm tokens in every layer;
-    ``similarity_reprcropped/<group>`` after the outer ring of tokens is dropped; ``similarity_cropped/<group>`` of images
-    cropped by one token before extraction; both also as ``…_published``, divided by the uncropped grid's token counts.
+    ``results`` also have, per layer: ``relative_norm/<group>``; ``similarity_reprcropped/<group>``, without the outer ring of
+    tokens; and ``similarity_cropped/<group>``, of images that are cropped by one token before extraction. There is also
+    ``similarity_reprcropped_published`` and ``similarity_cropped_published``, divided by the token counts of the uncropped grid
+    as in the study. The group ``anomaly`` holds hand-labelled tokens or, without labels, the positions of the
+    high-norm tokens of ``up_1``, in every layer.
 
-    Args: those of :class:`PositionProbe`; ``data`` shows the grids.
+    Args:
+        shapes: layer → (C, h, w); h and w at least 6.
+        photos: number of photographs.
+        data: a data module that gives whole grids to :meth:`observe`, such as
+            :class:`~datamodules.study.StudyDataModule`.
+        head: ``classification`` or ``regression``.
+        solver: ``adam`` or ``closed_form``.
+        learning_rate: step size of Adam, above 0.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement after which a head stops, at least 1.
+        seed: seed of the initial weights and of the controls.
+
+    Raises:
+        InputError: as :class:`~probes.position.PositionProbe`.
+
+    References:
+        Loos & Linhardt (2025), arXiv 2504.07008.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from sdprobe.tokens.groups import token_groups
+        >>> probe = StudyProbe({"mid": (4, 8, 8)}, photos=2, data=SimpleNamespace(kind="study", everyone=[0, 1]))
+        >>> grid, images = torch.ones(2, 4, 8, 8), torch.arange(2)
+        >>> probe.observe(GridBatch({"mid": grid}, {"mid": token_groups(grid)}, images, images))
+        >>> probe.measures["mid"].compute()["similarity_reprcropped/corner"]  # all tokens are equal
+        1.0
     """
 
     kind, reads, optional = "study", "study", False
@@ -49,11 +75,11 @@ class StudyProbe(PositionProbe):
 
     @cached_property
     def _rank(self) -> dict[int, int]:
-        """Image → its number among all images: folds must not depend on when training lets an image pass."""
+        """Image → its number among all images: groups for intervals must not depend on the order of training."""
         return {index: k for k, index in enumerate(self.data.everyone)}
 
     def observe(self, batch: GridBatch) -> None:
-        """Measure whole images, once each."""
+        """Measure the whole grids of images, each of which is given once."""
         order = torch.tensor([self._rank[index] for index in batch.image.tolist()], dtype=torch.long)
         for layer, grid in batch.grids.items():
             masks = dict(batch.masks[layer])
@@ -73,7 +99,7 @@ class StudyProbe(PositionProbe):
             measure.reprcropped.update(LayerTokens.of(inner, shared, rank=order))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Tokens test the position probe; grids are whole images or crops."""
+        """Test the position probe on tokens, and measure the grids of whole images and crops."""
         if dataloader_idx == TOKENS:
             super().test_step(batch, batch_idx)
         elif dataloader_idx == WHOLE:
@@ -84,18 +110,18 @@ class StudyProbe(PositionProbe):
                 measure.cropped.update(LayerTokens.of(grid, batch.masks[layer]))
 
     def collect(self) -> None:
-        """Position, similarities and norms."""
+        """Write the results of position, similarities and norms."""
         super().collect()
         for layer in self.measures:
             self.results |= qualified("test", layer, self._measure(layer, self.device).compute())
 
     def maps(self) -> dict[str, Any]:
-        """Those of the position probe and ``<layer>/norm``."""
+        """Return arrays of :class:`~probes.position.PositionProbe`, and ``<layer>/norm`` (h, w)."""
         norms = {f"{layer}/norm": self._measure(layer, self.device).norms.maps()["norm"] for layer in self.measures}
         return super().maps() | norms
 
     def _measure(self, layer: str, device: torch.device, anomalies: bool = False) -> "_Measure":
-        """Metrics of a layer, made where its first grid lies."""
+        """Metrics of a layer, built on the device of its first grid."""
         if layer not in self.measures:
             _, height, width = self.shapes[layer]
             self.measures[layer] = _Measure(height, width, len(self._rank), anomalies).to(device)

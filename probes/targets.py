@@ -1,7 +1,7 @@
-"""Probes of a target that comes with every token: how well a linear map reads it out of activations. Data path steps 8 and 9.
+"""Probes of a target that every token has: how well a linear map predicts it from activations. Data path steps 8 and 9.
 
-DepthProbe regresses the depth of what a token covers, ContentProbe the clean latent under it: what a mitigation costs in
-information shows there. ``shuffled_labels`` is the same probe trained on targets permuted within each batch.
+DepthProbe regresses the depth of a token's cell. ContentProbe regresses the clean latent of the cell, which shows how much
+information a mitigation removes. ``shuffled_labels`` is the same probe trained on targets permuted within each batch.
 """
 
 from typing import Any, Protocol, cast
@@ -25,7 +25,7 @@ from sdprobe.utilities.rng import keyed_generator
 VARIANTS = ("test", "shuffled_labels")
 DELTA = 1.0  # of the Huber loss, in the unit of depth: metres, or scene units
 LATENT = 4  # channels of a latent
-# mitigations change the scale of directions, so one level for all of them would favour some
+# mitigations change the scale of directions, so a single ridge level would favour some of them
 LEVELS = tuple(10.0**power for power in range(-6, 2))
 
 
@@ -33,17 +33,24 @@ class TargetData(Data, Protocol):
     """A data module whose batches have targets."""
 
     def training_targets(self, layer: str) -> Float[Tensor, "images h w v"]:
-        """Targets of every token of the training images; NaN where there is none."""
+        """Return the targets of every token of the training images; NaN where there is none."""
 
 
 class TargetProbe(LinearProbe):
-    """A linear map C → V of every layer, and its control. A subclass says what a test is.
+    """Base class of probes with a linear map C → V per layer, and its control. A subclass defines the test.
 
     Args:
         shapes: layer → (C, h, w).
-        data: gives batches with targets.
+        data: a data module whose batches have targets.
         targets: V.
-        solver, learning_rate, min_steps, patience, seed: see :class:`~probes.linear.LinearProbe`.
+        solver: ``adam`` or ``closed_form``.
+        learning_rate: step size of Adam, above 0.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement after which a head stops, at least 1.
+        seed: seed of the initial weights and of shuffled labels.
+
+    Raises:
+        InputError: an option out of range, a data module of another kind.
     """
 
     data: TargetData
@@ -65,11 +72,11 @@ class TargetProbe(LinearProbe):
         self.scores = nn.ModuleDict()
 
     def _target(self, layer: str, batch: TokenBatch) -> Float[Tensor, "n v"]:
-        """What is regressed; NaN where it is missing."""
+        """Target of every token; NaN where it is missing."""
         return batch.targets[layer]
 
     def _labelled(self, batch: TokenBatch, layer: str, *key: object) -> tuple[Float[Tensor, "m c"], Float[Tensor, "m k v"]]:
-        """Tokens whose target is known, and the targets of every variant, in the order of VARIANTS."""
+        """Tokens with a target, and the targets of every variant, in the order of VARIANTS."""
         target = self._target(layer, batch)
         known = target.isfinite().all(1)
         labels = target[known]
@@ -87,23 +94,46 @@ class TargetProbe(LinearProbe):
 
 
 class DepthProbe(TargetProbe):
-    """Linear depth probes of every layer, C → 1.
+    """Linear probes C → 1 that predict the depth of a token's cell.
 
-    What they have to beat is reported beside them: ``constant`` (the mean training depth everywhere) and ``position_only``
-    (the mean training depth at each position of the grid: what a token's position alone tells).
+    ``results`` have errors and accuracies of every layer and token group, see :class:`~sdprobe.metrics.depth_error.DepthError`,
+    for the probe (``test``), its control ``shuffled_labels`` and two baselines: ``constant``, the mean training depth
+    everywhere, and ``position_only``, the mean training depth at each position of the grid.
 
     Args:
         shapes: layer → (C, h, w).
-        photos: number of photographs; photo indices lie below it.
-        data: gives batches with depth, NaN where it is missing.
-        solver: ``adam`` (Huber loss: e² / 2 up to an error of 1, beyond |e| − 1/2) or ``closed_form`` (ridge: squared error,
-            one pass).
-        learning_rate: of Adam.
-        min_steps, patience: see :class:`~probes.linear.LinearProbe`.
-        seed: of initial weights and shuffled labels.
+        photos: number of photographs; the photo indices of batches are smaller.
+        data: a data module with depth, NaN where it is missing, such as :class:`~datamodules.targets.DepthDataModule`.
+        solver: ``adam`` with the Huber loss (for an error e, e² / 2 up to an absolute error of 1 and abs(e) − 1/2 beyond), or
+            ``closed_form``, ridge regression with squared error in one pass.
+        learning_rate: step size of Adam, above 0.
+        min_steps: least number of steps before a head may stop, at least 0.
+        patience: validations in a row without improvement after which a head stops, at least 1.
+        seed: seed of the initial weights and of shuffled labels.
 
     Raises:
         InputError: an option out of range, a data module of another kind.
+
+    Example:
+        >>> import tempfile
+        >>> import lightning
+        >>> from datamodules.images.scenes import SceneDepth
+        >>> from datamodules.targets import DepthDataModule
+        >>> from sdprobe import FrozenSD
+        >>> cache = tempfile.TemporaryDirectory()
+        >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+        >>> data = DepthDataModule(SceneDepth(size=64, limit=10), sd, block="up_1", cache_dir=cache.name)
+        >>> probe = DepthProbe(data.shapes, data.photos, data, solver="closed_form")
+        >>> trainer = lightning.Trainer(
+        ...     max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(probe, data)  # doctest: +ELLIPSIS
+        encoding images ...
+        >>> _ = trainer.test(probe, data, verbose=False)
+        >>> sorted(key for key in probe.results if key.endswith("rmse/all"))  # doctest: +NORMALIZE_WHITESPACE
+        ['constant/up_1/rmse/all', 'position_only/up_1/rmse/all', 'shuffled_labels/up_1/rmse/all', 'test/up_1/rmse/all',
+         'val/up_1/rmse/all']
     """
 
     kind, reads = "depth", "depth"
@@ -130,22 +160,22 @@ class DepthProbe(TargetProbe):
         self._maps: dict[str, np.ndarray] = {}
 
     def setup(self, stage: str) -> None:
-        """Take the nulls from training depth. New heads begin at its mean, which Adam's steps would take long to reach."""
+        """Compute the baselines from training depth. New heads start at its mean, which Adam would reach slowly."""
         for layer, (_, height, width) in self.shapes.items():
             depth = self.data.training_targets(layer)[..., 0]
             constant, position_only = depth.nanmean(), depth.nanmean(0)
             position_only = torch.where(position_only.isnan(), constant, position_only)
             self.expected[layer] = {"constant": constant.expand(height, width), "position_only": position_only}
-            if stage == "fit":  # a checkpoint is read later, and wins
+            if stage == "fit":  # a checkpoint is loaded later and overwrites this
                 self._head(layer).bias.data.fill_(constant.item())
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
-        """Sum over layers and variants of the mean loss per token; the closed form only adds up moments."""
+        """Return the sum over layers and variants of the mean loss per token; None in closed form."""
         self._seen.update(batch.tokens.keys())
         losses = []
-        # a finished head keeps its best state whatever happens, so nothing needs to happen
+        # a finished head keeps its best state and needs no training
         for layer in (layer for layer in batch.tokens if layer not in self._done):
-            # keyed by the layer's own step: other layers may have more of them
+            # keyed by the layer's own step, since layers may differ in their number of steps
             tokens, labels = self._labelled(batch, layer, "train", self.trainer.current_epoch, self._seen[layer])
             if self.closed_form:
                 self._add_moments(layer, tokens, labels)
@@ -163,29 +193,29 @@ class DepthProbe(TargetProbe):
             self._validate(layer, loss, squares, len(tokens))
 
     def scored(self, mean: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """The root of the mean squared error."""
+        """Return the root of the mean squared error of every variant."""
         return mean.sqrt()
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Update the errors of every head and null with the tokens of whole grids."""
+        """Update the errors of every head and baseline with tokens of whole grids."""
         for layer, tokens in batch.tokens.items():
             where, depth = batch.positions[layer], batch.targets[layer][:, 0]
             guesses = dict(zip(VARIANTS, self._predict(layer, tokens).unbind(1), strict=True))
-            for null, table in self.expected[layer].items():
-                guesses[null] = table.to(where.device)[where[:, 0], where[:, 1]]
+            for baseline, table in self.expected[layer].items():
+                guesses[baseline] = table.to(where.device)[where[:, 0], where[:, 1]]
             for condition, predicted in guesses.items():
                 error = cast(DepthError, self.scores[f"{condition}/{layer}"])
                 error.update(predicted, depth, where, batch.masks[layer], batch.photo[layer], batch.image[layer])
 
     def collect(self) -> None:
-        """Errors of probes and nulls."""
+        """Write the errors of probes and baselines."""
         self.collect_scores(self.scores, self.conditions)
         for layer in self.shapes:
             self._maps[f"{layer}/error"] = cast(DepthError, self.scores[f"test/{layer}"]).maps()["error"]
         self.log_dict(select(self.results, condition="test", statistic=""))
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
-        """``<layer>/error`` of the probes, see :meth:`DepthError.maps`."""
+        """Return ``<layer>/error`` (h, w) of the probes, see :meth:`~sdprobe.metrics.depth_error.DepthError.maps`."""
         return dict(self._maps)
 
     def _losses(self, layer: str, tokens: Float[Tensor, "m c"], labels: Float[Tensor, "m k 1"]) -> Float[Tensor, "m k"]:
@@ -197,26 +227,47 @@ class DepthProbe(TargetProbe):
 
 
 class ContentProbe(TargetProbe):
-    """Ridge regression C → 4 for every layer.
+    """Ridge regression C → 4 that predicts the clean latent of a token's cell.
 
-    The target of channel v at position p is (z − m)[p, v] / s[v]: z the content of the token, m its mean over the training
-    images at p, s the root mean square of z − m over all positions of the training images. So a token's position alone
-    gives R² = 0. A channel that never varies counts in no sum. Of the ridge levels :data:`LEVELS` the one with the least
-    squared error on the validation images is kept for each layer and control, 1e-3 where there are none.
+    ``results`` have R² (at most 1; 0 for the training mean) of every layer and token group, for the probe (``test``), its
+    control ``shuffled_labels``, and the baselines ``chance`` and ``position_only``, which are 0 by definition.
+
+    The target of channel v at position p is (z − m)[p, v] / s[v]. Here z is the content of the token, m its mean over the
+    training images at p, and s the root mean square of z − m over all positions of the training images. A token's position
+    alone therefore gives R² = 0. A channel that never varies is left out of all sums. Each layer and control keeps the ridge
+    level of :data:`LEVELS` with the least squared error on the validation images, or 1e-3 without validation images.
 
     Args:
         shapes: layer → (C, h, w).
-        photos: number of photographs; photo indices lie below it.
-        data: gives batches with content.
-        seed: of shuffled labels.
+        photos: number of photographs; the photo indices of batches are smaller.
+        data: a data module with content, such as :class:`~datamodules.targets.ContentDataModule`.
+        seed: seed of shuffled labels.
 
     Raises:
         InputError: a data module of another kind.
+
+    Example:
+        >>> import lightning
+        >>> from datamodules.images.texture import LatentTextures
+        >>> from datamodules.targets import ContentDataModule
+        >>> from sdprobe import FrozenSD
+        >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+        >>> data = ContentDataModule(LatentTextures(size=128, limit=20), sd, block="up_1")
+        >>> probe = ContentProbe(data.shapes, data.photos, data)
+        >>> trainer = lightning.Trainer(
+        ...     max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(probe, data)
+        <BLANKLINE>
+        >>> _ = trainer.test(probe, data, verbose=False)
+        >>> probe.results["position_only/up_1/content_r2/all"], probe.results["test/up_1/content_r2/all"] <= 1
+        (0.0, True)
     """
 
     kind, reads = "content", "content"
     metric = KIND
-    nulls = ("chance", "position_only")  # both say the training mean at the token's position, which is R² = 0 by definition
+    nulls = ("chance", "position_only")  # both predict the training mean at the token's position, so R² = 0
 
     def __init__(self, shapes: Shapes, photos: int, data: Data, seed: int = 0) -> None:
         super().__init__(shapes, data, LATENT, "closed_form", learning_rate=1.0, min_steps=0, patience=1, seed=seed)
@@ -228,7 +279,7 @@ class ContentProbe(TargetProbe):
         self._errors: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Learn what training images show at each position, and how far they differ from it."""
+        """Compute mean and spread of the content of training images."""
         for layer in self.shapes:
             content = self.data.training_targets(layer)
             self._means[layer] = content.mean(0)
@@ -236,20 +287,20 @@ class ContentProbe(TargetProbe):
             self._spread[layer] = torch.where(spread > 0, spread, torch.inf)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Add up moments."""
+        """Add tokens and targets to the moments."""
         self._seen.update(batch.tokens.keys())
         for layer in batch.tokens:
             self._add_moments(layer, *self._labelled(batch, layer, "train", self._seen[layer]))
 
     def on_validation_epoch_start(self) -> None:
-        """Lightning validates before it ends the training epoch: solve at every level, for validation to choose."""
+        """Solve at every ridge level; validation chooses one."""
         for layer, moments in self._moments.items():
             solutions = [self._solution(moments, level) for level in LEVELS]
             weight, bias = (torch.stack(part).float() for part in zip(*solutions, strict=True))
             self._candidates[layer] = weight, bias
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Squared error of every level and variant, and of saying nothing."""
+        """Add up the squared error of every level and variant, and of predicting 0."""
         for layer in (layer for layer in batch.tokens if layer in self._candidates):
             tokens, labels = self._labelled(batch, layer, "val", batch_idx)
             weight, bias = self._candidates[layer]
@@ -259,7 +310,7 @@ class ContentProbe(TargetProbe):
             self._errors[layer] = self._errors.get(layer, 0) + errors
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the best level of every layer and variant."""
+        """Keep the best ridge level of every layer and variant."""
         for layer, errors in self._errors.items():
             best = errors[:-1].argmin(0)
             every = torch.arange(len(VARIANTS), device=best.device)
@@ -274,7 +325,7 @@ class ContentProbe(TargetProbe):
         self.log_dict(self.results, batch_size=1)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Update the scores of every head with the tokens of whole grids."""
+        """Update the scores of every head with tokens of whole grids."""
         for layer, tokens in batch.tokens.items():
             target, outputs = self._target(layer, batch), self._head(layer)(tokens)
             for condition, predicted in zip(VARIANTS, outputs.unbind(1), strict=True):
@@ -282,7 +333,7 @@ class ContentProbe(TargetProbe):
                 score.update(predicted, target, batch.masks[layer], batch.photo[layer])
 
     def collect(self) -> None:
-        """R² of probes and controls; that of the nulls is 0."""
+        """Write R² of probes, controls and baselines."""
         self.collect_scores(self.scores, VARIANTS)
         for layer in self.shapes:
             values: Any = self.scores[f"test/{layer}"].compute()  # type: ignore[operator]

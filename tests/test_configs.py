@@ -1,7 +1,10 @@
 """Every YAML composes, and holds exactly what its class takes."""
 
 import dataclasses
+import functools
 import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import StreamDataModule
 from sdprobe.backbones.architectures import presets
+from sdprobe.utilities import expect, settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CHOICES = sorted(
@@ -100,3 +104,40 @@ def test_launchers_get_only_settings_that_they_have(choice: str) -> None:
 
     known = {field.name for field in dataclasses.fields(LocalQueueConf if "local" in choice else SlurmQueueConf)}
     assert {str(key) for key in node} <= known
+
+
+# --- comments ----------------------------------------------------------------------------------------------------------
+
+SETTING = re.compile(r"^ *(?:- )?(?P<key>[a-z]\w*): (?P<value>\S.*)$")
+COMMENT = re.compile(r"[^;]+; values: (?P<values>.+)|set with [\w.]+=")
+
+
+def settings_of_files() -> Iterator[tuple[str, str, str]]:
+    """File, key and comment of every setting. Mitigations on a single line are explained in their own files."""
+    for file in sorted(CONFIGS.rglob("*.yaml")):
+        in_defaults = False
+        for line in file.read_text().splitlines():
+            in_defaults = line == "defaults:" or (in_defaults and line.startswith("  - "))
+            setting = SETTING.match(line)
+            if setting and not in_defaults and setting["key"] != "defaults" and "{_target_:" not in line:
+                yield file.relative_to(CONFIGS).as_posix(), setting["key"], line.partition(" # ")[2]
+
+
+def test_every_setting_has_a_comment_of_one_form() -> None:
+    found = list(settings_of_files())
+    assert len(found) > 300
+    assert not [(file, key, comment) for file, key, comment in found if not COMMENT.fullmatch(comment)]
+
+
+@pytest.mark.parametrize("section", settings.SETTINGS)
+def test_comments_list_the_values_that_settings_may_have(section: str) -> None:
+    group, _, choice = section.partition("=")
+    files = (f"{group}/{choice}" if choice else f"{group}/", f"mitigation/{section}.yaml")
+    for name, rule in settings.SETTINGS[section].items():
+        if not isinstance(rule, functools.partial) or rule.func is not expect.one_of:
+            continue
+        comments = [comment for file, key, comment in settings_of_files() if key == name and file.startswith(files)]
+        stated = [found["values"] for comment in comments if (found := COMMENT.fullmatch(comment)) and found["values"]]
+        for values in stated:
+            assert {value.strip() for value in re.sub(r" ?\([^()]*\)", "", values).split(",")} == set(rule.keywords["options"])
+        assert stated or choice in ("controls", "study"), name  # these two begin with the settings of probe=position

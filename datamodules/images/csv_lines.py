@@ -10,7 +10,7 @@ def csv_lines(file: Path, fix: str) -> list[tuple[int, list[str]]]:
     """(number, cells without surrounding spaces) of every line, numbered as an editor does; an empty line has no cells.
 
     Raises:
-        InputError: the file cannot be read as CSV in UTF-8; ``fix`` says what to do then.
+        InputError: the file cannot be read as CSV in UTF-8; ``fix`` is the last sentence of the message.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte-order mark

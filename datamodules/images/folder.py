@@ -16,18 +16,32 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", "
 
 
 class FolderImages(FileImages):
-    """Pictures below ``root``, in the order of their paths.
+    """Pictures below a folder, in the order of their paths: centre-cropped, or cropped at random, and resized.
+
+    Items are (3, size, size) in [0, 1]. Pictures are turned upright by their EXIF tag, transparency becomes white.
 
     Args:
-        root: searched recursively for files with an image's ending.
-        size: side of the square images in pixels, a multiple of 64.
-        limit: number of items at most; None takes all.
-        crops: items per photograph: 1 is the centre crop; more are random squares of 50 to 100 % of the short side,
-            which stay together in one split.
-        seed: of random crops.
-        photograph: what stays together in one split: ``file`` (a file, its exact copies and all crops of them) or
-            ``folder`` (all files of a folder, for collections that hold one photograph in many sizes).
+        root: folder that is searched recursively for image files (.jpg, .png, .webp, .tif and others).
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: greatest number of items, at least 1; None takes all.
+        crops: items per picture, at least 1. With 1 it is the largest centred square; with more they are random squares of 50
+            to 100 % of the short side, which stay in one split.
+        seed: seed of random crops.
+        photograph: what stays in one split: ``file``, a file with its exact copies and all their crops, or ``folder``, all
+            files of a folder, for collections with one photograph in many sizes.
         on_error: ``raise`` on a file that cannot be decoded, or ``skip`` it.
+
+    Raises:
+        InputError: no such folder, no image in it, an option out of range; in ``images[index]``, a file that cannot be decoded.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> Image.new("RGB", (96, 64), "red").save(f"{folder.name}/red.png")
+        >>> images = FolderImages(folder.name, size=64)
+        >>> images[0]["id"], tuple(images[0]["image"].shape)
+        ('red.png', (3, 64, 64))
     """
 
     def __init__(
@@ -56,19 +70,19 @@ class FolderImages(FileImages):
         return len(self.items)
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """The centre crop of a photograph, or one of its random crops."""
+        """Return the pixels (3, size, size) of the centre crop, or of a random crop, in [0, 1]."""
         file, _ = self.items[index]
         with decoding(file), Image.open(file) as opened:
             whole = upright(opened)
         return square(whole, self.size, self._box(whole, index))
 
     def name(self, index: int) -> str:
-        """Path below ``root``, and the crop's number where there are several."""
+        """Return the path below ``root``, with the crop's number where there are several."""
         file, crop = self.items[index]
         return file.relative_to(self.root).as_posix() + (f"#{crop}" if self.crops > 1 else "")
 
     def photo(self, index: int) -> str:
-        """The first file with the same bytes, so that copies under other names stay together; or the folder it lies in."""
+        """Return the path of the first file with the same bytes, so that copies stay in one split; or of the folder."""
         file, _ = self.items[index]
         if self.photograph == "folder":
             return file.parent.relative_to(self.root).as_posix()
@@ -78,7 +92,7 @@ class FolderImages(FileImages):
         return self._first[self.digest(file)]
 
     def content_key(self, index: int) -> str:
-        """Digest of the file's bytes, the crop, the size and the version of the preparation."""
+        """Return the digest of the file's bytes, with the crop, the size and the version of the preparation."""
         # random crops are drawn by name and seed
         box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
         return f"file:{self.digest(self.items[index][0])}:{box}:{self.size}:{VERSION}"

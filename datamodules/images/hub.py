@@ -14,16 +14,32 @@ from sdprobe.utilities.pictures import VERSION, square, upright
 
 
 class HubImages(Images):
-    """Images of a dataset repository, or of a dataset folder written by ``save_to_disk``.
+    """Images of a dataset on the Hugging Face hub, or of a local dataset folder; their largest centred squares.
+
+    Items are (3, size, size) in [0, 1].
 
     Args:
-        path: ``owner/name`` on the hub, or a folder.
-        split: which split, for example ``train``.
-        column: the column that holds the images.
-        revision: branch, tag or commit on the hub.
-        size: side of the square images in pixels, a multiple of 64.
-        limit: number of images at most; None takes all.
+        path: ``owner/name`` on the hub, a folder with parquet files, or a folder written by ``save_to_disk``.
+        split: split to read, for example ``train``.
+        column: column that holds the images.
+        revision: branch, tag or commit on the hub; None takes the newest.
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: greatest number of images, at least 1; None takes all.
         on_error: ``raise`` on a row that cannot be decoded, or ``skip`` it.
+
+    Raises:
+        InputError: the dataset cannot be reached or read, has no such split or column of images, or is empty; an option out of
+            range; in ``images[index]``, a row that cannot be decoded.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset, disable_progress_bars
+        >>> disable_progress_bars()
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> Dataset.from_dict({"image": [Image.new("RGB", (96, 64))]}).save_to_disk(folder.name)
+        >>> images = HubImages(folder.name, size=64)
+        >>> images[0]["id"], tuple(images[0]["image"].shape)
+        ('train#0', (3, 64, 64))
     """
 
     def __init__(
@@ -58,23 +74,23 @@ class HubImages(Images):
         return len(self.rows)
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """The centre crop of a row's picture."""
+        """Return the pixels (3, size, size) of the largest centred square, in [0, 1]."""
         row = f"{self.path}/{self.name(index)}"
         with decoding(row, "Use images.on_error=skip."), Image.open(io.BytesIO(self._bytes(index))) as opened:
             return square(upright(opened), self.size)
 
     def name(self, index: int) -> str:
-        """Split and row number: the same wherever the dataset lies."""
+        """Return split and row number."""
         return f"{self.split}#{index}"
 
     def content_key(self, index: int) -> str:
-        """Digest of the encoded bytes, the size and the version of the preparation."""
+        """Return the digest of the encoded bytes, with the size and the version of the preparation."""
         return f"file:{digest(self._bytes(index))}:centre:{self.size}:{VERSION}"
 
     def _bytes(self, index: int) -> bytes:
         cell = self.rows[index][self.column]
         if cell is None:
-            return b""  # decodes as no image
+            return b""  # cannot be decoded
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
 
@@ -103,6 +119,6 @@ def _load(path: str, split: str, revision: str | None):  # type: ignore[no-untyp
             ) from error
         raise InputError(
             f"Expected to load dataset {path} from the Hugging Face hub, but it cannot be reached or does not have it "
-            f"({reason}). Where there is network, run "
-            f"`hf download {path} --repo-type dataset --local-dir DIR`, bring DIR here and use images.path=DIR."
+            f"({reason}). On a machine with network access run "
+            f"`hf download {path} --repo-type dataset --local-dir DIR`, copy DIR here and use images.path=DIR."
         ) from error

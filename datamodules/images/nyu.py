@@ -20,22 +20,38 @@ FIX = "Remove the pair, or use images.on_error=skip."
 
 
 class NYUDepth(FileImages):
-    """Pairs ``rgb_<number>.jpg`` (or .png) and ``sync_depth_<number>.png`` in any folder below ``root``.
+    """NYU Depth v2: files ``rgb_<number>.jpg`` (or .png) with ``sync_depth_<number>.png`` beside them, below a folder.
 
-    A depth file is a 16-bit PNG in millimetres, of the photograph's size; 0 is missing. Both are cropped to their largest
-    centred square; photographs are resized with Lanczos, depth takes the nearest pixel.
+    A depth file is a 16-bit PNG in millimetres, of the size of its photograph; 0 means that depth is missing. Both are cropped
+    to their largest centred square. Photographs are resized with Lanczos, depth takes the nearest pixel.
 
-    All frames of a scene are one photograph, since they are near-copies: a scene is a folder, and folders whose names
-    differ in the letter after the number only (``basement_0001a``, ``basement_0001b``) are parts of one.
+    All frames of a scene count as one photograph, since they are almost copies. A scene is a folder; folders whose names differ
+    only in the letter after the number (``basement_0001a``, ``basement_0001b``) are parts of one scene.
 
     Args:
-        root: searched recursively.
-        size: side of the square images in pixels, a multiple of 64.
-        limit: number of pairs at most, spread evenly over all in the order of their paths; None takes all.
+        root: folder that is searched recursively.
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: greatest number of pairs, at least 1, evenly spread over all in the order of their paths; None takes all.
         on_error: ``raise`` on a pair that cannot be decoded or lacks its depth, or ``skip`` it.
 
     Raises:
-        InputError: an argument out of range, a folder without pairs, a photograph without depth.
+        InputError: no such folder, no pairs in it, a photograph without depth, an option out of range; in ``images[index]`` and
+            :meth:`depth`, a file that cannot be decoded.
+
+    References:
+        Silberman, Hoiem, Kohli and Fergus (2012), Indoor Segmentation and Support Inference from RGBD Images.
+
+    Example:
+        >>> import tempfile
+        >>> scene = Path(tempfile.mkdtemp(), "kitchen_0001a")
+        >>> scene.mkdir()
+        >>> Image.new("RGB", (96, 64)).save(scene / "rgb_00000.png")
+        >>> Image.fromarray(np.full((64, 96), 2500, np.uint16)).save(scene / "sync_depth_00000.png")
+        >>> images = NYUDepth(str(scene.parent), size=64)
+        >>> images.name(0), images.photo(0)
+        ('kitchen_0001a/rgb_00000.png', 'kitchen_0001')
+        >>> images.depth(0).mean().item()  # metres
+        2.5
     """
 
     def __init__(self, root: str, size: int = 512, limit: int | None = None, on_error: str = "raise") -> None:
@@ -46,8 +62,8 @@ class NYUDepth(FileImages):
         lonely = [file for file, depth in pairs if not depth.is_file()]
         if lonely and on_error == "raise":
             raise InputError(
-                f"Expected every rgb_* of {root} to have its sync_depth_*.png beside it, but {len(lonely)} lack it, such as "
-                f"{lonely[0]}. Remove them, or use images.on_error=skip."
+                f"Expected every rgb_* of {root} to have its sync_depth_*.png beside it, but got {len(lonely)} without, such "
+                f"as {lonely[0]}. Remove them, or use images.on_error=skip."
             )
         pairs = [pair for pair in pairs if pair[1].is_file()]
         if not pairs:
@@ -62,13 +78,20 @@ class NYUDepth(FileImages):
         return len(self.items)
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """The centre crop of a photograph."""
+        """Return the pixels (3, size, size) of the largest centred square, in [0, 1]."""
         file, _ = self.items[index]
         with decoding(file, FIX), Image.open(file) as opened:
             return square(upright(opened), self.size)
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
-        """Metres; 0 where depth is missing. Raises InputError, naming the file, where it is no depth of its photograph."""
+        """Depth (size, size) of the largest centred square, in metres.
+
+        Returns:
+            float32; 0 where depth is missing.
+
+        Raises:
+            InputError: the file cannot be decoded, has not 16 bits, or has another size than its photograph.
+        """
         photograph, file = self.items[index]
         with decoding(file, FIX), Image.open(file) as opened, Image.open(photograph) as picture:
             mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
@@ -83,20 +106,20 @@ class NYUDepth(FileImages):
         return torch.from_numpy(np.array(resized))
 
     def name(self, index: int) -> str:
-        """Path of the photograph below ``root``."""
+        """Return the path of the photograph below ``root``."""
         return self.items[index][0].relative_to(self.root).as_posix()
 
     def photo(self, index: int) -> str:
-        """The scene: the folder below ``root``, without the letter of a part."""
+        """Return the scene: path of the folder below ``root``, without the letter of a part."""
         folder = self.items[index][0].parent.relative_to(self.root).as_posix()
         return re.sub(r"(_\d+)[a-z]$", r"\1", folder)
 
     def content_key(self, index: int) -> str:
-        """As for the same file in ``images=folder``."""
+        """Return the digest of the photograph, with the size and the version of the preparation, as in ``images=folder``."""
         return f"file:{self.digest(self.items[index][0])}:centre:{self.size}:{VERSION}"
 
     def depth_key(self, index: int) -> str:
-        """Digest of the depth file."""
+        """Return the digest of the depth file, with the size."""
         return f"depth:{self.digest(self.items[index][1])}:centre:{self.size}"
 
 

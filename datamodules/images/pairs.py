@@ -1,8 +1,7 @@
-"""Image pairs with corresponding keypoints: what a source offers, how its pictures become square, how files are read.
+"""Image pairs with corresponding keypoints: the interface of their sources, how pictures become square, how files are read.
 
-Data path step 1 of semantic correspondence, in the place of an :class:`ImageSource`, which every pair source is. A dataset on
-disk states its pairs by the names of pictures (:class:`Statement`); here they are checked and become :class:`Pair`. No path
-in its annotations may leave its root folder.
+Data path step 1 of semantic correspondence. A dataset on disk states its pairs by the names of pictures (:class:`Statement`).
+They are checked here and become :class:`Pair`. No path in the annotations may lead out of the root folder.
 """
 
 import logging
@@ -27,27 +26,30 @@ from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 
-SPLITS = {"train": "trn", "val": "val", "test": "test"}  # and what data sets call them in names of files
+SPLITS = {"train": "trn", "val": "val", "test": "test"}  # split → its name in the file names of datasets
 PAIR_SPLITS = tuple(SPLITS)
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
-# of `item_of`, with `fitted` and `placement_of`, which it calls; raise it when a pixel changes
+# of `item_of` and of `fitted` and `placement_of`, which it calls; raise it when a pixel changes
 VERSION = 1
-SLACK = 1.0  # pixels a keypoint may lie past the edge: annotation tools that count from 1 write the width for the last column
+SLACK = 1.0  # pixels by which a keypoint may exceed the edge: tools that count from 1 write the width for the last column
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two items of one source and the keypoints that correspond; a keypoint is carried from source to target.
+    """Two items of one source and their corresponding keypoints; each is transferred from the source to the target.
 
-    source, target: indices into the source.
-    category: of both objects.
-    ids: of the keypoints, as the dataset spells them; the same id means the same part throughout a category.
-    source_points, target_points: (x, y) in pixels of the original pictures, as the dataset has them.
-    target_box: (x0, y0, x1, y1) of the target's object, in pixels of its original picture.
+    Args:
+        source: index of the source item.
+        target: index of the target item.
+        category: of both objects.
+        ids: names of the keypoints in the dataset; one id is the same part throughout a category.
+        source_points: (x, y) of the keypoints in pixels of the source's original picture.
+        target_points: (x, y) of the keypoints in pixels of the target's original picture.
+        target_box: (x0, y0, x1, y1) of the target's object, in pixels of its original picture.
     """
 
     source: int
@@ -61,11 +63,11 @@ class Pair:
 
 @runtime_checkable
 class PairSource(ImageSource, Protocol):
-    """An image source whose items come in pairs.
+    """An image source whose items form pairs.
 
-    resize: how pictures fit into items, ``pad``, ``replicate`` or ``squash``.
-    box: what ``target_box`` surrounds: the ``object`` or its ``keypoints``.
-    image_reach: whether sd_dino and geoaware take α as a share of the image in this data set, not of the target's box.
+    ``resize`` says how pictures are fitted into the square: ``pad``, ``replicate`` or ``squash``. ``box`` says what
+    ``target_box`` surrounds: the ``object`` or its ``keypoints``. ``image_reach`` says whether sd_dino and geoaware take α as a
+    share of the image in this dataset, not of the target's box.
     """
 
     resize: str
@@ -73,20 +75,20 @@ class PairSource(ImageSource, Protocol):
     image_reach: bool
 
     def pairs(self, split: str) -> Sequence[Pair]:
-        """The pairs of ``train``, ``val`` or ``test``; empty where the dataset has no such split."""
+        """Return the pairs of ``train``, ``val`` or ``test``; empty if the dataset has no such split."""
 
     def picture_size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the original picture, in pixels."""
+        """Return (width, height) of the original picture, in pixels."""
 
     def placement(self, index: int) -> Placement:
-        """Where the original picture lies in the square item."""
+        """Return the position and scale of the original picture in the square item."""
 
 
 def placement_of(width: int, height: int, size: int, resize: str) -> Placement:
-    """Where a picture of width × height pixels lies in a square of ``size``.
+    """Position and scale of a picture of width × height pixels in a square of ``size`` pixels.
 
-    ``squash`` fills the square; ``pad`` and ``replicate`` keep the aspect ratio, make the long side ``size`` and centre the
-    picture, whole pixels each.
+    ``squash`` fills the square. ``pad`` and ``replicate`` keep the aspect ratio, make the long side ``size`` and centre the
+    picture; sides and margins are whole pixels.
     """
     if resize == "squash":
         return Placement((size / width, size / height), (0.0, 0.0))
@@ -95,8 +97,8 @@ def placement_of(width: int, height: int, size: int, resize: str) -> Placement:
 
 
 def fitted(picture: Image.Image, size: int, resize: str) -> Float[Tensor, "3 size size"]:
-    """An RGB picture in [0, 1], placed by :func:`placement_of`, Lanczos-resized; around it zeros (``pad``) or its own border
-    repeated (``replicate``)."""
+    """An RGB picture in [0, 1], placed by :func:`placement_of` and resized with Lanczos; around it are zeros (``pad``) or its
+    own border, repeated (``replicate``)."""
     place = placement_of(*picture.size, size, resize)
     wide, high = (max(1, round(side * scale)) for side, scale in zip(picture.size, place.scale, strict=True))
     small = np.asarray(picture.resize((wide, high), Image.Resampling.LANCZOS))
@@ -107,19 +109,21 @@ def fitted(picture: Image.Image, size: int, resize: str) -> Float[Tensor, "3 siz
 
 
 def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
-    """The picture in [0, 1], fitted into a square; raises InputError, naming the file, where it cannot be decoded."""
+    """The picture in [0, 1], fitted into a square. Raises InputError, which names the file, if it cannot be decoded."""
     with decoding(file), Image.open(file) as opened:
-        # as stored, whatever its EXIF orientation says: keypoints are places in the stored rows and columns
+        # as stored, without its EXIF orientation: keypoints refer to the stored rows and columns
         picture = opened.convert("RGB")
     return fitted(picture, size, resize)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What makes a folder the root of a dataset.
+    """How to recognise the root folder of a dataset.
 
-    title: the dataset's name. parts: glob pattern of something below the root → what messages call it. folder: of the
-    pictures, below the root.
+    Args:
+        title: the dataset's name.
+        parts: glob pattern of something below the root → its name in messages.
+        folder: folder of the pictures, below the root.
     """
 
     title: str
@@ -127,12 +131,13 @@ class Layout:
     folder: str = ""
 
     def missing(self, folder: Path) -> list[str]:
-        """Names of the parts that a folder does not have."""
+        """Return the names of the parts that a folder lacks."""
         return [name for pattern, name in self.parts.items() if next(folder.glob(pattern), None) is None]
 
 
 def root_of(layout: Layout, root: str) -> Path:
-    """The root without links; raises InputError where it is another folder, saying which to give or what to put there."""
+    """The root with links resolved. Raises InputError if it is another folder; the message names the right one, or what is
+    missing."""
     folder = folder_of(root, f"the folder of {layout.title}").resolve()
     missing = layout.missing(folder)
     if not missing:
@@ -148,23 +153,24 @@ def root_of(layout: Layout, root: str) -> Path:
 
 
 def inside(root: Path, *stated: str) -> Path:
-    """The file that a dataset states, below its root; raises InputError, never to be skipped, where that leads out of it."""
-    path, top = posixpath.join(*stated), str(root).rstrip(os.sep) + os.sep  # strings: there are 70,000 annotations
+    """The file that a dataset names, below its root. Raises InputError, which ``on_error`` does not skip, if the path leads out
+    of the root."""
+    path, top = posixpath.join(*stated), str(root).rstrip(os.sep) + os.sep  # strings: pathlib is slow for 70,000 files
     file = os.path.join(root, path)
-    spoilt = "\0" in path  # which no file system takes
+    spoilt = "\0" in path  # no file system allows it
     if spoilt or path.startswith("/") or ".." in path.split("/") or not (os.path.realpath(file) + os.sep).startswith(top):
         raise InputError(
             f"Expected every path in the dataset to stay below {root}, but got {path!r}, which leads out of it. "
-            "Put the file itself there, in place of a link or of a path to elsewhere."
+            "Replace the link or path by a copy of the file."
         )
     return Path(file)
 
 
 class BadPair(InputError):
-    """A pair that cannot be used: raised or, with ``on_error=skip``, counted under ``reason``."""
+    """A pair that cannot be used; it is raised or, with ``on_error=skip``, counted under ``reason``."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both, since exceptions are rebuilt from their arguments in other processes
+        super().__init__(reason, message)  # worker processes rebuild exceptions from these arguments
         self.reason = reason
 
     def __str__(self) -> str:
@@ -173,7 +179,10 @@ class BadPair(InputError):
 
 @dataclass(frozen=True)
 class Statement:
-    """A pair as its dataset states it. label: names it in messages. names, points: of source and target; else see Pair."""
+    """A pair as its dataset states it.
+
+    ``label`` is its name in messages; ``names`` and ``points`` are those of source and target. The others: see :class:`Pair`.
+    """
 
     label: str
     names: tuple[str, str]
@@ -183,24 +192,29 @@ class Statement:
     target_box: Box
 
 
-Entry = tuple[str, Callable[[], Statement]]  # category ("" if it has none that the dataset knows), reads the rest or raises
+Entry = tuple[str, Callable[[], Statement]]  # category ("" if the dataset does not know it), function that reads the pair
 
 
 class PairFiles(FileImages):
-    """The pictures of all kept pairs of a dataset, in the order in which pairs first show them.
+    """Base class of pair datasets on disk. Items are the pictures of all kept pairs, in the order in which pairs first show
+    them, as (3, size, size) in [0, 1].
 
-    ``layout`` is the dataset's; ``box`` and ``image_reach``: see :class:`~datamodules.images.pairs.PairSource`.
+    A subclass sets ``layout``; for ``box`` and ``image_reach`` see :class:`PairSource`. ``dropped`` maps reasons to numbers of
+    pairs that were left out.
 
     Args:
         root: the dataset's folder.
-        size: side of the square items in pixels, a multiple of 64.
-        resize: how a picture fits into the square: ``pad``, ``replicate`` or ``squash``.
-        categories: whose pairs are taken; None takes all.
-        pairs_per_category: the first so many usable pairs of a category in each split; None takes all.
-        on_error: ``raise`` on a pair that cannot be used, or ``skip`` and count it in ``dropped``: reason → pairs.
+        size: side of the square items in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        resize: how a picture is fitted into the square: ``pad`` (with zeros), ``replicate`` (repeat its border) or ``squash``
+            (change its aspect ratio).
+        categories: names of the categories to take; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1: the first that can be used; None takes
+            all.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` it and count it in ``dropped``.
 
     Raises:
-        InputError: an argument is out of range, root is another folder, a pair cannot be used or leads out of root.
+        InputError: an argument out of range, a root that is not the dataset's folder, no pair that can be used, a pair that
+            cannot be used with ``on_error="raise"``, a path that leads out of the root.
     """
 
     layout: ClassVar[Layout]
@@ -235,21 +249,28 @@ class PairFiles(FileImages):
 
     @abstractmethod
     def _entries(self) -> dict[str, list[Entry]]:
-        """The pairs of each split, in the dataset's order; a split whose list is missing goes to ``_absent``."""
+        """The pairs of each split, in the dataset's order; a split without its list is put into ``_absent``."""
 
     @abstractmethod
     def _compare(self, entries: Mapping[str, Sequence[Entry]], complete: bool) -> None:
-        """Warn where a copy differs from the published dataset; ``complete``: nothing was left out by choice."""
+        """Warn if the files differ from the published dataset; ``complete`` says that no pair was left out by a setting."""
 
     def __len__(self) -> int:
         return len(self._names)
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """The stored picture, fitted into the square."""
+        """Return the pixels (3, size, size) of the stored picture fitted into the square, in [0, 1]."""
         return item_of(self._file(self.name(index)), self.size, self.resize)
 
     def pairs(self, split: str) -> Sequence[Pair]:
-        """The pairs of a split in the dataset's order, empty where it has none; raises InputError where its file is missing."""
+        """The pairs of ``train``, ``val`` or ``test``, in the dataset's order.
+
+        Returns:
+            Pairs whose indices refer to this source; none if the dataset has no such split.
+
+        Raises:
+            InputError: an unknown split, or a split whose list is missing.
+        """
         expect.one_of("split", split, PAIR_SPLITS)
         if split in self._absent:
             file = self._absent[split]
@@ -259,23 +280,23 @@ class PairFiles(FileImages):
         return self._pairs.get(split, ())
 
     def name(self, index: int) -> str:
-        """Path below the folder of the pictures."""
+        """Return the path of the picture below the folder of the pictures."""
         return self._names[index]
 
     def photo(self, index: int) -> str:
-        """The file's name alone: a photograph of two categories lies in both of their folders."""
+        """Return the name of the file without its folder, since a photograph of two categories is in the folders of both."""
         return PurePosixPath(self.name(index)).name
 
     def picture_size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the stored picture, in pixels."""
+        """Return (width, height) of the stored picture, in pixels."""
         return self._sizes[self.name(index)]
 
     def placement(self, index: int) -> Placement:
-        """Where the stored picture lies in the square item."""
+        """Return the position and scale of the stored picture in the square item."""
         return placement_of(*self.picture_size(index), self.size, self.resize)
 
     def content_key(self, index: int) -> str:
-        """Digest of the file's bytes, how they are fitted into which size, and the version of that."""
+        """Return the digest of the file's bytes, with ``resize``, the size and the version of the preparation."""
         return f"file:{self.digest(self._file(self.name(index)))}:{self.resize}:{self.size}:{VERSION}"
 
     def _file(self, name: str) -> Path:
@@ -284,7 +305,7 @@ class PairFiles(FileImages):
     def _chosen(self, entries: Mapping[str, Sequence[Entry]], categories: Sequence[str] | None) -> set[str]:
         known = sorted({category for part in entries.values() for category, _ in part if category})
         if categories is None:
-            return {*known, ""}  # what has no category is bad input, not a choice
+            return {*known, ""}  # pairs without a category are bad input, which no setting selects
         wanted = [categories] if isinstance(categories, str) else list(categories)
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
@@ -311,17 +332,18 @@ class PairFiles(FileImages):
         return tuple(kept)
 
     def _checked(self, stated: Statement) -> Pair:
-        """The pair; raises BadPair where a picture is missing or the geometry cannot be."""
+        """The pair. Raises BadPair if a picture is missing or the geometry is impossible."""
         sizes = [self._measured(name, stated.label) for name in stated.names]
         if not stated.ids:
-            raise BadPair("no mutual keypoints", f"Expected {stated.label} to have keypoints that both show, but got none.")
+            message = f"Expected {stated.label} to have keypoints that both pictures show, but got none."
+            raise BadPair("no mutual keypoints", message)
         for name, points, (width, height) in zip(stated.names, stated.points, sizes, strict=True):
             for x, y in points:
                 if not (-SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK):
                     place = f"Expected the keypoints of {stated.label} to lie in {name}, {width}×{height} pixels"
                     raise BadPair("keypoint outside the picture", f"{place}, but got ({x:g}, {y:g}).")
         x0, y0, x1, y1 = stated.target_box
-        # thresholds are shares of the longer side, so a box around keypoints in one line will do
+        # thresholds are shares of the longer side, so one side may be 0
         if not (all(map(math.isfinite, stated.target_box)) and min(x1 - x0, y1 - y0) >= 0 and max(x1 - x0, y1 - y0) > 0):
             message = f"Expected the target's box of {stated.label} to have a size, but got {stated.target_box}."
             raise BadPair("empty box", message)
@@ -343,13 +365,13 @@ class PairFiles(FileImages):
         return self._sizes[name]
 
     def _annotation(self, file: Path, read: Callable[[Path], T]) -> T:
-        """What an annotation of a picture says, read once."""
+        """Content of a picture's annotation file, which is read once."""
         if file not in self._annotations:
             self._annotations[file] = read(file)
         return self._annotations[file]
 
     def _report(self) -> None:
-        """One warning about all that was left out; raises InputError where nothing remains."""
+        """Warn about the pairs that were left out. Raises InputError if none remains."""
         kept, dropped = sum(map(len, self._pairs.values())), self.dropped.total()
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
         if dropped:
@@ -360,7 +382,7 @@ class PairFiles(FileImages):
             raise InputError(f"Expected {title} in {self.root} to hold usable pairs, but got {got}. Check its files.")
 
     def _warn_if_unpublished(self, counts: Mapping[str, int], published: Mapping[str, int]) -> None:
-        """One warning that names every count that differs from the published dataset's."""
+        """Warn with every count that differs from the published dataset's."""
         other = [
             f"{name} {count:,} (published {published[name]:,})" for name, count in counts.items() if count != published[name]
         ]

@@ -1,16 +1,19 @@
 """``images=pf_pascal`` and ``images=pf_willow``: the two Proposal Flow datasets.
 
-PF-PASCAL:
+PF-PASCAL has this layout::
+
     JPEGImages/<image>.jpg
     Annotations/<category>/<image>.mat       kps: (n, 2), NaN where the picture does not show it; bbox: x0, y0, x1, y1
     <val|test>_pairs_pf_pascal.csv           source_image, target_image, class (from 1), XA, YA, XB, YB: mutual keypoints
     trn_pairs_pf_pascal.csv                  source_image, target_image, class, flip; keypoints are in Annotations
 
-PF-WILLOW, whose pairs are for testing only:
-    <category>/<image>     such as car(S)/Cars_000a.png
-    test_pairs*.csv        imageA, imageB, XA1 .. XA10, YA1 .. YA10, XB1 .. XB10, YB1 .. YB10; one pair a row
+PF-WILLOW, whose pairs are for testing only, has this one::
 
-Reference: Ham, Cho, Schmid and Ponce, Proposal Flow: Semantic Correspondences from Object Proposals, arXiv:1703.07144.
+    <category>/<image>     such as car(S)/Cars_000a.png
+    test_pairs*.csv        imageA, imageB, XA1 .. XA10, YA1 .. YA10, XB1 .. XB10, YB1 .. YB10; one pair per row
+
+References:
+    Ham, Cho, Schmid and Ponce, Proposal Flow: Semantic Correspondences from Object Proposals, arXiv 1703.07144.
 """
 
 from abc import abstractmethod
@@ -28,7 +31,7 @@ from datamodules.images.csv_lines import csv_lines
 from datamodules.images.pairs import SPLITS, BadPair, Box, Entry, Layout, PairFiles, Point, Statement, inside
 from sdprobe.utilities.errors import InputError
 
-Points = NDArray[np.float64]  # (n, 2), x and y in pixels; a row that holds NaN is a keypoint the picture does not show
+Points = NDArray[np.float64]  # (n, 2), x and y in pixels; a row with NaN is a keypoint that the picture does not show
 Row = dict[str, str]
 Mark = tuple[Points, Box]  # of a picture's annotation: its keypoints, and its box or their extent
 Keypoints = tuple[NDArray[np.intp], Points, Points, Box]  # ids, source, target, the target's box
@@ -45,7 +48,7 @@ FIX = "Get the file again."
 
 
 def table(file: Path, columns: Sequence[str]) -> list[Row]:
-    """Rows by column name; raises InputError, naming the file, unless it is a CSV with these columns."""
+    """Rows by column name. Raises InputError, which names the file, unless it is a CSV with these columns."""
     header, *rows = [cells for _, cells in csv_lines(file, FIX) if cells] or [[]]
     missing = [name for name in columns if name not in header]
     if missing:
@@ -54,28 +57,29 @@ def table(file: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def picture(root: Path, path: str) -> str:
-    """Name below ``root`` of a picture whose path in a table begins above, with the dataset's folder as it was published.
+    """Name of a picture below ``root``. Paths in the tables begin with the published name of the dataset's folder.
 
-    Raises InputError where it leads out of the root.
+    Raises:
+        InputError: the path leads out of the root.
     """
     inside(root, path)
     return "/".join(PurePosixPath(path).parts[-2:])
 
 
 def mutual(source: Points, target: Points) -> NDArray[np.intp]:
-    """Rows of the keypoints that both pictures show; raises ValueError unless the lists are equally long."""
+    """Rows of the keypoints that both pictures show. Raises ValueError unless the lists are equally long."""
     if source.shape != target.shape:
         raise ValueError(f"{len(source)} source keypoints for {len(target)} of the target")
     return np.flatnonzero(~np.isnan(source + target).any(axis=1))
 
 
 def listed(points: Points) -> tuple[Point, ...]:
-    """As pairs hold them."""
+    """Points as :class:`~datamodules.images.pairs.Pair` holds them."""
     return tuple((float(x), float(y)) for x, y in points)
 
 
 def extent(points: Points) -> Box:
-    """(x0, y0, x1, y1) around the keypoints that are there; all zeros where none is."""
+    """(x0, y0, x1, y1) around the keypoints without NaN; zeros if there are none."""
     there = points[~np.isnan(points).any(axis=1)]
     if not len(there):
         return 0.0, 0.0, 0.0, 0.0
@@ -84,11 +88,11 @@ def extent(points: Points) -> Box:
 
 
 class ProposalFlowImages(PairFiles):
-    """Pairs in the order of their tables. What tells the two datasets apart stands in the attributes of their classes.
+    """Base class of the two Proposal Flow datasets. Pairs are in the order of their tables.
 
-    tables: split → glob of the file that lists its pairs. optional: splits whose table may be missing.
-    columns: that every table has; the first two hold paths of pictures.
-    category_from: column, and the form of what it holds. categories, pairs: of the published test split.
+    Subclasses set ``tables`` (split → glob of the file that lists its pairs), ``optional`` (splits whose table may be missing),
+    ``columns`` (of every table; the first two hold paths of pictures), ``category_from`` (a column and the form of its values),
+    and ``categories`` and ``test_pairs`` of the published test split.
     """
 
     tables: ClassVar[Mapping[str, str]]
@@ -117,7 +121,7 @@ class ProposalFlowImages(PairFiles):
         return entries
 
     def _statement(self, label: str, row: Row) -> Statement:
-        """A row of a table; raises BadPair where it or an annotation cannot be read."""
+        """The pair of a row. Raises BadPair if the row or an annotation cannot be read."""
         source, target = (picture(self.root, row[column]) for column in self.columns[:2])
         category = self._category(row)
         if not category:
@@ -133,35 +137,64 @@ class ProposalFlowImages(PairFiles):
         return Statement(label, (source, target), category, tuple(map(str, ids.tolist())), points, box)
 
     def _compare(self, entries: Mapping[str, Sequence[Entry]], complete: bool) -> None:
-        """Trees without a pair of every category are something else."""
+        """Warn if a folder with pairs of all published categories differs from the published dataset."""
         test = entries.get("test", ())
         if {category for category, _ in test} >= set(self.categories):
             self._warn_if_unpublished({"test": len(test)}, {"test": self.test_pairs})
 
     @abstractmethod
     def _category(self, row: Row) -> str:
-        """Category of a row, "" unless it has one that the dataset knows."""
+        """Category of a row; "" if the dataset does not know it."""
 
     @abstractmethod
     def _keypoints(self, row: Row, category: str, names: tuple[str, str]) -> Keypoints:
-        """Keypoints of a row; raises ValueError where they are no numbers or not paired."""
+        """Keypoints of a row. Raises ValueError if they are not numbers or not in pairs."""
 
 
 class PFPascalImages(ProposalFlowImages):
-    """PF-PASCAL; items are ``JPEGImages/<image>.jpg``. Rows with ``flip`` 1 are left out.
+    """PF-PASCAL: pairs of photographs of 20 categories. Rows with ``flip`` 1 are left out.
 
-    Keypoint ids are row numbers of ``kps`` in Annotations, from "0". Where a pair has no annotations that agree with its
-    table, an id is only the keypoint's position in the table, which lists those that both pictures show: the same id
-    then means different parts in different pairs. The target's box is its ``bbox``, or else the extent of its keypoints.
-    sd_dino and geoaware (arXiv 2305.15347, 2311.17034) take α as a share of the image's longer side here.
+    Items are (3, size, size) in [0, 1], their ids ``JPEGImages/<image>.jpg``. The folder's layout is at the top of this module.
 
-    Args: those of :class:`~datamodules.images.pairs.PairFiles`; ``root`` holds JPEGImages, Annotations and the tables.
+    Keypoint ids are row numbers of ``kps`` in Annotations, from "0". If a pair has no annotations that agree with its table, an
+    id is only the keypoint's number in the table, which lists those that both pictures show. The same id then means different
+    parts in different pairs. The target's box is its ``bbox``, or else the extent of its keypoints. sd_dino and geoaware (arXiv
+    2305.15347, 2311.17034) take α as a share of the image's longer side for this dataset.
+
+    Args:
+        root: folder that contains JPEGImages, Annotations and the tables.
+        size: side of the square items in pixels, a positive multiple of 64.
+        resize: ``pad``, ``replicate`` or ``squash``.
+        categories: names of the categories to take; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` it.
+
+    Raises:
+        InputError: an argument out of range, another folder, no pair that can be used, a pair that cannot be used with
+            ``on_error="raise"``, a path that leads out of the root.
+
+    References:
+        Ham, Cho, Schmid and Ponce (2018), arXiv 1703.07144.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "JPEGImages").mkdir()
+        >>> for name in ("a", "b"):
+        ...     Image.new("RGB", (60, 40)).save(root / "JPEGImages" / f"{name}.jpg")
+        >>> header = "source_image,target_image,class,XA,YA,XB,YB"
+        >>> row = "JPEGImages/a.jpg,JPEGImages/b.jpg,8,10;30,12;20,14;41,8;33"
+        >>> _ = (root / "test_pairs_pf_pascal.csv").write_text(header + "\\n" + row)
+        >>> [pair] = PFPascalImages(str(root), size=64).pairs("test")
+        >>> pair.category, pair.source_points, pair.target_box
+        ('cat', ((10.0, 12.0), (30.0, 20.0)), (14.0, 8.0, 41.0, 33.0))
     """
 
     layout = Layout("PF-PASCAL", {"JPEGImages": "JPEGImages", "*_pairs_pf_pascal.csv": "test_pairs_pf_pascal.csv"})
     image_reach = True
     tables: ClassVar = {split: f"{prefix}_pairs_pf_pascal.csv" for split, prefix in SPLITS.items()}
-    optional = ("train",)  # not part of what the authors of the other two published
+    optional = ("train",)  # the authors of the other two tables did not publish one
     columns = ("source_image", "target_image", "class")
     category_from = "class", f"a number from 1 to {len(PASCAL_CATEGORIES)}"
     categories = PASCAL_CATEGORIES
@@ -181,7 +214,7 @@ class PFPascalImages(ProposalFlowImages):
 
 
 def _read(file: Path) -> Mark | None:
-    """Annotation of a picture, None without a file; raises BadPair where it cannot be read."""
+    """Annotation of a picture, None without a file. Raises BadPair if it cannot be read."""
     if not file.is_file():
         return None
     try:
@@ -199,7 +232,7 @@ def _read(file: Path) -> Mark | None:
 
 
 def _tabled(row: Row, *marks: Mark | None) -> tuple[NDArray[np.intp], Points, Points]:
-    """(ids, source, target) of the keypoints that a row lists; raises ValueError where they are no numbers or not paired."""
+    """(ids, source, target) of the keypoints in a row. Raises ValueError if they are not numbers or not in pairs."""
     source, target = _coordinates(row, "A"), _coordinates(row, "B")
     there = mutual(source, target)
     source, target = source[there], target[there]
@@ -211,7 +244,7 @@ def _tabled(row: Row, *marks: Mark | None) -> tuple[NDArray[np.intp], Points, Po
 
 
 def _annotated(source: Mark | None, target: Mark | None) -> tuple[NDArray[np.intp], Points, Points]:
-    """(ids, source, target) of the keypoints that both annotations have; raises ValueError where one is missing."""
+    """(ids, source, target) of the keypoints that both annotations have. Raises ValueError if an annotation is missing."""
     if source is None or target is None:
         raise ValueError("no columns XA, YA, XB, YB and no file in Annotations")
     ids = mutual(source[0], target[0])
@@ -224,11 +257,40 @@ def _coordinates(row: Row, side: str) -> Points:
 
 
 class PFWillowImages(ProposalFlowImages):
-    """PF-WILLOW; items are ``<category>/<image>``; keypoint ids are "0" to "9", columns 1 to 10.
+    """PF-WILLOW: pairs of photographs of 10 categories, for testing only.
 
-    The target's box is the extent of its keypoints. (0, 0) in the table is padding, not a keypoint.
+    Items are (3, size, size) in [0, 1], their ids ``<category>/<image>``. Keypoint ids are "0" to "9" for columns 1 to 10;
+    (0, 0) in the table is padding, not a keypoint. The target's box is the extent of its keypoints. The folder's layout is at
+    the top of this module.
 
-    Args: those of :class:`~datamodules.images.pairs.PairFiles`; ``root`` holds the categories' folders and the table.
+    Args:
+        root: folder that contains the categories' folders and the table.
+        size: side of the square items in pixels, a positive multiple of 64.
+        resize: ``pad``, ``replicate`` or ``squash``.
+        categories: names of the categories to take; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` it.
+
+    Raises:
+        InputError: an argument out of range, another folder, no pair that can be used, a pair that cannot be used with
+            ``on_error="raise"``, a path that leads out of the root.
+
+    References:
+        Ham, Cho, Schmid and Ponce (2018), arXiv 1703.07144.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "car(S)").mkdir()
+        >>> for name in ("a", "b"):
+        ...     Image.new("RGB", (60, 40)).save(root / "car(S)" / f"{name}.png")
+        >>> row = dict.fromkeys(PFWillowImages.columns, "0") | {"imageA": "car(S)/a.png", "imageB": "car(S)/b.png"}
+        >>> row |= {"XA1": "10", "YA1": "12", "XB1": "14", "YB1": "8", "XA2": "30", "YA2": "20", "XB2": "41", "YB2": "33"}
+        >>> _ = (root / "test_pairs_pf.csv").write_text(",".join(row) + "\\n" + ",".join(row.values()))
+        >>> [pair] = PFWillowImages(str(root), size=64).pairs("test")
+        >>> pair.category, pair.ids, pair.target_box
+        ('car(S)', ('0', '1'), (14.0, 8.0, 41.0, 33.0))
     """
 
     layout = Layout("PF-WILLOW", {"test_pairs*.csv": "test_pairs*.csv", "*(*)": "category folders such as car(S)"})
@@ -245,6 +307,6 @@ class PFWillowImages(ProposalFlowImages):
     def _keypoints(self, row: Row, category: str, names: tuple[str, str]) -> Keypoints:
         source, target = (np.array([[float(row[f"{axis}{side}{slot}"]) for axis in "XY"] for slot in SLOTS]) for side in "AB")
         for points in (source, target):
-            points[(points == 0).all(axis=1)] = np.nan  # padding, which would stretch the extent to the corner
+            points[(points == 0).all(axis=1)] = np.nan  # padding, which would extend the box to the corner
         ids = mutual(source, target)
         return ids, source[ids], target[ids], extent(target)

@@ -1,6 +1,6 @@
-"""``images=scenes``, ``scene_pairs``, ``scene_depth``: procedural scenes with exact ground truth; nothing to download.
+"""``images=scenes``, ``scene_pairs``, ``scene_depth``: procedural scenes with exact ground truth, without a download.
 
-Data path step 1, in the place of photographs.
+Data path step 1.
 """
 
 from collections.abc import Sequence
@@ -25,24 +25,33 @@ from sdprobe.utilities import expect
 
 
 class Scenes(DrawnImages):
-    """Scenes of one main object (eight categories, equally frequent) before a varied background.
+    """Procedural scenes: one main object (eight categories, equally frequent) before a varied background.
 
-    Scene `index` depends on (seed, index) alone and is the same scene at every size. Colours and patterns are drawn
-    independently of category and part. The centre of the main object is uniform over the canvas, short of a margin of
-    0.18 of its own width and height: larger objects keep nearer to the middle, none is cut by more than 32 % a side.
-    Light falls from a random direction in the upper half, whatever the position. The natural correlations of
-    appearance and position are two. Backgrounds: landscapes (about 2 in 10) have their sky above their ground, rooms
-    (2 in 10) their wall above their floor, at a horizon of random height. Coverage: a pixel in the middle belongs to an
-    object more often than one in a corner, and objects, being shaded and casting shadows, are a little darker (the
-    mean image is about 0.03 of full scale darker in the middle).
+    Items are (3, size, size) in [0, 1]. Scene ``index`` depends on (seed, index) only and is the same scene at every size.
+
+    Colours and patterns are drawn independently of category and part. The centre of the main object is uniform over the canvas,
+    except for a margin of 0.18 of its own width and height: larger objects are nearer to the middle, and none is cut by more
+    than 32 % per side. Light falls from a random direction in the upper half, at every position.
+
+    As in photographs, appearance is correlated with position in two respects. Landscapes (about 2 in 10 backgrounds) have their
+    sky above their ground and rooms (2 in 10) their wall above their floor, at a horizon of random height. A pixel in the
+    middle belongs to an object more often than one in a corner, and objects, with shading and shadows, are a little darker: the
+    mean image is about 0.03 of full scale darker in the middle.
 
     Args:
-        size: side of the square images in pixels, a positive multiple of 64.
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
         limit: number of scenes, at least 1. A longer dataset begins with the shorter one.
-        seed: which scenes, at least 0.
+        seed: seed of the scenes, at least 0.
 
     Raises:
-        InputError: if an argument is out of range.
+        InputError: an argument out of range.
+
+    Example:
+        >>> scenes = Scenes(size=64, limit=10)
+        >>> scenes[3]["id"], tuple(scenes[3]["image"].shape)
+        ('scenes-0-3', (3, 64, 64))
+        >>> scenes.scene(3).depth.shape
+        (64, 64)
     """
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0) -> None:
@@ -50,40 +59,47 @@ class Scenes(DrawnImages):
         expect.at_least("seed", seed, 0)
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """The scene's pixels, without its ground truth."""
+        """Return the pixels (3, size, size) of the scene, in [0, 1]."""
         pixels = np.array(paint(compose(self.seed, self.position(index)), self.size))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
     def scene(self, index: int) -> Scene:
-        """The same picture with its full ground truth."""
+        """Return the picture with masks, boxes, keypoints and depth, see :class:`~sdprobe.scenes.truth.Scene`."""
         return render(compose(self.seed, self.position(index)), self.size)
 
     def name(self, index: int) -> str:
-        """The scene's seed and number."""
+        """Return the seed and number of the scene."""
         return f"scenes-{self.seed}-{self.position(index)}"
 
     def content_key(self, index: int) -> str:
-        """Names the pixels of a scene without drawing it."""
+        """Return the version of the drawing, seed, number and size; the scene is not drawn."""
         return f"scenes:{VERSION}:{self.seed}:{self.position(index)}:{self.size}"
 
 
 class ScenePairs(Scenes):
-    """Scenes, and all pairs of different ones of a category with at least three keypoints that both show.
+    """:class:`Scenes` in pairs: all pairs of different scenes of a category with at least three keypoints visible in both.
 
-    Of each category's scenes 18 % are in ``val``, 27 % in ``test`` and the rest in ``train``: those that
-    ``python -m sdprobe.scenes --export-spair`` writes. Points and boxes are exact here and rounded there.
+    Of each category's scenes 18 % are in ``val``, 27 % in ``test`` and the others in ``train``. These are the pairs that
+    ``python -m sdprobe.scenes --export-spair`` writes; points and boxes are exact here and rounded there.
 
     Args:
-        size: side of the square images in pixels, a multiple of 64.
-        limit: number of scenes, at least 48.
-        seed: which scenes, at least 0.
-        pairs_per_category: at most, in each split; None takes all.
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: number of scenes, at least 48, which is 6 of each category.
+        seed: seed of the scenes, at least 0.
+        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
 
     Raises:
-        InputError: if an argument is out of range.
+        InputError: an argument out of range.
+
+    Example:
+        >>> pairs = ScenePairs(size=64, limit=48, pairs_per_category=1).pairs("test")
+        >>> [pair.category for pair in pairs]
+        ['quadruped', 'bird', 'fish', 'vehicle', 'chair', 'face', 'teapot', 'house']
+        >>> len(pairs[0].ids) == len(pairs[0].source_points) == len(pairs[0].target_points)
+        True
     """
 
-    resize = "pad"  # to a square that scenes fill anyway
+    resize = "pad"  # scenes are square, so nothing is padded
     box = "object"
     image_reach = False
 
@@ -96,17 +112,17 @@ class ScenePairs(Scenes):
         self._pairs: dict[str, tuple[Pair, ...]] = {}
 
     def pairs(self, split: str) -> Sequence[Pair]:
-        """The pairs of ``train``, ``val`` or ``test``; categories take turns."""
+        """Return the pairs of ``train``, ``val`` or ``test``; categories alternate. Coordinates are pixels of the items."""
         if split not in self._pairs:
             self._pairs[split] = self._paired(split)
         return self._pairs[split]
 
     def picture_size(self, index: int) -> tuple[int, int]:
-        """Scenes are drawn at the size they are used at."""
+        """Return (width, height) of a scene in pixels, which is the size of the items."""
         return self.size, self.size
 
     def placement(self, index: int) -> Placement:
-        """A scene fills its item."""
+        """Return the position and scale of a scene in its item, which it fills."""
         return Placement((1.0, 1.0), (0.0, 0.0))
 
     def _paired(self, split: str) -> tuple[Pair, ...]:
@@ -129,12 +145,26 @@ class ScenePairs(Scenes):
 
 
 class SceneDepth(Scenes):
-    """:class:`Scenes`, pixel for pixel, so that both share one cache of latents."""
+    """:class:`Scenes` with their depth. The pixels are equal, so both share cached latents.
+
+    Args:
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: number of scenes, at least 1.
+        seed: seed of the scenes, at least 0.
+
+    Raises:
+        InputError: an argument out of range.
+
+    Example:
+        >>> depth = SceneDepth(size=64, limit=10).depth(0)
+        >>> tuple(depth.shape), bool((depth > 0).all()), bool((depth <= 10).all())
+        ((64, 64), True, True)
+    """
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
-        """Depth in scene units, smaller is nearer: objects within (0, 7), background within [8, 10]."""
+        """Return the depth (size, size) in scene units: objects within (0, 7), the background within [8, 10]."""
         return torch.from_numpy(self.scene(index).depth)
 
     def depth_key(self, index: int) -> str:
-        """Version, seed and index decide depth as they decide pixels."""
+        """Return the content key, since depth depends on the same values as the pixels."""
         return self.content_key(index)

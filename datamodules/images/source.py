@@ -1,6 +1,6 @@
-"""What every image source offers, and what the sources of this project share: decoding, digests, limits, folders.
+"""The interface of image sources, and what the sources of this project share: decoding, digests, limits, folders.
 
-Items of a :class:`LatentSource` are latents already.
+A :class:`LatentSource` also gives latents, which need no encoder.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import check_size
 
-# what PIL raises on a file that is no intact image
+# what PIL raises on a file that is not an intact image
 UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 
 class Item(TypedDict):
-    """One image: (3, size, size) in [0, 1], and a name that is unique in its source and stable between runs."""
+    """An image (3, size, size) in [0, 1], and its id, which is unique in its source and the same in every run."""
 
     image: Float[Tensor, "3 size size"]
     id: str
@@ -32,7 +32,10 @@ class Item(TypedDict):
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A list of square images of ``size`` pixels; ``on_error`` (``raise`` or ``skip``) governs items that cannot be decoded."""
+    """A sequence of square images of ``size`` pixels per side.
+
+    ``on_error`` is ``raise`` or ``skip``: what happens to items that cannot be decoded.
+    """
 
     size: int
     on_error: str
@@ -42,28 +45,32 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int) -> Item: ...
 
     def name(self, index: int) -> str:
-        """The item's id, without rendering or decoding it."""
+        """Return the item's id; the item is not rendered or decoded."""
 
     def photo(self, index: int) -> str:
-        """The photograph an item shows; crops of one photograph share it and stay in one split."""
+        """Return the name of the item's photograph; crops of one photograph share it and stay in one split."""
 
     def content_key(self, index: int) -> str:
-        """Identifies the pixels of an item, without rendering or decoding it where possible."""
+        """Return a text that identifies the item's pixels; the item is not rendered or decoded where that can be avoided."""
 
 
 @runtime_checkable
 class LatentSource(ImageSource, Protocol):
-    """A source of latents: no encoder runs."""
+    """An image source that gives latents itself, so that no encoder runs."""
 
     def latent(self, index: int) -> Float[Tensor, "c h w"]:
-        """The item's latent."""
+        """Return the item's latent (c, h, w)."""
 
 
 class Images(Dataset[Item], ImageSource):
-    """A source of pictures. Unless a subclass says otherwise, every item is a photograph of its own.
+    """Base class of sources of pictures. Every item is a photograph of its own, unless a subclass says otherwise.
+
+    Args:
+        size: side of the square images in pixels, a positive multiple of 64.
+        on_error: ``raise`` on an item that cannot be decoded, or ``skip`` it.
 
     Raises:
-        InputError: ``size`` is no multiple of 64; ``on_error`` is neither ``raise`` nor ``skip``.
+        InputError: an argument out of range.
     """
 
     def __init__(self, size: int, on_error: str = "raise") -> None:
@@ -73,20 +80,29 @@ class Images(Dataset[Item], ImageSource):
         self.on_error = on_error
 
     def __getitem__(self, index: int) -> Item:
-        """Raises InputError, naming the picture, where it cannot be decoded."""
+        """The item's pixels and id. Raises InputError, which names the picture, if it cannot be decoded."""
         return {"image": self.picture(index), "id": self.name(index)}
 
     @abstractmethod
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """The pixels of an item, in [0, 1]."""
+        """Return the pixels (3, size, size) of an item, in [0, 1]."""
 
     def photo(self, index: int) -> str:
-        """The item itself."""
+        """Return the item's id: every item is a photograph of its own."""
         return self.name(index)
 
 
 class DrawnImages(Images):
-    """``limit`` pictures that are drawn, not read: each depends on ``seed`` and its position."""
+    """Base class of sources that draw their pictures; a picture depends on ``seed`` and its position only.
+
+    Args:
+        size: side of the square images in pixels, a positive multiple of 64.
+        limit: number of pictures, at least 1.
+        seed: seed of the pictures.
+
+    Raises:
+        InputError: an argument out of range.
+    """
 
     def __init__(self, size: int, limit: int, seed: int) -> None:
         super().__init__(size)
@@ -97,26 +113,26 @@ class DrawnImages(Images):
         return self.limit
 
     def position(self, index: int) -> int:
-        """The index counted from the front; raises IndexError past either end, which also ends iteration."""
+        """Return the index counted from the first picture. Raises IndexError beyond either end, which also ends iteration."""
         if not -self.limit <= index < self.limit:
             raise IndexError(f"Expected index to be below {self.limit}, but got {index}. Raise images.limit.")
         return int(index) % self.limit
 
 
 class FileImages(Images):
-    """Pictures in files, identified by the files' bytes."""
+    """Base class of sources of picture files, which are identified by their bytes."""
 
     def __init__(self, size: int, on_error: str) -> None:
         super().__init__(size, on_error)
         self._digests: dict[Path, str] = {}
 
     def digest(self, file: Path) -> str:
-        """Digest of a file's bytes."""
+        """Return the hex digest of a file's bytes."""
         if file not in self._digests:
             try:
                 self._digests[file] = digest(file.read_bytes())
             except OSError:
-                self._digests[file] = f"unreadable {file}"  # decoding it will say so
+                self._digests[file] = f"unreadable {file}"  # decoding raises the error
         return self._digests[file]
 
 
@@ -127,13 +143,13 @@ def check_limit(limit: int | None, name: str = "images.limit") -> None:
 
 
 def digest(encoded: bytes) -> str:
-    """What content keys of encoded pictures are made of."""
+    """Hex digest of an encoded picture, for its content key."""
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 @contextmanager
 def decoding(picture: object, fix: str = "Remove it, or use images.on_error=skip.") -> Iterator[None]:
-    """Raises InputError, naming the picture, where it cannot be decoded inside the ``with`` block."""
+    """Raises InputError, which names the picture, if it cannot be decoded inside the ``with`` block."""
     try:
         yield
     except UNDECODABLE as error:
@@ -141,7 +157,7 @@ def decoding(picture: object, fix: str = "Remove it, or use images.on_error=skip
 
 
 def folder_of(root: str, kind: str = "a folder") -> Path:
-    """The folder that ``images.root`` names; raises InputError where there is none. ``kind``: what it ought to be."""
+    """The folder ``images.root``. Raises InputError if it does not exist; ``kind`` names the expected folder in the message."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         got = "a file" if folder.exists() else "which does not exist"

@@ -1,11 +1,14 @@
-"""``images=spair``: SPair-71k, or any tree in its layout, such as exported scenes.
+"""``images=spair``: SPair-71k, or any folder in its layout, such as exported scenes.
+
+The layout is::
 
     JPEGImages/<category>/<image>.jpg
     PairAnnotation/<trn|val|test>/<pair>.json   <pair> is <number>-<source>-<target>:<category>
-    Layout/large/<trn|val|test>.txt             one <pair> a line
-    ImageAnnotation/<category>/<image>.json     where ``keypoints=image``
+    Layout/large/<trn|val|test>.txt             one <pair> per line
+    ImageAnnotation/<category>/<image>.json     with keypoints=image
 
-Reference: Min, Lee, Ponce and Cho, SPair-71k: A Large-scale Benchmark for Semantic Correspondence, arXiv:1908.10543.
+References:
+    Min, Lee, Ponce and Cho, SPair-71k: A Large-scale Benchmark for Semantic Correspondence, arXiv 1908.10543.
 """
 
 import json
@@ -31,11 +34,43 @@ log = logging.getLogger(__name__)
 
 
 class SPairImages(PairFiles):
-    """Pairs in the order of ``Layout/large``; items are ``<category>/<image>.jpg``, since categories share image names.
+    """SPair-71k: pairs of photographs of 18 categories, or of any folder in its layout.
 
-    Args: those of :class:`~datamodules.images.pairs.PairFiles`, and
-        keypoints: ``pair``, those of PairAnnotation, or ``image``: all that ImageAnnotation has in both pictures, as geoaware
-            (arXiv 2311.17034) reads them.
+    Pairs are in the order of ``Layout/large``. Items are (3, size, size) in [0, 1]; their ids are ``<category>/<image>.jpg``,
+    since categories share image names. The folder's layout is at the top of this module.
+
+    Args:
+        root: folder that contains JPEGImages, PairAnnotation and Layout.
+        size: side of the square items in pixels, a positive multiple of 64.
+        resize: ``pad``, ``replicate`` or ``squash``.
+        categories: names of the categories to take; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
+        keypoints: ``pair``, the keypoints of PairAnnotation, or ``image``, all that ImageAnnotation has in both pictures, as
+            geoaware (arXiv 2311.17034) reads them.
+        on_error: ``raise`` on a pair that cannot be used, or ``skip`` it.
+
+    Raises:
+        InputError: an argument out of range, another folder, no pair that can be used, a pair that cannot be used with
+            ``on_error="raise"``, a path that leads out of the root.
+
+    References:
+        Min, Lee, Ponce and Cho (2019), arXiv 1908.10543.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root, pair = Path(tempfile.mkdtemp()), "000001-a-b:cat"
+        >>> for folder in ("JPEGImages/cat", "PairAnnotation/test", "Layout/large"):
+        ...     (root / folder).mkdir(parents=True)
+        >>> for name in ("a", "b"):
+        ...     Image.new("RGB", (60, 40)).save(root / "JPEGImages" / "cat" / f"{name}.jpg")
+        >>> sides = {"src_imname": "a.jpg", "trg_imname": "b.jpg", "src_imsize": [60, 40, 3], "trg_imsize": [60, 40, 3]}
+        >>> points = {"src_kps": [[10, 12]], "trg_kps": [[14, 8]], "kps_ids": ["3"], "trg_bndbox": [5, 4, 50, 36]}
+        >>> _ = (root / "PairAnnotation" / "test" / f"{pair}.json").write_text(json.dumps(sides | points))
+        >>> _ = (root / "Layout" / "large" / "test.txt").write_text(pair)
+        >>> [found] = SPairImages(str(root), size=64).pairs("test")
+        >>> found.category, found.ids, found.source_points, found.target_points
+        ('cat', ('3',), ((10.0, 12.0),), ((14.0, 8.0),))
     """
 
     layout = Layout("SPair-71k", {part: part for part in ("JPEGImages", "PairAnnotation", "Layout/large")}, "JPEGImages")
@@ -71,7 +106,7 @@ class SPairImages(PairFiles):
         return {folder.name for folder in (self.root / self.layout.folder).iterdir() if folder.is_dir()}
 
     def _statement(self, folder: str, line: str) -> Statement:
-        """What PairAnnotation says; raises BadPair where it is missing or unreadable."""
+        """The pair of a line of the layout. Raises BadPair if its annotation is missing or unreadable."""
         file = inside(self.root, "PairAnnotation", folder, f"{line}.json")
         category = line.partition(":")[2]
         if category not in self._categories:
@@ -95,17 +130,17 @@ class SPairImages(PairFiles):
         return Statement(label, names, category, ids, points, box)
 
     def _marked(self, name: str) -> dict[str, Point]:
-        """Id → point of the keypoints that a picture's ImageAnnotation has; raises BadPair where it cannot be read."""
+        """Id → point of the keypoints in a picture's ImageAnnotation. Raises BadPair if it cannot be read."""
         return self._annotation(
             inside(self.root, "ImageAnnotation", PurePosixPath(name).with_suffix(".json").as_posix()), _marks
         )
 
     def _compare(self, entries: Mapping[str, Sequence[Entry]], complete: bool) -> None:
-        """Trees without the 18 published categories are something else."""
+        """Warn if pictures have another size than stated, or a folder with all 18 categories differs from SPair-71k."""
         if self._resized:
             log.warning(
-                "Pictures of %s that do not have the size their pairs state, so that keypoints may be off: %d, such as %s.",
-                self.root, len(self._resized), min(self._resized),
+                "%d pictures of %s do not have the size that their pairs state, such as %s; their keypoints may be wrong.",
+                len(self._resized), self.root, min(self._resized),
             )  # fmt: skip
         if not {category for part in entries.values() for category, _ in part} >= set(TEST_PAIRS):
             return
@@ -123,8 +158,8 @@ def _record(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        # ':' is what some file systems and archivers replace
-        message = f"Expected {file} to annotate what Layout/large lists, but it is missing; names of pairs hold ':'."
+        # some file systems and archivers replace ':' in names
+        message = f"Expected {file} to be the annotation of a pair, but it is missing; an archiver may have replaced the ':'."
         raise BadPair("missing annotation", message) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error

@@ -1,7 +1,8 @@
-"""``images=texture``: pictures that look alike everywhere, so that nothing in them says where a place is. Step 1.
+"""``images=texture``, ``texture_latents``, ``constant``: pictures with the same statistics everywhere. Data path step 1.
 
-1/f noise has the spectrum of photographs and no layout. Periodic, it continues across its own border: the null that a
-network with circular padding needs. Not periodic, it is a window out of a larger texture, as a photograph is of the world.
+Nothing in them depends on position. 1/f noise has the spectrum of photographs and no layout. Periodic noise continues across
+its own border: with circular padding a network cannot infer position from it, which makes it the baseline of all other
+conditions. Noise that is not periodic is a window of a larger texture, as a photograph is a window of the world.
 
 References:
     Field (1987), Relations between the statistics of natural images and the response properties of cortical cells.
@@ -14,16 +15,16 @@ from torch import Tensor
 from datamodules.images.source import DrawnImages
 from sdprobe.utilities.rng import keyed_generator
 
-MEAN, CONTRAST, COLOUR = 0.5, 0.18, 0.4  # of full scale; COLOUR: share of the contrast that each channel has of its own
+MEAN, CONTRAST, COLOUR = 0.5, 0.18, 0.4  # MEAN, CONTRAST: of full scale; COLOUR: share of contrast that channels do not share
 CHANNELS, STRIDE = 4, 8  # of Stable Diffusion's latents
 # of everything drawn in this file; raise it when a pixel or a latent changes
 VERSION = 1
 
 
 def pink(channels: int, side: int, periodic: bool, generator: torch.Generator) -> Float[Tensor, "{channels} {side} {side}"]:
-    """Gaussian noise whose amplitude falls as 1 / frequency, without a mean, of unit variance in expectation.
+    """Gaussian noise with an amplitude of 1 / frequency, mean 0 and, in expectation, variance 1.
 
-    Not periodic: a window out of a texture of twice the side.
+    Noise that is not periodic is a window of a texture of twice the side.
     """
     extent = side if periodic else 2 * side
     white = torch.fft.rfft2(torch.randn(channels, extent, extent, generator=generator))
@@ -38,13 +39,27 @@ def pink(channels: int, side: int, periodic: bool, generator: torch.Generator) -
 
 
 class Textures(DrawnImages):
-    """1/f noise pictures. Texture `index` depends on (seed, index, size, periodic) alone.
+    """Pictures of 1/f noise: they have the spectrum of photographs but no layout.
+
+    Items are (3, size, size) in [0, 1]. Texture ``index`` depends on (seed, index, size, periodic) only.
 
     Args:
-        size: side in pixels, a multiple of 64.
-        limit: number of textures.
-        seed: which textures.
-        periodic: continue across the border, left to right and top to bottom.
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: number of textures, at least 1.
+        seed: seed of the textures.
+        periodic: the texture continues from the right border to the left one and from the bottom to the top. Otherwise it is a
+            window of a larger texture.
+
+    Raises:
+        InputError: ``size`` or ``limit`` out of range.
+
+    References:
+        Field (1987), Relations between the statistics of natural images and the response properties of cortical cells.
+
+    Example:
+        >>> textures = Textures(size=64, limit=10)
+        >>> textures[0]["id"], tuple(textures[0]["image"].shape)
+        ('periodic-texture-0-0', (3, 64, 64))
     """
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0, periodic: bool = True) -> None:
@@ -52,17 +67,17 @@ class Textures(DrawnImages):
         self.periodic = periodic
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """One luminance for all channels, and a little colour."""
+        """Return the pixels (3, size, size) in [0, 1]: one luminance for all channels, with a little colour."""
         noise = pink(4, self.size, self.periodic, self._generator(index))
         mixed = (1 - COLOUR**2) ** 0.5 * noise[3:] + COLOUR * noise[:3]
         return (MEAN + CONTRAST * mixed).clamp(0, 1)
 
     def name(self, index: int) -> str:
-        """Kind, seed and number."""
+        """Return the kind, seed and number of the picture."""
         return f"{'periodic' if self.periodic else 'window'}-texture-{self.seed}-{self.position(index)}"
 
     def content_key(self, index: int) -> str:
-        """Name, size and the version of the drawing."""
+        """Return the name and size of the picture, and the version of the drawing."""
         return f"{self.name(index)}:{self.size}:{VERSION}"
 
     def _generator(self, index: int) -> torch.Generator:
@@ -70,33 +85,56 @@ class Textures(DrawnImages):
 
 
 class LatentTextures(Textures):
-    """1/f noise drawn as latents, (4, size / 8, size / 8) of unit variance: no VAE has seen it, none is run.
+    """1/f noise drawn as latents, (4, size / 8, size / 8) of variance 1, so that no VAE is involved.
 
-    Its pictures show three of the four channels, for human eyes only.
+    Its pictures show three of the four channels; the network does not see them.
 
-    Args: those of :class:`Textures`.
+    Args:
+        size: side of the images that the latents stand for, in pixels, a positive multiple of 64.
+        limit: number of latents, at least 1.
+        seed: seed of the latents.
+        periodic: the noise continues across the border. Otherwise it is a window of a larger texture.
+
+    Raises:
+        InputError: ``size`` or ``limit`` out of range.
+
+    Example:
+        >>> tuple(LatentTextures(size=64, limit=10).latent(0).shape)
+        (4, 8, 8)
     """
 
     def latent(self, index: int) -> Float[Tensor, "c h w"]:
-        """The latent itself."""
+        """Return the latent (4, size / 8, size / 8) of an item."""
         return pink(CHANNELS, self.size // STRIDE, self.periodic, self._generator(index))
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """Three channels, enlarged."""
+        """Return the pixels (3, size, size) in [0, 1]: three channels of the latent, enlarged."""
         shown = (MEAN + CONTRAST * self.latent(index)[:3]).clamp(0, 1)
         return shown.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
 
     def name(self, index: int) -> str:
-        """Kind, seed and number."""
+        """Return the kind, seed and number of the picture."""
         return f"latent-{super().name(index)}"
 
 
 class Constants(Textures):
-    """Pictures of one colour each: what is left where an image shows nothing at all.
+    """Pictures of one random colour each, without any content.
+
+    Items are (3, size, size) in [0, 1].
 
     Args:
-        size, limit, seed: see :class:`Textures`.
-        grey: shades of grey instead of colours.
+        size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
+        limit: number of pictures, at least 1.
+        seed: seed of the colours.
+        grey: draw shades of grey instead of colours.
+
+    Raises:
+        InputError: ``size`` or ``limit`` out of range.
+
+    Example:
+        >>> image = Constants(size=64, limit=10, grey=True)[0]["image"]
+        >>> tuple(image.shape), len(image.unique())
+        ((3, 64, 64), 1)
     """
 
     def __init__(self, size: int = 512, limit: int = 160, seed: int = 0, grey: bool = False) -> None:
@@ -104,10 +142,10 @@ class Constants(Textures):
         self.grey = grey
 
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
-        """A colour drawn at random."""
+        """Return the pixels (3, size, size) of one random colour, in [0, 1]."""
         colour = torch.rand(1 if self.grey else 3, 1, 1, generator=self._generator(index))
         return colour.expand(3, self.size, self.size).contiguous()
 
     def name(self, index: int) -> str:
-        """Kind, seed and number."""
+        """Return the kind, seed and number of the picture."""
         return f"{'grey' if self.grey else 'constant'}-{self.seed}-{self.position(index)}"

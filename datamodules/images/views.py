@@ -1,6 +1,6 @@
-"""Other views of the same pictures: mirrored, rotated or cropped at random, without their margin, or shifted and padded.
+"""Views of another source's pictures: mirrored, rotated, cropped at random, without a margin, or shifted and padded.
 
-Data path step 1. Each wraps another source. Items that show one photograph keep its name, and so stay in one split.
+Data path step 1. Items of one photograph keep its name, so they stay in one split.
 """
 
 import copy
@@ -20,17 +20,17 @@ from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # as it is, left to right, upside down, both
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # unchanged, left to right, upside down, both
 SHARES = (0.5, 0.9)  # side of a random crop as a share of the picture's
 # of mirrored, rotated and cropped pictures, `Cropped` included; raise it when a pixel changes
 VERSION = 1
-SMALLEST = 64  # pixels a side; what a U-Net's deepest grid needs to be more than one token
+SMALLEST = 64  # pixels per side, one token of Stable Diffusion's coarsest grid
 
 
 class _Wrapped(ABC):
-    """Another source's pictures, shown in other ways: `variants` items per picture, next to each other.
+    """Base class of views of another source's pictures, with ``variants`` consecutive items per picture.
 
-    Items keep the picture's id and photograph; their key is the picture's, what is done to it, and the version of that.
+    Items keep the picture's id and photograph. Their content key is the picture's, with the change and its version.
     """
 
     variants = 1
@@ -42,32 +42,32 @@ class _Wrapped(ABC):
         return len(self.images) * self.variants
 
     def __getitem__(self, index: int) -> Item:
-        """The picture as it is shown."""
+        """The changed picture (3, size, size) and the item's id."""
         return {"image": self._show(self.images[index // self.variants]["image"], index), "id": self.name(index)}
 
     def name(self, index: int) -> str:
-        """The picture's id."""
+        """Return the id of the picture."""
         return self.images.name(index // self.variants)
 
     def photo(self, index: int) -> str:
-        """The picture's photograph."""
+        """Return the name of the picture's photograph."""
         return self.images.photo(index // self.variants)
 
     def content_key(self, index: int) -> str:
-        """The picture's key, what is done to it, and the version of that."""
+        """Return the content key of the picture, with the change and its version."""
         return f"{self.images.content_key(index // self.variants)}:{self._mark(index)}"
 
     @abstractmethod
     def _show(self, image: Tensor, index: int) -> Tensor:
-        """What an item shows of its picture (3, size, size)."""
+        """The changed picture, from the picture (3, size, size)."""
 
     @abstractmethod
     def _mark(self, index: int) -> str:
-        """What is done to the picture, and the version of that."""
+        """Name of the change, and its version."""
 
 
 class _Variants(_Wrapped):
-    """Several items per picture, under names of their own; ``limit`` counts items."""
+    """Several items per picture, each with its own id; ``limit`` counts items."""
 
     kind: str
 
@@ -83,7 +83,7 @@ class _Variants(_Wrapped):
         return self.count
 
     def name(self, index: int) -> str:
-        """The picture's id and what was done to it."""
+        """Return the id of the picture, with the number of the change."""
         return f"{super().name(index)}#{self.kind}{index % self.variants}"
 
     def _mark(self, index: int) -> str:
@@ -91,17 +91,26 @@ class _Variants(_Wrapped):
 
 
 class FlipBalanced(_Variants):
-    """Every picture four times: as it is, mirrored left to right, upside down, and both.
+    """Every picture in four orientations: unchanged, mirrored left to right, upside down, and both.
 
-    What a photographer puts at the top is at the bottom just as often, so content says nothing of position in the mean.
+    The four items of a picture are consecutive, (3, size, size) in [0, 1]. What photographs show at the top is shown at the
+    bottom equally often, so content and position are not correlated on average.
 
     Args:
-        images: the pictures.
-        size: of the pictures in pixels.
-        limit: number of items at most; None takes all.
+        images: source of the pictures.
+        size: side of the pictures in pixels; that of ``images``.
+        limit: greatest number of items, at least 1; None takes all.
 
     Raises:
-        InputError: another size than that of the pictures; a limit below 1.
+        InputError: a size other than that of the pictures, or a limit below 1.
+
+    Example:
+        >>> from datamodules.images.texture import Textures
+        >>> images = FlipBalanced(Textures(size=64, limit=10), size=64)
+        >>> len(images), images.name(1)
+        (40, 'periodic-texture-0-0#flip1')
+        >>> torch.equal(images[1]["image"], images[0]["image"].flip(-1))
+        True
     """
 
     kind = "flip"
@@ -114,17 +123,26 @@ class FlipBalanced(_Variants):
 
 
 class RandomCrops(_Variants):
-    """Random squares of every picture, 50 to 90 % of its side, enlarged to its size.
+    """Random squares of every picture, with sides of 50 to 90 % of the picture's, enlarged to its size.
+
+    The items of a picture are consecutive, (3, size, size) in [0, 1]. A square depends on the seed, the picture's id and its
+    number only.
 
     Args:
-        images: the pictures.
-        size: of the pictures in pixels.
-        limit: number of items at most; None takes all.
-        crops: items per picture.
-        seed: of the squares.
+        images: source of the pictures.
+        size: side of the pictures in pixels; that of ``images``.
+        limit: greatest number of items, at least 1; None takes all.
+        crops: items per picture, at least 1.
+        seed: seed of the squares.
 
     Raises:
-        InputError: another size than that of the pictures; fewer than one crop; a limit below 1.
+        InputError: a size other than that of the pictures, less than one crop, or a limit below 1.
+
+    Example:
+        >>> from datamodules.images.texture import Textures
+        >>> images = RandomCrops(Textures(size=64, limit=10), size=64, crops=2)
+        >>> len(images), tuple(images[0]["image"].shape), images.photo(0) == images.photo(1)
+        (20, (3, 64, 64), True)
     """
 
     def __init__(self, images: ImageSource, size: int = 512, limit: int | None = None, crops: int = 1, seed: int = 0) -> None:
@@ -141,14 +159,14 @@ class RandomCrops(_Variants):
         return interpolate(square, size=(self.size, self.size), mode="bicubic", align_corners=False)[0].clamp(0, 1)
 
     def _mark(self, index: int) -> str:
-        return f"{super()._mark(index)}:{self.name(index)}"  # the id chooses the square
+        return f"{super()._mark(index)}:{self.name(index)}"  # the square depends on the id
 
 
 class Rotated(_Wrapped):
-    """The same pictures rotated by 180°, with the same ids: whatever is keyed by an id stays where it was.
+    """The same pictures rotated by 180°. Their ids are unchanged, so their noise is unchanged too.
 
     Args:
-        images: the pictures.
+        images: source of the pictures.
     """
 
     def _show(self, image: Tensor, index: int) -> Tensor:
@@ -159,37 +177,39 @@ class Rotated(_Wrapped):
 
 
 class RotatedLatents(Rotated):
-    """The same for a source that gives latents itself.
+    """:class:`Rotated` for a source of latents.
 
     Args:
-        images: gives latents.
+        images: source of the latents.
     """
 
     images: LatentSource
 
     def latent(self, index: int) -> Float[Tensor, "c h w"]:
-        """The rotated latent."""
+        """Return the rotated latent."""
         return self.images.latent(index).flip((-2, -1))
 
 
 def rotated(images: ImageSource) -> Rotated:
-    """The pictures, or latents, of a source rotated by 180°."""
+    """The pictures or latents of a source, rotated by 180°."""
     return RotatedLatents(images) if isinstance(images, LatentSource) else Rotated(images)
 
 
 class Cropped(_Wrapped):
-    """An image source whose pictures lack `margin` pixels on every side.
+    """The same pictures with ``margin`` pixels cropped on every side. Their ids are unchanged; their noise is not, since it
+    has another shape.
 
-    Items keep their ids, so that crops of a sweep can be told to show one photograph; noise keyed by an id differs in
-    shape and is new all the same.
+    Args:
+        images: source of the pictures.
+        margin: pixels to crop on every side, at least 0.
 
     Raises:
-        InputError: if fewer than 64 pixels a side are left.
+        InputError: a source of latents, a negative margin, or one that leaves fewer than 64 pixels per side.
     """
 
     def __init__(self, images: ImageSource, margin: int) -> None:
         if isinstance(images, LatentSource):
-            raise InputError(f"Expected pictures to crop, but {type(images).__name__} has latents only. Use images=texture.")
+            raise InputError(f"Expected pictures to crop, but got the latents of {type(images).__name__}. Use images=texture.")
         expect.at_least("the margin", margin, 0)
         if images.size - 2 * margin < SMALLEST:
             raise InputError(
@@ -208,19 +228,19 @@ class Cropped(_Wrapped):
 
 
 class Viewed(_Wrapped):
-    """An image source whose pictures are shown as a :class:`~sdprobe.tokens.views.View` says; items keep their ids."""
+    """The same pictures in a :class:`~sdprobe.tokens.views.View`; their ids are unchanged."""
 
     def __init__(self, images: ImageSource, view: View) -> None:
         if isinstance(images, LatentSource) and view.shows != View():
             raise InputError(
-                f"Expected pictures to show in another way, but {type(images).__name__} has latents only. "
-                "Use images=texture, or a mitigation that takes no passes of its own."
+                f"Expected pictures to change, but got the latents of {type(images).__name__}. "
+                "Use images=texture, or a mitigation that needs no changed pictures."
             )
         super().__init__(resized(images, images.size + view.larger) if view.larger else images)
         self.view, self.size = view, images.size + 2 * view.margin
 
     def content_key(self, index: int) -> str:
-        """As always, but that an empty picture has no content."""
+        """Return the content key of the picture, with the view; empty pictures are all equal."""
         return f"empty:{self.size}:{SHOWN}" if self.view.empty else super().content_key(index)
 
     def _show(self, image: Tensor, index: int) -> Tensor:
@@ -233,7 +253,7 @@ class Viewed(_Wrapped):
 
 
 def shown(images: ImageSource, view: View) -> ImageSource:
-    """The same items, cropped, rotated and shown as ``view`` says; the source itself where that changes no picture."""
+    """The source of the same items in a view; the source itself if the view changes no picture."""
     if view.crop:
         images = Cropped(images, view.crop)
     if view.rotated:
@@ -243,7 +263,7 @@ def shown(images: ImageSource, view: View) -> ImageSource:
 
 
 def resized(images: ImageSource, size: int) -> ImageSource:
-    """The same source at another size, through whatever wraps it."""
+    """The same source at another size; sources that it wraps get the new size too."""
     other: Any = copy.copy(images)
     if hasattr(images, "images"):
         other.images = resized(images.images, images.images.size + size - images.size)

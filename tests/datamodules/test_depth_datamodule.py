@@ -231,6 +231,6 @@ def test_folders_that_hold_no_pairs_are_refused(root: Path, save_photos, tmp_pat
     with pytest.raises(InputError, match=r"to hold pairs rgb_00000\.jpg and sync_depth_00000\.png"):
         NYUDepth(str(save_photos(tmp_path / "photos", 3)))
     (root / "sync" / "kitchen_0003" / "sync_depth_00001.png").unlink()
-    with pytest.raises(InputError, match=r"sync_depth_\*\.png beside it, but 1 lack it, such as .*kitchen_0003/rgb_00001\.png"):
+    with pytest.raises(InputError, match=r"sync_depth_\*\.png beside it, but got 1 without, such as .*_0003/rgb_00001\.png"):
         NYUDepth(str(root))
     assert len(NYUDepth(str(root), on_error="skip")) == 23

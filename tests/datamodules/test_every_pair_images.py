@@ -152,7 +152,7 @@ def test_grey_pictures_have_three_channels(tmp_path: Path) -> None:
 POINTS: dict[str, tuple[list[Any], list[Any], str, str]] = {
     "far": ([SOURCE[0], (99.5, 20.25)], TARGET, "keypoint outside the picture", r"x\.\w+, 60×40 pixels, .*\(99\.5, 20\.25\)"),
     "negative": (SOURCE, [(10, -3), (9, 9)], "keypoint outside the picture", r"y\.\w+, 60×40 pixels, .*\(10, -3\)"),
-    "none": ([], [], "no mutual keypoints", "keypoints that both show, but got none"),
+    "none": ([], [], "no mutual keypoints", "keypoints that both pictures show, but got none"),
 }
 
 

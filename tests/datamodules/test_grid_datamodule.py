@@ -348,7 +348,7 @@ def test_images_that_cannot_be_decoded_leave_their_split(
         ({"margin": -1}, r"margin .*-1"),
         ({"batch_size": 0}, r"datamodule\.batch_size to be at least 1, but got 0"),
         ({"num_workers": -1}, r"datamodule\.num_workers to be at least 0, but got -1"),
-        ({"least": 40}, r"at least 40 images to measure, but only 7 of 12 are: .*Use about 69 images"),
+        ({"least": 40}, r"at least 40 images to measure, but got 7 of 12, since others give .*Use about 69 images"),
         ({"timestep": 30, "other_timestep": 30}, r"other_timestep to differ from timestep, but both are 30"),
         ({"repeats": -1}, r"datamodule\.repeats to be at least 0, but got -1"),
         ({"timestep": 1000}, r"timestep to be from 0 to 999, but got 1000"),

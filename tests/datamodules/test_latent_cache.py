@@ -302,7 +302,7 @@ def test_a_refusing_disk_gives_a_sentence_and_leaves_nothing_behind(
     else:
         opened = full_while_writing(code) if call == "write" else refusing(code)
         monkeypatch.setattr(sdprobe.utilities.io, "open", opened, raising=False)
-    with pytest.raises(InputError, match=rf"Expected to store latents in {cache.root}.*{os.strerror(code)}.*cache_dir"):
+    with pytest.raises(InputError, match=rf"Expected {cache.root} to be a folder .*{os.strerror(code)}.*cache_dir"):
         cache.put(latent(KEYS[0]), "a")
     monkeypatch.undo()
     assert len(entries(cache.root)) == 1

@@ -109,7 +109,7 @@ def test_keypoints_of_the_pictures_are_those_that_both_have_by_their_id(tmp_path
     [
         (None, "unreadable annotation", r"ImageAnnotation/cat/y\.json"),
         ({"0": [1, 2, 3]}, "unreadable annotation", r"ImageAnnotation/cat/y\.json"),
-        ({"1": [1, 2]}, "no mutual keypoints", "keypoints that both show"),
+        ({"1": [1, 2]}, "no mutual keypoints", "keypoints that both pictures show"),
         ("gone", "missing annotation", r"ImageAnnotation/cat/y\.json .*but it is missing"),
     ],
 )
@@ -168,7 +168,7 @@ def test_an_annotation_whose_colon_was_replaced_is_missed(tmp_path: Path) -> Non
     file = add_spair(tmp_path, "test", "cat", "x", "y")
     file.rename(file.with_name(file.name.replace(":", "_")))
     add_spair(tmp_path, "test", "dog", "a", "b")
-    SPAIR.refused(tmp_path, "missing annotation", r"x-y:cat\.json to annotate what Layout/large lists, .*hold ':'")
+    SPAIR.refused(tmp_path, "missing annotation", r"x-y:cat\.json to be the annotation of a pair, .*replaced the ':'")
 
 
 @pytest.mark.parametrize("line", ["000002-x-y:zebra", "000002-x-y"])
@@ -225,7 +225,7 @@ def test_counts_by_category_and_keypoint_are_compared(
 def test_pictures_of_another_size_than_stated_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     add_spair(tmp_path, "test", src_imsize=[600, 400, 3])
     read(tmp_path)
-    assert "do not have the size their pairs state, so that keypoints may be off: 1, such as cat/a.jpg" in caplog.text
+    assert f"1 pictures of {tmp_path} do not have the size that their pairs state, such as cat/a.jpg" in caplog.text
 
 
 # --- exported scenes -------------------------------------------------------------------------------------------------

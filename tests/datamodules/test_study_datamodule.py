@@ -279,7 +279,7 @@ def test_running_out_of_memory_loses_no_image(make: Callable[..., StudyDataModul
 
 def test_too_few_images_for_intervals_are_told(make: Callable[..., StudyDataModule], caplog: pytest.LogCaptureFixture) -> None:
     make().prepare_data()
-    assert f"no intervals: {COUNT} images are fewer than 40" in caplog.text
+    assert f"no intervals: they need 40 images, but got {COUNT}" in caplog.text
 
 
 def test_images_too_small_to_crop_are_refused_before_anything_is_encoded(

@@ -60,9 +60,9 @@ def test_bad_wrappers_are_refused() -> None:
         RandomCrops(Scenes(64, 2), 64, crops=0)
     with pytest.raises(InputError, match="the margin to be at least 0, but got -1"):
         Cropped(Scenes(128, 1), -1)
-    with pytest.raises(InputError, match="Expected pictures to crop, but LatentTextures has latents only"):
+    with pytest.raises(InputError, match="Expected pictures to crop, but got the latents of LatentTextures"):
         Cropped(LatentTextures(128, 1), 16)
-    with pytest.raises(InputError, match="Expected pictures to show in another way, but LatentTextures has latents only"):
+    with pytest.raises(InputError, match="Expected pictures to change, but got the latents of LatentTextures"):
         Viewed(LatentTextures(128, 1), View(flip=True))
 
 
