@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check bench results
+.PHONY: install demo test test-slow check bench docs results
 
 install: .venv/installed
 
@@ -41,3 +41,8 @@ bench: install
 	$(BIN)/python -m tools.benchmarks.pair_memory
 	$(BIN)/python -m tools.benchmarks.statistics_overhead
 	$(BIN)/python -m tools.benchmarks.memory probe.solver=closed_form
+
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --conf-dir docs . build/docs
+	@echo "Open build/docs/index.html"

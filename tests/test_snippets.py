@@ -311,9 +311,3 @@ def test_python_blocks_run_alone(block: Snippet, workspace: Path) -> None:
 def test_make_runs_what_the_readme_says(line: str, printed: str) -> None:
     assert any(snippet.text.split("#")[0].strip() == line for snippet in LINES)
     assert printed in subprocess.run([*line.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-
-def test_everything_the_documents_point_at_exists() -> None:
-    for document, text in TEXTS.items():
-        for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
-            assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"

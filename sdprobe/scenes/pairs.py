@@ -34,13 +34,14 @@ class SceneSet:
 class ScenePair:
     """Two items of one dataset and the keypoints of their main objects that both show.
 
-    source, target: indices into the dataset the pair was made of.
-    category: of both main objects.
-    names: of the keypoints, at least MIN_SHARED, in alphabetical order.
-    kps_ids: of the same keypoints: place of the name among all of the category in alphabetical order, as a string.
-    source_points, target_points: (x, y) of the same keypoints, exact, in pixels of `size` × `size` images, x right,
-        y down, the centre of the first pixel at (0.5, 0.5).
-    size: side of the images in pixels.
+    Attributes:
+        source, target: indices into the dataset the pair was made of.
+        category: of both main objects.
+        names: of the keypoints, at least MIN_SHARED, in alphabetical order.
+        kps_ids: of the same keypoints: place of the name among all of the category in alphabetical order, as a string.
+        source_points, target_points: (x, y) of the same keypoints, exact, in pixels of `size` × `size` images, x right,
+            y down, the centre of the first pixel at (0.5, 0.5).
+        size: side of the images in pixels.
     """
 
     source: int

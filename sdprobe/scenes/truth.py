@@ -23,14 +23,15 @@ BACKGROUND = "background"
 class SceneObject:
     """One object; coordinates are pixels, x right, y down, the centre of the first pixel at (0.5, 0.5).
 
-    category: its name, or "occluder" for nameless things in front (these have no keypoints).
-    bbox: (x0, y0, x1, y1) around its pixels in `object_mask`, all zero if none is seen.
-    extent: (x0, y0, x1, y1) around its outlines, hidden and outside parts included.
-    keypoints: name → (x, y), wherever they are. Names mean the same under reflection: near and far sides of animals,
-        the person's own left and right of faces and chairs.
-    visible: name → whether the point is on the canvas and nothing else is in front of it.
-    flipped: whether it faces (or turns) left.
-    depth: depth of its back; nearer parts are up to `thickness` nearer. Scene units.
+    Attributes:
+        category: its name, or "occluder" for nameless things in front (these have no keypoints).
+        bbox: (x0, y0, x1, y1) around its pixels in `object_mask`, all zero if none is seen.
+        extent: (x0, y0, x1, y1) around its outlines, hidden and outside parts included.
+        keypoints: name → (x, y), wherever they are. Names mean the same under reflection: near and far sides of animals,
+            the person's own left and right of faces and chairs.
+        visible: name → whether the point is on the canvas and nothing else is in front of it.
+        flipped: whether it faces (or turns) left.
+        depth: depth of its back; nearer parts are up to `thickness` nearer. Scene units.
     """
 
     category: str
@@ -47,14 +48,15 @@ class SceneObject:
 class Scene:
     """A rendered scene with everything that is known about it.
 
-    image: (H, W, 3) uint8.
-    category: of the main object, which is objects[0].
-    objects: the main object, then the others in no particular order.
-    part_mask: (H, W) int32 indices into `part_names`, 0 is background; names read "<category>/<part>".
-    object_mask: (H, W) int32, 0 is background, k + 1 is objects[k].
-    depth: (H, W) float32 in scene units, smaller is nearer: objects within (0, 7), background within [8, 10].
-    background: kind of background.
-    light: unit vector (x, y, z) towards the light, y down, z towards the viewer.
+    Attributes:
+        image: (H, W, 3) uint8.
+        category: of the main object, which is objects[0].
+        objects: the main object, then the others in no particular order.
+        part_mask: (H, W) int32 indices into `part_names`, 0 is background; names read "<category>/<part>".
+        object_mask: (H, W) int32, 0 is background, k + 1 is objects[k].
+        depth: (H, W) float32 in scene units, smaller is nearer: objects within (0, 7), background within [8, 10].
+        background: kind of background.
+        light: unit vector (x, y, z) towards the light, y down, z towards the viewer.
     """
 
     image: NDArray[np.uint8]
