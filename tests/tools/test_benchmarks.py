@@ -1,10 +1,13 @@
 """Speeds are compared only where results are: the check refuses what differs, and what is faster is told by turns."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sdprobe.backbones.noise import NoiseSchedule
 from sdprobe.utilities.errors import InputError
+from tools.benchmarks import memory
 from tools.benchmarks.rivals import SdhelperNoise, disagreement, require_equal
 from tools.benchmarks.timing import Timed, times_faster
 
@@ -42,3 +45,7 @@ def test_the_rivals_noise_is_that_of_its_own_draws() -> None:
 def test_a_slow_turn_of_the_machine_does_not_change_the_ratio() -> None:
     slow, fast = Timed(wall=[4.0, 40.0, 4.4], cpu=[2.0, 2.0, 2.0]), Timed(wall=[1.0, 10.0, 1.0], cpu=[1.0, 0.5, 1.0])
     assert times_faster(slow, fast) == pytest.approx((4.0, 2.0))
+
+
+def test_runs_are_started_where_train_py_is() -> None:
+    assert (memory.ROOT / "train.py").is_file() and Path(__file__).parents[2] == memory.ROOT

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def peak(images: int, cache: str, overrides: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: demo/config.yaml."""
+"""Train the demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: tools/demo/config.yaml."""
 
 import json
 import os
@@ -33,13 +33,13 @@ def words(seed: int) -> CLIPTokenizer:
 
 
 def configured(arguments: Sequence[str]) -> DictConfig:
-    """demo/config.yaml with the command line's changes."""
+    """tools/demo/config.yaml with the command line's changes."""
     base = OmegaConf.load(CONFIG)
     changes = OmegaConf.from_cli(list(arguments))
     unknown = [key for key in changes if key not in base]
     if unknown:
         known = ", ".join(map(str, base))
-        sys.exit(f"Expected options of demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
+        sys.exit(f"Expected options of tools/demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
     if "diffusion" in changes and "pictures" in changes.diffusion:
         base.diffusion.pictures = {}
     return cast(DictConfig, OmegaConf.merge(base, changes))
