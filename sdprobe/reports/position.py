@@ -1,4 +1,4 @@
-"""The table and figures of a position run: accuracy over layers and over the grid, predicted against true position."""
+"""Table and figures of a position run: accuracy over layers and over the grid, predicted against true position."""
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -10,13 +10,14 @@ from sdprobe.reports.run import Run
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
-    "shuffled: axis accuracy of a probe trained on shuffled labels; read a group's accuracy beside it, since even a constant "
-    "guess scores one half on corner rows."
+    "axis: mean of row and column accuracy. cell: row and column both correct. binned: axis accuracy in 8 bins per axis, "
+    "comparable between layers. shuffled: axis accuracy of a probe trained on shuffled labels; compare a group with it, "
+    "since a constant guess already scores .5 on corners."
 )
 
 
 def position_table(run: Run) -> Table:
-    """Rows per layer: three accuracies, and axis accuracy of the shuffled-label control for every token group."""
+    """Per layer: three accuracies, and the axis accuracy of the shuffled-label control, for every token group."""
     shown = probe_table(run, "Linear position probe", ("layer", "accuracy"), before=["chance"])
     for layer in run.layers:
         for metric in METRICS:
@@ -31,10 +32,10 @@ def position_table(run: Run) -> Table:
 
 
 def over_layers(run: Run) -> Figure:
-    """Binned accuracy (8 bins per axis, comparable between layers) above, accuracy at each layer's own grid below."""
+    """Top: accuracy in 8 bins per axis, comparable between layers. Bottom: accuracy at each layer's own grid."""
     panels = {
-        "binned_accuracy": "8 bins per axis: layers compare",
-        "axis_accuracy": "own grid: chance differs between layers",
+        "binned_accuracy": "8 bins per axis: comparable between layers",
+        "axis_accuracy": "each layer's own grid: chance level differs between layers",
     }
     baselines = ("random_weights", "shuffled_labels", "chance")
     return beside_baselines(
@@ -53,7 +54,7 @@ def over_grid(run: Run) -> Figure:
 
 
 def confusion(run: Run) -> Figure:
-    """How often each true row (column) is predicted as each other one, rows and columns side by side."""
+    """Confusion matrices of rows and of columns, side by side."""
     panels = []
     for layer in run.layers:
         for axis in ("rows", "cols"):
@@ -71,5 +72,5 @@ REPORT = Report(
         "accuracy_over_grid": Drawing(over_grid, mapped("accuracy")),
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },
-    task=Task("position", "binned_accuracy", "position accuracy, 8 bins", "position most readable at"),
+    task=Task("position", "binned_accuracy", "position accuracy, 8 bins", "highest position accuracy"),
 )
