@@ -108,8 +108,8 @@ def matches_caption(folder: Path) -> str:
         f"*Zero-shot matching of keypoints between two scenes (`probe=correspondence probe.head=none block={UP_1}\n"
         "images.seed=30001`; other scenes than in the tables). PCK@0.10 in percent of keypoints: "
         f"{run.estimate(f'test/{key}').text(1, 100)};\nwith random weights {run.random(key, 1, 100, seeded=True)}; "
-        f"for the same position {same.text(1, 100)}.\nDifference from random weights: {gain.text(1, 100, sign=True)} percentage points "
-        f"(n = {pairs(run)}).*"
+        f"for the same position {same.text(1, 100)}.\nDifference from random weights: "
+        f"{gain.text(1, 100, sign=True)} percentage points (n = {pairs(run)}).*"
     )
 
 
@@ -242,9 +242,9 @@ def repair_sentence(text: str) -> str:
         return f"from {value('none', layer, column)} to {value('position_mean', layer, column)}"
 
     return (
-        f"`position_mean` changes the position accuracy at `{MID}` {change(MID, 'position')}. Removing a random subspace of the "
-        f"same rank gives {value('random_rank', MID, 'position')}.\nAt `{UP_1}` it changes PCK {change(UP_1, 'PCK all')} and "
-        f"depth RMSE {change(UP_1, 'depth RMSE')}. A star marks a significant change, corrected for all mitigations."
+        f"`position_mean` changes the position accuracy at `{MID}` {change(MID, 'position')}. Removing a random subspace of "
+        f"the same rank gives {value('random_rank', MID, 'position')}.\nAt `{UP_1}` it changes PCK {change(UP_1, 'PCK all')} "
+        f"and depth RMSE {change(UP_1, 'depth RMSE')}. A star marks a significant change, corrected for all mitigations."
     )
 
 
@@ -357,8 +357,8 @@ def card_samples(folder: Path) -> str:
     scenes, share = (f"{100 * drawn[name]:.0f} %" for name in ("scenes", "share"))
     return (
         f"**Samples.** A small classifier, trained on rendered scenes ({scenes} accuracy on held-out ones), predicts the\n"
-        f"requested category for **{share}** of {drawn['count']} samples ({SIDE_DRAWN} px, {STEPS} DDIM steps, guidance {GUIDANCE:g}; "
-        f"chance 12.5 %). Per\ncategory: {each}."
+        f"requested category for **{share}** of {drawn['count']} samples ({SIDE_DRAWN} px, {STEPS} DDIM steps, guidance "
+        f"{GUIDANCE:g}; chance 12.5 %). Per\ncategory: {each}."
     )
 
 
