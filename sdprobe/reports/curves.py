@@ -35,7 +35,7 @@ LABELS = {
 }  # fmt: skip
 MANY = 12  # more layer names than this are drawn vertically
 COLUMNS = 8  # panels in a row, at most
-CHARACTERS = 13  # of a title, per inch
+CHARACTERS = 12  # of a title, per inch
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

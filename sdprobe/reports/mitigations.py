@@ -193,8 +193,9 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
         axis.set_title(f"{layer.layer}\n{layer.setting}" if several else layer.layer, fontsize=9 if several else 11)
     setting = "" if several else f", {layers[0].setting}"
     figure.suptitle(
-        f"Position accuracy and task performance after mitigation{setting}\nhollow: dominated (another is at least as good in "
-        "both and better in one; intervals may overlap); bars: 95 % intervals; dotted: chance", fontsize=11,
+        f"Position accuracy and task performance after mitigation{setting}\n"
+        "hollow: another mitigation is at least as good in both and better in one\n"
+        "bars: 95 % intervals (they may overlap); dotted: chance", fontsize=11,
     )  # fmt: skip
     figure.canvas.draw()  # the layout must be known before labels are placed
     for line, key in enumerate(tasks):

@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_finished_step_is_skipped_and_nothing_changes_then(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert regenerate(plan(), root, root / "work") == 0
     told = capsys.readouterr().out
-    assert "README.md, accuracy:\n  -old .5\n  +new x\nfigure.png: other pixels" in told and "kept" not in told
+    assert "README.md, accuracy:\n  -old .5\n  +new x\nfigure.png: pixels changed" in told and "kept" not in told
     assert (root / "README.md").read_text() == DOCUMENT.replace("old .5", "new x")
     assert regenerate(plan(), root, root / "work") == 0
     assert "one: finished already\nNothing changed." in capsys.readouterr().out
