@@ -47,11 +47,11 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 
 def curve(
-    axis: Axes, run: Run, what: str, metric: str, group: str = "all", *, mitigation: str = "", scale: float = 1.0,
+    axis: Axes, run: Run, condition: str, metric: str, group: str = "all", *, mitigation: str = "", scale: float = 1.0,
     band: bool = True, **style: Any,
 ) -> None:  # fmt: skip
     """Draw a number over layers, with a band if it has intervals; draw nothing if it was not measured."""
-    found = [run.estimate(what, variant(layer, mitigation), metric, group) for layer in run.bases]
+    found = [run.estimate(condition, variant(layer, mitigation), metric, group) for layer in run.bases]
     values, low, high = scale * np.array(found, dtype=float).T  # None becomes NaN
     if np.isnan(values).all():
         return
@@ -86,11 +86,11 @@ def beside_baselines(
     """A panel per metric and its title: the network, mitigations and baselines; ``settings`` are those of the axes."""
     figure, axes = layers_figure(run, len(metrics), height)
     for axis, (metric, text) in zip(axes, metrics.items(), strict=True):
-        for what in ("test", *baselines):
-            style, colour = STYLES[what]
-            label = random_weights(run) if what == "random_weights" else labels[what]
-            marker, band = "o" if what == "test" else None, what in ("test", "random_weights")
-            curve(axis, run, what, metric, band=band, ls=style, marker=marker, color=colour, label=label)
+        for condition in ("test", *baselines):
+            style, colour = STYLES[condition]
+            label = random_weights(run) if condition == "random_weights" else labels[condition]
+            marker, band = "o" if condition == "test" else None, condition in ("test", "random_weights")
+            curve(axis, run, condition, metric, band=band, ls=style, marker=marker, color=colour, label=label)
         mitigated(axis, run, metric)
         axis.set(**settings)
         axis.set_title(text, loc="left", fontsize=10)

@@ -57,4 +57,6 @@ def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of all numbers for wandb: one row per layer."""
     keys = sorted({(key.condition, key.quantity) for key in map(Key.parse, select(run.metrics, statistic=""))})
     columns = ["layer", *("/".join(key) for key in keys)]
-    return columns, [[layer, *(run.metrics.get(f"{what}/{layer}/{rest}") for what, rest in keys)] for layer in run.layers]
+    return columns, [
+        [layer, *(run.metrics.get(f"{condition}/{layer}/{rest}") for condition, rest in keys)] for layer in run.layers
+    ]

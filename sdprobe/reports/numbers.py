@@ -56,23 +56,29 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def half(
-    run: Run, what: str, layer: str, metric: str, group: str = "all", write: Callable[[float], str] = number, few: str = FEW
+    run: Run,
+    condition: str,
+    layer: str,
+    metric: str,
+    group: str = "all",
+    write: Callable[[float], str] = number,
+    few: str = FEW,
 ) -> str:
     """Half-width of a number's interval, the longer side if it is asymmetric; the reason if there is no interval, which is
     ``few`` for too few units; empty if the number was not measured."""
-    value, low, high = run.estimate(what, layer, metric, group)
+    value, low, high = run.estimate(condition, layer, metric, group)
     if value is None:
         return ""
-    return lacking(run, what, few) if low is None or high is None else write(max(value - low, high - value))
+    return lacking(run, condition, few) if low is None or high is None else write(max(value - low, high - value))
 
 
-def ends(run: Run, what: str, layer: str, metric: str, write: Callable[[float], str]) -> str:
+def ends(run: Run, condition: str, layer: str, metric: str, write: Callable[[float], str]) -> str:
     """Both ends of a number's interval, or the reason why it has none."""
-    _, low, high = run.estimate(what, layer, metric)
-    return lacking(run, what) if low is None or high is None else f"{write(low)} to {write(high)}"
+    _, low, high = run.estimate(condition, layer, metric)
+    return lacking(run, condition) if low is None or high is None else f"{write(low)} to {write(high)}"
 
 
-def lacking(run: Run, what: str, few: str = FEW) -> str:
+def lacking(run: Run, condition: str, few: str = FEW) -> str:
     """Why a number has no interval."""
     if "random_weights" in what and _seeds(run) < FEWEST_SEEDS:
         return seeds(run)
@@ -80,18 +86,18 @@ def lacking(run: Run, what: str, few: str = FEW) -> str:
     return SPARSE if few == FEW and count is not None and count >= FEWEST else few
 
 
-def by_group(run: Run, what: str, layer: str, metric: str) -> list[str]:
+def by_group(run: Run, condition: str, layer: str, metric: str) -> list[str]:
     """A number over all tokens, its half-width unless it is a baseline, and the number of every token group.
 
     Numbers of the measured network are bold. A group's number is marked if it has too few units for an interval.
     """
-    own = what == "test"
+    own = condition == "test"
     cells = []
     for group in ("all", *GROUPS):
-        value, low, _ = run.estimate(what, layer, metric, group)
+        value, low, _ = run.estimate(condition, layer, metric, group)
         text = f"[bold]{number(value)}[/bold]" if own else number(value)
         cells.append(text + MARK * (group != "all" and value is not None and low is None))
-    return [cells[0], half(run, what, layer, metric) if own else "", *cells[1:]]
+    return [cells[0], half(run, condition, layer, metric) if own else "", *cells[1:]]
 
 
 def units(run: Run) -> tuple[int | None, str]:

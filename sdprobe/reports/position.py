@@ -47,7 +47,7 @@ def over_grid(run: Run) -> Figure:
     """Axis accuracy at every grid position, one panel per layer, one colour scale from 0 to 1."""
     panels = []
     for layer in run.layers:
-        values = [run.value(what, layer, "axis_accuracy") for what in ("test", "chance")]
+        values = [run.value(condition, layer, "axis_accuracy") for condition in ("test", "chance")]
         own, chance = (MISSING if value is None else f"{value:.2f}" for value in values)
         panels.append(Grid(f"{layer}  {own} (chance {chance})", run.maps[f"{layer}/accuracy"], "column", "row"))
     return grids(run, "Axis accuracy over the grid", panels, "axis accuracy", vmin=0, vmax=1, cmap="viridis")
