@@ -1,7 +1,7 @@
 """Old names and metaphors do not come back: no document, docstring, comment or message uses them.
 
-``NAMES`` are identifiers and files that were renamed. They are searched for in code and documents. ``PROSE`` are words that plain
-sentences replace. They are searched for in documents, docstrings, comments and strings with spaces, outside of code spans.
+``NAMES`` are identifiers and files that were renamed. They are searched for in code and documents. ``PROSE`` are words that
+plain sentences replace. They are searched for in documents, docstrings, comments and strings with spaces, without code spans.
 """
 
 import ast
