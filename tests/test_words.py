@@ -52,7 +52,10 @@ PROSE = {
     r"not decided": "inconclusive",
 }
 # phrases of the field, or plain English
-ALLOWED = re.compile(r"live tensors|in the same way|this way|two-way|living room", re.I)
+ALLOWED = re.compile(
+    r"live tensors|in the same way|this way|two-way|living room|landscapes?\b[^.]*?\brooms?\b",  # backgrounds of scenes
+    re.I,
+)
 CODE = re.compile(r"``.*?``|`[^`]*`|\]\([^)]*\)|https?://\S+|:\w+:`[^`]*`", re.S)
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.S | re.M)
 
@@ -104,7 +107,7 @@ def prose() -> Iterator[Text]:
                 yield Text(str(file.relative_to(ROOT)), number, line.partition("#")[2])
 
 
-TEXTS = [text._replace(content=ALLOWED.sub("", CODE.sub(blank, text.content))) for text in prose()]
+TEXTS = [text._replace(content=ALLOWED.sub(blank, CODE.sub(blank, text.content))) for text in prose()]
 FILES = {str(file.relative_to(ROOT)): file.read_text() for file in (*documents(), *sources(".py", ".yaml"))}
 
 
@@ -142,7 +145,7 @@ def test_the_search_finds_words(text: str, word: str) -> None:
     assert hits(re.compile(rf"\b(?:{word})\b", re.I), [Text("a.md", 1, text)])
 
 
-@pytest.mark.parametrize("text", ["`twins=3` random networks", "``way`` in code", "live tensors", "in the same way"])
+@pytest.mark.parametrize("text", ["`twins=3` random networks", "``way`` in code", "live tensors", "landscapes and rooms"])
 def test_code_and_terms_of_the_field_pass(text: str) -> None:
-    content = ALLOWED.sub("", CODE.sub(blank, text))
+    content = ALLOWED.sub(blank, CODE.sub(blank, text))
     assert not [word for word in PROSE if re.search(rf"\b(?:{word})\b", content, re.I)]
