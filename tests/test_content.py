@@ -112,7 +112,7 @@ def test_the_table_holds_layers_groups_nulls_and_gains_without_cutting(width: in
     plain = printed(fabricated(["down_0_attn_0", "mid"]))
     for piece in ("down_0_attn_0", "mid", ".500", ".625", ".250", ".312", "-.062", "weights"):
         assert piece in plain, piece
-    assert "over none" not in plain and "INCOMPLETE" not in plain
+    assert "gain" not in plain and "INCOMPLETE" not in plain
     assert "+.125 ± .062" in printed(fabricated(["mid", "mid__position_mean"]))
     assert "INCOMPLETE" in printed(fabricated(["mid"], complete=False))
     few = fabricated(["mid", "mid__position_mean"])

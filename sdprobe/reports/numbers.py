@@ -80,7 +80,7 @@ def ends(run: Run, condition: str, layer: str, metric: str, write: Callable[[flo
 
 def lacking(run: Run, condition: str, few: str = FEW) -> str:
     """Why a number has no interval."""
-    if "random_weights" in what and _seeds(run) < FEWEST_SEEDS:
+    if "random_weights" in condition and _seeds(run) < FEWEST_SEEDS:
         return seeds(run)
     count, _ = units(run)
     return SPARSE if few == FEW and count is not None and count >= FEWEST else few
