@@ -1,4 +1,4 @@
-"""Who may import whom: five floors. A room stands above all that it imports; no arrow runs up, and there is no circle."""
+"""Allowed imports between packages: five levels, imports only of lower levels, and no import cycles."""
 
 import ast
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# a room may import the rooms of lower floors, and those before it on its own floor where it is said below
-FLOORS = {
+# a package may import packages of lower levels, and the exceptions in BESIDE
+LEVELS = {
     "sdprobe.utilities": 1, "sdprobe.tokens": 1,
     "sdprobe.metrics": 2, "sdprobe.estimators": 2, "sdprobe.scenes": 2, "sdprobe.backbones": 2, "sdprobe.mitigations": 2,
     "probes": 3, "datamodules": 3, "sdprobe.reports": 3,
@@ -15,7 +15,7 @@ FLOORS = {
     "tools": 5,
 }  # fmt: skip
 BESIDE = {("sdprobe.tokens", "sdprobe.utilities"), ("sdprobe.estimators", "sdprobe.metrics")}
-# what a room does not need, though it lies on a lower floor
+# packages of lower levels that a package must not import
 NEVER = {
     "probes": {"sdprobe.backbones", "sdprobe.scenes", "sdprobe.mitigations"},  # probes read tokens, wherever they are from
     "datamodules": {"sdprobe.metrics", "sdprobe.estimators"},
@@ -23,18 +23,18 @@ NEVER = {
 }
 
 
-def modules(room: str) -> dict[str, Path]:
-    """Dotted name → file of every module of a room."""
-    files = (ROOT / room.replace(".", "/")).rglob("*.py")
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name → file of every module of a package."""
+    files = (ROOT / package.replace(".", "/")).rglob("*.py")
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
-MODULES = {name: file for room in FLOORS for name, file in modules(room).items()}
+MODULES = {name: file for package in LEVELS for name, file in modules(package).items()}
 
 
-def room_of(name: str) -> str | None:
-    """The room that a dotted name lies in."""
-    return next((room for room in FLOORS if f"{name}.".startswith(f"{room}.")), None)
+def package_of(name: str) -> str | None:
+    """The package of a dotted name."""
+    return next((package for package in LEVELS if f"{name}.".startswith(f"{package}.")), None)
 
 
 def imported(file: Path, everywhere: bool = True) -> set[str]:
@@ -49,15 +49,15 @@ def imported(file: Path, everywhere: bool = True) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("room", FLOORS)
-def test_no_arrow_runs_up(room: str) -> None:
-    for file in modules(room).values():
+@pytest.mark.parametrize("package", LEVELS)
+def test_packages_import_lower_levels_only(package: str) -> None:
+    for file in modules(package).values():
         for name in imported(file):
-            other = room_of(name)
-            if other in (None, room):
+            other = package_of(name)
+            if other in (None, package):
                 continue
-            assert FLOORS[other] < FLOORS[room] or (room, other) in BESIDE, f"{file.relative_to(ROOT)} imports {name}"
-            assert other not in NEVER.get(room, ()), f"{file.relative_to(ROOT)} imports {name}"
+            assert LEVELS[other] < LEVELS[package] or (package, other) in BESIDE, f"{file.relative_to(ROOT)} imports {name}"
+            assert other not in NEVER.get(package, ()), f"{file.relative_to(ROOT)} imports {name}"
 
 
 def test_nobody_imports_the_command_the_tests_or_the_top_of_the_package() -> None:
@@ -68,12 +68,12 @@ def test_nobody_imports_the_command_the_tests_or_the_top_of_the_package() -> Non
             assert top != "tools" or name.startswith("tools"), f"{name} imports {found}"
 
 
-def test_modules_form_no_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     edges = {name: {other for other in imported(file, everywhere=False) if other in MODULES} for name, file in MODULES.items()}
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, f"a circle: {' → '.join((*trail[trail.index(name) :], name))}"
+        assert name not in trail, f"import cycle: {' → '.join((*trail[trail.index(name) :], name))}"
         if name not in done:
             for other in edges[name] - {name}:
                 visit(other, (*trail, name))
@@ -84,8 +84,8 @@ def test_modules_form_no_circle() -> None:
 
 
 def test_reports_read_run_folders_and_only_the_similarity_sheet_runs_a_network() -> None:
-    rooms = {name: set(map(room_of, imported(file))) for name, file in modules("sdprobe.reports").items()}
-    networks = {name for name, found in rooms.items() if "sdprobe.backbones" in found}
+    packages = {name: set(map(package_of, imported(file))) for name, file in modules("sdprobe.reports").items()}
+    networks = {name for name, found in packages.items() if "sdprobe.backbones" in found}
     assert networks == {"sdprobe.reports.similarity"}
 
 

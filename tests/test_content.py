@@ -112,7 +112,7 @@ def test_the_table_holds_layers_groups_nulls_and_gains_without_cutting(width: in
     plain = printed(fabricated(["down_0_attn_0", "mid"]))
     for piece in ("down_0_attn_0", "mid", ".500", ".625", ".250", ".312", "-.062", "weights"):
         assert piece in plain, piece
-    assert "over none" not in plain and "INCOMPLETE" not in plain
+    assert "gain" not in plain and "INCOMPLETE" not in plain
     assert "+.125 ± .062" in printed(fabricated(["mid", "mid__position_mean"]))
     assert "INCOMPLETE" in printed(fabricated(["mid"], complete=False))
     few = fabricated(["mid", "mid__position_mean"])
@@ -131,7 +131,7 @@ def test_the_figure_draws_a_line_per_network_null_and_mitigation() -> None:
     }
     both = over_layers(fabricated(["conv_in", "conv_in__leace", "mid", "mid__leace"])).axes[0]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in both.lines}
-    assert drawn["this network"] == [0.5, 0.75] and drawn["behind leace"] == [0.625, 0.875]
+    assert drawn["this network"] == [0.5, 0.75] and drawn["with leace"] == [0.625, 0.875]
     assert set(figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
     assert "content_over_layers.png" in OUTPUT_FILES, "what an earlier run drew is removed"
     assert figures(fabricated(["mid", "mid__leace"])) == {}

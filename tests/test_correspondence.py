@@ -245,7 +245,7 @@ def test_costs_say_how_many_pictures_and_where_nothing_differs(tmp_path: Path) -
     assert found["all keypoints"] == ["40.0", "5.0", "40", "16"]
     assert found["displacement far"] == ["20.0", "5.0", "40", "9"]
     assert found["harm of corner"] == ["0.0", "few", "40", "16"], "many pictures, but none tells anything"
-    assert "few: fewer than 6 test pictures carry the number or differ in it" in str(shown.caption)
+    assert "fewer than 6 test pictures contribute to it or differ in it" in str(shown.caption)
     few = {row[1]: [row[2], row[3], *row[-2:]] for row in lines(cost_table(fabricated(tmp_path, {"mid": 0.4}, pictures=4)))}
     assert few["all keypoints"] == ["40.0", "n < 6", "40", "4"] and few["harm of corner"] == ["0.0", "n < 6", "40", "4"]
 
@@ -259,19 +259,19 @@ def test_missing_intervals_say_what_there_is_too_little_of(
 ) -> None:
     shown = pck_table(fabricated(tmp_path, {"mid": 0.4}, pictures, seeds))
     found = {row[1].split(",")[0]: row[-1] for row in lines(shown)}
-    assert [found["tested"], found["random weights"]] == [own, random]
+    assert [found["zero-shot"], found["random weights"]] == [own, random]
     assert found["gain over random weights"] == ("37.0 to 39.0" if random == "1.0" else random)
     assert f"20 test pairs of {pictures} pictures" in str(shown.title)
-    said = "over 16 test pictures." if pictures == 16 else "Only 4 test pictures: no intervals below 6"
+    said = "over 16 test pictures." if pictures == 16 else "Only 4 test pictures: there are no intervals below 6"
     assert said in str(shown.caption)
 
 
 def test_of_many_layers_the_one_is_shown_where_matching_is_best(tmp_path: Path) -> None:
     run = fabricated(tmp_path, {"down_0": 0.1, "down_0__leace": 0.9, "mid": 0.3, "mid__leace": 0.2})
     assert matching_best_at(run) == "mid" and shown_layers(run) == ["mid"], "a mitigation is no layer"
-    assert "at mid, without mitigation, where matching is best" in str(cost_table(run).title)
+    assert "at mid, without mitigation (highest PCK)" in str(cost_table(run).title)
     drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in over_layers(run).axes[0].lines}
-    assert drawn["tested"] == pytest.approx([10, 30]) and drawn["behind leace"] == pytest.approx([90, 20])
+    assert drawn["zero-shot"] == pytest.approx([10, 30]) and drawn["with leace"] == pytest.approx([90, 20])
     one = fabricated(tmp_path, {"mid": 0.3, "mid__leace": 0.2})
-    assert "best" not in str(cost_table(one).title) and "pck_over_layers" not in figures(one)
+    assert "highest" not in str(cost_table(one).title) and "pck_over_layers" not in figures(one)
     plt.close("all")

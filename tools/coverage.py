@@ -1,4 +1,4 @@
-"""How often intervals hold the truth and tests find what is not there: simulated beside nominal, at the n of what is printed.
+"""Simulated coverage of intervals and level of tests, compared with nominal levels, at the n of printed numbers.
 
 ``python -m tools.coverage`` prints the table of docs/methods.md; tests run the same simulations with fewer data sets.
 """
@@ -35,19 +35,19 @@ from sdprobe.tokens.batch import Keypoints
 
 FOLDS = 20
 Generator = np.random.Generator
-Simulation = Callable[[Generator, int], bool]  # (generator, n) → whether the interval held, or the test rejected
+Simulation = Callable[[Generator, int], bool]  # (generator, n) → whether the interval contained the truth, or the test rejected
 
 
 @dataclass(frozen=True)
 class Level:
-    """One interval or test, in the worst of its worlds.
+    """One interval or test, in its worst scenario.
 
     Attributes:
-        what: and where it is printed.
-        nominal: coverage, or level of a test.
+        what: name in the table.
+        nominal: coverage of an interval, or level of a test.
         sizes: n at which it is simulated.
-        worlds: name → simulation.
-        unit: what n counts.
+        worlds: scenario → simulation.
+        unit: unit of n.
     """
 
     what: str
@@ -57,7 +57,7 @@ class Level:
     unit: str = "photographs"
 
     def simulated(self, n: int, repeats: int, seed: int = 0) -> dict[str, float]:
-        """World → share of data sets in which the interval held, or the test rejected."""
+        """Scenario → share of data sets in which the interval contained the truth, or the test rejected."""
         return {
             name: float(np.mean([world(np.random.default_rng([seed, n, k]), n) for k in range(repeats)]))
             for name, world in self.worlds.items()
@@ -65,7 +65,7 @@ class Level:
 
 
 def held(ends: tuple[np.ndarray | float, np.ndarray | float], truth: float) -> bool:
-    """Whether an interval exists and holds the truth."""
+    """Whether an interval exists and contains the truth."""
     return bool(ends[0] <= truth <= ends[1])
 
 
@@ -73,7 +73,7 @@ def held(ends: tuple[np.ndarray | float, np.ndarray | float], truth: float) -> b
 
 
 def share(truth: float, alike: float, tokens: int = 64) -> Simulation:
-    """Accuracy of photographs that differ: beta-binomial, ``alike`` is the correlation of tokens of one photograph."""
+    """Accuracy over photographs, beta-binomial; ``alike`` is the correlation of tokens of one photograph."""
 
     def world(generator: Generator, n: int) -> bool:
         shape = 1 / alike - 1
@@ -84,7 +84,7 @@ def share(truth: float, alike: float, tokens: int = 64) -> Simulation:
 
 
 def error(shape: float) -> Simulation:
-    """RMSE of photographs whose squared errors are gamma distributed; 1 is exponential."""
+    """RMSE over photographs with gamma-distributed squared errors; shape 1 is exponential."""
 
     def world(generator: Generator, n: int) -> bool:
         squares = generator.gamma(shape, 1 / shape, n)
@@ -95,7 +95,7 @@ def error(shape: float) -> Simulation:
 
 
 def explained(generator: Generator, n: int) -> bool:
-    """R² of photographs that differ in what they show and in how well it is read."""
+    """R² over photographs that differ in variance and in the share of it that is predicted."""
     spread = generator.gamma(4, 0.25, n)
     residual = spread * generator.beta(4, 4, n)
     return held(positive_interval(ratio_pseudovalues(residual, spread)), 0.5)
@@ -120,7 +120,7 @@ def difference(kind: str) -> Simulation:
 
 
 def unpaired(generator: Generator, n: int) -> bool:
-    """Two sets of photographs of unlike size and spread."""
+    """Two sets of photographs of different size and spread."""
     return held(independent_interval(generator.normal(0, 1, n), generator.normal(0, 2, 2 * n)), 0.0)
 
 
@@ -128,7 +128,7 @@ def unpaired(generator: Generator, n: int) -> bool:
 
 
 def networks(seeds: int, by_seed: float, by_photo: float, rest: float) -> Simulation:
-    """Networks, photographs and their interaction have these standard deviations."""
+    """Random effects of networks, photographs and their interaction with these standard deviations."""
 
     def world(generator: Generator, n: int) -> bool:
         table = by_seed * generator.normal(size=(seeds, 1)) + by_photo * generator.normal(size=(1, n))
@@ -156,21 +156,21 @@ def keypoints(pictures: int, categories: int) -> tuple[Keypoints, PairMeans]:
 
 
 def pair_differences(generator: Generator, points: Keypoints, kind: str) -> torch.Tensor:
-    """Differences of pairs: each its own, by target picture, by both pictures alike, or by both in their own ways."""
+    """Differences of pairs: independent, by target picture, by both pictures equally, or by both pictures separately."""
     pictures = int(torch.maximum(points.source, points.target).max()) + 1
     effects = generator.normal(size=(2, pictures))
     own = generator.normal(size=len(points))
     by_target, by_source = effects[0][points.target.numpy()], effects[0][points.source.numpy()]
     kinds = {
-        "each pair its own": own,
+        "independent pairs": own,
         "target pictures": by_target + 0.5 * own,
-        "both pictures alike": by_target + by_source + 0.5 * own,
-        "both in their own ways": by_target + effects[1][points.source.numpy()] + 0.5 * own,
+        "both pictures equally": by_target + by_source + 0.5 * own,
+        "both pictures separately": by_target + effects[1][points.source.numpy()] + 0.5 * own,
     }
     return torch.from_numpy(kinds[kind])[:, None]
 
 
-PAIRS = ("each pair its own", "target pictures", "both pictures alike", "both in their own ways")
+PAIRS = ("independent pairs", "target pictures", "both pictures equally", "both pictures separately")
 CATEGORIES = {6: 1, 8: 2, 12: 3, 88: 8}
 
 
@@ -192,7 +192,7 @@ def matches_interval(truth: float) -> Simulation:
         points, means = keypoints(n // CATEGORIES[n], CATEGORIES[n])
         ease = generator.normal(0, 0.5, int(points.target.max()) + 1)
         offset = ease[points.source.numpy()] + ease[points.target.numpy()]
-        # probit: the mean over normal offsets of variance 0.5 is the share itself
+        # probit model: the mean over normal offsets of variance 0.5 equals the share
         rate = stats.norm.cdf(stats.norm.ppf(truth) * 1.5**0.5 + offset)
         share = torch.from_numpy(generator.binomial(10, rate) / 10)[:, None]
         low, high = share_interval(means.pseudovalues("point", share, torch.ones_like(share)))
@@ -217,7 +217,7 @@ def pictures_test(kind: str) -> Simulation:
 
 
 def means_of(values: np.ndarray) -> Estimate:
-    """Mean over images, and without one fold of them each."""
+    """Mean over images, and the means with one fold left out."""
     fold = torch.arange(len(values)) * FOLDS // len(values)
     total, number = (
         torch.zeros(FOLDS, dtype=torch.float64).index_add(0, fold, torch.from_numpy(part))
@@ -227,7 +227,7 @@ def means_of(values: np.ndarray) -> Estimate:
 
 
 def corners(truth: float) -> Callable[[Generator, int], Estimate]:
-    """Two kinds of corner risk of which the second is near 0, and the first is ``truth``."""
+    """Two kinds of corner risk; the true values are ``truth`` and 0."""
 
     def draw(generator: Generator, n: int) -> Estimate:
         kinds = []
@@ -241,7 +241,7 @@ def corners(truth: float) -> Callable[[Generator, int], Estimate]:
 
 
 def corner_interval(truth: float) -> Simulation:
-    """r_cor, the larger of two kinds."""
+    """r_cor, the larger of two kinds of corner risk."""
 
     def world(generator: Generator, n: int) -> bool:
         found = with_clipped("r_cor", *corners(truth)(generator, n))
@@ -251,7 +251,7 @@ def corner_interval(truth: float) -> Simulation:
 
 
 def variance_of(generator: Generator, n: int, strength: float) -> Estimate:
-    """V_pos of tokens with a position code of variance ``strength``² beside unit noise."""
+    """V_pos of tokens with a position code of variance ``strength``² and unit noise, minus its true value."""
     channels, side = 6, 4
     code = strength * generator.normal(size=(1, channels, side, side))
     grid = torch.from_numpy(generator.normal(size=(n, channels, side, side)) + code).float()
@@ -264,7 +264,7 @@ def variance_of(generator: Generator, n: int, strength: float) -> Estimate:
 
 
 def variance_interval(strength: float) -> Simulation:
-    """V_pos around its planted value, which is subtracted."""
+    """V_pos; its planted value is subtracted, so the truth is 0."""
 
     def world(generator: Generator, n: int) -> bool:
         value, without = variance_of(generator, n, strength)
@@ -274,7 +274,7 @@ def variance_interval(strength: float) -> Simulation:
 
 
 def credibility_interval(corner: float, position: float) -> Simulation:
-    """Cred of three risks of which the corner's may be 0 or below."""
+    """Cred of three risks; the corner risk may be 0 or negative."""
 
     def world(generator: Generator, n: int) -> bool:
         risks = dict(
@@ -296,7 +296,7 @@ def credibility_interval(corner: float, position: float) -> Simulation:
 
 
 def detections(share: float, metric: str) -> Simulation:
-    """Share of tokens, or of images, with detections; no interval where too few groups of images say how rare they are."""
+    """Share of tokens, or of images, with detections; too few groups of images with detections give no interval."""
 
     def world(generator: Generator, n: int) -> bool:
         some = generator.random(n) < share
@@ -312,12 +312,12 @@ def detections(share: float, metric: str) -> Simulation:
 
 
 def flips(generator: Generator, n: int) -> bool:
-    """Flip attribution of photographs whose accuracies differ, .9 in truth."""
+    """Flip attribution of photographs with different accuracies; the truth is .9."""
     metric = FlipAttribution(8, 8, n)
-    effect = generator.normal(0.4, 0.1, n)  # what is read above the mirrored coordinate's rate
+    effect = generator.normal(0.4, 0.1, n)  # accuracy above the rate of the mirrored coordinate
     rates = np.array([[0.1 + effect, np.full(n, 0.1)], [0.1 + 0.9 * effect + generator.normal(0, 0.03, n), np.full(n, 0.1)]])
     nowhere = torch.zeros(0, 2, dtype=torch.long)
-    metric.update(nowhere, nowhere, nowhere[:, 0], rotated=False)  # sums are put in place of tokens
+    metric.update(nowhere, nowhere, nowhere[:, 0], rotated=False)  # sums replace tokens
     metric.right += torch.from_numpy(64 * rates).permute(2, 0, 1)
     metric.count += 64
     found = metric.compute()
@@ -325,7 +325,7 @@ def flips(generator: Generator, n: int) -> bool:
 
 
 def ranks(models: int) -> Simulation:
-    """ρ of a risk and a harm that are unrelated, over ``models`` networks of n layers at three timesteps."""
+    """ρ of an unrelated risk and harm, over ``models`` networks of n layers at three timesteps."""
 
     def world(generator: Generator, n: int) -> bool:
         cells = []
@@ -348,7 +348,7 @@ def ranks(models: int) -> Simulation:
 
 
 def family(columns: int, alike: float, effect: float = 0.0, skewed: bool = False) -> Simulation:
-    """Whether any star appears among ``columns`` true nulls; with an effect, whether the first column has one."""
+    """Whether any of ``columns`` true null hypotheses gets a star; with an effect, whether the first column gets one."""
 
     def world(generator: Generator, n: int) -> bool:
         values = alike**0.5 * generator.normal(size=(n, 1)) + (1 - alike) ** 0.5 * generator.normal(size=(n, columns))
@@ -370,7 +370,7 @@ LEVELS = (
     Level("RMSE, relative error", 0.95, (6, 8, 32), {f"gamma {shape}": error(shape) for shape in (1.0, 2.0, 4.0)}),
     Level("R² of content and coordinates", 0.95, (8, 32), {"gamma 4": explained}),
     Level("paired gain", 0.95, (6, 8, 32), {kind: difference(kind) for kind in ("normal", "skewed", "sparse", "rare")}),
-    Level("contrast of other photographs", 0.95, (6, 8, 32), {"unlike spread": unpaired}),
+    Level("contrast between different photographs", 0.95, (6, 8, 32), {"different spread": unpaired}),
     *(
         Level(
             f"random weights and gains over them, {seeds} seeds", 0.95, (8, 32),
@@ -395,13 +395,13 @@ LEVELS = (
     ),
     *(
         Level(name, 0.95, (40, 96), {f"in {s:.0%} of images": detections(s, key) for s in (0.1, 0.3, 0.8, 0.98)}, "images")
-        for name, key in (("share of high-norm tokens", "high_norm_share"), ("share of images with one", "high_norm_images"))
+        for name, key in (("share of high-norm tokens", "high_norm_share"), ("share of images with them", "high_norm_images"))
     ),
     Level("flip attribution", 0.95, (8, 32), {"normal": flips}),
     Level("ρ of the credibility validation, one model", 0.95, (10, 40), {"unrelated": ranks(1)}, "layers"),
     Level("ρ of the credibility validation, three models", 0.95, (10,), {"unrelated": ranks(3)}, "layers"),
     Level("any star, 23 mitigations", 0.05, (6, 8, 10, 16, 32), {"correlation .5": family(23, 0.5), "none": family(23, 0.0)}),
-    Level("any star, 57 columns", 0.05, (32,), {"correlation .5": family(57, 0.5)}),
+    Level("any star, 57 comparisons", 0.05, (32,), {"correlation .5": family(57, 0.5)}),
     Level("star of a mean over pairs", 0.05, (6, 8, 12, 88), {kind: pictures_test(kind) for kind in PAIRS}, "pictures"),
 )  # fmt: skip
 POWER = Level("power at 1.5 sd, 23 mitigations", 1.0, (6, 8, 10, 16), {"correlation .5": family(23, 0.5, effect=1.5)})
@@ -414,8 +414,8 @@ SKEWED = Level(
 
 
 def table(repeats: int = 1000) -> str:
-    """Markdown: nominal level, and the simulated one in the worst world, for every interval and test and each n."""
-    lines = ["| interval or test | nominal | n | simulated, worst world |", "|---|---|---|---|"]
+    """Markdown table: nominal level and simulated level in the worst scenario, for every interval and test and each n."""
+    lines = ["| interval or test | nominal | n | simulated, worst scenario |", "|---|---|---|---|"]
     for level in (*LEVELS, SKEWED, POWER):
         found = {n: level.simulated(n, repeats) for n in level.sizes}
         worst = min if level.nominal > 0.5 else max
@@ -424,7 +424,7 @@ def table(repeats: int = 1000) -> str:
         sizes = ", ".join(str(n) for n in level.sizes)
         lines.append(f"| {level.what} | {nominal} | {sizes} {level.unit} | {', '.join(shown)} |")
     return "\n".join(
-        [*lines, "", f"{repeats:,} simulated data sets for each world and n. A data set that gets no interval misses nothing."]
+        [*lines, "", f"{repeats:,} simulated data sets per scenario and n. A data set without an interval counts as covered."]
     )
 
 

@@ -1,4 +1,4 @@
-"""Marked blocks of Markdown documents: ``<!-- results:NAME -->`` … ``<!-- /results -->``. What is between is rendered."""
+"""Marked blocks of Markdown documents: ``<!-- results:NAME -->`` … ``<!-- /results -->``. Their content is rendered."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ def names(text: str) -> list[str]:
     """Names of the blocks, in order.
 
     Raises:
-        InputError: a block is not closed, or a mark is no block's.
+        InputError: a block is not closed, or a mark does not belong to a block.
     """
     found = [match[1] for match in BLOCK.findall(text)]
     marks = len(re.findall(r"<!-- /?results", text))
@@ -26,7 +26,7 @@ def names(text: str) -> list[str]:
 
 
 def rewritten(text: str, contents: Mapping[str, str]) -> str:
-    """The text with blocks replaced; a block without content stays as it is."""
+    """The text with replaced blocks; a block without content is not changed."""
 
     def content(match: re.Match[str]) -> str:
         return f"{match[1]}{contents[match[2]].strip()}\n<!-- /results -->" if match[2] in contents else match[0]
@@ -35,7 +35,7 @@ def rewritten(text: str, contents: Mapping[str, str]) -> str:
 
 
 def changes(document: str, before: str, after: str) -> list[str]:
-    """Lines that say which lines of which block changed, old → new; none where nothing did."""
+    """Changed lines of every changed block, old and new."""
     old, new = ({match[1]: match[2].strip() for match in BLOCK.findall(text)} for text in (before, after))
     lines = []
     for name in new:

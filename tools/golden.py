@@ -1,9 +1,9 @@
-"""Show that a change of structure changed no number: ``python -m tools.golden compare``, with names of runs for these alone.
+"""Check that a refactoring changed no number: ``python -m tools.golden compare [RUN ...]``.
 
-``tools/golden.yaml`` names a commit, runs of ``train.py`` in miniature, and what was renamed on purpose since. ``compare``
-measures the runs at that commit, in a checkout of its own, and in the working tree, and compares everything they wrote. What
-the commit gave is kept below ``.cache/golden`` while commit, overrides, processor and libraries stay the same; the demo
-weights belong to the commit. ``write`` makes HEAD that commit.
+``tools/golden.yaml`` lists a commit, small runs of ``train.py``, and intended renamings since that commit. ``compare`` measures
+the runs at that commit, in a separate checkout, and in the working tree, and compares all their files. Results of the commit
+are stored below ``.cache/golden`` and reused as long as commit, overrides, processor and libraries are the same. The demo
+weights are those of the commit. ``write`` makes HEAD the new commit.
 """
 
 import argparse
@@ -38,16 +38,16 @@ CACHE = ".cache/golden"
 TOLERANCE = 1e-12  # relative and absolute
 SHOWN = 100  # differences printed at most
 PROCESSES = 2
-# several threads add up floats in another order
+# with several threads, floats are added in another order
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LIBRARIES = ("torch", "numpy", "scipy", "diffusers", "transformers", "lightning", "torchmetrics")
-# entries of JSON files and columns of tables that say when, where and by which code something was measured
+# entries of JSON files and columns of tables that describe time, machine and code of a measurement; not compared
 CIRCUMSTANCES = {
     "command", "source", "git_commit", "config_hash", "settings_hash", "packages", "hardware", "seconds", "peak_memory_gib",
     "started", "run",
 }  # fmt: skip
-# One process runs many commands, since imports take longer than most of them; the first process to make a run's log has the
-# run. It names train.py and no module, so that it serves every commit.
+# One process runs many commands, because imports take longer than most of them. A process takes a run by creating its log. The
+# code uses train.py and no module, so it works for every commit.
 WORKER = """
 import json, os, pathlib, runpy, sys
 sys.path.insert(0, os.getcwd())
@@ -74,10 +74,10 @@ Values = dict[str, Any]  # RUN/FILE → nothing of interest, RUN/FILE:KEY → nu
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Compare, or freeze HEAD; returns the exit status."""
+    """Compare, or make HEAD the reference; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.golden", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("compare", "write"))
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="compare these runs alone")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="compare only these runs")
     options = parser.parse_args(arguments)
     head = git(root, "rev-parse", "HEAD")
     if options.what == "write":
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def write(root: Path, head: str) -> int:
-    """Make HEAD the frozen commit, and forget the changes that were intended before it.
+    """Make HEAD the reference commit, and delete the list of intended changes.
 
     Raises:
         InputError: tracked files differ from HEAD.
@@ -106,12 +106,12 @@ def write(root: Path, head: str) -> int:
     text = re.sub(r"^commit: .*", f"commit: {head}", (root / PLAN).read_text(), flags=re.MULTILINE)
     (root / PLAN).write_text(text.partition("\nintended:")[0] + "\nintended: []\n")
     shutil.rmtree(root / CACHE, ignore_errors=True)
-    say(f"{PLAN} names {head} now. Commit it.")
+    say(f"{PLAN} now refers to {head}. Commit it.")
     return 0
 
 
 def chosen(plan: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
-    """Name → overrides of the runs with these names, of all without names.
+    """Name → overrides of the runs with these names, or of all runs.
 
     Raises:
         InputError: an unknown name.
@@ -119,7 +119,7 @@ def chosen(plan: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]
     if unknown := [name for name in names if name not in plan["runs"]]:
         raise InputError(f"Expected runs among {', '.join(plan['runs'])}, but got '{unknown[0]}'. Correct the name.")
     settings = {name: shlex.split(f"{plan['common']} {plan['runs'][name]}") for name in names or plan["runs"]}
-    # Hydra refuses two choices of one group: the later one stands
+    # Hydra refuses two choices of one group; keep the later one
     return {name: list({word.partition("=")[0]: word for word in words}.values()) for name, words in settings.items()}
 
 
@@ -127,7 +127,7 @@ def chosen(plan: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]
 
 
 def frozen(root: Path, commit: str, runs: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Name → folder of what the frozen commit gives on this machine; measured where it is not kept."""
+    """Name → folder with the results of the reference commit on this machine; measured if not stored."""
     place, kept = machine(), root / CACHE / "frozen"
     keys = {name: json.dumps([commit, place, words], sort_keys=True) for name, words in runs.items()}
     folders = {name: kept / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}" for name, key in keys.items()}
@@ -141,7 +141,7 @@ def frozen(root: Path, commit: str, runs: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def machine() -> dict[str, str]:
-    """What decides how floats are rounded: processor, libraries, threads."""
+    """What influences rounding: processor, libraries, threads."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
@@ -152,7 +152,7 @@ def machine() -> dict[str, str]:
 
 @contextmanager
 def checkout(root: Path, commit: str) -> Iterator[Path]:
-    """A second checkout, at this commit, for as long as the context lasts."""
+    """A temporary second checkout at this commit."""
     with tempfile.TemporaryDirectory(prefix="checkout-", dir=root / CACHE, ignore_cleanup_errors=True) as folder:
         git(root, "worktree", "add", "--detach", folder, commit)
         try:
@@ -162,7 +162,7 @@ def checkout(root: Path, commit: str) -> Iterator[Path]:
 
 
 def measure(root: Path, commit: str, runs: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Run ``train.py`` of a checkout with each of these overrides, into ``folder``/NAME, each with a cache of its own.
+    """Run ``train.py`` of a checkout with each of these overrides, into ``folder``/NAME, each with its own cache.
 
     Raises:
         InputError: a run failed, or modules of another checkout were measured.
@@ -196,7 +196,7 @@ def measure(root: Path, commit: str, runs: Mapping[str, Sequence[str]], folder: 
 
 
 def git(root: Path, *words: str) -> str:
-    """What git answers.
+    """Output of a git command.
 
     Raises:
         InputError: the project has no git history, or not that commit.
@@ -215,7 +215,7 @@ def git(root: Path, *words: str) -> str:
 
 
 def values_of(folder: Path, run: str) -> Values:
-    """All files of a run folder, and what those with numbers hold."""
+    """All files of a run folder, and the contents of files with numbers."""
     found: Values = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         file = f"{run}/{path.relative_to(folder).as_posix()}"
@@ -224,7 +224,7 @@ def values_of(folder: Path, run: str) -> Values:
 
 
 def contents(path: Path) -> Values:
-    """Key → value of metrics, arrays and tables; nothing of pictures, logs, settings and checkpoints."""
+    """Key → value of metrics, arrays and tables; empty for pictures, logs, settings and checkpoints."""
     match path.suffix:
         case ".json":
             return dict(leaves(json.loads(path.read_text())))
@@ -247,7 +247,7 @@ def contents(path: Path) -> Values:
 
 
 def leaves(node: Any, path: str = "", compared: bool = True) -> Iterator[tuple[str, Any]]:
-    """Path → value of everything in a JSON document that holds no more."""
+    """Path → value of the leaves of a JSON document."""
     if not (isinstance(node, dict | list) and node):
         yield path, node if compared else UNCOMPARED
         return
@@ -256,7 +256,7 @@ def leaves(node: Any, path: str = "", compared: bool = True) -> Iterator[tuple[s
 
 
 def columns(rows: list[list[str]]) -> Values:
-    """Header → cells (n,), as numbers where all of them are."""
+    """Header → cells (n,), as numbers if all of them are numbers."""
     found: Values = {}
     for name, *cells in zip(*rows, strict=True):
         try:
@@ -267,7 +267,7 @@ def columns(rows: list[list[str]]) -> Values:
 
 
 def without_intended(changes: Sequence[Mapping[str, str]], before: Values, after: Values) -> tuple[Values, Values, list[str]]:
-    """(frozen values by the names they should have now, present values that are not new on purpose, changes without effect).
+    """(reference values by their new names, present values without intended additions, intended changes without effect).
 
     Raises:
         InputError: a change of another kind, or without a reason.
@@ -291,7 +291,7 @@ def without_intended(changes: Sequence[Mapping[str, str]], before: Values, after
 
 
 def differences(before: Values, after: Values) -> list[str]:
-    """A line for each name that one side lacks, and for each value that is another."""
+    """A line for each name that one side lacks, and for each value that differs."""
     lines = []
     for name in sorted(before.keys() | after.keys()):
         if name not in after:
@@ -304,7 +304,7 @@ def differences(before: Values, after: Values) -> list[str]:
 
 
 def difference(one: Any, other: Any) -> str:
-    """What tells two values apart; empty where nothing does. NaN equals NaN in arrays, and nothing elsewhere."""
+    """The difference between two values, empty if they are equal. NaN equals NaN only in arrays."""
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return f"{shown(one)}, now {shown(other)}"
@@ -324,14 +324,14 @@ def shown(value: Any) -> str:
 
 
 def counted(values: Values) -> str:
-    """How much is compared."""
+    """Number of compared items."""
     files = sum(":" not in name for name in values)
     arrays = sum(isinstance(value, np.ndarray) for value in values.values())
     return f"{len(values) - files - arrays} keys, {arrays} arrays and columns, {files} files"
 
 
 def say(*lines: str) -> None:
-    """Write lines at once."""
+    """Write lines and flush."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 

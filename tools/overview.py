@@ -1,4 +1,4 @@
-"""The figure of the front page, two scenes with what their tokens say of position: ``python -m tools.overview DIR``."""
+"""The figure of the front page, two scenes with position maps and corner maps: ``python -m tools.overview DIR``."""
 
 import argparse
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def overview() -> Figure:
 
 
 def positions(fitted: Float[Tensor, "n c h w"], shown: Float[Tensor, "m c h w"]) -> Int[Tensor, "m h w 2"]:
-    """(row, column) that linear discriminants of the fitted scenes' tokens read from every token of the shown ones."""
+    """(row, column) that linear discriminants, fitted on the first scenes, predict for every token of the shown ones."""
     _, channels, height, width = fitted.shape
     moments = Moments(channels, (height, width), 1, fitted.device)
     for scene in fitted:

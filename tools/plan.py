@@ -1,4 +1,4 @@
-"""What is measured, and which block and figure is made of which measurement."""
+"""The plan of ``make results``: measurements, and the blocks and figures made from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from tools.steps import Step
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and what is published of it.
+    """Measurements and publications.
 
     Attributes:
-        steps: in the order in which they run.
+        steps: measurements, in the order in which they run.
         blocks: name → (steps it needs, function of their folders that returns Markdown).
         figures: published file, relative to the root → (step, function of its folder that returns the picture to publish).
         documents: relative to the root.

@@ -1,8 +1,8 @@
-"""What README.md, the documents and the demo model's card publish: the steps that measure it and the functions that print it.
+"""Published numbers of README.md, the documents and the demo model's card: the steps that measure them, and their renderers.
 
 A renderer gets the folders of its steps and returns the Markdown of one block. Numbers come from ``metrics.json`` and from the
-tables that ``reports`` writes; those and the figures are made anew from the run folders, so that a change of ``reports`` needs
-no new measurement.
+tables of ``sdprobe.reports``. Tables and figures are made again from the run folders, so a change of their layout needs no new
+measurement.
 """
 
 import re
@@ -60,7 +60,7 @@ MEASUREMENTS = (
 
 
 def summary(position: Path, correspondence: Path) -> str:
-    """The main result of two probes beside their baselines."""
+    """The main results of two probes and their baselines."""
     accuracy, _, chance, shuffled, random = position_cells(position)
     matching = Measured.read(correspondence)
     key = f"{UP_1}/{PCK}/all"
@@ -69,47 +69,47 @@ def summary(position: Path, correspondence: Path) -> str:
     untrained = Measured.read(position).random_estimate(f"{MID}/{ACCURACY}").low
     lines = [
         "| measured | trained network | random weights | chance | shuffled labels |", "|---|---|---|---|---|",
-        f"| accuracy of the position read from `{MID}`, 8 bins | {accuracy} | {random} | {chance} | {shuffled} |",
-        f"| the same part found in another picture at `{UP_1}`, PCK@0.10 in percent | {head} | "
+        f"| position accuracy of a linear probe at `{MID}`, 8 bins | {accuracy} | {random} | {chance} | {shuffled} |",
+        f"| keypoints matched between two pictures at `{UP_1}`, PCK@0.10 in percent | {head} | "
         f"{matching.random(key, 1, 100, seeded=True)} | {same} (same position) | |",
     ]  # fmt: skip
     if untrained is not None and untrained > float(chance):
-        lines += ["", "An untrained network encodes position, too."]
+        lines += ["", "An untrained network also encodes position."]
     return "\n".join(lines)
 
 
 def layers_caption(folder: Path) -> str:
-    """What the figure of accuracy over layers shows, and whether position needs training."""
+    """Caption of the figure of accuracy over layers, with a sentence on whether position needs training."""
     run = Measured.read(folder)
     key = f"{MID}/{ACCURACY}"
     chance = run.number(f"chance/{key}")
     low = run.random_estimate(key).low
     untrained = (
-        "An untrained network already encodes position: training is not needed to read it."
+        "An untrained network already encodes position."
         if low is not None and low > chance
-        else "Whether an untrained network encodes position is not decided."
+        else "It is inconclusive whether an untrained network encodes position."
     )
     return (
-        "*Position read from every layer of the embedded demo model, a small Stable Diffusion trained on procedural scenes\n"
-        "([card](../assets/demo/README.md)), and of the same network before any training "
-        "(`block=all probe.solver=closed_form`).\n"
-        f"{untrained} At `{MID}` the accuracy in eight bins is {run.random(key, seeded=True)} untrained and\n"
-        f"{run.estimate(f'test/{key}')} trained (n = {run.tested()} photographs, chance {number(chance, 3)}).*"
+        "*Accuracy of linear position probes in every layer of the demo model, a small Stable Diffusion trained on procedural\n"
+        "scenes ([card](../assets/demo/README.md)), and of the same network with random weights (`block=all\n"
+        f"probe.solver=closed_form`). {untrained} At `{MID}` the accuracy in eight bins is\n"
+        f"{run.random(key, seeded=True)} with random weights and {run.estimate(f'test/{key}')} after training\n"
+        f"(n = {run.tested()} photographs, chance {number(chance, 3)}).*"
     )
 
 
 def matches_caption(folder: Path) -> str:
-    """What the drawn matches show."""
+    """Caption of the drawn matches."""
     run = Measured.read(folder)
     key = f"{UP_1}/{PCK}/all"
     gain = run.estimate(f"gain_over_random_weights/{key}")
     same = run.estimate(f"same_position/baseline/{PCK}/all")
     return (
-        f"*`probe=correspondence probe.head=none block={UP_1} images.seed=30001`: parts of one scene found in another, "
-        "untrained\nmatching. PCK@0.10 in percent of keypoints, on other scenes than below: "
-        f"{run.estimate(f'test/{key}').text(1, 100)}; with random weights\n{run.random(key, 1, 100, seeded=True)}; at the same "
-        f"position {same.text(1, 100)}. Difference from random weights:\n{gain.text(1, 100, sign=True)} points "
-        f"(n = {pairs(run)}).*"
+        f"*Zero-shot matching of keypoints between two scenes (`probe=correspondence probe.head=none block={UP_1}\n"
+        "images.seed=30001`; other scenes than in the tables). PCK@0.10 in percent of keypoints: "
+        f"{run.estimate(f'test/{key}').text(1, 100)};\nwith random weights {run.random(key, 1, 100, seeded=True)}; "
+        f"for the same position {same.text(1, 100)}.\nDifference from random weights: "
+        f"{gain.text(1, 100, sign=True)} percentage points (n = {pairs(run)}).*"
     )
 
 
@@ -119,7 +119,7 @@ def pairs(run: Measured) -> str:
 
 
 def position_table(folder: Path) -> str:
-    """Position accuracy at one layer beside its nulls."""
+    """Position accuracy at one layer and its baselines."""
     lines = ["| network | accuracy | corner | chance | shuffled labels | random weights |", "|---|---|---|---|---|---|"]
     return "\n".join([*lines, f"| `demo`: small, trained on scenes (`make demo`) | {' | '.join(position_cells(folder))} |"])
 
@@ -138,16 +138,16 @@ def position_cells(folder: Path) -> list[str]:
 
 
 def full_width(folder: Path) -> str:
-    """The same of a network of SD-1.5's shape that was never trained."""
+    """The same for an untrained network with the shape of SD-1.5."""
     own, _, chance, shuffled, random = position_cells(folder / "run")
     return (
-        f"A network of SD-1.5's shape and full width, never trained¹: {own}; chance {chance}, shuffled labels "
-        f"{shuffled}, other random weights\n{random}."
+        f"A network with the shape and width of SD-1.5 and random weights¹: {own}; chance {chance}, shuffled labels\n"
+        f"{shuffled}, other random weights {random}."
     )
 
 
 def correspondence_table(folder: Path) -> str:
-    """Matching by a trained head and without one, beside its nulls, and what was measured besides."""
+    """PCK with a trained head and zero-shot, its baselines, PCK by target, and the effect of masking tokens."""
     run = Measured.read(folder)
     key, n = f"{UP_1}/{PCK}/all", pairs(run)
     cells = [
@@ -157,43 +157,45 @@ def correspondence_table(folder: Path) -> str:
         run.estimate(f"same_position/baseline/{PCK}/all").text(1, 100),
         run.estimate(f"gain_over_random_weights/{key}").text(1, 100, sign=True),
     ]
-    groups = (("displacement_near", "near targets (within .15 of the side)"), ("displacement_far", "far ones"),
-              ("target_border", "targets on border tokens"), ("target_interior", "inside"))  # fmt: skip
+    groups = (
+        ("displacement_near", "displacement below .15 of the side"), ("displacement_far", "displacement above .35"),
+        ("target_border", "target on a border token"), ("target_interior", "target on an interior token"),
+    )  # fmt: skip
     split = "; ".join(
         f"{label} {run.estimate(f'test/{UP_1}/{PCK}/{group}').text(1, 100)}, "
         f"{run.number(f'test/{UP_1}/{PCK}/{group}/n'):,.0f} keypoints"
         for group, label in groups
     )
-    masked = "; ".join(
-        f"{label}: {effect(run.estimate(f'test/{UP_1}/harm/{group}'), keypoints(run, group))}"
-        for group, label in (("corner", "corners"), ("border", "borders"), ("high_norm", "high-norm tokens"))
+    masked = " ".join(
+        f"{label} tokens: {effect(run.estimate(f'test/{UP_1}/harm/{group}'), keypoints(run, group))}."
+        for group, label in (("corner", "Corner"), ("border", "Border"), ("high_norm", "High-norm"))
         if f"test/{UP_1}/harm/{group}" in run.metrics
     )
     return "\n".join(
         [
             "| network | trained head | zero-shot | random weights, head | same position | head − random weights |",
             "|---|---|---|---|---|---|", f"| `demo` | {' | '.join(cells)} |", "",
-            f"By target: {split}.", "What masking tokens of the target picture changes in PCK (as a fraction of keypoints) — "
-            f"{masked}.",
+            f"PCK of the trained head by group of keypoints: {split}.",
+            f"Change of PCK (as a fraction) if a group of tokens is masked in the target picture. {masked}",
         ]
     )  # fmt: skip
 
 
 def keypoints(run: Measured, group: str) -> str:
-    """The n of a harm: keypoints that count, and the pictures of the run."""
+    """The n of a harm: keypoints that count, and pictures of the run."""
     return f"{run.number(f'test/{UP_1}/harm/{group}/n'):,.0f} keypoints of {run.tested('images')} scenes"
 
 
 @cache
 def tables_of(folder: Path) -> tuple[Run, ...]:
-    """The runs of a sweep, after its tables and figures were written anew.
+    """The runs of a sweep, after writing its tables and figures again.
 
     Raises:
         InputError: a job failed or is missing.
     """
     runs, skipped = read_runs(folder)
     if skipped or not runs:
-        path, reason = next(iter(skipped.items()), (folder, "it holds no run"))
+        path, reason = next(iter(skipped.items()), (folder, "it contains no run"))
         raise InputError(f"Expected every job of {folder.name} to be complete, but {path.name}: {reason}. Run the step again.")
     summarise(runs, folder)
     return tuple(runs)
@@ -201,35 +203,36 @@ def tables_of(folder: Path) -> tuple[Run, ...]:
 
 EXTRACT = {
     "none": "none (chance .125)", "position_mean": "`position_mean`", "shift_anova": "`shift_anova`", "leace": "`leace`",
-    "padding_swap": "`padding_swap` (reflect)", "random_rank": "control: as many random directions as `position_mean` takes",
+    "padding_swap": "`padding_swap` (reflect)", "random_rank": "control: random subspace of the rank of `position_mean`",
 }  # fmt: skip
 COLUMNS = (("mid", "position"), ("up_1", "position"), ("up_1", "PCK all"), ("up_1", "depth RMSE"), ("up_1", "passes"))
 
 
 def mitigation_tables(folder: Path) -> str:
-    """Every table of the experiment."""
+    """All tables of the experiment."""
     tables_of(folder)
     return (folder / "mitigations.md").read_text()
 
 
 def mitigation_extract(folder: Path) -> str:
-    """A few rows and columns of those tables, and their n."""
+    """A selection of rows and columns of these tables, and their n."""
     counts = {run.kind: Measured.read(run.folder) for run in tables_of(folder)}
     kinds = [kind for kind in ("position", "correspondence", "depth") if kind in counts]
     n = ", ".join(f"{kind} n = {counts[kind].tested()}" for kind in kinds)
     return (
-        f"{extract_table((folder / 'mitigations.md').read_text())}\n\nIn test pictures: {n}. A star is that of the whole table."
+        f"{extract_table((folder / 'mitigations.md').read_text())}\n\nTest pictures: {n}. Stars are corrected for all "
+        "comparisons of the full table."
     )
 
 
 def repair(folder: Path) -> str:
-    """The mitigation that removes position at the least cost, in a sentence."""
+    """Effect and cost of one mitigation, ``position_mean``."""
     tables_of(folder)
     return repair_sentence((folder / "mitigations.md").read_text())
 
 
 def repair_sentence(text: str) -> str:
-    """What ``position_mean`` does to position, PCK and depth in Markdown tables, beside its control."""
+    """Position, PCK and depth with ``position_mean`` from Markdown tables, and position with its control."""
     tables = layer_tables(text)
 
     def value(row: str, layer: str, column: str) -> str:
@@ -239,14 +242,14 @@ def repair_sentence(text: str) -> str:
         return f"from {value('none', layer, column)} to {value('position_mean', layer, column)}"
 
     return (
-        f"`position_mean` changes the position accuracy at `{MID}` {change(MID, 'position')}. As many random directions leave "
-        f"{value('random_rank', MID, 'position')}. What it costs at `{UP_1}`:\nPCK {change(UP_1, 'PCK all')}, depth RMSE "
-        f"{change(UP_1, 'depth RMSE')}. A star marks a difference, corrected for all mitigations."
+        f"`position_mean` changes the position accuracy at `{MID}` {change(MID, 'position')}. Removing a random subspace of "
+        f"the same rank gives {value('random_rank', MID, 'position')}.\nAt `{UP_1}` it changes PCK {change(UP_1, 'PCK all')} "
+        f"and depth RMSE {change(UP_1, 'depth RMSE')}. A star marks a significant change, corrected for all mitigations."
     )
 
 
 def extract_table(text: str) -> str:
-    """The rows and columns of EXTRACT and COLUMNS of Markdown tables, values alone."""
+    """The rows of EXTRACT and COLUMNS of Markdown tables, without intervals."""
     tables = layer_tables(text)
     lines = ["| | position at mid | at up_1 | PCK at up_1 | depth RMSE at up_1 | passes |", "|---|---|---|---|---|---|"]
     for row, label in EXTRACT.items():
@@ -273,7 +276,7 @@ def cell(tables: dict[str, dict[str, dict[str, str]]], layer: str, row: str, col
         return tables[layer][row][column]
     except KeyError as error:
         raise InputError(
-            f"Expected mitigations.md to have '{column}' of {row} at {layer}, but {error} is missing. Mend the renderer."
+            f"Expected mitigations.md to have '{column}' of {row} at {layer}, but {error} is missing. Correct the renderer."
         ) from error
 
 
@@ -283,17 +286,19 @@ def bare(text: str) -> str:
 
 
 def origin(folder: Path) -> str:
-    """What networks with and without zero padding and training read of position.
+    """Position accuracy with and without zero padding and training.
 
     Raises:
-        InputError: a cell is missing.
+        InputError: a control is missing.
     """
     cells = {str(run.meta["control"]): run for run in tables_of(folder)}
 
     def accuracy(*names: str) -> str:
         found = mean_accuracy(cells, MID, tested(*names))
         if found is None or not set(names) <= set(cells):
-            raise InputError(f"Expected cells {', '.join(names)} in {folder.name}, but not all are there. Run the step again.")
+            raise InputError(
+                f"Expected controls {', '.join(names)} in {folder.name}, but not all are there. Run the step again."
+            )
         return str(Estimate(found.value, found.low, found.high))
 
     trained = Measured.read(cells["trained"].folder)
@@ -306,13 +311,13 @@ def origin(folder: Path) -> str:
 
 
 def speed(folder: Path) -> str:
-    """What ``tools.benchmarks.extraction`` printed: machine and date, then the table without its column "how"."""
+    """Output of ``tools.benchmarks.extraction``: date and machine, then the table without its column "how"."""
     machine, *rows = (folder / OUTPUT).read_text().strip().splitlines()
     return "\n".join([machine, "", *(f"{row.rsplit('|', 2)[0]}|" for row in rows if row.startswith("|"))])
 
 
 def levels(folder: Path) -> str:
-    """The table that ``tools.coverage`` simulates."""
+    """Output of ``tools.coverage``."""
     return (folder / OUTPUT).read_text()
 
 
@@ -341,24 +346,24 @@ def card_position(folder: Path) -> str:
 
 
 def note(run: Measured, n: str) -> str:
-    """What the intervals of a card's table are."""
-    return f"In brackets 95 % intervals over photographs, {n}; those of random weights also over {run.meta['twins']} seeds."
+    """A sentence on the intervals of a table in the card."""
+    return f"Brackets: 95 % intervals over photographs ({n}); for random weights also over {run.meta['twins']} seeds."
 
 
 def card_samples(folder: Path) -> str:
-    """How many samples a classifier recognises."""
+    """Share of samples that a classifier recognises."""
     drawn = read_json(folder / "samples.json")
     each = ", ".join(f"{name} {100 * value:.0f}" for name, value in drawn["each"].items())
     scenes, share = (f"{100 * drawn[name]:.0f} %" for name in ("scenes", "share"))
     return (
-        f"**Samples.** A small classifier, trained on rendered scenes ({scenes} right on held-out ones), names the asked\n"
-        f"category in **{share}** of {drawn['count']} samples ({SIDE_DRAWN} px, {STEPS} DDIM steps, guidance {GUIDANCE:g}; "
-        f"chance 12.5 %). Per\ncategory: {each}."
+        f"**Samples.** A small classifier, trained on rendered scenes ({scenes} accuracy on held-out ones), predicts the\n"
+        f"requested category for **{share}** of {drawn['count']} samples ({SIDE_DRAWN} px, {STEPS} DDIM steps, guidance "
+        f"{GUIDANCE:g}; chance 12.5 %). Per\ncategory: {each}."
     )
 
 
 def run_figure(name: str) -> Callable[[Path], Path]:
-    """A function of a run folder: draws its figures anew and returns one."""
+    """A function of a run folder that draws its figures again and returns the path of one."""
 
     def source(folder: Path) -> Path:
         draw(Run.read(folder), folder)

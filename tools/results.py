@@ -1,8 +1,8 @@
-"""Measure everything the documents publish, and write it into them: ``python -m tools.results``.
+"""Measure all numbers that the documents publish, and write them into the documents: ``python -m tools.results``.
 
-Steps fill folders below ``.cache/results`` and are skipped once they are finished, so the command can be stopped and started
-again. Then tables and figures of the run folders are drawn anew, and the marked blocks of the documents rewritten. At the end
-it says what changed. ``--check`` writes nothing and exits 1 if anything would change.
+Steps write into folders below ``.cache/results``. Finished steps are skipped, so the command can be stopped and started again.
+Then tables and figures are made from the run folders, and the marked blocks of the documents are rewritten. At the end the
+command prints what changed. ``--check`` writes nothing and exits 1 if anything would change.
 """
 
 import argparse
@@ -26,7 +26,7 @@ WORK = ROOT / ".cache" / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, render, and say what changed."""
+    """Measure, render, and print what changed."""
     from tools.published import PLAN  # loads the networks' libraries
 
     parser = argparse.ArgumentParser(prog="python -m tools.results", description=main.__doc__)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def regenerate(
     plan: Plan, root: Path, work: Path, only: Sequence[str] | None = None, show: bool = False, check: bool = False
 ) -> int:
-    """Do what the command was asked for; returns its exit status.
+    """Run the command; returns its exit status.
 
     Raises:
         InputError: an unknown step, an unknown or unclosed block, or a command that failed.
@@ -72,7 +72,7 @@ def regenerate(
 
 
 def chosen(plan: Plan, only: Sequence[str] | None) -> list[Step]:
-    """The steps that were asked for by name or group; all that have no group if none was."""
+    """The steps named by ``only``, as steps or groups; without it all steps that have no group."""
     known = {name for step in plan.steps for name in (step.name, step.group) if name}
     for name in only or ():
         expect.one_of("--only", name, sorted(known), "Correct the name.")
@@ -80,7 +80,7 @@ def chosen(plan: Plan, only: Sequence[str] | None) -> list[Step]:
 
 
 def check_blocks(plan: Plan, root: Path) -> None:
-    """Refuse a document with a block that nothing renders, and a renderer that no document has a block for."""
+    """Raise an error for a block without a renderer, and for a renderer without a block."""
     found = {name: document for document in plan.documents for name in names((root / document).read_text())}
     if unknown := [name for name in found if name not in plan.blocks]:
         raise InputError(
@@ -95,14 +95,14 @@ def check_blocks(plan: Plan, root: Path) -> None:
 
 
 def render(plan: Plan, work: Path, done: Mapping[str, bool]) -> tuple[dict[str, str], list[str]]:
-    """(Block → Markdown, of those whose steps are finished; sentences about those that could not be rendered)."""
+    """(Block → Markdown, for blocks whose steps are finished; messages about blocks that could not be rendered)."""
     contents, complaints = {}, []
     for name, (needed, renderer) in plan.blocks.items():
         if all(done[step] for step in needed):
             try:
                 contents[name] = renderer(*(work / step for step in needed))
             except InputError as error:
-                complaints.append(f"{name}: {error} The block is left as it is.")
+                complaints.append(f"{name}: {error} The block was not changed.")
     return contents, complaints
 
 
@@ -119,7 +119,7 @@ def publish_documents(plan: Plan, root: Path, contents: Mapping[str, str], write
 
 
 def publish_figures(plan: Plan, root: Path, work: Path, done: Mapping[str, bool], write: bool) -> tuple[list[str], list[str]]:
-    """Replace the figures whose pixels changed; returns which, and sentences about those that could not be drawn."""
+    """Replace figures whose pixels changed; returns their names, and messages about those that could not be drawn."""
     told, complaints = [], []
     for name, (step, source) in plan.figures.items():
         if not done[step]:
@@ -127,17 +127,17 @@ def publish_figures(plan: Plan, root: Path, work: Path, done: Mapping[str, bool]
         try:
             content = encoded(source(work / step), Path(name).suffix)
         except (InputError, FileNotFoundError) as error:
-            complaints.append(f"{name}: {error} The figure is left as it is.")
+            complaints.append(f"{name}: {error} The figure was not changed.")
             continue
         if not (root / name).is_file() or not same_pixels(content, (root / name).read_bytes()):
-            told.append(f"{name}: other pixels")
+            told.append(f"{name}: pixels changed")
             if write:
                 write_file(root / name, content)
     return told, complaints
 
 
 def encoded(picture: Path, suffix: str) -> bytes:
-    """A picture's bytes in the format of a suffix."""
+    """The bytes of a picture in the format of a suffix."""
     if picture.suffix == suffix:
         return picture.read_bytes()
     buffer = io.BytesIO()
@@ -147,13 +147,13 @@ def encoded(picture: Path, suffix: str) -> bytes:
 
 
 def same_pixels(one: bytes, other: bytes) -> bool:
-    """Whether two files decode to the same picture."""
+    """Whether two files have the same pixels."""
     first, second = (np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in (one, other))
     return np.array_equal(first, second)
 
 
 def say(*lines: str) -> None:
-    """Write lines at once, so that they stand in order with what the steps print."""
+    """Write lines and flush, so that they appear in order with the output of the steps."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Measurements with a folder of their own, made once: a finished one is skipped while commands, settings and code stay."""
+"""Measurements, each with its own folder. A finished one is skipped as long as commands, settings and code are unchanged."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from sdprobe.utilities.io import read_json, write_file
 
 STATE = "step.json"  # {"state": digest, "finished": number of commands}
 RUN = ("sdprobe/runs/*.py", "train.py")  # sources of every step that calls train.py
-OUTPUT = "output.md"  # what a command that is captured printed
+OUTPUT = "output.md"  # captured output of a command
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Step:
     """Commands that fill one folder.
 
     Attributes:
-        name: of the step and of its folder.
-        commands: words after ``python``; ``FOLDER`` in a word stands for the folder.
-        group: steps of a group other than "" run only when they or the group are asked for.
-        capture: keep what the last command prints, as ``output.md``.
-        sources: globs below the project's root whose files change the result, beside what ``source_digest`` covers.
+        name: name of the step and of its folder.
+        commands: arguments of ``python``; ``FOLDER`` is replaced by the folder.
+        group: a step with a group runs only if the step or the group is requested.
+        capture: store the output of the last command as ``output.md``.
+        sources: globs of further files that influence the result, in addition to those of ``source_digest``.
     """
 
     name: str
@@ -48,12 +48,12 @@ def train(name: str, *overrides: str) -> Step:
 
 
 def sweep(name: str, *overrides: str) -> Step:
-    """A sweep of ``train.py`` into the step's folder; Hydra's jobs are skipped one by one when it is started again."""
+    """A sweep of ``train.py`` into the step's folder; finished jobs are skipped when it is started again."""
     return Step(name, (("train.py", *overrides, "logger=none", "hydra.sweep.dir=FOLDER"),))
 
 
 def state_of(step: Step) -> str:
-    """Digest of everything that decides what a step measures: commands, settings they compose, code, demo weights."""
+    """Digest of everything that influences a step: commands, composed settings, code, demo weights."""
     trained = RUN if any(command[0] == "train.py" for command in step.commands) else ()
     files = {path for pattern in (*step.sources, *trained, "assets/demo/*/*.safetensors") for path in ROOT.glob(pattern)}
     contents = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
@@ -62,7 +62,7 @@ def state_of(step: Step) -> str:
 
 
 def _settings(command: tuple[str, ...]) -> list[object]:
-    """Hash of the settings that a command composes, and the values it sweeps over."""
+    """Hash of the settings that a command composes, and the values of its sweep."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", overrides=list(command[1:]), return_hydra_config=True)
@@ -72,16 +72,16 @@ def _settings(command: tuple[str, ...]) -> list[object]:
 
 
 def is_finished(step: Step, folder: Path, state: str) -> bool:
-    """Whether the folder holds this step's whole result, measured by this code."""
+    """Whether the folder has the complete result of this step, measured with this code."""
     return _read(folder) == {"state": state, "finished": len(step.commands)}
 
 
 def perform(step: Step, folder: Path, state: str) -> None:
-    """Run what is left of a step. An unfinished one goes on where it was cut off, one of another state begins anew.
+    """Run the remaining commands of a step. An unfinished step is resumed; a step in another state starts again.
 
     Raises:
         InputError: a command failed.
-        KeyboardInterrupt: Ctrl-C, after the running command has ended in its own time.
+        KeyboardInterrupt: Ctrl-C, after the running command has ended.
     """
     if _read(folder).get("state") != state:
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,14 +103,14 @@ def _run(words: list[str], capture: bool, name: str) -> str | None:
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None)
     try:
         output, _ = process.communicate()
-    except KeyboardInterrupt:  # the terminal told the command as well, and it needs a moment to write what it has
+    except KeyboardInterrupt:  # the command received Ctrl-C, too, and needs time to write its results
         process.wait()
         raise
     if process.returncode == 130:
         raise KeyboardInterrupt
     if process.returncode:
         raise InputError(
-            f"Expected step {name} to end with 0, but got {process.returncode}. Its last words are above; start again to go on."
+            f"Expected step {name} to end with 0, but got {process.returncode}. Its output is above. Start again to resume."
         )
     return output
 

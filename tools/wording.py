@@ -1,4 +1,4 @@
-"""Numbers and verdicts as the documents print them: each with its interval and its n, or a word that says why not."""
+"""Formats numbers and verdicts for the documents: each with its interval and n, or the reason why there is none."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Estimate:
         return self.text()
 
     def text(self, digits: int = 2, scale: float = 1, sign: bool = False) -> str:
-        """``.57 [.54, .60]``; without the brackets where there is no interval."""
+        """``.57 [.54, .60]``; without brackets if there is no interval."""
         value = number(scale * self.value, digits, sign)
         if self.low is None or self.high is None:
             return value
@@ -40,7 +40,7 @@ class Measured:
 
     @classmethod
     def read(cls, folder: Path) -> "Measured":
-        """Raises InputError where the folder has no results."""
+        """Read a run folder; raises InputError if it has no results."""
         path = folder / "metrics.json"
         if not path.is_file():
             raise InputError(f"Expected {path} to exist, but it does not. Run the step again.")
@@ -54,7 +54,7 @@ class Measured:
             InputError: the run did not measure it.
         """
         if key not in self.metrics:
-            raise InputError(f"Expected {self.folder / 'metrics.json'} to hold '{key}', but it does not. Mend the renderer.")
+            raise InputError(f"Expected {self.folder / 'metrics.json'} to have '{key}', but it does not. Correct the renderer.")
         return self.metrics[key]
 
     def estimate(self, key: str) -> Estimate:
@@ -68,28 +68,28 @@ class Measured:
             key: without ``random_weights/``.
             digits: after the point.
             scale: 100 for percent.
-            seeded: say the number of seeds beside an interval, too.
+            seeded: give the number of seeds also if there is an interval.
         """
         text, seeds = self.random_estimate(key).text(digits, scale), self.seeds(key)
         return text if seeds >= FEWEST_SEEDS and not seeded else f"{text} ({'one seed' if seeds == 1 else f'{seeds} seeds'})"
 
     def random_estimate(self, key: str) -> Estimate:
-        """A value of ``random_weights``; below three seeds its interval would leave out what differs between networks."""
+        """A value of ``random_weights``; without interval below three seeds, because it would not cover other networks."""
         estimate = self.estimate(f"random_weights/{key}")
         return estimate if self.seeds(key) >= FEWEST_SEEDS else Estimate(estimate.value)
 
     def seeds(self, key: str) -> int:
-        """Of how many random networks ``random_weights/key`` is the mean."""
+        """Number of random networks in the mean ``random_weights/key``."""
         return int(self.metrics.get(f"random_weights/{key}/seeds", self.meta.get("twins", 1)))
 
     def tested(self, kind: str = "photographs") -> int:
-        """How many test photographs (``photographs``), images or pairs the intervals rest on."""
+        """Number of test photographs (``photographs``), images or pairs of the intervals."""
         counts = self.meta.get(kind) or self.meta["images"]
         return int(counts["test"])
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
-    """Without the leading zero, with a true minus."""
+    """Without the leading zero, with a minus sign (U+2212)."""
     text = re.sub(r"^([+-]?)0\.(?=\d)", r"\1.", f"{value:{'+' if sign else ''}.{digits}f}")
     return text.replace("-", "−")
 
@@ -104,13 +104,15 @@ def half_width(estimate: Estimate, n: str, digits: int = 3, scale: float = 1) ->
 
 
 def effect(estimate: Estimate, n: str, digits: int = 3) -> str:
-    """A verdict on a difference: "nothing" where the whole interval is within ± .02, its size where the interval leaves 0
-    out, else "not decided"; always with value, interval and n."""
+    """A verdict on a difference, with value, interval and n.
+
+    "no change" if the whole interval is within ± .02, "higher" or "lower" if the interval excludes 0, else "inconclusive".
+    """
     numbers = f"{estimate.text(digits, sign=True)}, n = {n}"
     if estimate.low is None or estimate.high is None:
-        return f"not decided ({numbers}, no interval: fewer than 6 differ)"
+        return f"inconclusive ({numbers}, no interval because fewer than 6 differ)"
     if estimate.low >= -NOTHING and estimate.high <= NOTHING:
-        return f"nothing ({numbers})"
+        return f"no change ({numbers})"
     if estimate.low > 0 or estimate.high < 0:
-        return f"{'more' if estimate.low > 0 else 'less'} ({numbers})"
-    return f"not decided ({numbers})"
+        return f"{'higher' if estimate.low > 0 else 'lower'} ({numbers})"
+    return f"inconclusive ({numbers})"

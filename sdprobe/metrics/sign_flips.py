@@ -21,7 +21,10 @@ TIE = 1e-9  # statistics that are equal but for rounding count as reached, also 
 
 def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndarray, " k"]:
     """p of every column's mean being 0, adjusted for the k columns: the share of flips whose largest |Σ d| / √Σ d² over all
-    columns reaches the column's own. Between columns of equal n this is the order of |mean| / standard error.
+    columns reaches the column's own.
+
+    Within a column, and among columns with equally many values, this statistic has the order of |mean| / standard error. A
+    column with missing values is compared by the same statistic, in which fewer values need a larger |mean| / standard error.
 
     All 2ⁿ⁻¹ flips up to n = 12 units, else 4,096 seeded ones, the identity among them. NaN values are left out of their column.
     Where all differences are 0 the p is 1. NaN for a column with fewer than 6 units: no p below .05 can be reached there.
@@ -33,7 +36,7 @@ def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndar
     counted = present.sum(0) >= FEWEST
     filled = np.where(present, values, 0.0)[:, counted]
     size = np.sqrt((filled**2).sum(0))
-    unit = filled / np.where(size > 0, size, 1)  # Σ unit² = 1, so |Σ unit| orders flips as |mean| / standard error does
+    unit = filled / np.where(size > 0, size, 1)  # Σ unit² = 1; |Σ unit| has the order of |mean| / standard error
     own = np.abs(unit.sum(0))
     reached = np.zeros(unit.shape[1])
     signs = _signs(len(values), seed)

@@ -1,1 +1,1 @@
-"""Run folders → tables and figures. Reads files; knows neither probes nor data modules."""
+"""Run folders → tables and figures. This package reads files and imports neither probes nor data modules."""

@@ -1,11 +1,11 @@
-"""Many runs together: which ones a folder holds, and what is written about them. Reads files only."""
+"""Several runs together: find them in a folder, and write their tables and figures. Reads files only."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
-from sdprobe.reports.comparison import comparison_figures, question_table, write_tables
+from sdprobe.reports.comparison import comparison_figures, run_comparison, write_tables
 from sdprobe.reports.controls import controls_figures, controls_tables, write_controls
 from sdprobe.reports.credibility import credibility_tables
 from sdprobe.reports.credibility import write as write_validation
@@ -19,23 +19,23 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile
 
 NEEDED = ("layers", "model", "weights", "timestep", "images")
-TRACES = ("metrics.json", "error.txt", "config_hash")  # what a run that began leaves
+TRACES = ("metrics.json", "error.txt", "config_hash")  # any of these files marks the folder of a run
 
 
 def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
-    """(every complete run at or below a folder, by path; folder → why it is left out, for the others)."""
+    """(complete runs in a folder and its subfolders, by path; folder → reason, for the runs that are left out)."""
     return read_folders({file.parent for name in TRACES for file in folder.rglob(name)})
 
 
 def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """(the complete runs in these very folders, by path; folder → why it is left out, for the others that began)."""
+    """(complete runs in exactly these folders, by path; folder → reason, for the runs that are left out)."""
     runs, skipped = [], {}
     for path in sorted((path for path in folders if any((path / name).is_file() for name in TRACES)), key=_by_number):
         if reason := unusable(path):
             skipped[path] = reason
             continue
         run = Run.read(path, maps=False)
-        paired = bool(run.meta.get("control"))  # contrasts pair photographs, which maps hold
+        paired = bool(run.meta.get("control"))  # contrasts are paired by photograph; these values are in maps.npz
         if paired and (reason := damaged_maps(path)):
             skipped[path] = reason
         else:
@@ -44,21 +44,21 @@ def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
 
 
 def unusable(folder: Path) -> str:
-    """Why a folder's run cannot be compared; empty where it can."""
+    """Why the run of a folder cannot be compared; empty if it can."""
     if (folder / "error.txt").is_file():
         lines = (folder / "error.txt").read_text(errors="replace").splitlines()
         return lines[0] if lines else "failed"
     if not (folder / "metrics.json").is_file():
-        return "has no result yet: it runs, or was killed"
+        return "has no result: it is still running or was killed"
     return damage(folder) or ("" if Run.read(folder, maps=False).meta["complete"] else "is incomplete")
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a folder's ``metrics.json``; empty where it can be read."""
+    """What is wrong with the ``metrics.json`` of a folder; empty if it can be read."""
     try:
         run = Run.read(folder, maps=False)
         absent = [name for name in (*NEEDED, "complete") if name not in run.meta]
-        select(run.metrics)  # every key is read
+        select(run.metrics)  # parses every key
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError) and not isinstance(error, DamagedFile):
             return "metrics.json has keys that this version does not know"
@@ -67,7 +67,7 @@ def damage(folder: Path) -> str:
 
 
 def damaged_maps(folder: Path) -> str:
-    """What is wrong with a folder's ``maps.npz``; empty where it can be read, or is absent."""
+    """What is wrong with the ``maps.npz`` of a folder; empty if it can be read or does not exist."""
     try:
         Run.read(folder)
     except (OSError, DamagedFile) as error:
@@ -78,7 +78,7 @@ def damaged_maps(folder: Path) -> str:
 def summarise(runs: list[Run], folder: Path) -> list[Path]:
     """Write the tables and figures of a set of runs into a folder; returns their paths.
 
-    The one place that chooses what a set of runs is shown as: a further kind of set is told by its runs' ``meta`` here.
+    This function alone decides which tables and figures a set of runs gets. It reads the ``meta`` of the runs.
     """
     paths = write_tables(runs, folder)
     figures = comparison_figures(runs)
@@ -92,11 +92,11 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def show_runs(runs: list[Run], console: Console) -> None:
-    """Print what a set of runs is about, or its table of layers by question; a narrow terminal folds cells and cuts none."""
+    """Print the tables of an experiment, or one row per run; narrow terminals wrap cells instead of cutting them."""
     tables = [*controls_tables(runs), *mitigation_tables(runs), *credibility_tables(runs)]
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
-    for table in tables or [question_table(runs)]:
+    for table in tables or [run_comparison(runs)]:
         console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Many runs side by side: a table with a row per run and layer, and figures over layers and timesteps."""
+"""Comparison of runs: a table with a row per run and layer, and figures over layers and timesteps."""
 
 import logging
 import math
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 TASKS = {report.task.name: report.task for report in REPORTS.values() if report.task}
 COLOURS = (BLUE, ORANGE, GREEN, "#9065b0", "#c14c8a", "#64473a", RED, "#787774")
 MARKERS = "os^Dvp*X"
-MEANS = "means over seeds; their intervals are in runs.csv"
-Cell = tuple[str, int, str]  # name of checkpoint and conditions, timestep, layer
+MEANS = "means over seeds; intervals of the runs are in runs.csv"
+Cell = tuple[str, int, str]  # name of the run (checkpoint and conditions), timestep, layer
 Means = dict[Cell, float]
 COLUMNS: dict[str, Callable[[Run], Any]] = {
     "run": lambda run: run.folder.as_posix(),
@@ -39,10 +39,11 @@ COLUMNS: dict[str, Callable[[Run], Any]] = {
     "dataset_fingerprint": fingerprint,
     "config_hash": meta("config_hash"),
 }
-HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal has a short name of the first three, no room for the last
+HIDDEN = ("run", "model", "weights", "config_hash")  # the terminal shows a short name of the first three, and not the last
 NOTE = (
-    "A layer is chosen on the test images that its number is shown for, so the number is a little too extreme. n < 6, few: too "
-    "few units for an interval.\nrandom weights: the same layer; an interval from 3 seeds on, over seeds and units."
+    "criterion: how the layer was selected. The selection uses the same test images as the value, so the value is slightly too "
+    "extreme.\nsample: units of the interval. n < 6, few: too few units for an interval. random weights: the random-weights "
+    "baseline at the same layer; it has an interval, over seeds and units, from 3 seeds on."
 )
 RIGHT = ("timestep", "seed", "test\nimages", "image\nsize", "value")
 NUMBERS = ("value", *ENDS, "random_weights", *(f"random_weights_{end}" for end in (*ENDS, "seeds")))
@@ -65,23 +66,23 @@ def comparison_figures(runs: list[Run]) -> dict[str, Figure]:
             figures[f"layers_timesteps_{task}"] = over_both(values[task], _layers(group), task)
     every = [run for group in tasks.values() for run in group]
     if _most_layers(every) > 1:
-        figures["layer_by_question"] = layer_by_question(values, _layers(every))
+        figures["selected_layers"] = selected_layers(values, _layers(every))
     positions = values.get("position", {})
     for task, others in values.items():
         if task != "position" and len(positions.keys() & others.keys()) > 1:
             figures[f"position_against_{task}"] = against_position(positions, others, task)
         elif len({cell[1:] for cell in positions} & {cell[1:] for cell in others}) > 1 and task != "position":
             log.warning(
-                "No figure of position against %s: the runs have no name in common (%s; %s). Compare fewer at a time.",
+                "No figure of position against %s: no name occurs in both tasks (%s; %s). Compare fewer runs at a time.",
                 task, *("; ".join(sorted({cell[0] for cell in cells})) for cells in (positions, others)),
             )  # fmt: skip
     return figures
 
 
 def means(runs: Sequence[Run], named: dict[int, str] | None = None) -> Means:
-    """Main number by name, timestep and layer: the mean over seeds of the mean over the seed's runs, if it has several.
+    """Main number by name, timestep and layer: the mean over seeds; runs of the same seed are averaged first.
 
-    ``named`` is :func:`sdprobe.reports.grouping.names` of more runs than these, None where there are no others.
+    ``named``: :func:`sdprobe.reports.grouping.names` of all runs, if these are only a part of them.
     """
     named = names({"": runs}) if named is None else named
     values: dict[Cell, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -93,7 +94,7 @@ def means(runs: Sequence[Run], named: dict[int, str] | None = None) -> Means:
 
 
 def over_layers(values: Means, layers: list[str], task: str) -> Figure:
-    """The main number over layers, a panel per name, a curve per timestep."""
+    """The main number over layers: a panel per name, a curve per timestep."""
     timesteps = _timesteps(values)
     size = max(6.5, 0.3 * len(layers) + 3), 3.1, 0.8
     figure, panels = _panels(values, size, f"{TASKS[task].label} over layers\n{MEANS}", sharey=True)
@@ -108,13 +109,15 @@ def over_layers(values: Means, layers: list[str], task: str) -> Figure:
 
 
 def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
-    """The main number over timesteps, a panel per name, a curve per layer: of many layers eight, those with the highest number
-    (the lowest, where that answers the question)."""
+    """The main number over timesteps: a panel per name, a curve per layer.
+
+    Of many layers eight are drawn: those with the highest number, or the lowest if the criterion asks for that.
+    """
     sign = 1 if TASKS[task].highest else -1
     most = {layer: max(sign * v for c, v in values.items() if c[2] == layer) for layer in {cell[2] for cell in values}}
     kept = set(sorted(most, key=lambda layer: -most[layer])[: len(COLOURS)])
     end = "highest" if sign > 0 else "lowest"
-    cut = f": of {len(most)} layers the {len(kept)} with the {end}" if len(kept) < len(most) else ""
+    cut = f": the {len(kept)} of {len(most)} layers with the {end} values" if len(kept) < len(most) else ""
     figure, panels = _panels(values, (7.5, 3.1, 0.8), f"{TASKS[task].label} over timesteps{cut}\n{MEANS}", sharey=True)
     for model, axis in panels.items():
         for layer, colour in zip([layer for layer in layers if layer in kept], COLOURS, strict=False):
@@ -127,7 +130,7 @@ def over_timesteps(values: Means, layers: list[str], task: str) -> Figure:
 
 
 def over_both(values: Means, layers: list[str], task: str) -> Figure:
-    """The main number over layers and timesteps, a map per name; white where nothing was measured."""
+    """The main number over layers and timesteps: a map per name; white: not measured."""
     timesteps = _timesteps(values)
     size = max(6.0, 0.3 * len(layers) + 3), 0.35 * len(timesteps) + 0.9, 1.4
     figure, panels = _panels(values, size, f"{TASKS[task].label} over layers and timesteps\n{MEANS}")
@@ -142,29 +145,29 @@ def over_both(values: Means, layers: list[str], task: str) -> Figure:
     return figure
 
 
-def layer_by_question(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
-    """Which layer every task's question points to, a row per name and timestep; ``tasks`` holds :func:`means` of each."""
-    chosen = {(*line, task): layer for task, values in tasks.items() for line, layer in answers(values, task).items()}
+def selected_layers(tasks: Mapping[str, Means], layers: list[str]) -> Figure:
+    """The layer that each task's criterion selects: a row per name and timestep. ``tasks`` has :func:`means` of each task."""
+    chosen = {(*line, task): layer for task, values in tasks.items() for line, layer in selection(values, task).items()}
     layers = [layer for layer in layers if layer in chosen.values()]
     lines = sorted({cell[:2] for cell in chosen})
     figure, axis = plt.subplots(figsize=(max(6.5, 0.45 * len(layers) + 4.5), 0.35 * len(lines) + 1.8), layout="constrained")
     count = len(tasks)
     for number, task in enumerate(tasks):
-        shift = 0.16 * (number - (count - 1) / 2)  # tasks that agree stay visible beside each other
+        shift = 0.16 * (number - (count - 1) / 2)  # markers of tasks that select the same layer do not overlap
         found = [(layers.index(layer), lines.index(cell[:2]) + shift) for cell, layer in chosen.items() if cell[2] == task]
         x, y = zip(*found, strict=True)
-        axis.plot(x, y, MARKERS[number % 8], ms=7, color=COLOURS[number % 8], label=TASKS[task].question)
+        axis.plot(x, y, MARKERS[number % 8], ms=7, color=COLOURS[number % 8], label=TASKS[task].criterion)
     axis.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(lines)), [f"{model}, {timestep}" for model, timestep in lines], fontsize=8)
     axis.set(ylim=(len(lines) - 0.5, -0.5), xlim=(-0.5, len(layers) - 0.5))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=min(count, 2), frameon=False, fontsize=9)
-    figure.suptitle("Layer by question, network and timestep\nby the mean over seeds; intervals: runs.csv", fontsize=11)
+    figure.suptitle("Selected layer by criterion, network and timestep\n(means over seeds; intervals: runs.csv)", fontsize=11)
     return figure
 
 
-def answers(values: Means, task: str) -> dict[tuple[str, int], str]:
-    """(name, timestep) → the layer whose mean answers the task's question; of equal ones the first."""
+def selection(values: Means, task: str) -> dict[tuple[str, int], str]:
+    """(name, timestep) → the layer that the task's criterion selects; the first of equal ones."""
     sign = 1 if TASKS[task].highest else -1
     found: dict[tuple[str, int], tuple[float, str]] = {}
     for (name, timestep, layer), value in values.items():
@@ -174,7 +177,7 @@ def answers(values: Means, task: str) -> dict[tuple[str, int], str]:
 
 
 def against_position(positions: Means, others: Means, task: str) -> Figure:
-    """A task's number over position accuracy, a point per layer and timestep, a colour per name."""
+    """A task's number over position accuracy: a point per layer and timestep, a colour per name."""
     shared = sorted(positions.keys() & others.keys())
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     for number, model in enumerate(sorted({cell[0] for cell in shared})):
@@ -188,7 +191,7 @@ def against_position(positions: Means, others: Means, task: str) -> Figure:
     axis.set(xlabel=TASKS["position"].label, ylabel=TASKS[task].label)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"Position against {TASKS[task].label}: {len(shared)} layers and timesteps", fontsize=11)
+    figure.suptitle(f"{TASKS[task].label} over position accuracy: {len(shared)} layers and timesteps", fontsize=11)
     return figure
 
 
@@ -196,13 +199,13 @@ def _tasks(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs with a main number, by task."""
     tasks: dict[str, list[Run]] = {}
     for run in runs:
-        if layer_asked_for(run) and (task := report_of(run).task):
+        if selected_layer(run) and (task := report_of(run).task):
             tasks.setdefault(task.name, []).append(run)
     return tasks
 
 
 def _layers(runs: Sequence[Run]) -> list[str]:
-    """Layers of all runs in execution order: runs of fewer layers fill in between those of more."""
+    """Layers of all runs in execution order; layers of smaller runs are inserted between those of larger runs."""
     order: list[str] = []
     for run in sorted(runs, key=lambda run: -len(run.bases)):
         for number, layer in enumerate(run.bases):
@@ -228,7 +231,7 @@ def _timesteps(values: Means) -> list[int]:
 def _panels(
     values: Means, size: tuple[float, float, float], title: str, sharey: bool = False
 ) -> tuple[Figure, dict[str, Axes]]:
-    """(figure, panel by name); ``size``: the width, a panel's height, that of all else."""
+    """(figure, panel by name); ``size``: width, height of a panel, height of the rest."""
     models = sorted({cell[0] for cell in values})
     width, height, rest = size
     figure, axes = plt.subplots(
@@ -248,14 +251,14 @@ def _finish(axis: Axes, task: str) -> None:
 
 
 def value_of(run: Run, layer: str) -> float | None:
-    """A run's main number at a layer, in the task's unit; None where it was not measured."""
+    """A run's main number at a layer, in the task's unit; None if it was not measured."""
     task = report_of(run).task
     value = run.value("test", layer, task.metric) if task else None
     return None if value is None or task is None else task.scale * value
 
 
-def layer_asked_for(run: Run) -> str | None:
-    """The layer that answers the question of the run's task; None where a run has no number."""
+def selected_layer(run: Run) -> str | None:
+    """The layer that the criterion of the run's task selects; None if the run has no number."""
     task = report_of(run).task
     values = {layer: value for layer in run.bases if (value := value_of(run, layer)) is not None}
     if task is None or not values:
@@ -264,7 +267,7 @@ def layer_asked_for(run: Run) -> str | None:
 
 
 def rows(runs: list[Run]) -> list[dict[str, Any]]:
-    """A row per run and layer: what was measured, its main number with interval, the same with random weights."""
+    """A row per run and layer: conditions, main number with interval, the same for random weights."""
     found = []
     for run in runs:
         for layer, task in [(layer, task) for layer in run.bases if (task := report_of(run).task)]:
@@ -279,7 +282,7 @@ def rows(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def write_tables(runs: list[Run], folder: Path) -> list[Path]:
-    """``runs.csv`` and ``runs.md``, every row; numbers as in metrics.json."""
+    """Write all rows as ``runs.csv`` and ``runs.md``; numbers as in metrics.json."""
     header = [*COLUMNS, "layer", "metric", "units", *NUMBERS]
     table = [[_text(row[name]) for name in header] for row in rows(runs)]
     paths = [folder / "runs.csv", folder / "runs.md"]
@@ -289,32 +292,31 @@ def write_tables(runs: list[Run], folder: Path) -> list[Path]:
     return paths
 
 
-def question_table(runs: list[Run]) -> Table:
-    """A row per run: what tells it from the others, the layer that its question points to, the number there with its interval
-    and what this rests on, and random weights beside.
+def run_comparison(runs: list[Run]) -> Table:
+    """A row per run: the conditions in which runs differ, the selected layer, its number with interval, random weights.
 
-    What all runs share has no column: the caption names it.
+    Conditions that all runs share are in the caption.
     """
     named = checkpoints(runs)
-    told = {"model": [named[id(run)] for run in runs]}
-    told |= {name: [_text(read(run)) for run in runs] for name, read in COLUMNS.items() if name not in HIDDEN}
-    varying = {name: texts for name, texts in told.items() if len(set(texts)) > 1}
-    shared = [f"{name.replace('_', ' ')} {texts[0]}" for name, texts in told.items() if name not in varying and any(texts)]
+    texts = {"model": [named[id(run)] for run in runs]}
+    texts |= {name: [_text(read(run)) for run in runs] for name, read in COLUMNS.items() if name not in HIDDEN}
+    varying = {name: column for name, column in texts.items() if len(set(column)) > 1}
+    shared = [f"{name.replace('_', ' ')} {column[0]}" for name, column in texts.items() if name not in varying and any(column)]
     table = bare_table(
-        f"{len(runs)} runs, each at the layer that answers its question (all layers: runs.csv, runs.md)",
+        f"{len(runs)} runs, each at the layer that its criterion selects (all layers: runs.csv, runs.md)",
         "\n".join([*([f"All runs: {', '.join(shared)}."] if shared else []), NOTE]),
     )
     headers = [name.replace("_", "\n") for name in varying]
-    for header in ("run", *headers, "metric", "question", "layer", "value", "95 % interval", "over", "random\nweights"):
+    for header in ("run", *headers, "metric", "criterion", "layer", "value", "95 % interval", "sample", "random\nweights"):
         table.add_column(header, overflow="fold", justify="right" if header in RIGHT else "left")
     for i, run in enumerate(runs):
-        table.add_row("/".join(run.folder.parts[-2:]), *(texts[i] or MISSING for texts in varying.values()), *_answer(run))
+        table.add_row("/".join(run.folder.parts[-2:]), *(column[i] or MISSING for column in varying.values()), *_selected(run))
     return table
 
 
-def _answer(run: Run) -> tuple[str, ...]:
-    """Metric, question, layer, its number, the interval and its units, the number with random weights, as shown."""
-    layer, task = layer_asked_for(run), report_of(run).task
+def _selected(run: Run) -> tuple[str, ...]:
+    """Metric, criterion, layer, number, interval, sample, number of random weights, as text."""
+    layer, task = selected_layer(run), report_of(run).task
     if layer is None or task is None:
         return *[MISSING] * 4, "", "", ""
 
@@ -326,12 +328,12 @@ def _answer(run: Run) -> tuple[str, ...]:
     parts = [] if random is None else [written(random), seeds(run)]
     if low is not None:
         parts.insert(1, ends(run, "random_weights", layer, task.metric, written))
-    interval, beside = ends(run, "test", layer, task.metric, written), ", ".join(filter(None, parts))
-    return task.label, task.question, layer, written(value or 0.0), interval, sampled(run), beside or MISSING
+    interval, baseline = ends(run, "test", layer, task.metric, written), ", ".join(filter(None, parts))
+    return task.label, task.criterion, layer, written(value or 0.0), interval, sampled(run), baseline or MISSING
 
 
 def sampled(run: Run) -> str:
-    """What a run's intervals rest on: ``12 photographs``."""
+    """The units of a run's intervals: ``12 photographs``."""
     count, name = units(run)
     return "" if count is None else f"{count} {name.removeprefix('test ')}"
 

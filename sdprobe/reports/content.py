@@ -10,16 +10,16 @@ from sdprobe.reports.run import Run
 
 KIND = "content_r2"
 CAPTION = (
-    "R² of the clean latent under a token, its mean at that position removed: 1 is all of it, 0 what the position alone tells, "
-    "below 0 is worse."
+    "R² of the clean latent under a token, after its mean at that position is subtracted. 1: perfect. 0: no better than "
+    "knowing the position only. Below 0: worse."
 )
-GAINED = "over none: a mitigation's R² minus that of the layer without it, ± the longer arm of the paired interval."
+GAINED = "gain: R² with the mitigation minus R² of the layer without it, ± half-width of the paired interval."
 
 
 def content_table(run: Run) -> Table:
-    """A row per layer: R² for every token group, beside the nulls and, for mitigations, the gain over none."""
+    """A row per layer: R² for every token group, the gain over no mitigation if the run compares, and baselines."""
     compared = any(run.value("gain_over_none", layer, KIND) is not None for layer in run.layers)
-    shown = probe_table(run, "Linear content probe", ["layer"], more=["over none"] * compared, after=["shuf-\nfled"])
+    shown = probe_table(run, "Linear content probe", ["layer"], more=["gain"] * compared, after=["shuffled\nlabels"])
     shown.columns[0].no_wrap, shown.columns[0].overflow = not compared, "fold"  # names of variants are long
     for layer in run.layers:
         nulls = [*random_cells(run, layer, KIND), number(run.value("shuffled_labels", layer, KIND))]
@@ -28,7 +28,7 @@ def content_table(run: Run) -> Table:
 
 
 def over_layers(run: Run) -> Figure:
-    """R² of every layer beside mitigations, random weights and shuffled labels; 0 is what a token's position tells."""
+    """R² of every layer, compared with mitigations, random weights and shuffled labels; 0 is knowing the position only."""
     return beside_baselines(
         run,
         "Linear content probe",

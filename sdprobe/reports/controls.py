@@ -1,4 +1,4 @@
-"""``experiment=controls``: what every source of position contributes, as a table, a waterfall figure and a CSV."""
+"""``experiment=controls``: the contribution of every source of position, as a table, a waterfall figure and a CSV."""
 
 import math
 import re
@@ -22,15 +22,15 @@ from sdprobe.utilities.io import write_rows
 SEEDS = ("random_0", "random_1", "random_2")
 PERIODIC = ("random_periodic", "random_periodic_1", "random_periodic_2")
 CIRCULAR = ("random_circular", "random_circular_1", "random_circular_2")
-Side = tuple[tuple[str, str], ...]  # cells and views whose mean it is; several are random networks, in the order of their seeds
+Side = tuple[tuple[str, str], ...]  # (control, view) pairs to average; several pairs are random networks, ordered by seed
 
 
 def tested(*cells: str) -> Side:
-    """The upright view of these cells."""
+    """The upright view of these controls."""
     return tuple((cell, "test") for cell in cells)
 
 
-# name → what it is, one side minus the other
+# name → (description, one side, the side that is subtracted)
 CONTRASTS: dict[str, tuple[str, Side, Side]] = {
     "learned": ("trained − random weights", tested("trained"), tested(*SEEDS)),
     "order of weights": ("trained − shuffled entries", tested("trained"), tested("shuffled")),
@@ -38,30 +38,32 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
     "zeros over replicate": ("trained − replicate", tested("trained"), tested("replicate")),
     "zeros over reflect": ("trained − reflect", tested("trained"), tested("reflect")),
     "zeros over circular": ("trained − circular", tested("trained"), tested("circular")),
-    "noise": ("own − another shared tensor", tested("shared"), (("shared", "other_noise"),)),
-    "noise, timestep 261": ("own − another shared tensor", tested("shared_261"), (("shared_261", "other_noise"),)),
-    "noise, in place": ("shared − rolled", tested("shared"), tested("rolled")),
-    "noise at all": ("trained − without noise", tested("trained"), tested("noiseless")),
-    "content": ("natural − flip-balanced", tested("trained"), tested("flipped")),
-    "framing": ("natural − random crops", tested("trained"), tested("crops")),
-    "natural images": ("natural − 1/f texture", tested("trained"), tested("texture")),
-    "border of texture": ("1/f texture, windows − periodic", tested("texture"), tested("periodic")),
+    "noise": ("noise tensor of training − another", tested("shared"), (("shared", "other_noise"),)),
+    "noise, timestep 261": ("noise tensor of training − another", tested("shared_261"), (("shared_261", "other_noise"),)),
+    "fixed noise": ("shared − rolled", tested("shared"), tested("rolled")),
+    "any noise": ("trained − without noise", tested("trained"), tested("noiseless")),
+    "content": ("original − flip-balanced images", tested("trained"), tested("flipped")),
+    "framing": ("original images − random crops", tested("trained"), tested("crops")),
+    "images over texture": ("original images − 1/f texture", tested("trained"), tested("texture")),
+    "border of texture": ("1/f texture − periodic 1/f texture", tested("texture"), tested("periodic")),
     "VAE": ("periodic texture − texture drawn as latents", tested("periodic"), tested("no_vae")),
     "VAE sample": ("mode − sample", tested("trained"), tested("vae_sample")),
     "VAE input": ("[−1, 1] − [0, 1]", tested("trained"), tested("vae_unit")),
 }
 CAPTION = (
-    "Position accuracy in 8 bins per axis. ±: the longer arm of the 95 % interval over test photographs ({photos}), paired "
-    "where two cells were tested on the same ones, else independent. Over three random networks it covers other seeds, too; "
-    "over one (one seed) it does not, over two there is none. A: flip attribution, 1 is the network's position, −1 the "
-    "photographers'; – where there is no position to attribute."
+    "Position accuracy in 8 bins per axis, and differences of it. ±: half-width (longer side) of the 95 % interval over test "
+    "photographs ({photos}), paired if both controls were tested on the same ones. With three random networks it also covers "
+    "the choice of seed; with one (one seed) it does not; with two there is none. flip: flip attribution, 1: position comes "
+    "from the network, −1: from the layout of images; –: no position to attribute."
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval (NaN where there is none), whether it compares the same photographs, and over how many random
-    networks it is a mean (0 where none is random)."""
+    """A value and its 95 % interval (NaN if there is none).
+
+    ``paired``: whether both sides were tested on the same photographs. ``seeds``: number of random networks in the mean.
+    """
 
     value: float
     low: float
@@ -71,39 +73,39 @@ class Estimate:
 
     @property
     def half(self) -> float:
-        """The longer arm of the interval; NaN below 6 photographs."""
+        """Half-width of the interval, its longer side; NaN below 6 photographs."""
         return max(self.value - self.low, self.high - self.value)
 
 
 def layers_of(runs: dict[str, Run]) -> list[str]:
-    """Layers that every cell has, in execution order."""
+    """Layers that every control has, in execution order."""
     every = list(runs.values())
     return [layer for layer in every[0].layers if all(layer in run.layers for run in every)] if every else []
 
 
 def accuracy(run: Run, layer: str, view: str = "test") -> Estimate | None:
-    """Binned accuracy of one view with the interval that the run reported."""
+    """Binned accuracy of one view, with the interval of the run."""
     value, low, high = np.array(run.estimate(view, layer, "binned_accuracy"), dtype=float).tolist()  # None becomes NaN
     return None if math.isnan(value) else Estimate(value, low, high)
 
 
 def contrast(runs: dict[str, Run], name: str, layer: str) -> Estimate | None:
-    """One of CONTRASTS; None where a cell is missing."""
+    """One of CONTRASTS; None if a control is missing."""
     _, upper, lower = CONTRASTS[name]
     return difference(runs, layer, upper, lower)
 
 
 def mean_accuracy(runs: dict[str, Run], layer: str, side: Side) -> Estimate | None:
-    """Mean binned accuracy over cells."""
+    """Mean binned accuracy over controls."""
     known = _side(runs, layer, side)
     return None if known is None else _one(known[1], _seeds(side, known[1]))
 
 
 def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Estimate | None:
-    """Mean over ``upper`` minus mean over ``lower``, with an interval over photographs, and seeds where a side has several.
+    """Mean over ``upper`` minus mean over ``lower``. The interval covers photographs, and seeds if a side has several.
 
-    Cells tested on the same photographs are paired, and so are sides of as many random networks, whose seeds are the same.
-    Otherwise the sides count as independent.
+    Controls tested on the same photographs are paired. Sides with equally many random networks are paired by seed. Otherwise
+    the sides count as independent.
     """
     first, second = _side(runs, layer, upper), _side(runs, layer, lower)
     if first is None or second is None:
@@ -117,29 +119,29 @@ def difference(runs: dict[str, Run], layer: str, upper: Side, lower: Side) -> Es
     if len(up) == len(down) == 1:
         low, high = independent_interval(up[0], down[0])
         return Estimate(value, low, high, paired=False, seeds=seeds)
-    half = float(np.hypot(parts[0].half, parts[1].half))  # wider than Welch's, as each half has the quantile of its own side
+    half = float(np.hypot(parts[0].half, parts[1].half))  # wider than Welch's: each side has its own quantile
     return Estimate(value, value - half, value + half, paired=False, seeds=seeds)
 
 
 def _seeds(side: Side, table: np.ndarray) -> int:
-    """Random networks of a side."""
+    """Number of random networks of a side."""
     return len(table) if len(side) > 1 or side[0][0].startswith("random_") else 0
 
 
 def _one(table: np.ndarray, seeds: int = 0) -> Estimate:
-    """Mean of a table of networks × photographs; of one network over photographs, of several over both."""
+    """Mean of a table of networks × photographs; its interval covers photographs, and networks if there are several."""
     if len(table) > 1:
         low, high = two_way_interval(table)
     else:
         low, high = (float(end) for end in mean_interval(table[0]))
-    shared = table[:, np.isfinite(table).all(0)]  # units that all networks have, as the interval's
+    shared = table[:, np.isfinite(table).all(0)]  # photographs that all networks have, as in the interval
     return Estimate(float(shared.mean()) if shared.size else math.nan, low, high, seeds=seeds)
 
 
 def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.ndarray] | None:
-    """(names of the photographs, pseudo-values of binned accuracy by cell and photograph) of the cells that were measured.
+    """(names of photographs, pseudo-values of binned accuracy by control and photograph) of the measured controls.
 
-    None where none was, or they were tested on different photographs.
+    None if there are none, or if they were tested on different photographs.
     """
     tables, names = [], []
     for cell, view in side:
@@ -156,17 +158,17 @@ def _side(runs: dict[str, Run], layer: str, side: Side) -> tuple[list[str], np.n
 
 
 def controls_table(title: str, known: dict[str, Run]) -> Table:
-    """Accuracy and flip attribution of every cell of a group, then the contrasts, for every layer."""
+    """Accuracy and flip attribution of every control of a group, then the contrasts, for every layer."""
     layers = layers_of(known)
     table = bare_table(f"Where position comes from: {title}", CAPTION.format(photos=tested_photographs(known)))
-    add_columns(table, "cell", left=True)
+    add_columns(table, "control", left=True)
     for layer in layers:
-        add_columns(table, layer, "±", "A ")
+        add_columns(table, layer, "±", "flip")
     first = next(iter(known.values()))
     table.add_row("chance", *(number(first.value("chance", layer, "binned_accuracy")) for layer in layers), style="dim")
     for cell, run in known.items():
         for view in _views(run):
-            if view != "rotated":  # A says it
+            if view != "rotated":  # flip attribution is computed from it
                 name = cell if view == "test" else f"  {view.replace('_', ' ')}"
                 table.add_row(name, *(part for layer in layers for part in _cell(run, layer, view)))
     table.add_section()
@@ -183,7 +185,7 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
 
 
 def _named(name: str, found: Sequence[Estimate | None]) -> str:
-    """A contrast and what it is, also where it rests on one random network."""
+    """A contrast and its description; says if it is based on one random network."""
     return f"{name}: {CONTRASTS[name][0]}" + " (one seed)" * any(each and each.seeds == 1 for each in found)
 
 
@@ -198,7 +200,7 @@ def _views(run: Run) -> list[str]:
 
 
 def tested_photographs(known: Mapping[str, Run]) -> str:
-    """How many photographs cells were tested on."""
+    """Number of test photographs of the controls."""
     counts = sorted({len(run.maps["photos"]) for run in known.values()})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
@@ -209,7 +211,7 @@ def controls_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def write_controls(groups: Mapping[str, dict[str, Run]], path: Path) -> None:
-    """Cells and contrasts as CSV: group, model, seed, kind, name, layer, value, ci_low, ci_high, chance, paired."""
+    """Write controls and contrasts as CSV: group, model, seed, kind, name, layer, value, ci_low, ci_high, chance, paired."""
     names = ("group", "model", "seed", "kind", "name", "layer", "value", "ci_low", "ci_high", "chance", "paired")
     rows: list[Sequence[object]] = [names]
     for title, known in groups.items():
@@ -234,17 +236,17 @@ def _csv_rows(known: dict[str, Run]) -> list[list[object]]:
 
 
 def _ends(found: Estimate | None) -> list[float | None]:
-    """Value and interval, None where there is none."""
+    """Value and interval; None for what is missing."""
     values = (found.value, found.low, found.high) if found else (math.nan,) * 3
     return [None if math.isnan(value) else value for value in values]
 
 
 NULL, PADDED, UNTRAINED, TRAINED = tested(*CIRCULAR), tested(*PERIODIC), tested(*SEEDS), tested("trained")
-# the accuracy reached, what was added to reach it, and from where
+# (label, controls that reach the level, controls of the level before)
 STEPS: tuple[tuple[str, Side, Side], ...] = (
-    ("untrained,\nno\nborder", NULL, ()),
+    ("untrained,\ncircular\npadding", NULL, ()),
     ("+ zero\npadding", PADDED, NULL),
-    ("+ natural\nimages", UNTRAINED, PADDED),
+    ("+ image\ncontent", UNTRAINED, PADDED),
     ("+ learned\nweights", TRAINED, UNTRAINED),
 )
 UP, DOWN, TOTAL = BLUE, ORANGE, DARK
@@ -260,7 +262,7 @@ def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
 
 
 def controls_figure(title: str, known: dict[str, Run]) -> Figure:
-    """Per layer, left: a waterfall from chance to the trained network; right: every contrast with its interval."""
+    """Per layer. Left: a waterfall from chance to the trained network. Right: every contrast with its interval."""
     layers = layers_of(known)
     names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in layers)]
     height = max(2.8, 0.17 * len(names) + 0.6)
@@ -273,7 +275,7 @@ def controls_figure(title: str, known: dict[str, Run]) -> Figure:
     for (left, right), layer in zip(axes, layers, strict=False):
         _waterfall(left, known, layer)
         _forest(right, known, layer, names)
-    axes[-1][1].set_xlabel("difference in position accuracy\n95 % interval; grey: it includes 0; hollow: no interval")
+    axes[-1][1].set_xlabel("difference in position accuracy\nline: 95 % interval; grey: includes 0; hollow: no interval")
     figure.suptitle(f"Where position comes from: {title}\n{tested_photographs(known)} test photographs", fontsize=12)
     return figure
 
@@ -285,7 +287,7 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
     for label, upper, lower in STEPS:
         level = mean_accuracy(runs, layer, upper)
         step = difference(runs, layer, upper, lower) if lower else level
-        if level is None or step is None:  # without a cell in between, its share would go to the next source
+        if level is None or step is None:  # if a control is missing, its contribution would be attributed to the next source
             break
         place += 1
         _step(axis, place, base, level.value, step)
@@ -305,7 +307,7 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
 
 
 def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> None:
-    """A bar from one level to the next; the whisker is the step's own interval."""
+    """A bar from one level to the next; the error bar is the interval of the step."""
     change = level - base
     axis.plot([place - 1.3, place + 0.3], [base, base], color=GREY, linewidth=0.8)
     axis.bar(place, change, bottom=base, color=UP if change >= 0 else DOWN, width=0.6)

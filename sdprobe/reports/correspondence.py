@@ -34,9 +34,9 @@ PUBLISHED = [
     ("ours_img", "image"), ("ours_img", "macro"),
 ]  # fmt: skip
 PUBLISHED_ALPHAS = ("0.01", *ALPHAS)
-MEANS = {"point": "keypoints", "image": "pairs", "macro": "categories", "pair": "categories by pairs"}
-WAYS = {
-    "test": "tested", "zero_shot": "zero-shot", "random_weights": "random weights",
+MEANS = {"point": "keypoints", "image": "pairs", "macro": "categories", "pair": "weighted categories"}
+MATCHINGS = {
+    "test": "trained head", "zero_shot": "zero-shot", "random_weights": "random weights",
     "random_weights_zero_shot": "random weights, zero-shot", "shuffled_labels": "shuffled pairs",
     "same_position": "same position", "random_point": "random point",
 }  # fmt: skip
@@ -45,72 +45,88 @@ GAINS = {
     "gain_over_zero_shot": "gain over zero-shot", "gain_over_random_weights": "gain over random weights",
     "gain_over_same_position": "gain over same position",
 }  # fmt: skip
-HARMS = (("harm", "harm of {}"), ("harm_random", "  of as many random"))
+HARMS = (("harm", "harm of {}"), ("harm_random", "  masking random tokens"))
 DISPLACEMENTS = ("near", "middle", "far")
-# metric, group, what the table calls it
+# metric, group, name in the table
 COSTS = [
     (MAIN, "all", "all keypoints"),
     *((MAIN, f"displacement_{name}", f"displacement {name}") for name in DISPLACEMENTS),
-    *((MAIN, f"edge_{name}", f"target's edge {name}") for name in DISPLACEMENTS),
+    *((MAIN, f"edge_{name}", f"edge distance {name}") for name in DISPLACEMENTS),
     *((MAIN, f"source_{name}", f"source {name}") for name in GROUPS),
     *((MAIN, f"target_{name}", f"target {name}") for name in GROUPS),
     *((MAIN, f"predicted_{name}", f"matched {name}") for name in GROUPS),
-    ("copy_share", "all", "copies, of wrong matches"),
+    ("copy_share", "all", "position copies"),
     ("copy_share_expected", "all", "  expected by chance"),
     ("copy_excess", "all", "  excess"),
     *(("attraction", name, f"attraction {name}") for name in MASKED),
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
-SAME = "all equal"  # in place of an interval of width 0
-VERDICTS = {1: ("right", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong: at the source's position", "#ffbf00")}
+SAME = "all equal"  # replaces an interval of width 0
+VERDICTS = {1: ("correct", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong, at the source's position", "#ffbf00")}
 CAPTION = (
-    "PCK in percent, per keypoint, target's box, token centres (docs/methods.md, section 17).\n"
-    "Gains are paired by keypoint, in points, with their interval."
+    "PCK: percentage of keypoints with an error of at most α × the longer side of the target's box (docs/methods.md, section "
+    "17).\n"
+    "gain: difference in percentage points, paired by keypoint, with its 95 % interval."
 )
 PROTOCOL_CAPTION = (
-    "α of: the longer side that α is a share of, of the target's box, of the box around its keypoints, or of its image;\n"
-    "sd_dino and geoaware take the image on PF-PASCAL, the box elsewhere.\n"
-    "dift: raw tokens, over enlarged grids. refined: between tokens."
+    "α of: α is multiplied with the longer side of the target's box, of the box around its keypoints, or of its image.\n"
+    "sd_dino and geoaware use the image on PF-PASCAL and the box on other data.\n"
+    "dift: raw tokens, grids upsampled to pixels. refined: positions between tokens. weighted categories: by number of pairs."
 )
-FEW_OF_CATEGORY = "few also stands where a category has fewer than 3 pictures."
+FEW_OF_CATEGORY = "few: also if a category has fewer than 3 pictures."
 COST_CAPTION = (
-    "displacement: of the target point from the source point, in sides of the input (below .15, to .35, above).\n"
-    "edge: of the target point from the input's edge (below 1/16, to 3/16, above).\n"
-    "copies: wrong matches at the source's own position, and how many would be at other pairs' source positions.\n"
-    "attraction: share of wrong matches on the group, less the group's share of the grid.\n"
-    "harm: PCK gained by masking the group, and by masking as many random interior tokens; of keypoints whose true token\n"
-    "neither masks.\n"
-    "keypoints, pictures: how many a number is a mean of, and how many its ± rests on.\n"
-    f"{SAME}: every picture gives the same number, which says nothing of how pictures differ."
+    "displacement: distance of target point and source point, in sides of the input: near < .15, middle < .35, far.\n"
+    "edge distance: of the target point to the input's edge, in sides: near < 1/16, middle < 3/16, far.\n"
+    "source, target, matched: token group of the source token, of the token under the target point, of the matched token.\n"
+    "position copies: share of wrong matches that lie at the source's position; expected by chance: at source "
+    "positions of other pairs.\n"
+    "attraction: share of wrong matches on the group minus the group's share of the grid.\n"
+    "harm: PCK gained by masking the group; below, by masking as many random interior tokens. Keypoints whose true "
+    "token is masked do not count.\n"
+    "keypoints: sample of the number. pictures: sample of its interval.\n"
+    f"{SAME}: every picture has the same value, so the spread between pictures is unknown."
 )
 
 
 def pck_table(run: Run) -> Table:
-    """Rows per layer and way of matching."""
+    """PCK per layer and matching method, and gains over the baselines."""
     shown = run_table(f"Semantic correspondence: {run.setting}, {tested(run)}", run, spaced=True)
     add_columns(shown, "layer", "matching", left=True)
-    add_columns(shown, *(f"@{alpha}" for alpha in ALPHAS), "± @0.10")
-    ways = WAYS | {way: WAYS[way].replace("random weights", random_weights(run)) for way in WAYS if way.startswith("random_w")}
+    add_columns(shown, *(f"PCK\n@{alpha}" for alpha in ALPHAS), "±\n@0.10")
+    names = matchings(run)
     for layer in run.layers:
-        for way, text in ways.items():
-            where = "baseline" if way in ("same_position", "random_point") else layer
-            values = [run.value(way, where, f"pck_ours_point_{alpha}") for alpha in ALPHAS]
+        for condition, text in names.items():
+            row = "baseline" if condition in ("same_position", "random_point") else layer
+            values = [run.value(condition, row, f"pck_ours_point_{alpha}") for alpha in ALPHAS]
             if values[0] is not None:
                 cells = [percent(value) for value in values]
-                name, style = (layer, "") if way == "test" else ("", "dim")
-                shown.add_row(name, text, *cells, _half(run, way, where, MAIN), style=style)
-        for what, text in GAINS.items():
-            if (value := run.value(what, layer, MAIN)) is not None:
-                shown.add_row("", text, "", percent(value), "", ends(run, what, layer, MAIN, percent))
+                name, style = (layer, "") if condition == "test" else ("", "dim")
+                shown.add_row(name, text, *cells, _half(run, condition, row, MAIN), style=style)
+        for condition, text in GAINS.items():
+            if (value := run.value(condition, layer, MAIN)) is not None:
+                shown.add_row("", text, "", percent(value), "", ends(run, condition, layer, MAIN, percent))
         shown.add_section()
     return captioned(shown, run, CAPTION, intervals(run), sep="\n")
 
 
+def matchings(run: Run) -> dict[str, str]:
+    """Condition → name of the matching method. Without a trained head, ``test`` is zero-shot."""
+    names = {condition: text.replace("random weights", random_weights(run)) for condition, text in MATCHINGS.items()}
+    return names if has_head(run) else names | {"test": MATCHINGS["zero_shot"]}
+
+
+def has_head(run: Run) -> bool:
+    """Whether ``test`` matches after a trained linear map; then ``zero_shot`` is measured, too."""
+    return bool(select(run.metrics, condition="zero_shot"))
+
+
 def cost_table(run: Run) -> Table:
-    """PCK of every stratum, then copies, attraction and harm; of more than three layers where matching is best."""
-    shown = run_table(f"Matches by place and token group (percent, @0.10){_chosen(run)}", run, spaced=True)
+    """PCK by stratum, position copies, attraction and harm; of more than three layers only the one with the highest PCK."""
+    shown = run_table(f"PCK@0.10 and errors by keypoint group (percent){_chosen(run)}", run, spaced=True)
     add_columns(shown, "layer", "group", left=True)
-    add_columns(shown, "tested", "±", "zero-\nshot", random_header(run), "same\nplace", "key-\npoints", "pic-\ntures")
+    others = ["zero_shot"] * has_head(run) + ["random_weights"]
+    add_columns(shown, *["trained\nhead", "±"] * has_head(run), "zero-\nshot", *["±"] * (not has_head(run)))
+    add_columns(shown, random_header(run), "same\nposition", "key-\npoints", "pic-\ntures")
     sampled = {key: str(int(np.isfinite(values).sum())) for key, values in run.pseudovalues().items()}
     for layer in shown_layers(run):
         first = layer
@@ -118,80 +134,81 @@ def cost_table(run: Run) -> Table:
             value = run.value("test", layer, metric, group)
             if value is None:
                 continue
-            nulls = [percent(run.value(way, layer, metric, group)) for way in ("zero_shot", "random_weights")]
+            baselines = [percent(run.value(name, layer, metric, group)) for name in others]
             same = percent(run.value("same_position", "baseline", metric, group))
             n = run.value("test", layer, metric, group, "n")
             counts = f"{n:.0f}" if n else "", sampled.get(f"test/{layer}/{metric}/{group}", "–")
             within = _half(run, "test", layer, metric, group)
-            shown.add_row(first, text, percent(value), within, *nulls, same, *counts)
+            shown.add_row(first, text, percent(value), within, *baselines, same, *counts)
             first = ""
         shown.add_section()
     return captioned(shown, run, COST_CAPTION, sep="\n")
 
 
 def protocol_table(run: Run) -> Table:
-    """Every published way of counting the same matches; dift counts its own, over enlarged grids, zero-shot."""
-    raw = "zero_shot" if select(run.metrics, condition="zero_shot") else "test"
-    table = run_table(f"The same matches as papers count them (percent){_chosen(run)}", run, spaced=True)
+    """PCK of the same matches by every published protocol; only ``dift`` has other matches: zero-shot, on upsampled grids."""
+    raw = "zero_shot" if has_head(run) else "test"
+    table = run_table(f"PCK of the same matches by published protocol (percent){_chosen(run)}", run, spaced=True)
     add_columns(table, "layer", "protocol", "α of", "mean over", left=True)
-    add_columns(table, *(f"@{alpha}" for alpha in PUBLISHED_ALPHAS), "± @0.10")
+    add_columns(table, *(f"PCK\n@{alpha}" for alpha in PUBLISHED_ALPHAS), "±\n@0.10")
     for layer in shown_layers(run):
         first = layer
         for protocol, average in PUBLISHED:
-            way = raw if protocol == "dift" else "test"
-            values = [run.value(way, layer, f"pck_{protocol}_{average}_{alpha}") for alpha in PUBLISHED_ALPHAS]
+            condition = raw if protocol == "dift" else "test"
+            values = [run.value(condition, layer, f"pck_{protocol}_{average}_{alpha}") for alpha in PUBLISHED_ALPHAS]
             if values[-1] is None:
                 continue
-            within = _half(run, way, layer, f"pck_{protocol}_{average}_0.10")
-            table.add_row(first, protocol, reach(run, protocol), MEANS[average], *map(percent, values), within)
+            within = _half(run, condition, layer, f"pck_{protocol}_{average}_0.10")
+            table.add_row(first, protocol, reference(run, protocol), MEANS[average], *map(percent, values), within)
             first = ""
         table.add_section()
     return captioned(table, run, PROTOCOL_CAPTION, f"{intervals(run)} {FEW_OF_CATEGORY}", sep="\n")
 
 
-def reach(run: Run, protocol: str) -> str:
-    """What α is a share of, by its longer side: the target's ``box``, the box around its ``keypoints``, or the ``image``."""
-    follows = protocol.startswith(("sd_dino", "geoaware")) and run.meta.get("image_reach", False)
-    if protocol == "ours_img" or follows:
+def reference(run: Run, protocol: str) -> str:
+    """What α is multiplied with, by its longer side: the target's ``box``, the box of its ``keypoints``, or the ``image``."""
+    of_image = protocol.startswith(("sd_dino", "geoaware")) and run.meta.get("image_reach", False)
+    if protocol == "ours_img" or of_image:
         return "image"
     return "keypoints" if run.meta.get("target_box") == "keypoints" else "box"
 
 
 def shown_layers(run: Run) -> list[str]:
-    """All layers, or of more than three the one where matching is best."""
+    """All layers, or of more than three only the one with the highest PCK."""
     return run.layers if len(run.layers) <= 3 else [matching_best_at(run)]
 
 
 def _chosen(run: Run) -> str:
-    """Why a table or figure shows one layer of many."""
+    """Title suffix that says which layer is shown, if a table shows one of many."""
     if len(run.layers) <= 3:
         return ""
     plain = ", without mitigation" if run.labels else ""
-    return f", at {matching_best_at(run)}{plain}" + (", where matching is best" if len(run.bases) > 1 else "")
+    return f", at {matching_best_at(run)}{plain}" + (" (highest PCK)" if len(run.bases) > 1 else "")
 
 
 def matching_best_at(run: Run) -> str:
-    """The layer with the highest PCK, without mitigation where mitigations are compared."""
+    """The layer with the highest PCK without mitigation."""
     return max(run.bases, key=lambda layer: run.value("test", layer, MAIN) or 0.0)
 
 
 def over_layers(run: Run) -> Figure:
-    """PCK@0.10 of every layer: all keypoints above, also behind mitigations; by displacement below."""
+    """PCK@0.10 of every layer. Top: all keypoints, also with mitigations. Bottom: by displacement."""
     figure, axes = layers_figure(run, 2, height=7)
-    for way, label in (("test", WAYS["test"]), ("zero_shot", WAYS["zero_shot"]), ("random_weights", random_weights(run))):
-        curve(axes[0], run, way, MAIN, scale=100, marker="o", color=COLOURS[way], label=label)
+    names = matchings(run)
+    for condition in ("test", "zero_shot", "random_weights"):
+        curve(axes[0], run, condition, MAIN, scale=100, marker="o", color=COLOURS[condition], label=names[condition])
     mitigated(axes[0], run, MAIN, scale=100)
     same = run.value("same_position", "baseline", MAIN)
-    axes[0].axhline(100 * (same or 0), color=COLOURS["same_position"], ls=":", label=WAYS["same_position"])
+    axes[0].axhline(100 * (same or 0), color=COLOURS["same_position"], ls=":", label=names["same_position"])
     axes[0].set_title("all keypoints", loc="left", fontsize=10)
     for name, colour in zip(DISPLACEMENTS, ("#08519c", "#3182bd", "#9ecae1"), strict=True):
         group = f"displacement_{name}"
-        curve(axes[1], run, "test", MAIN, group, scale=100, marker="o", color=colour, label=f"tested, {name}")
+        curve(axes[1], run, "test", MAIN, group, scale=100, marker="o", color=colour, label=f"{names['test']}, {name}")
         same = run.value("same_position", "baseline", MAIN, group)
         if same:
             axes[1].axhline(100 * same, color=colour, ls=":", label=f"same position, {name}")
     plain = ", without mitigation" if run.labels else ""
-    axes[1].set_title(f"by displacement of source and target{plain}", loc="left", fontsize=10)
+    axes[1].set_title(f"by displacement between source and target point{plain}", loc="left", fontsize=10)
     for axis in axes:
         axis.set(ylabel="PCK@0.10, %", ylim=(0, None))
         axis.grid(axis="y", alpha=0.3)
@@ -202,13 +219,13 @@ def over_layers(run: Run) -> Figure:
 
 
 def over_offset(run: Run) -> Figure:
-    """Share of matches that are wrong, over the offset from source point to matched point; grey where there is none."""
+    """Share of wrong matches over the offset from source point to matched point; grey: no matches."""
     panels = []
     for layer in run.layers:
         counts, wrong = run.maps[f"{layer}/offset_counts"], run.maps[f"{layer}/offset_errors"]
         rate = np.where(counts > 0, wrong / counts.clip(1), np.nan)
-        panels.append(Grid(f"{layer}  {percent(run.value('test', layer, MAIN))} %", rate, "x, sides", "y, sides"))
-    title, sides = "Errors over the offset from source to match", (-1, 1, 1, -1)
+        panels.append(Grid(f"{layer}  {percent(run.value('test', layer, MAIN))} %", rate, "x offset, sides", "y offset, sides"))
+    title, sides = "Errors by offset from source point to match", (-1, 1, 1, -1)
     figure = grids(run, title, panels, "share of wrong matches", vmin=0, vmax=1, cmap="magma", extent=sides)
     for axis in figure.axes[: len(panels)]:
         axis.set_facecolor("#dddddd")
@@ -218,7 +235,7 @@ def over_offset(run: Run) -> Figure:
 
 
 def drawn_matches(run: Run) -> Figure:
-    """Pairs side by side where matching is best: right matches, wrong ones, and wrong ones at the source's own position."""
+    """Pairs side by side at the layer with the highest PCK: correct and wrong matches, and those at the source's position."""
     layer = matching_best_at(run)
     pictures, table = run.maps["pictures"], run.maps[f"{layer}/matches"]
     count = len(pictures) // 2
@@ -231,8 +248,8 @@ def drawn_matches(run: Run) -> Figure:
             _pair(panel, pictures[2 * number], pictures[2 * number + 1], table[table[:, 0] == number])
     handles = [plt.Line2D([], [], color=colour, label=text) for text, colour in VERDICTS.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    why = ", where matching is best" if len(run.bases) > 1 else ""
-    heading(figure, f"Matches at {layer}{why} (cross: where the part is)", run)
+    why = " (highest PCK)" if len(run.bases) > 1 else ""
+    heading(figure, f"Matches at {layer}{why}, crosses mark true positions", run)
     return figure
 
 
@@ -249,9 +266,9 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
     panel.set(xlim=(0, 2 * side + side // 16), ylim=(side, 0))
 
 
-def _half(run: Run, what: str, layer: str, metric: str, group: str = "all") -> str:
-    _, low, high = run.estimate(what, layer, metric, group)
-    return SAME if low is not None and low == high else half(run, what, layer, metric, group, percent)
+def _half(run: Run, condition: str, layer: str, metric: str, group: str = "all") -> str:
+    _, low, high = run.estimate(condition, layer, metric, group)
+    return SAME if low is not None and low == high else half(run, condition, layer, metric, group, percent)
 
 
 REPORT = Report(
@@ -261,5 +278,5 @@ REPORT = Report(
         "errors_over_offset": Drawing(over_offset, mapped("offset_errors")),
         "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
     },
-    task=Task("correspondence", MAIN, "PCK@0.10, %", "matching best at", scale=100.0),
+    task=Task("correspondence", MAIN, "PCK@0.10, %", "highest PCK", scale=100.0),
 )

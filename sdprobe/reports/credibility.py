@@ -1,4 +1,4 @@
-"""``experiment=credibility_validation``: does a layer's credibility predict what position costs there, or only describe it?"""
+"""``experiment=credibility_validation``: does credibility of a layer predict how much position harms matching there?"""
 
 import math
 from collections.abc import Sequence
@@ -30,24 +30,24 @@ from sdprobe.utilities.io import write_rows
 COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED)
 MARKERS = "os^Dv<>P"
 CAPTION = (
-    f"Cells with a raw PCK@0.10 of {LEAST_PCK:.0%} at least. ρ: Spearman, mean over models of the ρ inside each; 95 % "
-    "intervals: models drawn with replacement, and layers with all their timesteps within them; of one model they cover its "
-    "layers only. baseline: resolution, depth "
-    "and raw PCK together, regressed on the ranks of other models (with one model: of other layers). Predictive: the gain on "
-    "displaced pairs goes with 1 − credibility at ρ ≥ .5, the interval above .2, and better than the baseline, the interval of "
-    "the difference above 0, over at least two models. Descriptive: not shown to predict, which does not show that it cannot."
+    f"point: one layer at one timestep; only points with a raw PCK@0.10 of at least {LEAST_PCK:.0%} count. ρ: Spearman "
+    "correlation within a model, averaged over models. 95 % intervals resample models, and within them layers with all their "
+    "timesteps; with one model they cover its layers only. baseline: a regression on resolution, depth and raw PCK, fitted on "
+    "other models (with one model: on other layers). Predictive: between 1 − credibility and the gain on displaced pairs, "
+    "ρ ≥ .5 with an interval above .2, and an interval of the difference from the baseline above 0, with at least two models. "
+    "Descriptive: prediction was not shown, which does not prove that it is impossible."
 )
 Found = dict[tuple[str, str], Validation]
 
 
 def credibility_tables(runs: Sequence[Run]) -> list[Table]:
-    """One table: every risk against both harms, and the verdict; empty where fewer cells than a model needs have both runs."""
+    """One table: every risk against both harms, and the verdict; empty if there are fewer points than one model needs."""
     cells = _enough(runs)
     return [_table(cells, _validated(cells))] if cells else []
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """``credibility_validation.csv`` of cells, ``credibility_correlations.csv``, ``credibility_validation.png``, or nothing."""
+    """Write ``credibility_validation.csv`` (points), ``credibility_correlations.csv`` and ``credibility_validation.png``."""
     cells = _enough(runs)
     if not cells:
         return []
@@ -59,13 +59,13 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def _enough(runs: Sequence[Run]) -> list[CredibilityCell]:
-    """The cells, if there are as many as one model needs."""
+    """All points, or none if there are fewer than one model needs."""
     cells = credibility_cells(runs)
     return cells if len(cells) >= FEWEST_CELLS else []
 
 
 def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
-    """Harm over risk: a row per harm, a column per risk; cells that do not count are hollow."""
+    """Harm over risk: a row per harm, a column per risk; points that do not count are hollow."""
     lines, columns = len(HARMS), len(RISKS)
     size = (3.3 * columns, 3.5 * lines + 0.8)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey="row", layout="constrained")
@@ -78,8 +78,8 @@ def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     each = found["credibility", "gain"]
-    over = f"{each.models} model{'' if each.models == 1 else 's'}, {each.risk.cells} cells"
-    figure.suptitle(f"{_verdict(found)} ({over}); hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11)
+    over = f"{each.models} model{'' if each.models == 1 else 's'}, {each.risk.cells} points"
+    figure.suptitle(f"{_verdict(found)}; {over}; hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11)
     return figure
 
 
@@ -91,13 +91,13 @@ def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
     counted, models = sum(cell.counts for cell in cells), found["credibility", "gain"].models
     every = len({cell.model for cell in cells})
     table = bare_table(
-        f"{_verdict(found)}: {counted} of {len(cells)} cells count, {models} of {every} models have enough of them",
+        f"{_verdict(found)}; {counted} of {len(cells)} points count, {models} of {every} models have enough",
         CAPTION,
         spaced=True,
     )
     for header in ("harm", "risk"):
         table.add_column(header)
-    for header in ("cells", "ρ", "baseline's ρ", "difference"):
+    for header in ("points", "ρ", "baseline ρ", "difference"):
         table.add_column(header, justify="right")
     for (risk, harm), each in found.items():
         bold = "bold" if (risk, harm) == ("credibility", "gain") else None
@@ -107,9 +107,9 @@ def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
 
 
 def _verdict(found: Found) -> str:
-    """The verdict in words that claim no more."""
+    """The verdict as part of a sentence."""
     verdict = found["credibility", "gain"].verdict
-    return f"Credibility is {verdict}{'' if verdict == 'predictive' else ', not shown to predict what position costs'}"
+    return f"Credibility is {verdict}{'' if verdict == 'predictive' else ' (not shown to predict harm by position)'}"
 
 
 def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str) -> None:

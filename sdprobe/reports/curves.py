@@ -1,4 +1,4 @@
-"""How figures draw numbers: over layers, beside mitigations and baselines, with intervals; over the grid, a panel per layer."""
+"""Drawing functions that figures share: curves over layers with intervals and baselines, and maps over the token grid."""
 
 import math
 import textwrap
@@ -23,8 +23,8 @@ from sdprobe.utilities.io import write_figure
 matplotlib.use("Agg")  # no display on a cluster
 
 BLUE, ORANGE, GREEN, RED, GREY, DARK = "#0b6e99", "#d9730d", "#448361", "#e03e3e", "#9b9a97", "#37352f"
-COLOURS = (GREEN, "#9065b0", "#c14c8a", "#64473a", "#a67c00", RED, "#3d9aa8", "#787774")  # of mitigations
-# line and colour of a network and its baselines
+COLOURS = (GREEN, "#9065b0", "#c14c8a", "#64473a", "#a67c00", RED, "#3d9aa8", "#787774")  # one per mitigation
+# line style and colour of a network and its baselines
 STYLES = {
     "test": ("-", BLUE), "random_weights": ("-", ORANGE), "shuffled_labels": ("--", GREY), "chance": (":", DARK),
     "position_only": ("--", GREEN), "constant": (":", DARK),
@@ -33,9 +33,9 @@ LABELS = {
     "test": "this network", "shuffled_labels": "shuffled labels", "chance": "chance", "position_only": "position only",
     "constant": "constant",
 }  # fmt: skip
-MANY = 12  # layers whose names stand upright
-COLUMNS = 8  # of panels, at most
-CHARACTERS = 13  # of a heading, per inch
+MANY = 12  # more layer names than this are drawn vertically
+COLUMNS = 8  # panels in a row, at most
+CHARACTERS = 12  # of a title, per inch
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
@@ -47,11 +47,11 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 
 def curve(
-    axis: Axes, run: Run, what: str, metric: str, group: str = "all", *, mitigation: str = "", scale: float = 1.0,
+    axis: Axes, run: Run, condition: str, metric: str, group: str = "all", *, mitigation: str = "", scale: float = 1.0,
     band: bool = True, **style: Any,
 ) -> None:  # fmt: skip
-    """A number over the layers behind a mitigation, with a band where it has intervals; nothing where it was not measured."""
-    found = [run.estimate(what, variant(layer, mitigation), metric, group) for layer in run.bases]
+    """Draw a number over layers, with a band if it has intervals; draw nothing if it was not measured."""
+    found = [run.estimate(condition, variant(layer, mitigation), metric, group) for layer in run.bases]
     values, low, high = scale * np.array(found, dtype=float).T  # None becomes NaN
     if np.isnan(values).all():
         return
@@ -61,14 +61,14 @@ def curve(
 
 
 def mitigated(axis: Axes, run: Run, metric: str, group: str = "all", *, scale: float = 1.0) -> None:
-    """A thin curve per mitigation that the run compares."""
+    """Draw a thin curve per mitigation that the run compares."""
     for label, colour in zip(run.labels, cycle(COLOURS)):
-        style = {"lw": 1, "ls": "-.", "marker": ".", "color": colour, "label": f"behind {label}"}
+        style = {"lw": 1, "ls": "-.", "marker": ".", "color": colour, "label": f"with {label}"}
         curve(axis, run, "test", metric, group, mitigation=label, scale=scale, band=False, **style)
 
 
 def layers_figure(run: Run, panels: int, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """Panels below each other, as wide as the layers want."""
+    """Panels below each other; the width grows with the number of layers."""
     width = max(6, 0.32 * len(run.bases) + 2)
     figure, axes = plt.subplots(panels, 1, figsize=(width, height), sharex=True, squeeze=False, layout="constrained")
     return figure, list(axes[:, 0])
@@ -83,14 +83,14 @@ def beside_baselines(
     labels: Mapping[str, str] = LABELS,
     **settings: Any,
 ) -> Figure:
-    """A panel per metric, with its title: the network beside mitigations and baselines; ``settings`` are those of the axes."""
+    """A panel per metric and its title: the network, mitigations and baselines; ``settings`` are those of the axes."""
     figure, axes = layers_figure(run, len(metrics), height)
     for axis, (metric, text) in zip(axes, metrics.items(), strict=True):
-        for what in ("test", *baselines):
-            style, colour = STYLES[what]
-            label = random_weights(run) if what == "random_weights" else labels[what]
-            marker, band = "o" if what == "test" else None, what in ("test", "random_weights")
-            curve(axis, run, what, metric, band=band, ls=style, marker=marker, color=colour, label=label)
+        for condition in ("test", *baselines):
+            style, colour = STYLES[condition]
+            label = random_weights(run) if condition == "random_weights" else labels[condition]
+            marker, band = "o" if condition == "test" else None, condition in ("test", "random_weights")
+            curve(axis, run, condition, metric, band=band, ls=style, marker=marker, color=colour, label=label)
         mitigated(axis, run, metric)
         axis.set(**settings)
         axis.set_title(text, loc="left", fontsize=10)
@@ -103,7 +103,7 @@ def beside_baselines(
 
 @dataclass(frozen=True)
 class Grid:
-    """A panel of :func:`grids`: a number at every position of a layer; without names the axes are hidden."""
+    """A panel of :func:`grids`: a number at every grid position of a layer; without axis labels the axes are hidden."""
 
     title: str
     table: np.ndarray
@@ -112,9 +112,9 @@ class Grid:
 
 
 def grids(run: Run, title: str, panels: Sequence[Grid], bar: str, beside: int = 1, **style: Any) -> Figure:
-    """A panel per layer, or ``beside`` of them, on one colour scale, which ``bar`` explains.
+    """A panel per layer (or ``beside`` panels per layer) on one colour scale; ``bar`` labels the scale.
 
-    Axes are shown where there is one layer.
+    Axes are drawn only if there is one layer.
     """
     single = len(panels) == beside
     columns = min(len(panels), COLUMNS if len(panels) > COLUMNS else max(beside, math.ceil(math.sqrt(len(panels)))))
@@ -135,13 +135,13 @@ def grids(run: Run, title: str, panels: Sequence[Grid], bar: str, beside: int = 
 
 
 def name_layers(axis: Axes, run: Run) -> None:
-    """The layers along the bottom."""
+    """Label the horizontal axis with the layers."""
     many = len(run.bases) > MANY
     axis.set_xticks(range(len(run.bases)), run.bases, rotation=90 if many else 30, ha="center" if many else "right", fontsize=8)
 
 
 def heading(figure: Figure, title: str, run: Run, bands: bool = False) -> None:
-    """What is shown, of what network, on what; with ``bands`` what these are."""
+    """Figure title: quantity, network, test images; with ``bands`` the meaning of the bands."""
     lines = [f"{title}: {run.setting}", _bands(run)] if bands else [f"{title}: {run.setting}, {tested(run)}"]
     width = int(CHARACTERS * figure.get_size_inches()[0])
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines), fontsize=10.5)
@@ -150,6 +150,6 @@ def heading(figure: Figure, title: str, run: Run, bands: bool = False) -> None:
 def _bands(run: Run) -> str:
     count, name = units(run)
     if count is not None and count < FEWEST:
-        return f"no bands: {count} {name} are too few for an interval"
-    both = f"; of random weights over {seeds(run)}, too" if over_seeds(run) else ""
+        return f"no bands: {count} {name} are too few for intervals"
+    both = f"; for random weights also over {seeds(run)}" if over_seeds(run) else ""
     return f"bands: 95 % intervals over {'' if count is None else f'{count} '}{name}{both}"

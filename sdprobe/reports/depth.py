@@ -9,20 +9,21 @@ from sdprobe.reports.numbers import by_group, captioned, intervals, number, prob
 from sdprobe.reports.report import Drawing, Report, Task, mapped, several_layers
 from sdprobe.reports.run import Run
 
-METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "relative", "delta1": "δ < 1.25"}
+METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "AbsRel", "delta1": "δ < 1.25"}
 NULLS = {"position_only": "position only", "constant": "constant", "shuffled_labels": "shuffled"}
 CAPTION = (
-    "RMSE in the unit of depth (metres, or scene units), over all tokens; RMSE per image: its mean over images, as NYU tables "
-    "average; relative: mean of |error| / depth; less is better. δ < 1.25: share of tokens within that ratio; more is better."
+    "RMSE: over all tokens, in the unit of depth (metres or scene units). RMSE per image: mean over images, as in tables on "
+    "NYU. AbsRel: mean of |error| / depth. Lower is better for these three. δ < 1.25: share of tokens whose ratio of predicted "
+    "to true depth, or its inverse, is below 1.25; higher is better."
 )
 NULL_CAPTION = (
-    "Below, the RMSE of knowing only a token's position (mean training depth there), of one constant (mean training depth), of "
-    "a probe trained on shuffled depths."
+    "Baselines (RMSE). position only: mean training depth at the token's position. constant: mean training depth. shuffled: a "
+    "probe trained on shuffled depths."
 )
 
 
 def depth_table(run: Run) -> Table:
-    """Rows per layer: four errors, and the RMSE of what knows no activation, for every token group."""
+    """Per layer: four error measures, and the RMSE of baselines that read no activation, for every token group."""
     shown = probe_table(run, "Linear depth probe", ("layer", "error"))
     for layer in run.layers:
         for metric, text in METRICS.items():
@@ -37,7 +38,7 @@ def depth_table(run: Run) -> Table:
 
 
 def over_layers(run: Run) -> Figure:
-    """RMSE of every layer beside mitigations, random weights, position only and a constant."""
+    """RMSE of every layer, compared with mitigations, random weights, position only and a constant."""
     baselines = ("random_weights", "position_only", "constant")
     return beside_baselines(
         run, "Linear depth probe", {"rmse": ""}, baselines, height=4.5, ylim=(0, None), ylabel="RMSE of depth"
@@ -58,5 +59,5 @@ REPORT = Report(
         "depth_error_over_layers": Drawing(over_layers, several_layers),
         "depth_error_over_grid": Drawing(over_grid, mapped("error")),
     },
-    task=Task("depth", "rmse", "depth RMSE", "depth read best at", highest=False),
+    task=Task("depth", "rmse", "depth RMSE", "lowest depth RMSE", highest=False),
 )

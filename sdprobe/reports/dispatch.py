@@ -1,4 +1,4 @@
-"""Which report a run has, by its probe; how it is printed, drawn, and handed to a tracker."""
+"""Chooses the report of a run by its probe; prints it, draws it, and passes its numbers to a tracker."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key, select
 
-CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)  # cells of an experiment, which has a comparison of its own
+CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)  # no task: the experiment has its own comparison
 REPORTS = {
     "position": position.REPORT,
     "controls": CONTROLS,
@@ -24,12 +24,12 @@ REPORTS = {
 }
 FILES = tuple(
     dict.fromkeys(name for report in REPORTS.values() for name in report.files)
-)  # that any report may leave in a run folder
-WIDTH = 110  # of tables where output is no terminal: every cell has room
+)  # that any report may write into a run folder
+WIDTH = 110  # characters of a table if output is not a terminal: wide enough for every cell
 
 
 def report_of(run: Run) -> Report:
-    """The report on a run's probe; a probe without one is shown as a probe of position that is compared by no number."""
+    """The report of a run's probe; an unknown probe gets the position report without a metric for comparisons."""
     return REPORTS.get(run.kind, CONTROLS)
 
 
@@ -46,7 +46,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
 
 
 def show(run: Run, console: Console) -> None:
-    """Print the tables; where output is no terminal they are wide enough for every cell."""
+    """Print the tables; if output is not a terminal, they are wide enough for every cell."""
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     for table in report_of(run).tables:
@@ -54,7 +54,9 @@ def show(run: Run, console: Console) -> None:
 
 
 def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the same table with plain numbers: one row per layer, for wandb."""
+    """Columns and rows of all numbers for wandb: one row per layer."""
     keys = sorted({(key.condition, key.quantity) for key in map(Key.parse, select(run.metrics, statistic=""))})
     columns = ["layer", *("/".join(key) for key in keys)]
-    return columns, [[layer, *(run.metrics.get(f"{what}/{layer}/{rest}") for what, rest in keys)] for layer in run.layers]
+    return columns, [
+        [layer, *(run.metrics.get(f"{condition}/{layer}/{rest}") for condition, rest in keys)] for layer in run.layers
+    ]

@@ -1,7 +1,7 @@
-"""Which runs belong together: one curve, one table of mitigations, one group of control cells; and what tells runs apart.
+"""Groups runs that belong to one curve, one table of mitigations or one set of controls, and names the groups.
 
-Runs have a name: their network, and those conditions in which runs of the network differ. Runs of one name are a group. What
-makes a curve, a table or a set of cells differs in the conditions that count.
+A run's name is its network and the conditions in which runs of that network differ. Runs of the same name form a group. Curves,
+tables and sets of controls differ in which conditions count.
 """
 
 import logging
@@ -15,7 +15,7 @@ from sdprobe.reports.run import Run
 Read = Callable[[Run], Any]
 Names = dict[int, str]  # id(run) → name
 log = logging.getLogger(__name__)
-OWN_TIMESTEP = "shared_261"  # the cell that sets a timestep, and goes with the others' whatever theirs is
+OWN_TIMESTEP = "shared_261"  # this control sets its own timestep and joins the group whatever the others' timestep is
 
 
 def meta(name: str) -> Read:
@@ -24,7 +24,7 @@ def meta(name: str) -> Read:
 
 
 def mitigation(run: Run) -> str | None:
-    """A run's chain, ``compared`` where layers stand beside their variants, None without a mitigation."""
+    """A run's chain of mitigations, ``compared`` if layers are compared with their variants, None without a mitigation."""
     return "compared" if len(run.meta.get("mitigations") or {}) > 1 else run.chain or None
 
 
@@ -34,11 +34,11 @@ def fingerprint(run: Run) -> str | None:
 
 
 def settings(run: Run) -> str:
-    """The first eight digits of the digest of a run's settings, but those it is a point of a curve by."""
+    """The first eight digits of the digest of a run's settings without layers, timestep and seed."""
     return str(run.meta.get("settings_hash", run.meta.get("config_hash")))[:8]
 
 
-# how a name calls a condition → what it is in a run
+# label of a condition in names → its value in a run
 CONDITIONS: dict[str, Read] = {
     "mitigation": mitigation,
     "control": meta("control"),
@@ -58,23 +58,23 @@ CONDITIONS: dict[str, Read] = {
     "images": fingerprint,
     "settings": settings,
 }
-# of curves: a seed is a sample, a timestep a point
+# conditions of curves: seeds are averaged, timesteps are points of a curve
 SHARED = (
     "mitigation", "control", "size", "noise", "padding", "precision", "VAE input", "posterior", "scaled again", "prompt",
     "concatenated",
 )  # fmt: skip
 OWN = ("probe", "solver")
-HIDDEN = ("images", "settings")  # a seed may draw others, so these tell runs apart only where one seed has two of them
+HIDDEN = ("images", "settings")  # may depend on the seed, so they are named only if one seed has two values
 CELLS = ("seed", "size", "precision", "timestep")
-VARIANTS = ("seed", "noise", "padding", "size", "precision", "VAE input", "posterior")  # the timestep stands in the setting
+VARIANTS = ("seed", "noise", "padding", "size", "precision", "VAE input", "posterior")  # the timestep is part of the setting
 
 
 def names(tasks: Mapping[str, Sequence[Run]]) -> Names:
     """Name of every run as a curve.
 
-    A condition that differs within one task is named in all, so that tasks still meet under one name; the probe and its solver
-    are a task's own. A chain of mitigations is always named. Where runs of one seed, timestep and layer remain under one name,
-    their images or settings are named.
+    A condition that differs within one task is named in all tasks, so that names agree between tasks. Probe and solver are
+    named within a task only. A chain of mitigations is always named. If several runs of one seed, timestep and layer still
+    share a name, their images or settings are added.
     """
     every = [run for runs in tasks.values() for run in runs]
     short = checkpoints(every)
@@ -92,7 +92,7 @@ def names(tasks: Mapping[str, Sequence[Run]]) -> Names:
 
 
 def checkpoints(runs: Sequence[Run]) -> Names:
-    """Network of every run, by its path where two networks end alike, and its weights where they are not its own."""
+    """Network of every run: its last path component, or its path if that is ambiguous; and its weights unless stored."""
     count = Counter(Path(model).name for model in {str(run.meta["model"]) for run in runs})
     found = {}
     for run in runs:
@@ -120,7 +120,7 @@ def _differing_of_a_seed(runs: Iterable[Run], named: Names, label: str) -> set[s
 
 
 def _append_differing(named: Names, runs: Sequence[Run], labels: Iterable[str], short: Names) -> Names:
-    """Names, with those conditions in which runs of one short name differ."""
+    """Append to names those conditions in which runs of one short name differ."""
     for label in labels:
         differing = _differing(runs, short, label)
         _append(named, [run for run in runs if short[id(run)] in differing], label)
@@ -134,7 +134,7 @@ def _append(named: Names, runs: Iterable[Run], label: str) -> None:
 
 
 def _groups(runs: Sequence[Run], short: Names, labels: Sequence[str]) -> dict[str, list[Run]]:
-    """Name → the runs that agree in these conditions, and in what their short name says."""
+    """Name → the runs that agree in these conditions and in their short name."""
     named = _append_differing(dict(short), runs, labels, short)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -143,10 +143,10 @@ def _groups(runs: Sequence[Run], short: Names, labels: Sequence[str]) -> dict[st
 
 
 def control_groups(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
-    """Name → cell → its run: complete ones of ``probe=controls`` with a ``control``.
+    """Name → control → its run, of complete runs of ``probe=controls``.
 
-    Cells of a group have model, seed, image size, precision and timestep in common. A cell with a timestep of its own joins
-    every group that is alike otherwise. Of two runs of one cell the later counts, and a warning names the other.
+    Controls of a group share model, seed, image size, precision and timestep. A control that sets its own timestep joins every
+    group that agrees otherwise. Of two runs of one control the later counts, and a warning names the other.
     """
     usable = [run for run in runs if run.meta.get("control") and run.meta["complete"] and "photos" in run.maps]
     leading = [run for run in usable if run.meta["control"] != OWN_TIMESTEP]
@@ -156,7 +156,7 @@ def control_groups(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
 
 
 def _belongs(run: Run, other: Run) -> bool:
-    """Whether a cell is one of another's group."""
+    """Whether two controls belong to one group."""
     labels = CELLS[:-1] if run.meta["control"] == OWN_TIMESTEP else CELLS
     return run.meta["model"] == other.meta["model"] and all(
         CONDITIONS[label](run) == CONDITIONS[label](other) for label in labels
@@ -168,7 +168,7 @@ def _cells(runs: Sequence[Run], name: str) -> dict[str, Run]:
     for run in runs:
         cell = str(run.meta["control"])
         if cell in found:
-            log.warning("Two runs of the cell '%s' of %s: %s is left out.", cell, name, found[cell].folder)
+            log.warning("Two runs of the control '%s' of %s: %s is left out.", cell, name, found[cell].folder)
         found[cell] = run
     return found
 
@@ -176,8 +176,8 @@ def _cells(runs: Sequence[Run], name: str) -> dict[str, Run]:
 def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Name → runs of one network, timestep and conditions, in which every probe has one data set and one solver.
 
-    Two data sets or solvers of a probe make two groups, each with the runs of those probes that have only one. Where several
-    probes have two, nothing says which go together: each group has one such probe. Runs without variants are in none.
+    A probe with two data sets or solvers makes two groups, and the runs of unambiguous probes join both. If several probes are
+    ambiguous, each group contains one of them. Runs without variants belong to no group.
     """
     compared = [run for run in runs if len(run.bases) < len(run.layers)]
     return {
@@ -188,11 +188,11 @@ def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _by_measurement(runs: list[Run]) -> dict[str, list[Run]]:
-    """What tells the group from others of its conditions (nothing where it is alone) → its runs."""
+    """Suffix of the group's name (empty if there is only one group) → its runs."""
     kinds: dict[str, dict[tuple[Any, ...], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         images = tuple(sorted((run.meta.get("images") or {}).items()))
-        # steps tell an iterated probe from one in closed form
+        # training steps distinguish a trained probe from a closed-form one
         kinds[run.kind][run.meta.get("dataset_fingerprint"), images, bool(run.meta.get("train_steps"))].append(run)
     several = [kind for kind, each in kinds.items() if len(each) > 1]
     if not several:

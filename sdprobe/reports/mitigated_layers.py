@@ -1,6 +1,6 @@
-"""What runs with ``datamodule.compare=true`` measured, put side by side: per layer, every mitigation beside none.
+"""Merges runs with ``datamodule.compare=true``: per layer, every mitigation compared with none.
 
-Runs of one setting are one :class:`MitigatedLayer` per layer, whatever probe each of them had.
+Runs of one setting, also of different probes, give one :class:`MitigatedLayer` per layer.
 """
 
 import logging
@@ -24,10 +24,10 @@ NONE = "none"
 CONTROLS = ("random_rank", "shuffled_position", "pca_drop", "empty_image")
 RANDOM = CONTROLS[0]
 LEVEL = 0.05
-NOTHING = 0.02  # a change whose whole interval lies within it is called none
-LEAST_PCK = 0.08  # matching below it is too close to nothing to be harmed
+NOTHING = 0.02  # a change whose whole interval lies within ± this counts as no change
+LEAST_PCK = 0.08  # below this PCK, matching is too close to chance for a loss to show
 POSITION, PCK, CONTENT = "binned_accuracy/all", "pck_ours_point_0.10/all", "content_r2/all"
-# metric/group → heading; in the order of the table
+# metric/group → heading, in the order of the table
 METRICS = {
     POSITION: "position",
     "r_pos/all": "V_pos",
@@ -40,20 +40,20 @@ METRICS = {
     "pck_ours_point_0.10/displacement_far": "PCK\nfar",
     "rmse/all": "depth\nRMSE",
 }
-# written into the CSV as well
+# written into the CSV only
 MORE = (
     "axis_accuracy/all", "cell_accuracy/all", "r_norm/all", "credibility/all",
     *(f"relative_norm/{group}" for group in ("border", "interior", "high_norm")),
 )  # fmt: skip
 Place = tuple[str, str]  # layer, mitigation
-APART = 1e-3  # what two runs may differ by in the same number
+APART = 1e-3  # tolerance for the same number in two runs
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric behind a mitigation, and how much it lies above no mitigation; NaN where nothing was measured.
+    """A metric with a mitigation, and its gain over no mitigation; NaN if not measured.
 
-    ``p`` is adjusted for the family of the metric, see :class:`Family`; controls are in none and have none.
+    ``p`` is adjusted for the family of the metric, see :class:`Family`. Controls belong to no family and have no p.
     """
 
     value: float
@@ -73,9 +73,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A mitigation of a layer: its cells by metric, and what it took.
+    """A mitigation of a layer: its cells by metric, and its cost.
 
-    ``beyond``: difference in position accuracy to the random control of its rank, and its adjusted p; NaN without one.
+    ``beyond``: (position accuracy minus that of the random control of equal rank, adjusted p); NaN without such a control.
     """
 
     label: str
@@ -88,7 +88,7 @@ class Row:
 
     @property
     def control(self) -> bool:
-        """Whether it is there to be compared with, not to be used."""
+        """Whether it is a control for comparison and not meant for use."""
         return _is(self, CONTROLS)
 
     @property
@@ -99,7 +99,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Family:
-    """What was tested together: one metric, all layers and mitigations of a group of runs, on the same sampled units."""
+    """Comparisons that are corrected together: one metric, all layers and mitigations of a group of runs, the same units."""
 
     columns: int
     units: int
@@ -107,9 +107,9 @@ class Family:
 
 @dataclass(frozen=True)
 class MitigatedLayer:
-    """A layer of a network: none first, then the mitigations in the order they were given.
+    """A layer of a network: first no mitigation, then the mitigations in the given order.
 
-    ``families``: metric → its :class:`Family`. ``tested``: whether the runs have what a test needs (a schema of 2 or more).
+    ``families``: metric → its :class:`Family`. ``tested``: whether the runs have pseudo-values for tests (schema 2 or later).
     """
 
     setting: str
@@ -121,15 +121,15 @@ class MitigatedLayer:
 
     @property
     def none(self) -> Row:
-        """The layer itself."""
+        """The layer without mitigation."""
         return self.rows[0]
 
 
 def mitigated_layers(runs: Iterable[Run]) -> list[MitigatedLayer]:
-    """Every layer with variants, group by group of :func:`~sdprobe.reports.grouping.mitigation_groups`, in execution order.
+    """Every layer with variants, by group of :func:`~sdprobe.reports.grouping.mitigation_groups`, in execution order.
 
-    Where two runs of a group disagree about a number, so that one label stands for two mitigations, the later is left out
-    of the group with a warning.
+    If two runs of a group disagree about a number, one label names two mitigations. The later run is then left out with a
+    warning.
     """
     found = []
     for title, together in mitigation_groups(runs).items():
@@ -141,11 +141,11 @@ def mitigated_layers(runs: Iterable[Run]) -> list[MitigatedLayer]:
 
 
 def verdict(layer: MitigatedLayer, row: Row) -> str:
-    """Whether a mitigation works: ``yes``, or why not, or what is missing to tell.
+    """Whether a mitigation works: ``yes``, ``no`` with the reason, or what is missing or inconclusive.
 
-    It works if it lowers position accuracy significantly, and significantly below the random control of its rank, and if it
-    does not lower PCK: the interval of its gain lies above −.02, of a PCK of 8 % or more. Where PCK falls significantly it does
-    not work; in between it is not decided.
+    It works if it lowers position accuracy significantly, also compared with the random control of equal rank, and does not
+    lower PCK: PCK without mitigation is at least 8 % and the interval of its gain lies above −.02. It does not work if PCK
+    falls significantly. Otherwise the result is inconclusive.
     """
     if row.label == NONE:
         return ""
@@ -156,11 +156,11 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
         return "position missing"
     if math.isnan(position.p):
         few = POSITION in layer.families and layer.families[POSITION].units < FEWEST
-        return "too few photographs" if few else "run again to test"
+        return "too few photographs" if few else "not tested: run again"
     if not position.significant:
         within = max(-position.gain_ci_low, position.gain_ci_high) < NOTHING  # False without an interval
         unchanged = position.gain == 0 and math.isnan(position.gain_ci_low)
-        return "no: position stays" if within or unchanged else "position not decided"
+        return "no: position unchanged" if within or unchanged else "position inconclusive"
     if position.gain > 0:
         return "no: position rises"
     if pck is not None and pck.significant and pck.gain < 0:
@@ -169,19 +169,19 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
     if control is None:
         return "random_rank missing"
     if not row.beyond[1] < LEVEL:
-        return f"beyond {control.label} not decided"
+        return f"vs. {control.label} inconclusive"
     if row.beyond[0] > 0:
-        return f"no: less than {control.label}"
+        return f"no: removes less than {control.label}"
     if pck is None or math.isnan(pck.gain_ci_low):
         few = PCK in layer.families and layer.families[PCK].units < FEWEST
-        return "PCK missing" if pck is None else "too few pictures" if few else "PCK not decided"
+        return "PCK missing" if pck is None else "too few pictures" if few else "PCK inconclusive"
     if layer.none.cells[PCK].value < LEAST_PCK:
         return f"PCK below {LEAST_PCK:.0%}"
-    return "yes" if pck.gain_ci_low > -NOTHING else "PCK not decided"
+    return "yes" if pck.gain_ci_low > -NOTHING else "PCK inconclusive"
 
 
 def counterpart(layer: MitigatedLayer, row: Row) -> Row | None:
-    """The random control of the same rank; else the smallest of a higher rank; else, and for what has no rank, the largest."""
+    """The random control of equal rank, else the smallest of higher rank, else (or without a rank) the largest."""
     controls = sorted((each for each in layer.rows if each.random and POSITION in each.cells), key=lambda each: each.rank or 0)
     if not controls:
         return None
@@ -196,8 +196,8 @@ def _is(row: Row, kinds: tuple[str, ...]) -> bool:
 def _layer(setting: str, layer: str, runs: list[Run], metrics: Mapping[str, float]) -> MitigatedLayer:
     described: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
-        for label, said in run.meta.get("mitigations", {}).items():
-            described[label].append(said)
+        for label, description in run.meta.get("mitigations", {}).items():
+            described[label].append(description)
     labels = dict.fromkeys(label_of(name) for run in runs for name in run.layers if base_of(name) == layer)
     cells = {label: _cells(metrics, variant(layer, label)) for label in labels}
     rows = [_row(label or NONE, layer, cells[label], described[label or NONE]) for label in sorted(labels, key=bool)]
@@ -205,7 +205,7 @@ def _layer(setting: str, layer: str, runs: list[Run], metrics: Mapping[str, floa
 
 
 def _tested(group: list[MitigatedLayer], runs: list[Run]) -> list[MitigatedLayer]:
-    """Layers with p-values: of every metric over all layers and mitigations, and of what lies beyond the random controls."""
+    """Layers with p-values of every metric, and of the comparison with the random controls."""
     units = {key: values for run in runs for key, values in select(run.pseudovalues(), condition="test").items()}
     families: dict[str, Family] = {}
     for key in (*METRICS, *MORE):
@@ -239,13 +239,13 @@ def _tested(group: list[MitigatedLayer], runs: list[Run]) -> list[MitigatedLayer
 
 
 def _difference(units: Mapping[str, np.ndarray], layer: str, label: str, other: str, key: str) -> np.ndarray:
-    """By unit: a metric behind one mitigation minus behind another (none for an empty label); empty where one is missing."""
+    """Per unit: a metric with one mitigation minus with another (empty label: none); empty if one was not measured."""
     own, base = (units.get(f"test/{variant(layer, name)}/{key}", np.empty(0)) for name in (label, other))
     return own - base if len(own) == len(base) else np.empty(0)
 
 
 def _adjusted(columns: Mapping[Place, np.ndarray]) -> tuple[dict[Place, float], Family]:
-    """(adjusted p by column, the family that they are); columns of another number of units than most are left out."""
+    """(adjusted p by column, their family); columns whose number of units differs from the most common one are left out."""
     lengths = Counter(len(values) for values in columns.values() if len(values))
     if not lengths:
         return {}, Family(0, 0)
@@ -261,7 +261,7 @@ def _beyond(differences: Mapping[Place, np.ndarray], adjusted: Mapping[Place, fl
 
 
 def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
-    """(runs that agree with those before them, their numbers)."""
+    """(runs that agree with the runs before them, merged numbers)."""
     kept: list[Run] = []
     merged: dict[str, float] = {}
     for run in runs:
@@ -270,8 +270,8 @@ def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
         if apart:
             key = apart[0]
             log.warning(
-                "%s is left out of the mitigations of %s: %s is %.4g there and %.4g in a run before it. Report these runs "
-                "apart, or give every mitigation a label of its own.", run.folder, title, key, numbers[key], merged[key],
+                "%s is left out of the mitigations of %s: its %s is %.4g, and %.4g in an earlier run. Report these runs "
+                "separately, or give every mitigation its own label.", run.folder, title, key, numbers[key], merged[key],
             )  # fmt: skip
             continue
         kept.append(run)
@@ -297,9 +297,9 @@ def _cells(metrics: Mapping[str, float], name: str) -> dict[str, Cell]:
 
 
 def _row(label: str, layer: str, cells: dict[str, Cell], described: list[Mapping[str, Any]]) -> Row:
-    fits = [fit for said in described for fit in said["fits"].get(layer, [])]
+    fits = [fit for description in described for fit in description["fits"].get(layer, [])]
     images = {int(fit["fit_images"]) for fit in fits if fit.get("fit_images")}
     ranks = [int(fit["rank"]) for fit in fits if fit.get("rank") is not None]
     steps = described[0]["steps"] if described else []
-    passes = max((float(said["passes"]) for said in described), default=math.nan)
+    passes = max((float(description["passes"]) for description in described), default=math.nan)
     return Row(label, steps[0] if steps else label, cells, passes, tuple(sorted(images)), max(ranks, default=None))

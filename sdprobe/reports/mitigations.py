@@ -1,6 +1,6 @@
-"""``experiment=mitigations``: what each mitigation removes from a layer, what it costs, and whether it works.
+"""``experiment=mitigations``: how much position each mitigation removes from a layer, what it costs, and whether it works.
 
-The Pareto figure sets position against the downstream metric.
+The Pareto figure shows downstream metrics over position accuracy.
 """
 
 import math
@@ -41,21 +41,21 @@ from sdprobe.reports.run import Run
 from sdprobe.utilities.io import write_file, write_rows
 
 COST = ("passes", "fit\nimages", "rank")
-WIDTH = 188  # of a table with every column
+WIDTH = 188  # characters of a table with every column
 CAPTION = (
-    "Each value, and behind it its paired difference from none. *: p < .05, adjusted within the metric's family (all layers "
-    "and mitigations, without controls) by joint sign flips. position: accuracy in 8 bins of a fresh probe. PCK@0.10, all and "
-    "by displacement between source and target. passes: per image, in passes of the plain image. works: position accuracy "
-    "falls significantly, and significantly below that of the random control of equal rank (of the largest, for what has no "
-    f"rank), and the interval of PCK's difference lies above −{NOTHING}, from a PCK of {LEAST_PCK:.0%} on. Where PCK falls "
-    "significantly it does not work; else it is not decided."
+    "Each value is followed by its paired difference from none. *: p < .05, adjusted by joint sign flips for all layers and "
+    "mitigations of the metric (controls excluded). position: accuracy in 8 bins of a newly trained probe. PCK: @0.10, for all "
+    "keypoints and by displacement between source and target. passes: network passes per image, relative to a plain pass. "
+    "works: yes, if position accuracy falls significantly, also compared with the random control of equal rank (the largest "
+    f"one, if the mitigation has no rank), and if the interval of PCK's difference lies above −{NOTHING}, with a PCK of at "
+    f"least {LEAST_PCK:.0%}; no, if PCK falls significantly; otherwise inconclusive."
 )
 KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
-# metric → heading, and whether more of it is better
+# metric → label, whether higher is better
 ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
 COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED, "#a67c00", "#64473a", "#3d9aa8")
 MARKERS = "osD^v<>PXhp"
-SHIFTS = [  # of a name from its point, in points, nearest first
+SHIFTS = [  # offset of a label from its point, in points, nearest first
     (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
     for reach in (9, 16, 26, 38, 52, 70)
     for angle in (0, 35, 325, 90, 270, 180, 145, 215)
@@ -63,12 +63,12 @@ SHIFTS = [  # of a name from its point, in points, nearest first
 
 
 def mitigation_tables(runs: Sequence[Run]) -> list[Table]:
-    """One table per layer: none and every mitigation by what was measured; empty where no run compares mitigations."""
+    """One table per layer: a row for none and for every mitigation; empty if no run compares mitigations."""
     return [_table(layer) for layer in mitigated_layers(runs)]
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """``mitigations.csv`` with all numbers, ``mitigations.md``, ``mitigations_pareto.png``; nothing without a comparison."""
+    """Write ``mitigations.csv`` (all numbers), ``mitigations.md``, ``mitigations_pareto.png``; nothing without a comparison."""
     layers = mitigated_layers(runs)
     if not layers:
         return []
@@ -91,33 +91,33 @@ def _table(layer: MitigatedLayer) -> Table:
 
 
 def _row(layer: MitigatedLayer, row: Row, ends: bool = False) -> list[str]:
-    """Label, what was measured, what it took, the verdict."""
+    """Label, metrics, cost, verdict."""
     return [row.label, *(_cell(row.cells.get(key), ends) for key in _measured(layer)), *_cost(row), verdict(layer, row)]
 
 
 def _title(layer: MitigatedLayer) -> str:
-    missing = "" if any(row.random for row in layer.rows) else "  random_rank missing: nothing can count as working"
+    missing = "" if any(row.random for row in layer.rows) else "  (no random_rank: no verdict on what works)"
     return f"Mitigations of {layer.layer}: {layer.setting}{missing}"
 
 
 def families(layer: MitigatedLayer) -> str:
-    """What the stars of a table were adjusted for, and over how many units; or why there are none."""
+    """A sentence on the number of comparisons and units behind the stars, or why there are none."""
     if not layer.tested:
-        return "These runs were measured by an older version, which kept nothing to test with: no stars. Run them again."
+        return "No stars: these runs come from an older version that stored no pseudo-values. Run them again."
     parts = []
     for name, key in KINDS.items():
         family = layer.families.get(key)
         if family is not None:
             unit = {PCK: "pictures", "r_pos/all": "groups of images"}.get(key, "photographs")
-            few = f": fewer than {FEWEST}, so no star is possible" if family.units < FEWEST else ""
-            parts.append(f"{name} {family.columns} columns, {family.units} {unit}{few}")
+            few = f" (fewer than {FEWEST}: no star is possible)" if family.units < FEWEST else ""
+            parts.append(f"{name} {family.columns} comparisons, {family.units} {unit}{few}")
         elif any(key in row.cells for row in layer.rows):
-            parts.append(f"{name} not tested (run it again: an older version, or other photographs)")
-    return f"Families: {'; '.join(parts)}." if parts else ""
+            parts.append(f"{name} not tested (older version or other photographs: run it again)")
+    return f"Tested: {'; '.join(parts)}." if parts else ""
 
 
 def _measured(layer: MitigatedLayer) -> list[str]:
-    """Metrics that any row has."""
+    """Metrics that at least one row has."""
     return [key for key in METRICS if any(key in row.cells for row in layer.rows)]
 
 
@@ -133,7 +133,7 @@ def _markdown(layer: MitigatedLayer) -> str:
 
 
 def _write_csv(layers: Sequence[MitigatedLayer], path: Path) -> None:
-    """A row per layer, mitigation and metric; empty cells where nothing was measured."""
+    """A row per layer, mitigation and metric; cells are empty if not measured."""
     numbers = [field.name for field in fields(Cell)]
     rows: list[list[object]] = [["setting", "layer", "mitigation", "metric", *numbers]]
     for layer in layers:
@@ -164,8 +164,9 @@ def _count(value: int | None) -> str:
 
 
 def dominated(points: np.ndarray) -> np.ndarray:
-    """Of points (n, 2), less of the first and more of the second being better: whether another is as good in both and better
-    in one.
+    """Whether another point is at least as good in both coordinates and better in one, for points (n, 2).
+
+    Lower is better for the first coordinate, higher for the second.
 
     >>> dominated(np.array([[0.2, 0.5], [0.3, 0.4], [0.3, 0.6], [0.2, 0.5]])).tolist()
     [False, True, False, False]
@@ -175,7 +176,7 @@ def dominated(points: np.ndarray) -> np.ndarray:
 
 
 def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
-    """A column per layer, a row per measured task; None where no task stands beside position accuracy."""
+    """A column per layer, a row per task; None if no task was measured together with position accuracy."""
     tasks = [key for key in ROWS if any(len(_points(layer, key)) > 1 for layer in layers)]
     if not tasks:
         return None
@@ -192,10 +193,11 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
         axis.set_title(f"{layer.layer}\n{layer.setting}" if several else layer.layer, fontsize=9 if several else 11)
     setting = "" if several else f", {layers[0].setting}"
     figure.suptitle(
-        f"What is left of position, and of the task{setting}\nhollow: another's estimates are better in one and worse in "
-        "neither (intervals may overlap); bars: 95 % intervals; dotted: chance", fontsize=11,
+        f"Position accuracy and task performance after mitigation{setting}\n"
+        "hollow: another mitigation is at least as good in both and better in one\n"
+        "bars: 95 % intervals (they may overlap); dotted: chance", fontsize=11,
     )  # fmt: skip
-    figure.canvas.draw()  # lays the panels out, so that labels can be placed in them
+    figure.canvas.draw()  # the layout must be known before labels are placed
     for line, key in enumerate(tasks):
         for axis, layer in zip(axes[line], layers, strict=True):
             _labels(axis, _points(layer, key), styles)
@@ -203,27 +205,27 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
 
 
 def _points(layer: MitigatedLayer, key: str) -> list[tuple[Row, float, float]]:
-    """Rows that have both, with position accuracy and task."""
+    """(row, position accuracy, task) of the rows that have both."""
     both = [row for row in layer.rows if POSITION in row.cells and key in row.cells]
     return [(row, row.cells[POSITION].value, row.cells[key].value) for row in both]
 
 
 def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
-    heading, more = ROWS[key]
+    label, higher = ROWS[key]
     axis.set(
-        xlabel=f"position accuracy, 8 bins (less is better)\n{_sampled(layer, POSITION)}",
-        ylabel=f"{heading} ({'more' if more else 'less'} is better)\n{_sampled(layer, key)}",
+        xlabel=f"position accuracy, 8 bins (lower is better)\n{_sampled(layer, POSITION)}",
+        ylabel=f"{label} ({'higher' if higher else 'lower'} is better)\n{_sampled(layer, key)}",
     )
     axis.grid(alpha=0.25)
     axis.margins(0.2)
-    if not more:
+    if not higher:
         axis.invert_yaxis()
     if math.isfinite(layer.chance):
         axis.axvline(layer.chance, color=DARK, ls=":", lw=1)
 
 
 def _sampled(layer: MitigatedLayer, key: str) -> str:
-    """How many units the intervals of a metric rest on."""
+    """Number of units of a metric's intervals."""
     if key not in layer.families:  # only controls, or an older run
         return ""
     count = layer.families[key].units
@@ -258,7 +260,7 @@ def _bars(row: Row, key: str) -> list[list[float]] | None:
 
 
 def _labels(axis: Axes, points: list[tuple[Row, float, float]], styles: dict[str, tuple[str, str]]) -> None:
-    """Names beside their points, where they cover neither a point nor another name, as near as there is room."""
+    """Place each label as near to its point as possible without covering points or labels."""
     places = [axis.transData.transform((x, y)) for _, x, y in points]
     taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in places]
     for row, x, y in points:
@@ -276,7 +278,7 @@ def _labels(axis: Axes, points: list[tuple[Row, float, float]], styles: dict[str
 
 
 def _tried(axis: Axes, text: Annotation, shift: tuple[float, float], taken: list[Bbox]) -> int:
-    """What a name would cover there; leaving the panel counts most."""
+    """Number of points and labels that the label would cover there; leaving the panel counts 100."""
     _move(text, shift)
     box = text.get_window_extent()
     inside = axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1)

@@ -1,4 +1,4 @@
-"""How every table writes its numbers: intervals, what these rest on, a caution where too little stands behind them."""
+"""Number formats that all tables share: values, intervals, sample sizes, and marks for too small samples."""
 
 import math
 import re
@@ -11,28 +11,28 @@ from sdprobe.metrics.intervals import FEWEST, FEWEST_SEEDS
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, select
 
-MISSING = "–"  # in place of a number that was not measured
-FEW = f"n < {FEWEST}"  # in place of an interval: so many units were tested
-SPARSE = "few"  # the same: so few of them carry the number, or differ in it
-MARK = "†"  # behind a number
+MISSING = "–"  # replaces a number that was not measured
+FEW = f"n < {FEWEST}"  # replaces an interval: too few units were tested
+SPARSE = "few"  # replaces an interval: too few units contribute to the number, or differ in it
+MARK = "†"  # follows the number of a group that has no interval
 GROUPS_OF_IMAGES = 20
-SHORT = 4  # mitigations that a sentence still names
+SHORT = 4  # a caption names at most so many mitigations
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """Without the leading zero, with ``sign`` with a plus before what is not negative; a dash where nothing was measured."""
+    """Without the leading zero; ``sign`` adds a plus to non-negative numbers; a dash if nothing was measured."""
     if value is None or math.isnan(value):
         return MISSING
     return re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{'+' * sign}.{digits}f}")
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, one decimal; a dash where nothing was measured."""
+    """A share in percent with one decimal; a dash if nothing was measured."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def with_ends(value: float, low: float = math.nan, high: float = math.nan, sign: bool = False) -> str:
-    """Two decimals with a true minus, and the interval in brackets if there is one.
+    """Two decimals with a minus sign (U+2212), and the interval in brackets if there is one.
 
     >>> with_ends(-0.5, -0.75, 0.25), with_ends(0.5, sign=True)
     ('−.50 [−.75, .25]', '+.50')
@@ -42,12 +42,12 @@ def with_ends(value: float, low: float = math.nan, high: float = math.nan, sign:
 
 
 def six_digits(value: object) -> object:
-    """A value as CSV files hold it: floats with six digits; nothing in place of NaN."""
+    """A value for a CSV file: floats with six digits, an empty cell for NaN."""
     return value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; the second row is that of dashes.
+    """A Markdown table; its second row must be the dashes.
 
     >>> markdown([["a", "b"], ["---", "---"], ["1", "2"]])
     '| a | b |\\n| --- | --- |\\n| 1 | 2 |\\n'
@@ -56,46 +56,52 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def half(
-    run: Run, what: str, layer: str, metric: str, group: str = "all", write: Callable[[float], str] = number, few: str = FEW
+    run: Run,
+    condition: str,
+    layer: str,
+    metric: str,
+    group: str = "all",
+    write: Callable[[float], str] = number,
+    few: str = FEW,
 ) -> str:
-    """The longer arm of a number's interval; where it has none, that units (``few``) or random networks are too few; nothing
-    without the number."""
-    value, low, high = run.estimate(what, layer, metric, group)
+    """Half-width of a number's interval, the longer side if it is asymmetric; the reason if there is no interval, which is
+    ``few`` for too few units; empty if the number was not measured."""
+    value, low, high = run.estimate(condition, layer, metric, group)
     if value is None:
         return ""
-    return lacking(run, what, few) if low is None or high is None else write(max(value - low, high - value))
+    return lacking(run, condition, few) if low is None or high is None else write(max(value - low, high - value))
 
 
-def ends(run: Run, what: str, layer: str, metric: str, write: Callable[[float], str]) -> str:
-    """Both ends of a number's interval, or why it has none."""
-    _, low, high = run.estimate(what, layer, metric)
-    return lacking(run, what) if low is None or high is None else f"{write(low)} to {write(high)}"
+def ends(run: Run, condition: str, layer: str, metric: str, write: Callable[[float], str]) -> str:
+    """Both ends of a number's interval, or the reason why it has none."""
+    _, low, high = run.estimate(condition, layer, metric)
+    return lacking(run, condition) if low is None or high is None else f"{write(low)} to {write(high)}"
 
 
-def lacking(run: Run, what: str, few: str = FEW) -> str:
+def lacking(run: Run, condition: str, few: str = FEW) -> str:
     """Why a number has no interval."""
-    if "random_weights" in what and _seeds(run) < FEWEST_SEEDS:
+    if "random_weights" in condition and _seeds(run) < FEWEST_SEEDS:
         return seeds(run)
     count, _ = units(run)
     return SPARSE if few == FEW and count is not None and count >= FEWEST else few
 
 
-def by_group(run: Run, what: str, layer: str, metric: str) -> list[str]:
-    """A number over all tokens, its half width if it was measured and is no null, and the number of every token group.
+def by_group(run: Run, condition: str, layer: str, metric: str) -> list[str]:
+    """A number over all tokens, its half-width unless it is a baseline, and the number of every token group.
 
-    Measured ones are bold. A group's number is marked where too few units stand behind it for an interval.
+    Numbers of the measured network are bold. A group's number is marked if it has too few units for an interval.
     """
-    own = what == "test"
+    own = condition == "test"
     cells = []
     for group in ("all", *GROUPS):
-        value, low, _ = run.estimate(what, layer, metric, group)
+        value, low, _ = run.estimate(condition, layer, metric, group)
         text = f"[bold]{number(value)}[/bold]" if own else number(value)
         cells.append(text + MARK * (group != "all" and value is not None and low is None))
-    return [cells[0], half(run, what, layer, metric) if own else "", *cells[1:]]
+    return [cells[0], half(run, condition, layer, metric) if own else "", *cells[1:]]
 
 
 def units(run: Run) -> tuple[int | None, str]:
-    """(number, name) of what the intervals of a run rest on; None where an old run does not tell."""
+    """(number, name) of the units that intervals of a run are computed from; None if an old run does not record it."""
     if run.kind == "statistics":
         return GROUPS_OF_IMAGES, "groups of images"
     if run.kind == "correspondence":
@@ -117,15 +123,15 @@ def tested(run: Run) -> str:
 
 
 def intervals(run: Run) -> str:
-    """The sentence on a run's intervals: over how many units, or that these are too few."""
+    """A sentence on the intervals of a run: how many units they are computed from, or that these are too few."""
     count, name = units(run)
     if count is not None and count < FEWEST:
-        return f"Only {count} {name}: no intervals below {FEWEST}, and values near 0 or 1 say little."
-    return f"±: the longer arm of the 95 % interval over {'' if count is None else f'{count} '}{name}."
+        return f"Only {count} {name}: there are no intervals below {FEWEST}, and values near 0 or 1 are unreliable."
+    return f"±: half-width (longer side) of the 95 % interval over {'' if count is None else f'{count} '}{name}."
 
 
 def seeds(run: Run) -> str:
-    """How many random networks stand behind the numbers of ``random_weights``: ``one seed``, ``3 seeds``; empty without."""
+    """Number of random networks in the mean of ``random_weights``: ``one seed``, ``3 seeds``; empty if there is none."""
     count = _seeds(run)
     return "" if not count else "one seed" if count == 1 else f"{count} seeds"
 
@@ -142,31 +148,31 @@ def random_weights(run: Run) -> str:
 
 
 def over_seeds(run: Run) -> bool:
-    """Whether numbers with random weights have intervals, over networks and units."""
+    """Whether numbers of random weights have intervals, which cover networks and units."""
     return bool(select(run.metrics, condition="random_weights", statistic="ci_low"))
 
 
 def random_header(run: Run) -> str:
-    """``random weights, one seed``, on three lines."""
+    """``random weights, one seed``, broken into three lines."""
     return random_weights(run).replace(" ", "\n", 2)
 
 
 def random_cells(run: Run, layer: str, metric: str, few: str = FEW) -> list[str]:
-    """A number with random weights, and its half width if any of the run has one."""
+    """A number of random weights, and its half-width if any such number of the run has one."""
     cells = [number(run.value("random_weights", layer, metric))]
     return cells + [half(run, "random_weights", layer, metric, few=few)] * over_seeds(run)
 
 
 def alone(run: Run) -> str:
-    """What a run that compares several mitigations did not measure; empty for any other."""
+    """A sentence on what a comparison of several mitigations did not measure; empty for other runs."""
     if len(run.labels) < 2:
         return ""
     chain = f"the chain {' → '.join(run.labels)}" if len(run.labels) <= SHORT else "the chain of all"
-    return f"Each mitigation is applied alone; {chain} is measured without datamodule.compare."
+    return f"Each mitigation is applied alone. To measure {chain}, leave datamodule.compare out."
 
 
 def bare_table(title: str, caption: str = "", spaced: bool = False) -> Table:
-    """An empty table, its columns two blanks apart if ``spaced`` and one if not."""
+    """An empty table; columns are two spaces apart if ``spaced``, else one."""
     return Table(
         title=title, caption=caption or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
         padding=(0, int(spaced), 0, 0), show_edge=False,
@@ -174,12 +180,12 @@ def bare_table(title: str, caption: str = "", spaced: bool = False) -> Table:
 
 
 def run_table(title: str, run: Run, spaced: bool = False) -> Table:
-    """An empty table of a run; the title says where the run is incomplete."""
+    """An empty table of a run; the title says if the run is incomplete."""
     return bare_table(title + ("" if run.meta["complete"] else "  INCOMPLETE"), spaced=spaced)
 
 
 def add_columns(table: Table, *headers: str, left: bool = False, dim: bool = False) -> None:
-    """Columns that are never folded: texts on the ``left``, numbers on the right."""
+    """Add columns that never wrap: text aligned ``left``, numbers right."""
     for header in headers:
         table.add_column(header, no_wrap=True, justify="left" if left else "right", style="dim" if dim else "")
 
@@ -192,8 +198,11 @@ def probe_table(
     before: Sequence[str] = (),
     after: Sequence[str] = (),
 ) -> Table:
-    """An empty table of a linear probe. Its columns: texts (``names``), :func:`by_group`, ``more`` numbers, and dimmed those of
-    baselines, with :func:`random_cells` in between."""
+    """An empty table of a linear probe.
+
+    Its columns are ``names`` (text), those of :func:`by_group`, ``more`` numbers, and dimmed baselines: ``before``,
+    :func:`random_cells`, ``after``.
+    """
     table = run_table(f"{title}: {run.setting}, {tested(run)}", run)
     add_columns(table, *names, left=True)
     add_columns(table, "all", "±", *(group.replace("_", "\n") for group in GROUPS), *more)
@@ -202,11 +211,11 @@ def probe_table(
 
 
 def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
-    """The table with its caption: these sentences, what a mark in it means, what a comparison did not measure."""
+    """The table with its caption: these sentences, the meaning of its marks, what a comparison did not measure."""
     cells = [str(cell) for column in shown.columns for cell in column.cells]
     marks = [MARK] * any(MARK in cell for cell in cells) + [SPARSE] * any(cell.endswith(SPARSE) for cell in cells)
     _, name = units(run)
-    why = f"fewer than {FEWEST} {name} carry the number or differ in it, or few hold most of it: no interval."
-    note = f"{', '.join(marks)}: {why}" if marks else ""
+    why = f"fewer than {FEWEST} {name} contribute to it or differ in it, or few contribute most of it."
+    note = f"{', '.join(marks)}: the number has no interval, because {why}" if marks else ""
     shown.caption = sep.join(filter(None, (*sentences, note, alone(run))))
     return shown

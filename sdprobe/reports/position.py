@@ -1,4 +1,4 @@
-"""The table and figures of a position run: accuracy over layers and over the grid, predicted against true position."""
+"""Table and figures of a position run: accuracy over layers and over the grid, predicted against true position."""
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -10,13 +10,14 @@ from sdprobe.reports.run import Run
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
-    "shuffled: axis accuracy of a probe trained on shuffled labels; read a group's accuracy beside it, since even a constant "
-    "guess scores one half on corner rows."
+    "axis: mean of row and column accuracy. cell: row and column both correct. binned: axis accuracy in 8 bins per axis, "
+    "comparable between layers. shuffled: axis accuracy of a probe trained on shuffled labels; compare a group with it, "
+    "since a constant guess already scores .5 on corners."
 )
 
 
 def position_table(run: Run) -> Table:
-    """Rows per layer: three accuracies, and axis accuracy of the shuffled-label control for every token group."""
+    """Per layer: three accuracies, and the axis accuracy of the shuffled-label control, for every token group."""
     shown = probe_table(run, "Linear position probe", ("layer", "accuracy"), before=["chance"])
     for layer in run.layers:
         for metric in METRICS:
@@ -31,10 +32,10 @@ def position_table(run: Run) -> Table:
 
 
 def over_layers(run: Run) -> Figure:
-    """Binned accuracy (8 bins per axis, comparable between layers) above, accuracy at each layer's own grid below."""
+    """Top: accuracy in 8 bins per axis, comparable between layers. Bottom: accuracy at each layer's own grid."""
     panels = {
-        "binned_accuracy": "8 bins per axis: layers compare",
-        "axis_accuracy": "own grid: chance differs between layers",
+        "binned_accuracy": "8 bins per axis: comparable between layers",
+        "axis_accuracy": "each layer's own grid: chance level differs between layers",
     }
     baselines = ("random_weights", "shuffled_labels", "chance")
     return beside_baselines(
@@ -46,14 +47,14 @@ def over_grid(run: Run) -> Figure:
     """Axis accuracy at every grid position, one panel per layer, one colour scale from 0 to 1."""
     panels = []
     for layer in run.layers:
-        values = [run.value(what, layer, "axis_accuracy") for what in ("test", "chance")]
+        values = [run.value(condition, layer, "axis_accuracy") for condition in ("test", "chance")]
         own, chance = (MISSING if value is None else f"{value:.2f}" for value in values)
         panels.append(Grid(f"{layer}  {own} (chance {chance})", run.maps[f"{layer}/accuracy"], "column", "row"))
     return grids(run, "Axis accuracy over the grid", panels, "axis accuracy", vmin=0, vmax=1, cmap="viridis")
 
 
 def confusion(run: Run) -> Figure:
-    """How often each true row (column) is predicted as each other one, rows and columns side by side."""
+    """Confusion matrices of rows and of columns, side by side."""
     panels = []
     for layer in run.layers:
         for axis in ("rows", "cols"):
@@ -71,5 +72,5 @@ REPORT = Report(
         "accuracy_over_grid": Drawing(over_grid, mapped("accuracy")),
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },
-    task=Task("position", "binned_accuracy", "position accuracy, 8 bins", "position most readable at"),
+    task=Task("position", "binned_accuracy", "position accuracy, 8 bins", "highest position accuracy"),
 )

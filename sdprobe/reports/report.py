@@ -1,4 +1,4 @@
-"""What the report on a probe consists of: tables, figures, files, and the number that its runs are compared by."""
+"""The parts of a probe's report: tables, figures, files, and the metric by which runs are compared."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,22 +12,22 @@ from sdprobe.reports.run import Run
 
 @dataclass(frozen=True)
 class Task:
-    """What runs are compared by, and the question that singles out a layer: the ``highest`` number answers it, or the lowest.
+    """The metric by which runs are compared, and the criterion that selects a layer: its highest number, or its lowest.
 
-    ``name`` stands in the names of figures; probes of one name share them. ``scale`` turns a share into percent.
+    ``name`` is part of figure names; probes of the same name share figures. ``scale`` turns a share into percent.
     """
 
     name: str
     metric: str
     label: str
-    question: str
+    criterion: str
     highest: bool = True
     scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of a run, and whether the run has what it shows."""
+    """A figure of a run, and whether the run has the data for it."""
 
     draw: Callable[[Run], Figure]
     applies: Callable[[Run], bool]
@@ -35,7 +35,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables in the order they are printed; figures by file name without ``.png``; other files by name."""
+    """Tables in printed order; figures by file name without ``.png``; other files by name."""
 
     tables: tuple[Callable[[Run], Table], ...]
     drawings: Mapping[str, Drawing]
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def files(self) -> list[str]:
-        """Every file that the report may leave in a run folder."""
+        """Every file that the report may write into a run folder."""
         return [*(f"{name}.png" for name in self.drawings), *self.written]
 
     def figures(self, run: Run) -> dict[str, Figure]:
@@ -53,15 +53,15 @@ class Report:
 
 
 def several_layers(run: Run) -> bool:
-    """Whether there is a curve over layers; a layer and its variants are one."""
+    """Whether there is a curve over layers; a layer and its variants count as one."""
     return len(run.bases) > 1
 
 
 def mapped(name: str) -> Callable[[Run], bool]:
-    """Whether every layer has this map; an interrupted run has none."""
+    """Whether every layer has this map; an interrupted run has no maps."""
     return lambda run: all(f"{layer}/{name}" in run.maps for layer in run.layers)
 
 
 def pictured(run: Run) -> bool:
-    """Whether the run kept pictures to draw on."""
+    """Whether the run stored pictures."""
     return "pictures" in run.maps

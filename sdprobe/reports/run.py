@@ -1,4 +1,4 @@
-"""A run folder as reports see it: metrics by what, layer, metric and group; maps by layer."""
+"""A run folder for reports: metrics by condition, layer, metric and group; maps by layer."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from sdprobe.tokens.keys import ENDS, Key, label_of
 from sdprobe.utilities.io import read_arrays, read_json
 
-SCHEMA = 2  # of metrics.json; runs of an older one have no pseudo-values that a test could use
+SCHEMA = 2  # of metrics.json; older runs have no pseudo-values for significance tests
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path, maps: bool = True) -> "Run":
-        """Raises FileNotFoundError where there is no metrics.json. Many runs at once are read without their maps."""
+        """Read a folder, without maps if many runs are compared. Raises FileNotFoundError without metrics.json."""
         metrics = read_json(folder / "metrics.json")
         meta = metrics.pop("meta")
         arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
         return cls(metrics, meta, arrays, folder)
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<what>/<layer>/<metric>/<group>`` → what every sampled unit contributes; none for runs of an older schema."""
+        """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema."""
         path = self.folder / "pseudovalues.npz"
         if int(self.meta.get("schema", 1)) < SCHEMA or not path.is_file():
             return {}
@@ -44,22 +44,22 @@ class Run:
 
     @property
     def bases(self) -> list[str]:
-        """Measured layers themselves, without their variants behind mitigations."""
+        """Measured layers, without their variants with mitigations."""
         return [layer for layer in self.layers if not label_of(layer)]
 
     @property
     def labels(self) -> list[str]:
-        """Mitigations that stand beside the layers, in order; empty unless a run compares."""
+        """Mitigations that the run compares with no mitigation, in order; empty for other runs."""
         return list(dict.fromkeys(filter(None, map(label_of, self.layers))))
 
     @property
     def kind(self) -> str:
-        """What was measured: ``position``, ``statistics``, ``content``, …"""
+        """Kind of the probe: ``position``, ``statistics``, ``content``, …"""
         return str(self.meta.get("probe", "position"))
 
     @property
     def chain(self) -> str:
-        """Mitigations that all layers are behind, in order: ``standardize → leace``; empty for none."""
+        """Mitigations that are applied to all layers, in order: ``standardize → leace``; empty for none."""
         steps = (self.meta.get("mitigations") or {}).get("none", {}).get("steps", ())
         return " → ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", step).lower() for step in steps)
 
@@ -67,16 +67,16 @@ class Run:
     def setting(self) -> str:
         """Network, noise level and mitigations, for titles."""
         weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
-        behind = f", behind {self.chain}" if self.chain else ""
-        return f"{self.meta['model']}{weights}, timestep {self.meta['timestep']}{behind}"
+        mitigated = f", with mitigation {self.chain}" if self.chain else ""
+        return f"{self.meta['model']}{weights}, timestep {self.meta['timestep']}{mitigated}"
 
-    def value(self, what: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
-        """A number of the run, None where it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
-        return self.metrics.get(str(Key(what, layer, metric, group, end)))
+    def value(self, condition: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
+        """A number of the run, or None if it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
+        return self.metrics.get(str(Key(condition, layer, metric, group, end)))
 
     def estimate(
-        self, what: str, layer: str, metric: str, group: str = "all"
+        self, condition: str, layer: str, metric: str, group: str = "all"
     ) -> tuple[float | None, float | None, float | None]:
-        """A number and both ends of its 95 % interval, each None where it was not measured."""
-        value, low, high = (self.value(what, layer, metric, group, end) for end in ("", *ENDS))
+        """A number and both ends of its 95 % interval; each is None if it was not measured."""
+        value, low, high = (self.value(condition, layer, metric, group, end) for end in ("", *ENDS))
         return value, low, high

@@ -1,7 +1,7 @@
-"""`python -m sdprobe.reports similarity --image FILE --token 12,17`: how similar one token is to every other, in every layer.
+"""`python -m sdprobe.reports similarity --image FILE --token 12,17`: cosine of one token with all others, in every layer.
 
-The one report that runs a network: it looks at a picture of the reader's choice. ``--run RUN_FOLDER`` takes the network, its
-noise level and its prompt from a run, and leaves the sheet in its folder.
+This report alone runs a network, on a picture that you choose. ``--run RUN_FOLDER`` takes network, image size, timestep, prompt
+and seed from a run, and writes the figure into its folder.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from sdprobe.utilities.pictures import check_size, square, upright
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the sheet."""
+    """Draw the figure."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
         if options.run:
             parser.set_defaults(**defaults_of(options.run))
-            options = parser.parse_args(arguments)  # what is typed goes before what the run says
-        token = place(options.token, options.side)
+            options = parser.parse_args(arguments)  # typed options override those of the run
+        token = position(options.token, options.side)
         check_out(options.out)
         image = picture(options.image, options.size)
         backbone = FrozenSD.from_pretrained(**options.backbone, device=options.device)
@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     maps = {
         layer: token_similarity(grid[0], token, options.side, not options.raw).cpu().numpy() for layer, grid in grids.items()
     }
-    where = f"{options.image.name}, token {options.token} of {options.side}"
+    name = f"{options.image.name}, token {options.token} of a {options.side} × {options.side} grid"
     figure = similarity_sheet(
         image.permute(1, 2, 0).numpy(),
         maps,
         token,
         options.side,
-        f"{where}; {backbone.path}{weights}, timestep {options.timestep}",
+        f"{name}; {backbone.path}{weights}, timestep {options.timestep}",
     )
     write_figure(options.out, figure, dpi=120)
     plt.close(figure)
@@ -60,27 +60,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdprobe.reports similarity", description=__doc__)
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--token", required=True, metavar="ROW,COL")
-    parser.add_argument("--side", type=int, default=32, help="tokens a side of the grid that ROW,COL refers to")
-    parser.add_argument("--run", type=Path, help="run folder: its network, size, timestep, prompt and seed, unless given here")
+    parser.add_argument("--side", type=int, default=32, help="side, in tokens, of the grid that ROW,COL refers to")
+    parser.add_argument(
+        "--run", type=Path, help="run folder whose network, size, timestep, prompt and seed are used unless given here"
+    )
     parser.add_argument(
         "--backbone", type=lambda path: {"path": path}, default="demo", help="preset, local diffusers folder or hub repository"
     )
     parser.add_argument("--block", default="all", help="as for train.py: a layer, a,list, a glob, stages, all")
     parser.add_argument("--timestep", type=int, default=50)
     parser.add_argument("--prompt", default="")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--size", type=int, default=512, help="pixels a side")
-    parser.add_argument("--raw", action="store_true", help="do not subtract the picture's mean token")
-    parser.add_argument("--out", type=Path, default=Path("similarity.png"), help="default: similarity.png, in RUN if given")
+    parser.add_argument("--size", type=int, default=512, help="image side in pixels")
+    parser.add_argument("--raw", action="store_true", help="do not subtract the mean token of the picture")
+    parser.add_argument(
+        "--out", type=Path, default=Path("similarity.png"), help="default: similarity.png, in the run folder if --run is given"
+    )
     return parser
 
 
 def defaults_of(folder: Path) -> dict[str, Any]:
-    """Options as a run was started with; ``backbone`` holds arguments of :meth:`FrozenSD.from_pretrained`.
+    """Options from the configuration of a run; ``backbone`` has the arguments of :meth:`FrozenSD.from_pretrained`.
 
     Raises:
-        InputError: no run folder.
+        InputError: the folder is not a run folder.
     """
     stored = folder / ".hydra" / "config.yaml"
     if not stored.is_file():
@@ -118,16 +122,16 @@ def check_out(out: Path) -> None:
             f"Expected --out to be a file that ends in .{', .'.join(endings)}, but got '{out}'. Use --out similarity.png."
         )
     if not out.parent.is_dir():
-        raise InputError(f"Expected --out to lie in a folder that exists, but '{out.parent}' does not. Make it first.")
+        raise InputError(f"Expected --out to be in an existing folder, but '{out.parent}' does not exist. Create it first.")
 
 
-def place(text: str, side: int) -> tuple[int, int]:
+def position(text: str, side: int) -> tuple[int, int]:
     """(row, col) from "row,col".
 
     Raises:
-        InputError: anything else, a place outside the grid, or a grid without tokens.
+        InputError: other text, a position outside the grid, or a grid without tokens.
     """
-    expect.at_least("--side", side, 1, "Use the tokens a side of the grid you look at.")
+    expect.at_least("--side", side, 1, "Use the side of the layer's token grid.")
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts) or any(int(part) >= side for part in parts):
         raise InputError(f"Expected --token to be row,col, each from 0 to {side - 1}, but got '{text}'. Use --token 12,17.")
@@ -138,7 +142,7 @@ def picture(path: Path, size: int) -> torch.Tensor:
     """(3, size, size) in [0, 1]: the centre square of a picture file.
 
     Raises:
-        InputError: no such file, or no picture.
+        InputError: the file does not exist or is not a picture.
     """
     check_size(size)
     try:

@@ -29,22 +29,25 @@ from sdprobe.tokens.keys import GROUPS, PARTITION
 
 OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
 CAPTION = (
-    "r_pos: variance that position explains. r_cor: what corners share because they are corners, the larger of two kinds of "
-    "pairs (pairs): within, different corners of one image; across, the same corner of different images. r_norm: energy in few "
-    "tokens or channels. cred. (credibility) = ((1-r_pos)(1-r_cor)(1-r_norm))^(1/3): this project's own score, descriptive "
-    "only: it has not been shown to predict how a downstream task degrades."
+    "r_pos: share of variance that position explains. r_cor: similarity of corners beyond that of their content, for the kind "
+    "of corner pairs that gives more: within (different corners of one image) or across (the same corner of different images). "
+    "r_norm: energy concentrated in few tokens or channels. credibility: ((1-r_pos)(1-r_cor)(1-r_norm))^(1/3), a descriptive "
+    "score of this project. It has not been shown to predict how a downstream task degrades."
 )
-MORE = "cosine: mean within the group, centred. corner norm: relative to the image. high norm: tokens with robust z > 5."
+MORE = (
+    "cosine: mean pairwise cosine within the group, after the mean token is subtracted. corner norm: mean norm of corners "
+    "divided by the mean norm of the image. high norm %: tokens with robust z > 5."
+)
 FEW = "n < 40"  # images
 
 
 def statistics_table(run: Run) -> Table:
-    """A row per layer: risks and credibility beside the same network with random weights, similarities, norms."""
+    """A row per layer: risks, credibility, credibility of random weights, similarities, norms."""
     shown = run_table(f"Anomaly statistics: {run.setting}, {tested(run)}", run)
     add_columns(shown, "layer", left=True)
-    add_columns(shown, "r_pos", "r_cor", "pairs", "r_norm", "cred.", "±")
-    add_columns(shown, "rand.", dim=True)
-    add_columns(shown, *["±"] * over_seeds(run), "corner\ncosine", "inner\ncosine", "corner\nnorm", "high\nnorm %")
+    add_columns(shown, "r_pos", "r_cor", "corner\npairs", "r_norm", "credi-\nbility", "±")
+    add_columns(shown, "random\nweights", dim=True)
+    add_columns(shown, *["±"] * over_seeds(run), "corner\ncosine", "interior\ncosine", "corner\nnorm", "high\nnorm %")
     for layer in run.layers:
         risks = {name: number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")}
         score = f"[bold]{number(run.value('test', layer, 'credibility'))}[/bold]"
@@ -56,17 +59,19 @@ def statistics_table(run: Run) -> Table:
             number(run.value("test", layer, "relative_norm", "corner"), 2), number(None if share is None else 100 * share, 2),
         )  # fmt: skip
     weights = random_weights(run)
-    return captioned(shown, run, intervals(run), CAPTION, f"rand.: the same with {weights}." if weights else "", MORE)
+    return captioned(
+        shown, run, intervals(run), CAPTION, f"{weights}: credibility of the random-weights baseline." if weights else "", MORE
+    )
 
 
 def _pairs(run: Run, layer: str) -> str:
-    """The kind of pairs of corners that r_cor comes from; a dash where neither kind is above 0, or none was told."""
+    """The kind of corner pairs that gives r_cor; a dash if neither is above 0 or the run does not record it."""
     kinds = {kind: run.value("test", layer, f"r_cor_{kind}") or 0.0 for kind in ("within", "across")}
     return max(kinds, key=lambda kind: kinds[kind]) if any(kinds.values()) else "–"
 
 
 def credibility_over_layers(run: Run) -> Figure:
-    """Credibility above, also behind mitigations; its three risks below; each beside the same network with random weights."""
+    """Top: credibility, also with mitigations. Bottom: its three risks. Each is compared with random weights."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
     weights = random_weights(run)
     curve(axes[0], run, "test", "credibility", color=BLUE, label="this network", **OWN)
@@ -81,14 +86,17 @@ def credibility_over_layers(run: Run) -> Figure:
 
 
 def similarity_over_layers(run: Run) -> Figure:
-    """Mean pairwise cosine within groups: raw above, centred below; dashed for cropped images."""
+    """Mean pairwise cosine within token groups. Top: raw. Bottom: centred. Dashed: cropped images."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
-    for axis, metric, title in ((axes[0], "similarity", "raw tokens"), (axes[1], "similarity_centred", "minus the mean token")):
+    for axis, metric, title in (
+        (axes[0], "similarity", "raw tokens"),
+        (axes[1], "similarity_centred", "after subtracting the mean token"),
+    ):
         for group, colour in zip(PARTITION, (BLUE, GREEN, GREY), strict=True):
             curve(axis, run, "test", metric, group, color=colour, label=group, **OWN)
             label = f"{group}, image cropped"
             curve(axis, run, "test", f"cropped_{metric}", group, band=False, color=colour, label=label, ls="--", lw=1.4)
-        label = "what the cropped corners show, in the whole image"
+        label = "same content as the cropped corners, in the whole image"
         curve(axis, run, "test", metric, "corner_content", band=False, color=ORANGE, label=label, ls=":", lw=1.4)
         axis.set(ylabel="mean cosine within group")
         axis.set_title(title, loc="left", fontsize=10)
@@ -96,11 +104,11 @@ def similarity_over_layers(run: Run) -> Figure:
 
 
 def norms_over_layers(run: Run) -> Figure:
-    """Relative norm of every group above, share of high-norm tokens and of their energy below."""
+    """Top: relative norm of every token group. Bottom: share of high-norm tokens and of their energy."""
     figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
     for group, colour in zip(GROUPS, (BLUE, GREEN, GREY, ORANGE), strict=True):
         curve(axes[0], run, "test", "relative_norm", group, color=colour, label=group.replace("_", "-"), **OWN)
-    axes[0].set(ylabel="norm relative to image")
+    axes[0].set(ylabel="norm / mean norm of the image")
     curve(axes[1], run, "test", "high_norm_share", color=ORANGE, label="share of tokens detected as high-norm", **OWN)
     curve(axes[1], run, "test", "high_norm_energy", color=BLUE, label="their share of energy", **OWN)
     axes[1].set(ylabel="share")
@@ -108,9 +116,9 @@ def norms_over_layers(run: Run) -> Figure:
 
 
 def cka_matrix(run: Run) -> Figure:
-    """Debiased linear CKA between layers, and beside it what positions alone give."""
-    titles = {"cka": "same places of the same images", "cka_positions": "positions alone: images exchanged within each place"}
-    shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have the first alone
+    """Debiased linear CKA between layers, and the part of it that shared positions explain."""
+    titles = {"cka": "same positions of the same images", "cka_positions": "same positions of different images"}
+    shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have only the first
     side = max(4.5, 0.16 * len(run.bases) + 2)
     size = (side * len(shown) + 1, side + 0.3)
     figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -137,7 +145,7 @@ def norm_maps(run: Run) -> Figure:
 
 
 def similarity_sheet(picture: np.ndarray, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
-    """The picture with the token marked, then a panel per layer: cosine of every token with that one, −1 to 1."""
+    """The picture with the token marked, and per layer the cosine of every token with the marked one, −1 to 1."""
     figure, panels = _sheet(len(maps) + 1)
     panels[0].imshow(picture, extent=(0, side, side, 0))
     panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
@@ -153,21 +161,21 @@ def similarity(run: Run) -> Figure:
     """Similarity of one token of the first image in every layer."""
     row, col, side = run.maps["token"].tolist()
     maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.bases}
-    title = f"One token and all others of its image, centred; {run.setting}"
+    title = f"Cosine of one token with all tokens of its image, after subtracting the mean token; {run.setting}"
     return similarity_sheet(run.maps["pictures"][0], maps, (row, col), side, title)
 
 
 def principal_components(run: Run) -> Figure:
-    """First three principal components as colours: a row per image, a column per stage."""
+    """First three principal components as RGB: a row per image, a column per stage."""
 
     def show(panel: Axes, layer: str, image: int) -> None:
         panel.imshow(run.maps[f"{layer}/components"][image], interpolation="nearest")
 
-    return _by_image(run, show, "First three principal components as colours")
+    return _by_image(run, show, "First three principal components of tokens as RGB")
 
 
 def high_norm_tokens(run: Run) -> Figure:
-    """Detected high-norm tokens drawn on the images: a row per image, a column per stage."""
+    """Detected high-norm tokens, drawn on the images: a row per image, a column per stage."""
 
     def show(panel: Axes, layer: str, image: int) -> None:
         mask = run.maps[f"{layer}/high_norm"][image]
@@ -178,7 +186,7 @@ def high_norm_tokens(run: Run) -> Figure:
         panel.set(xlim=(0, mask.shape[1]), ylim=(mask.shape[0], 0))
         panel.set_xlabel(f"{len(rows)}", fontsize=7, labelpad=1)
 
-    return _by_image(run, show, "High-norm tokens (robust z > 5), drawn on the images; below each panel their number")
+    return _by_image(run, show, "High-norm tokens (robust z > 5); their number is below each panel")
 
 
 def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> Figure:
@@ -199,13 +207,13 @@ def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> F
 
 
 def _stages(layers: Sequence[str]) -> list[str]:
-    """Block outputs where there are many layers, else all of them."""
+    """Outputs of stages if there are many layers, else all layers."""
     stages = [name for name in layers if "_res_" not in name and "_attn_" not in name and "sample" not in name]
     return stages if len(layers) > 12 and stages else list(layers)
 
 
 def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, several: Sequence[Axes]) -> Figure:
-    """Grid, legends, layers, heading; ``several`` are the panels of several numbers, which have no room for mitigations."""
+    """Add grid lines, legends, layer names and title; the panels ``several`` show several numbers and no mitigations."""
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
@@ -243,5 +251,5 @@ REPORT = Report(
         "high_norm_tokens": Drawing(high_norm_tokens, pictured),
         "similarity": Drawing(similarity, pictured),
     },
-    task=Task("statistics", "credibility", "credibility", "credibility highest at (descriptive)"),
+    task=Task("statistics", "credibility", "credibility", "highest credibility (descriptive)"),
 )

@@ -1,4 +1,4 @@
-"""The published study beside a run of `experiment=loos2025`: three panels, and a table of differences per layer."""
+"""`experiment=loos2025` compared with the published study: a figure of three panels, a table, a CSV of differences."""
 
 import json
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ NAMES = {"sd15": "SD-1.5", "sd21": "SD-2.1", "sd_turbo": "SD-Turbo"}
 RESOLUTIONS = (8, 16, 32, 64)
 COLOURS = (BLUE, GREEN, ORANGE, GREY)
 CAPTION = (
-    "contrast: mean cosine within group, image cropped before extraction minus grid cropped after it. anomaly norm: relative "
-    "norm at {}. No interval here; those of the accuracies stand in the table above. All of it, in both counting conventions: "
-    "loos2025.csv."
+    "paper: published value. accuracy: mean of row and column accuracy in 8 bins. contrast: mean cosine within the group, "
+    "image cropped before extraction minus grid cropped after it. anomaly norm: relative norm at {}. The table above has "
+    "intervals of the accuracies; the other numbers have none. loos2025.csv has all numbers, in both counting conventions."
 )
-Entry = dict[str, Any]  # published values of a layer
+Entry = dict[str, Any]  # published values of one layer
 
 
 def published(run: Run) -> tuple[str, dict[str, Entry]]:
-    """(the published model that is shown, its values by published layer name): the run's own, SD-1.5's for others."""
+    """(published model, its values by published layer name): the run's own model, or SD-1.5 if it was not published."""
     model = next((key for part, key in MODELS.items() if part in str(run.meta["model"])), "sd15")
     return model, {entry["layer"]: entry for entry in json.loads(PUBLISHED.read_text())["models"][model]}
 
 
 def accuracy_at(run: Run, layer: str, bins: int) -> float | None:
-    """Mean of row and column accuracy after floor(index · bins / side); bins above the side change nothing."""
+    """Mean of row and column accuracy after floor(index · bins / side); more bins than the side change nothing."""
     rates = []
     for axis in ("rows", "cols"):
         table = run.maps.get(f"{layer}/{axis}")
@@ -51,13 +51,13 @@ def accuracy_at(run: Run, layer: str, bins: int) -> float | None:
 
 
 def contrast(run: Run, layer: str, group: str) -> float | None:
-    """Similarity of a group in images cropped before extraction minus in grids cropped after it."""
+    """Similarity of a group in images cropped before extraction, minus that in grids cropped after extraction."""
     values = [run.value("test", layer, f"similarity_{kind}", group) for kind in ("cropped", "reprcropped")]
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 
 def published_contrast(entry: Entry | None, group: str) -> float | None:
-    """The same of the published values, divided by the token counts of the cropped grid."""
+    """The same contrast of the published values, corrected to the token counts of the cropped grid."""
     values = [_at(entry, kind, _corrected(group)) for kind in ("cropped", "reprcropped")]
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
@@ -83,7 +83,7 @@ def _corrected(group: str) -> str:
 
 
 def _at(entry: Entry | None, *path: Any) -> float | None:
-    """A published value; None for a layer without one."""
+    """A published value; None if the layer has none."""
     value: Any = entry
     for step in path:
         value = None if value is None else value[step]
@@ -91,7 +91,7 @@ def _at(entry: Entry | None, *path: Any) -> float | None:
 
 
 def over_layers(run: Run) -> Figure:
-    """Position accuracy at four resolutions; crop contrast of corners and borders; norm at anomalies."""
+    """Position accuracy at four resolutions; crop contrast of corners and borders; norm of anomalies."""
     model, reference = published(run)
     entries = {layer: reference.get(run.meta["published_names"][layer]) for layer in run.layers}
     numbers = [quantities(run, layer, entry) for layer, entry in entries.items()]
@@ -108,28 +108,28 @@ def over_layers(run: Run) -> Figure:
     _pairs(axes[2], norms, ORANGE, f"at {anomalies(run)}")
     axes[2].set(ylabel="relative norm")
     here = _found(run, any(own for own, _ in norms))
-    axes[2].set_title(f"here: {here}; published: labelled by hand", loc="left", fontsize=9)
+    axes[2].set_title(f"anomalies of this run: {here}; published: labelled by hand", loc="left", fontsize=9)
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
         axis.legend(frameon=False, fontsize=8, ncols=4)
     axes[2].set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=8)
-    figure.suptitle(f"Lines: {run.setting}. Dots: {NAMES[model]} as published (Loos & Linhardt 2025)", fontsize=11)
+    figure.suptitle(f"Lines: {run.setting}. Dots: published values of {NAMES[model]} (Loos & Linhardt 2025)", fontsize=11)
     return figure
 
 
 def anomalies(run: Run) -> str:
-    """Which tokens the relative norm of anomalies is measured at."""
+    """The tokens whose relative norm is reported."""
     return "hand-labelled tokens" if run.meta.get("labels") else "high-norm tokens of up_1"
 
 
 def _found(run: Run, some: bool) -> str:
-    """How anomalies were found, and whether there were any."""
+    """How anomalies were found, and whether any were found."""
     if run.meta.get("labels"):
         return "hand labels" if some else "hand labels, none on these images"
     if "up_1" not in run.layers:
-        return "up_1 was not measured, so none were looked for"
+        return "not searched, because up_1 was not measured"
     how = "detected (robust z > 5 in up_1), not labelled by hand"
-    return how if some else f"{how}, none found here"
+    return how if some else f"{how}, none found"
 
 
 def _pairs(axis: Axes, pairs: Sequence[tuple[float | None, float | None]], colour: str, label: str) -> None:
@@ -139,14 +139,14 @@ def _pairs(axis: Axes, pairs: Sequence[tuple[float | None, float | None]], colou
 
 
 def study_table(run: Run) -> Table:
-    """Measured beside published, per layer."""
+    """Measured and published values per layer."""
     model, reference = published(run)
-    title = f"The study: {run.setting}, beside {NAMES[model]} as published"
+    title = f"Comparison with Loos & Linhardt (2025): {run.setting}, against published {NAMES[model]}"
     table = bare_table(title, CAPTION.format(anomalies(run)))
     add_columns(table, "layer", left=True)
     for name in ("accuracy\n8 bins", "corner\ncontrast", "border\ncontrast", "anomaly\nnorm"):
         add_columns(table, name)
-        add_columns(table, "publ.", dim=True)
+        add_columns(table, "paper", dim=True)
     for layer in run.layers:
         entry = reference.get(run.meta["published_names"][layer])
         numbers = quantities(run, layer, entry)

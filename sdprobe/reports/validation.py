@@ -1,9 +1,9 @@
-"""Does a risk go with harm? Spearman correlations inside each model, with intervals over models and layers, and a baseline.
+"""Correlates risks with harm: Spearman's ρ within each model, with intervals over models and layers, and a baseline.
 
-A cell is a layer at a timestep: statistics runs give its risks, correspondence runs with ``position_mean`` as a variant what
-position costs there. Cells of one layer depend on each other, and so do cells of one model: whole models are drawn with
-replacement, and whole layers within them; of one model, layers are left out one by one. Everything is computed on ranks within
-a model, so that a model that is harmed more everywhere adds nothing.
+A point is a layer at a timestep. Its risks come from a statistics run, its harm from a correspondence run that compares
+``position_mean``. Points of one layer are dependent, and so are points of one model. The intervals therefore resample whole
+models, and whole layers within them; with one model they use the jackknife over layers. All values are ranks within a model,
+so differences between models have no effect.
 """
 
 import math
@@ -26,13 +26,13 @@ RISKS = {"credibility": "1 − credibility", "r_pos": "r_pos", "r_cor": "r_cor",
 HARMS = {"gain": "PCK gained by removing position,\ndisplaced pairs", "copy_excess": "position-copy excess"}
 BASELINE = {"resolution": "resolution", "depth": "depth", "raw": "raw PCK"}
 RESAMPLES = 2000
-FEWEST_CELLS, FEWEST_LAYERS = 6, 3  # of a model, to correlate anything in it
+FEWEST_CELLS, FEWEST_LAYERS = 6, 3  # points and layers that a model needs for a correlation
 LEAST, LEAST_LOW = 0.5, 0.2
 
 
 @dataclass(frozen=True)
 class CredibilityCell:
-    """A layer of a network at a timestep. ``credibility`` is 1 − Cred, so that every risk should go with more harm."""
+    """A layer of a network at a timestep. ``credibility`` is 1 − Cred, so every risk should correlate positively with harm."""
 
     model: str
     timestep: int
@@ -49,7 +49,7 @@ class CredibilityCell:
 
     @property
     def counts(self) -> bool:
-        """Whether matching works well enough there for harm to mean anything."""
+        """Whether PCK is high enough for a loss to show."""
         return self.raw >= LEAST_PCK
 
     def has(self, *names: str) -> bool:
@@ -58,16 +58,16 @@ class CredibilityCell:
 
 
 def credibility_cells(runs: Iterable[Run]) -> list[CredibilityCell]:
-    """Every layer that both a statistics and a correspondence run of the same network and timestep measured.
+    """Every layer that a statistics run and a correspondence run of the same network and timestep measured.
 
-    Depth is a layer's place in execution order among the measured ones; resolution its tokens per side.
+    Depth is the layer's index in execution order among the measured ones; resolution is its tokens per side.
     """
     statistics = {_key(run): run for run in runs if run.kind == "statistics"}
     found = []
     for run in runs:
         if run.kind == "correspondence" and _key(run) in statistics:
-            said = statistics[_key(run)]
-            found += [_cell(run, said, layer, place) for place, layer in enumerate(run.bases) if layer in said.layers]
+            other = statistics[_key(run)]
+            found += [_cell(run, other, layer, depth) for depth, layer in enumerate(run.bases) if layer in other.layers]
     return found
 
 
@@ -76,7 +76,7 @@ def _key(run: Run) -> tuple[str, int, int]:
     return f"{run.meta['model']}{weights}", int(run.meta["timestep"]), int(run.meta.get("seed", 0))
 
 
-def _cell(run: Run, statistics: Run, layer: str, place: int) -> CredibilityCell:
+def _cell(run: Run, statistics: Run, layer: str, depth: int) -> CredibilityCell:
     model, timestep, _ = _key(run)
     credibility = statistics.value("test", layer, "credibility")
     values = {
@@ -85,7 +85,7 @@ def _cell(run: Run, statistics: Run, layer: str, place: int) -> CredibilityCell:
         "gain": run.value("gain_over_none", variant(layer, MITIGATION), PCK, "displacement_far"),
         "copy_excess": run.value("test", layer, "copy_excess"),
         "resolution": float(run.meta["shapes"][layer][1]),
-        "depth": float(place),
+        "depth": float(depth),
         "raw": run.value("test", layer, PCK),
     }
     return CredibilityCell(model, timestep, layer, **{k: math.nan if v is None else v for k, v in values.items()})
@@ -93,7 +93,7 @@ def _cell(run: Run, statistics: Run, layer: str, place: int) -> CredibilityCell:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Mean over models of Spearman's ρ, with a 95 % interval; NaN where it cannot be told."""
+    """Mean over models of Spearman's ρ, with a 95 % interval; NaN if it cannot be computed."""
 
     rho: float
     ci_low: float
@@ -103,7 +103,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Validation:
-    """A risk against a harm, beside what resolution, depth and raw score together predict of it on held-out clusters."""
+    """Correlation of a risk with a harm, compared with a baseline from resolution, depth and raw PCK on held-out clusters."""
 
     risk: Correlation
     baseline: Correlation
@@ -114,15 +114,15 @@ class Validation:
     def verdict(self) -> str:
         """``predictive`` or ``descriptive``.
 
-        Predictive: two models at least, ρ ≥ 0.5 with an interval above 0.2, and above the baseline's, the interval of the
-        paired difference above 0.
+        Predictive: at least two models, ρ ≥ 0.5, an interval above 0.2, and an interval of the paired difference from the
+        baseline above 0.
         """
         certain = self.risk.rho >= LEAST and self.risk.ci_low > LEAST_LOW and self.better.ci_low > 0
         return "predictive" if self.models > 1 and certain else "descriptive"
 
 
 def validation(cells: Sequence[CredibilityCell], risk: str, harm: str) -> Validation:
-    """Correlate a risk with a harm over the cells that count and have both; see :class:`Validation`."""
+    """Correlate a risk with a harm over the points that count and have both; see :class:`Validation`."""
     kept = [cell for cell in cells if cell.counts and cell.has(risk, harm, *BASELINE)]
     models = [rows for rows in _by_model(kept) if _enough(rows)]
     kept = [cell for rows in models for cell in rows]
@@ -139,27 +139,26 @@ def validation(cells: Sequence[CredibilityCell], risk: str, harm: str) -> Valida
 
 
 def baseline(cells: Sequence[CredibilityCell], harm: str) -> list[float]:
-    """Harm of every cell as a linear regression on resolution, depth and raw score tells it that never saw the cell's model;
-    where there is one model, never its layer.
+    """Harm of every point, predicted by a linear regression on resolution, depth and raw PCK of other models.
 
-    Regressed are centred ranks within a model, hence no intercept: one that changes with what is held out would correlate
-    with the harm by itself.
+    With one model, the regression is fitted on other layers. It uses centred ranks within a model and no intercept: an
+    intercept that depends on the held-out part would itself correlate with the harm.
     """
     rows = _by_model(cells)
     ordered = [cell for each in rows for cell in each]
     features = np.concatenate([_ranks(np.array([[getattr(c, name) for name in BASELINE] for c in each])) for each in rows])
     target = np.concatenate([_ranks(np.array([[getattr(c, harm)] for c in each]))[:, 0] for each in rows])
     clusters = np.array([cell.model if len(rows) > 1 else cell.layer for cell in ordered])
-    told: dict[CredibilityCell, float] = {}
+    predicted: dict[CredibilityCell, float] = {}
     for cluster in np.unique(clusters):
         out = clusters == cluster
         weights = np.linalg.lstsq(features[~out], target[~out], rcond=None)[0]
-        told |= dict(zip([cell for cell, o in zip(ordered, out, strict=True) if o], features[out] @ weights, strict=True))
-    return [float(told[cell]) for cell in cells]
+        predicted |= dict(zip([cell for cell, o in zip(ordered, out, strict=True) if o], features[out] @ weights, strict=True))
+    return [float(predicted[cell]) for cell in cells]
 
 
 def spearman(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Spearman's ρ (resamples,) of a (n,) and b (n,), the i-th pair there ``weights[:, i]`` times; NaN where one is constant.
+    """Spearman's ρ (resamples,) of a (n,) and b (n,); pair i counts ``weights[:, i]`` times; NaN if a or b is constant.
 
     Ties share their mean rank: rank of x = Σ_j w_j ([x_j < x] + ½ [x_j = x]), up to a constant.
     """
@@ -187,15 +186,14 @@ def _ranks(columns: np.ndarray) -> np.ndarray:
 
 
 def _rhos(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(risk, baseline, risk − baseline) of a model's rows (n, 3), per row of weights; a baseline that tells nothing apart
-    scores 0."""
+    """(risk, baseline, risk − baseline) of a model's rows (n, 3), per row of weights; a constant baseline counts as 0."""
     risk = spearman(rows[:, 0], rows[:, 1], weights)
     other = np.where(np.isfinite(risk), np.nan_to_num(spearman(rows[:, 2], rows[:, 1], weights)), np.nan)
     return np.stack([risk, other, risk - other], 1)
 
 
 def _mean(rhos: np.ndarray) -> np.ndarray:
-    """Over models (models, resamples, 3), those without a ρ left out; NaN where none has one."""
+    """Mean over models (models, resamples, 3) without those that have no ρ; NaN if none has one."""
     counted = np.isfinite(rhos).sum(0)
     return np.asarray(np.where(counted > 0, np.nansum(rhos, 0), np.nan) / np.maximum(counted, 1))
 
@@ -206,7 +204,7 @@ def _one_model(rows: np.ndarray, layers: np.ndarray) -> np.ndarray:
     values, without = _rhos(rows, np.ones((1, len(rows))))[0], _rhos(rows, weights)
     ends = np.full((2, 3), math.nan)
     for k in (k for k in range(3) if np.isfinite(values[k])):
-        correlation = k < 2  # the last is a difference of two
+        correlation = k < 2  # the last is a difference of two correlations
         parts = [_fisher(part) if correlation else part for part in (values[k], without[:, k])]
         found = np.asarray(mean_interval(jackknife_pseudovalues(float(parts[0]), parts[1])))
         ends[:, k] = np.tanh(found) if correlation else found
@@ -218,7 +216,7 @@ def _fisher(rho: np.ndarray | float) -> np.ndarray:
 
 
 def _several(table: Sequence[np.ndarray], layers: Sequence[np.ndarray], key: str, point: np.ndarray) -> np.ndarray:
-    """The same over several models: percentiles of resamples, moved where needed to hold the estimate."""
+    """The same over several models: percentiles of resamples, widened if needed to contain the estimate."""
     drawn = _resampled(table, layers, zlib.crc32(key.encode()))
     if not np.isfinite(drawn).any(0).all():
         return np.full((2, 3), math.nan)
@@ -227,13 +225,13 @@ def _several(table: Sequence[np.ndarray], layers: Sequence[np.ndarray], key: str
 
 
 def _resampled(table: Sequence[np.ndarray], layers: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """The means (resamples, 3) over models drawn with replacement, and layers anew within each draw."""
+    """Means (resamples, 3) over models drawn with replacement; layers are drawn anew within each drawn model."""
     generator = np.random.default_rng(seed)
     picked = generator.integers(len(table), size=(len(table), RESAMPLES))
     drawn = np.empty((len(table), RESAMPLES, 3))
     for slot, m in product(range(len(table)), range(len(table))):
-        here = picked[slot] == m
+        chosen = picked[slot] == m
         count = int(layers[m].max()) + 1
-        times = generator.multinomial(count, np.full(count, 1 / count), size=int(here.sum()))
-        drawn[slot, here] = _rhos(table[m], times[:, layers[m]].astype(float))
+        times = generator.multinomial(count, np.full(count, 1 / count), size=int(chosen.sum()))
+        drawn[slot, chosen] = _rhos(table[m], times[:, layers[m]].astype(float))
     return _mean(drawn)

@@ -1,4 +1,4 @@
-"""Padding: circular networks do not know where a token sits, and a swap leaves nothing behind."""
+"""Padding: with circular padding the network cannot infer position, and a swap is undone completely."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Mirrored, cropped and rotated pictures: what is done, what stays together, what is told apart."""
+"""Mirrored, cropped and rotated pictures: pixels, grouping by photograph, and distinct names and keys."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def strata(rows: list[Row], columns: int, seed: int) -> Tensor:
-    """Masks of keypoints; the first is everyone, the second nobody, the third lacks a category, others whole pairs too."""
+    """Masks of keypoints: all, none, without one category, and others that also leave out whole pairs."""
     generator = np.random.default_rng(seed)
     masks = generator.random((len(rows), columns)) < 0.4
     for m in range(columns):

@@ -1,4 +1,4 @@
-"""ControlsProbe: planted network position, content and noise are told apart by the view that lacks them."""
+"""ControlsProbe: planted position from network, content and noise is distinguished by the view that lacks it."""
 
 from collections.abc import Iterator
 from typing import Any

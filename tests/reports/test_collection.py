@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.collection import read_runs, show_runs, summarise
-from sdprobe.reports.comparison import answers, comparison_figures, layer_asked_for, means, rows, write_tables
+from sdprobe.reports.comparison import comparison_figures, means, rows, selected_layer, selection, write_tables
 from sdprobe.reports.run import Run
 from tests.reports.fabricated import KINDS, fabricated, printed
 
@@ -69,7 +69,7 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
         "cut": "metrics.json is unreadable (JSONDecodeError)",
         "failed": "Expected a, but got b.",
         "incomplete": "is incomplete",
-        "killed": "has no result yet: it runs, or was killed",
+        "killed": "has no result: it is still running or was killed",
         "list": "metrics.json is unreadable (TypeError)",
         "maps": "maps.npz is unreadable (BadZipFile)",
         "odd": "metrics.json has keys that this version does not know",
@@ -77,9 +77,9 @@ def test_unusable_runs_are_named_with_their_reason(tmp_path: Path) -> None:
     }
 
 
-def test_the_layer_asked_for_follows_what_answers_the_question(several: Path) -> None:
+def test_the_selected_layer_follows_the_criterion(several: Path) -> None:
     runs, _ = read_runs(several)
-    assert {run.kind: layer_asked_for(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
+    assert {run.kind: selected_layer(run) for run in runs} == {"position": "mid", "correspondence": "up_1", "depth": "up_1"}
 
 
 SETS: dict[str, list[Run]] = {
@@ -102,10 +102,10 @@ def test_tables_are_those_of_the_snapshots(name: str, tmp_path: Path, snapshot: 
     snapshot(f"runs_{name}", printed(lambda console: show_runs(runs, console)) + files)
 
 
-def test_the_legend_says_the_questions(several: Path) -> None:
-    legend = comparison_figures(read_runs(several)[0])["layer_by_question"].legends[0]
+def test_the_legend_has_the_criteria(several: Path) -> None:
+    legend = comparison_figures(read_runs(several)[0])["selected_layers"].legends[0]
     assert {text.get_text() for text in legend.get_texts()} == {
-        "position most readable at", "matching best at", "depth read best at",
+        "highest position accuracy", "highest PCK", "lowest depth RMSE",
     }  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def test_every_standard_figure_is_drawn(several: Path) -> None:
     runs, _ = read_runs(several)
     figures = {path.stem for path in summarise(runs, several) if path.suffix == ".png"}
     over = {f"{kind}_{task}" for kind in ("layers", "timesteps", "layers_timesteps") for task in METRICS}
-    assert figures == over | {"layer_by_question", "position_against_correspondence", "position_against_depth"}
-    for name in ("layers_depth", "layers_timesteps_correspondence", "layer_by_question", "position_against_depth"):
+    assert figures == over | {"selected_layers", "position_against_correspondence", "position_against_depth"}
+    for name in ("layers_depth", "layers_timesteps_correspondence", "selected_layers", "position_against_depth"):
         with Image.open(several / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5, name
 
@@ -218,7 +218,7 @@ def test_a_figure_that_cannot_be_drawn_says_why(caplog: pytest.LogCaptureFixture
     planted(tmp_path / "depth10", "depth", 10)
     planted(tmp_path / "depth50", "depth", 50)
     assert "position_against_depth" not in comparison_figures(read_runs(tmp_path)[0])
-    assert "No figure of position against depth: the runs have no name in common (" in caplog.text
+    assert "No figure of position against depth: no name occurs in both tasks (" in caplog.text
 
 
 def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:
@@ -226,20 +226,20 @@ def test_networks_of_one_file_name_are_told_apart_by_their_paths() -> None:
     assert {cell[0] for cell in found} == {"a/unet", "b/unet", "other"}
 
 
-def test_the_layer_asked_for_is_that_of_the_mean_over_seeds() -> None:
+def test_the_selected_layer_is_that_of_the_mean_over_seeds() -> None:
     one, two = a_run(0.5, 0), a_run(0.5, 1)
     two.metrics["test/mid/binned_accuracy/all"] = 0.9  # 0.4 and 0.9 against 0.5 twice
-    assert answers(means([one, two]), "position") == {("sd", 50): "mid"}
+    assert selection(means([one, two]), "position") == {("sd", 50): "mid"}
     two.metrics["test/mid/binned_accuracy/all"] = 0.55  # best of its own run, not on average
-    assert answers(means([one, two]), "position") == {("sd", 50): "down_0"}
-    figure = comparison_figures([one, two])["layer_by_question"]
+    assert selection(means([one, two]), "position") == {("sd", 50): "down_0"}
+    figure = comparison_figures([one, two])["selected_layers"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["down_0"]
 
 
 def test_variants_never_count_as_layers() -> None:
     run = a_run(0.3, layers=("mid", "up_1", "mid__leace"))
     run.metrics["test/mid__leace/binned_accuracy/all"] = 0.99
-    assert layer_asked_for(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
+    assert selected_layer(run) == "mid" and [row["layer"] for row in rows([run])] == ["mid", "up_1"]
     assert {cell[2] for cell in means([run])} == {"mid", "up_1"}
     labels = comparison_figures([run])["layers_position"].axes[-1].get_xticklabels()
     assert [label.get_text() for label in labels] == ["mid", "up_1"]

@@ -176,7 +176,7 @@ def test_the_cell_with_a_timestep_of_its_own_stays_with_the_others(runs: list[Ru
 
 def test_the_later_of_two_runs_of_a_cell_counts_and_a_warning_names_the_other(caplog: pytest.LogCaptureFixture) -> None:
     assert cells([cell("trained", 0.3), cell("trained", 0.6)])["trained"].value("test", "mid", "binned_accuracy") == 0.6
-    assert "cell 'trained' of tiny" in caplog.text
+    assert "control 'trained' of tiny" in caplog.text
 
 
 def test_two_seeds_are_written_apart(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_weighted_spearman_is_scipy_s_on_repeated_rows(rows: list[tuple[int, int
 
 
 def slow_baseline(cells: Sequence[CredibilityCell], harm: str) -> list[float]:
-    """One cell at a time: ranks inside each model, ordinary least squares on the other models' cells."""
+    """Reference for one cell at a time: ranks within each model, least squares on the cells of other models."""
     ranks: dict[CredibilityCell, np.ndarray] = {}
     for cell in cells:
         same = [other for other in cells if other.model == cell.model]
@@ -230,15 +230,15 @@ def test_a_run_of_one_kind_has_no_cells(tmp_path: Path) -> None:
 
 def test_random_weights_are_another_model(tmp_path: Path) -> None:
     runs = stored(cells_of(1, seed=0), tmp_path / "sweep")
-    twins = [Run(run.metrics, run.meta | {"weights": "random-1"}, run.maps) for run in runs]
-    assert {cell.model for cell in credibility_cells([*runs, *twins])} == {"model 0", "model 0 random-1"}
+    untrained = [Run(run.metrics, run.meta | {"weights": "random-1"}, run.maps) for run in runs]
+    assert {cell.model for cell in credibility_cells([*runs, *untrained])} == {"model 0", "model 0 random-1"}
 
 
 def test_the_report_says_predictive_with_models_and_descriptive_with_one(tmp_path: Path) -> None:
-    for models, verdict, said in ((4, "predictive", ""), (1, "descriptive", ", not shown to predict what position costs")):
+    for models, verdict, said in ((4, "predictive", ""), (1, "descriptive", " (not shown to predict harm by position)")):
         runs = stored(cells_of(models, seed=1, credibility=1.0), tmp_path / str(models))
         text = printed(credibility_tables(runs), 150)
-        assert text.startswith(f"Credibility is {verdict}{said}: {24 * models} of {24 * models} cells count, {models} of")
+        assert text.startswith(f"Credibility is {verdict}{said}; {24 * models} of {24 * models} points count, {models} of")
         paths = write(runs, tmp_path)
         with paths[1].open() as file:
             table = {(row["risk"], row["harm"]): row for row in csv.DictReader(file)}

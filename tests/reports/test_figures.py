@@ -1,4 +1,4 @@
-"""What the figures of one run hold: curves, bands, panels over the grid, pictures."""
+"""Contents of the figures of one run: curves, bands, panels over the grid, pictures."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sdprobe.reports.correspondence import DISPLACEMENTS
 from sdprobe.reports.dispatch import figures
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, PARTITION
@@ -22,16 +23,16 @@ def beside(metric: str, **others: str) -> Numbers:
 
 
 def groups_of(metric: str) -> Numbers:
-    """Similarity of every group, whole and cropped, and of what the cropped corners show."""
+    """Similarity of every group, whole and cropped, and of the content of the cropped corners."""
     found = {group: ("test", metric, group) for group in PARTITION}
     found |= {f"{group}, image cropped": ("test", f"cropped_{metric}", group) for group in PARTITION}
-    return found | {"what the cropped corners show, in the whole image": ("test", metric, "corner_content")}
+    return found | {"same content as the cropped corners, in the whole image": ("test", metric, "corner_content")}
 
 
 RISKS = {"position": "r_pos", "corners": "r_cor", "norms": "r_norm"}
 SHUFFLED = {"shuffled_labels": "shuffled labels"}
-MATCHED = {"tested": "test", "zero-shot": "zero_shot", RANDOM: "random_weights"}
-# figure → probe and, by panel, what it draws; bands, curves behind mitigations in these panels, the scale
+MATCHED = {"trained head": "test", "zero-shot": "zero_shot", RANDOM: "random_weights"}
+# figure → probe, curves of each panel, number of bands of each panel, number of curves with mitigations of each panel
 CURVES: dict[str, tuple[str, list[Numbers], list[int], list[int]]] = {
     "accuracy_over_layers": (
         "position",
@@ -62,7 +63,7 @@ CURVES: dict[str, tuple[str, list[Numbers], list[int], list[int]]] = {
         "correspondence",
         [
             {label: (what, "pck_ours_point_0.10", "all") for label, what in MATCHED.items()},
-            {f"tested, {name}": ("test", "pck_ours_point_0.10", f"displacement_{name}") for name in ("near", "middle", "far")},
+            {f"trained head, {name}": ("test", "pck_ours_point_0.10", f"displacement_{name}") for name in DISPLACEMENTS},
         ],
         [2, 3], [1, 0],
     ),
@@ -85,7 +86,7 @@ def test_curves_are_the_numbers_of_the_run_without_gaps_where_it_has_them(name: 
         if behinds:
             what, metric, group = next(iter(numbers.values()))
             values = np.array([run.value(what, f"{layer}__leace", metric, group) for layer in run.bases], dtype=float)
-            np.testing.assert_allclose(drawn.pop("behind leace"), scale * values)
+            np.testing.assert_allclose(drawn.pop("with leace"), scale * values)
         assert all(label.startswith("same position") for label in drawn), "no curve besides"
         assert len(axis.collections) == count
     bare = figures(Run({}, run.meta, run.maps))[name]
@@ -97,9 +98,9 @@ def test_curves_are_the_numbers_of_the_run_without_gaps_where_it_has_them(name: 
 @pytest.mark.parametrize(
     ("units", "seeds", "said"),
     [
-        (12, 3, "bands: 95 % intervals over {}; of random weights over 3 seeds, too"),
+        (12, 3, "bands: 95 % intervals over {}; for random weights also over 3 seeds"),
         (12, 1, "bands: 95 % intervals over {}"),
-        (4, 3, "no bands: {} are too few for an interval"),
+        (4, 3, "no bands: {} are too few for intervals"),
     ],
 )
 def test_bands_are_drawn_where_there_are_intervals_and_say_what_they_rest_on(
@@ -126,7 +127,7 @@ def test_no_band_stands_where_a_layer_has_no_interval() -> None:
 def test_a_chain_of_mitigations_stands_in_every_figure(kind: str) -> None:
     chain = fabricated(kind, mitigations={"none": {"steps": ["PositionMean", "Leace"]}})
     for name, figure in figures(chain).items():
-        assert "behind position_mean → leace" in figure.get_suptitle().replace("\n", " "), name
+        assert "with mitigation position_mean → leace" in figure.get_suptitle().replace("\n", " "), name
 
 
 def test_panels_of_several_numbers_say_that_they_are_without_mitigation() -> None:
@@ -177,7 +178,7 @@ def test_panels_show_the_maps_they_are_given(name: str) -> None:
 def test_cka_stands_beside_what_positions_give_and_alone_in_older_runs() -> None:
     run = fabricated("statistics")
     titles = [axis.get_title(loc="left") for axis in figures(run)["cka"].axes if axis.images]
-    assert "positions alone" in titles[1] and "positions" not in titles[0]
+    assert titles == ["same positions of the same images", "same positions of different images"]
     assert len([axis for axis in figures(without(run, "cka_positions"))["cka"].axes if axis.images]) == 1
 
 
@@ -207,11 +208,11 @@ def test_matches_join_the_points_of_their_pair() -> None:
     run = fabricated("correspondence")
     best = max(run.layers, key=lambda layer: run.value("test", layer, "pck_ours_point_0.10") or 0)
     figure = figures(run)["matches"]
-    assert f"Matches at {best}, where matching is best" in figure.get_suptitle()
+    assert f"Matches at {best} (highest PCK), crosses" in figure.get_suptitle()
     for number, panel in enumerate(figure.axes):
         rows = run.maps[f"{best}/matches"][3 * number : 3 * number + 3]
         lines = [line for line in panel.get_lines() if len(np.asarray(line.get_xdata())) == 2]
         for line, (_, x, y, _, _, found_x, found_y, _) in zip(lines, rows * np.array([1, *[32] * 6, 1]), strict=True):
             assert np.asarray(line.get_xdata()).tolist() == pytest.approx([x, 34 + found_x])
             assert np.asarray(line.get_ydata()).tolist() == pytest.approx([y, found_y])
-        assert len({line.get_color() for line in lines}) == 3, "right, wrong, at the source's own position"
+        assert len({line.get_color() for line in lines}) == 3, "correct, wrong, at the source's position"

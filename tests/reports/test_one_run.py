@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdprobe.metrics.pck import ALPHAS, PROTOCOLS
 from sdprobe.reports.__main__ import main
-from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reach
+from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reference
 from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, rows, show
 from sdprobe.reports.run import Run
 from tests.reports.fabricated import KINDS, LAYERS, behind, fabricated, printed, stored, without
@@ -117,7 +117,7 @@ def test_rows_for_tracking_hold_every_number(kind: str) -> None:
     ],
 )
 def test_every_protocol_names_its_length_on_every_data_set(meta: dict[str, Any], ours: str, papers: str) -> None:
-    found = {protocol: reach(fabricated("correspondence", **meta), protocol) for protocol in PROTOCOLS}
+    found = {protocol: reference(fabricated("correspondence", **meta), protocol) for protocol in PROTOCOLS}
     expected = dict.fromkeys(("ours", "ours_refined", "dift", "loos_thesis"), ours)
     expected |= dict.fromkeys(("sd_dino", "geoaware", "geoaware_refined"), papers) | {"ours_img": "image"}
     assert found == expected
@@ -138,11 +138,11 @@ def test_the_command_shows_a_folder_again(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "Expected a run folder with metrics.json, or one above some, but '{}' has no complete run."),
-        ({"metrics.json": '{"a": 1'}, "Expected '{}' to hold a run, but its metrics.json is unreadable (JSONDecodeError)."),
-        ({"metrics.json": "{}"}, "Expected '{}' to hold a run, but its metrics.json is unreadable (KeyError)."),
-        ({"metrics.json": '{"meta": {}}'}, "Expected '{}' to hold a run, but its metrics.json lacks meta.layers."),
-        ({"maps.npz": "PK\x03\x04 cut off"}, "Expected '{}' to hold a run, but its maps.npz is unreadable (BadZipFile)."),
+        ({}, "Expected a run folder or a folder that contains runs, but '{}' has no complete run."),
+        ({"metrics.json": '{"a": 1'}, "Expected '{}' to contain a run, but its metrics.json is unreadable (JSONDecodeError)."),
+        ({"metrics.json": "{}"}, "Expected '{}' to contain a run, but its metrics.json is unreadable (KeyError)."),
+        ({"metrics.json": '{"meta": {}}'}, "Expected '{}' to contain a run, but its metrics.json lacks meta.layers."),
+        ({"maps.npz": "PK\x03\x04 cut off"}, "Expected '{}' to contain a run, but its maps.npz is unreadable (BadZipFile)."),
     ],
 )
 def test_a_folder_that_holds_no_run_is_refused_in_a_sentence(

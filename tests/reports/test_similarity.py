@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.reports.__main__ import main
-from sdprobe.reports.similarity import defaults_of, layers_of, picture, place
+from sdprobe.reports.similarity import defaults_of, layers_of, picture, position
 from sdprobe.reports.statistics import similarity_sheet
 from sdprobe.utilities.errors import InputError
 
@@ -142,11 +142,11 @@ def test_a_run_tells_how_its_network_was_made(run_folder: Path) -> None:
         (["--token", "2"], "Expected --token to be row,col, each from 0 to 7, but got '2'."),
         (["--token", "2,5,1"], "Expected --token to be row,col"),
         (["--token", "a,b"], "Expected --token to be row,col"),
-        (["--side", "0"], "Expected --side to be at least 1, but got 0. Use the tokens a side"),
+        (["--side", "0"], "Expected --side to be at least 1, but got 0. Use the side of the layer"),
         (["--side", "-8"], "Expected --side to be at least 1, but got -8."),
         (
             ["--out", "nowhere/sheet.png"],
-            "Expected --out to lie in a folder that exists, but 'nowhere' does not. Make it first.",
+            "Expected --out to be in an existing folder, but 'nowhere' does not exist. Create it first.",
         ),
         (["--out", "sheet.xyz"], ".png, .ps"),
         (["--out", "sheet.xyz"], "but got 'sheet.xyz'. Use --out similarity.png."),
@@ -186,4 +186,4 @@ def test_whatever_pillow_raises_is_a_sentence(photo: Path, monkeypatch: pytest.M
 
 
 def test_a_place_is_a_row_and_a_column() -> None:
-    assert place("12,17", 32) == (12, 17) and place(" 0, 31 ", 32) == (0, 31)
+    assert position("12,17", 32) == (12, 17) and position(" 0, 31 ", 32) == (0, 31)

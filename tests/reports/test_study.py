@@ -1,4 +1,4 @@
-"""The published study beside a run: the published values, accuracy at a resolution, the table of differences, the figure."""
+"""Comparison with the published study: published values, accuracy at a resolution, table of differences, figure."""
 
 import csv
 import json
@@ -158,7 +158,7 @@ def test_the_figure_lays_published_dots_over_measured_lines() -> None:
         assert measured[1] == pytest.approx(own) and curves(similarity)[group] == pytest.approx(measured)
         assert dots(similarity)[i] == pytest.approx([entry["cropped"][key] - entry["reprcropped"][key] for entry in known])
     assert dots(norm)[0] == pytest.approx([entry["relative_norm_mean"] for entry in known])
-    assert "SD-2.1 as published" in figure.get_suptitle()
+    assert "published values of SD-2.1" in figure.get_suptitle()
 
 
 DETECTED = "detected (robust z > 5 in up_1), not labelled by hand"
@@ -168,10 +168,10 @@ DETECTED = "detected (robust z > 5 in up_1), not labelled by hand"
     ("layers", "labels", "found", "whose", "how"),
     [
         (LAYERS, None, True, "high-norm tokens of up_1", DETECTED),
-        (LAYERS, None, False, "high-norm tokens of up_1", f"{DETECTED}, none found here"),
+        (LAYERS, None, False, "high-norm tokens of up_1", f"{DETECTED}, none found"),
         (LAYERS, "a digest", True, "hand-labelled tokens", "hand labels"),
         (LAYERS, "a digest", False, "hand-labelled tokens", "hand labels, none on these images"),
-        (UP_0, None, False, "high-norm tokens of up_1", "up_1 was not measured, so none were looked for"),
+        (UP_0, None, False, "high-norm tokens of up_1", "not searched, because up_1 was not measured"),
         (UP_0, "a digest", True, "hand-labelled tokens", "hand labels"),
     ],
 )
@@ -180,7 +180,7 @@ def test_the_study_says_whose_norm_it_measures(
 ) -> None:
     run = study(layers, labels=labels)
     axis = over_layers(run if found else without(run, "anomaly")).axes[2]
-    assert axis.get_title(loc="left") == f"here: {how}; published: labelled by hand"
+    assert axis.get_title(loc="left") == f"anomalies of this run: {how}; published: labelled by hand"
     assert [label for label in curves(axis) if not label.startswith("_")] == [f"at {whose}"]
     assert f"relative norm at {whose}." in " ".join(printed(lambda console: show(run, console)).split())
 

@@ -287,7 +287,7 @@ def test_killed_and_unborn_jobs_are_named_too(tmp_path: Path, caplog) -> None:
         OmegaConf.save([f"seed={number}"], tmp_path / str(number) / ".hydra" / "overrides.yaml")
     assert named(tmp_path) == [
         "  0 (seed=0): Expected a.",
-        "  1 (seed=1): has no result yet: it runs, or was killed",
+        "  1 (seed=1): has no result: it is still running or was killed",
         "  2 of 4 jobs never began",
     ]
     assert "4 of 4 jobs have no result" in caplog.text

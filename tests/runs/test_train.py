@@ -43,7 +43,7 @@ SMALL = [
 
 
 def measured(run: Run) -> dict[str, float]:
-    """Numbers of the run without the twin's."""
+    """Numbers of the run without those of random weights."""
     return {key: value for key, value in run.metrics.items() if not key.startswith("random_weights")}
 
 

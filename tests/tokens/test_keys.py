@@ -1,4 +1,4 @@
-"""Laws of keys: what is printed is parsed, variants keep their parts, and nobody else knows the grammar."""
+"""Laws of keys: printing and parsing are inverse, variants keep their parts, and no other module parses keys."""
 
 import ast
 import re

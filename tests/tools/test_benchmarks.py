@@ -1,4 +1,4 @@
-"""Speeds are compared only where results are: the check refuses what differs, and what is faster is told by turns."""
+"""Benchmarks compare speed only of equal results, and time both sides in turns."""
 
 from pathlib import Path
 

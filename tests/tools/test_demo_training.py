@@ -201,7 +201,7 @@ def test_portraits_show_the_whole_object_alone_and_large() -> None:
 
 
 def test_sentences_differ_before_training() -> None:
-    """CLIP's own initial word vectors are so short that no sentence could be told from another."""
+    """CLIP's own initial word vectors are so short that all sentences would be almost equal."""
     words = train.words(10002)
     torch.manual_seed(0)
     encoder = text_encoder(words, 64, 2)

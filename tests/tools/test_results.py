@@ -1,4 +1,4 @@
-"""``make results``: steps are measured once, documents are rewritten block by block, and changes are told."""
+"""``make results``: steps are measured once, documents are rewritten block by block, and changes are printed."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_finished_step_is_skipped_and_nothing_changes_then(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert regenerate(plan(), root, root / "work") == 0
     told = capsys.readouterr().out
-    assert "README.md, accuracy:\n  -old .5\n  +new x\nfigure.png: other pixels" in told and "kept" not in told
+    assert "README.md, accuracy:\n  -old .5\n  +new x\nfigure.png: pixels changed" in told and "kept" not in told
     assert (root / "README.md").read_text() == DOCUMENT.replace("old .5", "new x")
     assert regenerate(plan(), root, root / "work") == 0
     assert "one: finished already\nNothing changed." in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_a_missing_key_leaves_its_block_alone(root: Path, capsys: pytest.Capture
     given = plan()
     assert regenerate(Plan(given.steps, {"accuracy": (("one",), renderer)}, {}, given.documents), root, root / "work") == 1
     assert (root / "README.md").read_text() == DOCUMENT
-    assert "accuracy: Expected" in (told := capsys.readouterr().out) and "to hold 'b', but it does not" in told
+    assert "accuracy: Expected" in (told := capsys.readouterr().out) and "to have 'b', but it does not" in told
 
 
 def test_blocks_are_rewritten_alone() -> None:
@@ -169,13 +169,13 @@ def test_blocks_are_rewritten_alone() -> None:
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (Estimate(0.001, -0.019, 0.02), "nothing (+.001 [−.019, +.020], n = 8)"),
-        (Estimate(0.001, -0.021, 0.01), "not decided (+.001 [−.021, +.010], n = 8)"),
-        (Estimate(-0.1, -0.2, -0.03), "less (−.100 [−.200, −.030], n = 8)"),
-        (Estimate(0.0), "not decided (+.000, n = 8, no interval: fewer than 6 differ)"),
+        (Estimate(0.001, -0.019, 0.02), "no change (+.001 [−.019, +.020], n = 8)"),
+        (Estimate(0.001, -0.021, 0.01), "inconclusive (+.001 [−.021, +.010], n = 8)"),
+        (Estimate(-0.1, -0.2, -0.03), "lower (−.100 [−.200, −.030], n = 8)"),
+        (Estimate(0.0), "inconclusive (+.000, n = 8, no interval because fewer than 6 differ)"),
     ],
 )
-def test_nothing_is_said_only_of_a_small_interval(estimate: Estimate, text: str) -> None:
+def test_no_change_needs_a_small_interval(estimate: Estimate, text: str) -> None:
     assert effect(estimate, "8") == text
 
 

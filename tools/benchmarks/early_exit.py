@@ -1,7 +1,7 @@
-"""What asking for one layer costs, as a share of a full U-Net pass: ``python -m tools.benchmarks.early_exit``.
+"""Time for one layer as a share of a full U-Net pass: ``python -m tools.benchmarks.early_exit``.
 
-Full-width SD-1.5 U-Net with random weights at 512 px. The passes take turns, so that a machine that slows down slows all;
-the ratio is the median over rounds.
+Full-width SD-1.5 U-Net with random weights at 512 px. The passes are timed in turns, so that a change of the machine's speed
+affects all; the ratio is the median over rounds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LAYERS = ("down_1", "mid", "up_1", "conv_out")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print seconds per image and the share of a full pass for several deepest layers."""
+    """Print seconds per image and the share of a full pass, by deepest layer."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.early_exit", description=main.__doc__)
     parser.add_argument("--model", default="sd15", help="preset whose shape the network has")
     parser.add_argument("--size", type=int, default=512, help="image side in pixels")

@@ -1,7 +1,8 @@
-"""Extraction, this project's beside ``sdhelper`` 1.0.0 and the published study: ``python -m tools.benchmarks.extraction``.
+"""Speed and memory of sdprobe compared with ``sdhelper`` 1.0.0 and the published study.
 
-In one run and in turns, on the same random weights in SD-1.5's shape, the same pictures and noise. Activations are checked to
-be equal before anything is timed. Needs the extra ``bench``. Prints Markdown; ``--smoke`` is a small version of all of it.
+``python -m tools.benchmarks.extraction`` times both in turns, on the same random weights in the shape of SD-1.5, the same
+pictures and noise. It first checks that activations are equal. Needs the extra ``bench``. Prints Markdown; ``--smoke`` is a
+small version of all of it.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print one table of ratios with their targets."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.extraction", description=main.__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--narrow", action="store_true", help="a network 5 times narrower for activations and heads, too")
+    parser.add_argument("--narrow", action="store_true", help="use a network 5 times narrower also for activations and heads")
     parser.add_argument("--images", type=int, default=4, help="pictures of 512 pixels in one turn of the activations")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="two small pictures, one round, narrow")
@@ -45,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     date = datetime.datetime.now(tz=datetime.UTC).date()
     out.print(f"{date}, {hardware()}\n", markup=False)
     out.print("| work | measured | target | how |\n|---|---|---|---|", markup=False)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # progress bars are no part of the table
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # progress bars do not belong into the table
         for part in options.parts:
             for row in PARTS[part](scale, Path(folder)):
                 out.print(f"| {row.work} | {row.measured} | {row.target} | {row.how} |", markup=False)
-    out.print("| GPU: U-Net pass at 512 px | not measured | ≥ 35 % of the bf16 matmul rate | no GPU at hand |", markup=False)
+    out.print("| GPU: U-Net pass at 512 px | not measured | ≥ 35 % of the bf16 matmul rate | no GPU available |", markup=False)
 
 
 if __name__ == "__main__":

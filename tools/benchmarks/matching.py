@@ -1,9 +1,9 @@
-"""What enlarging similarities instead of features saves in keypoint matching: ``python -m tools.benchmarks.matching``.
+"""Speed of matching with upsampled similarities instead of upsampled features: ``python -m tools.benchmarks.matching``.
 
-Both find, for every keypoint of a category's pairs, the pixel of the target picture that is most alike on bilinearly enlarged
-grids (DIFT's protocol, arXiv 2306.03881), from the same random activations, in turns: DIFT's way enlarges the features of both
-pictures of a pair and normalises all of the target's pixels for every keypoint; this project's way is
-``sdprobe.estimators.matching.upsampled_argmax``, once per target. Token matching (``ours``) is timed beside them.
+Both methods find, for every keypoint of a category's pairs, the most similar pixel of the target picture on bilinearly
+upsampled grids (DIFT's protocol, arXiv 2306.03881). They use the same random activations and are timed in turns. DIFT's code
+upsamples the features of both pictures of a pair and normalises all pixels of the target for every keypoint. sdprobe calls
+``sdprobe.estimators.matching.upsampled_argmax`` once per target. Token matching (``ours``) is timed as well.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZE = 512  # pixels of the network's input
 
 
 def enlarged_by_keypoint(grids: Tensor, points: Tensor, target: int, pictures: int, side: int) -> Tensor:
-    """DIFT's way, pair by pair and keypoint by keypoint; (pictures − 1, k, 2) pixels (x, y)."""
+    """DIFT's method, pair by pair and keypoint by keypoint; (pictures − 1, k, 2) pixels (x, y)."""
     found = []
     for source in (index for index in range(pictures) if index != target):
         one, other = (interpolate(grids[i][None], (side, side), mode="bilinear")[0] for i in (source, target))
@@ -37,7 +37,7 @@ def enlarged_by_keypoint(grids: Tensor, points: Tensor, target: int, pictures: i
 
 
 def enlarged_at_once(grids: Tensor, points: Tensor, target: int, pictures: int, side: int) -> Tensor:
-    """The same answers for all keypoints of all pairs with this target."""
+    """The same pixels for all keypoints of all pairs with this target."""
     scale = SIZE / side
     place, stride = Placement((scale, scale), (0.0, 0.0)), SIZE / grids.shape[2]
     sources = [index for index in range(pictures) if index != target]
@@ -46,7 +46,7 @@ def enlarged_at_once(grids: Tensor, points: Tensor, target: int, pictures: int, 
 
 
 def tokens_at_once(grids: Tensor, points: Tensor, target: int, pictures: int, side: int) -> Tensor:
-    """Token matching, masks aside."""
+    """Token matching without masks."""
     stride = side / grids.shape[2]
     cells = [(points[i] / stride).long() for i in range(pictures) if i != target]
     sources = [index for index in range(pictures) if index != target]
@@ -58,27 +58,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print seconds per keypoint and the ratio of the two."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.matching", description=main.__doc__)
     parser.add_argument("--channels", type=int, default=1280, help="as up_1 of SD-1.5 has")
-    parser.add_argument("--tokens", type=int, default=32, help="a side, as up_1 has at 512 pixels")
-    parser.add_argument("--side", type=int, default=400, help="of the original pictures, in pixels")
-    parser.add_argument("--pictures", type=int, default=4, help="of the category; every other one is matched with each target")
-    parser.add_argument("--keypoints", type=int, default=8, help="of each picture")
+    parser.add_argument("--tokens", type=int, default=32, help="side of the grid, as up_1 has at 512 pixels")
+    parser.add_argument("--side", type=int, default=400, help="side of the original pictures in pixels")
+    parser.add_argument(
+        "--pictures", type=int, default=4, help="pictures of the category; all others are matched with each target"
+    )
+    parser.add_argument("--keypoints", type=int, default=8, help="keypoints of each picture")
     parser.add_argument("--rounds", type=int, default=2, help="target pictures")
     options = parser.parse_args(arguments)
     generator = torch.Generator().manual_seed(0)
     grids = torch.randn(options.pictures, options.channels, options.tokens, options.tokens, generator=generator)
     points = torch.rand(options.pictures, options.keypoints, 2, generator=generator) * options.side
-    ways = {
+    methods = {
         "enlarged, by keypoint (DIFT)": enlarged_by_keypoint,
         "enlarged, at once": enlarged_at_once,
         "tokens": tokens_at_once,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     agree = []
     for target in range(options.rounds):
         answers = {}
-        for name, way in ways.items():
+        for name, method in methods.items():
             started = time.perf_counter()
-            answers[name] = way(grids, points, target, options.pictures, options.side)
+            answers[name] = method(grids, points, target, options.pictures, options.side)
             seconds[name].append((time.perf_counter() - started) / ((options.pictures - 1) * options.keypoints))
         slow, fast, _ = answers.values()
         agree.append((slow == fast).all(-1).double().mean().item())
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for column in ("matching", "ms/keypoint (median)", "times faster"):
         table.add_column(column, justify="left" if column == "matching" else "right")
-    for name in ways:
+    for name in methods:
         ratio = statistics.median(a / b for a, b in zip(seconds["enlarged, by keypoint (DIFT)"], seconds[name], strict=True))
         table.add_row(name, f"{1000 * statistics.median(seconds[name]):.2f}", f"{ratio:.0f}")
     Console().print(table)

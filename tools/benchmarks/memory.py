@@ -1,7 +1,7 @@
-"""Peak memory against the number of images: ``python -m tools.benchmarks.memory``.
+"""Peak memory by number of images: ``python -m tools.benchmarks.memory``.
 
-Runs the main job with ``activation_budget=0`` on 64 and on 512 images, each in a process of its own, and compares the peaks
-that the runs record.
+Runs the main job with ``activation_budget=0`` on 64 and on 512 images, each in its own process, and compares the recorded
+peaks.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def peak(images: int, cache: str, overrides: list[str]) -> float:
-    """GiB of one run."""
+    """Peak memory of one run in GiB."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [
@@ -31,7 +31,7 @@ def peak(images: int, cache: str, overrides: list[str]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print both peaks and their ratio; further overrides go to both runs."""
+    """Print both peaks and their ratio; overrides apply to both runs."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.memory", description=main.__doc__)
     parser.add_argument("overrides", nargs="*", help="for example probe.solver=closed_form block=stages")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
-"""What mitigations add to extraction: ``python -m tools.benchmarks.mitigations``.
+"""Time that mitigations add to extraction: ``python -m tools.benchmarks.mitigations``.
 
-Every fitted mitigation transforms the grids of mid, up_0 and up_1 in turns with the U-Net pass that brings them, on a network
-in the shape of SD-1.5 with random weights; target: at most 5 % each. Prints Markdown.
+Every fitted mitigation transforms the grids of mid, up_0 and up_1. It is timed in turns with the U-Net pass, on a network in
+the shape of SD-1.5 with random weights; target: at most 5 % each. Prints Markdown.
 """
 
 import argparse
@@ -35,7 +35,7 @@ KINDS: dict[str, type[Mitigation]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the share of each mitigation in the time of a pass."""
+    """Print the time of each mitigation relative to a pass."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.mitigations", description=main.__doc__)
     parser.add_argument("--narrower", type=int, default=1, help="how many times narrower than SD-1.5 the U-Net is")
     parser.add_argument("--images", type=int, default=2)

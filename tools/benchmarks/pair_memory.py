@@ -1,4 +1,4 @@
-"""Peak memory of serving image pairs, against their number: ``python -m tools.benchmarks.pair_memory``.
+"""Peak memory of the data module of pairs by number of pairs: ``python -m tools.benchmarks.pair_memory``.
 
 Matches every keypoint of as many pairs as SPair-71k has to test (12,234 of 480 images in 18 categories), and of its first 128
 images, at several ``activation_budget``, each in a process of its own that gives freed tensors back to the system at once, so
@@ -68,7 +68,7 @@ class NumberedPairs(Scenes):
 
 
 class StandIn(PairDataModule):
-    """Everything but latents and the U-Net's pass."""
+    """A data module without latents and U-Net."""
 
     def __init__(self, images: NumberedPairs, budget: float, cache: str) -> None:
         backbone = FrozenSD.from_pretrained("tiny", device="cpu")
@@ -85,7 +85,7 @@ class StandIn(PairDataModule):
 
 
 def sizes(images: int) -> list[tuple[int, int]]:
-    """(images, pairs) of SPair-71k's test categories, the fewest images that have so many pairs, until ``images`` are used."""
+    """(images, pairs) of SPair-71k's test categories: the fewest images with so many pairs, until ``images`` are used."""
     found: list[tuple[int, int]] = []
     for pairs in TEST_PAIRS.values():
         fewest = next(k for k in range(pairs) if k * (k - 1) >= pairs)
@@ -109,7 +109,7 @@ def measured(images: int, budget: float) -> dict[str, float]:
 
 
 def resident() -> float:
-    """Most memory that this process ever held, in MiB."""
+    """Peak memory of this process in MiB."""
     return peak_memory(torch.device("cpu")) / 2**20
 
 
@@ -125,7 +125,7 @@ def row(images: int, budget: float) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a Markdown table, or with both options one measurement."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.pair_memory", description=main.__doc__)
-    parser.add_argument("--images", type=int, help="of SPair-71k's test pairs, the first")
+    parser.add_argument("--images", type=int, help="use the first images of SPair-71k's test pairs")
     parser.add_argument("--budget", type=float, help="GiB of cached target grids")
     options = parser.parse_args(arguments)
     if options.images is not None and options.budget is not None:

@@ -17,7 +17,7 @@ from tools.benchmarks.shaped import Pictures
 
 
 def main() -> None:
-    """Print GiB."""
+    """Print the peak in GiB."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.peak", description=main.__doc__)
     parser.add_argument("who", choices=["ours", "theirs"])
     parser.add_argument("images", type=int)

@@ -1,4 +1,4 @@
-"""The study of Loos & Linhardt (2025), as published and as one run of this project: position, token groups and norms.
+"""The study of Loos & Linhardt (2025), by the published procedure and as one run of sdprobe: position, groups, norms.
 
 As published (arXiv 2504.07008 and its repository): ``sdhelper`` extracts all layers once for the position probes, then for
 every layer once more from the pictures and once from cropped ones for the similarities, and all layers again for the norms;
@@ -40,7 +40,8 @@ class Findings:
 def published(rival: Sdhelper, pictures: Sequence[Image], names: dict[str, str], every: int) -> Findings:
     """The published procedure, layer by layer; ``names`` maps our layer → theirs.
 
-    Similarities are measured in every so-many-th layer, and their time is multiplied: each layer costs its own extractions.
+    Similarities are measured in every ``every``-th layer, and their time is multiplied, because each layer needs its own
+    extractions.
     """
     started = time.perf_counter()
     found = rival.extract(pictures, list(names.values()))
@@ -101,7 +102,7 @@ def _position(grids: Float[Tensor, "n c h w"]) -> float:
 
 
 def _similarity(rival: Sdhelper, pictures: Sequence[Image], name: str) -> float:
-    """Mean cosine of different corner tokens after the outer ring is dropped; every group of both views is averaged."""
+    """Mean cosine of different corner tokens without the outer ring; like the study, it averages all groups of both views."""
     whole = rival.extract(pictures, [name])
     side = pictures[0].width
     token = side // whole[0][name].shape[-1]
@@ -113,7 +114,7 @@ def _similarity(rival: Sdhelper, pictures: Sequence[Image], name: str) -> float:
 
 
 def _group_means(found: Any, inner: int) -> Tensor:
-    """Similarity of the corners; the maps of all pairs of tokens and the means of the other groups come with it."""
+    """Similarity of the corners; like the study, it also computes all token pairs and the means of other groups."""
     maps = found.cosine_similarity(found)
     end = maps.shape[0] - inner
     maps = maps[inner:end, inner:end, inner:end, inner:end]
@@ -122,6 +123,6 @@ def _group_means(found: Any, inner: int) -> Tensor:
     for one, first in groups.items():
         for other, second in groups.items():
             pairs = maps[first][:, second]
-            same = float(first.sum()) if one == other else 0.0  # a token is as like itself as can be
+            same = float(first.sum()) if one == other else 0.0  # the cosine of a token with itself is 1
             means[one, other] = (pairs.sum() - same) / (pairs.numel() - same)
     return means["corner", "corner"]

@@ -1,4 +1,4 @@
-"""``sdhelper`` 1.0.0 (the library of Loos & Linhardt 2025) beside this project, on the same weights, images and noise."""
+"""``sdhelper`` 1.0.0 (the library of Loos & Linhardt 2025) and sdprobe, on the same weights, images and noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ SEED, TIMESTEP = 42, 50
 
 
 class Sdhelper:
-    """What the library extracts, with its own defaults: fp32 on a CPU, every module of the U-Net, results on the CPU."""
+    """Extraction by the library with its defaults: fp32 on a CPU, every module of the U-Net, results on the CPU."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -44,12 +44,12 @@ class SdhelperNoise(NoiseSchedule):
     def _noise(self, shape: torch.Size, image: str, seed: int, draw: int) -> Tensor:
         generator = torch.Generator().manual_seed(SEED)
         torch.randn((self.batch, *shape), generator=generator)
-        # its latents are channels-last, and torch fills those in another order
+        # its latents are channels-last, which torch fills in another order
         return torch.empty((1, *shape)).to(memory_format=torch.channels_last).normal_(generator=generator)[0]
 
 
 def ours(folder: Path, batch: int, precision: str = "auto") -> FrozenSD:
-    """This project's backbone on a folder, fed as ``sdhelper`` feeds it: images in [0, 1], its noise."""
+    """sdprobe's backbone on a folder, with the inputs of ``sdhelper``: images in [0, 1], its noise."""
     sd = FrozenSD.from_pretrained(str(folder), precision=precision, vae_input="unit")
     sd.noise = SdhelperNoise(sd.noise, batch)
     return sd
@@ -72,7 +72,7 @@ def require_equal(grids: dict[str, Tensor], theirs: Sequence[Any], names: dict[s
     """The largest disagreement over layers; ``names`` maps our layer → theirs.
 
     Raises:
-        InputError: it exceeds ``tolerance``: the two do not compute the same, and comparing their speed means nothing.
+        InputError: it exceeds ``tolerance``, so the two compute different things and their speed is not comparable.
     """
     worst = {
         layer: disagreement(grids[layer].cpu(), torch.cat([found[name] for found in theirs])) for layer, name in names.items()
@@ -81,6 +81,6 @@ def require_equal(grids: dict[str, Tensor], theirs: Sequence[Any], names: dict[s
     if not worst[layer] <= tolerance:
         raise InputError(
             f"Expected equal activations within {tolerance:g}, but layer {layer} differs by {worst[layer]:.3g}. "
-            "Compare the two libraries before their speed."
+            "Find the difference before you compare speed."
         )
     return worst[layer]

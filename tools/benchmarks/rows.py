@@ -1,4 +1,4 @@
-"""The rows of ``tools.benchmarks.extraction``, each measured when its turn comes."""
+"""The rows of ``tools.benchmarks.extraction``; each is measured when it is requested."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of the benchmark."""
 
     narrower: tuple[int, int]
     size: int
@@ -58,7 +58,7 @@ class Scale:
 
     @property
     def shape(self) -> str:
-        """In words."""
+        """The sizes as text."""
         width = "full width" if self.narrower == FULL else f"U-Net {self.narrower[0]} times narrower"
         return f"SD-1.5 shape, {width}, {self.size} px, {self.images} images"
 
@@ -106,7 +106,7 @@ def heads(scale: Scale, folder: Path) -> Iterator[Row]:
     """What training the heads of all layers adds to an epoch that extracts."""
     pipeline = write_pipeline(folder / f"{scale.narrower}", scale.narrower)
     sd = FrozenSD.from_pretrained(str(pipeline))
-    pictures = Pictures(10, scale.size)  # the least that can be split
+    pictures = Pictures(10, scale.size)  # the smallest number that can be split
     data, resident = (
         ActivationDataModule(
             pictures, sd, "all", timestep=TIMESTEP, splits="loos2025", activation_budget=budget, cache_dir=str(folder / "cache")
@@ -129,7 +129,7 @@ def heads(scale: Scale, folder: Path) -> Iterator[Row]:
             pass
 
     works = {"alone": extract, "trained": lambda: train(data), "heads": lambda: train(resident)}
-    timed = in_turns(works, 3 * scale.rounds)  # a small difference of two large times
+    timed = in_turns(works, 3 * scale.rounds)  # more rounds: a small difference of two large times
     (wall, cpu), (own, _) = (times_faster(timed[name], timed["alone"]) for name in ("trained", "heads"))
     yield Row(
         f"{len(data.layers)} heads with two controls each, trained while extracting, an epoch that extracts",
@@ -140,7 +140,7 @@ def heads(scale: Scale, folder: Path) -> Iterator[Row]:
 
 
 def study(scale: Scale, folder: Path) -> Iterator[Row]:
-    """The published study, as published and in one run."""
+    """The study by the published procedure and in one run."""
     pipeline = write_pipeline(folder / f"{NARROW}", NARROW)
     pictures = Pictures(scale.study_images, scale.study_size)
     sd, rival = ours(pipeline, len(pictures)), Sdhelper(pipeline)
@@ -162,7 +162,7 @@ def study(scale: Scale, folder: Path) -> Iterator[Row]:
 
 
 def memory(scale: Scale, folder: Path) -> Iterator[Row]:
-    """Peak memory of a process against the number of images."""
+    """Peak memory of a process by number of images."""
     write_pipeline(folder / f"{NARROW}", NARROW)
     peaks = {who: [_peak(who, count, folder) for count in scale.growth] for who in ("ours", "theirs")}
     few, many = scale.growth
@@ -176,7 +176,7 @@ def memory(scale: Scale, folder: Path) -> Iterator[Row]:
 
 
 def _checked(sd: FrozenSD, rival: Sdhelper, pictures: Pictures, names: dict[str, str], pipeline: Path) -> tuple[float, float]:
-    """How far activations of all pictures are from theirs in our precision, and of the first one in fp32."""
+    """Distance of activations from those of sdhelper: all pictures in our precision, the first one in fp32."""
     theirs = rival.extract(pictures.pictures, list(names.values()))
     half = require_equal(sd.activations(pictures.pixels(), "loos2025", TIMESTEP, SEED), theirs, names, HALF)
     alone, first = rival.extract(pictures.pictures[:1], list(names.values())), pictures.pixels()[:1]
@@ -185,7 +185,7 @@ def _checked(sd: FrozenSD, rival: Sdhelper, pictures: Pictures, names: dict[str,
 
 def _peak(who: str, count: int, folder: Path) -> float:
     command = [sys.executable, "-m", "tools.benchmarks.peak", who, str(count), str(folder / f"{NARROW}"), str(folder / "peak")]
-    # what is alive, not what the allocator keeps of what was
+    # memory of live tensors, not memory that the allocator caches
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     found = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(found.stdout.split()[-1])
@@ -200,10 +200,10 @@ def _ratio(work: str, timed: dict[str, Timed], slow: str, fast: str, target: int
 
 def _limit(sd: FrozenSD, stream: ActivationStream, timed: dict[str, Timed], scale: Scale) -> Row:
     """The share of the matrix-multiply rate of the same turns, and what the rest of the time is spent on."""
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # not counted by itself
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # not counted by FlopCounterMode
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         drain(stream)
-    # the median ratio of turns that follow each other, as everywhere
+    # the median ratio of consecutive turns, as in the other rows
     ratio = times_faster(timed["ours, cached"], timed["product"])
     share = [counter.get_total_flops() / (2 * 4096**3) / value for value in ratio]
     rate = 2 * 4096**3 / min(timed["product"].wall) / 1e12

@@ -1,4 +1,4 @@
-"""What is compared on: pipeline folders in Stable Diffusion's shape with random weights, and pictures of noise."""
+"""Test data of benchmarks: pipeline folders in Stable Diffusion's shape with random weights, and pictures of noise."""
 
 import hashlib
 from pathlib import Path
@@ -14,9 +14,9 @@ from sdprobe.backbones.random_pipeline import random_pipeline
 
 
 def write_pipeline(folder: Path, narrower: tuple[int, int]) -> Path:
-    """An SD-1.5-shaped pipeline with random weights, U-Net and VAE so many times narrower; written once.
+    """An SD-1.5-shaped pipeline with random weights, U-Net and VAE narrower by these factors; written once.
 
-    The VAE is sure of its latents, so that a library which samples them gets the same ones as another that does not.
+    The posterior variance of the VAE is at its minimum, so sampled latents equal the mode.
     """
     if not (folder / "model_index.json").is_file():
         pipeline = random_pipeline("sd15", dtype=torch.float16, narrower=narrower)
@@ -41,11 +41,11 @@ class Pictures:
 
     @property
     def pictures(self) -> list[Image.Image]:
-        """All of them, drawn anew: they take no memory between uses."""
+        """All pictures, drawn again at each use to save memory."""
         return [self._drawn(index) for index in range(len(self))]
 
     def pixels(self) -> Tensor:
-        """All of them, (n, 3, size, size) in [0, 1]."""
+        """All pictures, (n, 3, size, size) in [0, 1]."""
         return torch.stack([self[index]["image"] for index in range(len(self))])
 
     def __getitem__(self, index: int) -> Item:
@@ -53,13 +53,13 @@ class Pictures:
         return {"image": pixels.float() / 255, "id": self.name(index)}
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """Id: the number of the picture."""
         return str(index)
 
     photo = name
 
     def content_key(self, index: int) -> str:
-        """Digest of its pixels."""
+        """Digest of the pixels."""
         return hashlib.sha256(self._drawn(index).tobytes()).hexdigest()
 
     def _drawn(self, index: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What statistics over all layers add to extraction: ``python -m tools.benchmarks.statistics_overhead``.
+"""Time that statistics of all layers add to extraction: ``python -m tools.benchmarks.statistics_overhead``.
 
 Full-width SD-1.5 U-Net with random weights. Each round extracts every layer of a batch, whole and cropped, then updates the
 statistics of every layer with it. The statistics are those of a run over ``--images`` images: some look at 32 of them only.
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.statistics_overhead", description=main.__doc__)
     parser.add_argument("--model", default="sd15", help="preset whose shape the network has")
     parser.add_argument("--size", type=int, default=512, help="image side in pixels")
-    parser.add_argument("--margin", type=int, default=64, help="pixels that the cropped view lacks on every side")
+    parser.add_argument("--margin", type=int, default=64, help="pixels that are cropped on every side")
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--images", type=int, default=96, help="images of the run; batch times (rounds + 1), or more")

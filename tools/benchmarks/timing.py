@@ -1,4 +1,4 @@
-"""Works that take turns, so that a machine that slows down slows all of them."""
+"""Timing in turns, so that a change of the machine's speed affects all works."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ import torch
 
 @dataclass
 class Timed:
-    """Seconds of every turn, on the clock and of processor time."""
+    """Seconds of every turn: wall-clock time and processor time."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -38,7 +38,7 @@ def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Time
 
 
 def times_faster(slow: Timed, fast: Timed) -> tuple[float, float]:
-    """Median over turns of the ratio on the clock, and of processor time, which other work on the machine hardly changes."""
+    """Median over turns of the ratios of wall-clock time and of processor time, which other processes hardly affect."""
     wall = statistics.median(a / b for a, b in zip(slow.wall, fast.wall, strict=True))
     return wall, statistics.median(a / b for a, b in zip(slow.cpu, fast.cpu, strict=True))
 
@@ -51,7 +51,7 @@ def matrix_product(side: int = 4096, dtype: torch.dtype = torch.bfloat16) -> Cal
 
 
 def hardware() -> str:
-    """Processor, threads and load of this machine, and the versions that matter."""
+    """Processor, threads and load of this machine, and versions of libraries."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

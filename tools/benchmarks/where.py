@@ -1,4 +1,4 @@
-"""Where the time of a work goes, by kind of operation."""
+"""Time of a work by kind of operation."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 from datamodules.images.scenes import Scenes
 from tools.demo.states import Clock, load_state, log_line, save_state
 
-CARRIER = 4.0  # constant in two channels; it fixes the scale of the group norms, so that colours survive them
+CARRIER = 4.0  # constant in two channels; it fixes the scale of the group norms, so that they preserve colours
 
 
 def build(widths: list[int]) -> AutoencoderKL:
-    """An untrained 8x autoencoder with 4 latent channels, one group per norm, and a good start: see :func:`pass_through`."""
+    """An untrained 8x autoencoder with 4 latent channels, one group per norm, initialised by :func:`pass_through`."""
     vae = AutoencoderKL(
         block_out_channels=tuple(widths),
         layers_per_block=1,
@@ -38,7 +38,7 @@ def build(widths: list[int]) -> AutoencoderKL:
 
 @torch.no_grad()
 def pass_through(vae: AutoencoderKL) -> None:
-    """Start as a thumbnail: three latent channels are the colour of each 8x8 cell, and decoding repeats it.
+    """Initialise as a thumbnail: three latent channels are the colour of each 8x8 cell, and decoding repeats it.
 
     Channels 0-2 carry the colours, 3-5 their negatives (silu(x) - silu(-x) = x undoes the last activation), 6 and 7 the
     carrier; residual branches start at zero. From random weights, colours took most of the training to appear.
@@ -114,7 +114,7 @@ def loss(vae: Any, images: Float[Tensor, "b 3 h w"], kl: float, generator: torch
 
 
 def train(config: DictConfig, seed: int, work: Path, fabric: Fabric, save_every: float) -> AutoencoderKL:
-    """The trained autoencoder; goes on from a saved state in `work`."""
+    """The trained autoencoder; resumes from a saved state in `work`."""
     torch.manual_seed(seed)
     vae = build(config.widths)
     optimiser = torch.optim.AdamW(vae.parameters(), config.rate, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""What a training image is called: plain sentences that name what it shows, colours, parts and where it faces."""
+"""Captions of training images: sentences that name objects, colours, parts and directions."""
 
 from colorsys import rgb_to_hsv
 
@@ -16,10 +16,10 @@ HUES = ("red", "orange", "yellow", "green", "green", "teal", "teal", "blue", "bl
 
 
 def caption(composition: Composition, generator: torch.Generator) -> str:
-    """A sentence that names the main object and, each half the time, its colour, where it faces, the colour of one or two of
-    its parts, its named companions, and the background.
+    """A sentence that names the main object and, each with probability 1/2, its colour, the direction that it faces, the colour
+    of one or two parts, other objects, and the background.
 
-    What words say about places is what makes features of the denoiser semantic: it has to know where the wing is.
+    Words about parts make the denoiser's features semantic, because it must locate the parts.
     """
 
     def draw(bound: int) -> int:
@@ -45,13 +45,13 @@ def caption(composition: Composition, generator: torch.Generator) -> str:
 
 
 def parts(layer: Layer) -> list[str]:
-    """The parts that wear another material than the object's first, with their colours: "blue wing"."""
+    """Parts whose material differs from the object's first one, with their colours: "blue wing"."""
     found = {part.name.split("_")[-1]: part.slot for part in layer.figure.parts if part.slot in (SECOND, THIRD, DETAIL)}
     return [f"{colour(layer.materials[slot])} {name}" for name, slot in sorted(found.items())]
 
 
 def colour(material: Material) -> str:
-    """A plain name of the material's mean colour."""
+    """A common name of the material's mean colour."""
     table = np.frombuffer(material.palette, np.uint8).reshape(256, 3) / 255
     hue, saturation, value = rgb_to_hsv(*table[np.asarray(material.field)].mean((0, 1)))
     if value < 0.3:

@@ -45,7 +45,7 @@ def loss_curve(work: Path, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the card of a trained folder; its measurements stay those of the old card until ``make results`` renews them."""
+    """Write the card of a trained folder; it keeps the measured numbers of the old card until ``make results`` renews them."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo.card", description=main.__doc__)
     config = OmegaConf.load(CONFIG)
     parser.add_argument("--folder", type=Path, default=Path(config.folder))
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(folder: Path) -> None:
-    """Front matter with the weights' digests, then demo/card.md; blocks of measurements as the old card has them."""
+    """Front matter with the weights' digests, then tools/demo/card.md with the measured blocks of the old card."""
     front = {
         "license": "apache-2.0",
         "library_name": "diffusers",

@@ -23,8 +23,8 @@ from tools.demo.states import Clock, load_state, log_line, save_state
 from tools.demo.text import text_encoder
 
 LOG_EVERY = 50  # steps
-ALIGNED = 2  # which of block_out_channels up_1's output has
-ATTENDING = (False, True, True, False)  # which down stages attend: 64, 32, 16, 8 tokens a side; the middle (8) does too
+ALIGNED = 2  # index of block_out_channels for the output of up_1
+ATTENDING = (False, True, True, False)  # down stages with attention: 64, 32, 16, 8 tokens per side; the middle (8) has it, too
 
 
 class Denoiser(nn.Module):
@@ -94,8 +94,8 @@ def losses(
     model: nn.Module, schedule: DDIMScheduler, latents: Float[Tensor, "b 4 h w"], tokens: Int[Tensor, "b l"],
     parts: Int[Tensor, "b h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:  # fmt: skip
-    """(Mean squared error of the velocity, cross-entropy of the parts), equal for all timesteps: what objects look like is
-    decided at high noise."""
+    """(Mean squared error of the velocity, cross-entropy of the parts), with equal weight for all timesteps, because the
+    appearance of objects is determined at high noise."""
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.get_velocity(latents, noise, timesteps)
     velocity, logits = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
@@ -103,7 +103,7 @@ def losses(
 
 
 class Trainer:
-    """One diffusion training run: model, optimiser, average weights, and how far it has come."""
+    """One diffusion training run: model, optimiser, average weights, and progress."""
 
     def __init__(
         self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric,
@@ -133,11 +133,11 @@ class Trainer:
 
     @property
     def path(self) -> Path:
-        """Where the state is kept."""
+        """File of the state."""
         return self.work / "diffusion.pt"
 
     def save(self) -> None:
-        """Write everything needed to go on; one process does."""
+        """Write everything needed to resume; only one process writes."""
         if self.fabric.is_global_zero:
             state: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
             state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
@@ -161,7 +161,7 @@ class Trainer:
         self.save()
 
     def _take_step(self, stage: DictConfig, data: dict[tuple[str, int], Latents]) -> Tensor:
-        """One optimiser step; with several processes each takes its part of the batch. Returns the losses."""
+        """One optimiser step; with several processes each uses its part of the batch. Returns the losses."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         view = stage.views[self.step % len(stage.views)]
         drop = self.config.drop_caption
@@ -182,7 +182,7 @@ class Trainer:
         return torch.stack([error.detach(), misread.detach()]).cpu()
 
     def averaged(self) -> Denoiser:
-        """The model with its average weights, for use; training continues with the others."""
+        """The model with its average weights, for inference; training continues with the other weights."""
         self.average.store(self.model.parameters())
         self.average.copy_to(self.model.parameters())
         return self.model.eval()

@@ -1,4 +1,4 @@
-"""Training data of the diffusion model: latents, captions and parts of scenes, made once, in files of 500 scenes."""
+"""Training data of the diffusion model: latents, captions and part labels of scenes, stored in files of 500 scenes."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ CAPTIONS = 4  # sentences per scene
 
 
 class Captioned(TypedDict):
-    """A scene in [-1, 1] and sentences that fit it."""
+    """A scene in [-1, 1] and its captions."""
 
     image: Float[Tensor, "3 size size"]
     captions: list[str]

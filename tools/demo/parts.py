@@ -1,6 +1,6 @@
-"""Where the parts are: what the denoiser is told beside the latents, so that its features become semantic in hours, not weeks.
+"""Part maps: additional labels for the denoiser, so that its features become semantic within hours instead of weeks.
 
-Aligning a denoiser's features with meaning speeds its training up: Yu et al. (2025), REPA, arXiv 2410.06940, who align with a
+Aligning a denoiser's features with semantics speeds up its training: Yu et al. (2025), REPA, arXiv 2410.06940, who align with a
 pretrained encoder. Scenes have exact part masks, which stand in for one here.
 """
 

@@ -1,4 +1,4 @@
-"""Portraits: one large object in plain colours, wholly visible, before a gradient. Easier to learn from than scenes."""
+"""Portraits: one large object in plain colours, fully visible, in front of a gradient. They are easier to learn than scenes."""
 
 import numpy as np
 from numpy.random import Generator
@@ -12,7 +12,7 @@ from sdprobe.scenes.materials import Material, colour
 
 DEPTH = 3.5
 LIGHT = (0.0, -0.6, 0.8)  # from above
-# of the training data: portraits, captions, latents, part maps; raise it when one of them changes
+# version of the training data: portraits, captions, latents, part maps; raise it when one of them changes
 VERSION = 1
 
 
@@ -35,7 +35,7 @@ def paints(rng: Generator, turn: float) -> tuple[Material, ...]:
 
 
 def _inside(figure: Figure, rng: Generator) -> Figure:
-    """The centred figure somewhere on the canvas, nothing of it cut off."""
+    """The figure at a random position where no part of it is cut off."""
     x0, y0, x1, y1 = figure.extent
     half = (x1 - x0) / 2, (y1 - y0) / 2
     return moved(figure, 1.0, [rng.uniform(reach, 1 - reach) for reach in half])

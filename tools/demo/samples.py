@@ -1,4 +1,4 @@
-"""Does the demo model draw what it is asked for? Samples per category, named by a classifier that never saw them:
+"""Share of samples of the demo model that show the requested category, by a classifier trained on other images:
 `python -m tools.demo.samples DIR`.
 """
 
@@ -24,7 +24,7 @@ from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import main_category
 from sdprobe.utilities.io import replacing, write_file
 
-SIDE = 96  # pixels the classifier sees
+SIDE = 96  # input size of the classifier in pixels
 SIDE_DRAWN, STEPS, GUIDANCE = 256, 20, 3.0  # pixels of a sample, steps and guidance of the sampler
 PROMPT = "a photo of a {}"
 

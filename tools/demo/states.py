@@ -11,13 +11,13 @@ from sdprobe.utilities.io import replacing
 
 
 class Clock:
-    """Says every `seconds` that a state is due."""
+    """Signals every `seconds` that a state should be saved."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.last = seconds, time.monotonic()
 
     def due(self) -> bool:
-        """Whether `seconds` have passed since this last said so."""
+        """Whether `seconds` have passed since this last returned True."""
         if time.monotonic() - self.last < self.seconds:
             return False
         self.last = time.monotonic()

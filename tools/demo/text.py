@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-LENGTH = 24  # tokens a prompt is padded to
+LENGTH = 24  # prompts are padded to this number of tokens
 
 
 def tokenizer(captions: Iterable[str], size: int = 1024) -> CLIPTokenizer:

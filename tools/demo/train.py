@@ -46,7 +46,7 @@ def configured(arguments: Sequence[str]) -> DictConfig:
 
 
 def pipeline(vae: AutoencoderKL, model: diffusion.Denoiser, vocabulary: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The parts as one Stable Diffusion pipeline."""
+    """The models as one Stable Diffusion pipeline."""
     return StableDiffusionPipeline(
         vae=vae, text_encoder=model.text, tokenizer=vocabulary, unet=model.unet, scheduler=diffusion.scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -65,7 +65,7 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is not trained yet, then write the pipeline."""
+    """Run the training stages that are not finished, then write the pipeline."""
     config = configured(sys.argv[1:] if arguments is None else arguments)
     work = Path(config.work)
     fabric = Fabric(accelerator=config.device, devices=config.devices, precision=config.precision)
