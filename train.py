@@ -6,8 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from sdprobe.runs import cli, sweep, workers
-from sdprobe.runs.run import run
+from sdprobe.runs import arguments, cli
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -16,6 +15,9 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Run the configuration that Hydra composed; in a sweep, skip a job that is finished."""
+    from sdprobe.runs import sweep
+    from sdprobe.runs.run import run
+
     cli.silence_libraries()
     with sweep.recorded(cfg), cli.user_errors():
         if sweep.finished(cfg):
@@ -25,14 +27,31 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
 
 
+def prepare(words: list[str]) -> list[str]:
+    """Overrides that Hydra takes, checked before torch is imported; help is printed and ends the process."""
+    if cli.asks_for_help(words):
+        from sdprobe.runs import help
+
+        help.show(words)
+        sys.exit()
+    overrides = cli.expanded(arguments.as_overrides(words))
+    cfg = cli.check(overrides)
+    if cfg is not None:
+        cli.say(cli.asked_for(cfg))
+        from sdprobe.runs import checks  # imports torch: from here on seconds pass
+
+        checks.check(cfg)
+    return overrides
+
+
 if __name__ == "__main__":
     cli.silence_libraries()
     try:
-        if workers.is_rank_zero():  # worker processes get the arguments of the first process
-            sys.argv[1:] = cli.expanded(sys.argv[1:])
-            cli.check(sys.argv[1:])
+        if cli.is_rank_zero():  # worker processes get the arguments of the first process
+            sys.argv[1:] = prepare(sys.argv[1:])
         main()
     except InputError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
+        cli.say(cli.interrupted())
         sys.exit(130)
