@@ -13,7 +13,7 @@ from sdprobe.runs.cli import CONFIGS, composed
 
 PURPOSE = """\
 Measure what the activations of a diffusion model's U-Net say of position, corners, norms and content, beside chance, shuffled \
-labels and random weights. Usage: python train.py [setting=value ...]"""
+labels and random weights. Usage: python train.py [setting=value …]"""
 EXAMPLES = {
     "python train.py probe=position block=mid": "position probe of one layer of the demo model",
     "python train.py probe=statistics block=all backbone=sd15": "corners, norms and credibility of all layers of SD-1.5",
@@ -76,7 +76,7 @@ def show(words: Sequence[str]) -> None:
     console = Console(width=None if Console().is_terminal else 120)
     overrides = as_overrides([word for word in words if not word.startswith("-")])
     chosen = composed(overrides).hydra.runtime.choices
-    console.print(PURPOSE, highlight=False)
+    console.print(PURPOSE, highlight=False, markup=False)
     examples = Table("", "", box=None, show_header=False, title="Examples", title_justify="left")
     for command, meaning in EXAMPLES.items():
         examples.add_row(command, meaning)
