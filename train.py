@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from sdprobe.runs import arguments, cli
+from sdprobe.runs import cli
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -27,28 +27,11 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
 
 
-def prepare(words: list[str]) -> list[str]:
-    """Overrides that Hydra takes, checked before torch is imported; help is printed and ends the process."""
-    if cli.asks_for_help(words):
-        from sdprobe.runs import help
-
-        help.show(words)
-        sys.exit()
-    overrides = cli.expanded(arguments.as_overrides(words))
-    cfg = cli.check(overrides)
-    if cfg is not None:
-        cli.say(cli.asked_for(cfg))
-        from sdprobe.runs import checks  # imports torch: from here on seconds pass
-
-        checks.check(cfg)
-    return overrides
-
-
 if __name__ == "__main__":
     cli.silence_libraries()
     try:
         if cli.is_rank_zero():  # worker processes get the arguments of the first process
-            sys.argv[1:] = prepare(sys.argv[1:])
+            sys.argv[1:] = cli.prepare(sys.argv[1:])
         main()
     except InputError as error:
         sys.exit(str(error))

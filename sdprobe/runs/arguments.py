@@ -35,7 +35,9 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 def _override(argument: str, jobs: bool) -> str:
     key, sign, value = argument.partition("=")
     if not sign and not key.startswith("~"):
-        raise InputError(f"Expected arguments of the form key=value, but got '{argument}'. Put quotes around spaces and brackets.")
+        raise InputError(
+            f"Expected arguments of the form key=value, but got '{argument}'. Put quotes around spaces and brackets."
+        )
     name = key.lstrip("+~")
     if name == "block":
         value = re.sub(r"(?<=[a-z])\[(\d+)\]", r".\1", value)

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from sdprobe.runs.arguments import as_overrides
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -61,11 +62,6 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def asks_for_help(words: Sequence[str]) -> bool:
-    """Whether ``--help`` or ``-h`` is among the arguments."""
-    return any(word in ("--help", "-h") for word in words)
-
-
 def interrupted() -> str:
     """What is left after Ctrl-C outside of a measurement, and how to go on."""
     if not HydraConfig.initialized():
@@ -83,6 +79,27 @@ def gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def prepare(words: Sequence[str]) -> list[str]:
+    """Command-line words as overrides that Hydra takes, checked; says what was asked for. Help is printed and ends the process.
+
+    Raises:
+        InputError: the command cannot be used. Most reasons are found before torch is imported.
+    """
+    if any(word in ("--help", "-h") for word in words):
+        from sdprobe.runs import help
+
+        help.show(words)
+        sys.exit()
+    overrides = expanded(as_overrides(words))
+    cfg = check(overrides)
+    if cfg is not None:
+        say(asked_for(cfg))
+        from sdprobe.runs import checks  # imports torch: from here on seconds pass
+
+        checks.check(cfg)
+    return overrides
 
 
 def expanded(arguments: list[str]) -> list[str]:
@@ -145,7 +162,9 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration of a run, of the first job where it is a sweep."""
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("train", overrides=[first for text in overrides if (first := _first(text))], return_hydra_config=True)
+            return compose(
+                "train", overrides=[first for text in overrides if (first := _first(text))], return_hydra_config=True
+            )
     finally:
         GlobalHydra.instance().clear()
 
@@ -156,7 +175,9 @@ def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         InputError: such a value. Constructors say more of types, but are imported with torch.
     """
-    defaults = composed([text for text in overrides if (CONFIGS / text.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()])
+    defaults = composed(
+        [text for text in overrides if (CONFIGS / text.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()]
+    )
     for key in (text.lstrip("+~").partition("=")[0] for text in overrides):
         default, value = (OmegaConf.select(node, key) if "@" not in key else None for node in (defaults, cfg))
         kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sdprobe.runs.arguments import as_overrides
@@ -23,10 +24,10 @@ EXAMPLES = {
     "python train.py experiment=mitigations": "what removes position, and what it costs",
 }
 GROUPS = (
-    "probe", "backbone", "images", "mitigation", "datamodule", "trainer", "logger", "protocol", "experiment", "sweep", "control",
-    "hydra/launcher",
+    "probe", "backbone", "images", "mitigation", "trainer", "logger", "protocol", "experiment", "sweep", "hydra/launcher",
 )  # fmt: skip
 LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?: +# (?P<comment>.*))?$")
+INTERNAL = re.compile(r"trainer\.callbacks|hydra\.(job_logging|output_subdir)")
 
 
 class Setting(NamedTuple):
@@ -61,9 +62,11 @@ def settings_of(file: Path, prefix: str = "") -> Iterator[Setting]:
 
 
 def summary(file: Path) -> str:
-    """What a file's first comment says of its choice."""
-    lines = [line[2:] for line in file.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
-    return next((line for line in lines if not line.startswith("python train.py")), lines[0] if lines else "")
+    """The first sentence of a file's heading; commands and packages in it are left out."""
+    heading = re.match(r"(#.*\n)+", file.read_text())
+    lines = [line.strip("# ") for line in heading[0].splitlines()] if heading else []
+    text = " ".join(line for line in lines if line and not line.startswith(("@package", "python train.py")))
+    return re.split(r"(?<=[.?]) (?=[A-Z])", text)[0].rstrip(".")
 
 
 def choices(group: str) -> dict[str, str]:
@@ -84,8 +87,7 @@ def show(words: Sequence[str]) -> None:
     groups = Table("choose", "among", "", box=None, title="\nChoices: GROUP=CHOICE", title_justify="left")
     for group in GROUPS:
         for number, (name, meaning) in enumerate(choices(group).items()):
-            if group not in ("control", "experiment", "sweep") or meaning:
-                groups.add_row(f"{group}=" if number == 0 else "", name, meaning)
+            groups.add_row(f"{group}=" if number == 0 else "", name, escape(meaning))
     console.print(groups, highlight=False)
     console.print(_table("Settings of every command", settings_of(CONFIGS / "train.yaml")), highlight=False)
     for group in ("probe", "images", "backbone", "datamodule", "trainer", "logger", "mitigation"):
@@ -101,6 +103,6 @@ def show(words: Sequence[str]) -> None:
 
 def _table(title: str, rows: Iterator[Setting] | Sequence[Setting]) -> Table:
     table = Table("setting", "default", "values", "meaning", box=None, title=f"\n{title}", title_justify="left")
-    for row in {setting.name: setting for setting in rows}.values():
-        table.add_row(row.name, row.default, row.values, row.meaning)
+    for row in {setting.name: setting for setting in rows if not INTERNAL.match(setting.name)}.values():
+        table.add_row(*(escape(text) for text in row))
     return table

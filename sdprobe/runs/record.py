@@ -24,8 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.reports.dispatch import FILES
-from sdprobe.utilities.settings import target_name
 from sdprobe.utilities.io import parsing, replacing, write_file
+from sdprobe.utilities.settings import target_name
 
 ROOT = Path(__file__).parents[2]
 # of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds

@@ -1,4 +1,4 @@
-"""What a user types in a shell: bash splits the words, train.py answers. Nothing here imports torch in the process it starts."""
+"""What a user types in a shell: bash splits the words, train.py answers, and torch is not imported meanwhile."""
 
 import os
 import re
@@ -30,7 +30,7 @@ assert not {"torch", "diffusers", "lightning", "matplotlib"} & set(sys.modules)
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A line in bash, where `sdprobe SETTING WORDS` prints what SETTING is."""
     (python,) = {sys.executable}
-    script = f"sdprobe() {{ '{python}' -c \"$CHECKED\" \"$@\"; }}\n{line}"
+    script = f'sdprobe() {{ \'{python}\' -c "$CHECKED" "$@"; }}\n{line}'
     variables = os.environ | {"CHECKED": CHECKED} | environment
     return subprocess.run(["bash", "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
 
@@ -40,7 +40,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     [
         ("sdprobe images.root images=folder images.root=~/photos", "/home/me/photos"),
         ("sdprobe images.root images=folder images.root='/data/my, own = [new] photos'", "/data/my, own = [new] photos"),
-        ("sdprobe images.root images=folder \"images.root=/data/it's here\"", "/data/it's here"),
+        ('sdprobe images.root images=folder "images.root=/data/it\'s here"', "/data/it's here"),
         ("sdprobe prompt prompt='a cat'", "a cat"),
         ("sdprobe prompt prompt='a {category}, at night'", "a {category}, at night"),
         ("sdprobe images.split images=hub images.path=owner/name images.split='train[:12]'", "train[:12]"),
@@ -95,7 +95,9 @@ def test_wrong_settings_are_found_before_torch_is_imported(words: list[str], mes
     assert message in answer.stderr.splitlines()[-1] and answer.returncode == 1
 
 
-@pytest.mark.parametrize("words", [["activation_budget=.5"], ["block=[mid,up_1]"], ["probe.learning_rate=1"], ["images.limit=null"]])
+@pytest.mark.parametrize(
+    "words", [["activation_budget=.5"], ["block=[mid,up_1]"], ["probe.learning_rate=1"], ["images.limit=null"]]
+)
 def test_values_of_another_kind_than_the_default_that_are_meant_pass(words: list[str]) -> None:
     assert cli.check(words) is not None
 
