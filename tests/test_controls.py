@@ -11,7 +11,7 @@ from omegaconf import OmegaConf, open_dict
 from sdprobe.reports.controls import contrast
 from sdprobe.reports.grouping import control_groups
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli
+from sdprobe.runs import checks, cli
 from sdprobe.runs.record import config_hash
 from sdprobe.runs.run import run
 from sdprobe.utilities.errors import InputError
@@ -87,4 +87,4 @@ def test_a_cell_with_images_of_its_own_refuses_others(tmp_path: Path) -> None:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("train", overrides=[f"control={cell}", "images=folder", f"images.root={tmp_path}"])
         with pytest.raises(InputError, match=r"images=FolderImages to have a setting '\w+', but it has none"):
-            cli.check_types(cfg)
+            checks.check_types(cfg)

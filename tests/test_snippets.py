@@ -282,7 +282,7 @@ def run_as_printed(line: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("snippet", [line for line in LINES if "--help" in line.text], ids=str)
 def test_help_is_given(snippet: Snippet, workspace: Path) -> None:
-    assert "timestep: 50" in run_as_printed(snippet.text, workspace)
+    assert re.search(r"^ timestep +50 ", run_as_printed(snippet.text, workspace), re.M)
 
 
 @pytest.mark.parametrize("snippet", [line for line in LINES if "sdprobe.backbones" in line.text], ids=str)

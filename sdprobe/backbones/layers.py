@@ -67,7 +67,8 @@ def resolve(block: str | Iterable[str], table: dict[str, Layer]) -> tuple[str, .
     """Canonical layer names for what a user types as ``block=``, in execution order, each once.
 
     ``block`` is a name, an alias, a list of these, a glob (``up_*``), ``stages`` (block outputs), ``all``, or
-    ``loos2025`` (the 45 layers of the study, which skip the last resnet of ``up_0``).
+    ``loos2025`` (the 45 layers of the study, which skip the last resnet of ``up_0``). The module's path in diffusers names
+    its layer, too: ``up_blocks.1.resnets.2``, ``up_blocks[1].resnets[2]``, ``mid_block``.
 
     Raises:
         InputError: a name that is no layer of this U-Net; the message names the nearest one.
@@ -90,10 +91,19 @@ def _expand(item: str, table: dict[str, Layer]) -> list[str]:
         return [item]
     if item in aliases:
         return [aliases[item]]
+    if (name := _by_path(item, table)) in table:
+        return [name]
     matches = [*fnmatch.filter(table, item), *(aliases[a] for a in fnmatch.filter(aliases, item))]
     if not matches:
         raise InputError(_unknown(item, table, [*table, *aliases, *INPUTS]))
     return matches
+
+
+def _by_path(item: str, table: dict[str, Layer]) -> str:
+    """The layer of a module's path; a block's is its output."""
+    path = re.sub(r"\[(\d+)\]", r".\1", item)
+    stage = re.sub(r"^(mid|down|up)_block(s\.(\d+))?$", lambda match: "_".join(filter(None, match.group(1, 3))), path)
+    return next((layer.name for layer in table.values() if layer.path == path), stage)
 
 
 def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> str:

@@ -2,36 +2,34 @@
 
 import difflib
 import errno
+import importlib.util
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
+from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from sdprobe.backbones.precision import choose_device
-from sdprobe.runs import sweep
-from sdprobe.runs.record import ROOT, target_name
+from sdprobe.runs.arguments import as_overrides
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
-SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-LISTS = {str: "a list of names", int: "a list of integers"}
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
+# extras of pyproject.toml, by the plugin that a launcher's _target_ names
+EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 # a full, protected or read-only place to write to
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # notes of libraries on their own internals, met on every run
@@ -47,6 +45,61 @@ _NOISE = (
     r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # ours name every setting themselves
     r"The number of training batches .* is smaller than the logging interval",
 )
+
+
+OmegaConf.register_new_resolver("either", lambda flag, yes, no: yes if flag else no, replace=True)
+OmegaConf.register_new_resolver("gpus_per_job", lambda: min(1, gpus()), replace=True)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process reports: the one the user began. Those Lightning begins have their number in LOCAL_RANK."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Print a line at once, to standard error as the log does."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def interrupted() -> str:
+    """What is left after Ctrl-C outside of a measurement, and how to go on."""
+    if not HydraConfig.initialized():
+        return "Interrupted before the run began; nothing was written."
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return f"Interrupted; the same command with hydra.sweep.dir='{hydra.sweep.dir}' continues the sweep."
+    if (Path(hydra.runtime.output_dir) / ".hydra" / "overrides.yaml").is_file():
+        return f"Interrupted; continue with: python train.py resume='{hydra.runtime.output_dir}'"
+    return "Interrupted before anything was measured; give the same command again."
+
+
+def gpus() -> int:
+    """GPUs of this machine: a job asks for one only where there is one, or Ray would wait for it for ever."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def prepare(words: Sequence[str]) -> list[str]:
+    """Command-line words as overrides that Hydra takes, checked; says what was asked for. Help is printed and ends the process.
+
+    Raises:
+        InputError: the command cannot be used. Most reasons are found before torch is imported.
+    """
+    if any(word in ("--help", "-h") for word in words):
+        from sdprobe.runs import help
+
+        help.show(words)
+        sys.exit()
+    overrides = expanded(as_overrides(words))
+    cfg = check(overrides)
+    if cfg is not None:
+        say(asked_for(cfg))
+        from sdprobe.runs import checks  # imports torch: from here on seconds pass
+
+        checks.check(cfg)
+    return overrides
 
 
 def expanded(arguments: list[str]) -> list[str]:
@@ -74,35 +127,99 @@ def expanded(arguments: list[str]) -> list[str]:
     return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
 
 
-def check(arguments: list[str]) -> None:
+def check(arguments: Sequence[str]) -> DictConfig | None:
     """Compose the configuration once, sweeps by their first value, and say in one sentence what is misspelt.
+
+    Imports no torch, so that the answer comes at once. None for options of Hydra's own.
 
     Raises:
         InputError: an override that the configuration does not have, or an unreadable one.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}:
-        return  # --help, --cfg job, ...: Hydra's own business
+        return None  # --cfg job, --hydra-help, ...: Hydra's own business
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("train", overrides=[first for text in overrides if (first := _first(text))], return_hydra_config=True)
+        cfg = composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, overrides)) from error
     except ValueError as error:  # a group set to null
         raise InputError(f"Expected a choice for every configuration group, but got {' '.join(overrides)}: {error}") from error
-    finally:
-        GlobalHydra.instance().clear()
-    sweeps = len(overrides) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN
-    if sweeps:
-        sweep.check(cfg)
+    if len(overrides) < len(arguments):
+        cfg.hydra.mode = RunMode.MULTIRUN
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        check_launcher(cfg)
     try:
-        check_types(cfg)
+        check_kinds(cfg, overrides)
         check_settings(cfg)
-        check_devices(cfg, sweeps)
     except InputError:
         raise
-    except (OmegaConfBaseException, HydraException, ImportError, AttributeError, TypeError, ValueError):
-        return  # a configuration so odd that nothing can be checked is explained where it is used
+    except (OmegaConfBaseException, HydraException, AttributeError, TypeError, ValueError):
+        pass  # a configuration so odd that nothing can be checked is explained where it is used
+    return cfg
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run, of the first job where it is a sweep."""
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose(
+                "train", overrides=[first for text in overrides if (first := _first(text))], return_hydra_config=True
+            )
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse text, lists and flags where the default is a number, and all but a flag where it is a flag.
+
+    Raises:
+        InputError: such a value. Constructors say more of types, but are imported with torch.
+    """
+    defaults = composed(
+        [text for text in overrides if (CONFIGS / text.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()]
+    )
+    for key in (text.lstrip("+~").partition("=")[0] for text in overrides):
+        default, value = (OmegaConf.select(node, key) if "@" not in key else None for node in (defaults, cfg))
+        kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind == (int, float))):
+            spoken = "true or false" if kind is bool else "a number"
+            raise InputError(f"Expected {key} to be {spoken}, but got {value!r}. The default is {default}.")
+
+
+def check_launcher(cfg: DictConfig) -> None:
+    """Refuse a sweep whose launcher is not installed, before its first job; ``cfg`` is that job's, with Hydra's own node.
+
+    Raises:
+        InputError: the launcher is not there.
+    """
+    plugin = next((name for name in EXTRAS if name in cfg.hydra.launcher._target_), None)
+    if plugin and not _installed(f"hydra_plugins.{plugin}"):
+        extra = EXTRAS[plugin]
+        raise InputError(
+            f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. "
+            f"Install it: pip install --constraint constraints.txt --editable '.[{extra}]'."
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even hydra_plugins
+        return False
+
+
+def asked_for(cfg: DictConfig) -> str:
+    """A line on a composed configuration: what a run, or the first job of a sweep, will measure.
+
+    >>> asked_for(composed(["block=[mid,up_1]"]))
+    'Probe position, backbone demo, block mid and up_1, timestep 50, images scenes.'
+    """
+    choices = cfg.hydra.runtime.choices
+    block = " and ".join(map(str, cfg.block)) if OmegaConf.is_list(cfg.block) else cfg.block
+    names = {"probe": choices.probe, "backbone": choices.backbone, "block": block, "timestep": cfg.timestep}
+    names |= {"images": choices.images, "mitigation": choices.get("mitigation", "of its own")}
+    text = ", ".join(f"{name} {value}" for name, value in names.items() if value != "none")
+    return f"{'A sweep; its first job: ' if cfg.hydra.mode == RunMode.MULTIRUN else ''}{text[0].upper()}{text[1:]}."
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -114,7 +231,7 @@ def check_settings(cfg: DictConfig) -> None:
     choices = cfg.hydra.runtime.choices
     sections = {"": cfg, "probe": cfg.probe}
     sections |= {name: cfg[name] for name in ("images", "backbone", "datamodule")}
-    sections |= {target_name(each._target_): each for each in cfg.mitigation.values()}
+    sections |= {settings.target_name(each._target_): each for each in cfg.mitigation.values()}
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}
@@ -180,101 +297,6 @@ def _keys() -> list[str]:
         return [name for key, value in node.items() for name in (f"{prefix}{key}", *walk(value, f"{prefix}{key}."))]
 
     return walk(settings, "")
-
-
-def check_types(cfg: DictConfig) -> None:
-    """Compare every setting with the type its constructor declares, before anything is built.
-
-    Raises:
-        InputError: a value of another type, or a number out of range that no constructor sees.
-    """
-    nodes = {name: cfg[name] for name in ("images", "backbone", "datamodule", "probe")}
-    for name, node in (nodes | {f"mitigation.{label}": each for label, each in cfg.mitigation.items()}).items():
-        raw = OmegaConf.to_container(node, resolve=False)
-        hints = declared(get_object(node._target_))
-        if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:
-            raise InputError(
-                f"Expected {name}={node._target_.rpartition('.')[2]} to have a setting '{strange[0]}', but it has none. "
-                f"Choose another {name}=, or another cell of control=, which may bring {name} of its own."
-            )
-        for key, hint in hints.items():
-            if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
-                continue
-            if raw[key] in ("${images}", "${backbone}"):  # type: ignore[index,call-overload]
-                continue
-            try:
-                value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
-            except InterpolationResolutionError:
-                continue  # it refers to what only a run knows, such as ${hydra:job.num}
-            linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
-            if not _fits(value, hint):
-                shown = linked.group(1) if linked else f"{name}.{key}"
-                raise InputError(f"Expected {shown} to be {_spoken(hint)}, but got {value!r}. Correct the value.")
-    for key, value in {"twins": cfg.twins, "trainer.max_epochs": cfg.trainer.max_epochs}.items():
-        least = 0 if key == "twins" else 1
-        if not _fits(value, int) or value < least:
-            raise InputError(f"Expected {key} to be an integer of at least {least}, but got {value!r}. Correct the value.")
-    if not _fits(cfg.activation_budget, float):
-        raise InputError(f"Expected activation_budget to be a number, but got {cfg.activation_budget!r}. Correct the value.")
-
-
-def check_devices(cfg: DictConfig, sweep: bool) -> None:
-    """Whether a run can have the devices it asks for.
-
-    Args:
-        cfg: of the run.
-        sweep: whether the run is a job of a multirun.
-
-    Raises:
-        InputError: a number of devices that is none, that is not there, or that a sweep cannot use.
-    """
-    count = cfg.trainer.get("devices", 1)
-    if not _fits(count, int) or count < 1:
-        raise InputError(f"Expected trainer.devices to be an integer of at least 1, but got {count!r}. Use trainer.devices=2.")
-    if count == 1:
-        return
-    if sweep:
-        raise InputError(
-            f"Expected trainer.devices to be 1 in a sweep, whose jobs have one device each, but got {count}. "
-            "Leave out trainer=ddp."
-        )
-    if str(cfg.device).startswith("cuda:"):
-        raise InputError(
-            f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
-        )
-    gpus = choose_device(str(cfg.device)).type == "cuda"
-    there, what = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
-    if count > there:
-        raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")
-
-
-def declared(target: Any) -> dict[str, Any]:
-    """Argument → declared type of a constructor, those in a dictionary of options included."""
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    options = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is Unpack}
-    found = {name: hint for name, hint in hints.items() if name not in options}
-    return found | {name: hint for each in options.values() for name, hint in get_type_hints(each).items()}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML or the command line has a declared type; unknown kinds of types fit."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if any(option not in SPOKEN and get_origin(option) is not Sequence for option in options):
-        return True
-    return any(_is(value, option) for option in options)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Sequence:
-        return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _spoken(hint: Any) -> str:
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return " or ".join(SPOKEN.get(option) or LISTS[get_args(option)[0]] for option in options)
 
 
 def explained(error: OmegaConfBaseException) -> str:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.reports.dispatch import FILES
 from sdprobe.utilities.io import parsing, replacing, write_file
+from sdprobe.utilities.settings import target_name
 
 ROOT = Path(__file__).parents[2]
 # of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds
@@ -103,17 +104,6 @@ def _without_modules(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: target_name(value) if key == "_target_" else _without_modules(value) for key, value in node.items()}
     return node
-
-
-def target_name(target: str) -> str:
-    """A ``_target_`` without the modules that it lies in.
-
-    >>> [target_name(target) for target in ("a.b.Standardize", "a.FrozenSD.from_pretrained", "a.function")]
-    ['Standardize', 'FrozenSD.from_pretrained', 'function']
-    """
-    parts = target.split(".")
-    classes = (number for number, part in enumerate(parts) if part[:1].isupper())
-    return ".".join(parts[next(classes, -1) :])
 
 
 def digest(content: object) -> str:

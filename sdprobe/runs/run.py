@@ -10,8 +10,9 @@ from rich.console import Console
 
 from sdprobe.reports.dispatch import draw, rows, show
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, sweep, tracking, workers
+from sdprobe.runs import checks, sweep, tracking, workers
 from sdprobe.runs.baselines import random_weights
+from sdprobe.runs.cli import is_rank_zero
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import Predicts, clear, write_command, write_metrics, write_predictions
 from sdprobe.utilities.errors import InputError
@@ -29,10 +30,10 @@ def run(cfg: DictConfig) -> Run | None:
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder, maps=False).meta["complete"]:
         log.info("%s is complete; nothing is left to do.", folder)
         return Run.read(folder)
-    cli.check_types(cfg)
-    cli.check_devices(cfg, sweep.active())
+    checks.check_types(cfg)
+    checks.check_devices(cfg, sweep.active())
     measurement = Measurement(cfg)  # settings that cannot be used are refused before anything of an earlier run is removed
-    if not workers.is_rank_zero():
+    if not is_rank_zero():
         run_worker(cfg, measurement)
         return None
     clear(folder, resumed=bool(cfg.resume))

@@ -6,7 +6,6 @@ end of a sweep a callback lists failed jobs, and writes the table and figures of
 """
 
 import atexit
-import importlib.util
 import json
 import logging
 import sys
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,44 +28,16 @@ from rich.console import Console
 from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
 from sdprobe.reports.run import Run
 from sdprobe.runs.record import VERSION, config_hash, source_digest, write_command
-from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json, write_file
 
 log = logging.getLogger(__name__)
 ENDS = ("metrics.json", "error.txt")  # one of which a job leaves
-# extras of pyproject.toml, by the plugin that a launcher's _target_ names
-EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 NUMBER = "${hydra.job.num}"
-# a job asks for a GPU only where there is one, or Ray would wait for it for ever
-OmegaConf.register_new_resolver("either", lambda flag, yes, no: yes if flag else no, replace=True)
-OmegaConf.register_new_resolver("gpus_per_job", lambda: min(1, torch.cuda.device_count()), replace=True)
 
 
 def active() -> bool:
     """Whether this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuse a sweep whose launcher is not installed, before its first job; ``cfg`` is that job's, with Hydra's own node.
-
-    Raises:
-        InputError: the launcher is not there.
-    """
-    plugin = next((name for name in EXTRAS if name in cfg.hydra.launcher._target_), None)
-    if plugin and not _installed(f"hydra_plugins.{plugin}"):
-        extra = EXTRAS[plugin]
-        raise InputError(
-            f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. "
-            f"Install it: pip install --constraint constraints.txt --editable '.[{extra}]'."
-        )
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even hydra_plugins
-        return False
 
 
 def group(otherwise: str) -> str:

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig
 
+from sdprobe.runs.cli import is_rank_zero
 from sdprobe.utilities.errors import InputError
 
 # seconds that a process whose connection is closed may take to end
@@ -25,11 +26,6 @@ class Replicated(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """The model stays as it is."""
-
-
-def is_rank_zero() -> bool:
-    """Whether this process reports: the one the user began. Those Lightning begins have their number in LOCAL_RANK."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def set_device(cfg: DictConfig) -> None:

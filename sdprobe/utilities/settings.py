@@ -18,6 +18,17 @@ COARSEST = 64  # pixels per token of Stable Diffusion's coarsest grid
 Rule = Callable[[str, Any], object]
 
 
+def target_name(target: str) -> str:
+    """A ``_target_`` without the modules that it lies in.
+
+    >>> [target_name(target) for target in ("a.b.Standardize", "a.FrozenSD.from_pretrained", "a.function")]
+    ['Standardize', 'FrozenSD.from_pretrained', 'function']
+    """
+    parts = target.split(".")
+    classes = (number for number, part in enumerate(parts) if part[:1].isupper())
+    return ".".join(parts[next(classes, -1) :])
+
+
 def _one_of(*options: str) -> Rule:
     return partial(expect.one_of, options=options)
 

@@ -157,6 +157,15 @@ def test_stage_outputs_answer_to_their_longer_names_too(model: str, aliases: dic
     assert {name: layer.alias for name, layer in table(model).items() if layer.alias} == aliases
 
 
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_a_module_s_path_names_its_layer(model: str) -> None:
+    table = layer_table(meta_unet(preset_config(model)))
+    for name, layer in table.items():
+        assert resolve(layer.path, table) == resolve([layer.published], table) == (name,)
+    blocks = {"mid_block": "mid", "up_blocks[1]": "up_1", "down_blocks.0": "down_0"}
+    assert [resolve(path, table) for path in blocks] == [(name,) for name in blocks.values()]
+
+
 def test_published_names_are_those_of_the_study() -> None:
     assert len(PUBLISHED_45) == 45
     layers = table("sd15")

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from sdprobe.reports.run import Run
-from sdprobe.runs.cli import check_devices
+from sdprobe.runs.checks import check_devices
 from sdprobe.runs.record import config_hash
 from sdprobe.runs.run import run
 from sdprobe.utilities.errors import InputError

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.errors import CommError
 
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, tracking
+from sdprobe.runs import checks, cli, tracking
 from sdprobe.runs.measurement import NumbersVersion
 from sdprobe.runs.record import (
     DEVICES,
@@ -277,7 +277,7 @@ def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> No
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         cfg = compose("train", overrides=override.split())
     with pytest.raises(InputError) as caught:
-        cli.check_types(cfg)
+        checks.check_types(cfg)
     assert message in str(caught.value)
 
 
@@ -286,7 +286,7 @@ def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> No
 )
 def test_values_of_the_right_type_pass(override: str) -> None:
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
-        cli.check_types(compose("train", overrides=[override]))
+        checks.check_types(compose("train", overrides=[override]))
 
 
 def test_clearing_takes_only_what_a_run_leaves(tmp_path: Path) -> None:

@@ -184,24 +184,24 @@ def test_progress_counts_jobs_and_estimates_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("launcher", "extra"), [("ray", "ray"), ("slurm", "slurm"), ("submitit_local", "slurm")])
 def test_a_missing_launcher_names_its_extra(launcher: str, extra: str, monkeypatch) -> None:
-    monkeypatch.setattr(sweep, "_installed", lambda module: False)
+    monkeypatch.setattr(cli, "_installed", lambda module: False)
     with pytest.raises(InputError, match=rf"^Expected hydra/launcher to be installed.*needs the extra '{extra}'.*pip install"):
         cli.check(["-m", f"hydra/launcher={launcher}", "seed=1,2"])
     cli.check([f"hydra/launcher={launcher}"])  # a single run needs none
 
 
 def test_what_is_not_installed_is_noticed() -> None:
-    assert sweep._installed("hydra.core")
-    assert not sweep._installed("hydra_plugins.hydra_no_such_launcher")
-    assert not sweep._installed("no_such_package.module")
+    assert cli._installed("hydra.core")
+    assert not cli._installed("hydra_plugins.hydra_no_such_launcher")
+    assert not cli._installed("no_such_package.module")
 
 
 def test_a_job_has_one_device() -> None:
     with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep, whose jobs have one device each, but got 2"):
-        cli.check(["-m", "+trainer.devices=2", "seed=1,2"])
+        cli.prepare(["-m", "+trainer.devices=2", "seed=1,2"])
     with pytest.raises(InputError, match=r"trainer\.devices to be 1 in a sweep"):
-        cli.check(["sweep=timesteps", "+trainer.devices=2"])
-    cli.check(["-m", "+trainer.devices=1", "seed=1,2"])
+        cli.prepare(["sweep=timesteps", "+trainer.devices=2"])
+    cli.prepare(["-m", "+trainer.devices=1", "seed=1,2"])
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch) -> None:

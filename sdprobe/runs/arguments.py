@@ -1,0 +1,73 @@
+"""Command-line arguments as a shell delivers them, made into overrides that Hydra's grammar takes. Imports no torch."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from sdprobe.utilities.errors import InputError
+
+# settings whose value is text: spaces, commas, brackets, = and apostrophes belong to it
+TEXT = re.compile(
+    r"prompt|cache_dir|run_dir|resume|(images\.)+(root|path|split|column|revision)|backbone\.(path|revision)|datamodule\.labels"
+    r"|mitigation\.saved\.folder|logger\.\w+|hydra\.(run|sweep)\.dir"
+)
+# those of them that are places on this machine, where ~ is the home folder
+PLACES = re.compile(r".*(_dir|\.dir|resume|root|path|labels|folder)")
+_OURS = re.compile(r"""(["']).*\1|(choice|range|glob|sort|shuffle|tag|interval)\(.*\)|.*\$\{.*|null|""", re.S)
+
+
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Arguments with text quoted for Hydra, ``~`` expanded and published layer names made plain.
+
+    >>> as_overrides(["prompt=it's a cat, asleep", "images.split=train[:12]", "block=[up_blocks[1].resnets[2],mid]"])
+    ["prompt='it\\\\'s a cat, asleep'", "images.split='train[:12]'", 'block=[up_blocks.1.resnets.2,mid]']
+
+    Raises:
+        InputError: an argument that is no override; the sentence names it and, where there is one, a spelling that works.
+    """
+    jobs = any(argument in ("-m", "--multirun") for argument in arguments)
+    return [argument if argument.startswith("-") else _override(argument, jobs) for argument in arguments]
+
+
+def _override(argument: str, jobs: bool) -> str:
+    key, sign, value = argument.partition("=")
+    if not sign and not key.startswith("~"):
+        raise InputError(
+            f"Expected arguments of the form key=value, but got '{argument}'. Put quotes around spaces and brackets."
+        )
+    name = key.lstrip("+~")
+    if name == "block":
+        value = re.sub(r"(?<=[a-z])\[(\d+)\]", r".\1", value)
+    elif TEXT.fullmatch(name) and not _OURS.fullmatch(value) and not (jobs and "," in value and _reason(argument) is None):
+        if PLACES.fullmatch(name) and value.startswith("~"):
+            value = str(Path(value).expanduser())
+        value = quoted(value)
+    override = f"{key}{sign}{value}"
+    if reason := _reason(override):
+        spelling = f"{key}={quoted(value)}"
+        fix = f'Write "{spelling}".' if _reason(spelling) is None else "See docs/usage.md, Quoting in a shell."
+        raise InputError(f"Expected an override of the form key=value, but got '{argument}': {reason}. {fix}")
+    return override
+
+
+def quoted(value: str) -> str:
+    r"""Text as Hydra's grammar quotes it.
+
+    >>> quoted("it's"), quoted("C:\\")
+    ("'it\\'s'", "'C:\\\\'")
+    """
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    trailing = re.search(r"\\*$", escaped)
+    return f"'{escaped}{trailing[0] if trailing else ''}'"
+
+
+def _reason(override: str) -> str | None:
+    """Why Hydra's grammar refuses an override; None where it takes it."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return None

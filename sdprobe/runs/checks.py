@@ -1,0 +1,130 @@
+"""Settings against the constructors that take them, before anything is built. Imports torch and all that is built on it."""
+
+import os
+import re
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
+
+import torch
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from sdprobe.backbones.precision import choose_device
+from sdprobe.utilities.errors import InputError
+
+SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+LISTS = {str: "a list of names", int: "a list of integers"}
+
+
+def check(cfg: DictConfig) -> None:
+    """Types and devices of a composed configuration, that of the first job of a sweep.
+
+    Raises:
+        InputError: a value of another type, or devices that a run cannot have.
+    """
+    try:
+        check_types(cfg)
+        check_devices(cfg, cfg.hydra.mode == RunMode.MULTIRUN)
+    except InputError:
+        raise
+    except (OmegaConfBaseException, HydraException, ImportError, AttributeError, TypeError, ValueError):
+        return  # a configuration so odd that nothing can be checked is explained where it is used
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Compare every setting with the type its constructor declares, before anything is built.
+
+    Raises:
+        InputError: a value of another type, or a number out of range that no constructor sees.
+    """
+    nodes = {name: cfg[name] for name in ("images", "backbone", "datamodule", "probe")}
+    for name, node in (nodes | {f"mitigation.{label}": each for label, each in cfg.mitigation.items()}).items():
+        raw = OmegaConf.to_container(node, resolve=False)
+        hints = declared(get_object(node._target_))
+        if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:
+            raise InputError(
+                f"Expected {name}={node._target_.rpartition('.')[2]} to have a setting '{strange[0]}', but it has none. "
+                f"Choose another {name}=, or another cell of control=, which may bring {name} of its own."
+            )
+        for key, hint in hints.items():
+            if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
+                continue
+            if raw[key] in ("${images}", "${backbone}"):  # type: ignore[index,call-overload]
+                continue
+            try:
+                value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+            except InterpolationResolutionError:
+                continue  # it refers to what only a run knows, such as ${hydra:job.num}
+            linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
+            if not _fits(value, hint):
+                shown = linked.group(1) if linked else f"{name}.{key}"
+                raise InputError(f"Expected {shown} to be {_spoken(hint)}, but got {value!r}. Correct the value.")
+    for key, value in {"twins": cfg.twins, "trainer.max_epochs": cfg.trainer.max_epochs}.items():
+        least = 0 if key == "twins" else 1
+        if not _fits(value, int) or value < least:
+            raise InputError(f"Expected {key} to be an integer of at least {least}, but got {value!r}. Correct the value.")
+    if not _fits(cfg.activation_budget, float):
+        raise InputError(f"Expected activation_budget to be a number, but got {cfg.activation_budget!r}. Correct the value.")
+
+
+def check_devices(cfg: DictConfig, sweep: bool) -> None:
+    """Whether a run can have the devices it asks for.
+
+    Args:
+        cfg: of the run.
+        sweep: whether the run is a job of a multirun.
+
+    Raises:
+        InputError: a number of devices that is none, that is not there, or that a sweep cannot use.
+    """
+    count = cfg.trainer.get("devices", 1)
+    if not _fits(count, int) or count < 1:
+        raise InputError(f"Expected trainer.devices to be an integer of at least 1, but got {count!r}. Use trainer.devices=2.")
+    if count == 1:
+        return
+    if sweep:
+        raise InputError(
+            f"Expected trainer.devices to be 1 in a sweep, whose jobs have one device each, but got {count}. "
+            "Leave out trainer=ddp."
+        )
+    if str(cfg.device).startswith("cuda:"):
+        raise InputError(
+            f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
+        )
+    gpus = choose_device(str(cfg.device)).type == "cuda"
+    there, what = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
+    if count > there:
+        raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")
+
+
+def declared(target: Any) -> dict[str, Any]:
+    """Argument → declared type of a constructor, those in a dictionary of options included."""
+    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    options = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is Unpack}
+    found = {name: hint for name, hint in hints.items() if name not in options}
+    return found | {name: hint for each in options.values() for name, hint in get_type_hints(each).items()}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML or the command line has a declared type; unknown kinds of types fit."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if any(option not in SPOKEN and get_origin(option) is not Sequence for option in options):
+        return True
+    return any(_is(value, option) for option in options)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _spoken(hint: Any) -> str:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return " or ".join(SPOKEN.get(option) or LISTS[get_args(option)[0]] for option in options)
