@@ -1,6 +1,7 @@
 """Tables and figures of a correspondence run."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -257,13 +258,22 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
     side = source.shape[0]
     gap = np.full((side, side // 16, 3), 255, np.uint8)
     panel.imshow(np.concatenate([source, gap, target], 1))
-    for _, x, y, true_x, true_y, found_x, found_y, verdict in matches * np.array([1, *[side] * 6, 1]):
-        colour = VERDICTS[int(verdict)][1]
-        right = side + side // 16
-        panel.plot([x, right + found_x], [y, found_y], color=colour, lw=0.9, marker="o", ms=2.5)
-        panel.plot(right + true_x, true_y, "+", color="white", ms=6, mew=2.2)
-        panel.plot(right + true_x, true_y, "+", color=colour, ms=5, mew=1.0)
-    panel.set(xlim=(0, 2 * side + side // 16), ylim=(side, 0))
+    right = side + side // 16
+    scaled = matches * np.array([1, *[side] * 6, 1])
+    # correct matches last, on top of the others, which are thin
+    for _, x, y, true_x, true_y, found_x, found_y, verdict in sorted(scaled, key=lambda match: match[-1] == 1):
+        colour, correct = VERDICTS[int(verdict)][1], verdict == 1
+        line: dict[str, Any] = {
+            "color": colour,
+            "lw": 1.8 if correct else 0.7,
+            "alpha": 1.0 if correct else 0.55,
+            "clip_on": False,
+        }
+        panel.plot([x, right + found_x], [y, found_y], marker="o", ms=3, **line)
+        panel.plot(right + true_x, true_y, "+", color="white", ms=6, mew=2.2, clip_on=False)
+        panel.plot(right + true_x, true_y, "+", color=colour, ms=5, mew=1.0, clip_on=False)
+    panel.set(xlim=(0, right + side), ylim=(side, 0))
+    panel.set_title(f"{(matches[:, -1] == 1).sum()} of {len(matches)} correct", fontsize=9)
 
 
 def _half(run: Run, condition: str, layer: str, metric: str, group: str = "all") -> str:
