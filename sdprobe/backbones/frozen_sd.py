@@ -99,17 +99,17 @@ class FrozenSD:
         """
         check_padding(padding)  # before anything is loaded
         card = presets().get(path, {"path": path, "revision": None, "variant": None})
-        where = choose_device(device)
+        chosen_device = choose_device(device)
         components = load(
             card["path"],
             revision or card["revision"],
             card["variant"] if variant == "preset" else variant,
             weights,
             weights_seed,
-            choose_dtype(precision, where),
+            choose_dtype(precision, chosen_device),
         )
         label = weights if weights == "stored" else f"{weights}-{weights_seed}"
-        return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, where, padding)
+        return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, chosen_device, padding)
 
     @property
     def dtype(self) -> torch.dtype:

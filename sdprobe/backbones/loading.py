@@ -195,9 +195,9 @@ def _check_weights(folder: Path, variant: str | None) -> None:
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
+        stored = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
         raise InputError(
-            f"Expected {folder} to hold .safetensors weights, but found {found}. "
+            f"Expected {folder} to hold .safetensors weights, but found {stored}. "
             "Save the pipeline again with save_pretrained(..., safe_serialization=True)."
         )
     variants = {match[1] if (match := VARIANT.search(name)) else None for name in files}
@@ -225,10 +225,10 @@ def check_card(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise InputError(f"Expected {folder} to hold {name}, which its card lists, but there is none. {REMEDY}")
-        found = digest(file)
-        if found != expected:
+        actual = digest(file)
+        if actual != expected:
             raise InputError(
-                f"Expected {file} to have the SHA-256 {expected[:12]}… of its card, but got {found[:12]}… "
+                f"Expected {file} to have the SHA-256 {expected[:12]}… of its card, but got {actual[:12]}… "
                 f"({file.stat().st_size:,} bytes): it is truncated or altered. {REMEDY}"
             )
 

@@ -18,13 +18,13 @@ def choose_device(device: str = "auto") -> torch.device:
         raise InputError(f"Expected device to be auto, cpu or cuda, but got '{device}'. Use device=auto.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"Expected device={device} to have a CUDA GPU, but torch finds none. Use device=cpu.")
-    where = torch.device(device)
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(
             f"Expected device={device} to exist, but torch finds {count} GPUs. Use device=cuda:{count - 1} or less."
         )
-    return where
+    return chosen
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -35,7 +35,7 @@ class LayerHead(nn.Module):
         self.best_bias: Tensor
         self.best_loss: Tensor
         self.best_score: Tensor
-        self.stale: Tensor
+        self.stale: Tensor  # validations since the last improvement; checkpoints hold it under this name
         self.steps: Tensor
         self.register_buffer("best_weight", torch.zeros_like(self.weight))
         self.register_buffer("best_bias", torch.zeros_like(self.bias))
@@ -50,7 +50,7 @@ class LayerHead(nn.Module):
         return flat.unflatten(1, self.bias.shape)
 
     @torch.no_grad()
-    def judge(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
+    def update_best(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
         """Keep the state of every variant whose validation loss fell by at least 0.1 %; a variant that has not for
         ``patience`` validations in a row, after ``min_steps`` steps, is finished and keeps its best state."""
         better = (loss < self.best_loss * (1 - 1e-3)) & ~self._finished(patience, min_steps)
@@ -66,11 +66,11 @@ class LayerHead(nn.Module):
         return bool(self._finished(patience, min_steps).all())
 
     @torch.no_grad()
-    def select(self) -> None:
+    def restore_best(self) -> None:
         """Go back to the best states; variants that were never judged stay as they are."""
-        judged = self.best_loss.isfinite()
-        self.weight[judged] = self.best_weight[judged]
-        self.bias[judged] = self.best_bias[judged]
+        updated = self.best_loss.isfinite()
+        self.weight[updated] = self.best_weight[updated]
+        self.bias[updated] = self.best_bias[updated]
 
     def _finished(self, patience: int, min_steps: int) -> Tensor:
         return (self.stale >= patience) & (self.steps >= min_steps)

@@ -78,7 +78,7 @@ class LayerStatistics(nn.Module):
         self.scored = False
         self.floor: MaskOverlap | None = None
         self.stability = nn.ModuleDict({name: MaskOverlap(number) for name, number in repeats.items() if number})
-        self.kept: dict[int, Tensor] = {}
+        self.first_masks: dict[int, Tensor] = {}
         self.images, self.repeats = images, max(repeats.values())
 
     def whole(
@@ -98,8 +98,8 @@ class LayerStatistics(nn.Module):
             self.scored = True
             self.labelled.update(masks["high_norm"], masks["labelled"])
         for index, mask in zip(image.tolist(), masks["high_norm"], strict=True):
-            if len(self.kept) < self.repeats:
-                self.kept[index] = mask.cpu()
+            if len(self.first_masks) < self.repeats:
+                self.first_masks[index] = mask.cpu()
 
     def cropped(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor]) -> None:
         """Measure the similarity of groups, and of the same corner between images, in cropped images."""
@@ -109,13 +109,13 @@ class LayerStatistics(nn.Module):
 
     def repeated(self, noise: bool, mask: Bool[Tensor, "b h w"], image: Int[Tensor, " b"]) -> None:
         """Compare the high-norm tokens of images seen before, now with other noise or at another timestep."""
-        before = torch.stack([self.kept[index] for index in image.tolist()]).to(mask.device)
+        before = torch.stack([self.first_masks[index] for index in image.tolist()]).to(mask.device)
         self.stability["noise" if noise else "timestep"].update(before, mask)  # type: ignore[operator]
 
     def compare_with_floor(self, cells: dict[int, Bool[Tensor, "h w"]]) -> None:
         """Hold the high-norm tokens of these images, seen before, against other masks of the same grid."""
         self.floor = MaskOverlap(len(cells)).to(self.mean.device)
-        ours = torch.stack([self.kept[index] for index in cells]).to(self.mean.device)
+        ours = torch.stack([self.first_masks[index] for index in cells]).to(self.mean.device)
         self.floor.update(ours, torch.stack(list(cells.values())).to(self.mean.device))
 
     def compute(self) -> dict[str, float]:
@@ -141,11 +141,11 @@ class LayerStatistics(nn.Module):
         Gains are those of the reported values; intervals those of unclipped ones, moved where needed to hold the gain.
         """
         units = self.pseudovalues()
-        found = paired_gains(units, other.pseudovalues())
+        gains = paired_gains(units, other.pseudovalues())
         own, theirs = self.compute(), other.compute()
-        for key in (key for key in units if key in found):
-            found |= holding(key, own[key] - theirs[key], found)
-        return found
+        for key in (key for key in units if key in gains):
+            gains |= holding(key, own[key] - theirs[key], gains)
+        return gains
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``<metric>/<group>`` → what every fold of images contributes, of risks, credibility and relative norms."""

@@ -53,7 +53,7 @@ def random_mask(masks: Mapping[str, Bool[Tensor, "h w"]], group: str, *key: obje
 
 
 def upsampled_argmax(
-    source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"], place: Placement, width: int, height: int, size: int
+    source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"], placement: Placement, width: int, height: int, size: int
 ) -> Int[Tensor, "n 2"]:
     """Pixel (x, y) of the original picture whose bilinearly enlarged, then normalised target token is most alike.
 
@@ -62,17 +62,17 @@ def upsampled_argmax(
         place: where the picture of ``width`` × ``height`` pixels lies in the input of ``size`` pixels a side.
     """
     _, high, wide = target.shape
-    across = _taps(width, place.scale[0], place.offset[0], size / wide, wide, target.device)
-    down = _taps(height, place.scale[1], place.offset[1], size / high, high, target.device)
+    across = _taps(width, placement.scale[0], placement.offset[0], size / wide, wide, target.device)
+    down = _taps(height, placement.scale[1], placement.offset[1], size / high, high, target.device)
     target = target.float()
     rows, cols = _matrix(*down, high), _matrix(*across, wide)
     norm = _enlarged_norm(target, down, across)
     unit = normalize(source.float(), dim=1)
-    found = []
-    for part in unit.split(CHUNK):
-        similarity = torch.einsum("nc,chw->nhw", part, target)
-        found.append(((rows @ similarity @ cols.T) / norm).flatten(1).argmax(1))
-    index = torch.cat(found)
+    indices = []
+    for chunk in unit.split(CHUNK):
+        similarity = torch.einsum("nc,chw->nhw", chunk, target)
+        indices.append(((rows @ similarity @ cols.T) / norm).flatten(1).argmax(1))
+    index = torch.cat(indices)
     return torch.stack([index % width, index // width], dim=1)
 
 
@@ -82,9 +82,9 @@ Taps = tuple[Int[Tensor, " _k"], Int[Tensor, " _k"], Float[Tensor, " _k"]]
 def _taps(count: int, scale: float, offset: float, stride: float, side: int, device: torch.device) -> Taps:
     """For pixel centres along an axis: the two tokens around them and the second one's weight (align_corners=False)."""
     pixel = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset
-    place = (pixel / stride - 0.5).clamp(0, side - 1)
-    low = place.floor().long()
-    return low.to(device), (low + 1).clamp(max=side - 1).to(device), (place - low).float().to(device)
+    position = (pixel / stride - 0.5).clamp(0, side - 1)
+    low = position.floor().long()
+    return low.to(device), (low + 1).clamp(max=side - 1).to(device), (position - low).float().to(device)
 
 
 def _matrix(low: Tensor, high: Tensor, weight: Tensor, side: int) -> Float[Tensor, "k {side}"]:

@@ -71,8 +71,8 @@ class ClusterMetric(SumMetric):
         values, count = self._pseudovalues(), self.count.sum(0).tolist()
         means, lows, highs = self._intervals(values)
         report: dict[str, float] = {}
-        for key, place in self._present(values).items():
-            report |= with_ends(key, means[place], lows[place], highs[place]) | {f"{key}/n": int(count[place[0]])}
+        for key, index in self._present(values).items():
+            report |= with_ends(key, means[index], lows[index], highs[index]) | {f"{key}/n": int(count[index[0]])}
         return report
 
     def gain(self, other: "ClusterMetric") -> dict[str, float]:

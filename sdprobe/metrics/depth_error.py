@@ -52,14 +52,14 @@ class DepthError(ClusterMetric):
         self,
         predicted: Float[Tensor, " n"],
         target: Float[Tensor, " n"],
-        where: Int[Tensor, "n 2"],
+        positions: Int[Tensor, "n 2"],
         masks: dict[str, Bool[Tensor, " n"]],
         photo: Int[Tensor, " n"],
         image: Int[Tensor, " n"],
     ) -> None:
         """Add all tokens of some images: predicted and true depth, (row, col), group masks, photograph and image of each."""
         known = target.isfinite()
-        predicted, target, where, photo, image = (each[known] for each in (predicted, target, where, photo, image))
+        predicted, target, positions, photo, image = (values[known] for values in (predicted, target, positions, photo, image))
         masks = {group: mask[known] for group, mask in masks.items()}
         values = errors(predicted, target)
         self._add(photo, masks, sums=values)
@@ -71,7 +71,7 @@ class DepthError(ClusterMetric):
             tokens.index_add_(0, number[members], torch.ones_like(values[members, 0]))
             self.image_sums[:, i].index_add_(0, photo[first], (squares / tokens.clamp(min=1)).sqrt())
             self.image_count[:, i].index_add_(0, photo[first], (tokens > 0).double())
-        cell, off = where[:, 0] * self.map_sum.shape[1] + where[:, 1], (predicted.double() - target.double()).abs()
+        cell, off = positions[:, 0] * self.map_sum.shape[1] + positions[:, 1], (predicted.double() - target.double()).abs()
         self.map_sum.view(-1).index_add_(0, cell, off)
         self.map_count.view(-1).index_add_(0, cell, torch.ones_like(off))
 

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdprobe.metrics.grid_accuracy import hits
+from sdprobe.metrics.grid_accuracy import correct
 from sdprobe.metrics.intervals import mean_interval, ratio_pseudovalues, with_ends
 from sdprobe.metrics.sums import SumMetric
 
@@ -52,7 +52,7 @@ class FlipAttribution(SumMetric):
     ) -> None:
         """Add tokens: predicted and network (row, col), and the photograph each comes from."""
         for k, wanted in enumerate((target, mirrored(target, self.height, self.width))):
-            right = hits(predicted, wanted, self.height, self.width)[:, BINNED]
+            right = correct(predicted, wanted, self.height, self.width)[:, BINNED]
             self.right[:, int(rotated), k].index_add_(0, photo, right)
         self.count[:, int(rotated)].index_add_(0, photo, torch.ones_like(right))
 

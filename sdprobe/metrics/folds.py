@@ -63,7 +63,7 @@ def ratio(total: Float[Tensor, " folds"], number: Float[Tensor, " folds"]) -> Es
 
 def estimates_of(values: Callable[..., dict[str, Tensor]], *sums: Shaped[Tensor, "folds ..."]) -> dict[str, Estimate]:
     """What a function makes of sums over all folds, and over all without one each: then its sums have a leading axis."""
-    whole, without = values(*(each.sum(0) for each in sums)), values(*(leave_one_out(each) for each in sums))
+    whole, without = values(*(state.sum(0) for state in sums)), values(*(leave_one_out(state) for state in sums))
     return {key: (whole[key], without[key]) for key in whole}
 
 

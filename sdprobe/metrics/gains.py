@@ -23,18 +23,18 @@ def paired_gains(own: Values, other: Values) -> dict[str, float]:
         return {}
     differences = np.stack([own[key] - other[key] for key in keys], axis=1)
     lows, highs = mean_interval(differences)
-    found: dict[str, float] = {}
+    gains: dict[str, float] = {}
     for i, key in enumerate(keys):
         units = int(np.isfinite(differences[:, i]).sum())
         if units:
             ends = (lows[i], highs[i]) if (np.abs(differences[:, i]) > SAME).sum() >= FEWEST else (np.nan, np.nan)
-            found |= with_ends(key, float(np.nanmean(differences[:, i])), *ends) | {f"{key}/n": units}
-    return found
+            gains |= with_ends(key, float(np.nanmean(differences[:, i])), *ends) | {f"{key}/n": units}
+    return gains
 
 
-def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, float]:
+def holding(key: str, gain: float, numbers: Mapping[str, float]) -> dict[str, float]:
     """A gain under its key, the ends of its interval in ``found`` moved where needed to hold it."""
-    ends = {end: found[f"{key}/{end}"] for end in ENDS if f"{key}/{end}" in found}
+    ends = {end: numbers[f"{key}/{end}"] for end in ENDS if f"{key}/{end}" in numbers}
     moved = {f"{key}/{end}": (min if end == "ci_low" else max)(value, gain) for end, value in ends.items()}
     return {key: gain} | moved
 
@@ -44,9 +44,9 @@ def over_seeds(tables: Mapping[str, Float[np.ndarray, "seeds n"]]) -> dict[str, 
 
     Over the units that all networks have, as the interval is.
     """
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for key, table in tables.items():
         shared = table[:, np.isfinite(table).all(0)]
         if shared.size:
-            found |= with_ends(key, float(shared.mean()), *two_way_interval(shared)) | {f"{key}/seeds": len(table)}
-    return found
+            means |= with_ends(key, float(shared.mean()), *two_way_interval(shared)) | {f"{key}/seeds": len(table)}
+    return means

@@ -15,7 +15,7 @@ KINDS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 BINS = 8
 
 
-def hits(predicted: Int[Tensor, "n 2"], target: Int[Tensor, "n 2"], height: int, width: int) -> Float[Tensor, "n 3"]:
+def correct(predicted: Int[Tensor, "n 2"], target: Int[Tensor, "n 2"], height: int, width: int) -> Float[Tensor, "n 3"]:
     """Per token: axis accuracy (mean of row right and column right), cell accuracy (both right), binned accuracy.
 
     Binned accuracy is axis accuracy after each axis is cut into min(8, side) bins, so that layers compare.
@@ -79,7 +79,7 @@ class GridAccuracy(ClusterMetric):
         photo: Int[Tensor, " n"],
     ) -> None:
         """Add tokens: predicted and true (row, col), group masks, and the photograph each comes from."""
-        right = hits(predicted, target, self.height, self.width)
+        right = correct(predicted, target, self.height, self.width)
         self._add(photo, masks, right=right)
         flat, ones = target[:, 0] * self.width + target[:, 1], torch.ones_like(right[:, 0])
         self.map_right.view(-1).index_add_(0, flat, right[:, 0])

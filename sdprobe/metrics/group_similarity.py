@@ -116,7 +116,7 @@ class GroupSimilarity(FoldMeans):
         require_side(layer.height, layer.width)
         member = torch.stack([layer.masks[group] for group in self.groups], dim=1)
         tokens = ((layer.tokens, layer.norms), (layer.centred, layer.centred_norms))[: len(self.kinds)]
-        cosines, pairs, squares = zip(*(mean_cosines(*each, member) for each in tokens), strict=True)
+        cosines, pairs, squares = zip(*(mean_cosines(*kind, member) for kind in tokens), strict=True)
         counted = [self.groups.index(group) for group in self.counts]
         published = counted_cosine(squares[0][:, counted], squares[0].new_tensor([*self.counts.values()]))
         self._add(

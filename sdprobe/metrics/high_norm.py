@@ -66,10 +66,10 @@ class DetectionMetric(FoldMetric):
         by_fold = self._values(self.sums)
         for key, estimate in self.estimates().items():
             top = np.inf if key == PATCHES else 1
-            found = with_interval(key, estimate, self.seen, (0, top))
+            numbers = with_interval(key, estimate, self.seen, (0, top))
             folds = by_fold[key][by_fold[key].isfinite()]
             enough = min((folds > 0).sum(), (folds < top).sum()) >= FEWEST
-            report |= {name: value for name, value in found.items() if enough or name == key}
+            report |= {name: value for name, value in numbers.items() if enough or name == key}
         return report
 
 
@@ -177,8 +177,8 @@ class MaskOverlap(DetectionMetric):
 
 def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
     """Per image: tokens in both masks, in the first, in the second, and all tokens."""
-    parts = (first & second, first, second, torch.ones_like(first))
-    return torch.stack([part.double().sum((1, 2)) for part in parts], dim=1)
+    masks = (first & second, first, second, torch.ones_like(first))
+    return torch.stack([mask.double().sum((1, 2)) for mask in masks], dim=1)
 
 
 class DetectionScore(DetectionMetric):

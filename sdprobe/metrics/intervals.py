@@ -158,11 +158,11 @@ def present_units(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Fl
 
 def with_ends(key: str, value: SupportsFloat, low: SupportsFloat, high: SupportsFloat) -> dict[str, float]:
     """``key`` with ``/ci_low`` and ``/ci_high``; without ends where they are NaN, nothing where the value is not finite."""
-    number, *ends = (float(each) for each in (value, low, high))
+    number, *ends = (float(end) for end in (value, low, high))
     if not np.isfinite(number):
         return {}
-    found = {f"{key}/{end}": value for end, value in zip(ENDS, ends, strict=True)}
-    return {key: number} | (found if np.isfinite(ends).all() else {})
+    interval = {f"{key}/{end}": value for end, value in zip(ENDS, ends, strict=True)}
+    return {key: number} | (interval if np.isfinite(ends).all() else {})
 
 
 def _enough(count: np.ndarray, weights: np.ndarray | None) -> np.ndarray:

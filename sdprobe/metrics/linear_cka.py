@@ -159,19 +159,19 @@ class LinearCKA(SumMetric):
         """Add the next images: the grid of every layer. Few of their tokens are read, none is kept."""
         batch, first = len(grids[self.layers[0]]), int(self.seen)
         folds_of(first, batch, self.images)  # refuses images beyond the last
-        places = [(i, cell) for i in range(batch) for cell in self._cells(first + i)]
+        cells = [(i, cell) for i in range(batch) for cell in self._cells(first + i)]
         for layer in self.layers:
-            kept: Tensor = getattr(self, f"rows_{layer}")
-            for row, (i, cell) in enumerate(places, start=self._filled(first)):
-                kept[row] = cell_mean(grids[layer][i], cell)
+            rows: Tensor = getattr(self, f"rows_{layer}")
+            for row, (i, cell) in enumerate(cells, start=self._filled(first)):
+                rows[row] = cell_mean(grids[layer][i], cell)
         self.seen += batch
 
     def rows(self, layer: str) -> Float[Tensor, "n c"]:
         """The (image, cell) means kept of a layer, to compare across timesteps or models with :func:`debiased_cka`."""
-        kept: Tensor = getattr(self, f"rows_{layer}")
-        return kept[: self._filled(int(self.seen))]
+        rows: Tensor = getattr(self, f"rows_{layer}")
+        return rows[: self._filled(int(self.seen))]
 
-    def places(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    def cells_of_rows(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """(image, cell) of every row: numbers in the order of arrival, and row-major ones of the partition."""
         cells = [self._cells(image) for image in range(int(self.seen))]
         image = torch.arange(len(cells)).repeat_interleave(torch.tensor([len(drawn) for drawn in cells], dtype=torch.long))
@@ -181,7 +181,7 @@ class LinearCKA(SumMetric):
     def compute(self) -> dict[str, Float[Tensor, "l l"]]:
         """``cka`` of every pair of layers, in the order of ``shapes``; ``cka_positions``; NaN where one does not vary."""
         expect.at_least("images for debiased CKA", int(self.seen), MIN_ROWS)
-        image, cell = self.places()
+        image, cell = self.cells_of_rows()
         size = (len(self.layers), len(self.layers))
         cka, positions = (torch.zeros(size, dtype=torch.float64, device=self.device) for _ in range(2))
         for members, shared in self._alike():

@@ -20,7 +20,7 @@ SWAPS = 32  # other pairs' source points that stand in for a keypoint's own
 Strata = Iterator[tuple[str, Bool[Tensor, " n"]]]
 
 
-def places(points: Keypoints) -> Strata:
+def location_strata(points: Keypoints) -> Strata:
     """``all``; by displacement of source and target; by distance of the target point from the edge."""
     yield "all", torch.ones_like(points.pair, dtype=torch.bool)
     moved = points.displacement
@@ -32,19 +32,19 @@ def places(points: Keypoints) -> Strata:
         yield f"edge_{name}", (edge >= low) & (edge < high)
 
 
-def groups(matches: dict[str, Tensor], way: int) -> Strata:
+def group_strata(matches: dict[str, Tensor], condition: int) -> Strata:
     """By the token group of the source, of the true target and of the matched token."""
     for g, group in enumerate(GROUPS):
         yield f"source_{group}", matches["source_in"][g] > 0
         yield f"target_{group}", matches["target_in"][g] > 0
-        yield f"predicted_{group}", matches["landed_in"][way, g] > 0
+        yield f"predicted_{group}", matches["landed_in"][condition, g] > 0
 
 
 def near_source(
     points: Keypoints, predicted: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], alpha: float
 ) -> Bool[Tensor, " n"]:
     """Wrong matches within α · box of the *source* point; distances are in the network's input, where a position code lives."""
-    return ((predicted - points.source_input).norm(dim=1) <= _reach(points, alpha)) & wrong
+    return ((predicted - points.source_input).norm(dim=1) <= _threshold(points, alpha)) & wrong
 
 
 def copies(
@@ -56,35 +56,35 @@ def copies(
     target point, so source points within twice the reach of it are left out, own and other: else a blind guess would seem
     to avoid the source.
     """
-    reach, index = _reach(points, alpha), wrong.nonzero()[:, 0]
-    own, expected = near_source(points, predicted, wrong, alpha).double(), torch.zeros_like(reach)
+    threshold, index = _threshold(points, alpha), wrong.nonzero()[:, 0]
+    own, expected = near_source(points, predicted, wrong, alpha).double(), torch.zeros_like(threshold)
     counted = torch.zeros_like(wrong)
     if len(index) < 2:
         return own, expected, counted
     generator = torch.Generator().manual_seed(seed)
     other = index[torch.randint(len(index), (len(index), SWAPS), generator=generator).to(index.device)]
-    theirs, limit = points.source_input[other], reach[index][:, None]
+    theirs, limit = points.source_input[other], threshold[index][:, None]
     apart = (theirs - points.target_input[index][:, None]).norm(dim=2) > 2 * limit
     usable = (points.pair[other] != points.pair[index][:, None]) & apart
     near = ((theirs - predicted[index][:, None]).norm(dim=2) <= limit) & usable
     expected[index] = near.double().sum(1) / usable.double().sum(1).clamp_min(1)
-    own_apart = (points.source_input - points.target_input).norm(dim=1) > 2 * reach
+    own_apart = (points.source_input - points.target_input).norm(dim=1) > 2 * threshold
     counted[index] = usable.any(1) & own_apart[index]
     return own, expected, counted
 
 
-def _reach(points: Keypoints, alpha: float) -> Float[Tensor, " n"]:
+def _threshold(points: Keypoints, alpha: float) -> Float[Tensor, " n"]:
     """α times the longer side of the target's box in the network's input."""
     box = points.target_box.view(-1, 2, 2) * points.target_scale[:, None]
     return alpha * (box[:, 1] - box[:, 0]).amax(1)
 
 
-def attraction(matches: dict[str, Tensor], way: int, group: str) -> Float[Tensor, " n"]:
+def attraction(matches: dict[str, Tensor], condition: int, group: str) -> Float[Tensor, " n"]:
     """Per keypoint: 1 if the match lies on the group, minus the group's share of the target grid."""
     g = GROUPS.index(group)
-    return matches["landed_in"][way, g].double() - matches["share"][g]
+    return matches["landed_in"][condition, g].double() - matches["share"][g]
 
 
-def masked_cells(matches: dict[str, Tensor], way: int, group: str, random: bool) -> Int[Tensor, " n"]:
+def masked_cells(matches: dict[str, Tensor], condition: int, group: str, random: bool) -> Int[Tensor, " n"]:
     """Matches with the group masked, or as many random interior tokens."""
-    return matches["without_random" if random else "without"][way, MASKED.index(group)]
+    return matches["without_random" if random else "without"][condition, MASKED.index(group)]

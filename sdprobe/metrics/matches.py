@@ -32,17 +32,18 @@ class Matches(Metric):
     comparable: Tensor
     share: Tensor
 
-    def __init__(self, side: int, ways: Sequence[str], rows: int) -> None:
+    def __init__(self, side: int, conditions: Sequence[str], rows: int) -> None:
         super().__init__(compute_with_cache=False)
-        self.side, self.ways = side, tuple(ways)
+        self.side, self.conditions = side, tuple(conditions)
         missing = {
-            "cell": (len(ways), rows), "pixel": (rows, 2), "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
-            "without": (len(ways), len(MASKED), rows), "without_random": (len(ways), len(MASKED), rows),
-            "landed_in": (len(ways), len(GROUPS), rows), "comparable": (len(MASKED), rows),
+            "cell": (len(conditions), rows), "pixel": (rows, 2),
+            "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
+            "without": (len(conditions), len(MASKED), rows), "without_random": (len(conditions), len(MASKED), rows),
+            "landed_in": (len(conditions), len(GROUPS), rows), "comparable": (len(MASKED), rows),
         }  # fmt: skip
         for name, shape in missing.items():
             self.add_state(name, torch.full(shape, -1, dtype=torch.int32), dist_reduce_fx="max")
-        self.add_state("refined", torch.full((len(ways), rows, 2), -1.0), dist_reduce_fx="max")
+        self.add_state("refined", torch.full((len(conditions), rows, 2), -1.0), dist_reduce_fx="max")
         self.add_state("share", torch.full((len(GROUPS), rows), -1.0, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(
@@ -62,7 +63,7 @@ class Matches(Metric):
         the true token: without it a match that was right cannot be, whatever the group does.
         """
         masks = torch.stack([target_masks[group].flatten() for group in GROUPS])
-        cells = torch.stack([cell[way] for way in self.ways])
+        cells = torch.stack([cell[condition] for condition in self.conditions])
         self.cell[:, row] = cells.int()
         self.source_in[:, row] = torch.stack([source_masks[group] for group in GROUPS]).int()
         self.target_in[:, row] = masks[:, true_cell].int()
@@ -72,9 +73,9 @@ class Matches(Metric):
             mask, random = target_masks[group].flatten(), random_masks[group]
             alike = (mask.sum() == random.sum()) & ~mask.all()
             self.comparable[g, row] = (alike & ~(mask | random)[true_cell]).int()
-            for w, way in enumerate(self.ways):
-                self.without[w, g, row] = without[way][group].int()
-                self.without_random[w, g, row] = without_random[way][group].int()
+            for w, condition in enumerate(self.conditions):
+                self.without[w, g, row] = without[condition][group].int()
+                self.without_random[w, g, row] = without_random[condition][group].int()
 
     def put_pixels(self, row: Int[Tensor, " n"], pixel: Int[Tensor, "n 2"]) -> None:
         """Matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
@@ -82,10 +83,10 @@ class Matches(Metric):
 
     def put_refined(self, row: Int[Tensor, " n"], points: Mapping[str, Float[Tensor, "n 2"]]) -> None:
         """Matched points (x, y) between tokens, by way: a token's centre is its index + ½."""
-        for w, way in enumerate(self.ways):
-            self.refined[w, row] = points[way].float()
+        for w, condition in enumerate(self.conditions):
+            self.refined[w, row] = points[condition].float()
 
-    def place(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
+    def positions(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
         """(row, col) of row-major cells."""
         return torch.stack([cell // self.side, cell % self.side], dim=-1).long()
 
@@ -96,14 +97,14 @@ class Matches(Metric):
     def columns(self) -> dict[str, np.ndarray]:
         """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""
         columns: dict[str, Tensor] = {}
-        for w, way in enumerate(self.ways):
-            columns[f"{way}/cell"] = self.cell[w]
-            columns |= {f"{way}/refined_{axis}": self.refined[w, :, k] for k, axis in enumerate("xy")}
+        for w, condition in enumerate(self.conditions):
+            columns[f"{condition}/cell"] = self.cell[w]
+            columns |= {f"{condition}/refined_{axis}": self.refined[w, :, k] for k, axis in enumerate("xy")}
             for g, group in enumerate(MASKED):
-                columns[f"{way}/without_{group}"] = self.without[w, g]
-                columns[f"{way}/without_random_{group}"] = self.without_random[w, g]
+                columns[f"{condition}/without_{group}"] = self.without[w, g]
+                columns[f"{condition}/without_random_{group}"] = self.without_random[w, g]
             for g, group in enumerate(GROUPS):
-                columns[f"{way}/landed_in_{group}"] = self.landed_in[w, g] > 0
+                columns[f"{condition}/landed_in_{group}"] = self.landed_in[w, g] > 0
         for g, group in enumerate(GROUPS):
             columns[f"source_in_{group}"] = self.source_in[g] > 0
             columns[f"share_{group}"] = self.share[g]
@@ -118,8 +119,8 @@ def offset_table(
 
     The first axis is y, the middle cell no offset.
     """
-    place = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
-    index = place[:, 1] * cells + place[:, 0]
+    bins = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
+    index = bins[:, 1] * cells + bins[:, 0]
     empty = torch.zeros(cells * cells, dtype=torch.float64, device=index.device)
     counts = empty.index_add(0, index, torch.ones_like(index, dtype=torch.float64))
     return counts.view(cells, cells), empty.index_add(0, index, wrong.double()).view(cells, cells)

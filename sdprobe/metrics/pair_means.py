@@ -89,14 +89,14 @@ class PairMeans:
             return mean, (sums - mean * counts) / counts.sum(0)
         members = [self.category == c for c in self.category.unique()]
         totals = torch.stack([counts[i].sum(0) for i in members])
-        each = torch.stack([sums[i].sum(0) for i in members]) / totals
+        category_means = torch.stack([sums[i].sum(0) for i in members]) / totals
         size = torch.stack([i.sum() if average == "pair" else torch.ones_like(i.sum()) for i in members]).double()[:, None]
         share = torch.where(totals > 0, size, 0.0)
         share = share / share.sum(0)
-        mean = (each.nan_to_num() * share).sum(0)
+        mean = (category_means.nan_to_num() * share).sum(0)
         terms = torch.zeros_like(sums)
         for k, i in enumerate(members):
-            terms[i] = share[k] * (sums[i] - each[k].nan_to_num() * counts[i]) / totals[k].clamp(min=1)
+            terms[i] = share[k] * (sums[i] - category_means[k].nan_to_num() * counts[i]) / totals[k].clamp(min=1)
         return mean.masked_fill(~(totals > 0).any(0), torch.nan), terms
 
     def _per_pair(self, value: Shaped[Tensor, "n m"]) -> Float[Tensor, "p m"]:

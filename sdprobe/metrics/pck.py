@@ -38,13 +38,13 @@ class Distances:
     """How far predictions lie from the truth, and the length that α is a share of, in one protocol's own pixels."""
 
     error: Float[Tensor, " n"]
-    reach: Float[Tensor, " n"]
+    reference: Float[Tensor, " n"]
     strict: bool = False
 
-    def hits(self, alpha: float) -> Bool[Tensor, " n"]:
+    def correct(self, alpha: float) -> Bool[Tensor, " n"]:
         """error ≤ α · reach, or < where the protocol has it so."""
-        limit = alpha * self.reach
-        return self.error < limit if self.strict else self.error <= limit
+        threshold = alpha * self.reference
+        return self.error < threshold if self.strict else self.error <= threshold
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Frame:
     before: Float[Tensor, "n 2"]
     after: Float[Tensor, "n 2"]
 
-    def place(self, original: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    def to_frame(self, original: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
         """Points of the original pictures, in the frame."""
         return (original + self.before) * self.side / self.longer + self.after
 
@@ -69,7 +69,7 @@ class Frame:
 
         Papers do not squash; from a squashed input points go by way of the original picture.
         """
-        return self.place(_original(points, predicted)) if points.squashed else predicted * self.side / points.size
+        return self.to_frame(_original(points, predicted)) if points.squashed else predicted * self.side / points.size
 
 
 def distances(protocol: str, points: Keypoints, cell: Int[Tensor, "n 2"], side: int) -> Distances:
@@ -95,9 +95,9 @@ def input_distances(protocol: str, points: Keypoints, predicted: Float[Tensor, "
         raise ValueError(protocol)
     frame = _thesis_frame(points) if protocol == "loos_thesis" else _annotation_frame(points)
     shift = 0.5 if protocol == "sd_dino" else 0.0
-    error = (frame.predicted(points, predicted) - shift - frame.place(points.target_point)).norm(dim=1)
+    error = (frame.predicted(points, predicted) - shift - frame.to_frame(points.target_point)).norm(dim=1)
     if protocol == "loos_thesis":
-        corners = [frame.place(corner).trunc() for corner in points.target_box.split(2, 1)]
+        corners = [frame.to_frame(corner).trunc() for corner in points.target_box.split(2, 1)]
         return Distances(error, _longer(torch.cat(corners, 1)))
     box = _longer(points.target_box) * frame.side / frame.longer[:, 0]
     return Distances(error, torch.full_like(box, frame.side) if points.image_reach else box, strict=True)
@@ -125,8 +125,8 @@ def _original(points: Keypoints, predicted: Float[Tensor, "n 2"]) -> Float[Tenso
 def point_distances(points: Keypoints, predicted: Float[Tensor, "n 2"], image: bool = False) -> Distances:
     """Of any points (x, y) in the network's input, measured in the original pictures."""
     original = _original(points, predicted)
-    reach = points.target_size.amax(1) if image else _longer(points.target_box)
-    return Distances((original - points.target_point).norm(dim=1), reach)
+    reference = points.target_size.amax(1) if image else _longer(points.target_box)
+    return Distances((original - points.target_point).norm(dim=1), reference)
 
 
 def pixel_distances(points: Keypoints, pixel: Int[Tensor, "n 2"]) -> Distances:
@@ -134,16 +134,16 @@ def pixel_distances(points: Keypoints, pixel: Int[Tensor, "n 2"]) -> Distances:
     return Distances((pixel.double() - points.target_point).norm(dim=1), _longer(points.target_box))
 
 
-def random_hits(points: Keypoints, alpha: float, image: bool = False, grid: int = 48) -> Float[Tensor, " n"]:
+def random_correct(points: Keypoints, alpha: float, image: bool = False, grid: int = 48) -> Float[Tensor, " n"]:
     """Chance that a point drawn uniformly from the target picture counts: its share of ``grid`` × ``grid`` points."""
     ticks = (torch.arange(grid, dtype=torch.float64, device=points.pair.device) + 0.5) / grid
-    places = torch.cartesian_prod(ticks, ticks)
-    reach = alpha * (points.target_size.amax(1) if image else _longer(points.target_box))
+    candidates = torch.cartesian_prod(ticks, ticks)
+    threshold = alpha * (points.target_size.amax(1) if image else _longer(points.target_box))
     shares = []
     for start in range(0, len(points), 1024):
-        part = slice(start, start + 1024)
-        away = places[None] * points.target_size[part, None] - points.target_point[part, None]
-        shares.append((away.norm(dim=2) <= reach[part, None]).double().mean(1))
+        rows = slice(start, start + 1024)
+        away = candidates[None] * points.target_size[rows, None] - points.target_point[rows, None]
+        shares.append((away.norm(dim=2) <= threshold[rows, None]).double().mean(1))
     return torch.cat(shares)
 
 

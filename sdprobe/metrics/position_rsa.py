@@ -24,8 +24,8 @@ def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tenso
     """Row-major indices of 256 tokens: 4 at random in each cell of an 8×8 partition; all tokens if a side is below 16."""
     if min(height, width) < 2 * CELLS:
         return torch.arange(height * width)
-    place = positions(height, width)
-    cell = bins(place[:, 0], height, CELLS) * CELLS + bins(place[:, 1], width, CELLS)
+    position = positions(height, width)
+    cell = bins(position[:, 0], height, CELLS) * CELLS + bins(position[:, 1], width, CELLS)
     order = torch.randperm(len(cell), generator=generator)
     order = order[cell[order].argsort(stable=True)]
     counts = cell.bincount()
@@ -74,12 +74,12 @@ def spearman(dissimilarity: Float[np.ndarray, " n"], distance: Int[np.ndarray, "
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def alive(tokens: Float[Tensor, "m c"], place: Int[Tensor, "m 2"]) -> Sample:
+def alive(tokens: Float[Tensor, "m c"], position: Int[Tensor, "m 2"]) -> Sample:
     """The tokens that have a direction, as unit tokens in float64, and their positions."""
     vectors = tokens.double()
     norms = torch.linalg.vector_norm(vectors, dim=1)
-    kept = norms > TINY
-    return vectors[kept] / norms[kept, None], place[kept].numpy()
+    nonzero = norms > TINY
+    return vectors[nonzero] / norms[nonzero, None], position[nonzero].numpy()
 
 
 class PositionRSA(FoldMeans):
@@ -127,15 +127,15 @@ class PositionRSA(FoldMeans):
                 self._compare(int(fold[i]), int(photo[i]), alive(tokens, positions(layer.height, layer.width)[index]))
 
     def _compare(self, fold: int, photo: int, sample: Sample) -> None:
-        tokens, place = sample
+        tokens, position = sample
         pairs = upper(len(tokens))
-        tables = (1 - tokens @ tokens.mT).numpy(), squared_distances(place, place)
-        found = [spearman(*(table.ravel()[pairs] for table in tables)), float("nan")]
+        tables = (1 - tokens @ tokens.mT).numpy(), squared_distances(position, position)
+        correlations = [spearman(*(table.ravel()[pairs] for table in tables)), float("nan")]
         if self.last is not None and self.last[0] != photo:
-            others, places = self.last[1]
-            tables = (1 - others @ tokens.mT).numpy(), squared_distances(places, place)
-            found[1] = spearman(*(table.ravel() for table in tables))
-        values = torch.tensor(found, dtype=torch.float64, device=self.total.device)
+            others, other_positions = self.last[1]
+            tables = (1 - others @ tokens.mT).numpy(), squared_distances(other_positions, position)
+            correlations[1] = spearman(*(table.ravel() for table in tables))
+        values = torch.tensor(correlations, dtype=torch.float64, device=self.total.device)
         self.total[fold] += values.nan_to_num()
         self.number[fold] += values.isfinite().double()
         self.last = photo, sample

@@ -109,7 +109,7 @@ class PositionVariance(FoldMetric):
         """Add the next images."""
         index, counts = folds_of(int(self.seen), len(layer), self.images, self.folds).unique(return_counts=True)
         scale = inverse_norms(layer.centred_norms) if self.normalise else torch.ones_like(layer.norms).float()
-        parts = (each.split(counts.tolist()) for each in (layer.centred, layer.centred_norms, scale))
+        parts = (values.split(counts.tolist()) for values in (layer.centred, layer.centred_norms, scale))
         for fold, tokens, norms, factor in zip(index.tolist(), *parts, strict=True):
             self._continue(tokens, norms, factor)
             self.seen += len(tokens)
@@ -139,8 +139,8 @@ class PositionVariance(FoldMetric):
         edges = -(-torch.arange(self.folds + 1) * self.images // self.folds)
         explained, common = self.total.square().sum(), self.total.sum(0)
         without = []
-        for k, (part, largest) in enumerate(self.ended):
-            own = part.to(self.total).mul_(largest.to(self.total))
+        for k, (fold_map, largest) in enumerate(self.ended):
+            own = fold_map.to(self.total).mul_(largest.to(self.total))
             left = explained - 2 * (self.total * own).sum() + own.square().sum()
             squares, images = leave_one_out(self.fold_squares)[k], self.images - int(edges[k + 1] - edges[k])
             total = (common - own.sum(0)).square().sum()

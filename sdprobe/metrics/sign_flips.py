@@ -43,9 +43,9 @@ def adjusted_p(values: Float[np.ndarray, "n k"], seed: int = 0) -> Float[np.ndar
     for start in range(0, len(signs), CHUNK):
         largest = np.abs(signs[start : start + CHUNK] @ unit).max(1, initial=0.0)
         reached += (largest[:, None] >= own - TIE).sum(0)
-    found = np.full(values.shape[1], np.nan)
-    found[counted] = reached / len(signs)
-    return found
+    p_values = np.full(values.shape[1], np.nan)
+    p_values[counted] = reached / len(signs)
+    return p_values
 
 
 def _signs(units: int, seed: int) -> Float[np.ndarray, "flips {units}"]:

@@ -39,8 +39,8 @@ class Canvas(Extraction):
         stride = (size + 2 * self.margin) / grid.shape[-1]
         ring, rest = divmod(self.margin, stride)
         assert rest == 0  # strides divide 64
-        kept = slice(int(ring), -int(ring))
-        return grid[..., kept, kept]
+        inner = slice(int(ring), -int(ring))
+        return grid[..., inner, inner]
 
 
 class PaddingSwap(Extraction):

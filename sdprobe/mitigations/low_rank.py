@@ -58,8 +58,8 @@ class LowRank(Mitigation):
         right: Float[Tensor, "r c"],
     ) -> Float[Tensor, "b c h w"]:
         x = grid.float()
-        kept = right @ (x - mean[:, None, None]).flatten(2)
-        return (x - (left @ kept).view(x.shape)).to(grid.dtype)
+        coefficients = right @ (x - mean[:, None, None]).flatten(2)
+        return (x - (left @ coefficients).view(x.shape)).to(grid.dtype)
 
     def report(self, left: Float[Tensor, "c r"], **_: Tensor) -> dict[str, object]:
         """The ``rank`` r of what is taken."""

@@ -43,7 +43,9 @@ def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extr
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    chains = {layer: each.maps if isinstance(each, Chain) else (each,) for layer, each in fitted.items()}
+    chains = {
+        layer: mitigation.maps if isinstance(mitigation, Chain) else (mitigation,) for layer, mitigation in fitted.items()
+    }
     state = {
         f"{layer}/maps.{number}.{name}": tensor
         for layer, maps in chains.items()
@@ -80,26 +82,26 @@ def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
 
 def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | None, dict[str, Chain], dict[str, Any]]:
     """Extraction, layer → chain, and what they were fitted on."""
-    place = Path(folder)
-    place = place if (place / RECORD).is_file() else place / "mitigation"
-    if not (place / RECORD).is_file() or not (place / STATE).is_file():
-        compared = sorted(str(found.parent) for found in place.glob(f"*/{RECORD}"))
+    path = Path(folder)
+    path = path if (path / RECORD).is_file() else path / "mitigation"
+    if not (path / RECORD).is_file() or not (path / STATE).is_file():
+        compared = sorted(str(record_file.parent) for record_file in path.glob(f"*/{RECORD}"))
         remedy = f"Use one of {', '.join(compared)}." if compared else "Give the folder of a run that fitted a mitigation."
         raise InputError(f"Expected {folder} to hold {RECORD} and {STATE}, but it does not. {remedy}")
     try:
-        record, (state, stored) = read_json(place / RECORD), read_tensors(place / STATE, unchecked=True)
+        record, (state, stored) = read_json(path / RECORD), read_tensors(path / STATE, unchecked=True)
         if record.get("digest") != stored.get("digest"):  # older versions wrote neither
-            raise DamagedFile(place, f"{RECORD} of another fit than {STATE}")
+            raise DamagedFile(path, f"{RECORD} of another fit than {STATE}")
         if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
             raise ValueError(f"no mitigation is called {unknown[0]}")
         steps = [KINDS[entry["name"]](**entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"Expected an intact mitigation in {place}, but got '{error.args[-1]}'. Fit it again.") from error
+        raise InputError(f"Expected an intact mitigation in {path}, but got '{error.args[-1]}'. Fit it again.") from error
     for key in sorted(expected.keys() & fitted_on.keys() - {"device", "precision", "model"}):  # where it ran, not what it is
         if fitted_on[key] != expected[key]:
             raise InputError(
-                f"Expected the mitigation in {place} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
+                f"Expected the mitigation in {path} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
                 f"{expected[key]}. Fit it anew for other layers, models, timesteps and protocols."
             )
     extraction = next((step for step in steps if isinstance(step, Extraction)), None)
@@ -110,7 +112,7 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
             raise KeyError(min(state))
     except KeyError as error:
         raise InputError(
-            f"Expected {place / STATE} to fit its record, but only one of them has {error}. Fit it again."
+            f"Expected {path / STATE} to fit its record, but only one of them has {error}. Fit it again."
         ) from error
     return extraction, chains, fitted_on
 

@@ -34,21 +34,21 @@ class WindowSums(Fitter):
 
     def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
         channels, *sides = grids[0].shape[1:]
-        places = self.places(sides)
-        if len(grids) != len(places):
-            raise InputError(f"Expected the grids of {len(places)} windows, but got {len(grids)}. Pass one per view.")
+        offsets = self.offsets(sides)
+        if len(grids) != len(offsets):
+            raise InputError(f"Expected the grids of {len(offsets)} windows, but got {len(grids)}. Pass one per view.")
         if not self.images:
-            canvas = [place + side for place, side in zip(places[-1], sides, strict=True)]
+            canvas = [offset + side for offset, side in zip(offsets[-1], sides, strict=True)]
             self.content, self.code = (
                 torch.zeros(channels, *shape, dtype=torch.float64, device=grids[0].device) for shape in (canvas, sides)
             )
-        for grid, place in zip(grids, places, strict=True):
+        for grid, offset in zip(grids, offsets, strict=True):
             seen = grid.sum(0, dtype=torch.float64)
-            _window(self.content, place, sides).add_(seen)
+            _window(self.content, offset, sides).add_(seen)
             self.code += seen
         self.images += len(grids[0])
 
-    def places(self, sides: Sequence[int]) -> list[tuple[int, int]]:
+    def offsets(self, sides: Sequence[int]) -> list[tuple[int, int]]:
         """(row, col) of every window on the grid of the larger picture, from the sides of a window in tokens."""
         step, size = self.settings.step, self.size
         for side in sides:
@@ -94,9 +94,9 @@ class ShiftAnova(Mitigation):
 
     def solve(self, sums: WindowSums) -> dict[str, Tensor]:
         sides = sums.code.shape[1:]
-        places = sums.places(sides)
-        period = places[4]  # the window at (step, step)
-        code = separated(sums.content / sums.images, sums.code / sums.images, places)
+        offsets = sums.offsets(sides)
+        period = offsets[4]  # the window at (step, step)
+        code = separated(sums.content / sums.images, sums.code / sums.images, offsets)
         g = without_periodic(code, *period).float().contiguous()
         return {"code": g, "unidentified": torch.tensor(min(period[0], sides[0]) * min(period[1], sides[1]))}
 
@@ -110,7 +110,7 @@ class ShiftAnova(Mitigation):
 
 
 def separated(
-    content: Float[Tensor, "c H W"], code: Float[Tensor, "c h w"], places: list[tuple[int, int]]
+    content: Float[Tensor, "c H W"], code: Float[Tensor, "c h w"], offsets: list[tuple[int, int]]
 ) -> Float[Tensor, "c h w"]:
     """g of the normal equations Σ_s (f_{p+s} + g_p) = ``code``_p, Σ_s (f_q + g_{q−s}) = ``content``_q, over windows s."""
     sides, first = list(code.shape[1:]), content[0].numel()
@@ -118,15 +118,15 @@ def separated(
     def normal(flat: Tensor) -> Tensor:
         f, g = flat[:, :first].view(content.shape), flat[:, first:].view(code.shape)
         to_f, to_g = torch.zeros_like(f), torch.zeros_like(g)
-        for place in places:
-            seen = _window(f, place, sides) + g
-            _window(to_f, place, sides).add_(seen)
+        for offset in offsets:
+            seen = _window(f, offset, sides) + g
+            _window(to_f, offset, sides).add_(seen)
             to_g += seen
         return torch.cat([to_f.flatten(1), to_g.flatten(1)], dim=1)
 
     right = torch.cat([content.flatten(1), code.flatten(1)], dim=1)
     constant = torch.zeros_like(right)  # f takes the mean token first: next to it g may be less than the accuracy of a solution
-    constant[:, :first] = code.mean((1, 2)).div(len(places))[:, None]
+    constant[:, :first] = code.mean((1, 2)).div(len(offsets))[:, None]
     return conjugate_gradients(normal, right - normal(constant))[:, first:].view(code.shape)
 
 
@@ -158,11 +158,11 @@ def without_periodic(code: Float[Tensor, "c h w"], rows: int, cols: int) -> Floa
     """The code less its mean over the tokens whose row modulo ``rows`` and column modulo ``cols`` agree."""
     result = code.clone()
     for row, col in product(range(min(rows, code.shape[1])), range(min(cols, code.shape[2]))):
-        part = code[:, row::rows, col::cols]
-        result[:, row::rows, col::cols] = part - part.mean((1, 2), keepdim=True)
+        cells = code[:, row::rows, col::cols]
+        result[:, row::rows, col::cols] = cells - cells.mean((1, 2), keepdim=True)
     return result
 
 
-def _window(canvas: Float[Tensor, "c H W"], place: tuple[int, int], sides: Sequence[int]) -> Float[Tensor, "c h w"]:
-    (top, left), (height, width) = place, sides
+def _window(canvas: Float[Tensor, "c H W"], offset: tuple[int, int], sides: Sequence[int]) -> Float[Tensor, "c h w"]:
+    (top, left), (height, width) = offset, sides
     return canvas[:, top : top + height, left : left + width]

@@ -62,7 +62,7 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
         meta: of the measured network's run.
         probe: that was measured.
     """
-    if any(target_name(each._target_) == "Saved" for each in cfg.mitigation.values()):
+    if any(target_name(mitigation._target_) == "Saved" for mitigation in cfg.mitigation.values()):
         log.info("No random-weights twin: a saved mitigation belongs to the network it was fitted on.")
         return {}
     twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
@@ -122,12 +122,12 @@ def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
     return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
 
 
-def _renamed(found: dict[str, Value]) -> dict[str, Value]:
+def _renamed(numbers: dict[str, Value]) -> dict[str, Value]:
     """What of a twin is kept, under its name here."""
     return {
         str(replace(Key.parse(text), condition=name)): value
         for condition, name in WHAT.items()
-        for text, value in select(found, condition=condition).items()
+        for text, value in select(numbers, condition=condition).items()
     }
 
 

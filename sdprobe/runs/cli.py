@@ -122,9 +122,9 @@ def expanded(arguments: list[str]) -> list[str]:
             f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
-    kept = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
+    overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
     # a job of a preset or an experiment would begin the whole sweep again
-    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    return [*overrides, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
 
 
 def check(arguments: Sequence[str]) -> DictConfig | None:
@@ -231,7 +231,7 @@ def check_settings(cfg: DictConfig) -> None:
     choices = cfg.hydra.runtime.choices
     sections = {"": cfg, "probe": cfg.probe}
     sections |= {name: cfg[name] for name in ("images", "backbone", "datamodule")}
-    sections |= {settings.target_name(each._target_): each for each in cfg.mitigation.values()}
+    sections |= {settings.target_name(mitigation._target_): mitigation for mitigation in cfg.mitigation.values()}
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}
@@ -332,9 +332,9 @@ def user_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in WRITING:
             raise
-        where = error.filename or "the run folder"
+        path = error.filename or "the run folder"
         raise UserError(
-            f"Expected to write to {where}, but got '{error.strerror}'. Free some space, or set hydra.run.dir and cache_dir."
+            f"Expected to write to {path}, but got '{error.strerror}'. Free some space, or set hydra.run.dir and cache_dir."
         ) from error
 
 

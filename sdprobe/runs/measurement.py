@@ -33,10 +33,10 @@ class NumbersVersion(lightning.Callback):
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Raises InputError where it is not this one; checkpoints that do not say are of version 1."""
-        found = checkpoint.get("numbers_version", 1)
-        if found != VERSION:
+        stored = checkpoint.get("numbers_version", 1)
+        if stored != VERSION:
             raise InputError(
-                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {found}. "
+                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {stored}. "
                 "Start the run anew, into another folder."
             )
 

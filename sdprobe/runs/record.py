@@ -90,11 +90,11 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
-    kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH}
+    result: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH}
     for name in ("callbacks", *DEVICES):
-        kept["trainer"].pop(name, None)
-    kept["mitigation"] = list(kept["mitigation"].items())  # in this order they apply, and digests sort dictionaries
-    return {name: _without_modules(value) for name, value in kept.items()}
+        result["trainer"].pop(name, None)
+    result["mitigation"] = list(result["mitigation"].items())  # in this order they apply, and digests sort dictionaries
+    return {name: _without_modules(value) for name, value in result.items()}
 
 
 def _without_modules(node: Any) -> Any:

@@ -110,8 +110,8 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
-        text = said if isinstance(error, CompactHydraException) else f"{said}\n\n{traceback.format_exc()}"
+        message = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
+        text = message if isinstance(error, CompactHydraException) else f"{message}\n\n{traceback.format_exc()}"
         log.error("%s", text)
         try:
             write_file(file, text)

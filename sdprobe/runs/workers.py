@@ -70,14 +70,14 @@ def terminate(trainer: lightning.Trainer, error: BaseException) -> None:
 
 def merged(described: list[dict[str, Any]]) -> dict[str, Any]:
     """The first process's description of the data, with counts of what all processes did."""
-    whole = dict(described[0])
+    total = dict(described[0])
     for name in SUMMED:
-        parts = [part[name] for part in described if name in part]
-        if parts and isinstance(parts[0], dict):
-            whole[name] = {key: sum(part[key] for part in parts) for key in parts[0]}
-        elif parts:
-            whole[name] = sum(parts)
-    return whole
+        counts = [description[name] for description in described if name in description]
+        if counts and isinstance(counts[0], dict):
+            total[name] = {key: sum(count[key] for count in counts) for key in counts[0]}
+        elif counts:
+            total[name] = sum(counts)
+    return total
 
 
 def _failed(process: subprocess.Popen[bytes]) -> bool:

@@ -125,7 +125,7 @@ class KeypointBatch(_Movable):
     source: dict[str, Float[Tensor, "n _c"]]
     target: dict[str, Float[Tensor, "n _c"]]
     background: dict[str, Float[Tensor, "_m _c"]]
-    place: dict[str, Int[Tensor, " n"]]
+    target_token: dict[str, Int[Tensor, " n"]]
     label: Int[Tensor, " n"]
 
 

@@ -60,10 +60,10 @@ def sampled_at(grid: Float[Tensor, "c h w"], points: Float[Tensor, "n 2"], strid
     """
     _, height, width = grid.shape
     last = points.new_tensor([width - 1, height - 1])
-    place = (points / stride - 0.5).clamp(min=torch.zeros_like(last), max=last)
-    low = place.floor().long()
+    cell = (points / stride - 0.5).clamp(min=torch.zeros_like(last), max=last)
+    low = cell.floor().long()
     (x0, y0), (x1, y1) = low.unbind(1), (low + 1).clamp(max=last.long()).unbind(1)
-    x, y = (place - low).unbind(1)
+    x, y = (cell - low).unbind(1)
     upper = grid[:, y0, x0] * (1 - x) + grid[:, y0, x1] * x
     lower = grid[:, y1, x0] * (1 - x) + grid[:, y1, x1] * x
     return (upper * (1 - y) + lower * y).T

@@ -45,6 +45,6 @@ def token_similarity(
     if centred:
         grid = grid - grid.mean((1, 2), keepdim=True)
     unit = normalize(grid, dim=0)
-    place = centres(torch.tensor([token]), 1 / side) * torch.tensor(grid.shape[:0:-1])  # (x, y) in tokens
-    [[row, col]] = tokens_at(place, 1, *grid.shape[1:]).tolist()
+    point = centres(torch.tensor([token]), 1 / side) * torch.tensor(grid.shape[:0:-1])  # (x, y) in tokens
+    [[row, col]] = tokens_at(point, 1, *grid.shape[1:]).tolist()
     return torch.einsum("chw,c->hw", unit, unit[:, row, col])

@@ -58,7 +58,7 @@ class Study(lightning.LightningDataModule):
         super().__init__()
         self.whole, self.crops, self.shown, self.batch, self.labels = whole, crops, shown, batch, labels
         self.shapes = {layer: tuple(grid.shape[1:]) for layer, grid in whole.items()}
-        self.everyone = list(range(IMAGES))
+        self.all_images = list(range(IMAGES))
         self.train = range(30)
 
     def grids(self, index: Tensor, source: dict[str, Tensor] | None = None) -> GridBatch:
