@@ -1,4 +1,4 @@
-"""ShiftAnova: tell what the network adds to a place from what photographers put there, by looking through shifted windows."""
+"""ShiftAnova: separate what the network adds at a position from where photographers place objects, with shifted windows."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -17,7 +17,7 @@ ACCURACY = 1e-6
 
 
 class WindowSums(Fitter):
-    """Sums over pictures at every token: ``content`` of the larger picture, ``code`` of a window.
+    """Sums over pictures at every token: ``content`` on the grid of the larger picture, ``code`` on the grid of a window.
 
     Args:
         settings: what is fitted.
@@ -49,7 +49,7 @@ class WindowSums(Fitter):
         self.images += len(grids[0])
 
     def offsets(self, sides: Sequence[int]) -> list[tuple[int, int]]:
-        """(row, col) of every window on the grid of the larger picture, from the sides of a window in tokens."""
+        """(row, col) of every window on the grid of the larger picture, given the sides of a window in tokens."""
         step, size = self.settings.step, self.size
         for side in sides:
             if step * side % size:
@@ -61,22 +61,35 @@ class WindowSums(Fitter):
 
 
 class ShiftAnova(Mitigation):
-    """x − g_p of y_{n,s,p} = f_{n,p+s} + g_p: windows at shifts s of a larger picture share content f and position code g.
+    """x − g_p, where g is the position code in y_{n,s,p} = f_{n,p+s} + g_p.
 
-    Means over images, least squares by conjugate gradients to a residual of 1e-6, and of all solutions the g of least norm:
-    with windows ``step`` pixels apart a g that repeats every step/stride tokens explains nothing that an f would not, so its
-    mean over all tokens of one row and column modulo step/stride is 0. Where stride = step only the mean of g is lost so.
-    What photographers put at a place stays, and μ with it. Every window has noise of its own, also where images share theirs:
-    what a shared noise tensor writes is no part of g.
+    Every fit image n is rendered larger, and the network sees it through windows at shifts s. Windows share the content f,
+    which moves with the picture, and the code g, which does not. Means over images are solved by least squares with conjugate
+    gradients, to a relative residual of 1e-6. Of all solutions, g is the one of least norm: with windows ``step`` pixels
+    apart, a code that repeats every step/stride tokens cannot be told from content, so the mean of g over all tokens with the
+    same row and column modulo step/stride is 0. Where stride = step, only the mean of g is lost.
+
+    Where photographers place objects is part of f and stays, and so does μ. Every window has its own noise, also where images
+    share a noise tensor, so the effect of shared noise is no part of g.
 
     Args:
-        larger: pixels by which the picture is larger than the windows, a multiple of ``step``; 9 windows at the shifts
-            {0, step, larger} of either axis, each of the size of the fit images.
-        step: pixels of the smallest shift, a multiple of the layer's stride (pixels / tokens a side).
-        images: most pictures to fit on, each shown 9 times.
+        larger: by how many pixels the picture is larger than a window, a multiple of ``step`` above it. There are 9 windows,
+            at the shifts {0, step, larger} on either axis, each of the size of the fit images.
+        step: smallest shift in pixels, a multiple of the layer's stride (pixels per token).
+        images: largest number of fit images; each takes 9 passes.
 
     Raises:
-        InputError: an option out of range; at the first grid, a step that is no multiple of the layer's stride.
+        InputError: an option out of range. At the first grid: a step that is no multiple of the layer's stride.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import ShiftAnova
+        >>> mitigation = ShiftAnova(larger=192, step=64)
+        >>> len(mitigation.fit_views)
+        9
+        >>> windows = tuple(torch.rand(2, 8, 4, 4) for _ in range(9))  # 2 images of 256 px, 9 windows, stride 64
+        >>> mitigation.fit([windows], size=256).transform(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     fitted = ("code", "unidentified")
@@ -104,15 +117,20 @@ class ShiftAnova(Mitigation):
         return minus(grid, code)
 
     def report(self, code: Float[Tensor, "c h w"], unidentified: Int[Tensor, ""]) -> dict[str, object]:
-        """``unidentified``, the dimensions of the codes of position (per channel) that no window can tell from content and that
-        stay, and ``unidentified_share``, of all h · w."""
+        """What the windows cannot identify.
+
+        Returns:
+            ``unidentified``: number of dimensions of the code, per channel, that no window can tell from content and that are
+            kept.
+            ``unidentified_share``: the same as a share of h · w.
+        """
         return {"unidentified": unidentified.item(), "unidentified_share": unidentified.item() / code[0].numel()}
 
 
 def separated(
     content: Float[Tensor, "c H W"], code: Float[Tensor, "c h w"], offsets: list[tuple[int, int]]
 ) -> Float[Tensor, "c h w"]:
-    """g of the normal equations Σ_s (f_{p+s} + g_p) = ``code``_p, Σ_s (f_q + g_{q−s}) = ``content``_q, over windows s."""
+    """g of the normal equations Σ_s (f_{p+s} + g_p) = ``code``_p and Σ_s (f_q + g_{q−s}) = ``content``_q, over windows s."""
     sides, first = list(code.shape[1:]), content[0].numel()
 
     def normal(flat: Tensor) -> Tensor:
@@ -133,10 +151,10 @@ def separated(
 def conjugate_gradients(
     matrix: Callable[[Float[Tensor, "c n"]], Float[Tensor, "c n"]], right: Float[Tensor, "c n"], accuracy: float = ACCURACY
 ) -> Float[Tensor, "c n"]:
-    """x of A x = b for every row b of ``right``, ‖A x − b‖ ≤ accuracy · ‖b‖; A symmetric,
-    without negative eigenvalues, b in its range.
+    """x of A x = b for every row b of ``right``, with ‖A x − b‖ ≤ accuracy · ‖b‖.
 
-    Starting from 0, x is the solution of least norm. At most n steps.
+    A must be symmetric without negative eigenvalues, and b in its range. The iteration starts from 0, so x is the solution of
+    least norm. It takes at most n steps.
     """
     x, residual = torch.zeros_like(right), right.clone()
     direction, energy = right.clone(), right.square().sum(1, keepdim=True)
@@ -155,7 +173,7 @@ def conjugate_gradients(
 
 
 def without_periodic(code: Float[Tensor, "c h w"], rows: int, cols: int) -> Float[Tensor, "c h w"]:
-    """The code less its mean over the tokens whose row modulo ``rows`` and column modulo ``cols`` agree."""
+    """The code minus its mean over tokens with the same row modulo ``rows`` and the same column modulo ``cols``."""
     result = code.clone()
     for row, col in product(range(min(rows, code.shape[1])), range(min(cols, code.shape[2]))):
         cells = code[:, row::rows, col::cols]
