@@ -1,7 +1,7 @@
-"""LayerHeads: one linear head per layer and variant, with the state that decides when its training is over.
+"""LayerHead: one linear head per layer and variant, with the state that decides when its training ends.
 
-Heads of all layers and variants share one optimiser. Adam works elementwise, and nothing here looks at another head, so
-each ends exactly where it would alone.
+Heads of all layers and variants share one optimiser. Adam works elementwise and no head depends on another, so each head ends
+in the same state as if it were trained alone.
 """
 
 import math
@@ -16,7 +16,7 @@ from sdprobe.utilities.rng import keyed_generator
 
 
 class LayerHead(nn.Module):
-    """V linear maps C → K of the same tokens (the probe and its controls), and each one's best state so far.
+    """V linear maps C → K of the same tokens (the probe and its controls), and the best state of each so far.
 
     Args:
         channels: C.
@@ -51,8 +51,11 @@ class LayerHead(nn.Module):
 
     @torch.no_grad()
     def update_best(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
-        """Keep the state of every variant whose validation loss fell by at least 0.1 %; a variant that has not for
-        ``patience`` validations in a row, after ``min_steps`` steps, is finished and keeps its best state."""
+        """Store the state of every variant whose validation loss fell by at least 0.1 %.
+
+        A variant is finished after ``min_steps`` steps and ``patience`` validations in a row without such a fall. Its best
+        state is then final.
+        """
         better = (loss < self.best_loss * (1 - 1e-3)) & ~self._finished(patience, min_steps)
         self.best_weight[better] = self.weight[better]
         self.best_bias[better] = self.bias[better]
@@ -67,7 +70,7 @@ class LayerHead(nn.Module):
 
     @torch.no_grad()
     def restore_best(self) -> None:
-        """Go back to the best states; variants that were never judged stay as they are."""
+        """Load the best states. Variants that were never validated do not change."""
         updated = self.best_loss.isfinite()
         self.weight[updated] = self.best_weight[updated]
         self.bias[updated] = self.best_bias[updated]
@@ -77,7 +80,7 @@ class LayerHead(nn.Module):
 
 
 def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:
-    """A head per layer; ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
+    """A head per layer. ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
     return nn.ModuleDict(
         {layer: LayerHead(channels, count, len(variants), seed, base_of(layer)) for layer, (channels, count) in outputs.items()}
     )

@@ -1,4 +1,4 @@
-"""Matches → every number that is reported of them, shares from 0 to 1, with intervals over pictures."""
+"""Matches → all reported numbers of correspondence: shares from 0 to 1, with intervals over pictures."""
 
 import numpy as np
 import torch
@@ -26,21 +26,21 @@ from sdprobe.tokens.geometry import centres
 from sdprobe.tokens.keys import GROUPS, MASKED, Key
 from sdprobe.utilities.errors import InputError
 
-ALPHA = 0.10  # of everything but the protocols' own PCKs
+ALPHA = 0.10  # of all numbers except the PCK of each protocol
 MAIN = f"pck_ours_point_{ALPHA:.2f}"
 
-Columns = dict[str, tuple[Tensor, Tensor]]  # key → values and where they count, per keypoint
+Columns = dict[str, tuple[Tensor, Tensor]]  # key → values, and whether they count, per keypoint
 Units = dict[str, np.ndarray]  # key → pseudo-values by picture, see sdprobe.metrics.intervals
 BY_GROUP = ("attraction", "harm", "harm_random")
-DIFFERENCES = ("copy_excess", *BY_GROUP)  # metrics that are no shares
+DIFFERENCES = ("copy_excess", *BY_GROUP)  # metrics that are differences, not shares
 
 
 class Correspondence:
-    """What is reported of the matches of one set of keypoints.
+    """The reported numbers of the matches of one set of keypoints.
 
     Args:
         points: all keypoints, on one device.
-        seed: of position copies' swaps.
+        seed: of the swaps of position copies.
     """
 
     def __init__(self, points: Keypoints, seed: int = 0) -> None:
@@ -51,7 +51,7 @@ class Correspondence:
     def pck(
         self, matches: Matches, condition: str, protocols: tuple[str, ...] = tuple(PROTOCOLS), units: Units | None = None
     ) -> dict[str, float]:
-        """``pck_<protocol>_<average>_<alpha>/all``; ``units`` takes the pseudo-values of every key."""
+        """``pck_<protocol>_<average>_<alpha>/all``. ``units`` receives the pseudo-values of every key."""
         numbers: dict[str, float] = {}
         state = matches.compute()
         for protocol in protocols:
@@ -61,7 +61,7 @@ class Correspondence:
         return numbers
 
     def _away(self, protocol: str, state: dict[str, Tensor], matches: Matches, w: int) -> Distances | None:
-        """Distances of the matches that the protocol reads; None where they have not been put."""
+        """Distances of the matches that the protocol reads; None where they were not computed."""
         if protocol == "dift":
             return None if (state["pixel"] < 0).any() else pixel_distances(self.points, state["pixel"])
         if not protocol.endswith(REFINED):
@@ -70,7 +70,7 @@ class Correspondence:
         return None if (point < 0).any() else input_distances(protocol, self.points, point)
 
     def costs(self, matches: Matches, condition: str, units: Units | None = None) -> dict[str, float]:
-        """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``, their pseudo-values in ``units``."""
+        """PCK by stratum, position copies, attraction and harm; keys ``<metric>/<group>``. ``units`` receives pseudo-values."""
         state, w = matches.compute(), matches.conditions.index(condition)
         right = self.correct(matches, condition)
         wrong, predicted = ~right, self._predicted(matches, condition)
@@ -93,21 +93,21 @@ class Correspondence:
         return self.averaged("point", {name: column for name, column in columns.items() if name not in absent}, units)
 
     def correct(self, matches: Matches, condition: str) -> Bool[Tensor, " n"]:
-        """Right matches, as ``ours`` counts at ALPHA."""
+        """Which matches are correct, by the protocol ``ours`` at ALPHA."""
         cell = matches.compute()["cell"][matches.conditions.index(condition)]
         if (cell < 0).any():
             raise InputError(
                 f"Expected every keypoint to be matched, but {int((cell < 0).sum())} of {len(cell)} were not. "
-                "Test all batches: leave trainer.limit_test_batches out."
+                "Test all batches: remove trainer.limit_test_batches."
             )
         return distances("ours", self.points, matches.positions(cell), matches.side).correct(ALPHA)
 
     def gain(self, right: Shaped[Tensor, " n"], other: Shaped[Tensor, " n"]) -> dict[str, float]:
-        """``pck_ours_point_0.10/<stratum>`` of one way minus another's, paired by keypoint: all, and by place."""
+        """``pck_ours_point_0.10/<stratum>`` of one matching minus another, paired by keypoint: all, and by location."""
         return self.averaged("point", self._by_location(right.double() - other.double()), differences=True)
 
     def gain_over_seeds(self, right: Shaped[Tensor, " n"], others: list[Shaped[Tensor, " n"]]) -> dict[str, float]:
-        """The same over the mean of several random networks' matches, with an interval over networks and pictures."""
+        """The gain over the mean of several random networks' matches, with an interval over networks and pictures."""
         tables: dict[str, list[np.ndarray]] = {}
         for other in others:
             units: Units = {}
@@ -131,11 +131,14 @@ class Correspondence:
         return {"same_position": same, "random_point": chance}
 
     def same_position(self) -> Bool[Tensor, " n"]:
-        """Right where the target point is where the source point was, as ``ours`` counts at ALPHA."""
+        """Whether the source point itself would be a correct match, by the protocol ``ours`` at ALPHA."""
         return point_distances(self.points, self.points.source_input).correct(ALPHA)
 
     def verdicts(self, matches: Matches, condition: str) -> tuple[Float[Tensor, "n 2"], Int[Tensor, " n"]]:
-        """Matched points in the network's input; 1 right, 2 wrong and within reach of the source point, 0 otherwise wrong."""
+        """Matched points in the network's input, and a code.
+
+        1 is correct, 2 is wrong and within the threshold of the source point, 0 is otherwise wrong.
+        """
         predicted, right = self._predicted(matches, condition), self.correct(matches, condition)
         copied = near_source(self.points, predicted, ~right, ALPHA)
         return predicted, right.long() + 2 * copied.long()
@@ -148,10 +151,12 @@ class Correspondence:
     def averaged(
         self, average: str, columns: Columns, units: Units | None = None, differences: bool = False
     ) -> dict[str, float]:
-        """Means with ``/ci_low``, ``/ci_high`` (6 pictures on), ``/n`` (keypoints); pseudo-values by picture go to ``units``.
+        """Means with ``/ci_low``, ``/ci_high`` (from 6 pictures on) and ``/n`` (keypoints). ``units`` receives pseudo-values by
+        picture.
 
-        Columns without keypoints are left out. ``differences``: whether all columns are, not only metrics of DIFFERENCES. No
-        interval where fewer than 6 pictures have a keypoint that masking or the other way changes, or that lands on the group.
+        Columns without keypoints are left out. ``differences`` says that all columns are differences; otherwise those of
+        DIFFERENCES are. There is no interval if fewer than 6 pictures have a keypoint whose result changes (by masking, or
+        between the two matchings), or, for attraction, one whose match lies on the group.
         """
         columns = {key: column for key, column in columns.items() if column[1].any()}
         if not columns:
@@ -180,11 +185,11 @@ class Correspondence:
         return centres(cell, self.points.size / matches.side).double()
 
     def _by_location(self, value: Shaped[Tensor, " n"]) -> Columns:
-        """One value, by place of the keypoint."""
+        """One value, by location of the keypoint."""
         return {f"{MAIN}/{name}": (value, members) for name, members in location_strata(self.points)}
 
     def _unmoved(self, protocol: str) -> Distances:
-        """Of the source points themselves; dift's whole pixel is the one that covers the point."""
+        """Distances of the source points themselves. For dift, of the pixel that contains the point."""
         if protocol != "dift":
             return input_distances(protocol, self.points, self.points.source_input)
         original = (self.points.source_input - self.points.target_offset) / self.points.target_scale
@@ -199,6 +204,6 @@ class Correspondence:
 
 
 def _event(key: str, columns: Columns) -> Bool[Tensor, " n"]:
-    """Keypoints at which something happened: a match on the group for attraction, else a value that is not 0."""
+    """Keypoints that count as an event: a match on the group for attraction, else a value that is not 0."""
     value = columns[key][0]
     return value > 0 if Key.parse(key).metric == "attraction" else value != 0

@@ -1,4 +1,4 @@
-"""Matches: which target token every keypoint was matched with, with and without groups of tokens, and on what it lies."""
+"""Matches: the target token matched with every keypoint, with and without groups of tokens, and the groups it is in."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,11 +12,11 @@ from sdprobe.tokens.keys import GROUPS, MASKED
 
 
 class Matches(Metric):
-    """Matches of one layer, for several ways of matching.
+    """Matches of one layer, under several conditions (``test``, ``zero_shot``, ``shuffled_labels``).
 
     Args:
-        side: tokens a side of the layer's grid.
-        ways: names of the ways of matching.
+        side: tokens per side of the layer's grid.
+        conditions: their names.
         rows: number of keypoints.
     """
 
@@ -57,10 +57,11 @@ class Matches(Metric):
         target_masks: Mapping[str, Bool[Tensor, "h w"]],
         random_masks: Mapping[str, Bool[Tensor, " p"]],
     ) -> None:
-        """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group.
+        """Add the keypoints of one target picture. Cells are row-major. ``cell`` is by condition, ``without`` also by masked
+        group.
 
-        A group and its random mask are comparable where both have as many tokens, neither is the whole grid, and neither holds
-        the true token: without it a match that was right cannot be, whatever the group does.
+        A group and its random mask are comparable if both have equally many tokens, neither is the whole grid, and neither
+        contains the true token. If the true token is masked, a correct match becomes impossible, whatever the group does.
         """
         masks = torch.stack([target_masks[group].flatten() for group in GROUPS])
         cells = torch.stack([cell[condition] for condition in self.conditions])
@@ -78,11 +79,11 @@ class Matches(Metric):
                 self.without_random[w, g, row] = without_random[condition][group].int()
 
     def put_pixels(self, row: Int[Tensor, " n"], pixel: Int[Tensor, "n 2"]) -> None:
-        """Matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
+        """Store matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
         self.pixel[row] = pixel.int()
 
     def put_refined(self, row: Int[Tensor, " n"], points: Mapping[str, Float[Tensor, "n 2"]]) -> None:
-        """Matched points (x, y) between tokens, by way: a token's centre is its index + ½."""
+        """Store matched points (x, y) between tokens, by condition. The centre of a token is its index + ½."""
         for w, condition in enumerate(self.conditions):
             self.refined[w, row] = points[condition].float()
 
@@ -91,11 +92,11 @@ class Matches(Metric):
         return torch.stack([cell // self.side, cell % self.side], dim=-1).long()
 
     def compute(self) -> dict[str, Tensor]:
-        """The states by name, all keypoints; −1 where a keypoint has not been seen."""
+        """The states by name, of all keypoints; −1 if a keypoint has not been seen."""
         return {name: getattr(self, name) for name in self.metric_state}
 
     def columns(self) -> dict[str, np.ndarray]:
-        """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""
+        """``<condition>/cell``, ``<condition>/without_<group>``, …, ``source_in_<group>``, …: (n,) each."""
         columns: dict[str, Tensor] = {}
         for w, condition in enumerate(self.conditions):
             columns[f"{condition}/cell"] = self.cell[w]
@@ -115,9 +116,10 @@ class Matches(Metric):
 def offset_table(
     predicted: Float[Tensor, "n 2"], source: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], size: int, cells: int = 33
 ) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
-    """Over the offset predicted − source point, each axis from −1 to 1 sides in ``cells``: predictions, and wrong ones.
+    """Histograms of the offset predicted − source point: all predictions, and wrong ones. Each axis is −1 to 1 sides in
+    ``cells``.
 
-    The first axis is y, the middle cell no offset.
+    The first axis is y. The middle cell is no offset.
     """
     bins = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
     index = bins[:, 1] * cells + bins[:, 0]

@@ -42,7 +42,17 @@ class LowRank(Mitigation):
         return TokenSums(self, second=self.second)
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
-        """L and R, float64, from the sums of the fit."""
+        """The factors of the map.
+
+        Args:
+            sums: the fitter, after its last image.
+
+        Returns:
+            L (C, r) and R (r, C), float64.
+
+        Raises:
+            InputError: the images seen cannot determine them.
+        """
         raise NotImplementedError
 
     def solve(self, sums: TokenSums) -> dict[str, Tensor]:

@@ -217,7 +217,7 @@ def test_an_image_too_many_is_noticed(whole: dict[str, Tensor]) -> None:
     run = study({"up_1": whole["up_1"]})
     index = torch.arange(1)
     batch = GridBatch({"up_1": whole["up_1"][:1]}, {"up_1": token_groups(whole["up_1"][:1])}, index, index)
-    with pytest.raises(InputError, match=f"{IMAGES} and at least {IMAGES + 1} came"):
+    with pytest.raises(InputError, match=f"{IMAGES}, and at least {IMAGES + 1} arrived"):
         run.probe.observe(batch)
 
 
