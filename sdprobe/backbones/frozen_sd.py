@@ -112,7 +112,7 @@ class FrozenSD:
             revision: branch, tag or commit of a hub repository.
             variant: ``fp16`` takes half-precision weight files where the repository has them; None takes those without a
                 variant. ``preset`` is the choice of the preset, and None without a preset.
-            weights: ``stored`` loads the weights of the checkpoint. ``random`` initialises the same U-Net anew, which is the
+            weights: ``stored`` loads the weights of the checkpoint. ``random`` initialises the same U-Net again, which is the
                 random-weights baseline. ``shuffled`` permutes the stored entries inside each tensor. The VAE does not change.
             weights_seed: seed of random and shuffled weights.
             precision: ``auto`` (bf16 where it is fast), ``bf16``, ``fp16`` or ``fp32``.
@@ -324,7 +324,7 @@ class FrozenSD:
         """What identifies this backbone in the record of a run.
 
         Returns:
-            name → value, which JSON can hold: model, digests of weights and configuration, precision, device and options.
+            name → value, JSON-serialisable: model, digests of weights and configuration, precision, device and options.
         """
         return {
             "model": self.path,

@@ -33,7 +33,7 @@ def check_sides(mode: str, latents: Tensor, levels: int) -> None:
     least = 2**levels
     if mode == "reflect" and min(height, width) < least:
         raise InputError(
-            f"Expected at least {least} latent cells a side for padding=reflect, but got {height}×{width}. "
+            f"Expected at least {least} latent cells per side for padding=reflect, but got {height}×{width}. "
             "Use larger images (images.size=128 is enough for Stable Diffusion)."
         )
 

@@ -7,7 +7,7 @@ immutable. A :class:`Chain` applies several maps one after the other.
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,16 @@ from sdprobe.utilities.errors import InputError
 
 
 class Configured:
-    """Settings of one step. ``options`` holds the constructor's arguments by name, with defaults, as JSON can hold them."""
+    """Settings of one step. ``options`` holds the constructor's arguments by name, with defaults; JSON-serialisable."""
 
+    __signature__: ClassVar[inspect.Signature]
     options: dict[str, Any]  # no dataclass: OmegaConf would take it for a configuration
+
+    def __init_subclass__(cls) -> None:
+        """Show the constructor's arguments as the signature of the class, which ``__new__`` would hide from tools."""
+        super().__init_subclass__()
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(parameters if cls.__init__ is not object.__init__ else ())
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Record the arguments in ``options``."""
@@ -117,7 +124,7 @@ class Mitigation(Configured):
         """Numbers that describe a fit, such as ``rank``, given the ``fitted`` tensors by name.
 
         Returns:
-            name → number, which JSON can hold; empty by default.
+            name → number, JSON-serialisable; empty by default.
         """
         return {}
 
@@ -205,7 +212,7 @@ class Map:
         """What a report says about the fit.
 
         Returns:
-            ``fit_images`` and the numbers of :meth:`Mitigation.report`; empty where nothing is fitted. JSON can hold it.
+            ``fit_images`` and the numbers of :meth:`Mitigation.report`; empty where nothing is fitted. JSON-serialisable.
         """
         return {} if self.settings.fit_images == 0 else {"fit_images": self.seen, **self.settings.report(**self.fitted)}
 

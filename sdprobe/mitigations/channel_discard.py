@@ -38,8 +38,8 @@ class ChannelDiscard(Mitigation):
         InputError: ``ratio`` below 1. At the end of a fit: no image was seen.
 
     References:
-        C. Gan et al. Unleashing Diffusion Transformers for Visual Correspondence by Modulating Massive Activations.
-        arXiv 2505.18584, 2025.
+        Gan et al. (2025), Unleashing Diffusion Transformers for Visual Correspondence by Modulating Massive Activations,
+        arXiv 2505.18584.
 
     Example:
         >>> import torch

@@ -57,7 +57,7 @@ class PcaDrop(LowRank):
         InputError: an option out of range. At the end of a fit: a rank above half of the channels, or no image.
 
     References:
-        J. Mu, P. Viswanath. All-but-the-top: Simple and effective postprocessing for word representations. ICLR 2018.
+        Mu & Viswanath (2018), All-but-the-top: Simple and effective postprocessing for word representations, ICLR.
 
     Example:
         >>> import torch

@@ -87,7 +87,7 @@ class PaddingSwap(Extraction):
         InputError: another mode.
 
     References:
-        M. A. Islam, S. Jia, N. D. B. Bruce. How Much Position Information Do Convolutional Neural Networks Encode? ICLR 2020.
+        Islam, Jia & Bruce (2020), How Much Position Information Do Convolutional Neural Networks Encode?, ICLR.
 
     Example:
         >>> from sdprobe.mitigations import PaddingSwap

@@ -31,7 +31,7 @@ class Leace(LowRank):
         InputError: an option out of range. At the end of a fit: a rank above C/2, or fewer images than Z has columns.
 
     References:
-        N. Belrose et al. LEACE: Perfect linear concept erasure in closed form. NeurIPS 2023. arXiv 2306.03819.
+        Belrose et al. (2023), LEACE: Perfect linear concept erasure in closed form, NeurIPS, arXiv 2306.03819.
 
     Example:
         >>> import torch
@@ -74,8 +74,8 @@ def shrunk(covariance: Float[Tensor, "c c"], tokens: int) -> Float[Tensor, "c c"
     """α S + (1 − α) (tr S / C) I with 1 − α = (tr S)² / (N (‖S‖² − (tr S)² / C)), at most 1, for N tokens.
 
     References:
-        T. Bodnar, A. K. Gupta, N. Parolya. On the strong convergence of the optimal linear shrinkage estimator for large
-        dimensional covariance matrix. Journal of Multivariate Analysis 132, 2014.
+        Bodnar, Gupta & Parolya (2014), On the strong convergence of the optimal linear shrinkage estimator for large
+        dimensional covariance matrix, Journal of Multivariate Analysis 132.
     """
     level = covariance.trace() / len(covariance)
     excess = covariance.square().sum() - level.square() * len(covariance)

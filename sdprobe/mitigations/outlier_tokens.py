@@ -47,7 +47,7 @@ class OutlierTokens(Mitigation):
         InputError: an option out of range.
 
     References:
-        T. Darcet et al. Vision Transformers Need Registers. ICLR 2024. arXiv 2309.16588 (high-norm tokens).
+        Darcet et al. (2024), Vision Transformers Need Registers, ICLR, arXiv 2309.16588 (high-norm tokens).
 
     Example:
         >>> import torch

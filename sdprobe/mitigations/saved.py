@@ -42,7 +42,7 @@ def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extr
         fitted: layer → map, or chain of maps.
         extraction: how the network was shown images before the chains, if it was shown them differently.
         **fitted_on: what a later use must agree with (see :func:`load`), such as ``timestep=50, **sd.describe()``; and
-            ``images``, digests of the fit images. JSON must be able to hold it.
+            ``images``, digests of the fit images. JSON-serialisable.
 
     Example:
         >>> import tempfile, torch

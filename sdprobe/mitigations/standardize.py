@@ -21,7 +21,7 @@ class Standardize(Mitigation):
         InputError: an option out of range. At the end of a fit: no image was seen.
 
     References:
-        A. Kessy, A. Lewin, K. Strimmer. Optimal whitening and decorrelation. The American Statistician 72, 2018 (ZCA).
+        Kessy, Lewin & Strimmer (2018), Optimal whitening and decorrelation, The American Statistician 72 (ZCA).
 
     Example:
         >>> import torch

@@ -272,7 +272,7 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
         if key == "trainer.devices":
-            return "Expected trainer.devices beside trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
+            return "Expected trainer.devices with trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."

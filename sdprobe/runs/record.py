@@ -110,7 +110,7 @@ def _without_modules(node: Any) -> Any:
 
 
 def digest(content: object) -> str:
-    """Short digest of anything that JSON can hold."""
+    """Short digest of a JSON-serialisable object."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
