@@ -56,37 +56,37 @@ class KeypointTokens:
 
     def under(self, index: int, height: int, width: int) -> Int[Tensor, " k"]:
         """Return the row-major index of the token under each of the item's points, on a grid of this height and width."""
-        place = tokens_at(self._to_input(index, self._points(index)), self.images.size / height, height, width)
-        return place[:, 0] * width + place[:, 1]
+        position = tokens_at(self._to_input(index, self._points(index)), self.images.size / height, height, width)
+        return position[:, 0] * width + position[:, 1]
 
     def for_training(self, batch: GridBatch, k: int, index: int) -> dict[str, Float[Tensor, "_n _c"]]:
         """Return layer → tokens of item ``index``, number ``k`` of a batch: those under its points, then ``background`` random
         ones, which lie under no point where the grid has any such token."""
-        found = {}
+        tokens = {}
         for layer, grid in batch.grids.items():
             _, height, width = grid[k].shape
             under = self.under(index, height, width)
             free = torch.ones(height * width, dtype=torch.bool)
             free[under] = False
-            places = free.nonzero()[:, 0] if free.any() else torch.arange(height * width)
+            candidates = free.nonzero()[:, 0] if free.any() else torch.arange(height * width)
             generator = keyed_generator("background", self.seed, self.images.name(index), base_of(layer))
-            draws = -(-self.background // len(places))
-            order = torch.cat([torch.randperm(len(places), generator=generator) for _ in range(draws)])
-            chosen = torch.cat([under, places[order[: self.background]]])
-            found[layer] = flatten(grid[k : k + 1])[0][chosen.to(grid.device)]
-        return found
+            draws = -(-self.background // len(candidates))
+            order = torch.cat([torch.randperm(len(candidates), generator=generator) for _ in range(draws)])
+            chosen = torch.cat([under, candidates[order[: self.background]]])
+            tokens[layer] = flatten(grid[k : k + 1])[0][chosen.to(grid.device)]
+        return tokens
 
     def for_matching(self, batch: GridBatch, k: int, index: int) -> dict[str, SourceTokens]:
         """Return layer → tokens under the points of item ``index``, number ``k`` of a batch."""
-        found = {}
+        sources = {}
         centres = self._to_input(index, self._points(index).floor() + 0.5)
         for layer, grid in batch.grids.items():
             _, height, width = grid[k].shape
             under = self.under(index, height, width).to(grid.device)
             sampled = sampled_at(grid[k].float(), centres.to(grid.device, torch.float32), self.images.size / height)
             masks = {group: mask[k].flatten()[under] for group, mask in batch.masks[layer].items()}
-            found[layer] = SourceTokens(flatten(grid[k : k + 1])[0][under], sampled.to(grid.dtype), masks)
-        return found
+            sources[layer] = SourceTokens(flatten(grid[k : k + 1])[0][under], sampled.to(grid.dtype), masks)
+        return sources
 
     def _points(self, index: int) -> Float[Tensor, "k 2"]:
         return torch.tensor(list(self.slots[index]), dtype=torch.float64)
@@ -111,7 +111,7 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
     """A row per keypoint of every pair; categories are numbered in alphabetical order."""
     numbers = {name: number for number, name in enumerate(sorted({pair.category for pair in pairs}))}
     ends = [(pair.source, pair.target) for pair in pairs]
-    places = {index: images.placement(index) for index in dict.fromkeys(index for both in ends for index in both)}
+    placements = {index: images.placement(index) for index in dict.fromkeys(index for both in ends for index in both)}
     counts = torch.tensor([len(pair.ids) for pair in pairs])
 
     def repeated(rows: list[tuple[float, ...]]) -> Float[Tensor, "n _k"]:
@@ -123,7 +123,9 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
     slot = torch.tensor([(slots[pair.source][a], slots[pair.target][b]) for pair, a, b in spots])
     points = torch.tensor([(*a, *b) for _, a, b in spots], dtype=torch.float64)
     around = repeated([(*pair.target_box, *images.picture_size(pair.target)) for pair in pairs])
-    frames = repeated([tuple(x for index in both for x in (*places[index].scale, *places[index].offset)) for both in ends])
+    frames = repeated(
+        [tuple(x for index in both for x in (*placements[index].scale, *placements[index].offset)) for both in ends]
+    )
     columns = [
         *whole.unbind(1), *slot.unbind(1), *points.split(2, 1), *around.split([4, 2], 1), *frames.split(2, 1),
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from sdprobe.tokens.geometry import at_grid
 from sdprobe.utilities.errors import InputError
 
 COLUMNS = ("image", "row", "col")
-Place = tuple[str, int, int, int]  # line or entry of the file, image, row, col
+LabelledToken = tuple[str, int, int, int]  # line or entry of the file, image, row, col
 
 
 class Labels:
@@ -49,21 +49,21 @@ class Labels:
         if not file.is_file():
             raise InputError(f"Expected labels in {path}, but there is no such file. Check datamodule.labels.")
         self.side, self.digest = side, hashlib.sha256(file.read_bytes()).hexdigest()
-        self.places: dict[int, set[tuple[int, int]]] = {}
+        self.tokens: dict[int, set[tuple[int, int]]] = {}
         rows = _published(file) if file.suffix.lower() == ".npy" else _csv(file, images)
         if not rows:
             raise InputError(f"Expected {file} to label at least one token, but it labels none. Use datamodule.labels=null.")
-        for where, image, row, col in rows:
+        for line, image, row, col in rows:
             if not 0 <= image < len(images):
                 raise InputError(
-                    f"Expected {file} to name images 0 to {len(images) - 1}, but got {image} in {where}. Raise images.limit."
+                    f"Expected {file} to name images 0 to {len(images) - 1}, but got {image} in {line}. Raise images.limit."
                 )
             if not (0 <= row < side and 0 <= col < side):
                 raise InputError(
-                    f"Expected labels inside a {side}×{side} grid, but {file} has row {row}, column {col} in {where}. "
+                    f"Expected labels inside a {side}×{side} grid, but {file} has row {row}, column {col} in {line}. "
                     "Set datamodule.labels_side to the grid the labels were made on."
                 )
-            self.places.setdefault(image, set()).add((row, col))
+            self.tokens.setdefault(image, set()).add((row, col))
 
     def masks(self, indices: Sequence[int], height: int, width: int) -> Bool[Tensor, "b {height} {width}"]:
         """Return the labelled tokens of these images on a grid of any size.
@@ -72,12 +72,12 @@ class Labels:
         """
         mask = torch.zeros(len(indices), self.side, self.side, dtype=torch.bool)
         for k, index in enumerate(indices):
-            for row, col in self.places.get(index, ()):
+            for row, col in self.tokens.get(index, ()):
                 mask[k, row, col] = True
         return at_grid(mask, height, width)
 
 
-def _csv(file: Path, images: ImageSource) -> list[Place]:
+def _csv(file: Path, images: ImageSource) -> list[LabelledToken]:
     index = {images.name(i): i for i in range(len(images))}
     lines = csv_lines(file, "Save it as CSV with commas, in UTF-8.")
     (_, first), *lines = [(number, cells) for number, cells in lines if any(cells)] or [(1, [])]
@@ -88,7 +88,7 @@ def _csv(file: Path, images: ImageSource) -> list[Place]:
             f"Expected the first line of {file} to be the header image,row,col, but got {got}. "
             "Add it; separate columns by commas."
         )
-    places = []
+    tokens = []
     for number, cells in lines:
         line = dict(zip(header, cells, strict=False))
         if len(cells) != len(header) or not all(line[column] for column in COLUMNS):
@@ -107,11 +107,11 @@ def _csv(file: Path, images: ImageSource) -> list[Place]:
                 f"Expected row and col in line {number} of {file} to be whole numbers, but got '{row}' and '{col}'. "
                 "Correct the line."
             )
-        places.append((f"line {number}", index[name] if name in index else int(name), int(row), int(col)))
-    return places
+        tokens.append((f"line {number}", index[name] if name in index else int(name), int(row), int(col)))
+    return tokens
 
 
-def _published(file: Path) -> list[Place]:
+def _published(file: Path) -> list[LabelledToken]:
     """Every token of the published 2 × 2 patches."""
     try:
         with file.open("rb") as stream:

@@ -129,8 +129,8 @@ class LatentStore:
         except InputError as caught:
             error = caught
         outcomes = processes.all_gather((failed, str(error) if error else None))
-        if error or any(said for _, said in outcomes):
-            raise error or InputError(next(said for _, said in outcomes if said))
+        if error or any(message for _, message in outcomes):
+            raise error or InputError(next(message for _, message in outcomes if message))
         failed = {index for indices, _ in outcomes for index in indices}
         if failed:
             self.skipped = [self.images.name(index) for index in sorted(failed)]

@@ -98,7 +98,7 @@ class Mitigations:
                 "mitigation=saved mitigation.saved.folder=RUN."
             )
         images = stream.store.images
-        fitted_on = _circumstances(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
+        fitted_on = _provenance(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
         tested = {digest(name) for i in test for name in _names(images.content_key(i))}
         for variant in self.variants:
             if variant.saved:
@@ -174,7 +174,7 @@ class MitigatedStream:
 
 def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[str]) -> None:
     """Load saved maps of every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
-    expected = _circumstances(stream)
+    expected = _provenance(stream)
     variant.extraction, chains, variant.fitted_on = read(folder, expected)
     if lacking := sorted({*expected, "images"} - set(variant.fitted_on)):
         raise InputError(
@@ -206,14 +206,14 @@ def _names(key: str) -> set[str]:
     return {name, *(f"{name}:".replace(":1:", f":{code}:", 1).removesuffix(":") for code in EARLIER)}
 
 
-def _circumstances(stream: ActivationStream) -> dict[str, Any]:
+def _provenance(stream: ActivationStream) -> dict[str, Any]:
     """The settings that have to be equal where a fitted mitigation is used, besides its layer."""
     described = stream.backbone.describe()
-    found = {key: described[key] for key in BOUND if key in described}
+    provenance = {key: described[key] for key in BOUND if key in described}
     vae = stream.backbone.encoder.vae.config
-    found |= {"timestep": stream.reads.timestep, "prompt": stream.reads.prompt, "size": stream.store.images.size}
-    found |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
-    return found | ({"noise_seed": stream.reads.seed} if described["noise"] in ("shared", "rolled") else {})
+    provenance |= {"timestep": stream.reads.timestep, "prompt": stream.reads.prompt, "size": stream.store.images.size}
+    provenance |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
+    return provenance | ({"noise_seed": stream.reads.seed} if described["noise"] in ("shared", "rolled") else {})
 
 
 def digest(text: str) -> str:
@@ -254,9 +254,9 @@ def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
     """Load the chains from the cache; False if they are missing or damaged."""
     with suppress(InputError, OSError):
         extraction, chains, fitted_on = read(folder, {})
-        found = named([extraction, *(fit.settings for chain in chains.values() for fit in chain.maps)])
+        stored = named([extraction, *(fit.settings for chain in chains.values() for fit in chain.maps)])
         wanted = named([variant.extraction, *variant.mitigations * len(stream.reads.layers)])
-        if (list(chains), found, fitted_on) == (list(stream.reads.layers), wanted, variant.fitted_on):
+        if (list(chains), stored, fitted_on) == (list(stream.reads.layers), wanted, variant.fitted_on):
             variant.fitted = {layer: chain.to(stream.backbone.device) for layer, chain in chains.items()}
     return bool(variant.fitted)
 

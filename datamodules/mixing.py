@@ -178,7 +178,7 @@ def grouped(batches: Iterable[GridBatch], size: int) -> Iterator[GridBatch]:
     waiting: list[GridBatch] = []
     for batch in batches:
         waiting.append(batch)
-        while (count := sum(len(each.image) for each in waiting)) >= size:
+        while (count := sum(len(batch.image) for batch in waiting)) >= size:
             together = joined(waiting)
             yield together.select(range(size))
             waiting = [together.select(range(size, count))] if count > size else []

@@ -249,11 +249,11 @@ class PairDataModule(StreamDataModule):
         self.mitigations.prepare(self.base_stream, used, self.fit_images)
         if lost := self._undecodable():
             log.warning("Left out %d pairs of pictures that cannot be decoded.", lost)
-        found = sum(len(pair.ids) for pair in self.pairs("test"))
-        if found < 2:
+        keypoints = sum(len(pair.ids) for pair in self.pairs("test"))
+        if keypoints < 2:
             raise InputError(
-                f"Expected at least 2 keypoints in usable test pairs, but got {found} (pairs left out: {self.dropped or 0}). "
-                "Check the image source."
+                f"Expected at least 2 keypoints in usable test pairs, but got {keypoints} (pairs left out: "
+                f"{self.dropped or 0}). Check the image source."
             )
 
     def _train_epoch(self, passes: int) -> Iterator[KeypointBatch]:
@@ -270,30 +270,30 @@ class PairDataModule(StreamDataModule):
     def _keypoint_batch(self, pairs: Sequence[Pair]) -> KeypointBatch:
         """Tokens of these pairs' keypoints, and background tokens of each of their target pictures."""
         targets = dict.fromkeys((self._prompt(pair.category), pair.target) for pair in pairs)
-        source, target, background, place = {}, {}, {}, {}
+        source, target, background, target_token = {}, {}, {}, {}
         for layer in self.layers:
             source[layer] = torch.cat([self._of(pair, pair.source, pair.source_points, layer) for pair in pairs])
             target[layer] = torch.cat([self._of(pair, pair.target, pair.target_points, layer) for pair in pairs])
             background[layer] = torch.cat([self._tokens[key][layer][-self.background :] for key in targets])
-            place[layer] = self._places(pairs, layer).to(self.backbone.device)
+            target_token[layer] = self._target_tokens(pairs, layer).to(self.backbone.device)
         names = [(pair.category, name) for pair in pairs for name in pair.ids]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         label = torch.tensor([numbers[name] for name in names], device=self.backbone.device)
-        return KeypointBatch(source, target, background, place, label)
+        return KeypointBatch(source, target, background, target_token, label)
 
     def _of(self, pair: Pair, index: int, points: Sequence[tuple[float, float]], layer: str) -> Float[Tensor, "k c"]:
         slots = self._slots[index]
         return self._tokens[self._prompt(pair.category), index][layer][[slots[point] for point in points]]
 
-    def _places(self, pairs: Sequence[Pair], layer: str) -> Int[Tensor, " n"]:
+    def _target_tokens(self, pairs: Sequence[Pair], layer: str) -> Int[Tensor, " n"]:
         """A number per target keypoint that names its picture and the token it lies on."""
         _, height, width = self.shapes[layer]
-        found = []
+        tokens = []
         for pair in pairs:
             slots = self._slots[pair.target]
             under = self._points.under(pair.target, height, width)
-            found.append(pair.target * height * width + under[[slots[point] for point in pair.target_points]])
-        return torch.cat(found)
+            tokens.append(pair.target * height * width + under[[slots[point] for point in pair.target_points]])
+        return torch.cat(tokens)
 
     @cached_property
     def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
@@ -310,8 +310,8 @@ class PairDataModule(StreamDataModule):
             return []
         photo, source = self.images.photo, self.pair_source
         tested = {photo(i) for pair in source.pairs("test") for i in (pair.source, pair.target)}
-        found = dict.fromkeys(i for pair in source.pairs("train") for i in (pair.source, pair.target))
-        return [index for index in found if photo(index) not in tested]
+        candidates = dict.fromkeys(i for pair in source.pairs("train") for i in (pair.source, pair.target))
+        return [index for index in candidates if photo(index) not in tested]
 
     def _prompt(self, category: str) -> str:
         """The prompt of a category; tokens of a picture in two categories may therefore differ."""
@@ -327,23 +327,23 @@ class PairDataModule(StreamDataModule):
         for number, category in enumerate(self.categories):
             rows = (table.category == number).nonzero()[:, 0]
             targets = table.target[rows].unique().tolist()
-            everyone = sorted({*targets, *table.source[rows].tolist()})
-            kept: DeviceCache[GridBatch] = DeviceCache(self.activation_budget)
+            pictures = sorted({*targets, *table.source[rows].tolist()})
+            cache: DeviceCache[GridBatch] = DeviceCache(self.activation_budget)
             pieces, starts, total = [], torch.zeros(len(self.images), dtype=torch.long), 0
-            for batch in self._stream(self._prompt(category), everyone):
+            for batch in self._stream(self._prompt(category), pictures):
                 for k, index in enumerate(batch.image.tolist()):
                     pieces.append(self._points.for_matching(batch, k, index))
                     starts[index], total = total, total + len(self._slots[index])
-                    if index in targets and not kept.full:
-                        kept.add(index, batch.select([k]))
+                    if index in targets and not cache.full:
+                        cache.add(index, batch.select([k]))
             sources = {layer: SourceTokens.joined([piece[layer] for piece in pieces]) for layer in self.layers}
-            for index, grids in self._grids(category, targets, kept):
+            for index, grids in self._grids(category, targets, cache):
                 sought = rows[table.target[rows] == index]
                 yield self._match(grids, sources, starts[table.source[sought]] + table.source_slot[sought], sought)
 
-    def _grids(self, category: str, targets: list[int], kept: DeviceCache[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
-        yield from ((index, kept[index]) for index in targets if index in kept)
-        for batch in self._stream(self._prompt(category), [index for index in targets if index not in kept]):
+    def _grids(self, category: str, targets: list[int], cache: DeviceCache[GridBatch]) -> Iterator[tuple[int, GridBatch]]:
+        yield from ((index, cache[index]) for index in targets if index in cache)
+        for batch in self._stream(self._prompt(category), [index for index in targets if index not in cache]):
             yield from ((index, batch.select([k])) for k, index in enumerate(batch.image.tolist()))
 
     def _match(
@@ -353,10 +353,10 @@ class PairDataModule(StreamDataModule):
         device = target.image.device
         source = {layer: tokens.at(index.to(device)) for layer, tokens in sources.items()}
         return MatchBatch(
-            source={layer: found.tokens for layer, found in source.items()},
-            sampled={layer: found.sampled for layer, found in source.items()},
+            source={layer: tokens.tokens for layer, tokens in source.items()},
+            sampled={layer: tokens.sampled for layer, tokens in source.items()},
             target={layer: grid[0] for layer, grid in target.grids.items()},
-            source_masks={layer: found.masks for layer, found in source.items()},
+            source_masks={layer: tokens.masks for layer, tokens in source.items()},
             target_masks={layer: {name: mask[0] for name, mask in masks.items()} for layer, masks in target.masks.items()},
             row=rows.to(device),
         )

@@ -72,7 +72,7 @@ class StudyDataModule(ActivationDataModule):
         return set()
 
     @property
-    def everyone(self) -> list[int]:
+    def all_images(self) -> list[int]:
         """Indices of all images, in order."""
         return self.used
 
@@ -83,14 +83,14 @@ class StudyDataModule(ActivationDataModule):
             store = stream.store
             described["skipped"] = [*described["skipped"], *store.skipped]
             described["latents"]["encoded"] += store.encoded
-            described["latents"]["reused"] += len(Processes.current().shard(self.everyone)) - store.encoded
+            described["latents"]["reused"] += len(Processes.current().shard(self.all_images)) - store.encoded
         return described
 
     def test_dataloader(self) -> Any:
         """Return tokens of the test images, whole grids of images not shown yet, and a loader per crop."""
         rest = set(self._shown) | set(self.split["test"])
-        unseen = GridLoader(self.stream, [i for i in self.everyone if i not in rest])
-        return [super().test_dataloader(), unseen, *(GridLoader(stream, self.everyone) for stream in self.crops.values())]
+        unseen = GridLoader(self.stream, [i for i in self.all_images if i not in rest])
+        return [super().test_dataloader(), unseen, *(GridLoader(stream, self.all_images) for stream in self.crops.values())]
 
     def _encode(self) -> None:
         """Also encode the crops."""
@@ -105,12 +105,13 @@ class StudyDataModule(ActivationDataModule):
                     f"Expected grids of at least {SMALLEST}×{SMALLEST} tokens, of which one ring is cropped, but layer {layer} "
                     f"has {height}×{width}. Use images.size={least} or more, or leave this layer out of block=."
                 )
-        if len(self.everyone) < LEAST:
-            log.warning("Similarities and norms get no intervals: they need %d images, but got %d.", LEAST, len(self.everyone))
+        if len(self.all_images) < LEAST:
+            count = len(self.all_images)
+            log.warning("Similarities and norms get no intervals: they need %d images, but got %d.", LEAST, count)
         crops = self.crops.values()  # refuses images that are too small to crop before any is encoded
         super()._encode()
         for stream in crops:
-            stream.prepare(self.everyone)
+            stream.prepare(self.all_images)
 
     def _computed(self, indices: Sequence[int]) -> Iterator[tuple[int, TokenBatch]]:
         for batch in self.stream(indices):

@@ -89,10 +89,10 @@ class TargetDataModule(ActivationDataModule):
     def _with_targets(self, batch: TokenBatch) -> TokenBatch:
         targets = {}
         for layer, image in batch.image.items():
-            side, where = self.shapes[layer][1], batch.positions[layer]
+            side, positions = self.shapes[layer][1], batch.positions[layer]
             self._rows = self._rows.to(image.device)
             table = self._tables[side] = self._tables[side].to(image.device)
-            targets[layer] = table[self._rows[image], where[:, 0], where[:, 1]]
+            targets[layer] = table[self._rows[image], positions[:, 0], positions[:, 1]]
         return replace(batch, targets=targets)
 
 
@@ -246,12 +246,12 @@ class ContentDataModule(TargetDataModule):
     kind = "content"
 
     def _read(self) -> None:
-        found: dict[int, list[Tensor]] = {side: [] for side in self._sides}
+        means_by_side: dict[int, list[Tensor]] = {side: [] for side in self._sides}
         for index in track(self.used, "reading latents", disable=Processes.current().rank > 0, transient=True):
             latent = self.store[index]
-            for side, means in found.items():
+            for side, means in means_by_side.items():
                 means.append(latent_means(latent, side))
-        self._tables.update({side: torch.stack(found.pop(side)) for side in self._sides})
+        self._tables.update({side: torch.stack(means_by_side.pop(side)) for side in self._sides})
         if not any((content - content.mean(0)).any() for content in map(self.training_targets, self.shapes)):
             raise InputError(
                 f"Expected training images that differ, but got only equal ones ({len(self.split['train'])}). Use more images."

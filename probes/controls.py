@@ -76,11 +76,11 @@ class ControlsProbe(PositionProbe):
         if view == UPRIGHT:
             super().test_step(batch, batch_idx)
         for layer, tokens in batch.tokens.items():
-            where, photo, predicted = batch.positions[layer], batch.photo[layer], self._predict(layer, tokens)[:, 0]
+            positions, photo, predicted = batch.positions[layer], batch.photo[layer], self._predict(layer, tokens)[:, 0]
             measure = self._measure(layer, tokens.device)
-            measure.views[view].update(predicted, where, {}, photo)
+            measure.views[view].update(predicted, positions, {}, photo)
             if view in (UPRIGHT, ROTATED):
-                measure.flips.update(predicted, where, photo, rotated=view == ROTATED)
+                measure.flips.update(predicted, positions, photo, rotated=view == ROTATED)
 
     def collect(self) -> None:
         """Write the results of the position probe, of the other views, and of the attribution."""

@@ -112,7 +112,7 @@ class CorrespondenceProbe(LinearProbe):
         self.temperature, self.enlarged, self.pictured = temperature, enlarged, pictured
         self.learns = head == "linear"
         self.raw = "zero_shot" if self.learns else "test"
-        self.ways = (*TRAINED, "zero_shot") if self.learns else ("test",)
+        self.conditions = (*TRAINED, "zero_shot") if self.learns else ("test",)
 
     def training_step(self, batch: KeypointBatch, batch_idx: int) -> Tensor | None:
         """Return the sum over layers and variants of the contrastive loss per keypoint."""
@@ -132,7 +132,7 @@ class CorrespondenceProbe(LinearProbe):
         """Set the heads to their best states, and allocate the matches of all keypoints."""
         super().on_test_start()
         rows = len(self._points)
-        self.measures = nn.ModuleDict({layer: Matches(h, self.ways, rows) for layer, (_, h, _) in self.shapes.items()})
+        self.measures = nn.ModuleDict({layer: Matches(h, self.conditions, rows) for layer, (_, h, _) in self.shapes.items()})
         self.measures.to(self.device)
 
     def test_step(self, batch: MatchBatch, batch_idx: int) -> None:
@@ -141,13 +141,19 @@ class CorrespondenceProbe(LinearProbe):
             masks = batch.target_masks[layer]
             key = (self.seed, base_of(layer), int(self._points.target[batch.row[0]]))
             other = {group: random_mask(masks, group, *key, group) for group in MASKED}
-            alike = self._similarities(layer, batch)
+            similarities = self._similarities(layer, batch)
             true = tokens_at(self._points.target_input[batch.row], self._points.size / height, height, width)
             self._of(layer).update(
                 batch.row,
-                {way: best(found) for way, found in alike.items()},
-                {way: {group: best(found, masks[group].flatten()) for group in MASKED} for way, found in alike.items()},
-                {way: {group: best(found, other[group]) for group in MASKED} for way, found in alike.items()},
+                {condition: best(similarity) for condition, similarity in similarities.items()},
+                {
+                    condition: {group: best(similarity, masks[group].flatten()) for group in MASKED}
+                    for condition, similarity in similarities.items()
+                },
+                {
+                    condition: {group: best(similarity, other[group]) for group in MASKED}
+                    for condition, similarity in similarities.items()
+                },
                 true[:, 0] * width + true[:, 1],
                 batch.source_masks[layer],
                 masks,
@@ -155,7 +161,9 @@ class CorrespondenceProbe(LinearProbe):
             )
             if label_of(layer):
                 continue  # variants are evaluated by one protocol
-            self._of(layer).put_refined(batch.row, {way: refined(found, width) for way, found in alike.items()})
+            self._of(layer).put_refined(
+                batch.row, {condition: refined(similarity, width) for condition, similarity in similarities.items()}
+            )
             if self.enlarged:
                 self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
 
@@ -166,17 +174,17 @@ class CorrespondenceProbe(LinearProbe):
             self.results |= qualified(name, "baseline", values)
         for layer in self.shapes:
             matches = self._of(layer)
-            for way in self.ways:
+            for condition in self.conditions:
                 units: Units = {}
-                self.results |= qualified(way, layer, self._reported(layer, reported, matches, way, units))
-                self._units |= qualified(way, layer, units)
+                self.results |= qualified(condition, layer, self._reported(layer, reported, matches, condition, units))
+                self._units |= qualified(condition, layer, units)
             gains = {"gain_over_same_position": reported.same_position()}
             if self.learns:
-                gains["gain_over_zero_shot"] = reported.hits(matches, "zero_shot")
+                gains["gain_over_zero_shot"] = reported.correct(matches, "zero_shot")
             if label_of(layer):
-                gains[OVER_NONE] = reported.hits(self._of(base_of(layer)), "test")
+                gains[OVER_NONE] = reported.correct(self._of(base_of(layer)), "test")
             for name, other in gains.items():
-                self.results |= qualified(name, layer, reported.gain(reported.hits(matches, "test"), other))
+                self.results |= qualified(name, layer, reported.gain(reported.correct(matches, "test"), other))
         self.log_dict(select(self.results, condition="test", metric=MAIN, where="all", statistic=""))
 
     def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -188,13 +196,13 @@ class CorrespondenceProbe(LinearProbe):
         Returns:
             ``gain_over_random_weights/<layer>/…`` → difference to their mean, with interval.
         """
-        found: dict[str, float] = {}
+        gains: dict[str, float] = {}
         reported = self._reports
         for layer in self.shapes:
-            mine = reported.hits(self._of(layer), "test").double()
+            mine = reported.correct(self._of(layer), "test").double()
             gained = reported.gain_over_seeds(mine, [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins])
-            found |= qualified("gain_over_random_weights", layer, gained)
-        return found
+            gains |= qualified("gain_over_random_weights", layer, gained)
+        return gains
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """Return ``<condition>/<layer>/<metric>/<where>`` → contribution of every picture (pictures,), NaN without one."""
@@ -217,7 +225,7 @@ class CorrespondenceProbe(LinearProbe):
         for layer in self.shapes:
             matches = self._of(layer)
             table |= {f"{layer}/{name}": column for name, column in matches.columns().items()}
-            table[f"{layer}/hit"] = reported.hits(matches, "test").cpu().numpy()
+            table[f"{layer}/hit"] = reported.correct(matches, "test").cpu().numpy()
             if self.enlarged and not label_of(layer):
                 pixel = matches.pixel.cpu().numpy()
                 table |= {f"{layer}/{self.raw}/pixel_x": pixel[:, 0], f"{layer}/{self.raw}/pixel_y": pixel[:, 1]}
@@ -252,7 +260,7 @@ class CorrespondenceProbe(LinearProbe):
                 verdict[rows][:, None],
             ]
             scale = torch.tensor([1.0, *[points.size] * 6, 1.0], dtype=torch.float64, device=predicted.device)
-            maps[f"{layer}/matches"] = (torch.cat([part.double() for part in table], 1) / scale).cpu().numpy()
+            maps[f"{layer}/matches"] = (torch.cat([column.double() for column in table], 1) / scale).cpu().numpy()
         return maps
 
     def _drawn_pairs(self) -> Int[Tensor, " k"]:
@@ -282,8 +290,8 @@ class CorrespondenceProbe(LinearProbe):
         keys = normalize(torch.cat([torch.stack([right, shuffled[order]]), others], 1), dim=-1)
         logits = query @ keys.mT / self.temperature
         # the same part in another pair, or the same token under another keypoint, is not a wrong answer
-        places = torch.stack([batch.place[layer], batch.place[layer][order]])
-        same = (batch.label[:, None] == batch.label[None, :]) | (places[:, :, None] == places[:, None, :])
+        target_tokens = torch.stack([batch.target_token[layer], batch.target_token[layer][order]])
+        same = (batch.label[:, None] == batch.label[None, :]) | (target_tokens[:, :, None] == target_tokens[:, None, :])
         same &= ~torch.eye(n, dtype=torch.bool, device=logits.device)
         logits[:, :, :n] = logits[:, :, :n].masked_fill(same, -torch.inf)
         chosen = logits[:, :, :n].diagonal(dim1=1, dim2=2)
@@ -292,29 +300,33 @@ class CorrespondenceProbe(LinearProbe):
         return (loss.sum() if key[0] == "train" else loss), accurate
 
     def _similarities(self, layer: str, batch: MatchBatch) -> dict[str, Float[Tensor, "n p"]]:
-        found = {self.raw: cosines(batch.source[layer], batch.target[layer])}
+        similarities = {self.raw: cosines(batch.source[layer], batch.target[layer])}
         if self.learns:
             _, height, width = self.shapes[layer]
             head = self._head(layer)
             source, target = head(batch.source[layer]), head(batch.target[layer].flatten(1).T)
-            for v, way in enumerate(TRAINED):
-                found[way] = cosines(source[:, v], target[:, v].T.unflatten(1, (height, width)))
-        return found
+            for v, condition in enumerate(TRAINED):
+                similarities[condition] = cosines(source[:, v], target[:, v].T.unflatten(1, (height, width)))
+        return similarities
 
     def _pixels(self, layer: str, batch: MatchBatch) -> Int[Tensor, "n 2"]:
         first = int(batch.row[0])
         width, height = (int(side) for side in self._points.target_size[first].tolist())
-        place = self._points.target_placement(first)
-        return upsampled_argmax(batch.sampled[layer], batch.target[layer], place, width, height, self._points.size)
+        placement = self._points.target_placement(first)
+        return upsampled_argmax(batch.sampled[layer], batch.target[layer], placement, width, height, self._points.size)
 
-    def _reported(self, layer: str, reported: Correspondence, matches: Matches, way: str, units: Units) -> dict[str, float]:
-        if way == "shuffled_labels":
-            found = reported.pck(matches, way, ("ours",))
-            return {text: value for text, value in found.items() if Key.parse(text).metric.startswith("pck_ours_point")}
+    def _reported(
+        self, layer: str, reported: Correspondence, matches: Matches, condition: str, units: Units
+    ) -> dict[str, float]:
+        if condition == "shuffled_labels":
+            numbers = reported.pck(matches, condition, ("ours",))
+            return {text: value for text, value in numbers.items() if Key.parse(text).metric.startswith("pck_ours_point")}
         if label_of(layer):  # variants are evaluated by one protocol
-            return reported.pck(matches, way, ("ours",), units) | reported.costs(matches, way, units)
-        values = reported.pck(matches, way, tuple(name for name in PROTOCOLS if name != "dift" or way == self.raw), units)
-        return values | reported.costs(matches, way, units)
+            return reported.pck(matches, condition, ("ours",), units) | reported.costs(matches, condition, units)
+        values = reported.pck(
+            matches, condition, tuple(name for name in PROTOCOLS if name != "dift" or condition == self.raw), units
+        )
+        return values | reported.costs(matches, condition, units)
 
     def _of(self, layer: str) -> Matches:
         return cast(Matches, self.measures[layer])

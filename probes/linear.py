@@ -95,7 +95,7 @@ class LinearProbe(Probe):
         for layer, sums in self._validation.items():
             # the first process decides for all, since devices may round differently
             loss, score, count = Processes.current().broadcast(sums, 0)
-            self._head(layer).judge(loss / count, self.scored(score / count), self.patience, self.min_steps)
+            self._head(layer).update_best(loss / count, self.scored(score / count), self.patience, self.min_steps)
         self._validation.clear()
         self.log_dict(self._validated(), batch_size=1)
         self._stop_if_finished()
@@ -107,7 +107,7 @@ class LinearProbe(Probe):
     def on_test_start(self) -> None:
         """Set every head to its best state."""
         for layer in self.heads:
-            self._head(layer).select()
+            self._head(layer).restore_best()
         self._validated()
 
     @property

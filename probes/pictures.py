@@ -27,7 +27,7 @@ class Pictures:
     """
 
     def __init__(self, token: Sequence[int]) -> None:
-        if len(token) != 2 or not all(0 <= place < SIDE for place in token):
+        if len(token) != 2 or not all(0 <= index < SIDE for index in token):
             raise InputError(
                 f"Expected probe.token to be [row,col], each from 0 to {SIDE - 1}, but got {list(token)}. "
                 "Use probe.token=[12,17]."

@@ -116,7 +116,8 @@ class PositionProbe(LinearProbe):
         epoch = self.trainer.current_epoch
         # keyed by the layer's own step, since layers may differ in their number of steps
         labels = {
-            layer: self._labels(layer, where, "train", epoch, self._seen[layer]) for layer, where in batch.positions.items()
+            layer: self._labels(layer, positions, "train", epoch, self._seen[layer])
+            for layer, positions in batch.positions.items()
         }
         if self.closed_form:
             for layer, tokens in batch.tokens.items():
@@ -139,13 +140,13 @@ class PositionProbe(LinearProbe):
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the metrics of every head with tokens of whole grids."""
         for layer, tokens in batch.tokens.items():
-            where, masks, photo = batch.positions[layer], batch.masks[layer], batch.photo[layer]
+            positions, masks, photo = batch.positions[layer], batch.masks[layer], batch.photo[layer]
             predicted = self._predict(layer, tokens)
             for i, variant in enumerate(VARIANTS):
-                target = self._partition(layer, where) if variant == "random_partition" else where
+                target = self._partition(layer, positions) if variant == "random_partition" else positions
                 self._accuracy(variant, layer).update(predicted[:, i], target, masks, photo)
             if self.regresses:
-                self._r2(layer).update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, where), photo)
+                self._r2(layer).update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, positions), photo)
 
     def collect(self) -> None:
         """Write the results of probes and controls, and the chance level of every grid."""
@@ -169,14 +170,14 @@ class PositionProbe(LinearProbe):
         """
         return dict(self._maps)
 
-    def _labels(self, layer: str, where: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
+    def _labels(self, layer: str, positions: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
         """(row, col) labels of every variant, in the order of VARIANTS."""
-        shuffle = torch.randperm(len(where), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
-        return torch.stack([where, where[shuffle.to(where.device)], self._partition(layer, where)], dim=1)
+        shuffle = torch.randperm(len(positions), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
+        return torch.stack([positions, positions[shuffle.to(positions.device)], self._partition(layer, positions)], dim=1)
 
-    def _partition(self, layer: str, where: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
-        classes = self.partitions[layer] = self.partitions[layer].to(where.device)
-        return classes[where[:, 0] * self.shapes[layer][2] + where[:, 1]]
+    def _partition(self, layer: str, positions: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
+        classes = self.partitions[layer] = self.partitions[layer].to(positions.device)
+        return classes[positions[:, 0] * self.shapes[layer][2] + positions[:, 1]]
 
     def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"]) -> Float[Tensor, " v"]:
         """Mean loss of every variant."""
@@ -184,8 +185,8 @@ class PositionProbe(LinearProbe):
         if self.regresses:
             return (outputs - self._coordinates(layer, labels)).square().sum(-1).sum(0) / count
         height = self.shapes[layer][1]
-        parts = outputs[..., :height], outputs[..., height:]
-        losses = [_cross_entropy(part, labels[..., axis]) / count for axis, part in enumerate(parts)]
+        logits = outputs[..., :height], outputs[..., height:]
+        losses = [_cross_entropy(axis_logits, labels[..., axis]) / count for axis, axis_logits in enumerate(logits)]
         return torch.stack(losses).sum(0)
 
     def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Int[Tensor, "n v 2"]:

@@ -176,13 +176,13 @@ class StatisticsProbe(Probe):
         """Compare high-norm tokens with the VAE's cells of minimal variance, in layers of the latent's resolution."""
         latent = self.size // STRIDE
         sides = {layer: h for layer, (_, h, _) in self.shapes.items() if layer.startswith(FIRST) and h == latent}
-        seen = [index for layer in sides for index in self._of(layer).kept]
+        seen = [index for layer in sides for index in self._of(layer).first_masks]
         if not seen:
             return
         cells = self.data.floor_cells(list(dict.fromkeys(seen)))
         for layer in sides:
             statistics = self._of(layer)
-            statistics.compare_with_floor({index: cells[index] for index in statistics.kept})
+            statistics.compare_with_floor({index: cells[index] for index in statistics.first_masks})
 
     def _of(self, layer: str) -> LayerStatistics:
         return cast(LayerStatistics, self.measures[layer])

@@ -29,7 +29,7 @@ class StudyData(Data, Protocol):
     """A data module that calls :meth:`StudyProbe.observe` with every whole grid."""
 
     @property
-    def everyone(self) -> list[int]:
+    def all_images(self) -> list[int]:
         """Indices of all images, in order."""
 
 
@@ -63,7 +63,7 @@ class StudyProbe(PositionProbe):
     Example:
         >>> from types import SimpleNamespace
         >>> from sdprobe.tokens.groups import token_groups
-        >>> probe = StudyProbe({"mid": (4, 8, 8)}, photos=2, data=SimpleNamespace(kind="study", everyone=[0, 1]))
+        >>> probe = StudyProbe({"mid": (4, 8, 8)}, photos=2, data=SimpleNamespace(kind="study", all_images=[0, 1]))
         >>> grid, images = torch.ones(2, 4, 8, 8), torch.arange(2)
         >>> probe.observe(GridBatch({"mid": grid}, {"mid": token_groups(grid)}, images, images))
         >>> probe.measures["mid"].compute()["similarity_reprcropped/corner"]  # all tokens are equal
@@ -76,7 +76,7 @@ class StudyProbe(PositionProbe):
     @cached_property
     def _rank(self) -> dict[int, int]:
         """Image → its number among all images: groups for intervals must not depend on the order of training."""
-        return {index: k for k, index in enumerate(self.data.everyone)}
+        return {index: k for k, index in enumerate(self.data.all_images)}
 
     def observe(self, batch: GridBatch) -> None:
         """Measure the whole grids of images, each of which is given once."""

@@ -199,13 +199,13 @@ class DepthProbe(TargetProbe):
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the errors of every head and baseline with tokens of whole grids."""
         for layer, tokens in batch.tokens.items():
-            where, depth = batch.positions[layer], batch.targets[layer][:, 0]
+            positions, depth = batch.positions[layer], batch.targets[layer][:, 0]
             guesses = dict(zip(VARIANTS, self._predict(layer, tokens).unbind(1), strict=True))
             for baseline, table in self.expected[layer].items():
-                guesses[baseline] = table.to(where.device)[where[:, 0], where[:, 1]]
+                guesses[baseline] = table.to(positions.device)[positions[:, 0], positions[:, 1]]
             for condition, predicted in guesses.items():
                 error = cast(DepthError, self.scores[f"{condition}/{layer}"])
-                error.update(predicted, depth, where, batch.masks[layer], batch.photo[layer], batch.image[layer])
+                error.update(predicted, depth, positions, batch.masks[layer], batch.photo[layer], batch.image[layer])
 
     def collect(self) -> None:
         """Write the errors of probes and baselines."""
@@ -343,6 +343,6 @@ class ContentProbe(TargetProbe):
 
     def _target(self, layer: str, batch: TokenBatch) -> Float[Tensor, "n v"]:
         """Standardised content."""
-        latent, where = batch.targets[layer], batch.positions[layer]
+        latent, positions = batch.targets[layer], batch.positions[layer]
         means = self._means[layer] = self._means[layer].to(latent.device)
-        return (latent - means[where[:, 0], where[:, 1]]) / self._spread[layer].to(latent.device)
+        return (latent - means[positions[:, 0], positions[:, 1]]) / self._spread[layer].to(latent.device)

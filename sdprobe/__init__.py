@@ -1,4 +1,4 @@
-"""sdprobe: can these diffusion features be trusted? Probes of frozen activations, and maps that repair them.
+"""sdprobe: probes of frozen diffusion features for position, corner and high-norm artefacts, and mitigations against them.
 
 >>> from sdprobe import FrozenSD, mitigations
 """
@@ -7,12 +7,12 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# read when transformers and diffusers are imported: they warn about torchvision and dtype casts, which is no news here
+# transformers and diffusers read this when they are imported; it silences warnings about torchvision and dtype casts
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-# read when torch makes its first tensor: activations in huge pages, since one batch of them costs 100 000 page faults else
+# torch reads this when it makes its first tensor: huge pages, because one batch of activations costs 100 000 page faults
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# read when torch is imported: notes on DistributedDataParallel
+# torch reads this when it is imported; it silences notes on DistributedDataParallel
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["FrozenSD", "mitigations"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: torch and diffusers take seconds."""
+    """Import on first use, because torch and diffusers take seconds to import."""
     if name == "FrozenSD":
         return import_module("sdprobe.backbones").FrozenSD
     if name == "mitigations":

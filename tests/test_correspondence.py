@@ -117,7 +117,7 @@ def test_every_protocol_follows_from_the_kept_predictions(launch, tmp_path: Path
             away = pixel_distances(points, pixel) if protocol == "dift" else distances(protocol, points, cell, side)
         for average in averages:
             for alpha in ALPHAS:
-                value = away.hits(alpha)[:, None].double()
+                value = away.correct(alpha)[:, None].double()
                 mean = PairMeans(points).means(average, value, torch.ones_like(value)).item()
                 assert mean == pytest.approx(run.value("test", "up_1", f"pck_{protocol}_{average}_{alpha:.2f}"))
     assert {"category_name", "source_name", "target_name", "keypoint", "up_1/share_corner"} <= table.keys()

@@ -15,14 +15,14 @@ def names(text: str) -> list[str]:
     Raises:
         InputError: a block is not closed, or a mark does not belong to a block.
     """
-    found = [match[1] for match in BLOCK.findall(text)]
+    blocks = [match[1] for match in BLOCK.findall(text)]
     marks = len(re.findall(r"<!-- /?results", text))
-    if marks != 2 * len(found) or any("<!-- results:" in match[2] for match in BLOCK.findall(text)):
+    if marks != 2 * len(blocks) or any("<!-- results:" in match[2] for match in BLOCK.findall(text)):
         raise InputError(
             f"Expected every block to be '<!-- results:NAME -->' and '<!-- /results -->' on lines of their own, but got "
-            f"{marks} marks around {len(found)} blocks. Close each block before the next."
+            f"{marks} marks around {len(blocks)} blocks. Close each block before the next."
         )
-    return found
+    return blocks
 
 
 def rewritten(text: str, contents: Mapping[str, str]) -> str:

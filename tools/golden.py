@@ -42,7 +42,7 @@ PROCESSES = 2
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LIBRARIES = ("torch", "numpy", "scipy", "diffusers", "transformers", "lightning", "torchmetrics")
 # entries of JSON files and columns of tables that describe time, machine and code of a measurement; not compared
-CIRCUMSTANCES = {
+PROVENANCE = {
     "command", "source", "git_commit", "config_hash", "settings_hash", "packages", "hardware", "seconds", "peak_memory_gib",
     "started", "run",
 }  # fmt: skip
@@ -84,9 +84,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return write(root, head)
     plan = yaml.safe_load((root / PLAN).read_text())
     runs = chosen(plan, options.runs)
-    kept, new = frozen(root, plan["commit"], runs), root / CACHE / "present"
+    frozen_folders, new = frozen(root, plan["commit"], runs), root / CACHE / "present"
     measure(root, head, runs, new)
-    before = {key: value for name, folder in kept.items() for key, value in values_of(folder, name).items()}
+    before = {key: value for name, folder in frozen_folders.items() for key, value in values_of(folder, name).items()}
     after = {key: value for name in runs for key, value in values_of(new / name, name).items()}
     before, after, stale = without_intended(plan["intended"], before, after)
     lines = differences(before, after) + ([] if options.runs else stale)
@@ -128,11 +128,11 @@ def chosen(plan: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]
 
 def frozen(root: Path, commit: str, runs: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """Name → folder with the results of the reference commit on this machine; measured if not stored."""
-    place, kept = machine(), root / CACHE / "frozen"
-    keys = {name: json.dumps([commit, place, words], sort_keys=True) for name, words in runs.items()}
-    folders = {name: kept / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}" for name, key in keys.items()}
+    hardware, cache = machine(), root / CACHE / "frozen"
+    keys = {name: json.dumps([commit, hardware, words], sort_keys=True) for name, words in runs.items()}
+    folders = {name: cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}" for name, key in keys.items()}
     if missing := {name: words for name, words in runs.items() if not folders[name].is_dir()}:
-        kept.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         with checkout(root, commit) as other:
             measure(other, commit, missing, root / CACHE / "measured")
         for name in missing:
@@ -216,11 +216,11 @@ def git(root: Path, *words: str) -> str:
 
 def values_of(folder: Path, run: str) -> Values:
     """All files of a run folder, and the contents of files with numbers."""
-    found: Values = {}
+    values: Values = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         file = f"{run}/{path.relative_to(folder).as_posix()}"
-        found |= {file: "a file"} | {f"{file}:{key}": value for key, value in contents(path).items()}
-    return found
+        values |= {file: "a file"} | {f"{file}:{key}": value for key, value in contents(path).items()}
+    return values
 
 
 def contents(path: Path) -> Values:
@@ -252,18 +252,18 @@ def leaves(node: Any, path: str = "", compared: bool = True) -> Iterator[tuple[s
         yield path, node if compared else UNCOMPARED
         return
     for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-        yield from leaves(child, f"{path}/{key}".strip("/"), compared and key not in CIRCUMSTANCES)
+        yield from leaves(child, f"{path}/{key}".strip("/"), compared and key not in PROVENANCE)
 
 
 def columns(rows: list[list[str]]) -> Values:
     """Header → cells (n,), as numbers if all of them are numbers."""
-    found: Values = {}
+    cells_of: Values = {}
     for name, *cells in zip(*rows, strict=True):
         try:
-            found[name] = np.array([float(cell or "nan") for cell in cells])
+            cells_of[name] = np.array([float(cell or "nan") for cell in cells])
         except ValueError:
-            found[name] = np.array(cells, dtype=object)
-    return {name: UNCOMPARED if name in CIRCUMSTANCES else cells for name, cells in found.items()}
+            cells_of[name] = np.array(cells, dtype=object)
+    return {name: UNCOMPARED if name in PROVENANCE else cells for name, cells in cells_of.items()}
 
 
 def without_intended(changes: Sequence[Mapping[str, str]], before: Values, after: Values) -> tuple[Values, Values, list[str]]:
@@ -298,8 +298,8 @@ def differences(before: Values, after: Values) -> list[str]:
             lines.append(f"{name}: missing, was {shown(before[name])}")
         elif name not in before:
             lines.append(f"{name}: new, {shown(after[name])}")
-        elif told := difference(before[name], after[name]):
-            lines.append(f"{name}: {told}")
+        elif text := difference(before[name], after[name]):
+            lines.append(f"{name}: {text}")
     return lines
 
 

@@ -62,13 +62,13 @@ def regenerate(
         done[step.name] = True
     missing = [step.name for step in plan.steps if not step.group and not done[step.name]]
     contents, complaints = render(plan, work, done)
-    told = publish_documents(plan, root, contents, write=not check)
+    changed = publish_documents(plan, root, contents, write=not check)
     drawn, undrawn = publish_figures(plan, root, work, done, write=not check)
-    told, complaints = told + drawn, complaints + undrawn
-    say(*(told or ["Nothing changed."]), *complaints)
+    changed, complaints = changed + drawn, complaints + undrawn
+    say(*(changed or ["Nothing changed."]), *complaints)
     if missing:
         say(f"Not measured by this code, so not compared: {', '.join(missing)}.")
-    return int(bool(complaints) or (check and bool(told or missing)))
+    return int(bool(complaints) or (check and bool(changed or missing)))
 
 
 def chosen(plan: Plan, only: Sequence[str] | None) -> list[Step]:
@@ -81,13 +81,13 @@ def chosen(plan: Plan, only: Sequence[str] | None) -> list[Step]:
 
 def check_blocks(plan: Plan, root: Path) -> None:
     """Raise an error for a block without a renderer, and for a renderer without a block."""
-    found = {name: document for document in plan.documents for name in names((root / document).read_text())}
-    if unknown := [name for name in found if name not in plan.blocks]:
+    blocks = {name: document for document in plan.documents for name in names((root / document).read_text())}
+    if unknown := [name for name in blocks if name not in plan.blocks]:
         raise InputError(
-            f"Expected the blocks of {found[unknown[0]]} to be among {', '.join(plan.blocks)}, but got '{unknown[0]}'. "
+            f"Expected the blocks of {blocks[unknown[0]]} to be among {', '.join(plan.blocks)}, but got '{unknown[0]}'. "
             "Correct the name, or add a renderer to tools/published.py."
         )
-    if unused := [name for name in plan.blocks if name not in found]:
+    if unused := [name for name in plan.blocks if name not in blocks]:
         raise InputError(
             f"Expected a block results:{unused[0]} in {', '.join(plan.documents)}, but got none. "
             "Add its marks, or remove its renderer."
@@ -108,19 +108,19 @@ def render(plan: Plan, work: Path, done: Mapping[str, bool]) -> tuple[dict[str, 
 
 def publish_documents(plan: Plan, root: Path, contents: Mapping[str, str], write: bool) -> list[str]:
     """Rewrite the documents; returns what changed."""
-    told = []
+    changed = []
     for document in plan.documents:
         before = (root / document).read_text()
         after = rewritten(before, contents)
-        told += changes(document, before, after)
+        changed += changes(document, before, after)
         if write and after != before:
             write_file(root / document, after)
-    return told
+    return changed
 
 
 def publish_figures(plan: Plan, root: Path, work: Path, done: Mapping[str, bool], write: bool) -> tuple[list[str], list[str]]:
     """Replace figures whose pixels changed; returns their names, and messages about those that could not be drawn."""
-    told, complaints = [], []
+    changed, complaints = [], []
     for name, (step, source) in plan.figures.items():
         if not done[step]:
             continue
@@ -130,10 +130,10 @@ def publish_figures(plan: Plan, root: Path, work: Path, done: Mapping[str, bool]
             complaints.append(f"{name}: {error} The figure was not changed.")
             continue
         if not (root / name).is_file() or not same_pixels(content, (root / name).read_bytes()):
-            told.append(f"{name}: pixels changed")
+            changed.append(f"{name}: pixels changed")
             if write:
                 write_file(root / name, content)
-    return told, complaints
+    return changed, complaints
 
 
 def encoded(picture: Path, suffix: str) -> bytes:

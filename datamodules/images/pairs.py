@@ -99,10 +99,10 @@ def placement_of(width: int, height: int, size: int, resize: str) -> Placement:
 def fitted(picture: Image.Image, size: int, resize: str) -> Float[Tensor, "3 size size"]:
     """An RGB picture in [0, 1], placed by :func:`placement_of` and resized with Lanczos; around it are zeros (``pad``) or its
     own border, repeated (``replicate``)."""
-    place = placement_of(*picture.size, size, resize)
-    wide, high = (max(1, round(side * scale)) for side, scale in zip(picture.size, place.scale, strict=True))
+    placement = placement_of(*picture.size, size, resize)
+    wide, high = (max(1, round(side * scale)) for side, scale in zip(picture.size, placement.scale, strict=True))
     small = np.asarray(picture.resize((wide, high), Image.Resampling.LANCZOS))
-    left, top = (int(edge) for edge in place.offset)
+    left, top = (int(edge) for edge in placement.offset)
     around = ((top, size - high - top), (left, size - wide - left), (0, 0))
     full = np.pad(small, around, mode="edge" if resize == "replicate" else "constant")
     return torch.from_numpy(full).permute(2, 0, 1).float() / 255
@@ -318,18 +318,18 @@ class PairFiles(FileImages):
     def _kept(self, entries: Sequence[Entry], chosen: set[str], limit: int | None) -> tuple[Pair, ...]:
         """The first ``limit`` usable pairs of every chosen category."""
         counts: Counter[str] = Counter()
-        kept: list[Pair] = []
+        pairs: list[Pair] = []
         for category, read in entries:
             if category not in chosen or counts[category] == limit:
                 continue
             try:
-                kept.append(self._checked(read()))
+                pairs.append(self._checked(read()))
                 counts[category] += 1
             except BadPair as error:
                 if self.on_error == "raise":
                     raise
                 self.dropped[error.reason] += 1
-        return tuple(kept)
+        return tuple(pairs)
 
     def _checked(self, stated: Statement) -> Pair:
         """The pair. Raises BadPair if a picture is missing or the geometry is impossible."""
@@ -340,8 +340,8 @@ class PairFiles(FileImages):
         for name, points, (width, height) in zip(stated.names, stated.points, sizes, strict=True):
             for x, y in points:
                 if not (-SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK):
-                    place = f"Expected the keypoints of {stated.label} to lie in {name}, {width}×{height} pixels"
-                    raise BadPair("keypoint outside the picture", f"{place}, but got ({x:g}, {y:g}).")
+                    expected = f"Expected the keypoints of {stated.label} to lie in {name}, {width}×{height} pixels"
+                    raise BadPair("keypoint outside the picture", f"{expected}, but got ({x:g}, {y:g}).")
         x0, y0, x1, y1 = stated.target_box
         # thresholds are shares of the longer side, so one side may be 0
         if not (all(map(math.isfinite, stated.target_box)) and min(x1 - x0, y1 - y0) >= 0 and max(x1 - x0, y1 - y0) > 0):

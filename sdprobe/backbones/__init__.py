@@ -9,7 +9,7 @@ __all__ = ["FrozenSD"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import FrozenSD on first use, so that presets and layers are known without it."""
+    """Import FrozenSD on first use, so that presets and layer names can be read without it."""
     if name != "FrozenSD":
         raise AttributeError(f"module 'sdprobe.backbones' has no attribute '{name}'")
     from sdprobe.backbones.frozen_sd import FrozenSD

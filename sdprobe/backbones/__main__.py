@@ -1,4 +1,4 @@
-"""``python -m sdprobe.backbones sd15``: the layers of a checkpoint, without its weights."""
+"""``python -m sdprobe.backbones sd15``: list the layers of a checkpoint, without its weights."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Presets and their U-Net configurations, known without any download; U-Nets of a configuration without weights."""
+"""Presets and their U-Net configurations, available offline, and U-Nets of a configuration without weights."""
 
 import json
 from functools import cache
@@ -13,13 +13,13 @@ from sdprobe.utilities.errors import InputError
 
 HERE = Path(__file__).parent
 PACKAGED = HERE.parent / "assets" / "demo"
-# the embedded demo model: in the package of a wheel, beside it in a checkout
+# the embedded demo model: inside the package in a wheel, next to it in a checkout
 DEMO = PACKAGED if PACKAGED.is_dir() else HERE.parents[1] / "assets" / "demo"
 
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    """Name → ``path`` (hub repository, or where the weights come from), ``revision``, ``variant``, ``architecture``."""
+    """Name → ``path`` (hub repository or source of the weights), ``revision``, ``variant``, ``architecture``."""
     stored = OmegaConf.to_container(OmegaConf.load(HERE / "presets.yaml"))
     assert isinstance(stored, dict)
     return {str(name): {"revision": None, "variant": None, **entry} for name, entry in stored.items()}

@@ -17,25 +17,25 @@ from sdprobe.utilities.rng import keyed_generator
 
 log = logging.getLogger(__name__)
 LOG_VARIANCE_FLOOR = -30.0
-# of LatentEncoder, for given weights and images; raise it when a latent changes
+# version of LatentEncoder's results; increase it when a latent changes for the same weights and images
 VERSION = 1
 
 
 class LatentEncoder:
-    """Posterior mode (or a sample) of the VAE × its scaling factor.
+    """Mode (or a sample) of the VAE's posterior, times the scaling factor.
 
     Args:
-        vae: frozen; moved and cast by the caller.
-        vae_input: range the image is mapped to, ``symmetric`` ([-1, 1], what Stable Diffusion was trained on) or
-            ``unit`` ([0, 1], what Loos & Linhardt (2025) used).
-        posterior: ``mode``, or ``sample`` (with noise keyed by seed and image id).
+        vae: frozen; the caller moves and casts it.
+        vae_input: range that images are mapped to: ``symmetric`` ([-1, 1], as Stable Diffusion was trained) or ``unit`` ([0,
+            1], as Loos & Linhardt (2025) used it).
+        posterior: ``mode``, or ``sample`` with noise keyed by seed and image id.
     """
 
     def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
         self.vae = vae.eval().requires_grad_(False)
         settings.check("backbone", vae_input=vae_input, posterior=posterior)
         self.vae_input, self.posterior = vae_input, posterior
-        self.padding = "zeros"  # of the VAE's convolutions; whoever changes them says so here
+        self.padding = "zeros"  # padding of the VAE's convolutions; code that changes it must set this, too
         self.passes = 0
         self.weights = weight_hash(vae)
 
@@ -60,7 +60,7 @@ class LatentEncoder:
         Args:
             images: in [0, 1]; height and width multiples of ``stride``.
             ids: names of the images; with ``seed`` they key the posterior samples.
-            seed: of posterior samples; without meaning for the mode.
+            seed: of posterior samples; the mode does not depend on it.
 
         Raises:
             InputError: images outside [0, 1] or of an unfit size.
@@ -74,9 +74,9 @@ class LatentEncoder:
 
     @torch.no_grad()
     def floor_cells(self, images: Float[Tensor, "b 3 height width"]) -> Bool[Tensor, "b h w"]:
-        """Cells where any channel's posterior log-variance lies on the floor of −30 that diffusers clamps it to.
+        """Cells where the posterior log-variance of any channel is at −30, the lower limit that diffusers clamps it to.
 
-        There the VAE is sure of its latent; such cells are suspected to become high-norm tokens of the first layers.
+        There the VAE is certain about its latent. Such cells are suspected to become high-norm tokens of the first layers.
 
         Raises:
             InputError: images outside [0, 1] or of an unfit size.

@@ -1,9 +1,9 @@
-"""Layer names ↔ diffusers module paths, in execution order; ``python -m sdprobe.backbones sd15`` prints them.
+"""Layer names ↔ diffusers module paths, in execution order. ``python -m sdprobe.backbones sd15`` prints them.
 
-Names use ``[a-z0-9_]`` only, because Hydra cannot parse ``up[1]`` and ``ModuleDict`` rejects dots. A tensor has one
-canonical name: the stage's (``down_0``, ``mid``, ``up_1``) where it is the stage's output, else the module's
-(``up_1_res_0``, ``up_1_attn_0``, ``up_1_upsample``); the longer name of a stage output is an accepted alias. Two inputs
-of the U-Net can be asked for as controls: ``latent`` and ``noisy_latent``.
+Names use ``[a-z0-9_]`` only, because Hydra cannot parse ``up[1]`` and ``ModuleDict`` rejects dots. Every tensor has one
+canonical name. The output of a stage has the name of the stage (``down_0``, ``mid``, ``up_1``). Any other tensor has the name
+of its module (``up_1_res_0``, ``up_1_attn_0``, ``up_1_upsample``). The module name of a stage output is an alias. Two inputs
+of the U-Net are available as controls: ``latent`` and ``noisy_latent``.
 """
 
 import difflib
@@ -23,7 +23,7 @@ _GRAMMAR = re.compile(r"conv_in|conv_out|(mid|(down|up)_\d+)(_(res|attn)_\d+|_up
 
 @dataclass(frozen=True)
 class Layer:
-    """One tensor of the U-Net. ``path`` is its module's path in diffusers; ``alias`` its longer name, if it has one."""
+    """One tensor of the U-Net. ``path`` is the path of its module in diffusers; ``alias`` a longer name, if it has one."""
 
     name: str
     path: str
@@ -38,7 +38,7 @@ class Layer:
 def layer_table(unet: nn.Module) -> dict[str, Layer]:
     """Every layer of a ``UNet2DConditionModel`` by canonical name, in execution order.
 
-    SD-1.x and 2.x have 46. The U-Net may live on the ``meta`` device.
+    SD-1.x and 2.x have 46. The U-Net may be on the ``meta`` device.
     """
     stages = [(f"down_{i}", f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]  # type: ignore[arg-type]
     if unet.mid_block is not None:
@@ -52,10 +52,10 @@ def layer_table(unet: nn.Module) -> dict[str, Layer]:
 
 
 def _stage_layers(stage: str, path: str, block: nn.Module) -> list[Layer]:
-    """Layers of one block in execution order; the last one carries the stage's name."""
+    """Layers of one block in execution order. The last one has the name of the stage."""
     resnets = [(f"res_{i}", f"resnets.{i}") for i in range(len(block.resnets))]  # type: ignore[arg-type]
     attentions = [(f"attn_{i}", f"attentions.{i}") for i in range(len(getattr(block, "attentions", None) or ()))]
-    # everywhere a resnet is followed by its attention; with one more resnet than attentions (mid) it opens and closes
+    # every resnet is followed by its attention; mid has one more resnet, so that it begins and ends with one
     pairs = itertools.zip_longest(resnets, attentions)
     steps = [step for pair in pairs for step in pair if step is not None]
     steps += [(kind, f"{kind}rs.0") for kind in ("downsample", "upsample") if getattr(block, f"{kind}rs", None)]
@@ -64,14 +64,14 @@ def _stage_layers(stage: str, path: str, block: nn.Module) -> list[Layer]:
 
 
 def resolve(block: str | Iterable[str], table: dict[str, Layer]) -> tuple[str, ...]:
-    """Canonical layer names for what a user types as ``block=``, in execution order, each once.
+    """Canonical layer names for a user's ``block=``, in execution order, without repetition.
 
     ``block`` is a name, an alias, a list of these, a glob (``up_*``), ``stages`` (block outputs), ``all``, or
-    ``loos2025`` (the 45 layers of the study, which skip the last resnet of ``up_0``). The module's path in diffusers names
-    its layer, too: ``up_blocks.1.resnets.2``, ``up_blocks[1].resnets[2]``, ``mid_block``.
+    ``loos2025`` (the 45 layers of the study, which skips the last resnet of ``up_0``). A layer can also be named by the path of
+    its module in diffusers: ``up_blocks.1.resnets.2``, ``up_blocks[1].resnets[2]``, ``mid_block``.
 
     Raises:
-        InputError: a name that is no layer of this U-Net; the message names the nearest one.
+        InputError: a name that is no layer of this U-Net. The message suggests the nearest name.
     """
     wanted = {name for item in ([block] if isinstance(block, str) else block) for name in _expand(str(item), table)}
     if not wanted:
@@ -111,8 +111,8 @@ def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> str:
     if _GRAMMAR.fullmatch(item):
         stages = ", ".join(_expand("stages", table))
         return (
-            f"Expected block to name a layer that this backbone has, but got '{item}', which lies outside it "
-            f"(its stages: {stages}); {listing}."
+            f"Expected block to name a layer that this backbone has, but got '{item}', which it does not have. "
+            f"Its stages are {stages}; {listing}."
         )
     nearest = difflib.get_close_matches(item, [*names, "stages", "all", "loos2025"], n=1, cutoff=0.0)[0]
     return (

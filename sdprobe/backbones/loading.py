@@ -1,6 +1,6 @@
-"""Checkpoint folders → networks: finds (or downloads) a diffusers folder, checks it, loads safetensors only.
+"""Checkpoint folders → networks: find (or download) a diffusers folder, check it, and load safetensors only.
 
-Weight files are compared with the SHA-256 digests that a model card lists: ``sha256: {file: digest}`` in its front matter.
+Weight files are compared with the SHA-256 digests in a model card: ``sha256: {file: digest}`` in its front matter.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ NETWORKS = ("unet", "vae", "text_encoder")
 # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
-transformers_logging.disable_progress_bar()  # weights load in a blink; downloads keep their bars
+transformers_logging.disable_progress_bar()  # loading weights is quick; downloads still show progress
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def load(
 ) -> Components:
     """Components of a local folder, a hub repository, the embedded demo model (``assets/demo``) or ``tiny``.
 
-    The VAE runs in ``dtype`` except for fp16, where Stable Diffusion's VAEs overflow: there it runs in fp32.
+    The VAE runs in ``dtype``, except for fp16, where the VAEs of Stable Diffusion overflow. Then it runs in fp32.
 
     Raises:
         InputError: nothing usable at ``path``; the message says what is missing.
@@ -69,11 +69,11 @@ def load(
 
 
 def _embedded() -> Path:
-    """The demo model's folder, wherever the command is started."""
+    """Folder of the demo model, independent of the working directory."""
     if not DEMO.is_dir():
         raise InputError(
-            f"Expected the demo model in {DEMO}, but there is none. Make it with python -m tools.demo.train (hours), or "
-            f"restore it with git checkout -- {EMBEDDED} where your version has it; backbone=tiny needs neither."
+            f"Expected the demo model in {DEMO}, but there is none. Restore it with git checkout -- {EMBEDDED}, train it with "
+            "python -m tools.demo.train (hours), or use backbone=tiny."
         )
     return DEMO
 
@@ -96,7 +96,7 @@ def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: 
 
 
 def _network(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
-    """A diffusers model from its safetensors; the variant where the folder has it."""
+    """A diffusers model from its safetensors files, in the given variant if the folder has it."""
     model, info = kind.from_pretrained(
         folder,
         subfolder=part,
@@ -151,7 +151,7 @@ def _tiny(weights: str, seed: int, dtype: torch.dtype) -> Components:
 
 
 def _download(path: str, revision: str | None, variant: str | None) -> Path:
-    """Snapshot of a hub repository, only the files that are needed; the local copy when the hub does not answer."""
+    """Download the needed files of a hub repository; use the local copy if the hub does not answer."""
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise InputError(
             f"Expected the backbone to be a preset, a hub repository (owner/name) or a local diffusers folder, "
@@ -170,7 +170,7 @@ def _download(path: str, revision: str | None, variant: str | None) -> Path:
         at = f"@{revision}" if revision else ""
         raise InputError(
             f"Expected to download {path}{at} from the Hugging Face hub, but it cannot be reached or does not have it "
-            f"({_first_line(error)}). Where there is network, run `hf download {path} --local-dir DIR`, bring DIR here "
+            f"({_first_line(error)}). On a machine with network access run `hf download {path} --local-dir DIR`, copy DIR here "
             "(unet, vae, text_encoder, tokenizer, scheduler) and use backbone=local backbone.path=DIR."
         ) from error
     return Path(folder)
@@ -195,9 +195,9 @@ def _check_weights(folder: Path, variant: str | None) -> None:
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
+        stored = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
         raise InputError(
-            f"Expected {folder} to hold .safetensors weights, but found {found}. "
+            f"Expected {folder} to hold .safetensors weights, but found {stored}. "
             "Save the pipeline again with save_pretrained(..., safe_serialization=True)."
         )
     variants = {match[1] if (match := VARIANT.search(name)) else None for name in files}
@@ -213,10 +213,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def check_card(folder: Path) -> None:
-    """Compare every file that `folder`/README.md lists with its digest; a folder without such a list passes.
+    """Compare every file that the card ``folder/README.md`` lists with its digest. A folder without such a list passes.
 
     Raises:
-        InputError: a listed file is missing or has other bytes.
+        InputError: a listed file is missing or has other content.
     """
     card = folder / "README.md"
     if not card.is_file():
@@ -225,16 +225,16 @@ def check_card(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise InputError(f"Expected {folder} to hold {name}, which its card lists, but there is none. {REMEDY}")
-        found = digest(file)
-        if found != expected:
+        actual = digest(file)
+        if actual != expected:
             raise InputError(
-                f"Expected {file} to have the SHA-256 {expected[:12]}… of its card, but got {found[:12]}… "
+                f"Expected {file} to have the SHA-256 {expected[:12]}… of its card, but got {actual[:12]}… "
                 f"({file.stat().st_size:,} bytes): it is truncated or altered. {REMEDY}"
             )
 
 
 def listed(card: Path) -> dict[str, str]:
-    """File → digest as the card's front matter lists them; empty where it has no such list."""
+    """File → digest, as the front matter of the card lists them; empty without such a list."""
     entries = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {}
     return {str(name): str(value) for name, value in entries.items()}
 

@@ -12,14 +12,14 @@ from sdprobe.utilities.rng import keyed_generator
 
 
 class NoiseSchedule:
-    """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from a checkpoint's betas, whatever its scheduler class.
+    """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from the betas of a checkpoint, independent of its scheduler class.
 
-    (diffusers' ``EulerDiscreteScheduler.add_noise`` does not scale the latent, DDIM's does; neither is used.)
+    (In diffusers, ``EulerDiscreteScheduler.add_noise`` does not scale the latent and that of DDIM does. Neither is used.)
 
     Args:
         alphas_cumprod: ᾱ_t, (T,).
         mode: ``independent`` (ε keyed by seed, image id and draw), ``shared`` (one ε for every image), ``rolled`` (the
-            shared ε cyclically rolled by a random per-image offset) or ``none`` (ε = 0: √ᾱ_t · z).
+            shared ε, cyclically shifted by a random offset per image) or ``none`` (ε = 0: √ᾱ_t · z).
         scale_again: multiply the noisy latent by √ᾱ_t once more, as the library of Loos & Linhardt (2025) does for
             checkpoints with an Euler scheduler.
     """
@@ -33,7 +33,7 @@ class NoiseSchedule:
     def __call__(
         self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
     ) -> Float[Tensor, "b c h w"]:
-        """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` counts repeated noise."""
+        """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` numbers repeated draws of noise."""
         self.check(timestep)
         if len(ids) != len(latents):
             raise InputError(f"Expected one entry of ids per image, but got {len(ids)} ids for {len(latents)} images.")

@@ -1,8 +1,8 @@
-"""What a network's convolutions see beyond the border: zeros as trained, or a continuation of the picture. Steps 2 and 4.
+"""Padding mode of a network's convolutions: zeros as trained, or a continuation of the picture. Data path steps 2 and 4.
 
-Zeros at a border are the only thing in a U-Net or VAE that says where a token sits: everything else in them treats all
-places alike. A network whose convolutions wrap around (``circular``) cannot know, so what position it still shows comes
-from elsewhere.
+Zero padding is the only part of a U-Net or VAE whose output depends on the position of a token; all other operations treat
+every position alike. With ``circular`` padding a network has no source of position, so any position that it still shows comes
+from its input.
 
 References:
     Islam et al. (2020), How Much Position Information Do Convolutional Neural Networks Encode?
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
-_BEHIND = [0, 1, 0, 1]  # one column on the right, one row below: what a VAE's downsampler pads by itself
+_BEHIND = [0, 1, 0, 1]  # one column on the right, one row below: what the VAE's downsampler pads itself
 _NOT_AT_ALL = [0, 0, 0, 0]
 
 
@@ -28,22 +28,22 @@ def check_padding(mode: str) -> None:
 
 
 def check_sides(mode: str, latents: Tensor, levels: int) -> None:
-    """Raises InputError where the deepest of ``levels`` grids has one token a side, which has nothing to reflect."""
+    """Raises InputError where the deepest of ``levels`` grids has one token per side, which reflection cannot pad."""
     height, width = latents.shape[-2:]
     least = 2**levels
     if mode == "reflect" and min(height, width) < least:
         raise InputError(
-            f"Expected at least {least} latent cells a side for padding=reflect, but got {height}×{width}. "
+            f"Expected at least {least} latent cells per side for padding=reflect, but got {height}×{width}. "
             "Use larger images (images.size=128 is enough for Stable Diffusion)."
         )
 
 
 def set_padding(network: nn.Module, mode: str) -> None:
-    """Let every convolution with a kernel above 1×1 pad with ``mode``; no weight, module or hook changes.
+    """Set the padding ``mode`` of every convolution with a kernel above 1×1. Weights, modules and hooks do not change.
 
-    diffusers' VAE downsampler pads with constant zeros outside of its convolution, where ``padding_mode`` does not reach;
-    there the convolution takes the padding over, at the same two sides. ``zeros`` undoes that, so that the network computes
-    bit for bit what it did at first.
+    The downsampler of diffusers' VAE pads with zeros outside its convolution, where ``padding_mode`` has no effect. For it,
+    the convolution pads instead, on the same two sides. ``zeros`` undoes this, so that the network computes bit for bit what
+    it did before.
 
     Raises:
         InputError: an unknown mode.
@@ -55,7 +55,7 @@ def set_padding(network: nn.Module, mode: str) -> None:
     for sampler in _self_padding(network):
         assert isinstance(sampler.conv, nn.Conv2d)
         ours = mode != "zeros"
-        sampler.padding = 1 if ours else 0  # 0 makes it pad by itself
+        sampler.padding = 1 if ours else 0  # with 0 the downsampler pads itself
         sampler.conv._reversed_padding_repeated_twice = list(_BEHIND if ours else _NOT_AT_ALL)
         sampler.conv.padding_mode = name
 

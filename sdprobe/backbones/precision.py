@@ -1,4 +1,4 @@
-"""The one place that decides where a backbone runs and in which dtype, and sees whether that dtype was enough."""
+"""Choice of device and dtype of a backbone, and the check that its activations are finite."""
 
 from collections.abc import Sequence
 
@@ -18,13 +18,13 @@ def choose_device(device: str = "auto") -> torch.device:
         raise InputError(f"Expected device to be auto, cpu or cuda, but got '{device}'. Use device=auto.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"Expected device={device} to have a CUDA GPU, but torch finds none. Use device=cpu.")
-    where = torch.device(device)
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(
             f"Expected device={device} to exist, but torch finds {count} GPUs. Use device=cuda:{count - 1} or less."
         )
-    return where
+    return chosen
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -48,7 +48,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def check_finite(grids: dict[str, Tensor], ids: Sequence[str], dtype: torch.dtype) -> None:
     """Raises InputError, naming layer and image, where grids (B, ...) computed in ``dtype`` hold NaN or Inf."""
-    # a sum is finite only if all its terms are: one pass over the grids and one sync; rarely a sum overflows by itself
+    # a sum is finite only if all its terms are, which takes one pass and one sync; a sum may overflow, so check then
     if torch.stack([grid.sum() for grid in grids.values()]).isfinite().all():
         return
     finite = torch.stack([grid.isfinite().flatten(1).all(1) for grid in grids.values()])  # (layers, B)
@@ -57,7 +57,7 @@ def check_finite(grids: dict[str, Tensor], ids: Sequence[str], dtype: torch.dtyp
     layer, image = (~finite).nonzero()[0].tolist()
     remedy = "Use backbone.precision=fp32" + (" (or bf16)" if dtype == torch.float16 else "")
     if dtype == torch.float32:
-        remedy = "More precision cannot help: the weights or the image's latent are damaged, load or encode them again"
+        remedy = "The weights or the latent of the image are damaged. Load or encode them again"
     raise InputError(
         f"Expected finite activations, but layer {list(grids)[layer]} has NaN or Inf for image {ids[image]} in "
         f"{name_of(dtype)}. {remedy}."

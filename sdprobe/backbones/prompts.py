@@ -1,4 +1,4 @@
-"""PromptEncoder: text → conditioning of the U-Net, computed once per distinct prompt. Data path step 4."""
+"""PromptEncoder: text → conditioning of the U-Net, computed once per prompt. Data path step 4."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from sdprobe.backbones.weights import weight_hash
 
 
 class PromptEncoder:
-    """CLIP text states as Stable Diffusion's own pipelines make them.
+    """CLIP text states, as the pipelines of Stable Diffusion compute them.
 
-    One encoder (SD-1.x, 2.x): the last hidden state. Two (SDXL): their last-but-one hidden states side by side, and the
-    pooled state of the second.
+    With one encoder (SD-1.x, 2.x): its last hidden state. With two (SDXL): their last but one hidden states, concatenated, and
+    the pooled state of the second.
     """
 
     def __init__(self, tokenizers: Sequence[CLIPTokenizer], encoders: Sequence[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""Pipelines with random weights: ``backbone=tiny``, and folders of any preset's full shape to try the tool without a download.
+"""Pipelines with random weights: ``backbone=tiny``, and folders in the full shape of a preset, to try sdprobe offline.
 
 ``python -m sdprobe.backbones.random_pipeline sd15 DIR`` writes an SD-1.5-shaped diffusers folder with random weights.
 """
@@ -24,9 +24,9 @@ def random_pipeline(
 ) -> StableDiffusionPipeline:
     """A ``StableDiffusionPipeline`` with the U-Net of preset ``model`` (SD-1.x or 2.x shape) and random weights.
 
-    The VAE is kl-f8-shaped: full width for full-width presets, a few channels for ``tiny``. Its scaling factor gives
-    latents of white noise about unit scale. The text encoder is one small layer; the tokenizer knows single bytes.
-    ``narrower`` divides the widths of a full-width preset's U-Net and VAE.
+    The VAE has the shape of kl-f8: full width for full-width presets, a few channels for ``tiny``. Its scaling factor is set
+    so that latents of white noise have about unit scale. The text encoder is one small layer; the tokenizer knows single
+    bytes. ``narrower`` divides the widths of the U-Net and VAE of a full-width preset.
     """
     config = preset_config(model)
     config = config | {"block_out_channels": [width // narrower[0] for width in config["block_out_channels"]]}

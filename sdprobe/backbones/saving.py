@@ -1,4 +1,4 @@
-"""Writing pipeline folders that load again without naming a type."""
+"""Write pipeline folders that load again without a dtype argument."""
 
 import json
 import shutil
@@ -13,10 +13,11 @@ LAST = ("unet/config.json", "model_index.json")  # nothing loads a folder withou
 
 
 def save_folder(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Write a diffusers folder (safetensors, in the pipeline's precision) whose parts agree on fp32 when no type is asked for.
+    """Write a diffusers folder (safetensors, in the precision of the pipeline) whose parts all load in fp32 by default.
 
-    diffusers loads its own parts in fp32 then, but transformers 5 loads a text encoder in the ``dtype`` of its configuration.
-    With ``float16`` there the first sample fails, Half against Float. An interruption leaves a folder that does not load.
+    By default diffusers loads its own parts in fp32, but transformers 5 loads a text encoder in the ``dtype`` of its
+    configuration. If that is ``float16``, the first sample fails because Half meets Float. An interrupted write leaves a
+    folder that does not load.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -30,6 +31,6 @@ def save_folder(pipeline: DiffusionPipeline, folder: Path) -> None:
         names = [path.relative_to(temporary).as_posix() for path in Path(temporary).rglob("*") if path.is_file()]
         for name in sorted(names, key=LAST.__contains__):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            # a rename would keep safetensors' permissions, 0600
+            # renaming would keep the permissions 0600 of safetensors
             with replacing(folder / name) as file, Path(temporary, name).open("rb") as source:
                 shutil.copyfileobj(source, file)

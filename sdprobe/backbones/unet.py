@@ -1,4 +1,4 @@
-"""FrozenUNet: noisy latents → activation grids of the layers asked for, stopping after the deepest. Data path step 4."""
+"""FrozenUNet: noisy latents → activation grids of the requested layers; stops after the deepest. Data path step 4."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ from sdprobe.backbones.layers import layer_table, resolve
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a U-Net is told besides the noisy latent: text states (1, L, D) and, for SDXL, a pooled text state (1, P)."""
+    """Inputs of a U-Net besides the noisy latent: text states (1, L, D) and, for SDXL, a pooled text state (1, P)."""
 
     states: Float[Tensor, "1 _l _d"]
     pooled: Float[Tensor, "1 _p"] | None = None
@@ -27,9 +27,9 @@ class _Deepest(Exception):
 
 
 class FrozenUNet(nn.Module):
-    """A diffusers U-Net that never trains and returns any of its layers' outputs.
+    """A diffusers U-Net that never trains and returns the outputs of any of its layers.
 
-    ``layers`` maps every canonical layer name to its module, in execution order. ``passes`` counts images sent through.
+    ``layers`` maps every canonical name to its layer, in execution order. ``passes`` counts the images that went through.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -44,7 +44,7 @@ class FrozenUNet(nn.Module):
         return self.unet.config
 
     def train(self, mode: bool = True) -> "FrozenUNet":
-        """Stays in evaluation mode whatever a Trainer asks for."""
+        """Stay in evaluation mode, also if a Trainer asks for training mode."""
         return super().train(False)
 
     @torch.no_grad()  # not inference_mode: probes train on these tensors
@@ -66,12 +66,12 @@ class FrozenUNet(nn.Module):
         return grids
 
     def shapes(self, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-        """(C, h, w) of every layer for latents of this height and width, in execution order, without compute."""
-        twin = FrozenUNet(meta_unet(dict(self.config)))
+        """(C, h, w) of every layer for latents of this height and width, in execution order, without running the network."""
+        copy = FrozenUNet(meta_unet(dict(self.config)))
         states = torch.empty(1, 1, self._state_width(), device="meta")
         pooled = torch.empty(1, self._pooled_width(), device="meta") if self._takes_pooled() else None
         noisy = torch.empty(1, self.config.in_channels, *latent, device="meta")
-        grids = twin(noisy, 0, Conditioning(states, pooled), layers)
+        grids = copy(noisy, 0, Conditioning(states, pooled), layers)
         return {name: tuple(grids[name].shape[1:]) for name in self.layers if name in grids}
 
     def resolve(self, block: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Identity of weights: a digest of what is in memory, and random twins of a network."""
+"""Digests of weights and configurations, and networks with random or shuffled weights."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from sdprobe.utilities.rng import keyed_generator
 
 
 def weight_hash(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all parameters and buffers, as loaded. Same weights in, same hash out."""
+    """SHA-256 over names, dtypes and bytes of all parameters and buffers, as loaded. Equal weights have equal digests."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -21,15 +21,15 @@ def weight_hash(module: nn.Module) -> str:
 
 
 def config_hash(config: Any) -> str:
-    """Digest of an architecture, wherever it was loaded from."""
+    """Digest of an architecture, independent of where it was loaded from."""
     settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def shuffle_entries(network: nn.Module, seed: int) -> None:
-    """Permute the entries inside each parameter: every tensor keeps its distribution and loses what it computed.
+    """Permute the entries inside each parameter. Every tensor keeps its distribution of values but not its function.
 
-    A permutation is keyed by (seed, the parameter's name), so that it depends on nothing else.
+    A permutation is keyed by (seed, name of the parameter) only.
     """
     for name, parameter in network.named_parameters():
         order = torch.randperm(parameter.numel(), generator=keyed_generator("shuffled weights", seed, name))
@@ -37,7 +37,7 @@ def shuffle_entries(network: nn.Module, seed: int) -> None:
 
 
 def random_unet(config: dict[str, object], seed: int, dtype: torch.dtype) -> UNet2DConditionModel:
-    """A U-Net of this configuration with freshly initialised weights: the null of every trained network."""
+    """A U-Net of this configuration with newly initialised weights: the random-weights baseline."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel.from_config(config).to(dtype)

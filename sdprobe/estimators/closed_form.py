@@ -1,4 +1,4 @@
-"""Heads without iteration: linear discriminants and ridge regression from moments streamed in one pass."""
+"""Heads in closed form: linear discriminants and ridge regression, from moments summed in one pass."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ SHRINKAGE = 1e-3
 
 
 class Moments:
-    """Sums over tokens from which a closed-form head follows, float64.
+    """Sums over tokens, in float64, that determine a closed-form head.
 
     Args:
         channels: C.
@@ -36,11 +36,11 @@ class Moments:
                 self.counts[axis][variant].index_add_(0, labels[:, variant, axis], torch.ones_like(x[:, 0]))
 
     def discriminants(self, variant: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, " k"]]:
-        """Weight and bias whose outputs are the linear discriminants of rows, then columns.
+        """Weight and bias of the linear discriminants of rows, then of columns.
 
         logit_k = m_kᵀ Σ⁻¹ x − ½ m_kᵀ Σ⁻¹ m_k with class means m_k and the pooled within-class covariance Σ, shrunk by
-        1e-3 · tr Σ / C; all taken around the overall mean, which changes no difference of logits and keeps the sums
-        well conditioned. A class without tokens gets the logit −∞.
+        1e-3 · tr Σ / C. All are taken relative to the overall mean. This changes no difference of logits and keeps the sums
+        well conditioned. A class without tokens has the logit −∞.
         """
         parts = [self._axis_discriminants(variant, axis) for axis in range(2)]
         return torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
@@ -86,7 +86,7 @@ def _shrunk(covariance: Float[Tensor, "c c"], shrinkage: float = SHRINKAGE) -> F
 
 
 class RidgeMoments:
-    """Sums over tokens, float64, from which the least-squares line of V targets follows.
+    """Sums over tokens, in float64, that determine the ridge regression of V targets.
 
     Args:
         channels: C.

@@ -1,7 +1,7 @@
-"""LayerHeads: one linear head per layer and variant, with the state that decides when its training is over.
+"""LayerHead: one linear head per layer and variant, with the state that decides when its training ends.
 
-Heads of all layers and variants share one optimiser. Adam works elementwise, and nothing here looks at another head, so
-each ends exactly where it would alone.
+Heads of all layers and variants share one optimiser. Adam works elementwise and no head depends on another, so each head ends
+in the same state as if it were trained alone.
 """
 
 import math
@@ -16,7 +16,7 @@ from sdprobe.utilities.rng import keyed_generator
 
 
 class LayerHead(nn.Module):
-    """V linear maps C → K of the same tokens (the probe and its controls), and each one's best state so far.
+    """V linear maps C → K of the same tokens (the probe and its controls), and the best state of each so far.
 
     Args:
         channels: C.
@@ -35,7 +35,7 @@ class LayerHead(nn.Module):
         self.best_bias: Tensor
         self.best_loss: Tensor
         self.best_score: Tensor
-        self.stale: Tensor
+        self.stale: Tensor  # validations since the last improvement; checkpoints hold it under this name
         self.steps: Tensor
         self.register_buffer("best_weight", torch.zeros_like(self.weight))
         self.register_buffer("best_bias", torch.zeros_like(self.bias))
@@ -50,9 +50,12 @@ class LayerHead(nn.Module):
         return flat.unflatten(1, self.bias.shape)
 
     @torch.no_grad()
-    def judge(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
-        """Keep the state of every variant whose validation loss fell by at least 0.1 %; a variant that has not for
-        ``patience`` validations in a row, after ``min_steps`` steps, is finished and keeps its best state."""
+    def update_best(self, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], patience: int, min_steps: int) -> None:
+        """Store the state of every variant whose validation loss fell by at least 0.1 %.
+
+        A variant is finished after ``min_steps`` steps and ``patience`` validations in a row without such a fall. Its best
+        state is then final.
+        """
         better = (loss < self.best_loss * (1 - 1e-3)) & ~self._finished(patience, min_steps)
         self.best_weight[better] = self.weight[better]
         self.best_bias[better] = self.bias[better]
@@ -66,18 +69,18 @@ class LayerHead(nn.Module):
         return bool(self._finished(patience, min_steps).all())
 
     @torch.no_grad()
-    def select(self) -> None:
-        """Go back to the best states; variants that were never judged stay as they are."""
-        judged = self.best_loss.isfinite()
-        self.weight[judged] = self.best_weight[judged]
-        self.bias[judged] = self.best_bias[judged]
+    def restore_best(self) -> None:
+        """Load the best states. Variants that were never validated do not change."""
+        updated = self.best_loss.isfinite()
+        self.weight[updated] = self.best_weight[updated]
+        self.bias[updated] = self.best_bias[updated]
 
     def _finished(self, patience: int, min_steps: int) -> Tensor:
         return (self.stale >= patience) & (self.steps >= min_steps)
 
 
 def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:
-    """A head per layer; ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
+    """A head per layer. ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
     return nn.ModuleDict(
         {layer: LayerHead(channels, count, len(variants), seed, base_of(layer)) for layer, (channels, count) in outputs.items()}
     )

@@ -1,4 +1,4 @@
-"""LayerStatistics: every anomaly statistic of one layer, fed by the views of its images."""
+"""LayerStatistics: all statistics of position, corner and high-norm artefacts of one layer."""
 
 import numpy as np
 import torch
@@ -27,19 +27,19 @@ from sdprobe.metrics.position_variance import PositionVariance
 from sdprobe.metrics.token_norms import TokenNorms
 from sdprobe.tokens.keys import GROUPS, PARTITION, Key
 
-CLIPPED = ("r_cor", "r_norm")  # risks that count from 0 on
-CONTENT = "corner_content"  # tokens of the whole image that show what the corners of the cropped image show
+CLIPPED = ("r_cor", "r_norm")  # risks that are reported clipped to [0, 1]
+CONTENT = "corner_content"  # tokens of the whole image with the same content as the corners of the cropped image
 
 
 class LayerStatistics(nn.Module):
-    """Statistics of one layer.
+    """All statistics of one layer.
 
     Args:
         shape: (C, h, w).
-        margin: tokens that the cropped view lacks on every side.
+        margin: number of tokens that the cropped view lacks on every side.
         fitted: mean token of the fit images, and the direction of their high-norm tokens.
-        images: images of the whole and of the cropped view.
-        repeats: images of the views with other ``noise`` and at another ``timestep``.
+        images: number of images of the whole and of the cropped view.
+        repeats: number of images of the views with other ``noise`` and at another ``timestep``.
         seed: of drawn tokens.
         similar: also compare token distance with spatial distance (RSA), which is slow.
     """
@@ -78,7 +78,7 @@ class LayerStatistics(nn.Module):
         self.scored = False
         self.floor: MaskOverlap | None = None
         self.stability = nn.ModuleDict({name: MaskOverlap(number) for name, number in repeats.items() if number})
-        self.kept: dict[int, Tensor] = {}
+        self.first_masks: dict[int, Tensor] = {}
         self.images, self.repeats = images, max(repeats.values())
 
     def whole(
@@ -98,28 +98,28 @@ class LayerStatistics(nn.Module):
             self.scored = True
             self.labelled.update(masks["high_norm"], masks["labelled"])
         for index, mask in zip(image.tolist(), masks["high_norm"], strict=True):
-            if len(self.kept) < self.repeats:
-                self.kept[index] = mask.cpu()
+            if len(self.first_masks) < self.repeats:
+                self.first_masks[index] = mask.cpu()
 
     def cropped(self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor]) -> None:
-        """Measure the similarity of groups, and of the same corner between images, in cropped images."""
+        """Measure similarity within groups, and of the same corner between images, in cropped images."""
         tokens = LayerTokens.of(grid, masks, self.mean)
         self.cropped_similarity.update(tokens)
         self.cropped_corners.update(tokens, "corner")
 
     def repeated(self, noise: bool, mask: Bool[Tensor, "b h w"], image: Int[Tensor, " b"]) -> None:
-        """Compare the high-norm tokens of images seen before, now with other noise or at another timestep."""
-        before = torch.stack([self.kept[index] for index in image.tolist()]).to(mask.device)
+        """Compare the high-norm tokens of images seen before with those under other noise or at another timestep."""
+        before = torch.stack([self.first_masks[index] for index in image.tolist()]).to(mask.device)
         self.stability["noise" if noise else "timestep"].update(before, mask)  # type: ignore[operator]
 
     def compare_with_floor(self, cells: dict[int, Bool[Tensor, "h w"]]) -> None:
-        """Hold the high-norm tokens of these images, seen before, against other masks of the same grid."""
+        """Compare the high-norm tokens of images seen before with other masks of the same grid."""
         self.floor = MaskOverlap(len(cells)).to(self.mean.device)
-        ours = torch.stack([self.kept[index] for index in cells]).to(self.mean.device)
+        ours = torch.stack([self.first_masks[index] for index in cells]).to(self.mean.device)
         self.floor.update(ours, torch.stack(list(cells.values())).to(self.mean.device))
 
     def compute(self) -> dict[str, float]:
-        """``<metric>/<group>`` with intervals over folds of images, credibility last."""
+        """``<metric>/<group>`` with intervals over folds of images; credibility last."""
         values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in Key.parse(key).where}
         values |= {f"content_{key}": value for key, value in self.content_corners.compute().items()}
         for cropped in (self.cropped_similarity, self.cropped_corners):
@@ -136,19 +136,21 @@ class LayerStatistics(nn.Module):
         return values | self._credibility()
 
     def gain(self, other: "LayerStatistics") -> dict[str, float]:
-        """Risks, credibility and relative norms of this layer minus another's of the same images, see :func:`paired_gains`.
+        """Risks, credibility and relative norms of this layer minus those of another on the same images, see
+        :func:`paired_gains`.
 
-        Gains are those of the reported values; intervals those of unclipped ones, moved where needed to hold the gain.
+        Gains are differences of the reported values. Intervals are those of the unclipped values, extended where needed so
+        that they contain the gain.
         """
         units = self.pseudovalues()
-        found = paired_gains(units, other.pseudovalues())
+        gains = paired_gains(units, other.pseudovalues())
         own, theirs = self.compute(), other.compute()
-        for key in (key for key in units if key in found):
-            found |= holding(key, own[key] - theirs[key], found)
-        return found
+        for key in (key for key in units if key in gains):
+            gains |= holding(key, own[key] - theirs[key], gains)
+        return gains
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<metric>/<group>`` → what every fold of images contributes, of risks, credibility and relative norms."""
+        """``<metric>/<group>`` → contribution of every fold of images to risks, credibility and relative norms."""
         risks = self._risks()
         values = {
             f"{name}/all": clipped_pseudovalues(risk) if name in CLIPPED else pseudovalues(risk) for name, risk in risks.items()
@@ -172,7 +174,7 @@ class LayerStatistics(nn.Module):
         }
 
     def _corners(self) -> dict[str, Estimate]:
-        """Corner risk by kind of pairs, unclipped."""
+        """Corner risk by kind of pair, unclipped."""
         inner = self.cropped_similarity.estimates()["similarity_centred/corner"]
         outer = self.similarity.estimates()[f"similarity_centred/{CONTENT}"]
         across = (corners.estimates()["similarity_across/corner"] for corners in (self.cropped_corners, self.content_corners))

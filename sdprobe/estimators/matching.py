@@ -1,7 +1,8 @@
-"""Which target token is most alike each source token: one matrix product per target picture and layer.
+"""The most similar target token of each source token: one matrix product per target picture and layer.
 
-``upsampled_argmax`` reads the same grids as DIFT does, enlarged to the original picture, without enlarging a feature: the
-similarity is enlarged instead and divided by the enlarged token's norm, which follows from products of neighbouring tokens.
+``upsampled_argmax`` matches like DIFT, which enlarges grids to the size of the original picture. Here the similarity is
+enlarged instead of the features, and divided by the norm of the enlarged token, which follows from products of neighbouring
+tokens.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from torch.nn.functional import normalize
 from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities.rng import keyed_generator
 
-WINDOW = 7  # tokens to every side of the best one that refine it
+WINDOW = 7  # tokens on every side of the best one that refine it
 SHARPNESS = 0.02  # temperature of the softmax over them, for cosines
-CHUNK = 32  # keypoints whose enlarged similarities exist at a time
+CHUNK = 32  # keypoints whose enlarged similarities are in memory at a time
 
 
 def cosines(source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"]) -> Float[Tensor, "n h*w"]:
@@ -25,13 +26,14 @@ def cosines(source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"]) -> Flo
 
 
 def best(similarity: Float[Tensor, "n p"], masked: Bool[Tensor, " p"] | None = None) -> Int[Tensor, " n"]:
-    """Index of the most alike target token that is not masked; of ties the first."""
+    """Index of the most similar target token that is not masked; the first one of ties."""
     return (similarity if masked is None else similarity.masked_fill(masked, -torch.inf)).argmax(1)
 
 
 def refined(similarity: Float[Tensor, "n p"], width: int) -> Float[Tensor, "n 2"]:
-    """Point (x, y), in tokens, of the window soft-argmax: Σ softmax(s / 0.02) · centre over the grid, where the similarity s
-    counts as 0 outside the 15 × 15 tokens around the best one. A token's centre is its index + ½.
+    """Point (x, y), in tokens, of the window soft-argmax: Σ softmax(s / 0.02) · centre over the grid.
+
+    The similarity s counts as 0 outside the 15 × 15 tokens around the best one. The centre of a token is its index + ½.
 
     References:
         Zhang et al. (2024), arXiv 2311.17034. Lee et al. (2019), arXiv 1904.01810 (the softmax).
@@ -45,7 +47,10 @@ def refined(similarity: Float[Tensor, "n p"], width: int) -> Float[Tensor, "n 2"
 
 
 def random_mask(masks: Mapping[str, Bool[Tensor, "h w"]], group: str, *key: object) -> Bool[Tensor, " p"]:
-    """As many random interior tokens outside ``group`` as it has tokens (or all of them, if fewer): what masking costs."""
+    """As many random interior tokens outside ``group`` as the group has tokens, or all of them if there are fewer.
+
+    This control measures what masking any tokens costs.
+    """
     allowed = (masks["interior"] & ~masks[group]).flatten()
     score = torch.rand(len(allowed), generator=keyed_generator("mask", *key)).to(allowed.device)
     rank = score.masked_fill(~allowed, torch.inf).argsort().argsort()
@@ -53,26 +58,30 @@ def random_mask(masks: Mapping[str, Bool[Tensor, "h w"]], group: str, *key: obje
 
 
 def upsampled_argmax(
-    source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"], place: Placement, width: int, height: int, size: int
+    source: Float[Tensor, "n c"], target: Float[Tensor, "c h w"], placement: Placement, width: int, height: int, size: int
 ) -> Int[Tensor, "n 2"]:
-    """Pixel (x, y) of the original picture whose bilinearly enlarged, then normalised target token is most alike.
+    """Pixel (x, y) of the original picture whose target token, enlarged bilinearly and then normalised, is most similar.
 
     Args:
-        source: tokens, already read at the source's pixels.
-        place: where the picture of ``width`` × ``height`` pixels lies in the input of ``size`` pixels a side.
+        source: tokens, already read at the source pixels.
+        target: grid of the target picture.
+        placement: where the picture of ``width`` × ``height`` pixels lies in the input of ``size`` pixels per side.
+        width: of the original picture, in pixels.
+        height: of the original picture, in pixels.
+        size: side of the network's input, in pixels.
     """
     _, high, wide = target.shape
-    across = _taps(width, place.scale[0], place.offset[0], size / wide, wide, target.device)
-    down = _taps(height, place.scale[1], place.offset[1], size / high, high, target.device)
+    across = _taps(width, placement.scale[0], placement.offset[0], size / wide, wide, target.device)
+    down = _taps(height, placement.scale[1], placement.offset[1], size / high, high, target.device)
     target = target.float()
     rows, cols = _matrix(*down, high), _matrix(*across, wide)
     norm = _enlarged_norm(target, down, across)
     unit = normalize(source.float(), dim=1)
-    found = []
-    for part in unit.split(CHUNK):
-        similarity = torch.einsum("nc,chw->nhw", part, target)
-        found.append(((rows @ similarity @ cols.T) / norm).flatten(1).argmax(1))
-    index = torch.cat(found)
+    indices = []
+    for chunk in unit.split(CHUNK):
+        similarity = torch.einsum("nc,chw->nhw", chunk, target)
+        indices.append(((rows @ similarity @ cols.T) / norm).flatten(1).argmax(1))
+    index = torch.cat(indices)
     return torch.stack([index % width, index // width], dim=1)
 
 
@@ -80,11 +89,11 @@ Taps = tuple[Int[Tensor, " _k"], Int[Tensor, " _k"], Float[Tensor, " _k"]]
 
 
 def _taps(count: int, scale: float, offset: float, stride: float, side: int, device: torch.device) -> Taps:
-    """For pixel centres along an axis: the two tokens around them and the second one's weight (align_corners=False)."""
+    """For pixel centres along an axis: the two tokens around them and the weight of the second (align_corners=False)."""
     pixel = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset
-    place = (pixel / stride - 0.5).clamp(0, side - 1)
-    low = place.floor().long()
-    return low.to(device), (low + 1).clamp(max=side - 1).to(device), (place - low).float().to(device)
+    position = (pixel / stride - 0.5).clamp(0, side - 1)
+    low = position.floor().long()
+    return low.to(device), (low + 1).clamp(max=side - 1).to(device), (position - low).float().to(device)
 
 
 def _matrix(low: Tensor, high: Tensor, weight: Tensor, side: int) -> Float[Tensor, "k {side}"]:

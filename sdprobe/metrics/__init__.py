@@ -1,1 +1,1 @@
-"""torchmetrics on tensors, one per file beside its pure functions."""
+"""torchmetrics on tensors, one per file, with its pure functions."""

@@ -18,17 +18,18 @@ def top_count(channels: int) -> int:
 
 
 class ChannelEnergy(FoldMetric):
-    """``channel_energy/all``: S_k = energy share of the top k = ⌈0.01 C⌉ channels; ``r_chn/all``: beyond their count share.
+    """Share of energy in the strongest channels.
 
-    Energy of a channel is Σ (x_c − mean_c)² over all tokens; S_k lies in [k/C, 1], see :func:`channel_risk`. The channels are
-    chosen once, on all images: chosen anew in every fold, each would favour its own luck.
+    ``channel_energy/all``: S_k, energy share of the top k = ⌈0.01 C⌉ channels. ``r_chn/all``: S_k beyond their count share,
+    see :func:`channel_risk`. The energy of a channel is Σ (x_c − mean_c)² over all tokens, and S_k lies in [k/C, 1]. The
+    channels are chosen once, on all images. Choosing them again in every fold would favour channels that are strong by chance.
 
     Args:
         channels: C.
         images, folds: see :class:`~.FoldMetric`.
 
     References:
-        Sun et al. (2024), arXiv:2402.17762: massive activations sit in few channels.
+        Sun et al. (2024), arXiv:2402.17762: massive activations are in few channels.
     """
 
     bounds = (0, 1)
@@ -40,11 +41,11 @@ class ChannelEnergy(FoldMetric):
     def update(self, layer: LayerTokens) -> None:
         """Add the next images."""
         fold = self._next_folds(len(layer), layer.norms.device)
-        for i, image in enumerate(layer.centred):  # one by one, so that squares take little memory
+        for i, image in enumerate(layer.centred):  # one image at a time, so that squares need little memory
             self.energy[fold[i]] += image.square().sum(0)
 
     def top(self) -> Int[Tensor, " k"]:
-        """Indices of the top k channels, the most energetic first."""
+        """Indices of the top k channels, in descending order of energy."""
         return self.energy.sum(0).topk(top_count(self.energy.shape[1])).indices
 
     def _values(self, energy: Float[Tensor, "*n c"]) -> dict[str, Tensor]:
@@ -53,5 +54,5 @@ class ChannelEnergy(FoldMetric):
         return {"channel_energy/all": share, "r_chn/all": channel_risk(share, len(top), channels)}
 
     def estimates(self) -> dict[str, Estimate]:
-        """S_k and r_chn of all images and without one fold each, of this device's images; NaN where all energy is 0."""
+        """S_k and r_chn of all images and without each fold, of the images on this device; NaN where all energy is 0."""
         return estimates_of(self._values, self.energy)

@@ -16,20 +16,20 @@ from sdprobe.tokens.keys import ENDS, Key
 
 
 def column_means(values: Float[np.ndarray, "n *k"]) -> Float[np.ndarray, "*k"]:
-    """Mean over the units that have a value; NaN where none has."""
+    """Mean over the units that have a value; NaN where none has one."""
     with np.errstate(invalid="ignore"):
         return np.apply_along_axis(lambda column: np.nansum(column) / np.isfinite(column).sum(), 0, values)
 
 
 class ClusterMetric(SumMetric):
-    """Sums per photograph and token group, from which every kind of value gets an interval over photographs.
+    """Sums per photograph and token group. Every kind of value gets an interval over photographs from them.
 
-    Tokens are never kept, so memory does not grow with their number.
+    Tokens are not stored, so memory does not grow with their number.
 
     Args:
-        groups: names of the token groups whose masks ``update`` receives; ``all`` is always there.
-        photos: number of photographs; photo indices lie below it.
-        shapes: sums beside ``count`` (tokens) that are kept per photograph and group, and their further axes.
+        groups: names of the token groups whose masks ``update`` receives; ``all`` is always included.
+        photos: number of photographs; photo indices are below it.
+        shapes: sums besides ``count`` (tokens) that are stored per photograph and group, and their further axes.
     """
 
     kinds: ClassVar[tuple[str, ...]]  # names of the values
@@ -55,12 +55,12 @@ class ClusterMetric(SumMetric):
 
     @abstractmethod
     def _intervals(self, values: Float[np.ndarray, "photos groups kinds"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """From the pseudo-values: the values, and both ends of their intervals, (groups, kinds) each."""
+        """From the pseudo-values: the values and both ends of their intervals, (groups, kinds) each."""
 
     def pseudovalues(self) -> dict[str, Float[np.ndarray, " photos"]]:
-        """``<kind>/<group>`` → what every photograph contributes, see :mod:`~.intervals`. Groups without a value have no key.
+        """``<kind>/<group>`` → contribution of every photograph, see :mod:`~.intervals`. Groups without a value have no key.
 
-        All processes call this together.
+        All processes must call this together.
         """
         with self.sync_context(should_sync=self.sync_on_compute):
             values = self._pseudovalues()
@@ -71,15 +71,15 @@ class ClusterMetric(SumMetric):
         values, count = self._pseudovalues(), self.count.sum(0).tolist()
         means, lows, highs = self._intervals(values)
         report: dict[str, float] = {}
-        for key, place in self._present(values).items():
-            report |= with_ends(key, means[place], lows[place], highs[place]) | {f"{key}/n": int(count[place[0]])}
+        for key, index in self._present(values).items():
+            report |= with_ends(key, means[index], lows[index], highs[index]) | {f"{key}/n": int(count[index[0]])}
         return report
 
     def gain(self, other: "ClusterMetric") -> dict[str, float]:
-        """``<kind>/<group>`` minus another metric's of the same tokens, see :func:`paired_gains`.
+        """``<kind>/<group>`` minus that of another metric on the same tokens, see :func:`paired_gains`.
 
-        Groups that do not hold the same number of tokens of every photograph in both have no gain. Below 6 effective
-        photographs (few hold most of the tokens) a gain has no interval. All processes call this together.
+        A group has no gain unless both metrics hold the same number of its tokens for every photograph. Below 6 effective
+        photographs (few hold most of the tokens) a gain has no interval. All processes must call this together.
         """
         with self.sync_context(should_sync=self.sync_on_compute), other.sync_context(should_sync=other.sync_on_compute):
             alike = [group for i, group in enumerate(self.groups) if self.count[:, i].equal(other.count[:, i])]
@@ -91,7 +91,7 @@ class ClusterMetric(SumMetric):
         return {name: value for name, value in gains.items() if name not in unsure}
 
     def _present(self, values: Float[np.ndarray, "photos groups kinds"]) -> dict[str, tuple[int, int]]:
-        """``<kind>/<group>`` → numbers of group and kind, where a photograph has a value."""
+        """``<kind>/<group>`` → indices of group and kind, if any photograph has a value."""
         present = np.isfinite(values).any(0)
         return {
             f"{kind}/{group}": (i, k)

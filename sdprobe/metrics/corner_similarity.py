@@ -1,4 +1,4 @@
-"""CornerSimilarity: how alike each corner is to the same corner of other images, whatever they show."""
+"""CornerSimilarity: how similar each corner is to the same corner of other images, independent of what they show."""
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,9 @@ CORNERS = 4
 class CornerSimilarity(FoldMetric):
     """Mean centred cosine of the same corner in two different images, averaged over the 4 corners.
 
-    With unit tokens t of one corner in N images, Σ_{n≠m} cos = ‖Σ_n t_n‖² − N, so pairs are never formed:
-    (‖Σ_n t_n‖² − N) / (N (N − 1)), in [−1, 1], 0 where corners of different images have nothing in common. It sees corners that
-    are one vector each in every image, also where the four differ. A token of norm 0 has no cosine and is left out; NaN where
+    With unit tokens t of one corner in N images, Σ_{n≠m} cos = ‖Σ_n t_n‖² − N, so pairs are never formed: (‖Σ_n t_n‖² − N) /
+    (N (N − 1)), in [−1, 1]. It is 0 where corners of different images have nothing in common. It also detects corners that are
+    one vector each in every image while the four differ. A token of norm 0 has no cosine and is left out. The value is NaN if
     no corner has two tokens.
 
     Args:
@@ -40,12 +40,12 @@ class CornerSimilarity(FoldMetric):
         self._add(layer.rank, total=unit.double(), number=(inverse > 0).double())
 
     def estimates(self) -> dict[str, Estimate]:
-        """``similarity_across/corner`` of all images and without one fold each, of this device's images."""
+        """``similarity_across/corner`` of all images and without each fold, of the images on this device."""
         return estimates_of(self._values, self.total, self.number)
 
     @staticmethod
     def _values(total: Float[Tensor, "*n 4 c"], number: Float[Tensor, "*n 4"]) -> dict[str, Tensor]:
-        """Over the pairs of each corner, then over the corners that have pairs."""
+        """Average over the pairs of each corner, then over the corners that have pairs."""
         pairs = number * (number - 1)
         cosine = (total.square().sum(-1) - number) / torch.where(pairs > 0, pairs, torch.nan)
         return {"similarity_across/corner": cosine.nanmean(-1)}

@@ -1,7 +1,7 @@
-"""How far a layer's tokens can be trusted: risks by position, corner and norm, and their product.
+"""Credibility of the tokens of a layer: risks by position, corner and norm, and their product.
 
-The risks are functions of what the other statistics measure, so their intervals come from leaving out one fold of images at a
-time in all of them (:mod:`sdprobe.metrics.folds`).
+The risks are functions of other statistics. Their intervals come from leaving out one fold of images at a time in all of
+these (:mod:`sdprobe.metrics.folds`).
 """
 
 from collections.abc import Mapping
@@ -18,24 +18,24 @@ RISKS = ("r_pos", "r_cor", "r_norm")
 
 
 def above_chance(share: Float[Tensor, "*n"], chance: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """(share − chance) / (1 − chance): 0 at chance, 1 at its most, below 0 under chance; 0 where chance leaves no room."""
-    room = 1 - chance
-    return torch.where(room == 0, 0 * share, (share - chance) / room.where(room != 0, 1))
+    """(share − chance) / (1 − chance): 0 at chance, 1 at most, negative below chance; 0 where chance is 1."""
+    rest = 1 - chance
+    return torch.where(rest == 0, 0 * share, (share - chance) / rest.where(rest != 0, 1))
 
 
 def corner_risk(inner: Float[Tensor, "*n"], outer: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """(c_in − c_out) / (1 − c_out): what corners share because they are corners. Unclipped: below 0 where they share less.
+    """(c_in − c_out) / (1 − c_out): similarity of corners beyond that of their content. Unclipped: negative where it is less.
 
     Args:
-        inner: c_in, mean centred cosine between corner tokens of cropped images: of different corners of one image, or of the
-            same corner of different images.
-        outer: c_out, the same of the tokens of the full images that show the same content.
+        inner: c_in, mean centred cosine between corner tokens of cropped images, either of different corners of one image or
+            of the same corner of different images.
+        outer: c_out, the same for the tokens of the full images with the same content.
     """
     return above_chance(inner, outer)
 
 
 def larger_risk(*kinds: Estimate) -> Estimate:
-    """The larger of several risks, NaN ones left out: corners may be like each other, or each like itself everywhere."""
+    """The larger of several risks; NaN is ignored. Corners may resemble each other, or each may be the same in all images."""
     values, without = (torch.stack(parts).nan_to_num(-torch.inf).amax(0) for parts in zip(*kinds, strict=True))
     return values.where(values.isfinite(), torch.nan), without.where(without.isfinite(), torch.nan)
 
@@ -56,7 +56,7 @@ def norm_risk(token: Float[Tensor, "*n"], channel: Float[Tensor, "*n"]) -> Float
 
 
 def credibility(position: Float[Tensor, "*n"], corner: Float[Tensor, "*n"], norm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Cred = Π(1 − r)^{1/3} over r_pos, r_cor, r_norm, each clipped to [0, 1] here only: 1 trusts the tokens, 0 does not.
+    """Cred = Π(1 − r)^{1/3} over r_pos, r_cor, r_norm, each clipped to [0, 1] here only. 1 is full credibility, 0 is none.
 
     >>> credibility(torch.tensor(-0.01), torch.tensor(0.0), torch.tensor(0.0)).item()
     1.0
@@ -68,15 +68,15 @@ def credibility(position: Float[Tensor, "*n"], corner: Float[Tensor, "*n"], norm
 def credibility_report(risks: Mapping[str, Estimate], images: int) -> dict[str, float]:
     """``r_pos/all`` as measured, ``r_cor/all`` and ``r_norm/all`` in [0, 1], then ``credibility/all``, with intervals.
 
-    Intervals are those of the unclipped values, clipped at the end: where nothing is there to find, half of the estimates are
-    clipped, and an interval over clipped ones would miss both 0 and itself.
+    Intervals are those of the unclipped values, clipped at the end. Where the true risk is 0, half of the estimates are
+    clipped, and an interval over clipped estimates would miss both 0 and the estimate.
 
     Args:
         risks: unclipped, by name of RISKS.
         images: number of images.
 
     Raises:
-        InputError: if there are fewer than two images for each fold.
+        InputError: there are fewer than two images for each fold.
     """
     require_images(images, len(risks["r_pos"][1]))
     report = with_interval("r_pos/all", risks["r_pos"], images)
@@ -88,20 +88,20 @@ def credibility_report(risks: Mapping[str, Estimate], images: int) -> dict[str, 
 
 
 def with_clipped(key: str, value: Float[Tensor, ""], without: Float[Tensor, " folds"]) -> dict[str, float]:
-    """A risk in [0, 1] with the interval of the unclipped one, clipped."""
+    """A risk in [0, 1], with the interval of the unclipped risk, clipped."""
     low, high = mean_interval(pseudovalues((value, without)))
     return with_ends(key, value.clamp(0, 1).item(), np.clip(low, 0, 1).item(), np.clip(high, 0, 1).item())
 
 
 def clipped_pseudovalues(estimate: Estimate) -> Float[np.ndarray, " folds"]:
-    """Pseudo-values of a risk that counts from 0 on: as measured, but 0 where its whole interval lies below 0."""
+    """Pseudo-values of a risk that is reported clipped: as measured, but 0 where its whole interval is below 0."""
     values = pseudovalues(estimate)
     high = mean_interval(values)[1]
     return np.where(np.isfinite(values), 0.0, np.nan) if high < 0 else values
 
 
 def credibility_pseudovalues(risks: Mapping[str, Estimate]) -> Float[np.ndarray, " folds"]:
-    """Pseudo-values of Cred with risks unclipped, those that are surely below 0 taken as 0."""
+    """Pseudo-values of Cred with unclipped risks; a risk whose whole interval is below 0 is taken as 0."""
     value = torch.ones((), dtype=torch.float64)
     without = torch.ones(len(risks["r_pos"][1]), dtype=torch.float64)
     for name in RISKS:
@@ -112,7 +112,10 @@ def credibility_pseudovalues(risks: Mapping[str, Estimate]) -> Float[np.ndarray,
 
 
 def _held(low: Float[np.ndarray, ""], high: Float[np.ndarray, ""], value: float) -> tuple[float, float]:
-    """The ends in [0, 1], moved where needed to hold the value: it is clipped risk by risk, they are at the end."""
+    """The ends clipped to [0, 1], and extended where needed so that they contain the value.
+
+    The value is computed from risks that are clipped one by one; the ends are clipped only here.
+    """
     return float(np.clip(np.minimum(low, value), 0, 1)), float(np.clip(np.maximum(high, value), 0, 1))
 
 

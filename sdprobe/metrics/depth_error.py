@@ -1,4 +1,4 @@
-"""DepthError: how far predicted depth is off, per token group, with intervals over photographs."""
+"""DepthError: error of predicted depth per token group, with intervals over photographs."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from sdprobe.metrics.clusters import ClusterMetric, column_means
 from sdprobe.metrics.intervals import positive_interval, ratio_pseudovalues, share_interval
 
 KINDS = ("rmse", "abs_rel", "delta1", "rmse_per_image")
-NEAREST = 1e-3  # a linear map may predict depth below zero, of which no ratio can be taken
+NEAREST = 1e-3  # a linear map may predict depth below zero, for which ratios have no meaning
 RATIO = 1.25
 
 
@@ -27,10 +27,10 @@ def errors(predicted: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> Float
 
 
 class DepthError(ClusterMetric):
-    """Root mean squared error (in the unit of depth), mean relative error and share of tokens within a ratio of 1.25.
+    """Root mean squared error (in the unit of depth), mean relative error, and share of tokens within a ratio of 1.25.
 
-    ``rmse`` is the root over all tokens; ``rmse_per_image`` the mean over images of each image's root, as NYU's tables average
-    [Eigen et al. (2014), arXiv:1406.2283]. Tokens whose target is NaN are left out.
+    ``rmse`` is the root over all tokens. ``rmse_per_image`` is the mean over images of the root of each image, the average in
+    the tables of NYU [Eigen et al. (2014), arXiv:1406.2283]. Tokens whose target is NaN are left out.
 
     Args:
         height, width: of the grid.
@@ -52,14 +52,14 @@ class DepthError(ClusterMetric):
         self,
         predicted: Float[Tensor, " n"],
         target: Float[Tensor, " n"],
-        where: Int[Tensor, "n 2"],
+        positions: Int[Tensor, "n 2"],
         masks: dict[str, Bool[Tensor, " n"]],
         photo: Int[Tensor, " n"],
         image: Int[Tensor, " n"],
     ) -> None:
         """Add all tokens of some images: predicted and true depth, (row, col), group masks, photograph and image of each."""
         known = target.isfinite()
-        predicted, target, where, photo, image = (each[known] for each in (predicted, target, where, photo, image))
+        predicted, target, positions, photo, image = (values[known] for values in (predicted, target, positions, photo, image))
         masks = {group: mask[known] for group, mask in masks.items()}
         values = errors(predicted, target)
         self._add(photo, masks, sums=values)
@@ -71,12 +71,12 @@ class DepthError(ClusterMetric):
             tokens.index_add_(0, number[members], torch.ones_like(values[members, 0]))
             self.image_sums[:, i].index_add_(0, photo[first], (squares / tokens.clamp(min=1)).sqrt())
             self.image_count[:, i].index_add_(0, photo[first], (tokens > 0).double())
-        cell, off = where[:, 0] * self.map_sum.shape[1] + where[:, 1], (predicted.double() - target.double()).abs()
+        cell, off = positions[:, 0] * self.map_sum.shape[1] + positions[:, 1], (predicted.double() - target.double()).abs()
         self.map_sum.view(-1).index_add_(0, cell, off)
         self.map_count.view(-1).index_add_(0, cell, torch.ones_like(off))
 
     def _pseudovalues(self) -> Float[np.ndarray, "photos groups kinds"]:
-        """A root has those of θ + (mean square − θ²) / (2 θ)."""
+        """Those of a root are θ + (mean square − θ²) / (2 θ)."""
         sums, count = self.sums.cpu().numpy(), self.count.cpu().numpy()[..., None]
         means = ratio_pseudovalues(sums, np.broadcast_to(count, sums.shape))
         by_image = ratio_pseudovalues(self.image_sums.cpu().numpy(), self.image_count.cpu().numpy())
@@ -101,7 +101,7 @@ class DepthError(ClusterMetric):
 
 
 def _numbered(image: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " _k"]]:
-    """(number of every token's image among those that are here, the first token of each)."""
+    """(index of the image of every token among the images present, first token of each image)."""
     images, number = image.unique(return_inverse=True)
     first = torch.full_like(images, len(image)).scatter_reduce(0, number, torch.arange(len(image), device=image.device), "amin")
     return number, first

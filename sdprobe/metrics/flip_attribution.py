@@ -1,15 +1,15 @@
-"""FlipAttribution: is a decoded position the network's, or the photographers'? Rotated images tell."""
+"""FlipAttribution: whether a decoded position comes from the network or from photographic composition. Uses rotated images."""
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdprobe.metrics.grid_accuracy import hits
+from sdprobe.metrics.grid_accuracy import correct
 from sdprobe.metrics.intervals import mean_interval, ratio_pseudovalues, with_ends
 from sdprobe.metrics.sums import SumMetric
 
-BINNED = 2  # column of hits()
+BINNED = 2  # column of correct()
 
 
 def mirrored(position: Int[Tensor, "n 2"], height: int, width: int) -> Int[Tensor, "n 2"]:
@@ -24,18 +24,18 @@ def mirrored(position: Int[Tensor, "n 2"], height: int, width: int) -> Int[Tenso
 class FlipAttribution(SumMetric):
     """A probe trained on upright images, tested on them and on the same images rotated by 180°.
 
-    Binned accuracies: on rotated images a_net against the network's coordinate and a_cnt against the one the content had
-    upright; on upright images a⁰ and, against the mirrored coordinate, m⁰. Then
+    On rotated images, the binned accuracy is a_net against the network's coordinate, and a_cnt against the coordinate that the
+    content had upright. On upright images it is a⁰, and m⁰ against the mirrored coordinate. Then
 
-        A = (a_net − a_cnt) / (a⁰ − m⁰)        1: position is the network's; −1: it is the photographers'
-        S = (a_net + a_cnt) / (a⁰ + m⁰)        the part that survives rotation
+        A = (a_net − a_cnt) / (a⁰ − m⁰)        1: position comes from the network; −1: from the composition of photographs
+        S = (a_net + a_cnt) / (a⁰ + m⁰)        the share that survives rotation
 
-    Intervals are over photographs, upright and rotated together. Nothing is reported where nothing is there to attribute:
-    where the interval of a⁰ − m⁰ reaches 0, or fewer than 6 photographs were tested.
+    Intervals are over photographs, upright and rotated together. Nothing is reported if the interval of a⁰ − m⁰ contains 0,
+    because then there is no effect to attribute, or if fewer than 6 photographs were tested.
 
     Args:
         height, width: of the grid.
-        photos: number of photographs; photo indices lie below it.
+        photos: number of photographs; photo indices are below it.
     """
 
     right: Tensor
@@ -52,7 +52,7 @@ class FlipAttribution(SumMetric):
     ) -> None:
         """Add tokens: predicted and network (row, col), and the photograph each comes from."""
         for k, wanted in enumerate((target, mirrored(target, self.height, self.width))):
-            right = hits(predicted, wanted, self.height, self.width)[:, BINNED]
+            right = correct(predicted, wanted, self.height, self.width)[:, BINNED]
             self.right[:, int(rotated), k].index_add_(0, photo, right)
         self.count[:, int(rotated)].index_add_(0, photo, torch.ones_like(right))
 
@@ -62,7 +62,7 @@ class FlipAttribution(SumMetric):
         seen = (count > 0).all(1)
         if not seen.any():
             return {}
-        # per photograph as shares of its tokens' number upright, so that both sets weigh alike
+        # per photograph, relative to its number of upright tokens, so that both sets have the same weight
         right = right[seen] * (count[seen, :1] / count[seen])[..., None]
         differences, sums = right[..., 0] - right[..., 1], right.sum(-1)
         low, _ = mean_interval(ratio_pseudovalues(differences[:, 0], count[seen, 0]))

@@ -1,7 +1,7 @@
-"""Folds: statistics keep their sums in 20 disjoint runs of consecutive images, so that one fold can be left out at a time.
+"""Folds: sums of a statistic in 20 disjoint groups of consecutive images, so that each fold can be left out.
 
-Intervals are the jackknife's: a statistic need not be linear in the images, only smooth. :class:`FoldMetric` is what such
-statistics have in common.
+Intervals are those of the jackknife. A statistic must be smooth in the images, but need not be linear. :class:`FoldMetric` is
+the base class of such statistics.
 
 References:
     Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
@@ -24,7 +24,7 @@ from sdprobe.utilities.errors import InputError
 FOLDS = 20
 PER_FOLD = 2  # images at least
 
-Estimate = tuple[Float[Tensor, ""], Float[Tensor, " folds"]]  # from all images, and without one fold each
+Estimate = tuple[Float[Tensor, ""], Float[Tensor, " folds"]]  # from all images, and without each fold
 
 
 def folds_of(
@@ -35,16 +35,16 @@ def folds_of(
     device: torch.device | str = "cpu",
     rank: Int[Tensor, " batch"] | None = None,
 ) -> Int[Tensor, " batch"]:
-    """Fold ⌊k · folds / images⌋ of the images number k = first … first + batch − 1; sizes differ by at most one.
+    """Fold ⌊k · folds / images⌋ of the images number k = first … first + batch − 1. Sizes differ by at most one.
 
-    ``rank`` gives the numbers k where images arrive out of order.
+    ``rank`` gives the numbers k if images arrive out of order.
 
     Raises:
-        InputError: if more images arrive than ``images``.
+        InputError: more images arrive than ``images``.
     """
     if first + batch > images:
         raise InputError(
-            f"Expected images to be the number of images that arrive, but got {images} and at least {first + batch} came. "
+            f"Expected images to be the number of images that arrive, but got {images}, and at least {first + batch} arrived. "
             "Give the statistic the length of the stream."
         )
     number = torch.arange(first, first + batch, device=device) if rank is None else rank.to(device)
@@ -52,23 +52,23 @@ def folds_of(
 
 
 def leave_one_out(sums: Shaped[Tensor, "folds *k"]) -> Shaped[Tensor, "folds *k"]:
-    """Sums over all folds but one each."""
+    """Sums over all folds except each one in turn."""
     return sums.sum(0) - sums
 
 
 def ratio(total: Float[Tensor, " folds"], number: Float[Tensor, " folds"]) -> Estimate:
-    """Σ total / Σ number over all folds, and without one each."""
+    """Σ total / Σ number over all folds, and without each fold."""
     return total.sum() / number.sum(), leave_one_out(total) / leave_one_out(number)
 
 
 def estimates_of(values: Callable[..., dict[str, Tensor]], *sums: Shaped[Tensor, "folds ..."]) -> dict[str, Estimate]:
-    """What a function makes of sums over all folds, and over all without one each: then its sums have a leading axis."""
-    whole, without = values(*(each.sum(0) for each in sums)), values(*(leave_one_out(each) for each in sums))
+    """A function of sums: its values over all folds, and without each fold (then its sums have a leading axis)."""
+    whole, without = values(*(state.sum(0) for state in sums)), values(*(leave_one_out(state) for state in sums))
     return {key: (whole[key], without[key]) for key in whole}
 
 
 def pseudovalues(estimate: Estimate) -> Float[np.ndarray, " folds"]:
-    """What every fold contributes to an estimate, see :func:`~sdprobe.metrics.intervals.jackknife_pseudovalues`."""
+    """Contribution of every fold to an estimate, see :func:`~sdprobe.metrics.intervals.jackknife_pseudovalues`."""
     value, without = (part.detach().double().cpu().numpy() for part in estimate)
     return jackknife_pseudovalues(float(value), without)
 
@@ -76,9 +76,9 @@ def pseudovalues(estimate: Estimate) -> Float[np.ndarray, " folds"]:
 def with_interval(
     key: str, estimate: Estimate, images: Int[Tensor, ""] | int, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> dict[str, float]:
-    """``key`` with ``/ci_low`` and ``/ci_high``, clipped to ``bounds``; the ends from two images per fold on (40).
+    """``key`` with ``/ci_low`` and ``/ci_high``, clipped to ``bounds``. Ends need two images per fold (40 images).
 
-    Nothing where the value is not finite.
+    Empty where the value is not finite.
     """
     value, without = estimate
     low, high = mean_interval(pseudovalues(estimate)) if images >= PER_FOLD * len(without) else (np.nan, np.nan)
@@ -96,10 +96,10 @@ def with_intervals(
 
 
 def require_images(images: int, folds: int = FOLDS) -> None:
-    """Refuse too few images for an interval.
+    """Check that there are enough images for an interval.
 
     Raises:
-        InputError: if there are fewer than two for each fold.
+        InputError: there are fewer than two for each fold.
     """
     expect.at_least(f"images for an interval over {folds} groups of images", images, PER_FOLD * folds)
 
@@ -107,19 +107,19 @@ def require_images(images: int, folds: int = FOLDS) -> None:
 class FoldMetric(SumMetric):
     """A statistic of images, with sums for every fold.
 
-    Images arrive in one order and form folds of consecutive ones; let crops of one photograph follow one another, so that few
-    are split. On several devices ``images`` is the number that one device sees.
+    Images arrive in one order, and folds are groups of consecutive images. Let crops of one photograph follow one another, so
+    that few photographs are split between folds. On several devices ``images`` is the number that one device sees.
 
     Args:
         images: number of images that will arrive.
         folds: number of groups of images.
-        shapes: sums that are kept per fold, by name.
+        shapes: sums that are stored per fold, by name.
 
     Raises:
         InputError: in ``update``, if more images arrive than ``images``.
     """
 
-    bounds: ClassVar[tuple[float, float]] = (-np.inf, np.inf)  # that no value can exceed
+    bounds: ClassVar[tuple[float, float]] = (-np.inf, np.inf)  # smallest and largest possible value
     seen: Tensor
 
     def __init__(self, images: int, folds: int, **shapes: tuple[int, ...]) -> None:
@@ -145,10 +145,10 @@ class FoldMetric(SumMetric):
 
     @abstractmethod
     def estimates(self) -> dict[str, Estimate]:
-        """Every value of all images and without one fold each, of this device's images; NaN where undefined."""
+        """Every value of all images and without each fold, of the images on this device; NaN where undefined."""
 
     def compute(self) -> dict[str, float]:
-        """The values that are defined, with ``/ci_low`` and ``/ci_high`` from two images per fold on (40)."""
+        """The values that are defined. ``/ci_low`` and ``/ci_high`` need two images per fold (40 images)."""
         return with_intervals(self.estimates(), self.seen, self.bounds)
 
 
@@ -157,13 +157,13 @@ class FoldMeans(FoldMetric):
 
     @abstractmethod
     def _means(self) -> dict[str, tuple[Float[Tensor, " folds"], Float[Tensor, " folds"]]]:
-        """Key → sums and numbers of what is averaged, per fold."""
+        """Key → sums and counts of the averaged values, per fold."""
 
     def estimates(self) -> dict[str, Estimate]:
-        """The means of all images and without one fold each, of this device's images; NaN where there is nothing to average."""
+        """The means of all images and without each fold, of the images on this device; NaN where nothing is averaged."""
         return {key: ratio(total, number) for key, (total, number) in self._means().items()}
 
     def compute(self) -> dict[str, float]:
-        """The values, intervals from two images per fold on (40), and ``/n``: how many are averaged."""
+        """The values, their intervals (from 40 images on), and ``/n``: the number of averaged values."""
         report = super().compute()
         return report | {f"{key}/n": int(number.sum()) for key, (_, number) in self._means().items() if key in report}

@@ -1,4 +1,4 @@
-"""Gains: how much one measurement lies above another on the same units, with the interval of the paired difference."""
+"""Gains: difference of two measurements on the same units, with the interval of the paired difference."""
 
 from collections.abc import Mapping
 
@@ -15,26 +15,26 @@ Values = Mapping[str, Float[np.ndarray, " n"]]  # key → pseudo-values by unit
 def paired_gains(own: Values, other: Values) -> dict[str, float]:
     """Gain of every key that both have, with ``/ci_low``, ``/ci_high`` and ``/n`` (units): the mean of paired differences.
 
-    Units that only one of the two has make a key unpaired, and it is left out. Below 6 units, or where fewer than 6 differ at
-    all, the gain stands alone: how often and how much the others would is unknown.
+    A key is left out if some unit has a value in only one of the two. A gain has no interval below 6 units, or if fewer than 6
+    units differ: then too little is known about the size and frequency of differences.
     """
     keys = [key for key in own if key in other and bool((np.isfinite(own[key]) == np.isfinite(other[key])).all())]
     if not keys:
         return {}
     differences = np.stack([own[key] - other[key] for key in keys], axis=1)
     lows, highs = mean_interval(differences)
-    found: dict[str, float] = {}
+    gains: dict[str, float] = {}
     for i, key in enumerate(keys):
         units = int(np.isfinite(differences[:, i]).sum())
         if units:
             ends = (lows[i], highs[i]) if (np.abs(differences[:, i]) > SAME).sum() >= FEWEST else (np.nan, np.nan)
-            found |= with_ends(key, float(np.nanmean(differences[:, i])), *ends) | {f"{key}/n": units}
-    return found
+            gains |= with_ends(key, float(np.nanmean(differences[:, i])), *ends) | {f"{key}/n": units}
+    return gains
 
 
-def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, float]:
-    """A gain under its key, the ends of its interval in ``found`` moved where needed to hold it."""
-    ends = {end: found[f"{key}/{end}"] for end in ENDS if f"{key}/{end}" in found}
+def holding(key: str, gain: float, numbers: Mapping[str, float]) -> dict[str, float]:
+    """A gain under its key, and the ends of its interval in ``numbers``, extended where needed so that they contain it."""
+    ends = {end: numbers[f"{key}/{end}"] for end in ENDS if f"{key}/{end}" in numbers}
     moved = {f"{key}/{end}": (min if end == "ci_low" else max)(value, gain) for end, value in ends.items()}
     return {key: gain} | moved
 
@@ -42,11 +42,11 @@ def holding(key: str, gain: float, found: Mapping[str, float]) -> dict[str, floa
 def over_seeds(tables: Mapping[str, Float[np.ndarray, "seeds n"]]) -> dict[str, float]:
     """Mean of every table of random networks × units, with ``/seeds``; from 3 networks on with an interval over both.
 
-    Over the units that all networks have, as the interval is.
+    Mean and interval use the units that all networks have.
     """
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for key, table in tables.items():
         shared = table[:, np.isfinite(table).all(0)]
         if shared.size:
-            found |= with_ends(key, float(shared.mean()), *two_way_interval(shared)) | {f"{key}/seeds": len(table)}
-    return found
+            means |= with_ends(key, float(shared.mean()), *two_way_interval(shared)) | {f"{key}/seeds": len(table)}
+    return means

@@ -1,4 +1,4 @@
-"""GridAccuracy: how often a predicted grid position is right, per token group, with intervals over photographs."""
+"""GridAccuracy: accuracy of predicted grid positions per token group, with intervals over photographs."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ KINDS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 BINS = 8
 
 
-def hits(predicted: Int[Tensor, "n 2"], target: Int[Tensor, "n 2"], height: int, width: int) -> Float[Tensor, "n 3"]:
-    """Per token: axis accuracy (mean of row right and column right), cell accuracy (both right), binned accuracy.
+def correct(predicted: Int[Tensor, "n 2"], target: Int[Tensor, "n 2"], height: int, width: int) -> Float[Tensor, "n 3"]:
+    """Per token: axis accuracy (mean of row correct and column correct), cell accuracy (both correct), binned accuracy.
 
-    Binned accuracy is axis accuracy after each axis is cut into min(8, side) bins, so that layers compare.
+    Binned accuracy is axis accuracy after each axis is divided into min(8, side) bins, so that layers can be compared.
     """
     right = (predicted == target).double()
     coarse = torch.stack([_binned_hit(predicted, target, axis, side) for axis, side in enumerate((height, width))], dim=1)
@@ -31,7 +31,7 @@ def _binned_hit(predicted: Tensor, target: Tensor, axis: int, side: int) -> Tens
 
 
 def chance(height: int, width: int) -> dict[str, float]:
-    """Expected accuracies of a guess that knows nothing, over all tokens of a grid.
+    """Expected accuracies of a guess without any information, over all tokens of a grid.
 
     >>> chance(8, 8) == {"axis_accuracy": 1 / 8, "cell_accuracy": 1 / 64, "binned_accuracy": 1 / 8}
     True
@@ -50,7 +50,7 @@ def chance(height: int, width: int) -> dict[str, float]:
 class GridAccuracy(ClusterMetric):
     """Axis, cell and binned accuracy of position predictions for every token group, with intervals over photographs.
 
-    States also hold, over the grid, how often each position was right, and how often row i was predicted as row j.
+    States also hold how often each position of the grid was correct, and how often row i was predicted as row j.
 
     Args:
         height, width: of the grid.
@@ -79,7 +79,7 @@ class GridAccuracy(ClusterMetric):
         photo: Int[Tensor, " n"],
     ) -> None:
         """Add tokens: predicted and true (row, col), group masks, and the photograph each comes from."""
-        right = hits(predicted, target, self.height, self.width)
+        right = correct(predicted, target, self.height, self.width)
         self._add(photo, masks, right=right)
         flat, ones = target[:, 0] * self.width + target[:, 1], torch.ones_like(right[:, 0])
         self.map_right.view(-1).index_add_(0, flat, right[:, 0])
@@ -89,7 +89,7 @@ class GridAccuracy(ClusterMetric):
             table.view(-1).index_add_(0, cell, ones)
 
     def _sums(self) -> tuple[Float[np.ndarray, "photos groups kinds"], Float[np.ndarray, "photos groups kinds"]]:
-        """Right tokens and tokens."""
+        """Numbers of correct tokens, and of tokens."""
         right = self.right.cpu().numpy()
         return right, np.broadcast_to(self.count.cpu().numpy()[..., None], right.shape)
 

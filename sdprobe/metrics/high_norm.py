@@ -1,6 +1,7 @@
-"""Detected high-norm tokens: how much energy they carry, where they sit, whether detections agree with labels or others.
+"""High-norm tokens: their energy, their positions, and how well detections agree with labels or other detections.
 
-In Stable Diffusion's decoder they come as 2×2 patches on even rows and columns: a token of the coarser grid, upsampled.
+In the decoder of Stable Diffusion they appear as 2×2 patches on even rows and columns: one token of the coarser grid,
+upsampled.
 """
 
 from abc import abstractmethod
@@ -20,25 +21,25 @@ from sdprobe.utilities.errors import InputError
 
 DETECTED = "high_norm"
 TEMPLATE_COSINE = 0.8
-PATCHES = "high_norm_patches/all"  # per image, where everything else is a share
+PATCHES = "high_norm_patches/all"  # per image; all other values are shares
 PARITY = ("even_even", "even_odd", "odd_even", "odd_odd")
 
 
 def full_patches(mask: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b h//2 w//2"]:
-    """Aligned 2×2 cells whose four tokens are all in the mask; an odd last row or column belongs to none."""
+    """Aligned 2×2 cells whose four tokens are all in the mask. An odd last row or column belongs to no cell."""
     _, height, width = mask.shape
     cells = mask[:, : height // 2 * 2, : width // 2 * 2].unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
     return cells.all(4).all(2)
 
 
 def parity_counts(mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
-    """Tokens of the mask on (row, column) = even-even, even-odd, odd-even, odd-odd places, per image."""
+    """Tokens of the mask at even-even, even-odd, odd-even and odd-odd (row, column), per image."""
     parts = [mask[:, row::2, col::2].double().sum((1, 2)) for row in (0, 1) for col in (0, 1)]
     return torch.stack(parts, dim=1)
 
 
 class DetectionMetric(FoldMetric):
-    """Shares of tokens that some images have and others have not, from one table of sums.
+    """Shares of tokens that occur in some images only, from one table of sums.
 
     Args:
         images, folds: see :class:`~.FoldMetric`.
@@ -56,30 +57,33 @@ class DetectionMetric(FoldMetric):
         """Every share, from sums over images."""
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every share of all images and without one fold each, of this device's images; NaN where undefined."""
+        """Every share of all images and without each fold, of the images on this device; NaN where undefined."""
         return estimates_of(self._values, self.sums)
 
     def compute(self) -> dict[str, float]:
-        """The shares that are defined, with intervals from 40 images on where 6 folds differ from 0, and 6 from 1: how rare
-        fewer are is unknown."""
+        """The shares that are defined.
+
+        Intervals need 40 images, 6 folds that differ from 0, and 6 that differ from 1. With fewer, the frequency of rare
+        detections is not known.
+        """
         report: dict[str, float] = {}
         by_fold = self._values(self.sums)
         for key, estimate in self.estimates().items():
             top = np.inf if key == PATCHES else 1
-            found = with_interval(key, estimate, self.seen, (0, top))
+            numbers = with_interval(key, estimate, self.seen, (0, top))
             folds = by_fold[key][by_fold[key].isfinite()]
             enough = min((folds > 0).sum(), (folds < top).sum()) >= FEWEST
-            report |= {name: value for name, value in found.items() if enough or name == key}
+            report |= {name: value for name, value in numbers.items() if enough or name == key}
         return report
 
 
 class HighNormTokens(DetectionMetric):
-    """Count, energy and places of detected tokens: of the group ``high_norm``.
+    """Number, energy and positions of the detected tokens, those of the group ``high_norm``.
 
     ``high_norm_share/all`` f_out and ``high_norm_energy/all`` E_out: share of tokens and of Σ‖x‖² over all images;
     ``r_tok/all``: see :func:`token_risk`; ``high_norm_images/all``: share of images with a detection;
-    ``high_norm_patches/all``: full aligned 2×2 patches per image; ``high_norm_aligned/all``: share of detections that belong
-    to one; ``high_norm_parity/<row>_<column>``: share of detections on even and odd rows and columns (1/4 by chance).
+    ``high_norm_patches/all``: full aligned 2×2 patches per image; ``high_norm_aligned/all``: share of detections in such a
+    patch; ``high_norm_parity/<row>_<column>``: share of detections on even and odd rows and columns (1/4 by chance).
 
     Args:
         images, folds: see :class:`~.FoldMetric`.
@@ -133,10 +137,10 @@ def pooled(mask: Bool[Tensor, "b h w"], factor: int) -> Bool[Tensor, "b _h _w"]:
 
 
 def same_grid(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> tuple[Tensor, Tensor]:
-    """Both masks on the coarser of the two grids; a coarse token is in the mask if any token inside it is.
+    """Both masks on the coarser of the two grids. A coarse token is in the mask if any token inside it is.
 
     Raises:
-        InputError: if one grid is not an exact refinement of the other.
+        InputError: one grid is not an exact refinement of the other.
     """
     fine, coarse = max(first.shape[1:], second.shape[1:]), min(first.shape[1:], second.shape[1:])
     factor = fine[0] // coarse[0]
@@ -149,9 +153,11 @@ def same_grid(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b i j"]) -> tu
 
 
 class MaskOverlap(DetectionMetric):
-    """``iou/all`` of two sets of masks: |both| / |either| over all images; ``iou_chance/all``: if they were independent.
+    """``iou/all`` of two sets of masks: tokens in both / tokens in either, over all images. ``iou_chance/all``: for independent
+    masks.
 
-    Masks of different resolutions meet on the coarser grid. With a and b the shares of tokens, chance is ab / (a + b − ab).
+    Masks of different resolutions are compared on the coarser grid. With a and b the shares of tokens, chance is
+    ab / (a + b − ab).
 
     Args:
         images, folds: see :class:`~.FoldMetric`.
@@ -177,16 +183,16 @@ class MaskOverlap(DetectionMetric):
 
 def agreement(first: Bool[Tensor, "b h w"], second: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
     """Per image: tokens in both masks, in the first, in the second, and all tokens."""
-    parts = (first & second, first, second, torch.ones_like(first))
-    return torch.stack([part.double().sum((1, 2)) for part in parts], dim=1)
+    masks = (first & second, first, second, torch.ones_like(first))
+    return torch.stack([mask.double().sum((1, 2)) for mask in masks], dim=1)
 
 
 class DetectionScore(DetectionMetric):
     """Precision and recall of detected tokens against labels, over all images.
 
-    ``precision/all``, ``recall/all`` count tokens; ``patch_precision/all``, ``patch_recall/all`` count aligned 2×2 cells, one
-    being detected or labelled if any of its tokens is. ``…_chance`` is what independent detections get: the labelled share
-    for precision, the detected share for recall.
+    ``precision/all``, ``recall/all`` count tokens. ``patch_precision/all``, ``patch_recall/all`` count aligned 2×2 cells; a
+    cell is detected or labelled if any of its tokens is. ``…_chance`` is the value for independent detections: the labelled
+    share for precision, the detected share for recall.
 
     Args:
         images, folds: see :class:`~.FoldMetric`.
@@ -198,7 +204,7 @@ class DetectionScore(DetectionMetric):
     def update(
         self, detected: Bool[Tensor, "b h w"], label: Bool[Tensor, "b h w"], rank: Int[Tensor, " b"] | None = None
     ) -> None:
-        """Add the next images: detections, labels, and their numbers in the stream where they arrive out of order."""
+        """Add the next images: detections, labels, and their numbers in the stream if they arrive out of order."""
         levels = [agreement(pooled(detected, side), pooled(label, side)) for side in (1, 2)]
         self._add(rank, sums=torch.stack(levels, dim=1))
 

@@ -1,13 +1,13 @@
-"""Confidence intervals over what is sampled: photographs, pictures of pairs, groups of images, random networks. Never tokens.
+"""Confidence intervals over sampled units (photographs, pictures of pairs, groups of images, random networks), not tokens.
 
-Every interval is made of *pseudo-values*: one number per sampled unit, whose mean is the estimate and whose standard deviation
-over √n is its standard error. For a mean they are the units' own values. Differences of pseudo-values on the same units are
-those of the paired difference.
+Every interval is computed from *pseudo-values*: one number per unit, whose mean is the estimate and whose standard deviation
+over √n is its standard error. For a mean they are the values of the units. Differences of pseudo-values on the same units are
+the pseudo-values of the paired difference.
 
 References:
     Tukey (1958), Annals of Mathematical Statistics 29, p. 614; Efron & Tibshirani (1993), An Introduction to the Bootstrap,
-    chapter 11 (pseudo-values). Korn & Graubard (1998), Survey Methodology 24 (proportions of clusters). Graybill & Wang (1980),
-    Journal of the American Statistical Association 75 (sums of variance components).
+    chapter 11 (pseudo-values). Korn & Graubard (1998), Survey Methodology 24 (proportions of clusters). Graybill & Wang
+    (1980), Journal of the American Statistical Association 75 (sums of variance components).
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ from scipy import stats
 from sdprobe.tokens.keys import ENDS
 
 LEVEL = 0.95
-FEWEST = 6  # units: below it simulated intervals miss too often, and no sign-flip test reaches 5 % (2 / 2⁵ = .0625)
-FEWEST_SEEDS = 3  # random networks: two have one difference, which says next to nothing about how networks differ
-# pseudo-count of a cluster whose tokens are all right or all wrong; keeps intervals open where few errors have been seen
+FEWEST = 6  # units: below it, simulated coverage is too low, and no sign-flip test reaches 5 % (2 / 2⁵ = .0625)
+FEWEST_SEEDS = 3  # random networks: two give a single difference, which is too little to estimate how networks differ
+# pseudo-count for clusters whose tokens are all correct or all wrong; intervals keep a width when few errors were seen
 PRIOR = 0.03
 
 Ends = tuple[Float[np.ndarray, "*k"], Float[np.ndarray, "*k"]]
@@ -31,9 +31,9 @@ Ends = tuple[Float[np.ndarray, "*k"], Float[np.ndarray, "*k"]]
 def ratio_pseudovalues(
     numerator: Float[np.ndarray, "n *k"], denominator: Float[np.ndarray, "n *k"]
 ) -> Float[np.ndarray, "n *k"]:
-    """Of θ = Σ numerator / Σ denominator over n units: the jackknife's, θ + (n − 1)(mean(θ without) − θ without).
+    """Jackknife pseudo-values of θ = Σ numerator / Σ denominator over n units: θ + (n − 1)(mean(θ without) − θ without).
 
-    NaN for units whose denominator is 0: they have no such token and are not among the n. Of one unit: θ.
+    NaN for units whose denominator is 0: they have no such token and do not count in n. With one unit: θ.
     """
     present = denominator > 0
     total, below = numerator.sum(0), denominator.sum(0)
@@ -45,7 +45,7 @@ def ratio_pseudovalues(
 
 
 def effective_units(weights: Float[np.ndarray, "n *k"]) -> Float[np.ndarray, "*k"]:
-    """(Σ w)² / Σ w²: as many units of equal weight would tell as much; n where weights are equal, 1 where one has all.
+    """(Σ w)² / Σ w²: the number of units of equal weight with the same information. n for equal weights, 1 if one unit has all.
 
     References:
         Kish (1965), Survey Sampling, section 11.7.
@@ -55,9 +55,9 @@ def effective_units(weights: Float[np.ndarray, "n *k"]) -> Float[np.ndarray, "*k
 
 
 def jackknife_pseudovalues(value: float, without: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Of any estimate from all units and its values without one unit each: value + (n − 1)(mean(without) − without).
+    """Pseudo-values of an estimate, from values on all units and without each: value + (n − 1)(mean(without) − without).
 
-    Their mean is the estimate itself, not the one corrected for bias. NaN where a unit cannot be left out.
+    Their mean is the estimate itself, not the one corrected for bias. NaN for a unit that cannot be left out.
     """
     count = np.isfinite(without).sum()
     if not count:
@@ -71,7 +71,7 @@ def units_of(values: Float[np.ndarray, "n *k"]) -> Float[np.ndarray, "*k"]:
 
 
 def mean_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
-    """mean ± t(.975, n − 1) · sd / √n; NaN below 6 units. It always holds the estimate."""
+    """mean ± t(.975, n − 1) · sd / √n; NaN below 6 units. It always contains the estimate."""
     count, mean, half = _moments(values)
     return np.where(count >= FEWEST, mean - half, np.nan), np.where(count >= FEWEST, mean + half, np.nan)
 
@@ -79,9 +79,9 @@ def mean_interval(values: Float[np.ndarray, "n *k"]) -> Ends:
 def share_interval(values: Float[np.ndarray, "n *k"], weights: Float[np.ndarray, "n *k"] | None = None) -> Ends:
     """Wilson's interval for a share in [0, 1] of clustered tokens, with the effective number of tokens n / ρ.
 
-    ρ is the share of the variance p(1 − p) that lies between units: (SS + κ) / ((n − 1) p (1 − p) + κ), SS the sum of squared
-    deviations of the pseudo-values, κ = 0.03. Quantiles are those of t with n − 1 degrees of freedom. Where all units are right
-    (or wrong) ρ is 1. NaN below 6 units, and below 6 effective ones of unequal ``weights``.
+    ρ is the share of the variance p(1 − p) between units: (SS + κ) / ((n − 1) p (1 − p) + κ), with SS the sum of squared
+    deviations of the pseudo-values and κ = 0.03. Quantiles are those of t with n − 1 degrees of freedom. ρ is 1 if all units
+    are correct, or all are wrong. NaN below 6 units, and below 6 effective units of unequal ``weights``.
     """
     count, mean, _ = _moments(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -97,8 +97,10 @@ def share_interval(values: Float[np.ndarray, "n *k"], weights: Float[np.ndarray,
 
 
 def positive_interval(values: Float[np.ndarray, "n *k"], weights: Float[np.ndarray, "n *k"] | None = None) -> Ends:
-    """mean · exp(± t · se / mean), for errors, which are never negative; NaN where the mean is not positive, below 6 units, and
-    below 6 effective ones of unequal ``weights``."""
+    """mean · exp(± t · se / mean), for errors, which are never negative.
+
+    NaN where the mean is not positive, below 6 units, and below 6 effective units of unequal ``weights``.
+    """
     count, mean, half = _moments(values)
     enough = _enough(count, weights) & (mean > 0)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -107,11 +109,11 @@ def positive_interval(values: Float[np.ndarray, "n *k"], weights: Float[np.ndarr
 
 
 def two_way_interval(table: Float[np.ndarray, "seeds units"]) -> tuple[float, float]:
-    """Interval for the mean of a table of random networks × units that covers both: other networks and other units.
+    """Interval for the mean of a table of random networks × units, over other networks and other units.
 
-    With mean squares MS_s of networks, MS_n of units and MS_e of the rest, the half width is the root of
-    [t²(S − 1) · max(0, MS_s − MS_e) + t²(N − 1) · max(MS_n, MS_e)] / (S N): each variance component with the quantile of its
-    own degrees of freedom. NaN below 3 networks or 6 units; units that lack a value in any network are left out.
+    With mean squares MS_s of networks, MS_n of units and MS_e of the residual, the half width is the square root of
+    [t²(S − 1) · max(0, MS_s − MS_e) + t²(N − 1) · max(MS_n, MS_e)] / (S N). Each variance component has the quantile of its
+    own degrees of freedom. NaN below 3 networks or 6 units. Units without a value in any one network are left out.
     """
     table = table[:, np.isfinite(table).all(0)]
     seeds, units = table.shape
@@ -126,7 +128,7 @@ def two_way_interval(table: Float[np.ndarray, "seeds units"]) -> tuple[float, fl
 
 
 def independent_interval(upper: Float[np.ndarray, " n"], lower: Float[np.ndarray, " m"]) -> tuple[float, float]:
-    """Interval for mean(``upper``) − mean(``lower``) of different units, by Welch; NaN if one has fewer than 6.
+    """Welch's interval for mean(``upper``) − mean(``lower``) of different units; NaN if one has fewer than 6.
 
     References:
         Welch (1947), Biometrika 34.
@@ -149,7 +151,7 @@ def independent_interval(upper: Float[np.ndarray, " n"], lower: Float[np.ndarray
 
 
 def present_units(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Float[np.ndarray, " m"]]:
-    """Without the units that have no value under any key: photographs that were not tested."""
+    """Leave out units that have no value under any key: photographs that were not tested."""
     if not values:
         return {}
     seen = np.isfinite(np.stack(list(values.values()))).any(0)
@@ -157,12 +159,12 @@ def present_units(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Fl
 
 
 def with_ends(key: str, value: SupportsFloat, low: SupportsFloat, high: SupportsFloat) -> dict[str, float]:
-    """``key`` with ``/ci_low`` and ``/ci_high``; without ends where they are NaN, nothing where the value is not finite."""
-    number, *ends = (float(each) for each in (value, low, high))
+    """``key`` with ``/ci_low`` and ``/ci_high``; without ends if they are NaN, empty if the value is not finite."""
+    number, *ends = (float(end) for end in (value, low, high))
     if not np.isfinite(number):
         return {}
-    found = {f"{key}/{end}": value for end, value in zip(ENDS, ends, strict=True)}
-    return {key: number} | (found if np.isfinite(ends).all() else {})
+    interval = {f"{key}/{end}": value for end, value in zip(ENDS, ends, strict=True)}
+    return {key: number} | (interval if np.isfinite(ends).all() else {})
 
 
 def _enough(count: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
@@ -170,7 +172,7 @@ def _enough(count: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 
 def _moments(values: Float[np.ndarray, "n *k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Units, mean and half width t · sd / √n of every column; NaN units are left out."""
+    """Number of units, mean and half width t · sd / √n of every column. NaN units are left out."""
     count = units_of(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(values, axis=0) / count

@@ -1,6 +1,6 @@
-"""LayerTokens: what the statistics of one layer share, computed once per batch, after the masks and before the metrics.
+"""LayerTokens: input of the statistics of one layer, computed once per batch.
 
-TokenMeans holds the mean token of the fit images and where high-norm tokens lie from it.
+TokenMeans holds the mean token of the fit images, and the direction from it to high-norm tokens.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def inverse_norms(norms: Float64[Tensor, "*n"]) -> Float32[Tensor, "*n"]:
-    """1 / ‖x‖, which makes a token a unit token; 0 where a token has no direction, its norm being 0 (below 1e−38).
+    """1 / ‖x‖, the factor that makes a token a unit token; 0 for tokens without a direction (norm below 1e−38).
 
     >>> inverse_norms(torch.tensor([4.0, 0.0], dtype=torch.float64)).tolist()
     [0.25, 0.0]
@@ -27,19 +27,19 @@ def inverse_norms(norms: Float64[Tensor, "*n"]) -> Float32[Tensor, "*n"]:
 
 @dataclass(frozen=True)
 class LayerTokens:
-    """Tokens of a batch of grids of one layer and their norms, as they are and after a mean is subtracted.
+    """Tokens of a batch of grids of one layer and their norms, raw and after a mean is subtracted.
 
-    Tokens are float32, which holds half precision exactly, and centred before anything is multiplied, so that a large mean
-    costs no precision. Half precision squares overflow, float32 ones do not. Metrics sum over images in float64.
+    Tokens are float32, which represents half precision exactly. They are centred before any product, so that a large mean
+    costs no precision. Squares in half precision overflow; in float32 they do not. Metrics sum over images in float64.
 
     Attributes:
-        tokens: x, row-major; a view of the grid where that is float32 and channels-last.
+        tokens: x, row-major; a view of the grid if that is float32 and channels-last.
         norms: ‖x‖, to float32 precision.
-        centred: x − mean; ``tokens`` itself where there is no mean.
+        centred: x − mean; ``tokens`` itself without a mean.
         centred_norms: ‖x − mean‖.
         masks: tokens of each group, by its name.
         height, width: of the grid.
-        rank: number of each image in the stream, where images arrive out of order.
+        rank: number of each image in the stream, if images arrive out of order.
     """
 
     tokens: Float32[Tensor, "b p c"]
@@ -59,7 +59,7 @@ class LayerTokens:
         mean: Float[Tensor, " c"] | None = None,
         rank: Int[Tensor, " b"] | None = None,
     ) -> "LayerTokens":
-        """Of raw grids, the masks of their groups, and the mean token of the images that something was fitted on."""
+        """From raw grids, the masks of their groups, and the mean token of the fit images."""
         tokens = flatten(grid).contiguous().float()
         norms = torch.linalg.vector_norm(tokens, dim=-1).double()
         centred, centred_norms = tokens, norms
@@ -79,7 +79,7 @@ class LayerTokens:
 
 
 class TokenMeans(SumMetric):
-    """Mean token μ, and the template: the unit direction from μ to the mean of the detected high-norm tokens.
+    """Mean token μ, and the template: the unit vector from μ towards the mean of the detected high-norm tokens.
 
     Args:
         channels: C.
@@ -104,6 +104,6 @@ class TokenMeans(SumMetric):
         self.hot_count += chosen.sum()
 
     def compute(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """(μ, the template: norm 1, or zeros where nothing was detected, which no token resembles)."""
+        """μ, and the template: of norm 1, or zeros if nothing was detected (then no token resembles it)."""
         mean = self.total / self.count
         return mean, normalize(self.hot - self.hot_count * mean, dim=0, eps=torch.finfo(torch.float64).tiny)

@@ -1,4 +1,4 @@
-"""Matches: which target token every keypoint was matched with, with and without groups of tokens, and on what it lies."""
+"""Matches: the target token matched with every keypoint, with and without groups of tokens, and the groups it is in."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,11 +12,11 @@ from sdprobe.tokens.keys import GROUPS, MASKED
 
 
 class Matches(Metric):
-    """Matches of one layer, for several ways of matching.
+    """Matches of one layer, under several conditions (``test``, ``zero_shot``, ``shuffled_labels``).
 
     Args:
-        side: tokens a side of the layer's grid.
-        ways: names of the ways of matching.
+        side: tokens per side of the layer's grid.
+        conditions: their names.
         rows: number of keypoints.
     """
 
@@ -32,17 +32,18 @@ class Matches(Metric):
     comparable: Tensor
     share: Tensor
 
-    def __init__(self, side: int, ways: Sequence[str], rows: int) -> None:
+    def __init__(self, side: int, conditions: Sequence[str], rows: int) -> None:
         super().__init__(compute_with_cache=False)
-        self.side, self.ways = side, tuple(ways)
+        self.side, self.conditions = side, tuple(conditions)
         missing = {
-            "cell": (len(ways), rows), "pixel": (rows, 2), "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
-            "without": (len(ways), len(MASKED), rows), "without_random": (len(ways), len(MASKED), rows),
-            "landed_in": (len(ways), len(GROUPS), rows), "comparable": (len(MASKED), rows),
+            "cell": (len(conditions), rows), "pixel": (rows, 2),
+            "source_in": (len(GROUPS), rows), "target_in": (len(GROUPS), rows),
+            "without": (len(conditions), len(MASKED), rows), "without_random": (len(conditions), len(MASKED), rows),
+            "landed_in": (len(conditions), len(GROUPS), rows), "comparable": (len(MASKED), rows),
         }  # fmt: skip
         for name, shape in missing.items():
             self.add_state(name, torch.full(shape, -1, dtype=torch.int32), dist_reduce_fx="max")
-        self.add_state("refined", torch.full((len(ways), rows, 2), -1.0), dist_reduce_fx="max")
+        self.add_state("refined", torch.full((len(conditions), rows, 2), -1.0), dist_reduce_fx="max")
         self.add_state("share", torch.full((len(GROUPS), rows), -1.0, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(
@@ -56,13 +57,14 @@ class Matches(Metric):
         target_masks: Mapping[str, Bool[Tensor, "h w"]],
         random_masks: Mapping[str, Bool[Tensor, " p"]],
     ) -> None:
-        """Keypoints of one target picture. Cells are row-major; ``cell`` is by way, ``without`` by way and masked group.
+        """Add the keypoints of one target picture. Cells are row-major. ``cell`` is by condition, ``without`` also by masked
+        group.
 
-        A group and its random mask are comparable where both have as many tokens, neither is the whole grid, and neither holds
-        the true token: without it a match that was right cannot be, whatever the group does.
+        A group and its random mask are comparable if both have equally many tokens, neither is the whole grid, and neither
+        contains the true token. If the true token is masked, a correct match becomes impossible, whatever the group does.
         """
         masks = torch.stack([target_masks[group].flatten() for group in GROUPS])
-        cells = torch.stack([cell[way] for way in self.ways])
+        cells = torch.stack([cell[condition] for condition in self.conditions])
         self.cell[:, row] = cells.int()
         self.source_in[:, row] = torch.stack([source_masks[group] for group in GROUPS]).int()
         self.target_in[:, row] = masks[:, true_cell].int()
@@ -72,38 +74,38 @@ class Matches(Metric):
             mask, random = target_masks[group].flatten(), random_masks[group]
             alike = (mask.sum() == random.sum()) & ~mask.all()
             self.comparable[g, row] = (alike & ~(mask | random)[true_cell]).int()
-            for w, way in enumerate(self.ways):
-                self.without[w, g, row] = without[way][group].int()
-                self.without_random[w, g, row] = without_random[way][group].int()
+            for w, condition in enumerate(self.conditions):
+                self.without[w, g, row] = without[condition][group].int()
+                self.without_random[w, g, row] = without_random[condition][group].int()
 
     def put_pixels(self, row: Int[Tensor, " n"], pixel: Int[Tensor, "n 2"]) -> None:
-        """Matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
+        """Store matched pixels (x, y) of the original pictures, for protocols that enlarge grids."""
         self.pixel[row] = pixel.int()
 
     def put_refined(self, row: Int[Tensor, " n"], points: Mapping[str, Float[Tensor, "n 2"]]) -> None:
-        """Matched points (x, y) between tokens, by way: a token's centre is its index + ½."""
-        for w, way in enumerate(self.ways):
-            self.refined[w, row] = points[way].float()
+        """Store matched points (x, y) between tokens, by condition. The centre of a token is its index + ½."""
+        for w, condition in enumerate(self.conditions):
+            self.refined[w, row] = points[condition].float()
 
-    def place(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
+    def positions(self, cell: Int[Tensor, "*n"]) -> Int[Tensor, "*n 2"]:
         """(row, col) of row-major cells."""
         return torch.stack([cell // self.side, cell % self.side], dim=-1).long()
 
     def compute(self) -> dict[str, Tensor]:
-        """The states by name, all keypoints; −1 where a keypoint has not been seen."""
+        """The states by name, of all keypoints; −1 if a keypoint has not been seen."""
         return {name: getattr(self, name) for name in self.metric_state}
 
     def columns(self) -> dict[str, np.ndarray]:
-        """``<way>/cell``, ``<way>/without_<group>``, ``<way>/without_random_<group>``, ``source_in_<group>``, …: (n,) each."""
+        """``<condition>/cell``, ``<condition>/without_<group>``, …, ``source_in_<group>``, …: (n,) each."""
         columns: dict[str, Tensor] = {}
-        for w, way in enumerate(self.ways):
-            columns[f"{way}/cell"] = self.cell[w]
-            columns |= {f"{way}/refined_{axis}": self.refined[w, :, k] for k, axis in enumerate("xy")}
+        for w, condition in enumerate(self.conditions):
+            columns[f"{condition}/cell"] = self.cell[w]
+            columns |= {f"{condition}/refined_{axis}": self.refined[w, :, k] for k, axis in enumerate("xy")}
             for g, group in enumerate(MASKED):
-                columns[f"{way}/without_{group}"] = self.without[w, g]
-                columns[f"{way}/without_random_{group}"] = self.without_random[w, g]
+                columns[f"{condition}/without_{group}"] = self.without[w, g]
+                columns[f"{condition}/without_random_{group}"] = self.without_random[w, g]
             for g, group in enumerate(GROUPS):
-                columns[f"{way}/landed_in_{group}"] = self.landed_in[w, g] > 0
+                columns[f"{condition}/landed_in_{group}"] = self.landed_in[w, g] > 0
         for g, group in enumerate(GROUPS):
             columns[f"source_in_{group}"] = self.source_in[g] > 0
             columns[f"share_{group}"] = self.share[g]
@@ -114,12 +116,13 @@ class Matches(Metric):
 def offset_table(
     predicted: Float[Tensor, "n 2"], source: Float[Tensor, "n 2"], wrong: Bool[Tensor, " n"], size: int, cells: int = 33
 ) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
-    """Over the offset predicted − source point, each axis from −1 to 1 sides in ``cells``: predictions, and wrong ones.
+    """Histograms of the offset predicted − source point: all predictions, and wrong ones. Each axis is −1 to 1 sides in
+    ``cells``.
 
-    The first axis is y, the middle cell no offset.
+    The first axis is y. The middle cell is no offset.
     """
-    place = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
-    index = place[:, 1] * cells + place[:, 0]
+    bins = (((predicted - source) / size + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
+    index = bins[:, 1] * cells + bins[:, 0]
     empty = torch.zeros(cells * cells, dtype=torch.float64, device=index.device)
     counts = empty.index_add(0, index, torch.ones_like(index, dtype=torch.float64))
     return counts.view(cells, cells), empty.index_add(0, index, wrong.double()).view(cells, cells)

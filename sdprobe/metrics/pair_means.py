@@ -1,12 +1,12 @@
-"""Means over keypoints of pairs, and what every picture contributes to them.
+"""Means over keypoints of pairs, and the contribution of every picture to them.
 
-Pairs share pictures, so pictures are the sampled units, and a pair belongs to both of its pictures: pairs that share one may
-depend on each other whichever role it has in them. Target pictures alone as units reject far too often where source pictures
+Pairs share pictures, so the sampled units are pictures, and a pair belongs to both of its pictures. Pairs that share a picture
+may depend on each other, in either role. With target pictures alone as units, tests reject far too often if source pictures
 matter, too. Where pairs differ more than pictures do, intervals are too wide.
 
 References:
     Fafchamps & Gubert (2007), Journal of Development Economics 83; Aronow, Samii & Assenova (2015), Political Analysis 23
-    (variance of means over pairs). Own choice: the factor for few pictures.
+    (variance of means over pairs). The factor for few pictures is our own choice.
 """
 
 from functools import cached_property
@@ -23,7 +23,7 @@ class PairMeans:
     """Means of per-keypoint values over pairs, and their pseudo-values over pictures.
 
     Args:
-        points: whose ``pair``, ``category``, ``source`` and ``target`` say what belongs together.
+        points: their ``pair``, ``category``, ``source`` and ``target`` define which keypoints belong together.
     """
 
     def __init__(self, points: Keypoints) -> None:
@@ -34,24 +34,24 @@ class PairMeans:
         self.pictures = torch.stack([points.source[first], points.target[first]], 1)
 
     def means(self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]) -> Float[Tensor, " m"]:
-        """m means of ``value`` over the keypoints where ``counted`` is 1; NaN where there is none.
+        """m means of ``value`` over the keypoints where ``counted`` is 1; NaN if there is none.
 
         - ``point``: over all keypoints.
-        - ``image``: over pairs, of each pair's mean.
+        - ``image``: over pairs, of the mean of each pair.
         - ``macro``: over categories, of the mean over the category's keypoints.
-        - ``pair``: the same, categories weighted by their pairs.
+        - ``pair``: as ``macro``, with categories weighted by their number of pairs.
         """
         return self._terms(average, value, counted)[0]
 
     def pseudovalues(
         self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
     ) -> Float[np.ndarray, "_pictures m"]:
-        """What every picture contributes to :meth:`means`, see :mod:`~.intervals`; NaN where none of its pairs counts.
+        """Contribution of every picture to :meth:`means`, see :mod:`~.intervals`; NaN if none of its pairs counts.
 
-        θ + n · f · Σ over the picture's pairs of the pair's deviation, n pictures: their mean is θ, and their squares
-        around it add up to the variance of a mean over pairs that share pictures. f makes up for deviations from means:
-        (n − 1)/(n − 2), for ``macro`` and ``pair`` that of the picture's category times √(n/(n − 1)). All NaN where there are
-        fewer than 3 pictures, of a category there.
+        θ + n · f · Σ over the picture's pairs of the pair's deviation, with n pictures. Their mean is θ, and their squares
+        around it add up to the variance of a mean over pairs that share pictures. f corrects for deviations from estimated
+        means: it is (n − 1)/(n − 2); for ``macro`` and ``pair`` it is that of the picture's category times √(n/(n − 1)). All
+        are NaN if there are fewer than 3 pictures, or for ``macro`` and ``pair``, fewer than 3 in a category.
         """
         mean, terms = self._terms(average, value, counted)
         zeros = torch.zeros(len(self._group), value.shape[1], dtype=torch.float64, device=terms.device)
@@ -79,7 +79,7 @@ class PairMeans:
     def _terms(
         self, average: str, value: Float[Tensor, "n m"], counted: Float[Tensor, "n m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "p m"]]:
-        """(the means θ, and by how much each pair moves them: these sum to 0 over pairs)."""
+        """The means θ, and how much each pair changes them; these changes sum to 0 over pairs."""
         counts = self._per_pair(counted)
         sums = self._per_pair(value.masked_fill(counted == 0, 0.0) * counted)
         if average == "image":
@@ -89,14 +89,14 @@ class PairMeans:
             return mean, (sums - mean * counts) / counts.sum(0)
         members = [self.category == c for c in self.category.unique()]
         totals = torch.stack([counts[i].sum(0) for i in members])
-        each = torch.stack([sums[i].sum(0) for i in members]) / totals
+        category_means = torch.stack([sums[i].sum(0) for i in members]) / totals
         size = torch.stack([i.sum() if average == "pair" else torch.ones_like(i.sum()) for i in members]).double()[:, None]
         share = torch.where(totals > 0, size, 0.0)
         share = share / share.sum(0)
-        mean = (each.nan_to_num() * share).sum(0)
+        mean = (category_means.nan_to_num() * share).sum(0)
         terms = torch.zeros_like(sums)
         for k, i in enumerate(members):
-            terms[i] = share[k] * (sums[i] - each[k].nan_to_num() * counts[i]) / totals[k].clamp(min=1)
+            terms[i] = share[k] * (sums[i] - category_means[k].nan_to_num() * counts[i]) / totals[k].clamp(min=1)
         return mean.masked_fill(~(totals > 0).any(0), torch.nan), terms
 
     def _per_pair(self, value: Shaped[Tensor, "n m"]) -> Float[Tensor, "p m"]:
@@ -105,7 +105,7 @@ class PairMeans:
 
     @cached_property
     def _distinct(self) -> tuple[Int[Tensor, "_pictures 2"], Int[Tensor, " _sides"]]:
-        """(category, picture) of every picture, category by category; the number of each picture of the pairs in turn."""
+        """(category, picture) of every picture, category by category; the index of each picture of the pairs."""
         keys = torch.stack([self.category.repeat_interleave(2), self.pictures.flatten()], 1)
         distinct, index = keys.unique(dim=0, return_inverse=True)
         return distinct, index

@@ -1,4 +1,4 @@
-"""PositionRSA: whether tokens that lie near one another are alike, within an image and between images."""
+"""PositionRSA: whether tokens at nearby positions are similar, within an image and between images."""
 
 from functools import cache
 
@@ -24,8 +24,8 @@ def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tenso
     """Row-major indices of 256 tokens: 4 at random in each cell of an 8×8 partition; all tokens if a side is below 16."""
     if min(height, width) < 2 * CELLS:
         return torch.arange(height * width)
-    place = positions(height, width)
-    cell = bins(place[:, 0], height, CELLS) * CELLS + bins(place[:, 1], width, CELLS)
+    position = positions(height, width)
+    cell = bins(position[:, 0], height, CELLS) * CELLS + bins(position[:, 1], width, CELLS)
     order = torch.randperm(len(cell), generator=generator)
     order = order[cell[order].argsort(stable=True)]
     counts = cell.bincount()
@@ -34,7 +34,7 @@ def stratified(height: int, width: int, generator: torch.Generator) -> Int[Tenso
 
 
 def squared_distances(left: Int[np.ndarray, "m 2"], right: Int[np.ndarray, "k 2"]) -> Int[np.ndarray, "m k"]:
-    """Squared distances of all pairs of positions: whole numbers, in the order of the distances."""
+    """Squared distances of all pairs of positions: whole numbers, in the same order as the distances."""
     rows, cols = (np.subtract.outer(left[:, axis], right[:, axis]) for axis in (0, 1))
     total: Int[np.ndarray, "m k"] = rows * rows + cols * cols
     return total
@@ -42,7 +42,7 @@ def squared_distances(left: Int[np.ndarray, "m 2"], right: Int[np.ndarray, "k 2"
 
 @cache
 def upper(size: int) -> Int[np.ndarray, " n"]:
-    """Places above the diagonal of a (size, size) table, flattened."""
+    """Indices above the diagonal of a (size, size) table, flattened."""
     return np.flatnonzero(np.triu(np.ones((size, size), dtype=bool), 1))
 
 
@@ -74,28 +74,28 @@ def spearman(dissimilarity: Float[np.ndarray, " n"], distance: Int[np.ndarray, "
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def alive(tokens: Float[Tensor, "m c"], place: Int[Tensor, "m 2"]) -> Sample:
-    """The tokens that have a direction, as unit tokens in float64, and their positions."""
+def alive(tokens: Float[Tensor, "m c"], position: Int[Tensor, "m 2"]) -> Sample:
+    """The tokens with a nonzero norm, as unit tokens in float64, and their positions."""
     vectors = tokens.double()
     norms = torch.linalg.vector_norm(vectors, dim=1)
-    kept = norms > TINY
-    return vectors[kept] / norms[kept, None], place[kept].numpy()
+    nonzero = norms > TINY
+    return vectors[nonzero] / norms[nonzero, None], position[nonzero].numpy()
 
 
 class PositionRSA(FoldMeans):
-    """Spearman between dissimilarity of centred tokens (1 − cosine) and spatial distance.
+    """Spearman correlation between dissimilarity of centred tokens (1 − cosine) and spatial distance.
 
-    ``rsa/within`` is over pairs of tokens of one image, where nearby tokens also show the same thing; ``rsa/between`` over
-    pairs of tokens of two consecutive images that show different photographs, where only position is common. Both are in
-    [−1, 1], 0 where place does not matter, and averaged over images. 256 tokens of an image suffice: 4 at random in each
-    cell of an 8×8 partition, keyed by the image; all tokens of grids with a side below 16. Tokens of norm 0 are left out.
+    ``rsa/within`` is over pairs of tokens of one image, where nearby tokens also show the same content. ``rsa/between`` is
+    over pairs of tokens of two consecutive images of different photographs, which have only position in common. Both are in
+    [−1, 1], 0 if position does not matter, and averaged over images. 256 tokens of an image suffice: 4 at random in each cell
+    of an 8×8 partition, keyed by the image; all tokens of grids with a side below 16. Tokens of norm 0 are left out.
 
-    At most ``limit`` images are looked at, spread evenly, since ranks cost more than activations. One sample of tokens is
-    kept from image to image. On several devices the images of each are paired among themselves.
+    At most ``limit`` images are used, spread evenly, because ranks cost more than activations. One sample of tokens is
+    kept from image to image. On several devices each pairs its own images.
 
     Args:
         images, folds: see :class:`~.FoldMetric`.
-        limit: images to look at, at most.
+        limit: largest number of images to use.
         seed: of the draw of tokens.
 
     References:
@@ -112,7 +112,7 @@ class PositionRSA(FoldMeans):
         self.last: tuple[int, Sample] | None = None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard all sums."""
         super().reset()
         self.last = None
 
@@ -127,15 +127,15 @@ class PositionRSA(FoldMeans):
                 self._compare(int(fold[i]), int(photo[i]), alive(tokens, positions(layer.height, layer.width)[index]))
 
     def _compare(self, fold: int, photo: int, sample: Sample) -> None:
-        tokens, place = sample
+        tokens, position = sample
         pairs = upper(len(tokens))
-        tables = (1 - tokens @ tokens.mT).numpy(), squared_distances(place, place)
-        found = [spearman(*(table.ravel()[pairs] for table in tables)), float("nan")]
+        tables = (1 - tokens @ tokens.mT).numpy(), squared_distances(position, position)
+        correlations = [spearman(*(table.ravel()[pairs] for table in tables)), float("nan")]
         if self.last is not None and self.last[0] != photo:
-            others, places = self.last[1]
-            tables = (1 - others @ tokens.mT).numpy(), squared_distances(places, place)
-            found[1] = spearman(*(table.ravel() for table in tables))
-        values = torch.tensor(found, dtype=torch.float64, device=self.total.device)
+            others, other_positions = self.last[1]
+            tables = (1 - others @ tokens.mT).numpy(), squared_distances(other_positions, position)
+            correlations[1] = spearman(*(table.ravel() for table in tables))
+        values = torch.tensor(correlations, dtype=torch.float64, device=self.total.device)
         self.total[fold] += values.nan_to_num()
         self.number[fold] += values.isfinite().double()
         self.last = photo, sample

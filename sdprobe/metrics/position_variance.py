@@ -1,4 +1,4 @@
-"""PositionVariance: the share of the variance of tokens that their position explains; no probe, never saturated."""
+"""PositionVariance: share of the variance of tokens that position explains. It needs no probe and does not saturate."""
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -8,7 +8,7 @@ from sdprobe.metrics.folds import FOLDS, Estimate, FoldMetric, folds_of, leave_o
 from sdprobe.metrics.layer_tokens import LayerTokens, inverse_norms
 from sdprobe.utilities.errors import InputError
 
-RESOLUTION = 1e-5  # of a sum over images in float32
+RESOLUTION = 1e-5  # relative precision of a sum over images in float32
 
 
 def position_share(
@@ -67,14 +67,15 @@ def share_of_sums(
 class PositionVariance(FoldMetric):
     """``position_variance/all``: V_pos, see :func:`position_share`, of one layer's tokens, with an interval.
 
-    A fold ends when its share of ``images`` has come: its map of sums (h·w, C) joins the total and moves to the host's memory
-    in half precision, and the next one starts. So the device holds two maps, the fold's in float32 and the total in float64.
-    Leaving a fold out needs its map's product with the total only. For that order the metric works on one device.
+    When the last image of a fold has arrived, its map of sums (h·w, C) is added to the total and moved to host memory in half
+    precision, and the next fold starts. So the device holds two maps: that of the fold in float32 and the total in float64.
+    To leave a fold out, only the product of its map with the total is needed. Because folds are processed in order, the metric
+    works on one device.
 
     Args:
         channels, height, width: of the grid.
         images, folds: see :class:`~.FoldMetric`.
-        normalise: give every centred token norm 1; a token that is zero stays zero.
+        normalise: give every centred token norm 1; a zero token stays zero.
     """
 
     total: Tensor
@@ -97,11 +98,11 @@ class PositionVariance(FoldMetric):
         tokens = (height * width, channels)
         self.add_sums(total=tokens, squares=(2,), current_squares=(2,))  # squares: Σ‖t‖², Σ_n‖Σ_p t‖²
         self.add_sums(torch.float32, current=tokens)
-        # of each fold: its map over its largest entry, in half precision, and that entry
+        # of each fold: its map divided by its largest entry, in half precision, and that entry
         self.ended: list[tuple[Tensor, Tensor]] = []
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard all sums."""
         super().reset()
         self.ended = []
 
@@ -109,21 +110,21 @@ class PositionVariance(FoldMetric):
         """Add the next images."""
         index, counts = folds_of(int(self.seen), len(layer), self.images, self.folds).unique(return_counts=True)
         scale = inverse_norms(layer.centred_norms) if self.normalise else torch.ones_like(layer.norms).float()
-        parts = (each.split(counts.tolist()) for each in (layer.centred, layer.centred_norms, scale))
+        parts = (values.split(counts.tolist()) for values in (layer.centred, layer.centred_norms, scale))
         for fold, tokens, norms, factor in zip(index.tolist(), *parts, strict=True):
             self._continue(tokens, norms, factor)
             self.seen += len(tokens)
             self._close(fold)
 
     def _continue(self, tokens: Float32[Tensor, "b p c"], norms: Float64[Tensor, "b p"], scale: Float32[Tensor, "b p"]) -> None:
-        """Add t = scale · x of one fold; t is not formed."""
+        """Add t = scale · x of one fold, without forming t."""
         for image, factor in zip(tokens, scale, strict=True):
             self.current.addcmul_(image, factor.unsqueeze(1))
         by_image = (scale.unsqueeze(1) @ tokens).double()
         self.current_squares += torch.stack([(scale * norms).square().sum(), by_image.square().sum()])
 
     def _close(self, fold: int) -> None:
-        """End the fold if all of its images have come."""
+        """End the fold if all of its images have arrived."""
         if int(self.seen) < -(-(fold + 1) * self.images // self.folds):
             return
         largest = self.current.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -135,12 +136,12 @@ class PositionVariance(FoldMetric):
         self.current_squares.zero_()
 
     def estimate(self) -> Estimate:
-        """V_pos of all images and without one fold each."""
+        """V_pos of all images and without each fold."""
         edges = -(-torch.arange(self.folds + 1) * self.images // self.folds)
         explained, common = self.total.square().sum(), self.total.sum(0)
         without = []
-        for k, (part, largest) in enumerate(self.ended):
-            own = part.to(self.total).mul_(largest.to(self.total))
+        for k, (fold_map, largest) in enumerate(self.ended):
+            own = fold_map.to(self.total).mul_(largest.to(self.total))
             left = explained - 2 * (self.total * own).sum() + own.square().sum()
             squares, images = leave_one_out(self.fold_squares)[k], self.images - int(edges[k + 1] - edges[k])
             total = (common - own.sum(0)).square().sum()
@@ -155,12 +156,12 @@ class PositionVariance(FoldMetric):
         """``position_variance/all`` from all images, unclipped, with the interval over folds.
 
         Raises:
-            InputError: if fewer images came than ``images``, or than two per fold.
+            InputError: fewer images arrived than ``images``, or than two per fold.
         """
         require_images(int(self.seen), self.folds)
         if self.seen != self.images:
             raise InputError(
-                f"Expected images to be the number of images that arrive, but got {self.images} and {int(self.seen)} came. "
+                f"Expected images to be the number of images that arrive, but got {self.images}, and {int(self.seen)} arrived. "
                 "Give the statistic the length of the stream."
             )
         return super().compute()

@@ -14,11 +14,11 @@ KIND = "content_r2"
 
 
 class ContentR2(ClusterMetric):
-    """R² = 1 − Σ‖ŷ − y‖² / Σ‖y‖² over tokens, of targets y whose expectation without any activation is 0.
+    """R² = 1 − Σ‖ŷ − y‖² / Σ‖y‖² over tokens, of targets y with expectation 0.
 
-    Targets come centred (their mean at the token's position is removed) and in units in which channels weigh alike, so the
-    sums run over channels too: 1 is a perfect readout, 0 what the position mean gives, below 0 worse than that. Groups whose
-    targets do not vary have no value.
+    Targets are centred (their mean at the token's position is subtracted) and scaled so that channels have equal weight, so
+    the sums run over channels, too. 1 is a perfect readout, 0 is as good as the position mean, and negative values are worse.
+    Groups whose targets do not vary have no value.
 
     Args:
         groups, photos: see :class:`ClusterMetric`.
@@ -56,10 +56,10 @@ class ContentR2(ClusterMetric):
 class CoordinateR2(SumMetric):
     """R² = 1 − Σ‖ŷ − y‖² / Σ‖y − ȳ‖² of normalised (row, col) coordinates over whole grids, mean of the two axes.
 
-    On whole grids the mean coordinate is 0 and known beforehand, so sums per photograph suffice.
+    On whole grids the mean coordinate is 0 and known in advance, so sums per photograph suffice.
 
     Args:
-        photos: number of photographs; photo indices lie below it.
+        photos: number of photographs; photo indices are below it.
     """
 
     higher_is_better = True
@@ -76,7 +76,7 @@ class CoordinateR2(SumMetric):
         self.spread.index_add_(0, photo, target.double().square())
 
     def compute(self) -> dict[str, float]:
-        """``r2/all`` with ``/ci_low`` and ``/ci_high``; nothing where no coordinate varies."""
+        """``r2/all`` with ``/ci_low`` and ``/ci_high``; empty if no coordinate varies."""
         residual, spread = self.residual.cpu().numpy(), self.spread.cpu().numpy()
         axes, seen = spread.sum(0) > 0, spread.sum(1) > 0
         if not axes.any():

@@ -1,11 +1,11 @@
-"""SumMetric: a metric whose states are sums, so that batches and processes that saw different images merge by addition."""
+"""SumMetric: a metric whose states are sums, so that batches and processes merge by addition."""
 
 import torch
 from torchmetrics import Metric
 
 
 class SumMetric(Metric):
-    """States are sums: torchmetrics adds up those of processes that saw different images. Runs let every process see all."""
+    """States are sums. torchmetrics adds those of processes that saw different images. In a run, every process sees all."""
 
     full_state_update = False
 

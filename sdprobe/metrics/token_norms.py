@@ -1,4 +1,4 @@
-"""TokenNorms: which groups and which places have long tokens."""
+"""TokenNorms: which groups and which positions have tokens of large norm."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from sdprobe.metrics.position_variance import position_share
 
 
 def relative_norms(norm: Float[Tensor, "b p"], member: Bool[Tensor, "b g p"]) -> Float[Tensor, "b g"]:
-    """Mean token norm of a group / mean token norm of the same image; 1 is usual.
+    """Mean token norm of a group / mean token norm of the same image.
 
     NaN for a group without tokens, and for an image in which every token is 0.
     """
@@ -24,12 +24,12 @@ def relative_norms(norm: Float[Tensor, "b p"], member: Bool[Tensor, "b g p"]) ->
 
 
 class TokenNorms(FoldMeans):
-    """Relative norm of token groups, mean norm map, and how far position fixes the norm.
+    """Relative norm of token groups, mean norm map, and how far position determines the norm.
 
-    ``relative_norm/<group>`` (≥ 0, 1 where a group is like the rest): :func:`relative_norms` averaged over the images that
-    have such tokens. ``norm_icc/all`` (≤ 1, about 0 where position does not matter): share of the variance of log‖x‖ that
+    ``relative_norm/<group>`` (≥ 0, 1 if a group is like the rest): :func:`relative_norms` averaged over the images that
+    have such tokens. ``norm_icc/all`` (≤ 1, about 0 if position does not matter): share of the variance of log‖x‖ that
     position explains, two-way with images as the other factor, absolute agreement, unclipped: :func:`position_share` of one
-    channel. A norm of 0 is taken as the smallest normal float32, as the detection of high-norm tokens takes it.
+    channel. A norm of 0 counts as the smallest normal float32, as in the detection of high-norm tokens.
 
     Args:
         height, width: of the grid.
@@ -37,7 +37,7 @@ class TokenNorms(FoldMeans):
         images, folds: see :class:`~.FoldMetric`.
 
     Raises:
-        InputError: if the grid is smaller than 4×4, or more images arrive than ``images``.
+        InputError: the grid is smaller than 4×4, or more images arrive than ``images``.
 
     References:
         Shrout & Fleiss (1979), Psychological Bulletin 86, ICC(2,1); McGraw & Wong (1996), Psychological Methods 1, ICC(A,1).
@@ -77,7 +77,7 @@ class TokenNorms(FoldMeans):
         return {f"relative_norm/{group}": (self.ratio[:, i], self.number[:, i]) for i, group in enumerate(self.groups)}
 
     def estimates(self) -> dict[str, Estimate]:
-        """``relative_norm/<group>`` and ``norm_icc/all`` of all images and without one fold each; of this device's images."""
+        """``relative_norm/<group>`` and ``norm_icc/all`` of all images and without each fold, of the images on this device."""
         return super().estimates() | {"norm_icc/all": self._icc()}
 
     def _icc(self) -> Estimate:
@@ -87,6 +87,6 @@ class TokenNorms(FoldMeans):
         return whole, torch.stack(without)
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
-        """``norm``: mean token norm over images, in the activations' units; NaN before any image; of this device's images."""
+        """``norm``: mean token norm over the images on this device, in the activations' units; NaN before the first image."""
         with np.errstate(invalid="ignore"):
             return {"norm": self.norm_map.cpu().numpy() / int(self.seen)}

@@ -1,4 +1,4 @@
-"""What to do about position, corners and high-norm tokens: maps of activation grids, one idea per file."""
+"""Mitigations of position, corner and high-norm artefacts: maps of activation grids, one idea per file."""
 
 from sdprobe.mitigations.base import Extraction, Map, Mitigation
 from sdprobe.mitigations.channel_discard import ChannelDiscard

@@ -1,13 +1,13 @@
-"""Mitigations: settings → fitter → map of one layer's grids, fitted on training images before any probe. Data path step 6.
+"""Mitigations: settings → fitter → map of one layer's grids. Fitted on training images, before any probe. Data path step 6.
 
-A :class:`Mitigation` holds settings. Its :class:`Fitter` sees grids and ends in a :class:`Map`; neither settings nor maps ever
-change. A :class:`Chain` applies several maps one after the other.
+A :class:`Mitigation` holds settings. Its :class:`Fitter` sums over grids and returns a :class:`Map`. Settings and maps are
+immutable. A :class:`Chain` applies several maps one after the other.
 """
 
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,12 +18,19 @@ from sdprobe.utilities.errors import InputError
 
 
 class Configured:
-    """Settings of one step. ``options`` holds the constructor's arguments by name, defaults included; JSON can hold them."""
+    """Settings of one step. ``options`` holds the constructor's arguments by name, with defaults; JSON-serialisable."""
 
+    __signature__: ClassVar[inspect.Signature]
     options: dict[str, Any]  # no dataclass: OmegaConf would take it for a configuration
 
+    def __init_subclass__(cls) -> None:
+        """Show the constructor's arguments as the signature of the class, which ``__new__`` would hide from tools."""
+        super().__init_subclass__()
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(parameters if cls.__init__ is not object.__init__ else ())
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Note the arguments."""
+        """Record the arguments in ``options``."""
         made = super().__new__(cls)
         bound = inspect.signature(cls).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -32,10 +39,24 @@ class Configured:
 
 
 class Mitigation(Configured):
-    """Settings of a mitigation that maps activation grids, and what it makes of them, for any layer.
+    """Settings of a mitigation that maps activation grids of any one layer. Base class.
 
-    ``fitted`` names the tensors of a fit; the first has an entry per channel. ``fit_views`` are the ways the network is shown
-    every fit image. ``fit_images`` is the most images that a fit looks at; None takes all, 0 says that nothing is fitted.
+    A subclass implements :meth:`fitter`, :meth:`solve` and :meth:`apply`. Use :meth:`fit` to get a :class:`Map`.
+
+    Attributes:
+        options: the constructor's arguments by name.
+        fitted: names of the tensors that a fit determines. The first one has an entry per channel.
+        fit_views: how the network is shown every fit image, one pass per view.
+        fit_images: the largest number of images that a fit uses. None is no limit; 0 means that nothing is fitted.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import Mitigation, PositionMean
+        >>> isinstance(PositionMean(), Mitigation), PositionMean(gamma=0.5).options["gamma"]
+        (True, 0.5)
+        >>> fitted = PositionMean().fit([torch.rand(16, 8, 4, 4)])
+        >>> fitted.transform(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     fitted: tuple[str, ...]
@@ -43,23 +64,45 @@ class Mitigation(Configured):
     fit_images: int | None = None
 
     def fitter(self, size: int = 512) -> "Fitter":
-        """An empty fitter for one layer; ``size`` is the side of the images in pixels."""
+        """An empty fitter for one layer.
+
+        Args:
+            size: side of the fit images in pixels.
+
+        Returns:
+            a fitter that has seen no image.
+        """
         raise NotImplementedError
 
     def fit(
         self, batches: Iterable[Float[Tensor, "_b c h w"] | tuple[Float[Tensor, "_b c h w"], ...]], size: int = 512
     ) -> "Map":
-        """Fit on batches of grids of training images (tuples where there are several views), each looked at once."""
+        """Fit on grids of training images. Do not use images that you test on.
+
+        Args:
+            batches: grids (B, C, h, w) of one layer; with several ``fit_views``, tuples with one such grid per view. Each
+                batch is read once, and sums are kept in float64.
+            size: side of the fit images in pixels.
+
+        Returns:
+            the fitted map.
+
+        Raises:
+            InputError: grids of different shapes, or images that cannot determine the map (none, or too few).
+        """
         fitter = self.fitter(size)
         for batch in batches:
             fitter.update(*(batch if isinstance(batch, tuple) else (batch,)))
         return fitter.finish()
 
     def solve(self, sums: Any) -> dict[str, Tensor]:
-        """The ``fitted`` tensors, float32 or integers; one that the settings do not ask for has shape (0,).
+        """The tensors named in ``fitted``.
 
         Args:
-            sums: the fitter behind its last image.
+            sums: the fitter, after its last image.
+
+        Returns:
+            name → tensor, float32 or integer. A tensor that these settings do not need has shape (0,).
 
         Raises:
             InputError: the images seen cannot determine the map.
@@ -67,16 +110,31 @@ class Mitigation(Configured):
         raise NotImplementedError
 
     def apply(self, grid: Float[Tensor, "b c h w"], *args: Any, **kwargs: Any) -> Float[Tensor, "b c h w"]:
-        """The mitigated grids, in the dtype of ``grid``, given the ``fitted`` tensors by name; images never mix."""
+        """The mitigated grids, given the ``fitted`` tensors by name. :meth:`Map.transform` calls this with its own tensors.
+
+        Args:
+            grid: activations (B, C, h, w) of one layer. Images do not influence each other.
+
+        Returns:
+            grids of the same shape and dtype.
+        """
         raise NotImplementedError
 
     def report(self, *args: Any, **kwargs: Any) -> dict[str, object]:
-        """Numbers such as ``rank``, which JSON can hold, given the ``fitted`` tensors by name."""
+        """Numbers that describe a fit, such as ``rank``, given the ``fitted`` tensors by name.
+
+        Returns:
+            name → number, JSON-serialisable; empty by default.
+        """
         return {}
 
 
 class Fitter:
-    """Sums over ``images`` many fit images of one layer, in float64."""
+    """Sums in float64 over the fit images of one layer.
+
+    Attributes:
+        images: number of images seen.
+    """
 
     images = 0
 
@@ -84,18 +142,24 @@ class Fitter:
         self.settings = settings
 
     def update(self, *grids: Float[Tensor, "b c h w"]) -> None:
-        """Add the grids of b fit images, one per view of ``settings.fit_views``.
+        """Add b fit images.
+
+        Args:
+            *grids: grids (B, C, h, w), one per view of ``settings.fit_views``.
 
         Raises:
-            InputError: grids that do not belong to those before.
+            InputError: grids that do not match those seen before.
         """
         raise NotImplementedError
 
     def finish(self) -> "Map":
-        """The map.
+        """The map that these images determine.
+
+        Returns:
+            settings and fitted tensors.
 
         Raises:
-            InputError: the images seen cannot determine it.
+            InputError: no image was seen, or the images seen cannot determine the map.
         """
         if not self.images and self.settings.fit_images != 0:
             raise InputError("Expected at least one fit image, but got none. Fit on grids of training images.")
@@ -104,14 +168,35 @@ class Fitter:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """One layer's fitted mitigation: its settings, how many images were ``seen``, and the ``fitted`` tensors by name."""
+    """A fitted mitigation of one layer. :meth:`Mitigation.fit` returns it.
+
+    Args:
+        settings: the mitigation.
+        seen: number of images that it was fitted on.
+        fitted: the tensors that the fit determined, by name.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe import mitigations
+        >>> fitted = mitigations.Standardize().fit([torch.rand(4, 8, 4, 4)])  # 4 images, 8 channels, a 4 × 4 grid
+        >>> fitted.describe()
+        {'fit_images': 4}
+        >>> fitted.transform(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
+    """
 
     settings: Mitigation
     seen: int
     fitted: Mapping[str, Tensor]
 
     def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The mitigated grids, in the dtype of ``grid``; images never mix.
+        """Apply the mitigation.
+
+        Args:
+            grid: activations (B, C, h, w) of the layer that was fitted. Images do not influence each other.
+
+        Returns:
+            the mitigated grids, of the same shape and dtype.
 
         Raises:
             InputError: another number of channels than in the fit.
@@ -124,39 +209,72 @@ class Map:
         return self.settings.apply(grid, **self.fitted)
 
     def describe(self) -> dict[str, object]:
-        """What a report says of the fit, nothing where nothing is fitted; JSON can hold it."""
+        """What a report says about the fit.
+
+        Returns:
+            ``fit_images`` and the numbers of :meth:`Mitigation.report`; empty where nothing is fitted. JSON-serialisable.
+        """
         return {} if self.settings.fit_images == 0 else {"fit_images": self.seen, **self.settings.report(**self.fitted)}
 
     def to(self, device: torch.device | str) -> "Map":
-        """The same map on this device."""
+        """The same map on another device.
+
+        Args:
+            device: such as ``cuda``.
+
+        Returns:
+            a new map.
+        """
         return replace(self, fitted={name: tensor.to(device) for name, tensor in self.fitted.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """One layer's fitted mitigations in their order."""
+    """Fitted mitigations of one layer, applied in order. :func:`load` returns chains.
+
+    Args:
+        maps: the fitted mitigations.
+    """
 
     maps: tuple[Map, ...] = ()
 
     def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The grids behind all of the mitigations."""
+        """Apply all mitigations of the chain.
+
+        Args:
+            grid: activations (B, C, h, w).
+
+        Returns:
+            the mitigated grids, of the same shape and dtype.
+        """
         for fitted in self.maps:
             grid = fitted.transform(grid)
         return grid
 
     def to(self, device: torch.device | str) -> "Chain":
-        """The same chain on this device."""
+        """Return the same chain on another device."""
         return Chain(tuple(fitted.to(device) for fitted in self.maps))
 
 
 class Extraction(Configured):
-    """A mitigation that changes how the network is shown an image, not what is made of its activations.
+    """Settings of a mitigation that changes how the network is shown an image, not its activations. Base class.
 
-    It is fitted to nothing, costs one pass per view, and comes first in a chain.
+    It is fitted to nothing, costs one pass of the network per view, and must be the first of a chain.
+
+    Example:
+        >>> from sdprobe.mitigations import Canvas, Extraction
+        >>> isinstance(Canvas(), Extraction), len(Canvas().passes(512))
+        (True, 1)
     """
 
     def passes(self, size: int) -> tuple[View, ...]:
-        """The views of every image of ``size`` pixels.
+        """How the network is shown every image.
+
+        Args:
+            size: side of the images in pixels.
+
+        Returns:
+            the views, one pass each.
 
         Raises:
             InputError: an option that does not fit this size.
@@ -164,5 +282,13 @@ class Extraction(Configured):
         raise NotImplementedError
 
     def merge(self, grids: list[Float[Tensor, "b c _h _w"]], size: int) -> Float[Tensor, "b c h w"]:
-        """One grid from those of the views, with tokens where the image's own would be."""
+        """Combine the grids of all views.
+
+        Args:
+            grids: one (B, C, h', w') per view of :meth:`passes`, in their order.
+            size: side of the images in pixels.
+
+        Returns:
+            one grid (B, C, h, w), whose tokens lie where those of the unchanged image would.
+        """
         raise NotImplementedError

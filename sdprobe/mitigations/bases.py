@@ -1,4 +1,4 @@
-"""Functions of position: the columns Z that a mean map is fitted with, one row per position in row-major order."""
+"""Functions of position: the columns Z that a mean map is fitted with. One row per position, in row-major order."""
 
 import math
 
@@ -10,7 +10,7 @@ from sdprobe.utilities import expect, settings
 
 
 def cosines(side: int, count: int) -> Float[Tensor, "{side} k"]:
-    """cos(π k (i + ½) / side) for k = 0 … count − 1 and i = 0 … side − 1; at most ``side`` of them, since more repeat.
+    """cos(π k (i + ½) / side) for k = 0 … count − 1 and i = 0 … side − 1; at most ``side`` of them, since further ones repeat.
 
     >>> cosines(4, 3).T.mul(10).round().int().tolist()
     [[10, 10, 10, 10], [9, 4, -4, -9], [7, -7, -7, 7]]
@@ -44,9 +44,9 @@ def axis_cosines(height: int, width: int, count: int) -> Float[Tensor, "{height*
 
 
 def smooth(height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
-    """Products of ``count`` cosines of the row and as many of the column, and the border: what padding touches.
+    """Products of ``count`` cosines of the row and as many of the column, and terms for the border, where padding acts.
 
-    Border terms are the indicators of first and last row and column, and of the four corners.
+    The border terms are indicators of the first and last row, the first and last column, and the four corners.
     """
     top, left = (torch.eye(side, dtype=torch.float64)[:, [0, -1]] for side in (height, width))
     waves = products(cosines(height, count), cosines(width, count))
@@ -54,7 +54,7 @@ def smooth(height: int, width: int, count: int) -> Float[Tensor, "{height*width}
 
 
 def columns(basis: str, height: int, width: int, count: int) -> Float[Tensor, "{height*width} k"]:
-    """Z of a named basis; ``count`` cosines per axis where it has some.
+    """Z of a named basis, with ``count`` cosines per axis where it has any.
 
     Raises:
         InputError: no such basis.
@@ -69,7 +69,7 @@ def columns(basis: str, height: int, width: int, count: int) -> Float[Tensor, "{
 
 
 def span(z: Float[Tensor, "p k"]) -> tuple[Float[Tensor, "p r"], Float[Tensor, " r"]]:
-    """Left singular vectors and singular values of Z_c, Z less its column means, as many as its numerical rank."""
+    """Left singular vectors and singular values of Z_c (Z minus its column means), up to its numerical rank."""
     left, values, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     keep = values > values.max() * max(z.shape) * torch.finfo(z.dtype).eps
     return left[:, keep], values[keep]
@@ -78,9 +78,9 @@ def span(z: Float[Tensor, "p k"]) -> tuple[Float[Tensor, "p r"], Float[Tensor, "
 def smoothed(
     means: Float[Tensor, "p c"], basis: str, height: int, width: int, count: int, ridge: float
 ) -> tuple[Float[Tensor, "p c"], int]:
-    """G = Z_c (Z_cᵀ Z_c + λI)⁺ Z_cᵀ M of the mean map M, less its own mean, and the rank of Z_c.
+    """G = Z_c (Z_cᵀ Z_c + λI)⁺ Z_cᵀ M of the mean map M minus its own mean, and the rank of Z_c.
 
-    With Z_c = U S Vᵀ that is U S² (S² + λ)⁻¹ Uᵀ M; one-hots have S = 1 and span everything but the constant.
+    With Z_c = U S Vᵀ this is U S² (S² + λ)⁻¹ Uᵀ M. One-hots have S = 1 and span everything but the constant.
     """
     centred = means - means.mean(0)
     if basis == "onehot":

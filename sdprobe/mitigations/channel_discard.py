@@ -1,4 +1,4 @@
-"""ChannelDiscard: silence channels of massive activations, and bring tokens to one scale."""
+"""ChannelDiscard: zero channels with massive activations, then normalise tokens."""
 
 import logging
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class MagnitudeSums(Fitter):
-    """``total``: Σ over images of the mean of |x_c| over positions, (C,)."""
+    """``total``: Σ over images of the mean of ``|x_c|`` over positions, (C,)."""
 
     total = torch.zeros((), dtype=torch.float64)
 
@@ -26,18 +26,28 @@ class MagnitudeSums(Fitter):
 
 
 class ChannelDiscard(Mitigation):
-    """Channels whose mean magnitude E |x_c| exceeds ``ratio`` times the median over channels become 0; then layer norm.
+    """Set channels with massive activations to 0, then apply layer norm without learned weights to every token.
 
-    Layer norm, without learned weights, runs whether or not a channel is chosen; often none is.
+    A channel c is set to 0 if its mean magnitude ``E |x_c|`` over training tokens exceeds ``ratio`` times the median over
+    channels. Layer norm runs whether or not a channel is chosen. Often none is.
 
     Args:
         ratio: at least 1.
 
     Raises:
-        InputError: ``ratio`` below 1; at the end of a fit, no image was seen.
+        InputError: ``ratio`` below 1. At the end of a fit: no image was seen.
 
-    Reference: C. Gan et al. Unleashing Diffusion Transformers for Visual Correspondence by Modulating Massive Activations.
-        arXiv 2505.18584, 2025.
+    References:
+        Gan et al. (2025), Unleashing Diffusion Transformers for Visual Correspondence by Modulating Massive Activations,
+        arXiv 2505.18584.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import ChannelDiscard
+        >>> grids = torch.randn(4, 8, 4, 4)
+        >>> grids[:, 3] *= 1000
+        >>> ChannelDiscard().fit([grids]).describe()
+        {'fit_images': 4, 'discarded': 1}
     """
 
     fitted = ("magnitude",)
@@ -56,7 +66,14 @@ class ChannelDiscard(Mitigation):
         return {"magnitude": magnitude}
 
     def chosen(self, magnitude: Float[Tensor, " c"]) -> Bool[Tensor, " c"]:
-        """The channels that become 0, given the mean magnitude of each."""
+        """Which channels become 0.
+
+        Args:
+            magnitude: mean magnitude of every channel (C,).
+
+        Returns:
+            a boolean mask (C,).
+        """
         return magnitude > self.ratio * magnitude.quantile(0.5)
 
     def apply(self, grid: Float[Tensor, "b c h w"], magnitude: Float[Tensor, " c"]) -> Float[Tensor, "b c h w"]:
@@ -65,5 +82,9 @@ class ChannelDiscard(Mitigation):
         return normed.to(grid.dtype)
 
     def report(self, magnitude: Float[Tensor, " c"]) -> dict[str, object]:
-        """How many channels are ``discarded``, which may be 0."""
+        """How many channels become 0.
+
+        Returns:
+            ``discarded``, which may be 0.
+        """
         return {"discarded": int(self.chosen(magnitude).sum())}

@@ -1,4 +1,4 @@
-"""Controls: what a mitigation must beat. Random directions, directions of most variance, a shuffled map, an empty picture."""
+"""Controls that a mitigation must beat: random directions, directions of most variance, a shuffled map, an empty picture."""
 
 import torch
 from jaxtyping import Float
@@ -15,15 +15,21 @@ from sdprobe.utilities.rng import keyed_generator
 
 
 class RandomRank(LowRank):
-    """x − Q Qᵀ (x − μ), the columns of Q an orthonormal basis of a random subspace, uniform among those of its dimension.
+    """Control: x − Q Qᵀ (x − μ), where Q is an orthonormal basis of a uniformly random subspace.
 
     Args:
-        rank: its dimension k. None is the rank h + w − 2 of position_mean's additive basis, or half of the channels where
-            that is less.
-        seed: draws another subspace; layers of one shape share theirs.
+        rank: dimension k of the subspace, at least 1. None takes the rank h + w − 2 of the additive basis of
+            :class:`PositionMean`, or half of the channels if that is less.
+        seed: draws another subspace. Layers of one shape share a subspace.
 
     Raises:
-        InputError: an option out of range; at the end of a fit, a rank above half of the channels.
+        InputError: an option out of range. At the end of a fit: a rank above half of the channels, or no image.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import RandomRank
+        >>> RandomRank(rank=2).fit([torch.randn(4, 8, 4, 4)]).describe()
+        {'fit_images': 4, 'rank': 2}
     """
 
     second = False
@@ -42,15 +48,22 @@ class RandomRank(LowRank):
 
 
 class PcaDrop(LowRank):
-    """x − V Vᵀ (x − μ), V the eigenvectors of the k largest eigenvalues of the covariance of tokens.
+    """Control: x − V Vᵀ (x − μ), where V holds the eigenvectors of the k largest eigenvalues of the covariance of tokens.
 
     Args:
         rank: k, at least 1.
 
     Raises:
-        InputError: an option out of range; at the end of a fit, a rank above half of the channels.
+        InputError: an option out of range. At the end of a fit: a rank above half of the channels, or no image.
 
-    Reference: J. Mu, P. Viswanath. All-but-the-top. ICLR 2018.
+    References:
+        Mu & Viswanath (2018), All-but-the-top: Simple and effective postprocessing for word representations, ICLR.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import PcaDrop
+        >>> PcaDrop(rank=2).fit([torch.randn(4, 8, 4, 4)]).transform(torch.randn(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
     """
 
     def __init__(self, rank: int = 1) -> None:
@@ -63,17 +76,25 @@ class PcaDrop(LowRank):
 
 
 class ShuffledPosition(PositionMean):
-    """x − γ G_π(p) with position_mean's G and one random permutation π of positions: as much goes, at wrong places.
+    """Control: x − γ G_π(p), with G of :class:`PositionMean` and a random permutation π of positions.
+
+    It subtracts as much as :class:`PositionMean`, at the wrong positions.
 
     Args:
-        basis: as in :class:`PositionMean`, like all that follow but ``seed``.
+        basis: see :class:`PositionMean`.
         gamma: γ in [0, 1].
-        cosines: lowest cosines per axis.
+        cosines: number of lowest cosines per axis, at least 1.
         ridge: λ, at least 0.
-        seed: draws another permutation; layers of one grid share theirs.
+        seed: draws another permutation. Layers of one grid share a permutation.
 
     Raises:
-        InputError: as :class:`PositionMean`.
+        InputError: see :class:`PositionMean`.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import ShuffledPosition
+        >>> ShuffledPosition(seed=1).fit([torch.randn(16, 8, 4, 4)]).describe()
+        {'fit_images': 16, 'columns': 8, 'rank': 6}
     """
 
     def __init__(
@@ -90,17 +111,27 @@ class ShuffledPosition(PositionMean):
 
 
 class EmptyImage(Mitigation):
-    """x − (e_p − ē) with e the mean grid of a mid-grey picture over draws of noise, and ē its mean over positions.
+    """x − (e_p − ē), where e is the mean grid of a mid-grey picture over several draws of noise, and ē its mean over positions.
 
-    What is left of a picture without content is written by padding, weights and noise; ē goes back in because it is what the
-    network says of grey, and no place. No photographer's layout goes. Like all that is measured off the data, e may differ from
-    what the same position carries in photographs.
+    The grid of a picture without content comes from padding, weights and noise. ē is added again because it is the network's
+    response to grey and depends on no position. Where photographers place objects does not enter e. Like everything measured
+    on inputs unlike the data, e may differ from what the same position adds in photographs.
 
     Args:
-        draws: grey pictures to average over, each with the noise of another fit image; with shared noise all are one.
+        draws: number of grey pictures to average over, at least 1. Each has the noise of another fit image; if all images
+            share one noise tensor, the grey pictures are equal.
 
     Raises:
-        InputError: ``draws`` below 1.
+        InputError: ``draws`` below 1. At the end of a fit: no image was seen.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import EmptyImage
+        >>> mitigation = EmptyImage(draws=4)
+        >>> mitigation.fit_views[0].empty  # the network is shown grey pictures
+        True
+        >>> mitigation.fit([torch.randn(4, 8, 4, 4)]).transform(torch.randn(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
     """
 
     fitted = ("code",)

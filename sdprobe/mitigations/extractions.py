@@ -14,10 +14,24 @@ OFFSETS = ((0, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (1, 0), (0, -1), 
 
 
 class Canvas(Extraction):
-    """The image continued by reflection on every side, extracted, and cropped again: its border is no border any more.
+    """Extend the image by reflection on every side, extract, and crop the grids.
+
+    The border of the image then lies inside the picture that the network sees.
 
     Args:
-        margin: pixels a side; a multiple of 64, so that every grid crops whole tokens.
+        margin: pixels added on every side, a positive multiple of 64, so that every grid is cropped by whole tokens.
+
+    Raises:
+        InputError: another margin; in :meth:`passes`, one that is not smaller than the image.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import Canvas
+        >>> canvas = Canvas(margin=64)
+        >>> canvas.passes(512)[0].margin
+        64
+        >>> canvas.merge([torch.rand(1, 8, 10, 10)], size=512).shape  # 640 pixels, stride 64
+        torch.Size([1, 8, 8, 8])
     """
 
     def __init__(self, margin: int = 64) -> None:
@@ -25,7 +39,17 @@ class Canvas(Extraction):
         self.margin = margin
 
     def passes(self, size: int) -> tuple[View, ...]:
-        """One larger pass."""
+        """One pass of a larger picture.
+
+        Args:
+            size: side of the images in pixels.
+
+        Returns:
+            one view.
+
+        Raises:
+            InputError: the margin is not smaller than the image, which is reflected into it.
+        """
         if self.margin >= size:
             raise InputError(
                 f"Expected canvas.margin to be smaller than the image of {size} pixels, which is reflected into it, but got "
@@ -34,22 +58,41 @@ class Canvas(Extraction):
         return (View(margin=self.margin),)
 
     def merge(self, grids: list[Float[Tensor, "b c _h _w"]], size: int) -> Float[Tensor, "b c h w"]:
-        """The tokens of the image itself."""
+        """Crop the grid to the tokens of the image itself.
+
+        Args:
+            grids: one (B, C, h', w').
+            size: side of the images in pixels.
+
+        Returns:
+            (B, C, h, w).
+        """
         [grid] = grids
         stride = (size + 2 * self.margin) / grid.shape[-1]
         ring, rest = divmod(self.margin, stride)
         assert rest == 0  # strides divide 64
-        kept = slice(int(ring), -int(ring))
-        return grid[..., kept, kept]
+        inner = slice(int(ring), -int(ring))
+        return grid[..., inner, inner]
 
 
 class PaddingSwap(Extraction):
-    """Every convolution with a kernel above 1, in U-Net and VAE, pads differently; the network is restored after each pass.
+    """Change the padding of every convolution with a kernel above 1 × 1, in U-Net and VAE, during each pass.
 
-    A causal probe first: trained networks may lose features by it.
+    It tests what padding causes. Trained networks may lose features by it. After each pass the network is as before.
 
     Args:
         mode: ``reflect``, ``replicate`` or ``circular``.
+
+    Raises:
+        InputError: another mode.
+
+    References:
+        Islam, Jia & Bruce (2020), How Much Position Information Do Convolutional Neural Networks Encode?, ICLR.
+
+    Example:
+        >>> from sdprobe.mitigations import PaddingSwap
+        >>> PaddingSwap("circular").passes(512)[0].padding
+        'circular'
     """
 
     def __init__(self, mode: str = "reflect") -> None:
@@ -57,23 +100,50 @@ class PaddingSwap(Extraction):
         self.mode = mode
 
     def passes(self, size: int) -> tuple[View, ...]:
-        """One pass of the padded network."""
+        """One pass of the network with another padding.
+
+        Args:
+            size: side of the images in pixels.
+
+        Returns:
+            one view.
+        """
         return (View(padding=self.mode),)
 
     def merge(self, grids: list[Float[Tensor, "b c _h _w"]], size: int) -> Float[Tensor, "b c h w"]:
-        """The pass itself."""
+        """The grid of the only pass.
+
+        Args:
+            grids: one (B, C, h, w).
+            size: side of the images in pixels.
+
+        Returns:
+            that grid.
+        """
         return grids[0]
 
 
 class ShiftFlipNoise(Extraction):
-    """Mean over K passes of the image shifted (on a canvas continued by reflection), mirrored and with fresh noise.
+    """Mean over K passes of the image shifted (on a canvas extended by reflection), mirrored, and with new noise.
 
-    Tokens are brought back to where their content lies. One within a token of a view's border has weight 0, unless no
-    view has its place elsewhere; then all views that show it count.
+    Tokens of every pass are moved back to where their content lies. A token at the border of a view has weight 0, unless its
+    content is at the border in every view that shows it. Then all these views count.
 
     Args:
-        views: K, from 2 to 18; of every second one the image is mirrored.
-        shift: pixels of a step, a multiple of 64.
+        views: K, from 2 to 18. Every second view is mirrored.
+        shift: pixels of one step, a positive multiple of 64.
+
+    Raises:
+        InputError: an option out of range; in :meth:`passes`, images smaller than two steps.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import ShiftFlipNoise
+        >>> mitigation = ShiftFlipNoise(views=4)
+        >>> [(view.shift, view.flip) for view in mitigation.passes(512)]
+        [((0, 0), False), ((64, 64), True), ((-64, 64), False), ((64, -64), True)]
+        >>> mitigation.merge([torch.rand(1, 8, 8, 8) for _ in range(4)], size=512).shape
+        torch.Size([1, 8, 8, 8])
     """
 
     def __init__(self, views: int = 8, shift: int = 64) -> None:
@@ -81,7 +151,17 @@ class ShiftFlipNoise(Extraction):
         self.views, self.shift = views, shift
 
     def passes(self, size: int) -> tuple[View, ...]:
-        """K passes."""
+        """K passes.
+
+        Args:
+            size: side of the images in pixels.
+
+        Returns:
+            K views.
+
+        Raises:
+            InputError: images smaller than two steps.
+        """
         if 2 * self.shift > size:
             raise InputError(
                 f"Expected images of at least {2 * self.shift} pixels to shift them by {self.shift}, but got {size}. "
@@ -90,7 +170,15 @@ class ShiftFlipNoise(Extraction):
         return tuple(self._view(k) for k in range(self.views))
 
     def merge(self, grids: list[Float[Tensor, "b c _h _w"]], size: int) -> Float[Tensor, "b c h w"]:
-        """Weighted mean of the views, each brought back."""
+        """Weighted mean of the views, each moved back.
+
+        Args:
+            grids: one (B, C, h, w) per view.
+            size: side of the images in pixels.
+
+        Returns:
+            (B, C, h, w).
+        """
         height, width = grids[0].shape[-2:]
         stride = size / width
         inner = grids[0].new_zeros((height, width), dtype=torch.float32)

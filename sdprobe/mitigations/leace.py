@@ -1,4 +1,4 @@
-"""Leace: the smallest affine change after which no linear probe reads position. It does not need to know it."""
+"""Leace: the smallest affine change after which no linear probe can read position. At test time it needs no positions."""
 
 import torch
 from jaxtyping import Float
@@ -11,24 +11,34 @@ from sdprobe.utilities import settings
 
 
 class Leace(LowRank):
-    """x − W⁺ U Uᵀ W (x − μ) with W = Σ_xx^(−1/2) and U the left singular vectors of W Σ_xz.
+    """x − W⁺ U Uᵀ W (x − μ), with W = Σ_xx^(−1/2) and U the left singular vectors of W Σ_xz.
 
-    Z are functions of position, so that Σ_xz follows from the mean map. Only the covariance with Z goes to zero: what a
-    non-linear probe reads, or a linear one of other functions of position, stays. The variance of single directions may grow,
-    since the map is oblique; nothing keeps the trace of Σ_xx from growing.
+    Z are functions of position, so Σ_xz follows from the mean map. Only the covariance with Z becomes zero. A non-linear probe
+    can still read position, and so can a linear probe of other functions of position. The map is oblique, so the variance
+    along single directions, and the trace of Σ_xx, may grow.
 
     Args:
-        columns: Z. ``additive``: one-hots of row and column; ``cosine``: the lowest cosines of each; ``auto``: additive where
-            its rank is at most a tenth of the channels C, else cosine.
-        cosines: K, cosines per axis; None is max(2, ⌊0.05 C⌋).
-        tolerance: singular values of W Σ_xz up to this one stay. 0.01 leaves traces of position; 1e-6 leaves none.
-        shrinkage: Σ_xx is drawn towards a multiple of the identity, see :func:`shrunk`. Position goes either way; the change is
-            the least possible for the Σ_xx assumed.
+        columns: Z. ``additive``: one-hots of row and of column. ``cosine``: the lowest cosines of each. ``auto``: ``additive``
+            where its rank is at most a tenth of the channels C, else ``cosine``.
+        cosines: K, cosines per axis, at least 1. None is max(2, ⌊0.05 C⌋).
+        tolerance: above 0. Singular values of W Σ_xz up to this one are kept: 0.01 leaves traces of position, 1e-6 leaves
+            none.
+        shrinkage: estimate Σ_xx by shrinking it towards a multiple of the identity, see
+            :func:`~sdprobe.mitigations.leace.shrunk`. Position is removed either way. The change is the smallest possible for
+            this estimate of Σ_xx.
 
     Raises:
-        InputError: an option out of range; at the end of a fit, a rank above C/2, or fewer images than Z has columns.
+        InputError: an option out of range. At the end of a fit: a rank above C/2, or fewer images than Z has columns.
 
-    Reference: N. Belrose et al. LEACE: Perfect linear concept erasure in closed form. NeurIPS 2023.
+    References:
+        Belrose et al. (2023), LEACE: Perfect linear concept erasure in closed form, NeurIPS, arXiv 2306.03819.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import Leace
+        >>> fitted = Leace(columns="additive").fit([torch.randn(64, 16, 4, 4)])
+        >>> fitted.transform(torch.randn(2, 16, 4, 4)).shape
+        torch.Size([2, 16, 4, 4])
     """
 
     def __init__(
@@ -63,8 +73,9 @@ class Leace(LowRank):
 def shrunk(covariance: Float[Tensor, "c c"], tokens: int) -> Float[Tensor, "c c"]:
     """α S + (1 − α) (tr S / C) I with 1 − α = (tr S)² / (N (‖S‖² − (tr S)² / C)), at most 1, for N tokens.
 
-    Reference: T. Bodnar, A. K. Gupta, N. Parolya. On the strong convergence of the optimal linear shrinkage estimator for
-    large dimensional covariance matrix. Journal of Multivariate Analysis 132, 2014.
+    References:
+        Bodnar, Gupta & Parolya (2014), On the strong convergence of the optimal linear shrinkage estimator for large
+        dimensional covariance matrix, Journal of Multivariate Analysis 132.
     """
     level = covariance.trace() / len(covariance)
     excess = covariance.square().sum() - level.square() * len(covariance)

@@ -1,4 +1,4 @@
-"""LowRank: mitigations that take a few directions out of every token, and how many they may take."""
+"""LowRank: mitigations that remove a few directions from every token, and limits on how many."""
 
 import logging
 
@@ -14,10 +14,10 @@ WARN, REFUSE = 0.1, 0.5
 
 
 def check_rank(name: str, rank: int, channels: int) -> None:
-    """Warns above a tenth of the channels.
+    """Warn if ``rank`` is above a tenth of the channels.
 
     Raises:
-        InputError: above half of them, which leaves less than it takes.
+        InputError: it is above half of them.
     """
     if rank > REFUSE * channels:
         raise InputError(
@@ -29,9 +29,10 @@ def check_rank(name: str, rank: int, channels: int) -> None:
 
 
 class LowRank(Mitigation):
-    """x − L R (x − μ) with L (C, r) and R (r, C); R L = I makes it a projection along r directions. μ stays.
+    """x − L R (x − μ) with L (C, r) and R (r, C). With R L = I it is a projection along r directions. μ is kept.
 
-    ``second`` says whether the factors need second moments.
+    Attributes:
+        second: whether the factors need second moments.
     """
 
     fitted = ("mean", "left", "right")
@@ -41,7 +42,17 @@ class LowRank(Mitigation):
         return TokenSums(self, second=self.second)
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
-        """L and R, float64."""
+        """The factors of the map.
+
+        Args:
+            sums: the fitter, after its last image.
+
+        Returns:
+            L (C, r) and R (r, C), float64.
+
+        Raises:
+            InputError: the images seen cannot determine them.
+        """
         raise NotImplementedError
 
     def solve(self, sums: TokenSums) -> dict[str, Tensor]:
@@ -58,9 +69,13 @@ class LowRank(Mitigation):
         right: Float[Tensor, "r c"],
     ) -> Float[Tensor, "b c h w"]:
         x = grid.float()
-        kept = right @ (x - mean[:, None, None]).flatten(2)
-        return (x - (left @ kept).view(x.shape)).to(grid.dtype)
+        coefficients = right @ (x - mean[:, None, None]).flatten(2)
+        return (x - (left @ coefficients).view(x.shape)).to(grid.dtype)
 
     def report(self, left: Float[Tensor, "c r"], **_: Tensor) -> dict[str, object]:
-        """The ``rank`` r of what is taken."""
+        """How much is removed.
+
+        Returns:
+            ``rank`` r.
+        """
         return {"rank": left.shape[1]}

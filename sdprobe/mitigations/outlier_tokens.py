@@ -1,4 +1,4 @@
-"""OutlierTokens: repair tokens of high norm where they are found, and leave all others alone."""
+"""OutlierTokens: repair high-norm tokens where they are detected, and leave all others unchanged."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from sdprobe.utilities import settings
 
 
 class OutlierSums(TokenSums):
-    """Also ``outliers``, the sum of the tokens above a robust z, (C,), and how many were ``detected``."""
+    """Also sums ``outliers``, the detected tokens (C,), and counts how many were ``detected``."""
 
     settings: "OutlierTokens"
     outliers = torch.zeros((), dtype=torch.float64)
@@ -30,20 +30,33 @@ class OutlierSums(TokenSums):
 
 
 class OutlierTokens(Mitigation):
-    """What becomes of the tokens that :func:`sdprobe.tokens.groups.high_norm` finds in the grids it is given.
+    """Replace the tokens that :func:`sdprobe.tokens.groups.high_norm` detects in the given grids.
+
+    Only ``project`` is fitted. If no token was detected in training, then u = 0 and ``project`` changes nothing.
 
     Args:
-        mode: ``project``: x − u uᵀ (x − μ₀), u the unit mean of x − μ over the detected training tokens, μ₀ the mean of the
-            others, which outliers do not pull; ``inpaint``: the mean of the tokens around it (3 × 3) that are not detected,
-            of all such tokens of the image where there are none;
-            ``mask``: 0, whose cosine with everything is 0, so that it is no match; ``clip``: as long as the image's median
-            token, which changes nothing for cosines.
-        threshold: robust z of the log-norm above which a token is detected.
-
-    Only ``project`` is fitted. Without a detection in training u = 0, and it changes nothing.
+        mode: what replaces a detected token x.
+            ``project``: x − u uᵀ (x − μ₀), with u the unit vector along the mean of x − μ over the training tokens detected,
+            and μ₀ the mean of the other training tokens.
+            ``inpaint``: the mean of the undetected tokens in its 3 × 3 neighbourhood; of the whole image where there are none.
+            ``mask``: 0. Its cosine with every token is 0, so it is never the best match.
+            ``clip``: x with the median norm of its image. Cosines do not change.
+        threshold: robust z-score of the log-norm above which a token is detected, above 0.
 
     Raises:
         InputError: an option out of range.
+
+    References:
+        Darcet et al. (2024), Vision Transformers Need Registers, ICLR, arXiv 2309.16588 (high-norm tokens).
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import OutlierTokens
+        >>> grids = torch.randn(2, 8, 8, 8)
+        >>> grids[:, :, 3, 4] *= 100
+        >>> repaired = OutlierTokens("inpaint").fit([]).transform(grids)  # nothing is fitted
+        >>> (repaired != grids).any(1)[0].nonzero().tolist()
+        [[3, 4]]
     """
 
     fitted = ("mean", "direction", "detected")
@@ -86,12 +99,16 @@ class OutlierTokens(Mitigation):
         return torch.where(mask[:, None], repaired.to(grid.dtype), grid)
 
     def report(self, detected: Int[Tensor, ""], **_: Tensor) -> dict[str, object]:
-        """How many training tokens were ``detected``."""
+        """How many tokens the fit used.
+
+        Returns:
+            ``detected``: number of training tokens detected.
+        """
         return {"detected": detected.item()}
 
 
 def inpainted(x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
-    """At every token the mean of the tokens outside ``mask`` in its 3 × 3 neighbourhood, else of those of the image."""
+    """At every token, the mean of the tokens outside ``mask`` in its 3 × 3 neighbourhood, else of those of the image."""
     clean = (~mask)[:, None].to(x.dtype)
     around = avg_pool2d(clean, 3, stride=1, padding=1)
     local = avg_pool2d(x * clean, 3, stride=1, padding=1) / around.clamp_min(0.1)  # a ninth or more, where there is any

@@ -1,4 +1,4 @@
-"""PositionMean: subtract what the mean map says of a position, which is known at test time."""
+"""PositionMean: subtract the mean activation at each position, smoothed over positions."""
 
 import torch
 from jaxtyping import Float, Int
@@ -12,22 +12,34 @@ from sdprobe.utilities import settings
 
 
 class PositionMean(Mitigation):
-    """x − γ G_p with G = Z_c (Z_cᵀ Z_c + λI)⁺ Z_cᵀ M: least squares of the mean map M_p = m_p − μ on functions Z of position.
+    """x − γ G_p: subtract what is common to all images at a position p.
 
-    μ stays. A grid of another size takes G at the same distance from the nearest border.
+    The mean map is M_p = m_p − μ, with m_p the mean token at p and μ the mean over all positions. G is its least-squares fit
+    by functions Z of position: G = Z_c (Z_cᵀ Z_c + λI)⁺ Z_cᵀ M, with Z_c the centred columns of Z. μ is kept. On a grid of
+    another size than in the fit, a token takes G at the same distance from the nearest border.
 
     Args:
-        basis: Z. ``additive``: one-hots of row and column; ``onehot`` of the position, which makes G = M, the oracle's linear
-            erasure; ``cosine``: products of low cosines, and border terms.
-        gamma: γ in [0, 1]; the share of G that goes.
-        scale: also divide what is left around μ by s_p, its root mean square at p relative to the mean over positions.
+        basis: Z. ``additive``: one-hots of row and of column. ``onehot``: one-hots of the position, so that G = M; this
+            removes everything that is linear in position. ``cosine``: products of low cosines, and terms for the border.
+        gamma: γ in [0, 1], the share of G that is subtracted.
+        scale: also divide the deviation from μ by s_p, its root mean square at p relative to the mean over positions.
         centre: also subtract μ.
-        cosines: lowest cosines per axis, constant included; used by ``cosine`` only.
+        cosines: number of lowest cosines per axis, with the constant, at least 1. Only ``cosine`` uses it.
         ridge: λ, at least 0.
 
     Raises:
-        InputError: an option out of range; at the end of a fit, fewer images than the basis has independent columns, since
-            the noise of such a mean map writes position back.
+        InputError: an option out of range. At the end of a fit: fewer images than the basis has independent columns, because
+            the noise of such a mean map would add position again.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import PositionMean
+        >>> position = torch.randn(1, 8, 4, 4)  # the same in every image
+        >>> fitted = PositionMean().fit([position + torch.randn(64, 8, 4, 4)])
+        >>> fitted.describe()
+        {'fit_images': 64, 'columns': 8, 'rank': 6}
+        >>> fitted.transform(position.expand(2, -1, -1, -1)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     fitted = ("code", "mean", "spread", "rank")
@@ -72,14 +84,18 @@ class PositionMean(Mitigation):
         return (x if self.centre else x + mean[:, None, None]).to(grid.dtype)
 
     def report(self, code: Float[Tensor, "c h w"], rank: Int[Tensor, ""], **_: Tensor) -> dict[str, object]:
-        """``columns`` of Z and their ``rank`` less the constant."""
+        """Size of the basis.
+
+        Returns:
+            ``columns`` of Z, and the ``rank`` of its centred columns.
+        """
         height, width = code.shape[1:]
         count = height * width if self.basis == "onehot" else columns(self.basis, height, width, self.cosines).shape[1]
         return {"columns": count, "rank": rank.item()}
 
 
 def relative_spread(sums: TokenSums, expected: Float[Tensor, "p c"]) -> Float[Tensor, "h w"]:
-    """Root mean square of x − ``expected`` at every position over its mean; 1 where nothing varies.
+    """Root mean square of x − ``expected`` at every position, divided by its mean over positions; 1 where nothing varies.
 
     E ‖x_p − e_p‖² = E ‖x_p‖² − 2 m_p · e_p + ‖e_p‖².
     """

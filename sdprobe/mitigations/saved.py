@@ -1,6 +1,6 @@
-"""Fitted mitigations on disk: ``mitigation.safetensors``, and in ``mitigation.json`` what they are and were fitted on.
+"""Fitted mitigations on disk: tensors in ``mitigation.safetensors``, settings and provenance in ``mitigation.json``.
 
-Weights are read from safetensors only, and classes by name from this package only.
+Weights are read from safetensors only. Classes are looked up by name among those of this package.
 """
 
 import json
@@ -35,15 +35,30 @@ KINDS: dict[str, type[Mitigation | Extraction]] = {
 
 
 def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extraction | None = None, **fitted_on: Any) -> None:
-    """Write layer → fitted map, or chain of some; all layers have the same mitigations.
+    """Write fitted mitigations of one or several layers into a folder. All layers must have the same mitigations.
 
     Args:
-        extraction: how the network was shown images in front of the chains.
-        fitted_on: what a later use has to agree with (see :func:`load`), and ``images``: digests of the fit images.
+        folder: created if it does not exist.
+        fitted: layer → map, or chain of maps.
+        extraction: how the network was shown images before the chains, if it was shown them differently.
+        **fitted_on: what a later use must agree with (see :func:`load`), such as ``timestep=50, **sd.describe()``; and
+            ``images``, digests of the fit images. JSON-serialisable.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from sdprobe import mitigations
+        >>> fitted = mitigations.PcaDrop().fit([torch.randn(4, 8, 4, 4)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mitigations.save(folder, {"mid": fitted}, timestep=50)
+        ...     chains = mitigations.load(folder, timestep=50)
+        >>> chains["mid"].transform(torch.randn(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    chains = {layer: each.maps if isinstance(each, Chain) else (each,) for layer, each in fitted.items()}
+    chains = {
+        layer: mitigation.maps if isinstance(mitigation, Chain) else (mitigation,) for layer, mitigation in fitted.items()
+    }
     state = {
         f"{layer}/maps.{number}.{name}": tensor
         for layer, maps in chains.items()
@@ -65,41 +80,52 @@ def named(steps: Sequence[Configured | None]) -> list[dict[str, Any]]:
 
 
 def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
-    """Layer → fitted chain, whose ``transform`` maps grids (B, C, h, w) of that layer.
+    """Read fitted mitigations.
 
     Args:
         folder: where :func:`save` wrote, or a run folder.
-        expected: what the grids come from, such as ``timestep=50`` or everything in ``FrozenSD.describe()``; refused where the
-            record says otherwise.
+        **expected: what your grids come from, such as ``timestep=50, **sd.describe()``. Each name that the file records, too,
+            must have the same value there. Device, precision and model path are not compared.
+
+    Returns:
+        layer → fitted chain, whose ``transform`` maps grids (B, C, h, w) of that layer.
 
     Raises:
         InputError: no saved mitigation, a damaged one, or one that was fitted on something else.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from sdprobe import mitigations
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mitigations.save(folder, {"mid": mitigations.Standardize().fit([torch.randn(4, 8, 4, 4)])})
+        ...     print(list(mitigations.load(folder)))
+        ['mid']
     """
     return read(folder, expected)[1]
 
 
 def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | None, dict[str, Chain], dict[str, Any]]:
-    """Extraction, layer → chain, and what they were fitted on."""
-    place = Path(folder)
-    place = place if (place / RECORD).is_file() else place / "mitigation"
-    if not (place / RECORD).is_file() or not (place / STATE).is_file():
-        compared = sorted(str(found.parent) for found in place.glob(f"*/{RECORD}"))
+    """Extraction, layer → chain, and what they were fitted on. Raises InputError as :func:`load` does."""
+    path = Path(folder)
+    path = path if (path / RECORD).is_file() else path / "mitigation"
+    if not (path / RECORD).is_file() or not (path / STATE).is_file():
+        compared = sorted(str(record_file.parent) for record_file in path.glob(f"*/{RECORD}"))
         remedy = f"Use one of {', '.join(compared)}." if compared else "Give the folder of a run that fitted a mitigation."
         raise InputError(f"Expected {folder} to hold {RECORD} and {STATE}, but it does not. {remedy}")
     try:
-        record, (state, stored) = read_json(place / RECORD), read_tensors(place / STATE, unchecked=True)
+        record, (state, stored) = read_json(path / RECORD), read_tensors(path / STATE, unchecked=True)
         if record.get("digest") != stored.get("digest"):  # older versions wrote neither
-            raise DamagedFile(place, f"{RECORD} of another fit than {STATE}")
+            raise DamagedFile(path, f"{RECORD} of another fit than {STATE}")
         if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
             raise ValueError(f"no mitigation is called {unknown[0]}")
         steps = [KINDS[entry["name"]](**entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"Expected an intact mitigation in {place}, but got '{error.args[-1]}'. Fit it again.") from error
+        raise InputError(f"Expected an intact mitigation in {path}, but got '{error.args[-1]}'. Fit it again.") from error
     for key in sorted(expected.keys() & fitted_on.keys() - {"device", "precision", "model"}):  # where it ran, not what it is
         if fitted_on[key] != expected[key]:
             raise InputError(
-                f"Expected the mitigation in {place} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
+                f"Expected the mitigation in {path} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
                 f"{expected[key]}. Fit it anew for other layers, models, timesteps and protocols."
             )
     extraction = next((step for step in steps if isinstance(step, Extraction)), None)
@@ -110,7 +136,7 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
             raise KeyError(min(state))
     except KeyError as error:
         raise InputError(
-            f"Expected {place / STATE} to fit its record, but only one of them has {error}. Fit it again."
+            f"Expected {path / STATE} to fit its record, but only one of them has {error}. Fit it again."
         ) from error
     return extraction, chains, fitted_on
 
@@ -125,10 +151,17 @@ def _chain(layer: str, mitigations: Sequence[Mitigation], state: dict[str, Tenso
 
 
 class Saved(Configured):
-    """``mitigation=saved``: what a run has fitted, in place of a fit.
+    """``mitigation=saved``: use what an earlier run fitted, without fitting again.
+
+    In your own code, call :func:`load` instead.
 
     Args:
-        folder: of that run, or the one that holds ``mitigation.safetensors``.
+        folder: a run folder, or the folder that holds ``mitigation.safetensors``.
+
+    Example:
+        >>> from sdprobe.mitigations import Saved
+        >>> Saved("outputs/2026-01-31/12-00-00-000000").folder
+        'outputs/2026-01-31/12-00-00-000000'
     """
 
     def __init__(self, folder: str) -> None:

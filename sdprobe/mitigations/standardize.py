@@ -1,4 +1,4 @@
-"""Standardize: take out the mean token, and if asked for the scale of channels. What all others are compared with."""
+"""Standardize: subtract the mean token, and optionally rescale or whiten channels. The reference for all other mitigations."""
 
 import torch
 from jaxtyping import Float
@@ -10,14 +10,26 @@ from sdprobe.utilities import settings
 
 
 class Standardize(Mitigation):
-    """x − μ; (x − μ) / σ per channel; or W (x − μ) with W = (Σ + s · tr Σ / C · I)^(−1/2), the whitening nearest to x.
+    """Centre, scale or whiten tokens x with the mean μ and the covariance Σ of all training tokens.
 
     Args:
-        mode: ``centre``, ``zscore``, ``zca``.
-        shrinkage: s, above 0; used by ``zca`` only.
+        mode: ``centre``: x − μ. ``zscore``: (x − μ) / σ per channel; channels that do not vary are only centred.
+            ``zca``: W (x − μ) with W = (Σ + s · tr Σ / C · I)^(−1/2), the whitening that changes x least.
+        shrinkage: s, above 0. Only ``zca`` uses it.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an option out of range. At the end of a fit: no image was seen.
+
+    References:
+        Kessy, Lewin & Strimmer (2018), Optimal whitening and decorrelation, The American Statistician 72 (ZCA).
+
+    Example:
+        >>> import torch
+        >>> from sdprobe.mitigations import Standardize
+        >>> grids = 3 + torch.randn(16, 8, 4, 4)
+        >>> fitted = Standardize("zscore").fit([grids])
+        >>> round(fitted.transform(grids).std().item(), 2)
+        1.0
     """
 
     fitted = ("mean", "weight")
@@ -48,7 +60,7 @@ class Standardize(Mitigation):
         return x.to(grid.dtype)
 
     def _scale(self, covariance: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:
-        """1/σ, and 1 for channels that do not vary beyond rounding."""
+        """1/σ, and 1 for channels whose variance is not above rounding error."""
         variance = covariance.diagonal()
         still = variance <= variance.max() * torch.finfo(torch.float32).eps ** 2
         return variance.masked_fill(still, 1).rsqrt()

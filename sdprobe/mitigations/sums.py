@@ -1,4 +1,4 @@
-"""TokenSums: what one pass over the fit images leaves behind for every closed form."""
+"""TokenSums: what one pass over the fit images stores for every closed form."""
 
 import logging
 
@@ -14,14 +14,15 @@ log = logging.getLogger(__name__)
 
 
 class TokenSums(Fitter):
-    """Sums per position, and if asked for the second moment of all tokens and the energy of each position.
+    """Sums per position; if asked for, also the second moment of all tokens and the energy of each position.
 
-    Position is the same in every image, so that the covariance of tokens with any function of it follows from the mean map.
+    Position is the same in every image. Therefore the covariance of tokens with any function of position follows from the mean
+    map.
 
     Args:
         settings: what is fitted.
-        second: also Σ x xᵀ over all tokens (C, C).
-        energy: also Σ ‖x‖² per position (P,).
+        second: also sum x xᵀ over all tokens (C, C).
+        energy: also sum ‖x‖² per position (P,).
     """
 
     def __init__(self, settings: Mitigation, second: bool = False, energy: bool = False) -> None:
@@ -49,8 +50,11 @@ class TokenSums(Fitter):
         self.images += len(grid)
 
     def check_images(self, least: int, counted: str, fix: str) -> None:
-        """Refuses fewer images than ``least``, and warns of fewer than channels, since noise of the mean map is taken for
-        position then."""
+        """Warn if there are fewer images than channels, because the noise of the mean map is then taken for position.
+
+        Raises:
+            InputError: fewer images than ``least``.
+        """
         name, channels = type(self.settings).__name__, len(self.total)
         if self.images < least:
             raise InputError(
@@ -70,5 +74,5 @@ class TokenSums(Fitter):
         return self.second / (self.images * len(means)) - mean.outer(mean)
 
     def as_grid(self, tokens: Float[Tensor, "p c"]) -> Float[Tensor, "c h w"]:
-        """A token for every position as a map, float32."""
+        """One token per position, as a map (C, h, w) in float32."""
         return tokens.T.unflatten(1, self.total.shape[1:]).float().contiguous()

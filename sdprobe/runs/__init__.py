@@ -1,6 +1,6 @@
-"""One run: its command line, its folder, its record, its tracking."""
+"""Runs: command line, run folder, record, tracking."""
 
 import os
 
-# before torch is imported: threads that wait for work sleep instead of spinning, or two runs on one machine starve each other
+# before torch is imported: waiting threads sleep instead of spinning, which would slow two runs on one machine
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

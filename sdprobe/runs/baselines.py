@@ -1,4 +1,4 @@
-"""The random-weights null: the same probe on the same network before any training."""
+"""The random-weights baseline: the same probe on the same network with random weights."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ from sdprobe.tokens.keys import Key, select
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.io import DamagedFile, read_arrays, read_json, write_arrays, write_file
 
-# beginnings of metrics within [0, 1]
+# prefixes of metrics within [0, 1]
 SHARES = (
     "axis_accuracy", "cell_accuracy", "binned_accuracy", "pck_", "delta1", "copy_share", "r_cor", "r_norm", "credibility",
 )  # fmt: skip
 Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
-# what of a twin is kept, and under which name
+# conditions that are stored, and their names in the baseline
 WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
-# what the twin's numbers depend on besides its configuration, :data:`VERSION` and the packages
+# what the numbers depend on besides configuration, :data:`VERSION` and packages
 _DATA = (
     "unet_config_hash",
     "vae_hash",
@@ -43,7 +43,7 @@ _DATA = (
 
 @dataclass(frozen=True)
 class Twin:
-    """What one random-weights network gave: numbers, pseudo-values by key, and predictions where the probe keeps them."""
+    """Results of one random-weights network: numbers, pseudo-values by key, and predictions if the probe keeps them."""
 
     results: dict[str, float]
     pseudovalues: dict[str, np.ndarray]
@@ -51,19 +51,20 @@ class Twin:
 
 
 def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) -> dict[str, float]:
-    """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds, each measured once and kept in ``cfg.cache_dir``.
+    """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds. Each is measured once and stored in ``cfg.cache_dir``.
 
-    The twin shares everything with the measured network but its U-Net's weights: encoder, images, noise, probe. ``/n`` counts
-    what it counts in the measured network, ``/seeds`` the random networks. From three on there is an interval that covers both
-    other networks and other photographs, see :func:`~sdprobe.metrics.intervals.two_way_interval`; with fewer there is none.
-    A probe that predicts is compared with its twins prediction by prediction, too.
+    The random network shares everything with the measured network except the weights of the U-Net: encoder, images, noise,
+    probe. ``/n`` counts the same as in the measured network, ``/seeds`` counts random networks. From three seeds on there is
+    an interval over other networks and other photographs, see :func:`~sdprobe.metrics.intervals.two_way_interval`; with fewer
+    there is none. If a probe has predictions, they are also compared one by one.
 
     Args:
+        cfg: of the run.
         meta: of the measured network's run.
         probe: that was measured.
     """
-    if any(target_name(each._target_) == "Saved" for each in cfg.mitigation.values()):
-        log.info("No random-weights twin: a saved mitigation belongs to the network it was fitted on.")
+    if any(target_name(mitigation._target_) == "Saved" for mitigation in cfg.mitigation.values()):
+        log.info("No random-weights baseline: a saved mitigation belongs to the network it was fitted on.")
         return {}
     twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
     gains = probe.compare([twin.predictions for twin in twins]) if isinstance(probe, Predicts) and twins else {}
@@ -71,7 +72,7 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
 
 
 def _merged(twins: list[Twin]) -> dict[str, float]:
-    """Means over the twins that have a key, their number, and an interval where pseudo-values say how sure the mean is."""
+    """Means over the networks that have a key, their number, and an interval if pseudo-values are available."""
     merged: dict[str, float] = {}
     for key in dict.fromkeys(key for twin in twins for key in select(twin.results, statistic="")):
         having = [twin for twin in twins if key in twin.results]
@@ -83,13 +84,13 @@ def _merged(twins: list[Twin]) -> dict[str, float]:
             low, high = two_way_interval(np.stack(tables))
             if Key.parse(key).metric.startswith(SHARES):
                 low, high = (float(np.clip(end, 0, 1)) for end in (low, high))
-            # risks are reported clipped, and their pseudo-values are not
+            # risks are reported clipped, but their pseudo-values are not
             merged |= holding(key, merged[key], with_ends(key, merged[key], low, high))
     return merged
 
 
 def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
-    """One twin, measured or taken from the cache."""
+    """One random-weights network, measured or taken from the cache."""
     config = OmegaConf.merge(
         cfg,
         {
@@ -101,7 +102,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     processes = Processes.current()
     stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
     twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
-    # all processes measure a twin, or none does, whatever each sees of the folder
+    # all processes measure this network, or none does, because they may see different files
     if processes.all_gather(twin is not None)[0]:
         log.info("Random weights, seed %d: taken from %s", config.backbone.weights_seed, stored)
         return twin or Twin({}, {}, {})
@@ -117,39 +118,39 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
 
 
 def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
-    """Digest of all that a twin's numbers depend on. The version of this package is no part of it, :data:`VERSION` is."""
+    """Digest of everything that the numbers depend on. It includes :data:`VERSION`, but not the version of this package."""
     packages = {name: number for name, number in meta["packages"].items() if name != "sdprobe"}
     return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
 
 
-def _renamed(found: dict[str, Value]) -> dict[str, Value]:
-    """What of a twin is kept, under its name here."""
+def _renamed(numbers: dict[str, Value]) -> dict[str, Value]:
+    """The stored numbers, under their names in the baseline."""
     return {
         str(replace(Key.parse(text), condition=name)): value
         for condition, name in WHAT.items()
-        for text, value in select(found, condition=condition).items()
+        for text, value in select(numbers, condition=condition).items()
     }
 
 
 def _stored(path: Path, predicts: bool) -> Twin | None:
-    """What is kept of a twin; None where a file cannot be read or is damaged."""
+    """Stored results; None if a file cannot be read or is damaged."""
     try:
         predictions = read_predictions(path.with_suffix(".parquet")) if predicts else {}
         return Twin(read_json(path), read_arrays(path.with_suffix(".npz")), predictions)
     except DamagedFile as error:
         log.warning("%s is damaged (%s); this network is measured again.", *error.args)
     except OSError:
-        pass  # there is none, or none that this user may read
+        pass  # no file, or no permission to read it
     return None
 
 
 def _store(path: Path, twin: Twin) -> None:
-    """Keep what a twin gave; where that fails it is only measured again."""
+    """Store the results. If that fails, the network is measured again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if twin.predictions:
             write_predictions(path.with_suffix(".parquet"), twin.predictions)
         write_arrays(path.with_suffix(".npz"), twin.pseudovalues)
-        write_file(path, json.dumps(twin.results))  # last: it says that the twin is complete
+        write_file(path, json.dumps(twin.results))  # last: its presence means that the results are complete
     except OSError as error:
-        log.warning("The twin's results cannot be kept in %s (%s).", path.parent, error.strerror)
+        log.warning("Results of random weights cannot be stored in %s (%s).", path.parent, error.strerror)

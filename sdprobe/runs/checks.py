@@ -1,4 +1,4 @@
-"""Settings against the constructors that take them, before anything is built. Imports torch and all that is built on it."""
+"""Check settings against the signatures of constructors, before anything is built. Importing this imports torch."""
 
 import os
 import re
@@ -21,10 +21,10 @@ LISTS = {str: "a list of names", int: "a list of integers"}
 
 
 def check(cfg: DictConfig) -> None:
-    """Types and devices of a composed configuration, that of the first job of a sweep.
+    """Check types and devices of a composed configuration (that of the first job of a sweep).
 
     Raises:
-        InputError: a value of another type, or devices that a run cannot have.
+        InputError: a value of another type, or devices that the run cannot have.
     """
     try:
         check_types(cfg)
@@ -32,23 +32,23 @@ def check(cfg: DictConfig) -> None:
     except InputError:
         raise
     except (OmegaConfBaseException, HydraException, ImportError, AttributeError, TypeError, ValueError):
-        return  # a configuration so odd that nothing can be checked is explained where it is used
+        return  # a configuration that cannot be checked here is reported where it is used
 
 
 def check_types(cfg: DictConfig) -> None:
-    """Compare every setting with the type its constructor declares, before anything is built.
+    """Compare every setting with the type in the signature of its constructor, before anything is built.
 
     Raises:
-        InputError: a value of another type, or a number out of range that no constructor sees.
+        InputError: a value of another type, or a number out of range that no constructor checks.
     """
     nodes = {name: cfg[name] for name in ("images", "backbone", "datamodule", "probe")}
-    for name, node in (nodes | {f"mitigation.{label}": each for label, each in cfg.mitigation.items()}).items():
+    for name, node in (nodes | {f"mitigation.{label}": mitigation for label, mitigation in cfg.mitigation.items()}).items():
         raw = OmegaConf.to_container(node, resolve=False)
         hints = declared(get_object(node._target_))
         if strange := [str(key) for key in node if not str(key).startswith("_") and hints and key not in hints]:
             raise InputError(
                 f"Expected {name}={node._target_.rpartition('.')[2]} to have a setting '{strange[0]}', but it has none. "
-                f"Choose another {name}=, or another cell of control=, which may bring {name} of its own."
+                f"Choose another {name}=, or another cell of control=, which may set {name}, too."
             )
         for key, hint in hints.items():
             if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
@@ -58,7 +58,7 @@ def check_types(cfg: DictConfig) -> None:
             try:
                 value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
             except InterpolationResolutionError:
-                continue  # it refers to what only a run knows, such as ${hydra:job.num}
+                continue  # it refers to a value that only a run has, such as ${hydra:job.num}
             linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
             if not _fits(value, hint):
                 shown = linked.group(1) if linked else f"{name}.{key}"
@@ -72,14 +72,14 @@ def check_types(cfg: DictConfig) -> None:
 
 
 def check_devices(cfg: DictConfig, sweep: bool) -> None:
-    """Whether a run can have the devices it asks for.
+    """Check that the run can have the devices it asks for.
 
     Args:
         cfg: of the run.
         sweep: whether the run is a job of a multirun.
 
     Raises:
-        InputError: a number of devices that is none, that is not there, or that a sweep cannot use.
+        InputError: not a valid number of devices, more than there are, or more than one in a sweep.
     """
     count = cfg.trainer.get("devices", 1)
     if not _fits(count, int) or count < 1:
@@ -96,21 +96,21 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
             f"Expected device to be auto, cpu or cuda for several devices, but got '{cfg.device}'. Use device=cuda."
         )
     gpus = choose_device(str(cfg.device)).type == "cuda"
-    there, what = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
+    there, unit = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
     if count > there:
-        raise InputError(f"Expected trainer.devices to be at most {there}, the number of {what}, but got {count}. Lower it.")
+        raise InputError(f"Expected trainer.devices to be at most {there}, the number of {unit}, but got {count}. Lower it.")
 
 
 def declared(target: Any) -> dict[str, Any]:
-    """Argument → declared type of a constructor, those in a dictionary of options included."""
+    """Argument → declared type of a constructor, with those in a dictionary of options."""
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     options = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is Unpack}
-    found = {name: hint for name, hint in hints.items() if name not in options}
-    return found | {name: hint for each in options.values() for name, hint in get_type_hints(each).items()}
+    types = {name: hint for name, hint in hints.items() if name not in options}
+    return types | {name: hint for option in options.values() for name, hint in get_type_hints(option).items()}
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML or the command line has a declared type; unknown kinds of types fit."""
+    """Whether a value from YAML or the command line has a declared type. Any value fits a type of unknown kind."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if any(option not in SPOKEN and get_origin(option) is not Sequence for option in options):
         return True

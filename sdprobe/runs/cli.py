@@ -1,4 +1,4 @@
-"""The command line: ``resume=``, one sentence for every error the user can fix, and quiet libraries."""
+"""The command line: ``resume=``, one-sentence messages for errors the user can fix, and quiet libraries."""
 
 import difflib
 import errno
@@ -28,21 +28,21 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# extras of pyproject.toml, by the plugin that a launcher's _target_ names
+# plugin in a launcher's _target_ → extra of pyproject.toml
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
-# a full, protected or read-only place to write to
+# the disk is full, protected or read-only
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-# notes of libraries on their own internals, met on every run
+# warnings of libraries about their own internals, which occur in every run
 _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*`LightningModule.configure_optimizers` returned `None`",
-    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",  # what is logged is a sum over processes already
+    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",  # logged values are already sums over processes
     r"`broadcast_buffers` is deprecated",
-    r"The ``compute`` method of metric \w+ was called before the ``update``",  # a process without test images
+    r"The ``compute`` method of metric \w+ was called before the ``update``",  # a process may have no test images
     r"You are using `torch.load` with `weights_only=False`",
     r".*does not have many workers",
     r"Total length of `\w+` across ranks is zero",
-    r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # ours name every setting themselves
+    r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # our launcher files name every setting
     r"The number of training batches .* is smaller than the logging interval",
 )
 
@@ -106,38 +106,36 @@ def expanded(arguments: list[str]) -> list[str]:
     """Command-line arguments with ``resume=FOLDER`` replaced by the overrides that FOLDER was started with.
 
     Raises:
-        InputError: FOLDER is no run folder, or other overrides stand beside ``resume``.
+        InputError: FOLDER is no run folder, or there are other overrides besides ``resume``.
     """
     folders = [argument.removeprefix("resume=").strip("'") for argument in arguments if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return arguments
     folder = Path(folders[-1])
     if len(arguments) > 1:
-        raise InputError(
-            f"Expected resume={folder} alone, but got {' '.join(arguments)}. A resumed run keeps the settings it began with."
-        )
+        raise InputError(f"Expected resume={folder} alone, but got {' '.join(arguments)}. A resumed run keeps its settings.")
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         raise InputError(
             f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
-    kept = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
-    # a job of a preset or an experiment would begin the whole sweep again
-    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
+    # without mode RUN, a job of a preset or an experiment would start the whole sweep again
+    return [*overrides, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
 
 
 def check(arguments: Sequence[str]) -> DictConfig | None:
-    """Compose the configuration once, sweeps by their first value, and say in one sentence what is misspelt.
+    """Compose the configuration once, with the first value of each sweep, and report mistakes in one sentence.
 
-    Imports no torch, so that the answer comes at once. None for options of Hydra's own.
+    torch is not imported, so that the answer is immediate. Returns None for options of Hydra itself.
 
     Raises:
-        InputError: an override that the configuration does not have, or an unreadable one.
+        InputError: an override that the configuration does not have, or one that cannot be parsed.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}:
-        return None  # --cfg job, --hydra-help, ...: Hydra's own business
+        return None  # --cfg job, --hydra-help, ...: left to Hydra
     try:
         cfg = composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -154,12 +152,12 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
     except InputError:
         raise
     except (OmegaConfBaseException, HydraException, AttributeError, TypeError, ValueError):
-        pass  # a configuration so odd that nothing can be checked is explained where it is used
+        pass  # a configuration that cannot be checked here is reported where it is used
     return cfg
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a run, of the first job where it is a sweep."""
+    """The configuration of a run, or of the first job of a sweep."""
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose(
@@ -170,10 +168,10 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse text, lists and flags where the default is a number, and all but a flag where it is a flag.
+    """Refuse text, lists and flags for a setting whose default is a number, and anything but a flag for a flag.
 
     Raises:
-        InputError: such a value. Constructors say more of types, but are imported with torch.
+        InputError: such a value. The types of constructors are checked later, because importing them imports torch.
     """
     defaults = composed(
         [text for text in overrides if (CONFIGS / text.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()]
@@ -187,10 +185,10 @@ def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def check_launcher(cfg: DictConfig) -> None:
-    """Refuse a sweep whose launcher is not installed, before its first job; ``cfg`` is that job's, with Hydra's own node.
+    """Check that the launcher of a sweep is installed, before its first job. ``cfg`` includes Hydra's own node.
 
     Raises:
-        InputError: the launcher is not there.
+        InputError: the launcher is not installed.
     """
     plugin = next((name for name in EXTRAS if name in cfg.hydra.launcher._target_), None)
     if plugin and not _installed(f"hydra_plugins.{plugin}"):
@@ -204,7 +202,7 @@ def check_launcher(cfg: DictConfig) -> None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even hydra_plugins
+    except ModuleNotFoundError:  # no hydra_plugins at all
         return False
 
 
@@ -223,15 +221,15 @@ def asked_for(cfg: DictConfig) -> str:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Hold values against :data:`~sdprobe.utilities.settings.SETTINGS`, before anything is built or written.
+    """Compare values with :data:`~sdprobe.utilities.settings.SETTINGS`, before anything is built or written.
 
     Raises:
-        InputError: a value that a setting may not have.
+        InputError: a value that is not allowed.
     """
     choices = cfg.hydra.runtime.choices
     sections = {"": cfg, "probe": cfg.probe}
     sections |= {name: cfg[name] for name in ("images", "backbone", "datamodule")}
-    sections |= {settings.target_name(each._target_): each for each in cfg.mitigation.values()}
+    sections |= {settings.target_name(mitigation._target_): mitigation for mitigation in cfg.mitigation.values()}
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}
@@ -239,7 +237,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _known(node: DictConfig, key: str) -> Any:
-    """A value; None where it is not given yet, or refers to what only a run knows, such as ``${hydra:job.num}``."""
+    """A value; None if it is missing, or refers to what only a run knows, such as ``${hydra:job.num}``."""
     try:
         return None if OmegaConf.is_missing(node, key) else node[key]
     except InterpolationResolutionError:
@@ -255,7 +253,7 @@ def _snake(name: str) -> str:
 
 
 def _first(text: str) -> str:
-    """An override with a sweep replaced by its first value; nothing for a glob, which only Hydra's loader can resolve."""
+    """An override with a sweep replaced by its first value; empty for a glob, which only Hydra's loader can resolve."""
     override = OverridesParser.create().parse_override(text)
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         return ""
@@ -266,7 +264,7 @@ def _first(text: str) -> str:
 
 
 def _sentence(error: Exception, overrides: list[str]) -> str:
-    """Hydra's multi-line message as one sentence that names what to type instead."""
+    """Hydra's multi-line message as one sentence that says what to type instead."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         options = [option for option in error.options if not option.startswith("_")]
@@ -274,7 +272,7 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
         if key == "trainer.devices":
-            return "Expected trainer.devices beside trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
+            return "Expected trainer.devices with trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
@@ -300,9 +298,9 @@ def _keys() -> list[str]:
 
 
 def explained(error: OmegaConfBaseException) -> str:
-    """One sentence for a configuration error that shows only when a value is used."""
+    """One sentence for a configuration error that occurs only when a value is used."""
     if isinstance(error, MissingMandatoryValue):
-        # images and backbone are read through datamodule, but typed by their own names
+        # images and backbone are read through datamodule, but users set them by their own names
         key = str(error.full_key).removeprefix("datamodule.")
         return f"Expected {key} to be given, but it is missing. Add {key}=... to the command."
     reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -310,12 +308,12 @@ def explained(error: OmegaConfBaseException) -> str:
 
 
 class UserError(CompactHydraException):
-    """A sentence for the user; Hydra prints it without a traceback and exits with 1."""
+    """A message for the user. Hydra prints it without a traceback and exits with code 1."""
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raise :class:`UserError` for wrong input, wrong configuration and places that cannot be written to."""
+    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to."""
     try:
         yield
     except InputError as error:
@@ -332,14 +330,14 @@ def user_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in WRITING:
             raise
-        where = error.filename or "the run folder"
+        path = error.filename or "the run folder"
         raise UserError(
-            f"Expected to write to {where}, but got '{error.strerror}'. Free some space, or set hydra.run.dir and cache_dir."
+            f"Expected to write to {path}, but got '{error.strerror}'. Free some space, or set hydra.run.dir and cache_dir."
         ) from error
 
 
 def silence_libraries() -> None:
-    """Raise the level of chatty loggers and filter the warnings above."""
+    """Raise the level of verbose loggers and filter the warnings above."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.rank_zero",

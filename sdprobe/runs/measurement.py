@@ -25,26 +25,26 @@ PROCESS = Path("/proc/self")
 
 
 class NumbersVersion(lightning.Callback):
-    """Writes :data:`~.record.VERSION` into checkpoints, and refuses to continue training that began with another one."""
+    """Writes :data:`~.record.VERSION` into checkpoints, and refuses to resume a checkpoint of another version."""
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note the version."""
+        """Store the version."""
         checkpoint["numbers_version"] = VERSION
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Raises InputError where it is not this one; checkpoints that do not say are of version 1."""
-        found = checkpoint.get("numbers_version", 1)
-        if found != VERSION:
+        """Raises InputError if the version differs. A checkpoint without a version is of version 1."""
+        stored = checkpoint.get("numbers_version", 1)
+        if stored != VERSION:
             raise InputError(
-                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {found}. "
-                "Start the run anew, into another folder."
+                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {stored}. "
+                "Start a new run in another folder."
             )
 
 
 class Measurement:
     """Builds data, probe and trainer from a configuration; :meth:`run` fits and tests.
 
-    ``results`` and ``meta`` hold what is known at any moment, also after an interruption.
+    ``results`` and ``meta`` can be read at any time, also after an interruption.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -65,12 +65,12 @@ class Measurement:
         self._data: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
-        """Encode what the latent cache lacks, in one process per device, which begin here."""
+        """Start the processes of the other devices, and encode the images that the latent cache lacks."""
         workers.launch(self.trainer)
         self.data.prepare_data()
 
     def run(self) -> None:
-        """Encode, train and test, all processes together; a resumed run continues from the last checkpoint of its folder."""
+        """Encode, train and test, in all processes. A resumed run continues from the last checkpoint of its folder."""
         self.prepare()
         checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
         resumed = self.cfg.resume and checkpoint.is_file()
@@ -79,7 +79,7 @@ class Measurement:
         trained = time.perf_counter()
         if self.probe.not_converged:
             log.warning(
-                "%d of %d layers had not reached their plateau after trainer.max_epochs=%d; more may help.",
+                "%d of %d layers had not reached their plateau after trainer.max_epochs=%d. More epochs may help.",
                 len(self.probe.not_converged), len(self.data.layers), self.trainer.max_epochs,
             )  # fmt: skip
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
@@ -89,13 +89,13 @@ class Measurement:
         self.complete = True
 
     def release(self) -> None:
-        """Make room on the device for the next network."""
+        """Free device memory for the next network."""
         self.data.release()
         gc.collect()  # trainer, probe and data refer to each other
         torch.cuda.empty_cache()
 
     def maps(self) -> dict[str, np.ndarray]:
-        """The probe's maps by name; ``pictures`` (n, 256, 256, 3) of the images it drew, if it drew any."""
+        """The probe's maps by name, and ``pictures`` (n, 256, 256, 3) of the images that it chose to draw, if any."""
         maps: dict[str, np.ndarray] = self.probe.maps()
         if "pictured" in maps:
             shown = torch.stack([self.data.images[int(index)]["image"] for index in maps["pictured"]])
@@ -110,7 +110,7 @@ class Measurement:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What is needed to run this again, and what it cost."""
+        """What is needed to repeat this run, and what it cost."""
         return (
             provenance(self.cfg)
             | workers.merged(self._data or [self.data.describe()])
@@ -131,18 +131,18 @@ class Measurement:
 
 
 def forget_peak() -> None:
-    """Count from now on: one process may run several jobs of a sweep, one after the other."""
-    with suppress(OSError):  # not everywhere, nor for everyone
+    """Reset the peak memory, because one process may run several jobs of a sweep."""
+    with suppress(OSError):  # not on every system, and not for every user
         (PROCESS / "clear_refs").write_text("5")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, the most since :func:`forget_peak` or the start."""
+    """Peak memory in bytes since :func:`forget_peak` or the start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if (PROCESS / "status").is_file():  # what getrusage tells may be the maximum of the process that began this one
+    if (PROCESS / "status").is_file():  # getrusage may report the maximum of the parent process
         [line] = [line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

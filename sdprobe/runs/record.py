@@ -1,7 +1,7 @@
-"""metrics.json: everything a run measured, and what is needed to run it again. One flat object at the root of a run folder.
+"""metrics.json: everything a run measured, and what is needed to repeat it. One flat object at the root of a run folder.
 
-Keys are ``<condition>/<layer>/<metric>/<group>``; ``/ci_low``, ``/ci_high``, ``/n``, ``/seeds`` stand beside; ``meta`` is the
-rest. predictions.parquet holds what a probe predicted, one row each, beside the truth.
+Keys are ``<condition>/<layer>/<metric>/<group>``, with ``/ci_low``, ``/ci_high``, ``/n`` and ``/seeds`` appended for further
+numbers; ``meta`` holds the rest. predictions.parquet holds the predictions of a probe, one per row, with the truth.
 """
 
 import hashlib
@@ -28,26 +28,26 @@ from sdprobe.utilities.io import parsing, replacing, write_file
 from sdprobe.utilities.settings import target_name
 
 ROOT = Path(__file__).parents[2]
-# of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, random networks counted as /seeds
+# version of the layout of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, /seeds
 SCHEMA = 2
-# of the numbers, for given settings, images and weights; raise it when one changes, and with any other VERSION behind them
+# version of the numbers; increase it when one changes for the same settings, images and weights, or with another VERSION
 VERSION = 1
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
-# folders whose code numbers depend on
+# folders whose code can change a number
 LIBRARY = (
     "sdprobe/utilities", "sdprobe/tokens", "sdprobe/metrics", "sdprobe/estimators", "sdprobe/scenes", "sdprobe/backbones",
     "sdprobe/mitigations", "datamodules", "probes",
 )  # fmt: skip
-# settings that say where and how fast, never what is measured
+# settings of devices and speed, which do not change what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
 IGNORED_IN_HASH = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
-# what reports draw runs over, or average them over
+# axes of curves in reports, and what reports average over
 AXES = ("block", "timestep", "seed")
 OUTPUT_FILES = (*FILES, "error.txt")
 
 
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
-    """Write ``metrics.json``; NaN is refused because JSON has none."""
+    """Write ``metrics.json``. NaN is refused because JSON has none."""
     path = folder / "metrics.json"
     text = json.dumps({**dict(sorted(metrics.items())), "meta": meta}, indent=1, allow_nan=False)
     write_file(path, text)
@@ -55,8 +55,10 @@ def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any])
 
 
 def clear(folder: Path, resumed: bool) -> None:
-    """Remove what an earlier run left in this folder, by name: its results would outlive a run that fails, and its
-    checkpoints could be taken for those of the new run. A resumed run keeps its checkpoints."""
+    """Remove the output files of an earlier run from this folder, by name. A resumed run keeps its checkpoints.
+
+    Otherwise old results would remain if the new run fails, and old checkpoints could be taken for those of the new run.
+    """
     names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", "mitigation/**/mitigation.*", *OUTPUT_FILES]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
@@ -65,7 +67,7 @@ def clear(folder: Path, resumed: bool) -> None:
 
 
 def write_command(folder: Path, cfg: DictConfig) -> None:
-    """Write ``.hydra/``, as Hydra does: the configuration, Hydra's own, and what was typed, from which a run is resumed."""
+    """Write ``.hydra/`` like Hydra: the configuration, that of Hydra, and the overrides, from which a run is resumed."""
     hydra = HydraConfig.get()
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     written = {"config": cfg, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
@@ -79,26 +81,27 @@ def config_hash(cfg: DictConfig) -> str:
 
 
 def settings_hash(cfg: DictConfig) -> str:
-    """Digest of the same settings but layers, timestep and seed: equal for runs that are points of one curve."""
+    """Digest of the same settings without layers, timestep and seed: equal for runs that are points of one curve."""
     return digest({name: value for name, value in result_settings(cfg).items() if name not in AXES})
 
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that can change a number, wherever the code lies that they configure.
+    """The settings that can change a number, independent of where the configured code is.
 
-    Interpolations stay, since what they point to is here or neutral.
+    Interpolations stay unresolved: what they refer to is included itself, or cannot change a number.
     """
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
-    kept: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH}
+    result: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH}
     for name in ("callbacks", *DEVICES):
-        kept["trainer"].pop(name, None)
-    kept["mitigation"] = list(kept["mitigation"].items())  # in this order they apply, and digests sort dictionaries
-    return {name: _without_modules(value) for name, value in kept.items()}
+        result["trainer"].pop(name, None)
+    # a list, because their order matters and digests sort dictionaries
+    result["mitigation"] = list(result["mitigation"].items())
+    return {name: _without_modules(value) for name, value in result.items()}
 
 
 def _without_modules(node: Any) -> Any:
-    """Settings whose ``_target_``s are stable names."""
+    """Settings with stable names as ``_target_``."""
     if isinstance(node, list | tuple):
         return [_without_modules(value) for value in node]
     if isinstance(node, dict):
@@ -107,12 +110,12 @@ def _without_modules(node: Any) -> Any:
 
 
 def digest(content: object) -> str:
-    """Short digest of anything JSON can hold."""
+    """Short digest of a JSON-serialisable object."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def source_digest() -> str:
-    """Digest of the code behind the numbers, to tell runs apart; what is stored depends on :data:`VERSION` instead."""
+    """Digest of the code behind the numbers, recorded for information. Caches depend on :data:`VERSION` instead."""
     result = hashlib.sha256()
     for path in sorted(path for package in LIBRARY for path in (ROOT / package).rglob("*.py")):
         result.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
@@ -139,7 +142,7 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _arguments() -> list[str]:
-    """What was typed after python; for a job of a sweep, what would start it alone."""
+    """Command-line arguments; for a job of a sweep, those that would start it alone."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return sys.argv
     return ["train.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
@@ -159,7 +162,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Commit of this checkout, with ``+`` where files differ from it; None outside a checkout."""
+    """Commit of this checkout, with ``+`` if files differ from it; None outside a checkout."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
@@ -172,7 +175,7 @@ def _git_commit() -> str | None:
 
 @runtime_checkable
 class Predicts(Protocol):
-    """A probe whose predictions are kept, and compared one by one with those of random-weights twins."""
+    """A probe whose predictions are stored, and compared one by one with those of random-weights networks."""
 
     def predictions(self) -> dict[str, np.ndarray]: ...
 
@@ -189,7 +192,7 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
     """The columns of a file, by name.
 
     Raises:
-        DamagedFile: other bytes than were written.
+        DamagedFile: its content is not what was written.
     """
     content = pa.BufferReader(path.read_bytes())
     with parsing(path):

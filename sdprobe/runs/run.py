@@ -1,4 +1,4 @@
-"""One run from its configuration to its folder: measure, compare with the baselines, write, draw, track."""
+"""One run, from configuration to folder: measure, compare with baselines, write, draw, track."""
 
 import logging
 import sys
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> Run | None:
-    """Measure, compare with the nulls, write ``metrics.json`` and figures into ``cfg.run_dir``, show and track them.
+    """Measure, compare with the baselines, write ``metrics.json`` and figures into ``cfg.run_dir``, print and track them.
 
-    Of several processes only the first does more than measure, and returns something.
+    With several processes, only rank 0 does more than measure. The others return None.
     """
     folder = Path(cfg.run_dir)
     if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder, maps=False).meta["complete"]:
-        log.info("%s is complete; nothing is left to do.", folder)
+        log.info("%s is already complete.", folder)
         return Run.read(folder)
     checks.check_types(cfg)
     checks.check_devices(cfg, sweep.active())
-    measurement = Measurement(cfg)  # settings that cannot be used are refused before anything of an earlier run is removed
+    measurement = Measurement(cfg)  # refuses unusable settings before files of an earlier run are removed
     if not is_rank_zero():
         run_worker(cfg, measurement)
         return None
@@ -40,12 +40,12 @@ def run(cfg: DictConfig) -> Run | None:
     write_command(folder, cfg)
     logger, meta = None, None
     try:
-        measurement.prepare()  # unusable images end the run before anything is tracked
+        measurement.prepare()  # unusable images end the run before tracking starts
         logger = instantiate(cfg.logger) if cfg.logger else None
         measurement.trainer.loggers = [logger] if logger else []
         measurement.run()
         meta = measurement.meta
-        write_metrics(folder, measurement.results, meta | {"complete": False})  # safe, whatever happens to the twins
+        write_metrics(folder, measurement.results, meta | {"complete": False})  # kept even if the baseline fails
         measurement.release()
         if isinstance(measurement.probe, Predicts):
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
@@ -61,7 +61,7 @@ def run(cfg: DictConfig) -> Run | None:
         raise
     write_arrays(folder / "maps.npz", measurement.maps())
     write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
-    write_metrics(folder, measurement.results | nulls, meta)  # last: it says that the run is complete
+    write_metrics(folder, measurement.results | nulls, meta)  # last: it marks the run as complete
     finished = Run.read(folder)
     tracking.log_results(logger, cfg, *rows(finished), draw(finished, folder))
     tracking.finish(logger)
@@ -71,11 +71,11 @@ def run(cfg: DictConfig) -> Run | None:
 
 
 def run_worker(cfg: DictConfig, measurement: Measurement) -> None:
-    """Worker process of a run on several devices: encodes, trains and tests. Only the first process writes files and logs."""
+    """Worker process of a run on several devices: encodes, trains and tests. Only rank 0 writes files and logs."""
     try:
         measurement.prepare()
     except InputError:
-        sys.exit(0)  # all processes end with the same sentence, and the first prints it
-    measurement.run()  # an error here may be this process's alone, so it is printed
+        sys.exit(0)  # all processes end with the same error, and rank 0 prints it
+    measurement.run()  # an error here may occur in this process only, so it is printed
     measurement.release()
     random_weights(cfg, measurement.meta)

@@ -1,8 +1,8 @@
-"""Jobs of a sweep and its end: failed jobs keep their error, finished ones are skipped, interrupted ones go on.
+"""Jobs of a sweep, and its end: failed jobs keep their error, finished ones are skipped, interrupted ones continue.
 
-Hydra's launchers run this in whatever process they give a job, so everything that jobs and sweep know of each other is a
-file: ``sweep.json`` (number of jobs, start), and in a job's folder ``config_hash``, ``error.txt`` and ``metrics.json``. At the
-end of a sweep a callback lists failed jobs, and writes the table and figures of the others.
+Hydra's launchers run jobs in processes of their own, so jobs and sweep exchange files only: ``sweep.json`` (number of jobs,
+start), and in the folder of each job ``config_hash``, ``error.txt`` and ``metrics.json``. At the end of a sweep a callback
+lists failed jobs, and writes the table and figures of the others.
 """
 
 import atexit
@@ -31,7 +31,7 @@ from sdprobe.runs.record import VERSION, config_hash, source_digest, write_comma
 from sdprobe.utilities.io import read_json, write_file
 
 log = logging.getLogger(__name__)
-ENDS = ("metrics.json", "error.txt")  # one of which a job leaves
+ENDS = ("metrics.json", "error.txt")  # a job that ended has one of them
 NUMBER = "${hydra.job.num}"
 
 
@@ -41,23 +41,23 @@ def active() -> bool:
 
 
 def group(otherwise: str) -> str:
-    """What wandb groups runs by: the sweep, or for a single run what it measures."""
+    """The wandb group: that of the sweep, or ``otherwise`` for a single run."""
     return f"sweep-{'-'.join(Path(HydraConfig.get().sweep.dir).parts[-2:])}" if active() else otherwise
 
 
 def finished(cfg: DictConfig) -> bool:
-    """Whether a sweep already has this job's complete result, for the same settings, in the job's folder."""
+    """Whether the folder of this job already holds a complete result for the same settings."""
     meta = _meta(Path(cfg.run_dir)) if active() else {}
     wanted = {"config_hash": config_hash(cfg), "version": VERSION, "twins": cfg.twins, "control": cfg.control}
     if not meta.get("complete") or any(meta.get(key) != value for key, value in wanted.items()):
         return False
     if meta.get("source") != source_digest():
-        log.warning("%s was measured by another version of this code; its numbers are kept.", cfg.run_dir)
+        log.warning("%s was measured by another version of this code. Its numbers are kept.", cfg.run_dir)
     return True
 
 
 def begin(cfg: DictConfig) -> None:
-    """Set ``cfg.resume`` where a killed job of the same settings left a checkpoint; say which job begins."""
+    """Set ``cfg.resume`` if an interrupted job of the same settings left a checkpoint, and log which job starts."""
     if not active():
         return
     folder = Path(cfg.run_dir)
@@ -65,17 +65,17 @@ def begin(cfg: DictConfig) -> None:
     stamp, now = folder / "config_hash", f"{config_hash(cfg)} version {VERSION}"
     if stamp.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
         if stamp.read_text() == now:
-            log.info("This job was cut off; it continues from its last epoch.")
+            log.info("This job was interrupted. It continues from its last epoch.")
             cfg.resume = str(folder)
         else:
-            log.info("This job was cut off with other settings or by an older version; it starts anew.")
+            log.info("This job was interrupted, but with other settings or an older version. It starts again.")
     write_file(stamp, now)
-    write_command(folder, cfg)  # the end of the sweep says what a job without a result was asked for
+    write_command(folder, cfg)  # so that the end of the sweep can list the overrides of a failed job
     log.info(progress(Path(HydraConfig.get().sweep.dir), int(HydraConfig.get().job.num), time.time()))
 
 
 def progress(sweep: Path, number: int, now: float) -> str:
-    """Which job of how many begins, and the time that the others will take at the rate so far."""
+    """Which job of how many starts, and the time that the remaining ones will take at the rate so far."""
     if not (sweep / "sweep.json").is_file():
         return f"Job {number + 1}"
     plan = read_json(sweep / "sweep.json")
@@ -83,7 +83,7 @@ def progress(sweep: Path, number: int, now: float) -> str:
     folders = list(sweep.glob("*")) if plan["folders"] is None else [sweep / name for name in plan["folders"]]
     ended = {name: [path.stat().st_mtime for folder in folders if (path := folder / name).is_file()] for name in ENDS}
     done = sum(end >= started for ends in ended.values() for end in ends)
-    before = sum(end < started for end in ended["metrics.json"])  # what failed before is repeated
+    before = sum(end < started for end in ended["metrics.json"])  # only jobs that failed before are repeated
     text = f"Job {number + 1} of {total}"
     if not done:
         return text
@@ -97,10 +97,10 @@ def _minutes(seconds: float) -> str:
 
 @contextmanager
 def recorded(cfg: DictConfig) -> Iterator[None]:
-    """In a sweep, an exception ends its job only: it is written to ``error.txt``, whose first line says what happened.
+    """In a sweep, an exception ends only its own job. It is written to ``error.txt``, whose first line says what happened.
 
-    Hydra would raise the first failure after all jobs, name no other, and skip the callbacks that write the sweep's table.
-    A defect keeps its traceback. Ctrl-C ends the sweep.
+    Without this, Hydra would raise the first failure after all jobs, name no other, and skip the callbacks that write the
+    table. Exceptions other than user errors keep their traceback. Ctrl-C ends the sweep.
     """
     if not active():
         yield
@@ -110,17 +110,17 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
-        text = said if isinstance(error, CompactHydraException) else f"{said}\n\n{traceback.format_exc()}"
+        message = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
+        text = message if isinstance(error, CompactHydraException) else f"{message}\n\n{traceback.format_exc()}"
         log.error("%s", text)
         try:
             write_file(file, text)
-        except OSError:  # a full disk: Hydra names this failure itself
+        except OSError:  # a full disk: Hydra reports this failure itself
             raise error from None
 
 
 def _meta(folder: Path) -> dict[str, Any]:
-    """What is written about a run; nothing where there is no record, or a damaged one."""
+    """What is recorded about a run; empty without a record, or with a damaged one."""
     try:
         meta = read_json(folder / "metrics.json")["meta"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -129,20 +129,40 @@ def _meta(folder: Path) -> dict[str, Any]:
 
 
 class SweepSummary(Callback):
-    """Counts a sweep's jobs when it starts; when it ends, names what failed and makes the exit code tell."""
+    """Hydra callback: counts the jobs of a sweep at its start, and reports at its end.
+
+    At the end it logs every job without a result, writes ``runs.csv``, ``runs.md`` and figures into the folder of the sweep,
+    and exits with code 1 if a job failed. ``configs/train.yaml`` lists it under ``hydra.callbacks``.
+
+    Example:
+        >>> from hydra.utils import instantiate
+        >>> callback = instantiate({"_target_": "sdprobe.runs.sweep.SweepSummary"})
+        >>> type(callback).__name__
+        'SweepSummary'
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write ``sweep.json``: the number of jobs, the folders they will have, and when they began."""
+        """Write ``sweep.json``: the number of jobs, the folders they will have, and the time.
+
+        Args:
+            config: configuration of the sweep, with Hydra's own node.
+            **kwargs: not used.
+        """
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         count = jobs(config)
         plan = {"jobs": count, "folders": _folders(config, count), "started": time.time()}
         write_file(folder / "sweep.json", json.dumps(plan))
-        # a launcher whose worker was killed raises, and Hydra then forgets on_multirun_end
+        # if a worker is killed, the launcher raises and Hydra does not call on_multirun_end
         self._unsaid = atexit.register(named, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write tables and figures into the sweep's folder and exit with 1 if a job failed, or the tables did."""
+        """Write tables and figures into the folder of the sweep. Exit with code 1 if a job failed, or if writing failed.
+
+        Args:
+            config: configuration of the sweep, with Hydra's own node.
+            **kwargs: not used.
+        """
         folder = Path(config.hydra.sweep.dir)
         failed = True
         try:
@@ -168,19 +188,19 @@ def _summarise(folder: Path) -> None:
 
 
 def planned(folder: Path) -> tuple[list[Run], dict[Path, str]]:
-    """:func:`sdprobe.reports.collection.read_runs` of the jobs that ``sweep.json`` plans, not of an earlier, longer sweep."""
+    """:func:`sdprobe.reports.collection.read_runs` of the jobs in ``sweep.json``, without those of an earlier, longer sweep."""
     names = _plan(folder).get("folders")
     return read_runs(folder) if names is None else read_folders(folder / name for name in names)
 
 
 def named(folder: Path) -> list[str]:
-    """Log every planned job of a sweep's folder without a complete result, and how to go on; returns them."""
+    """Log every planned job without a complete result, and how to continue. Returns these lines."""
     runs, skipped = planned(folder)
     count = _plan(folder)["jobs"]
     lines = [f"  {path.name} ({overrides(path)}): {reason}" for path, reason in skipped.items()]
     absent = count - len(runs) - len(skipped)
     if absent > 0:
-        lines.append(f"  {absent} of {count} jobs never began")
+        lines.append(f"  {absent} of {count} jobs never started")
     if lines:
         again = f"The same command with hydra.sweep.dir='{folder}' repeats only these."
         log.error("%d of %d jobs have no result:\n%s\n%s", count - len(runs), count, "\n".join(lines), again)
@@ -192,23 +212,23 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 
 def _folders(config: DictConfig, count: int) -> list[str] | None:
-    """Names of the jobs' folders; None where the user has chosen others than the job's number."""
+    """Names of the jobs' folders; None if the user chose names other than the number of the job."""
     sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     return [str(number) for number in range(count)] if sweep.get("subdir", NUMBER) == NUMBER else None
 
 
 def overrides(folder: Path) -> str:
-    """What a job was asked for."""
+    """The overrides that a job was started with."""
     stored = folder / ".hydra" / "overrides.yaml"
     return " ".join(str(override) for override in OmegaConf.load(stored)) if stored.is_file() else "no overrides"
 
 
 def jobs(config: DictConfig) -> int:
-    """Number of jobs: the product over the last override of every key, the sweep's presets first."""
+    """Number of jobs: the product over the last override of every key, with those of the preset first."""
     presets = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
     counts = {}
     hydra = GlobalHydra.instance()
-    loader = hydra.config_loader() if hydra.is_initialized() else None  # it lists what a glob may choose
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # it lists the choices of a glob
     for override in OverridesParser.create(loader).parse_overrides([*presets, *config.hydra.overrides.task]):
         swept = override.is_sweep_override() and override.is_discrete_sweep()
         counts[override.get_key_element()] = len(list(override.sweep_string_iterator())) if swept else 1

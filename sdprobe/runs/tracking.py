@@ -1,4 +1,4 @@
-"""wandb: online where a key is configured, offline otherwise; it never asks, waits or stops a run."""
+"""wandb: online if you are logged in, else offline. It never prompts, and its errors never stop a run."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from sdprobe.runs import sweep
 from sdprobe.utilities import expect
 
 log = logging.getLogger(__name__)
-# longest wait for a server before the run goes on offline, in seconds
+# longest wait for a server before the run continues offline, in seconds
 PATIENCE = 20
 # longest wait for uploads at a run's end, in seconds; what is not uploaded stays on disk for `wandb sync`
 UPLOAD = 120
@@ -24,34 +24,52 @@ MODES = ("online", "offline", "disabled", "shared")
 
 
 class FaultTolerantWandbLogger(WandbLogger):
-    """A wandb logger whose losses cost a line in the log and never the run: a server or service may go away at any time."""
+    """A wandb logger that logs a warning where wandb fails, for example because a server cannot be reached."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send what a step measured, if wandb still listens."""
+        """Send the metrics of a step, if wandb still answers."""
         with forgiving():
             super().log_metrics(metrics, step)
 
 
 @contextmanager
 def forgiving() -> Iterator[None]:
-    """Turn whatever wandb raises into a warning: its errors have no common base, and results are written without it."""
+    """Turn any exception of wandb into a warning. Its exceptions have no common base class, and results do not need wandb."""
     try:
         yield
     except Exception as error:
-        log.warning("wandb no longer answers (%s: %s); the run goes on without it.", type(error).__name__, error)
+        log.warning("wandb failed (%s: %s). The run continues without it.", type(error).__name__, error)
 
 
 def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[str, Any]) -> WandbLogger:
-    """A Lightning logger around a wandb run that has begun.
+    """A Lightning logger with a wandb run that has started. ``logger=wandb`` selects it.
+
+    The run is online if ``WANDB_API_KEY`` is set or ``wandb login`` was done, else offline. The environment variable
+    ``WANDB_MODE`` overrides this. If the server does not answer within 20 seconds, the run is logged offline.
 
     Args:
-        folder: the run folder; wandb's files go to ``<folder>/wandb``.
-        project, name: as wandb shows them.
-        group: of a single run; the jobs of a sweep share the sweep's.
-        tags: become ``key=value`` tags of the run, several where a value is a list.
+        folder: the run folder; wandb writes into ``<folder>/wandb``.
+        project: name of the wandb project.
+        name: name of the run, cut after 128 characters.
+        group: group of a single run. The jobs of a sweep get the group of the sweep.
+        tags: become tags ``key=value``, cut after 64 characters; a list of values becomes several tags.
 
-    Environment: ``WANDB_MODE`` wins over everything; ``WANDB_API_KEY`` or ``wandb login`` switch online runs on.
+    Returns:
+        the logger.
+
+    Raises:
+        InputError: ``WANDB_MODE`` has an unknown value.
+
+    Example:
+        >>> import tempfile
+        >>> from unittest.mock import patch
+        >>> from sdprobe.runs.tracking import wandb_logger
+        >>> with tempfile.TemporaryDirectory() as folder, patch.dict("os.environ", WANDB_MODE="disabled"):
+        ...     logger = wandb_logger(folder, "sdprobe", "mid", "position", {"layer": ["mid", "up_1"]})
+        ...     logger.experiment.finish()
+        >>> type(logger).__name__
+        'FaultTolerantWandbLogger'
     """
     options: dict[str, Any] = {
         "project": project,
@@ -68,7 +86,7 @@ def wandb_logger(folder: str, project: str, name: str, group: str, tags: dict[st
         mode = mode or ("online" if wandb.login(prompt=False) else "offline")
         run = wandb.init(mode=mode, **options)  # type: ignore[arg-type]
     except wandb.Error as error:  # no network, a refused key, a server that does not answer
-        log.warning("wandb cannot be used online (%s); the run is logged offline.", str(error).splitlines()[0])
+        log.warning("wandb cannot be used online (%s). The run is logged offline.", str(error).splitlines()[0])
         run = wandb.init(mode="offline", **options)
     return FaultTolerantWandbLogger(experiment=run)
 
@@ -78,7 +96,7 @@ def _listed(values: Any) -> list[Any]:
 
 
 def log_results(logger: Logger | None, cfg: DictConfig, columns: list[str], rows: list[list[Any]], figures: list[Path]) -> None:
-    """The full configuration, a table of layer × metric, and the figures; nothing where the logger is not wandb's."""
+    """Log the configuration, a table of layer × metric, and the figures. Without wandb, do nothing."""
     if not isinstance(logger, WandbLogger):
         return
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -90,7 +108,7 @@ def log_results(logger: Logger | None, cfg: DictConfig, columns: list[str], rows
 
 
 def finish(logger: Logger | None, exit_code: int = 0) -> None:
-    """End a wandb run, so that the next job of a sweep begins its own."""
+    """End a wandb run, so that the next job of a sweep can start its own."""
     if isinstance(logger, WandbLogger):
         with forgiving():
             logger.experiment.finish(exit_code=exit_code)

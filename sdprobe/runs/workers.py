@@ -1,4 +1,4 @@
-"""Several devices: one process each, which Lightning begins by repeating the command; the first of them reports."""
+"""Runs on several devices: one process each. Lightning starts the others by repeating the command. Only rank 0 reports."""
 
 import logging
 import os
@@ -15,69 +15,77 @@ from omegaconf import DictConfig
 from sdprobe.runs.cli import is_rank_zero
 from sdprobe.utilities.errors import InputError
 
-# seconds that a process whose connection is closed may take to end
+# seconds that a process may take to end after its connection is closed
 PATIENCE = 3
-# what each process has a part of: numbers, or numbers by name, in a data module's description
+# counts in the description of a data module that are added over processes
 SUMMED = ("latents", "passes")
 
 
 class Replicated(DDPStrategy):
-    """Every process trains the same heads on the same batches, so no gradient needs to be exchanged."""
+    """Lightning strategy without gradient exchange: every process trains the same heads on the same batches.
+
+    It takes the arguments of :class:`lightning.pytorch.strategies.DDPStrategy`. ``trainer=ddp`` selects it.
+
+    Example:
+        >>> from sdprobe.runs.workers import Replicated
+        >>> Replicated(process_group_backend="gloo").process_group_backend
+        'gloo'
+    """
 
     def configure_ddp(self) -> None:
-        """The model stays as it is."""
+        """Leave the model unwrapped, so that no gradient is exchanged."""
 
 
 def set_device(cfg: DictConfig) -> None:
-    """Where a run has several GPUs, ``cuda`` means another one in each process."""
+    """On several GPUs, let ``cuda`` mean another GPU in each process."""
     if _count(cfg) > 1:
         if not is_rank_zero():
-            logging.getLogger().setLevel(logging.ERROR)  # the first process says it already
+            logging.getLogger().setLevel(logging.ERROR)  # rank 0 logs it
         if torch.cuda.is_available() and str(cfg.device) != "cpu":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def options(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
-    """What a Trainer is told about devices."""
+    """Arguments for Lightning's Trainer that say which devices to use."""
     if _count(cfg) > 1:
         return {"devices": _count(cfg)}
     return {"devices": [device.index or 0] if device.type == "cuda" else 1, "strategy": "auto"}
 
 
 def launch(trainer: lightning.Trainer) -> None:
-    """Begin the other processes, or meet them: before training, since they share the encoding of images, too."""
+    """Start the other processes, or join them. This comes before training, since processes share the encoding of images."""
     if isinstance(trainer.strategy, DDPStrategy):
         assert trainer.strategy.launcher is not None
         trainer.strategy.launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
 
 
 def terminate(trainer: lightning.Trainer, error: BaseException) -> None:
-    """Where the first process fails, the others would wait for it: end them.
+    """End the other processes after rank 0 has failed, because they would wait for it.
 
     Raises:
-        InputError: it failed because another did, which has said why.
+        InputError: rank 0 failed because another process did, which has printed its error.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return
-    failed = isinstance(error, RuntimeError) and any(map(_failed, launcher.procs))  # what a broken connection raises
+    failed = isinstance(error, RuntimeError) and any(map(_failed, launcher.procs))  # a broken connection raises RuntimeError
     launcher.kill(signal.SIGKILL)
     if failed:
         raise InputError(
-            "Expected the processes of all devices to go on, but one of them ended. Its error stands above; correct that."
+            "Expected the processes of all devices to continue, but one of them ended. Its error is printed above; correct it."
         ) from error
 
 
 def merged(described: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first process's description of the data, with counts of what all processes did."""
-    whole = dict(described[0])
+    """Rank 0's description of the data, with the counts of all processes added up."""
+    total = dict(described[0])
     for name in SUMMED:
-        parts = [part[name] for part in described if name in part]
-        if parts and isinstance(parts[0], dict):
-            whole[name] = {key: sum(part[key] for part in parts) for key in parts[0]}
-        elif parts:
-            whole[name] = sum(parts)
-    return whole
+        counts = [description[name] for description in described if name in description]
+        if counts and isinstance(counts[0], dict):
+            total[name] = {key: sum(count[key] for count in counts) for key in counts[0]}
+        elif counts:
+            total[name] = sum(counts)
+    return total
 
 
 def _failed(process: subprocess.Popen[bytes]) -> bool:

@@ -1,4 +1,4 @@
-"""A procedural renderer of scenes with exact ground truth: pixels, depth, masks, keypoints, pairs that correspond."""
+"""A procedural renderer of scenes with exact ground truth: pixels, depth, masks, keypoints, corresponding pairs."""
 
 from sdprobe.scenes.composition import CATEGORIES
 from sdprobe.scenes.pairs import ScenePair, SceneSet, scene_pairs

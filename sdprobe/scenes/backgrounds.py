@@ -1,7 +1,7 @@
-"""Backgrounds: a painted field, and sometimes hills, a floor or clutter lying on it.
+"""Backgrounds: a painted field, and sometimes hills, a floor or clutter on it.
 
-Only the landscape and the room know up from down (sky above ground, wall above floor), at a horizon of random height;
-nothing else relates appearance to position.
+Only the landscape and the room depend on vertical position (sky above ground, wall above floor), with a horizon at random
+height. Nothing else relates appearance to position.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""What is where: the objects of a scene, their pose, place, dress and depth, before any pixel exists.
+"""Composition of a scene: objects with pose, location, materials and depth, before anything is rendered.
 
-Each concern has its own random stream keyed by (seed, index), so appearance cannot depend on category, pose or place.
-Categories come in shuffled blocks of len(CATEGORIES) indices, one of each: they are equally frequent.
+Each aspect has its own random stream keyed by (seed, index), so appearance cannot depend on category, pose or location.
+Categories come in shuffled blocks of len(CATEGORIES) indices, one of each, so they are equally frequent.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,12 +44,12 @@ class Composition:
     light: Light
 
     def back_to_front(self) -> list[int]:
-        """Positions in `objects`, farthest first."""
+        """Indices into `objects`, farthest first."""
         return sorted(range(len(self.objects)), key=lambda k: -self.objects[k].depth)
 
 
 def stream(seed: int, index: int, concern: int) -> Generator:
-    """The random numbers of one concern of one scene."""
+    """The random numbers of one aspect of one scene."""
     return Generator(PCG64(SeedSequence((seed, index), spawn_key=(concern,))))
 
 
@@ -74,7 +74,7 @@ def place(figure: Figure, rng: Generator) -> Figure:
 
 
 def occluder(rng: Generator) -> Figure:
-    """Something without a name in front: a post, a branch or a scrap."""
+    """An occluder without a category: a post, a branch or a scrap."""
     if rng.random() < 0.5:
         shape = scrap(rng, np.zeros(2), 1.0)
     else:

@@ -1,4 +1,4 @@
-"""Colours and patterns, drawn without knowing what they will cover.
+"""Colours and patterns, drawn independently of the parts that they will cover.
 
 Lightness of the slots is set on a circle: the second slot is the first plus a shift in [0.3, 0.7], modulo 1, so
 neighbours contrast while every slot, and with it every part of every category, has the same marginal distribution.

@@ -6,7 +6,7 @@ from sdprobe.scenes.composition import Composition
 from sdprobe.scenes.layers import Layer, footprints
 from sdprobe.scenes.shading import Light, cast_shadow, shade
 
-# of scenes: what is composed, its pixels, depth and part masks, displaced objects; raise it when one of them changes
+# version of scenes: composition, pixels, depth, part masks, displaced objects; increase it when one of them changes
 VERSION = 1
 
 

@@ -1,7 +1,7 @@
-"""Pairs of scenes with points that correspond, for semantic correspondence.
+"""Pairs of scenes with corresponding points, for semantic correspondence.
 
-Made beside the first step of the data path, from ground truth alone, without drawing anything: a correspondence task
-takes the pictures from the dataset that a pair's indices belong to.
+Pairs are made from ground truth, without rendering. A correspondence task takes the pictures from the dataset that the
+indices of a pair refer to.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from sdprobe.scenes.truth import is_seen
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 
-MIN_SHARED = 3  # keypoints that a pair has at least: fewer do not tell a shift from a turn or a change of size
+MIN_SHARED = 3  # fewest keypoints of a pair: with fewer, a shift cannot be told from a rotation or a change of size
 MATCH = 7  # random stream of the pairing; those below belong to `composition` and `displaced`
 
 Point = tuple[float, float]
@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class SceneSet:
-    """The first ``limit`` scenes of a seed, ``size`` pixels a side: what pairs are made of, without drawing anything."""
+    """The first ``limit`` scenes of a seed, ``size`` pixels per side: the source of pairs. Nothing is rendered."""
 
     size: int
     limit: int

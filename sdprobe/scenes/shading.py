@@ -83,7 +83,7 @@ def shade(tile: Image.Image, part: Part, box: Box, size: int, light: Light) -> N
 
 
 def cast_shadow(canvas: Image.Image, layer: Layer, light: Light) -> None:
-    """Darken the canvas where the layer keeps the light from what is behind it, with a soft edge."""
+    """Darken the canvas where the layer casts a shadow, with a soft edge."""
     x0, y0, x1, y1 = layer.figure.extent
     reach = 0.05 * max(x1 - x0, y1 - y0) + 0.006
     shift = -reach * np.array(light[:2])

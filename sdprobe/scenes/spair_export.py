@@ -7,11 +7,11 @@
     Layout/large/<split>.txt                  one <pair> a line; Layout/small: every fifth of them
 
 Everything follows from (seed, size, counts). Points and boxes are whole numbers, as in the original: a coordinate (the
-centre of the first pixel at 0.5) is rounded to the nearest one, halves up, and held within the image, so an exported
-point is at most half a pixel off per axis, one at the far edge. Boxes go around the outer edges of the visible pixels,
-which are whole already.
+centre of the first pixel at 0.5) is rounded to the nearest one, halves up, and held within the image, so the error of an
+exported point is at most half a pixel per axis, and one pixel at the far edge. Boxes go around the outer edges of the visible
+pixels, which are whole already.
 
-What the original gets from people comes from ground truth here, with thresholds of our own:
+What people annotated in the original is computed from ground truth here, with our own thresholds:
     azimuth_id           eighths of a turn of the front, from the viewer (0) to the viewer's right (2); 6 is left
     pose                 Right (2), Left (6), Frontal (0, 1, 7)
     truncated, occluded  outlines leave the canvas; other objects hide over 1 % of the object's pixels on the canvas
@@ -68,7 +68,7 @@ def export(
         seed: which scenes; image <index> shows ``images=scenes`` of this size and seed.
 
     Raises:
-        InputError: if the folder holds anything or an argument is out of range.
+        InputError: the folder is not empty, or an argument is out of range.
     """
     folder = folder.resolve()
     check(folder, images_per_category, pairs_per_category, size, seed)

@@ -1,8 +1,8 @@
-"""The objects that cross packages: frozen dataclasses with ``.to()``.
+"""The objects that packages exchange: frozen dataclasses with ``.to()``.
 
-A stream makes ``GridBatch`` (whole activation grids); sampling and mixing turn it into ``TokenBatch`` (input of a probe),
-pairing into ``KeypointBatch`` (to train on) and ``MatchBatch`` (to test on). Layers are keys, so one backbone pass
-feeds every layer's head. ``Keypoints`` holds what is known of every keypoint of a pair, one row each.
+A stream yields ``GridBatch`` (whole activation grids). Sampling and mixing turn it into ``TokenBatch`` (input of a probe),
+and pairing into ``KeypointBatch`` (for training) and ``MatchBatch`` (for testing). Layers are keys, so one backbone pass
+feeds the heads of all layers. ``Keypoints`` has one row per keypoint of a pair, with all that is known about it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
 
 class _Movable:
     def to(self: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """A copy on another device; every tensor moves, nothing else changes."""
+        """A copy on another device. Every tensor moves, and nothing else changes."""
         moved = {f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**moved)
 
@@ -45,7 +45,7 @@ class GridBatch(_Movable):
     photo: Int[Tensor, " b"]
 
     def select(self, which: Sequence[int]) -> "GridBatch":
-        """The images at these places of the batch; the batch itself where that is all of them, in order."""
+        """The images at these indices of the batch. Returns the batch itself if these are all of them, in order."""
         if list(which) == list(range(len(self.image))):
             return self
         index = torch.tensor(which, dtype=torch.long, device=self.image.device)
@@ -58,7 +58,7 @@ class GridBatch(_Movable):
 
 
 def joined(batches: Sequence[GridBatch]) -> GridBatch:
-    """Several batches of the same layers as one."""
+    """Several batches of the same layers, concatenated."""
     first = batches[0]
     if len(batches) == 1:
         return first
@@ -75,11 +75,11 @@ def joined(batches: Sequence[GridBatch]) -> GridBatch:
 
 @dataclass(frozen=True)
 class TokenBatch(_Movable):
-    """Tokens of several layers, ready for the heads; a layer is absent where it has no tokens left in this step.
+    """Tokens of several layers, ready for the heads. A layer without tokens in this step is absent.
 
     tokens: layer → (N, C). positions: layer → (N, 2) long (row, col). masks: layer → token group → (N,) bool. image, photo:
-    layer → (N,) index of the image a token comes from, and of the photograph it shows. targets: layer → (N, V) float, what a
-    probe regresses; no layer where the data have none. N may differ between layers.
+    layer → (N,) index of the image that a token comes from, and of the photograph it shows. targets: layer → (N, V) float, the
+    targets of a regression; empty if the data have none. N may differ between layers.
     """
 
     tokens: dict[str, Float[Tensor, "_n _c"]]
@@ -118,24 +118,25 @@ def concatenated(pieces: Sequence[TokenBatch]) -> TokenBatch:
 class KeypointBatch(_Movable):
     """Tokens under N corresponding keypoints of several pairs, and M other tokens of the target pictures.
 
-    source, target: layer → (N, C). background: layer → (M, C). place: layer → (N,) long, equal where two keypoints have one
-    target token. label: (N,) long, equal where two keypoints are the same part of the same category.
+    source, target: layer → (N, C). background: layer → (M, C). target_token: layer → (N,) long, equal if two keypoints have
+    the same target token. label: (N,) long, equal if two keypoints are the same part of the same category.
     """
 
     source: dict[str, Float[Tensor, "n _c"]]
     target: dict[str, Float[Tensor, "n _c"]]
     background: dict[str, Float[Tensor, "_m _c"]]
-    place: dict[str, Int[Tensor, " n"]]
+    target_token: dict[str, Int[Tensor, " n"]]
     label: Int[Tensor, " n"]
 
 
 @dataclass(frozen=True)
 class MatchBatch(_Movable):
-    """N keypoints to be found in one target picture.
+    """N keypoints to be matched in one target picture.
 
-    source: layer → (N, C) tokens under the source points. sampled: layer → (N, C) source grids read bilinearly at the centre
-    of the source points' pixels. target: layer → (C, h, w). source_masks: layer → token group → (N,) bool. target_masks:
-    layer → token group → (h, w) bool. row: (N,) row of each keypoint in :class:`~sdprobe.tokens.batch.Keypoints`.
+    source: layer → (N, C) tokens under the source points. sampled: layer → (N, C) source grids sampled bilinearly at the
+    centre of the source points' pixels. target: layer → (C, h, w). source_masks: layer → token group → (N,) bool.
+    target_masks: layer → token group → (h, w) bool. row: (N,) row of each keypoint in
+    :class:`~sdprobe.tokens.batch.Keypoints`.
     """
 
     source: dict[str, Float[Tensor, "n _c"]]
@@ -148,14 +149,14 @@ class MatchBatch(_Movable):
 
 @dataclass(frozen=True)
 class Keypoints:
-    """N keypoints of P pairs, in the order of the pairs; points are (x, y), boxes (x0, y0, x1, y1).
+    """N keypoints of P pairs, in the order of the pairs. Points are (x, y), boxes (x0, y0, x1, y1).
 
     pair: number of the pair. category: number of its category. source, target: item indices in the image source.
-    source_slot, target_slot: which of its picture's points it is. source_point, target_point, target_box: in pixels of the
+    source_slot, target_slot: index among the points of its picture. source_point, target_point, target_box: in pixels of the
     original pictures. target_size: (width, height) of the target's original. source_scale, source_offset, target_scale,
-    target_offset: see :class:`~.Placement`. size: side of the network's input in pixels. image_reach: in this
-    data set sd_dino and geoaware take α as a share of the image, not of the target's box. squashed: the input gives up the
-    pictures' aspect ratio.
+    target_offset: see :class:`~.Placement`. size: side of the network's input in pixels. image_reach: whether in this
+    data set sd_dino and geoaware take α relative to the image instead of the target's box. squashed: whether the input changes
+    the aspect ratio of the pictures.
     """
 
     pair: Int[Tensor, " n"]
@@ -208,6 +209,6 @@ class Keypoints:
         return replace(self, **{name: column[rows] for name, column in self._columns().items()})
 
     def _columns(self) -> dict[str, Any]:
-        """What is said of each keypoint, not of all: the tensors."""
+        """The tensors, which have one row per keypoint."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}

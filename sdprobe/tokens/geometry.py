@@ -1,7 +1,7 @@
-"""Token ↔ pixel coordinates, grids ↔ token lists, maps of one grid on another: the sole owner of coordinate conventions.
+"""Token ↔ pixel coordinates, grids ↔ token lists, maps of one grid on another. All conventions of coordinates are here.
 
 A *position* is a token index (row, col), long, row first. A *point* is a pixel coordinate (x, y), float, x right, y
-down, where pixel (0, 0) covers [0, 1) × [0, 1). The two are never mixed.
+down; pixel (0, 0) covers [0, 1) × [0, 1). The two are never mixed.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def centres(position: Int[Tensor, "n 2"], stride: float) -> Float[Tensor, "n 2"]
 
 
 def tokens_at(points: Float[Tensor, "n 2"], stride: float, height: int, width: int) -> Int[Tensor, "n 2"]:
-    """(row, col) of the tokens that cover points (x, y); points outside the grid take the nearest token.
+    """(row, col) of the tokens that cover points (x, y). For points outside the grid, the nearest token.
 
     >>> tokens_at(torch.tensor([[20.0, 4.0], [99.0, -1.0]]), stride=8, height=4, width=4).tolist()
     [[0, 2], [0, 3]]
@@ -53,17 +53,17 @@ def tokens_at(points: Float[Tensor, "n 2"], stride: float, height: int, width: i
 
 
 def sampled_at(grid: Float[Tensor, "c h w"], points: Float[Tensor, "n 2"], stride: float) -> Float[Tensor, "n c"]:
-    """The grid read bilinearly at points (x, y), as an enlargement with ``align_corners=False`` has it there.
+    """The grid sampled bilinearly at points (x, y), with the convention of ``align_corners=False``.
 
     >>> sampled_at(torch.tensor([[[0.0, 8.0]]]), torch.tensor([[8.0, 4.0], [10.0, 4.0], [-3.0, 4.0]]), stride=8).tolist()
     [[4.0], [6.0], [0.0]]
     """
     _, height, width = grid.shape
     last = points.new_tensor([width - 1, height - 1])
-    place = (points / stride - 0.5).clamp(min=torch.zeros_like(last), max=last)
-    low = place.floor().long()
+    cell = (points / stride - 0.5).clamp(min=torch.zeros_like(last), max=last)
+    low = cell.floor().long()
     (x0, y0), (x1, y1) = low.unbind(1), (low + 1).clamp(max=last.long()).unbind(1)
-    x, y = (place - low).unbind(1)
+    x, y = (cell - low).unbind(1)
     upper = grid[:, y0, x0] * (1 - x) + grid[:, y0, x1] * x
     lower = grid[:, y1, x0] * (1 - x) + grid[:, y1, x1] * x
     return (upper * (1 - y) + lower * y).T
@@ -88,9 +88,9 @@ def bin_starts(size: int, count: int) -> Int[Tensor, "{count+1}"]:
 
 
 def at_grid(mask: Bool[Tensor, "b h w"], height: int, width: int) -> Bool[Tensor, "b {height} {width}"]:
-    """The same places on another grid of the image; one side must divide the other.
+    """A mask on another grid of the same image. One side must divide the other.
 
-    A finer token inherits its coarse one; a coarse token is in if any part of it is.
+    A finer token takes the value of the coarse one; a coarse token is in the mask if any part of it is.
 
     >>> at_grid(torch.tensor([[[True, False], [False, False]]]), 4, 4)[0].int().tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -102,7 +102,7 @@ def at_grid(mask: Bool[Tensor, "b h w"], height: int, width: int) -> Bool[Tensor
 
 
 def border_groups(height: int, width: int, device: torch.device | str = "cpu") -> dict[str, Bool[Tensor, "height width"]]:
-    """corner, border and interior masks of a grid; together they cover it once.
+    """corner, border and interior masks of a grid. Every token is in exactly one.
 
     >>> {group: int(mask.sum()) for group, mask in border_groups(8, 8).items()}
     {'corner': 4, 'border': 24, 'interior': 36}
@@ -116,7 +116,7 @@ def border_groups(height: int, width: int, device: torch.device | str = "cpu") -
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture lies in a square network input: input point = original point · scale + offset, for x and y each."""
+    """Position of a picture in a square network input: input point = original point · scale + offset, for x and y each."""
 
     scale: tuple[float, float]
     offset: tuple[float, float]
@@ -135,9 +135,9 @@ class Placement:
 
 
 def source_index(side: int, fitted: int) -> Int[Tensor, " {side}"]:
-    """For every token of an axis of ``side`` the token of the ``fitted`` axis whose value it takes.
+    """For every token of an axis of ``side`` tokens, the token of the ``fitted`` axis whose value it takes.
 
-    The distance to the nearest border is kept; what lies deeper than the fitted axis reaches repeats its middle.
+    The distance to the nearest border is kept. Tokens farther from the border than any fitted token take the middle one.
 
     >>> source_index(6, fitted=4).tolist()
     [0, 1, 1, 2, 2, 3]

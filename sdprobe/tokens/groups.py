@@ -14,10 +14,10 @@ HIGH_NORM_Z = 5.0
 
 
 def high_norm(grid: Float[Tensor, "b c h w"], threshold: float = HIGH_NORM_Z) -> Bool[Tensor, "b h w"]:
-    """Tokens whose log-norm has a robust z above ``threshold`` within their image.
+    """Tokens whose log-norm has a robust z-score above ``threshold`` within their image.
 
-    z = (log‖x‖ − median) / (1.4826 · MAD), per image. Where more than half of the norms are equal (MAD = 0) nothing is
-    flagged.
+    z = (log‖x‖ − median) / (1.4826 · MAD), per image. If more than half of the norms are equal (MAD = 0), no token is
+    detected.
     """
     log_norm = grid.float().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny).log()
     flat = log_norm.flatten(1)
@@ -37,14 +37,14 @@ def token_groups(grid: Float[Tensor, "b c h w"]) -> dict[str, Bool[Tensor, "b h 
 def token_similarity(
     grid: Float[Tensor, "c h w"], token: tuple[int, int], side: int, centred: bool = True
 ) -> Float[Tensor, "h w"]:
-    """Cosine, in [−1, 1], of every token with the one that covers the centre of token (row, col) of a grid of `side` tokens.
+    """Cosine, in [−1, 1], of every token with the one at the centre of token (row, col) of a ``side`` × ``side`` grid.
 
-    `centred` subtracts the image's mean token first, without which every cosine is high in many layers.
+    ``centred`` first subtracts the mean token of the image. Without it, all cosines are high in many layers.
     """
     grid = grid.float()
     if centred:
         grid = grid - grid.mean((1, 2), keepdim=True)
     unit = normalize(grid, dim=0)
-    place = centres(torch.tensor([token]), 1 / side) * torch.tensor(grid.shape[:0:-1])  # (x, y) in tokens
-    [[row, col]] = tokens_at(place, 1, *grid.shape[1:]).tolist()
+    point = centres(torch.tensor([token]), 1 / side) * torch.tensor(grid.shape[:0:-1])  # (x, y) in tokens
+    [[row, col]] = tokens_at(point, 1, *grid.shape[1:]).tolist()
     return torch.einsum("chw,c->hw", unit, unit[:, row, col])

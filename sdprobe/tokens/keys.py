@@ -1,12 +1,12 @@
-"""What a number is called: the one grammar of the keys of ``metrics.json`` and ``pseudovalues.npz``.
+"""Names of numbers: the grammar of the keys of ``metrics.json`` and ``pseudovalues.npz``.
 
 ``<condition>/<layer>[__t<timestep>][__<mitigation>…]/<metric>/<where>[/<statistic>]``. Metrics name their numbers from
-``<metric>`` on; a probe puts condition and layer before that (:func:`qualified`). ``<where>`` is ``all``, a token group, a
+``<metric>`` on; a probe puts condition and layer in front (:func:`qualified`). ``<where>`` is ``all``, a token group, a
 stratum, an output band or a later layer.
 
-Variants stand beside their layer as if they were layers: ``mid__leace`` is the layer ``mid`` behind the mitigation ``leace``.
-Whatever is drawn at random for a layer is keyed by :func:`base_of`, so that a variant differs from its layer in the mitigation
-alone, and the two can be compared in pairs.
+Variants are treated like further layers: ``mid__leace`` is the layer ``mid`` after the mitigation ``leace``. Random draws for
+a layer are keyed by :func:`base_of`, so that a variant differs from its layer in the mitigation only, and the two can be
+compared in pairs.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from sdprobe.utilities.errors import InputError
 PARTITION = ("corner", "border", "interior")  # every token is in one of them
 GROUPS = (*PARTITION, "high_norm")
 MASKED = ("corner", "border", "high_norm")  # groups whose cost to matching is measured
-OVER_NONE = "gain_over_none"  # what a variant measures above its layer
+OVER_NONE = "gain_over_none"  # a variant minus its layer
 CONDITIONS = (
     "test", "val", "chance", "shuffled_labels", "random_partition", "random_weights", "constant", "position_only",
     OVER_NONE, "rotated", "other_noise", "zero_shot", "random_weights_zero_shot", "same_position", "random_point",
@@ -34,7 +34,7 @@ _SEPARATOR = "__"
 
 @dataclass(frozen=True)
 class Key:
-    """A key, taken apart. ``condition`` and ``layer`` are empty in the names that metrics use; ``statistic`` is empty for the
+    """The parts of a key. ``condition`` and ``layer`` are empty in the names that metrics use; ``statistic`` is empty for the
     number itself.
 
     >>> Key.parse("test/mid__leace/r_pos/all/ci_low")
@@ -50,12 +50,12 @@ class Key:
     statistic: str = ""
 
     @classmethod
-    @cache  # the tables of a run ask for the parts of the same thousands of keys again and again
+    @cache  # the tables of a run parse the same thousands of keys many times
     def parse(cls, text: str) -> "Key":
         """Inverse of ``str``.
 
         Raises:
-            InputError: the text is outside the grammar.
+            InputError: the text does not follow the grammar.
         """
         parts = text.split("/")
         if "" in parts or not 2 <= len(parts) <= 5 or (len(parts) % 2 and parts[-1] not in STATISTICS):
@@ -94,7 +94,7 @@ def select(numbers: Mapping[str, Value], **parts: str) -> dict[str, Value]:
 
 
 def variant(layer: str, label: str = "", timestep: int | None = None) -> str:
-    """Name of a layer at one of several timesteps, behind a mitigation.
+    """Name of a layer at one of several timesteps, after a mitigation.
 
     >>> variant("mid", "leace"), variant("mid", timestep=261), variant("mid")
     ('mid__leace', 'mid__t261', 'mid')
@@ -103,7 +103,7 @@ def variant(layer: str, label: str = "", timestep: int | None = None) -> str:
 
 
 def base_of(name: str) -> str:
-    """The layer itself.
+    """The layer of a variant.
 
     >>> base_of("mid__t261__leace"), base_of("mid")
     ('mid', 'mid')
@@ -112,7 +112,7 @@ def base_of(name: str) -> str:
 
 
 def timestep_of(name: str) -> int | None:
-    """Which timestep, where a run has several.
+    """The timestep in a name; None if it names none.
 
     >>> timestep_of("mid__t261__leace"), timestep_of("mid__leace")
     (261, None)
@@ -122,7 +122,7 @@ def timestep_of(name: str) -> int | None:
 
 
 def label_of(name: str) -> str:
-    """Which mitigation; empty for the layer itself.
+    """The mitigation in a name; empty for the layer itself.
 
     >>> label_of("mid__leace"), label_of("mid__t261__leace"), label_of("mid")
     ('leace', 'leace', '')
@@ -131,7 +131,7 @@ def label_of(name: str) -> str:
 
 
 def is_label(text: str) -> bool:
-    """Whether a mitigation may be called so without being read as something else.
+    """Whether a mitigation may have this name without being read as something else.
 
     >>> [is_label(text) for text in ("leace", "t261", "a/b")]
     [True, False, False]

@@ -1,4 +1,4 @@
-"""View: how the network is shown an image, and where that leaves its tokens."""
+"""View: how the network is shown an image."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-# of `View.show`; raise it when a pixel of a picture that is shown otherwise changes
+# version of `View.show`; increase it when a pixel of a changed picture changes
 VERSION = 1
 
 
@@ -15,18 +15,18 @@ class View:
     """One pass of an image.
 
     Args:
-        shift: pixels (down, right) by which the content moves, on a canvas that continues by reflection.
-        flip: mirrored left to right, before the shift.
+        shift: pixels (down, right) by which the content moves, on a canvas extended by reflection.
+        flip: mirror left to right, before the shift.
         margin: pixels added on every side, by reflection.
         window: (top, left) in pixels of a window of the usual size, cut from the image rendered ``larger`` pixels larger.
         larger: see ``window``.
-        empty: a mid-grey picture in place of the image.
+        empty: a mid-grey picture instead of the image.
         crop: pixels cut off on every side.
         rotated: by 180°.
-        draw: number of the noise; views with equal draws of one shape share theirs.
+        draw: number of the noise draw; views with equal draws and equal shapes share their noise.
         reseed: added to the seed of the noise.
         timestep: noise level; None takes that of the pass.
-        padding: padding mode of every convolution with a kernel above 1; None leaves the network as it is.
+        padding: padding mode of every convolution with a kernel above 1; None does not change it.
     """
 
     shift: tuple[int, int] = (0, 0)
@@ -44,11 +44,11 @@ class View:
 
     @property
     def shows(self) -> "View":
-        """What of it changes the picture: views that agree here share latents, unless their padding differs."""
+        """The view with only what changes the picture. Views that agree in it share latents, unless their padding differs."""
         return replace(self, draw=0, reseed=0, timestep=None, padding=None)
 
     def show(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _h _w"]:
-        """The picture the network gets of one that is cropped and rotated, and ``larger`` pixels larger for a window."""
+        """The picture for the network. ``image`` is already cropped and rotated, and for a window ``larger`` pixels larger."""
         if self.empty:
             return image.new_full(image.shape, 0.5)
         if self.window is not None:

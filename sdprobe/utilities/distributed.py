@@ -1,4 +1,4 @@
-"""Processes: which of several equal processes this is, and how they exchange values. With one process nothing is exchanged."""
+"""Processes: rank and number of processes, and how they exchange values. With one process nothing is exchanged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """Process ``rank`` of ``count``, one per device. All of them must call the methods that exchange values alike."""
+    """Process ``rank`` of ``count``, one per device. All must call the methods that exchange values, in the same order."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def current(cls) -> "Processes":
-        """Those of torch's process group; one where there is none."""
+        """Those of torch's process group; a single process without one."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def shard(self, items: Sequence[Item]) -> list[Item]:
-        """Every ``count``-th item, from number ``rank`` on: the shards of all processes are disjoint and complete.
+        """Every ``count``-th item, starting at number ``rank``. The shards of all processes are disjoint and complete.
 
         >>> [Processes(rank, 3).shard("abcdefg") for rank in range(3)]
         [['a', 'd', 'g'], ['b', 'e'], ['c', 'f']]

@@ -1,9 +1,9 @@
-"""The one exception for input that cannot be used."""
+"""The exception for input that cannot be used."""
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message is one sentence or two that a user can act on.
+    """The user's input cannot be used. The message is one or two sentences that tell the user what to do.
 
     Form: ``Expected <argument> to be <constraint>, but got <value>. <Fix>.`` ``train.py`` prints the message without a
-    traceback and exits with 1; any other exception is a defect of this project and keeps its traceback.
+    traceback and exits with code 1. Any other exception is a bug in this project and keeps its traceback.
     """

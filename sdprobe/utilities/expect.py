@@ -1,6 +1,7 @@
-"""What arguments have to be: one call a constraint, and one sentence for a value that does not meet it.
+"""Checks of arguments, one function per constraint.
 
-Each raises :class:`~sdprobe.utilities.errors.InputError` then, also for NaN. ``fix`` replaces the usual last sentence.
+Each raises :class:`~sdprobe.utilities.errors.InputError` if the value does not meet it, also for NaN. ``fix`` replaces the
+default last sentence.
 """
 
 from collections.abc import Collection
@@ -10,7 +11,7 @@ from sdprobe.utilities.errors import InputError
 
 
 def one_of(name: str, value: str, options: Collection[str], fix: str = "") -> str:
-    """``value``, if it is among the options."""
+    """``value`` is among the options; returns it."""
     if value not in options:
         _refuse(name, f"one of {', '.join(options)}", value, fix or f"Use {next(iter(options))}.")
     return value

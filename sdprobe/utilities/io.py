@@ -1,7 +1,7 @@
-"""Files: written at once or not at all, and read with their checksum where they carry one.
+"""Files: written completely or not at all, and read with their checksum if they have one.
 
-A file appears by a rename in its folder: others see the old content or the new one, whoever else writes. What a killed process
-leaves is hidden and ends in ``.tmp``; nothing reads that. Permissions are those of the umask.
+A file appears by a rename in its folder, so that other processes see either the old or the new content. What a killed process
+leaves behind is hidden, ends in ``.tmp``, and is never read. Permissions follow the umask.
 """
 
 import csv
@@ -19,22 +19,22 @@ import numpy as np
 
 from sdprobe.utilities.errors import InputError
 
-if TYPE_CHECKING:  # reports do without torch
+if TYPE_CHECKING:  # reports do not import torch
     from matplotlib.figure import Figure
     from torch import Tensor
 
 
 class DamagedFile(InputError):
-    """Path and reason: a file does not hold what was written to it."""
+    """Path and reason: the content of a file is not what was written."""
 
     def __str__(self) -> str:
         path, reason = self.args
-        return f"Expected {path} to be intact, but got '{reason}' while reading it. Delete it and repeat what wrote it."
+        return f"Expected {path} to be intact, but got '{reason}' while reading it. Delete it, and repeat what wrote it."
 
 
 @contextmanager
 def parsing(path: Path) -> Iterator[None]:
-    """A block that makes sense of the bytes of a file; whatever it raises becomes :class:`DamagedFile`."""
+    """A block that parses the content of a file. Any exception in it becomes :class:`DamagedFile`."""
     try:
         yield
     except Exception as error:
@@ -43,10 +43,10 @@ def parsing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which replaces ``path`` at the end of the block; if the block raises, ``path`` stays as it was."""
+    """A file to write that replaces ``path`` at the end of the block. If the block raises, ``path`` does not change."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:  # tempfile's would be readable for their owner only
+        with open(temporary, "xb") as file:  # files of tempfile are readable by their owner only
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -68,7 +68,7 @@ def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def write_figure(path: Path, figure: "Figure", dpi: int = 130) -> None:
-    """Write a figure in the format that the name ends in."""
+    """Write a figure in the format of the file extension."""
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=dpi)
 
@@ -87,14 +87,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name as ``.npz``, whose format has checksums."""
     with replacing(path) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes a table for its option
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub confuses the arrays with an option
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` file by name.
 
     Raises:
-        DamagedFile: other bytes than were written.
+        DamagedFile: its content is not what was written.
     """
     content = BytesIO(path.read_bytes())
     with parsing(path), np.load(content, allow_pickle=False) as stored:
@@ -102,7 +102,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:
-    """Write tensors and texts by name as safetensors, with checksums; returns that of the tensors."""
+    """Write tensors and texts by name as safetensors, with checksums. Returns the checksum of the tensors."""
     from safetensors.torch import save
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -112,13 +112,13 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> 
 
 
 def read_tensors(path: Path, unchecked: bool = False) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Tensors, on the CPU, and texts by name; among these ``digest``, the checksum of the tensors.
+    """Tensors, on the CPU, and texts by name. The texts include ``digest``, the checksum of the tensors.
 
     Args:
-        unchecked: read a file without checksum, too.
+        unchecked: also read a file without checksum.
 
     Raises:
-        DamagedFile: other bytes than were written.
+        DamagedFile: its content is not what was written.
     """
     from safetensors.torch import load
 

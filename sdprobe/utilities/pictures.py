@@ -1,4 +1,4 @@
-"""How a picture becomes a square tensor."""
+"""Pictures → square tensors."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from sdprobe.utilities import settings
 
-# of `square` and `upright` on pictures of folders, the hub and NYUv2, and of random crops; raise it when a pixel changes
+# version of `square` and `upright` (folders, hub, NYUv2) and of random crops; increase it when a pixel changes
 VERSION = 1
 
 
 def check_size(size: int) -> None:
-    """Raises InputError unless every grid of a U-Net comes out even: multiples of 64 pixels."""
+    """Raises InputError unless ``size`` is a positive multiple of 64 pixels, for which every grid of a U-Net divides evenly."""
     settings.check("images", size=size)
 
 
@@ -25,10 +25,10 @@ def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = N
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: rotated as its EXIF tag says, transparent pixels over white, three channels."""
+    """The picture as a viewer shows it: rotated by its EXIF tag, transparent pixels on white, three channels."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        raise ValueError("floating-point pixels have no standard range; save it with 8 or 16 bits")
     if picture.mode in ("I", "I;16", "I;16B"):
         # PIL clips 16-bit grey to 255 when it converts; scale it instead
         picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they belong to, so that batches, order and devices never change them."""
+"""Random numbers keyed by what they belong to, so that batches, order and devices do not change them."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def keyed_generator(*key: object) -> torch.Generator:
-    """A CPU generator seeded by a digest of ``key``; one per image makes noise independent of batch composition.
+    """A CPU generator seeded by a digest of ``key``. One per image makes noise independent of the batch.
 
     >>> a, b = (torch.randn(2, generator=keyed_generator(0, "cat.jpg")) for _ in range(2))
     >>> torch.equal(a, b)

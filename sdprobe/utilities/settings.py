@@ -1,6 +1,6 @@
-"""What settings may be: one table for the command line, which checks before anything is built, and for constructors.
+"""Allowed values of settings: one table for the command line, which checks before anything is built, and for constructors.
 
-A section is a configuration group, one choice of a group, or a mitigation. Types are those of constructors.
+A section is a configuration group, one choice of a group, or a mitigation. Types are those of the constructors.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def _between(low: float, high: float) -> Rule:
 
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
 
-OPTIONAL = {"limit", "cosines", "rank"}  # null leaves the choice to the class
+OPTIONAL = {"limit", "cosines", "rank"}  # with null the class chooses
 _POSITION_MEAN: dict[str, Rule] = {
     "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0),
 }  # fmt: skip
@@ -90,15 +90,15 @@ SETTINGS: dict[str, dict[str, Rule]] = {
 
 
 def rules(section: str) -> dict[str, Rule]:
-    """Name → rule; a choice of a group, ``probe=position``, has those of its group, too."""
+    """Name → rule. A choice of a group, such as ``probe=position``, also has the rules of its group."""
     return SETTINGS.get(section.partition("=")[0], {}) | SETTINGS.get(section, {})
 
 
 def check(section: str, **values: Any) -> None:
-    """Hold settings against the table; one without a rule passes, and so does None where it is :data:`OPTIONAL`.
+    """Check settings against the table. A setting without a rule passes, and so does None if it is :data:`OPTIONAL`.
 
     Raises:
-        InputError: a value that a setting may not have.
+        InputError: a value that is not allowed.
     """
     table, group = rules(section), section.partition("=")[0]
     for name, value in values.items():

@@ -85,5 +85,5 @@ def test_altered_weights_are_refused(copy: Path, part: str) -> None:
 
 def test_a_missing_demo_model_is_no_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdprobe.backbones.loading.DEMO", tmp_path / "none")
-    with pytest.raises(InputError, match=r"Make it with python -m tools.demo\.train"):
+    with pytest.raises(InputError, match=r"train it with python -m tools.demo\.train"):
         FrozenSD.from_pretrained("demo", device="cpu")

@@ -155,7 +155,7 @@ def test_an_unknown_padding_is_refused(own: FrozenSD) -> None:
 def test_reflection_needs_two_tokens_everywhere(own: FrozenSD, periodic: Tensor) -> None:
     with (
         own.padded("reflect"),
-        pytest.raises(InputError, match="at least 16 latent cells a side for padding=reflect, but got 8×8"),
+        pytest.raises(InputError, match="at least 16 latent cells per side for padding=reflect, but got 8×8"),
     ):
         own.activations(periodic[:, :, :64, :64], "mid")
 

@@ -56,7 +56,7 @@ def labels(images: FolderImages, tmp_path: Path) -> Callable[..., Labels]:
 
 def test_a_csv_names_images_by_id_or_index(labels: Callable[..., Labels]) -> None:
     found = labels(HEADER + "p002.png,0,7\n2,3,4\n0,7,0\np002.png,0,7\n")
-    assert found.places == {2: {(0, 7), (3, 4)}, 0: {(7, 0)}}
+    assert found.tokens == {2: {(0, 7), (3, 4)}, 0: {(7, 0)}}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_csv_names_images_by_id_or_index(labels: Callable[..., Labels]) -> Non
     ],
 )
 def test_a_csv_may_be_written_in_many_ways(labels: Callable[..., Labels], content: str) -> None:
-    assert labels(content).places == {1: {(2, 5)}}
+    assert labels(content).tokens == {1: {(2, 5)}}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_wrong_csv_is_refused_with_what_to_mend(labels: Callable[..., Labels],
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
 def test_a_published_row_is_an_image_a_column_and_a_row_of_a_patch(labels: Callable[..., Labels], dtype: type) -> None:
     found = labels(np.array([[3, 5, 0], [0, 6, 7]], dtype=dtype))
-    assert found.places == {3: {(0, 4), (0, 5), (1, 4), (1, 5)}, 0: {(6, 6), (6, 7), (7, 6), (7, 7)}}, "column before row"
+    assert found.tokens == {3: {(0, 4), (0, 5), (1, 4), (1, 5)}, 0: {(6, 6), (6, 7), (7, 6), (7, 7)}}, "column before row"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_grid_that_the_images_do_not_have_is_refused(labels: Callable[..., Lab
 def test_a_file_is_found_from_the_home_folder(images: FolderImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "labels.csv").write_text(HEADER + "1,2,5\n")
-    assert Labels("~/labels.csv", SIDE, images).places == {1: {(2, 5)}}
+    assert Labels("~/labels.csv", SIDE, images).tokens == {1: {(2, 5)}}
     for path in ("~/others.csv", str(tmp_path)):
         with pytest.raises(InputError, match=f"labels in {path}, but there is no such file. Check datamodule.labels"):
             Labels(path, SIDE, images)

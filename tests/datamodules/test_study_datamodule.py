@@ -131,11 +131,11 @@ def test_every_image_costs_one_pass_and_one_per_crop(
     data, before = make(**options), sd.passes["unet"]
     with counted(sd) as sizes:
         recorder = run(data, closed_form, max_epochs=epochs)
-    used = len(data.everyone)
+    used = len(data.all_images)
     assert used == (COUNT if data.split["fit"] == [] else COUNT - len(data.split["fit"])) > 5
     assert sum(sizes) == (1 + len(CROPS)) * used
     assert sd.passes["unet"] - before == (1 + len(CROPS)) * used
-    assert Counter(seen(recorder.observed)) == Counter(data.everyone)
+    assert Counter(seen(recorder.observed)) == Counter(data.all_images)
     assert recorder.loaders[WHOLE] == [], "nobody is left"
 
 
@@ -146,9 +146,9 @@ def test_images_that_pass_again_in_later_epochs_are_observed_once(
     data = make(activation_budget=0.0, splits=splits, mixing_images=3)
     with counted(sd) as sizes:
         recorder = run(data, max_epochs=3)
-    trained, rest = len(data.split["train"]), len(data.split["test"]) + len(data.everyone) * len(CROPS)
+    trained, rest = len(data.split["train"]), len(data.split["test"]) + len(data.all_images) * len(CROPS)
     assert sum(sizes) == 3 * (trained + len(data.split["val"])) + rest, "recomputed in every epoch"
-    assert Counter(seen(recorder.observed)) == Counter(data.everyone)
+    assert Counter(seen(recorder.observed)) == Counter(data.all_images)
     assert recorder.loaders[WHOLE] == []
 
 
@@ -231,10 +231,10 @@ def test_every_crop_lacks_one_token_of_the_layers_it_brings(make: Callable[..., 
         batches = recorder.loaders[number]
         [layer] = batches[0].grids
         assert layer == {8: "conv_in", 16: "down_0"}[margin]
-        assert seen(batches) == data.everyone
+        assert seen(batches) == data.all_images
         last = 128 - margin
-        pixels = torch.stack([data.images[i]["image"][:, margin:last, margin:last] for i in data.everyone])
-        ids = [data.images.name(i) for i in data.everyone]
+        pixels = torch.stack([data.images[i]["image"][:, margin:last, margin:last] for i in data.all_images])
+        ids = [data.images.name(i) for i in data.all_images]
         assert_close(together(batches), sd.activations(pixels, (layer,), timestep=50, seed=2, ids=ids))
         assert batches[0].grids[layer].shape[2] == data.shapes[layer][1] - 2
 
@@ -274,7 +274,7 @@ def test_running_out_of_memory_loses_no_image(make: Callable[..., StudyDataModul
     finally:
         handle.remove()
     once_each(recorder)
-    assert [seen(recorder.loaders[number]) for number in CROPS] == [data.everyone] * 2
+    assert [seen(recorder.loaders[number]) for number in CROPS] == [data.all_images] * 2
 
 
 def test_too_few_images_for_intervals_are_told(make: Callable[..., StudyDataModule], caplog: pytest.LogCaptureFixture) -> None:

@@ -14,8 +14,8 @@ def test_the_best_state_comes_back() -> None:
     head = LayerHead(3, 4, 2, "key")
     for value, losses in ((1.0, [5.0, 5.0]), (2.0, [4.0, 6.0]), (3.0, [4.5, 4.0])):
         set_to(head, value)
-        head.judge(torch.tensor(losses), torch.zeros(len(head.bias)), patience=5, min_steps=0)
-    head.select()
+        head.update_best(torch.tensor(losses), torch.zeros(len(head.bias)), patience=5, min_steps=0)
+    head.restore_best()
     assert head.weight[0].unique().tolist() == [2.0]
     assert head.weight[1].unique().tolist() == [3.0]
 
@@ -24,9 +24,9 @@ def test_a_finished_variant_ignores_later_luck() -> None:
     head = LayerHead(3, 4, 1, "key")
     for value, loss in ((1.0, 5.0), (2.0, 6.0), (3.0, 6.0), (4.0, 1.0)):
         set_to(head, value)
-        head.judge(torch.tensor([loss]), torch.zeros(len(head.bias)), patience=2, min_steps=0)
+        head.update_best(torch.tensor([loss]), torch.zeros(len(head.bias)), patience=2, min_steps=0)
     assert head.finished(patience=2, min_steps=0)
-    head.select()
+    head.restore_best()
     assert head.bias.unique().tolist() == [1.0]
 
 
@@ -34,24 +34,24 @@ def test_nothing_stops_before_it_may() -> None:
     head = LayerHead(3, 4, 1, "key")
     for value, loss in ((1.0, 5.0), (2.0, 6.0), (3.0, 6.0), (4.0, 1.0)):
         set_to(head, value)
-        head.judge(torch.tensor([loss]), torch.zeros(len(head.bias)), patience=2, min_steps=1)
-    head.select()
+        head.update_best(torch.tensor([loss]), torch.zeros(len(head.bias)), patience=2, min_steps=1)
+    head.restore_best()
     assert head.bias.unique().tolist() == [4.0]
 
 
 def test_a_head_that_was_never_judged_stays_as_trained() -> None:
     head = LayerHead(3, 4, 1, "key")
     set_to(head, 7.0)
-    head.select()
+    head.restore_best()
     assert head.weight.unique().tolist() == [7.0]
 
 
 def test_the_best_state_travels_in_the_checkpoint() -> None:
     head, other = LayerHead(3, 4, 1, "key"), LayerHead(3, 4, 1, "other")
-    head.judge(torch.tensor([1.0]), torch.zeros(len(head.bias)), patience=2, min_steps=0)
+    head.update_best(torch.tensor([1.0]), torch.zeros(len(head.bias)), patience=2, min_steps=0)
     other.load_state_dict(head.state_dict())
     set_to(other, 9.0)
-    other.select()
+    other.restore_best()
     assert torch.equal(other.weight, head.weight)
 
 

@@ -279,7 +279,7 @@ def test_intervals_need_two_images_per_fold(case: Case) -> None:
 @over({**FOLD_METRICS, "LinearCKA": ALL["LinearCKA"]})
 def test_an_image_too_many_is_refused(case: Case) -> None:
     metric = measured(case, images=3)
-    with pytest.raises(InputError, match="but got 3 and at least 4 came"):
+    with pytest.raises(InputError, match="but got 3, and at least 4 arrived"):
         case.feed(metric, torch.tensor([3]), DATA)
 
 

@@ -75,7 +75,7 @@ def test_corners_without_pairs_have_no_value_and_one_image_too_many_is_refused()
     assert estimate(measured(torch.zeros(3, 2, SIDE, SIDE)))[0].isnan()
     assert estimate(measured(randn(1, 2, SIDE, SIDE)))[0].isnan()
     metric = measured(randn(3, 2, SIDE, SIDE))
-    with pytest.raises(InputError, match="but got 3 and at least 4 came"):
+    with pytest.raises(InputError, match="but got 3, and at least 4 arrived"):
         metric.update(layer_of(randn(1, 2, SIDE, SIDE)), "inner")
 
 

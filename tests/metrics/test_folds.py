@@ -42,7 +42,7 @@ def test_images_out_of_order_belong_to_the_fold_of_their_number() -> None:
 
 
 def test_an_image_too_many_is_refused() -> None:
-    with pytest.raises(InputError, match="but got 40 and at least 41 came"):
+    with pytest.raises(InputError, match="but got 40, and at least 41 arrived"):
         folds_of(39, 2, images=40)
 
 

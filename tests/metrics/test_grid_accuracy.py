@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from sdprobe.metrics.grid_accuracy import KINDS, GridAccuracy, chance, hits
+from sdprobe.metrics.grid_accuracy import KINDS, GridAccuracy, chance, correct
 
 GROUPS = ("corner", "high_norm")
 Tokens = tuple[Tensor, Tensor, dict[str, Tensor], Tensor]
@@ -91,7 +91,7 @@ def test_a_right_and_a_wrong_predictor_score_one_and_zero_and_are_not_certain() 
 @settings(deadline=None, max_examples=50)
 def test_binning_only_helps_and_changes_nothing_up_to_eight(height: int, width: int) -> None:
     predicted, target, *_ = tokens_of(80, height, width, 1, seed=height)
-    axis, cell, binned = hits(predicted, target, height, width).unbind(1)
+    axis, cell, binned = correct(predicted, target, height, width).unbind(1)
     assert (binned >= axis).all()
     assert (cell <= axis).all()
     if max(height, width) <= 8:
@@ -105,7 +105,7 @@ def test_chance_is_what_random_guesses_get(height: int, width: int) -> None:
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     target = torch.stack([rows.flatten(), cols.flatten()], dim=1).repeat(repeats, 1)  # whole grids
     guess = (torch.rand(len(target), 2, generator=generator) * torch.tensor([height, width])).long()
-    right = hits(guess, target, height, width)
+    right = correct(guess, target, height, width)
     expected = chance(height, width)
     assert list(expected) == list(KINDS)
     for k, (kind, level) in enumerate(expected.items()):

@@ -166,7 +166,7 @@ def places_of(images: int) -> tuple[Tensor, Tensor]:
     """The places that a metric keeps of so many images."""
     metric = LinearCKA({"mid": (1, 8, 8)}, images=images)
     metric.seen += images
-    return metric.places()
+    return metric.cells_of_rows()
 
 
 def any_two(make: Rows, image: Tensor, cell: Tensor, pairs: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -285,7 +285,7 @@ def test_the_draw_of_cells_is_no_fixed_cell() -> None:
 def test_places_are_what_the_rows_were_read_at() -> None:
     code = 100 * torch.arange(30).double().view(-1, 1, 1, 1) + torch.arange(64).double().view(1, 1, 8, 8)
     metric = metric_of({"mid": code}, parts=4, rows=200)
-    image, cell = metric.places()
+    image, cell = metric.cells_of_rows()
     assert torch.equal(100 * image + cell, metric.rows("mid")[:, 0].long())
 
 
@@ -294,7 +294,7 @@ def test_the_matrices_leave_out_pairs_that_share_a_token_of_either_layer() -> No
     metric = metric_of(grids)
     tables = metric.compute()
     torch.testing.assert_close(tables["cka"].diagonal(), torch.ones(3, dtype=torch.float64))
-    image, cell = metric.places()
+    image, cell = metric.cells_of_rows()
     for i, (layer, (_, *first)) in enumerate(LAYERS.items()):
         for j, (other, (_, *second)) in enumerate(LAYERS.items()):
             pairs = unrelated(image, cell, sharing(*first) | sharing(*second))

@@ -17,10 +17,10 @@ from sdprobe.metrics.match_costs import (
     SWAPS,
     attraction,
     copies,
-    groups,
+    group_strata,
+    location_strata,
     masked_cells,
     near_source,
-    places,
 )
 from sdprobe.metrics.matches import Matches, offset_table
 from sdprobe.tokens.batch import Keypoints
@@ -235,7 +235,7 @@ def test_a_blind_guess_has_no_excess_however_near_source_and_target_are(
 @settings(max_examples=40)
 def test_displacements_and_edges_each_hold_every_keypoint_once(n: int, spread: float, seed: int) -> None:
     points = table(n, seed=seed, scale=(0.7, 1.9), spread=spread)
-    strata = dict(places(points))
+    strata = dict(location_strata(points))
     assert strata["all"].all()
     for kind, names in (("displacement", DISPLACEMENTS), ("edge", EDGES)):
         assert (sum(strata[f"{kind}_{name}"].int() for name in names) == 1).all()
@@ -304,7 +304,7 @@ def test_matches_at_random_are_not_attracted_and_matches_that_are_drawn_in_are()
 
 def test_corner_border_and_interior_hold_every_match_once() -> None:
     matches, masks = matched(50)
-    strata = dict(groups(matches.compute(), 0))
+    strata = dict(group_strata(matches.compute(), 0))
     for end in ("target", "predicted"):
         assert (sum(strata[f"{end}_{group}"].int() for group in ("corner", "border", "interior")) == 1).all()
     for i, cell in enumerate(matches.compute()["cell"][0].tolist()):
@@ -315,7 +315,7 @@ def test_corner_border_and_interior_hold_every_match_once() -> None:
 def test_columns_and_masked_cells_are_what_was_matched() -> None:
     matches, _ = matched(30, ("test", "zero_shot"))
     state, columns = matches.compute(), matches.columns()
-    for w, way in enumerate(matches.ways):
+    for w, way in enumerate(matches.conditions):
         assert columns[f"{way}/cell"].tolist() == state["cell"][w].tolist()
         for g, group in enumerate(MASKED):
             for name, random in (("without", False), ("without_random", True)):
@@ -325,7 +325,7 @@ def test_columns_and_masked_cells_are_what_was_matched() -> None:
 
 def test_keypoints_that_were_never_matched_are_in_no_group() -> None:
     empty = Matches(SIDE, (WAY,), rows=7)
-    strata = dict(groups({name: getattr(empty, name) for name in ("source_in", "target_in", "landed_in")}, 0))
+    strata = dict(group_strata({name: getattr(empty, name) for name in ("source_in", "target_in", "landed_in")}, 0))
     assert not any(members.any() for members in strata.values())
     assert not any(column.any() for name, column in empty.columns().items() if "_in_" in name)
 
@@ -354,7 +354,7 @@ def test_harm_is_the_share_of_keypoints_that_an_attractor_takes(share: float) ->
     random = dict.fromkeys(MASKED, found)
     matches.update(torch.arange(n), {WAY: found}, {WAY: without}, {WAY: random}, true, inside, masks, equal(masks))
     values = Correspondence(points).costs(matches, WAY)
-    reference = Correspondence(points).hits(matches, WAY).double().mean().item()
+    reference = Correspondence(points).correct(matches, WAY).double().mean().item()
     for g, group in enumerate(GROUPS):
         assert torch.equal(matches.compute()["target_in"][g] > 0, inside[group]), "where the truth is, not the match"
     assert values[f"{MAIN}/all"] == pytest.approx(reference)
@@ -415,7 +415,7 @@ def test_without_any_anomaly_masking_costs_nothing() -> None:
             assert values[f"{name}/{group}/n"] > 1000
     state = matches.compute()
     for random in (False, True):
-        cell = matches.place(masked_cells(state, 0, "border", random))
+        cell = matches.positions(masked_cells(state, 0, "border", random))
         missed_by = (cell * torch.tensor([SIDE, 1])).sum(1) != state["cell"][0]
         assert missed_by.double().mean() > 0.1, "the control: were every keypoint to count, either mask would seem to cost"
 
@@ -424,7 +424,7 @@ def test_a_group_that_takes_matches_is_blamed_and_as_many_random_tokens_are_not(
     points, matches, taken = masked_world(0.3)
     reported = Correspondence(points)
     values, counted = reported.costs(matches, WAY), matches.compute()["comparable"][MASKED.index("high_norm")] > 0
-    lost = (taken & ~reported.hits(matches, WAY))[counted].double().mean().item()
+    lost = (taken & ~reported.correct(matches, WAY))[counted].double().mean().item()
     assert lost > 0.2
     assert values["harm/high_norm"] == pytest.approx(lost)
     assert values["harm/high_norm/ci_low"] > 0.15
@@ -465,8 +465,8 @@ def test_copies_are_reported_where_they_count() -> None:
     matches, _ = matched(n)
     matches.cell[0, ::2] = (tokens_at(points.source_input, SIZE / SIDE, SIDE, SIDE) @ torch.tensor([SIDE, 1]))[::2].int()
     reported = Correspondence(points, seed=4)
-    values, wrong = reported.costs(matches, WAY), ~reported.hits(matches, WAY)
-    predicted = centres(matches.place(matches.cell[0]), SIZE / SIDE).double()
+    values, wrong = reported.costs(matches, WAY), ~reported.correct(matches, WAY)
+    predicted = centres(matches.positions(matches.cell[0]), SIZE / SIDE).double()
     own, expected, counted = (double(loop) for loop in reference_copies(points, predicted, drawn_swaps(wrong, 4), 0.1))
     assert 0 < counted.sum() < wrong.sum()
     for name, column in (("share", own), ("share_expected", expected), ("excess", own - expected)):
@@ -489,23 +489,23 @@ def test_without_copies_that_count_none_are_reported() -> None:
 def test_hits_are_of_keypoints_that_were_all_matched() -> None:
     points, (matches, _) = table(50), matched(50)
     reported = Correspondence(points)
-    assert reported.hits(matches, WAY).shape == (50,)
+    assert reported.correct(matches, WAY).shape == (50,)
     matches.cell[0, [3, 40]] = -1
-    for report in (reported.hits, reported.costs, reported.verdicts):
+    for report in (reported.correct, reported.costs, reported.verdicts):
         with pytest.raises(InputError, match=r"2 of 50 were not.*limit_test_batches"):
             report(matches, WAY)
     matches.reset()
     with pytest.raises(InputError, match="50 of 50"), pytest.warns(UserWarning, match="before the ``update``"):
-        reported.hits(matches, WAY)
+        reported.correct(matches, WAY)
 
 
 def test_a_way_that_was_not_matched_is_missed_only_where_it_is_asked_for() -> None:
     matches, _ = matched(20, ("test", "zero_shot"))
     matches.cell[1, 7] = -1
     reported = Correspondence(table(20))
-    assert reported.hits(matches, "test").shape == (20,)
+    assert reported.correct(matches, "test").shape == (20,)
     with pytest.raises(InputError, match="1 of 20"):
-        reported.hits(matches, "zero_shot")
+        reported.correct(matches, "zero_shot")
 
 
 # --- offsets ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sdprobe.metrics.pck import (
     input_distances,
     pixel_distances,
     point_distances,
-    random_hits,
+    random_correct,
 )
 from sdprobe.tokens.batch import Keypoints
 from sdprobe.tokens.geometry import tokens_at
@@ -175,7 +175,7 @@ def test_a_protocol_agrees_with_a_loop_over_keypoints(protocol: str, resize: str
     cell = aimed(points, side, seed=1)
     for alpha in ALPHAS:
         expected = reference(protocol, points, resize, cell, side, alpha)
-        assert distances(protocol, points, cell, side).hits(alpha).tolist() == expected
+        assert distances(protocol, points, cell, side).correct(alpha).tolist() == expected
     informative(expected)
 
 
@@ -197,7 +197,9 @@ def test_a_refined_protocol_counts_a_point_as_its_namesake_counts_a_centre(proto
     cell = aimed(points, 60, seed=12)
     found = input_distances(f"{protocol}_refined", points, (cell.flip(1) + 0.5).double() * 16)
     plain = distances(protocol, points, cell, 60)
-    assert torch.equal(found.error, plain.error) and torch.equal(found.reach, plain.reach) and found.strict == plain.strict
+    assert (
+        torch.equal(found.error, plain.error) and torch.equal(found.reference, plain.reference) and found.strict == plain.strict
+    )
     points = table([(300, 300), (960, 960)] * 9, "pad", 960)  # placed alike in every frame
     moved = input_distances(f"{protocol}_refined", points, points.target_input)
     assert moved.error.max() < 1e-9, "the true point itself, between tokens"
@@ -215,7 +217,7 @@ def test_dift_compares_whole_pixels_of_the_original_with_keypoints_as_written(re
             points.target_point.tolist(), pixel.tolist(), points.target_box.tolist(), strict=True
         ):
             expected.append(math.sqrt((u - x) ** 2 + (v - y) ** 2) / max(y1 - y0, x1 - x0) <= alpha)
-        assert pixel_distances(points, pixel).hits(alpha).tolist() == expected
+        assert pixel_distances(points, pixel).correct(alpha).tolist() == expected
     informative(expected)
 
 
@@ -252,13 +254,13 @@ def test_the_exact_threshold_counts_where_the_protocol_says_at_most(
             found = distances(protocol, points, cell, 60)
             if found.error.item() == pytest.approx(limit, abs=1e-9) and found.error.item() != limit:
                 continue  # 0.6 and 0.8 are not exact in binary
-            assert found.hits(alpha).item() is expected
+            assert found.correct(alpha).item() is expected
 
 
 def test_the_exact_threshold_counts_for_dift() -> None:
     points = single((100, 50), (0, 0, 20, 100))
     for pixel, expected in (((110, 50), True), ((106, 58), True), ((92, 44), True), ((111, 50), False), ((108, 57), False)):
-        assert pixel_distances(points, torch.tensor([pixel])).hits(0.10).item() is expected
+        assert pixel_distances(points, torch.tensor([pixel])).correct(0.10).item() is expected
 
 
 def test_the_thesis_cuts_its_box_to_whole_pixels_before_it_measures_it() -> None:
@@ -266,21 +268,21 @@ def test_the_thesis_cuts_its_box_to_whole_pixels_before_it_measures_it() -> None
     point = (14 * 30 + 7 + 10.05, 14 * 20 + 7.0)
     for box, reach in (((0, 0, 100.9, 9), 100), ((0.9, 0, 100.9, 9), 100), ((0.9, 0, 101.0, 9), 101), ((-0.9, 0, 100, 9), 100)):
         found = distances("loos_thesis", single(point, box), cell, 60)
-        assert found.reach.item() == reach
-        assert found.hits(0.10).item() is (reach > 100.5)
-        assert distances("ours", single(point, box), cell, 60).reach.item() == pytest.approx(max(box[2] - box[0], 9))
+        assert found.reference.item() == reach
+        assert found.correct(0.10).item() is (reach > 100.5)
+        assert distances("ours", single(point, box), cell, 60).reference.item() == pytest.approx(max(box[2] - box[0], 9))
 
 
 def test_a_squashed_input_does_not_distort_a_box_in_any_frame() -> None:
     points = table([(800, 200)], "squash", 400)  # ½ and 2
     points = Keypoints(**(vars(points) | {"target_box": double([(100, 50, 200, 90)])}))  # 100 × 40 → 50 × 80 of the input
     cell = torch.tensor([[3, 3]])
-    assert distances("loos_thesis", points, cell, 8).reach.item() == 50
-    assert distances("sd_dino", points, cell, 8).reach.item() == pytest.approx(100 * 840 / 800)
-    assert distances("geoaware", points, cell, 8).reach.item() == pytest.approx(100 * 840 / 800)
-    assert distances("ours", points, cell, 8).reach.item() == 100
-    assert distances("ours_img", points, cell, 8).reach.item() == 800
-    assert pixel_distances(points, cell).reach.item() == 100
+    assert distances("loos_thesis", points, cell, 8).reference.item() == 50
+    assert distances("sd_dino", points, cell, 8).reference.item() == pytest.approx(100 * 840 / 800)
+    assert distances("geoaware", points, cell, 8).reference.item() == pytest.approx(100 * 840 / 800)
+    assert distances("ours", points, cell, 8).reference.item() == 100
+    assert distances("ours_img", points, cell, 8).reference.item() == 800
+    assert pixel_distances(points, cell).reference.item() == 100
 
 
 @given(st.sampled_from(RESIZES), st.sampled_from([(512, 32), (512, 8), (960, 60)]), st.integers(0, 10**6))
@@ -304,8 +306,8 @@ def test_a_match_with_the_true_token_errs_by_half_a_cell_at_most(resize: str, gr
 def test_a_box_without_width_is_reached_by_nothing_but_never_by_a_nan(protocol: str) -> None:
     points = single((100, 50), (40, 40, 40, 40))
     found = distances(protocol, points, torch.tensor([[3, 20]]), 60)
-    assert found.error.isfinite().all() and found.reach.isfinite().all()
-    assert found.hits(0.10).item() is (protocol == "ours_img" and found.error.item() <= 84)
+    assert found.error.isfinite().all() and found.reference.isfinite().all()
+    assert found.correct(0.10).item() is (protocol == "ours_img" and found.error.item() <= 84)
 
 
 def test_averages_are_the_published_ones() -> None:
@@ -336,7 +338,7 @@ def test_a_protocol_that_reads_pixels_or_does_not_exist_is_refused() -> None:
 def test_chance_is_how_often_uniform_points_of_the_picture_hit(image: bool, alpha: float) -> None:
     points = table(random_pictures(60, seed=7), "pad", 512, seed=7)
     draws, generator = 20_000, np.random.default_rng(8)
-    expected = random_hits(points, alpha, image)
+    expected = random_correct(points, alpha, image)
     found = []
     for (x, y), (width, height), (x0, y0, x1, y1) in zip(
         points.target_point.tolist(), points.target_size.tolist(), points.target_box.tolist(), strict=True
@@ -353,7 +355,7 @@ def test_chance_of_circles_smaller_than_the_points_spacing_is_right_on_average()
     points = table([(480, 480)] * n, "pad", 512, seed=9)
     inside = 20 + points.target_point * 440 / 480  # no circle leaves the picture, and 440 is 44 spacings
     points = Keypoints(**(vars(points) | {"target_point": inside, "target_box": double([(0, 0, 40, 10)] * n)}))
-    share = random_hits(points, 0.10)  # 4 pixels of 10 between points
+    share = random_correct(points, 0.10)  # 4 pixels of 10 between points
     area = math.pi * 4**2 / 480**2
     assert share.max().item() <= 1 / 48**2
     assert abs(share.mean().item() - area) < 4 * share.std().item() / math.sqrt(n)
@@ -361,7 +363,7 @@ def test_chance_of_circles_smaller_than_the_points_spacing_is_right_on_average()
 
 def test_chance_does_not_depend_on_how_keypoints_are_cut_into_parts() -> None:
     points = table(random_pictures(1500, seed=10), "pad", 512, seed=10)
-    whole = random_hits(points, 0.10)
-    parts = torch.cat([random_hits(points.select(rows), 0.10) for rows in torch.arange(1500).split(500)])
+    whole = random_correct(points, 0.10)
+    parts = torch.cat([random_correct(points.select(rows), 0.10) for rows in torch.arange(1500).split(500)])
     assert torch.equal(whole, parts)
     assert ((whole >= 0) & (whole <= 1)).all()

@@ -175,7 +175,7 @@ def test_too_few_images_are_refused() -> None:
 def test_a_stream_of_another_length_is_refused() -> None:
     metric = PositionVariance(2, 4, 4, images=60)
     metric.update(LayerTokens.of(randn(50, 2, 4, 4), {}))
-    with pytest.raises(InputError, match="but got 60 and 50 came"):
+    with pytest.raises(InputError, match="but got 60, and 50 arrived"):
         metric.compute()
-    with pytest.raises(InputError, match="but got 60 and at least 61 came"):
+    with pytest.raises(InputError, match="but got 60, and at least 61 arrived"):
         metric.update(LayerTokens.of(randn(11, 2, 4, 4), {}))

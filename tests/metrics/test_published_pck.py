@@ -176,7 +176,7 @@ def test_verdicts_are_those_of_the_papers_at_every_alpha(tmp_path: Path, make: M
         shares = []
         for alpha in ALPHAS:
             expected = [verdict(protocol, truth, rc, alpha, image) for truth, rc in zip(known, cell.tolist(), strict=True)]
-            assert found.hits(alpha).tolist() == expected, (protocol, alpha)
+            assert found.correct(alpha).tolist() == expected, (protocol, alpha)
             shares.append(np.mean(expected))
         assert shares == sorted(shares) and 0.2 < shares[1] < shares[3] < 1, "the control: both answers occur"
 
@@ -190,13 +190,13 @@ def test_refined_points_and_whole_pixels_are_counted_by_the_papers_rules(
     original = (refined - points.target_offset) / points.target_scale
     pixel = original.floor().long()
     for alpha in ALPHAS:
-        found = input_distances("geoaware_refined", points, refined).hits(alpha).tolist()
+        found = input_distances("geoaware_refined", points, refined).correct(alpha).tolist()
         scaled = (refined * 840 / 960).tolist()
         assert found == [annotated(truth, *uv, alpha, image) for truth, uv in zip(known, scaled, strict=True)]
         dift = []
         for truth, (u, v) in zip(known, pixel.tolist(), strict=True):
             dift.append(math.sqrt((u - truth.x) ** 2 + (v - truth.y) ** 2) / box_side(truth) <= alpha)
-        assert pixel_distances(points, pixel).hits(alpha).tolist() == dift
+        assert pixel_distances(points, pixel).correct(alpha).tolist() == dift
 
 
 @DATASETS
@@ -206,10 +206,10 @@ def test_only_pf_pascal_is_counted_by_the_image(tmp_path: Path, make: Make, trut
     assert (points.image_reach, images.image_reach) == (image, image)
     assert images.box == ("keypoints" if make is willow else "object")
     for protocol in ("sd_dino", "geoaware"):
-        reach = input_distances(protocol, points, points.target_input).reach
+        reach = input_distances(protocol, points, points.target_input).reference
         assert (reach == 840).all().item() is image
     other: Any = vars(points) | {"image_reach": not image}
-    hits = [input_distances("sd_dino", some, near_truth(points)).hits(0.10) for some in (points, Keypoints(**other))]
+    hits = [input_distances("sd_dino", some, near_truth(points)).correct(0.10) for some in (points, Keypoints(**other))]
     assert (hits[0] != hits[1]).double().mean() > 0.05, "the control: the wrong length is told from the right one"
 
 

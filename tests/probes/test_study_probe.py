@@ -58,7 +58,7 @@ class Study(lightning.LightningDataModule):
         super().__init__()
         self.whole, self.crops, self.shown, self.batch, self.labels = whole, crops, shown, batch, labels
         self.shapes = {layer: tuple(grid.shape[1:]) for layer, grid in whole.items()}
-        self.everyone = list(range(IMAGES))
+        self.all_images = list(range(IMAGES))
         self.train = range(30)
 
     def grids(self, index: Tensor, source: dict[str, Tensor] | None = None) -> GridBatch:
@@ -217,7 +217,7 @@ def test_an_image_too_many_is_noticed(whole: dict[str, Tensor]) -> None:
     run = study({"up_1": whole["up_1"]})
     index = torch.arange(1)
     batch = GridBatch({"up_1": whole["up_1"][:1]}, {"up_1": token_groups(whole["up_1"][:1])}, index, index)
-    with pytest.raises(InputError, match=f"{IMAGES} and at least {IMAGES + 1} came"):
+    with pytest.raises(InputError, match=f"{IMAGES}, and at least {IMAGES + 1} arrived"):
         run.probe.observe(batch)
 
 

@@ -51,7 +51,7 @@ from sdprobe.utilities.errors import InputError
             ["probe=positon"],
             "probe to be one of content, controls, correspondence, depth, position, statistics, study, but got 'positon'",
         ),
-        (["trainer.devices=2"], "Expected trainer.devices beside trainer=ddp"),
+        (["trainer.devices=2"], "Expected trainer.devices with trainer=ddp"),
         (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
         (["sweep=timestep"], "sweep to be one of layers, models, stages, timesteps, but got 'timestep'"),
         (["block"], "overrides of the form key=value, but got 'block'"),

@@ -246,7 +246,7 @@ def refused(launch: Callable[..., Run], *overrides: str) -> str:
     [
         ("timestep=abc", "Expected timestep to be an integer, but got 'abc'"),
         ("block=midd", "got 'midd'. The nearest name is 'mid'"),
-        ("block=up_7", "got 'up_7', which lies outside it"),
+        ("block=up_7", "got 'up_7', which it does not have"),
         ("timestep=1000", "timestep to be from 0 to 999, but got 1000"),
         ("timestep=-1", "but got -1"),
         ("images.size=100", "images.size to be a positive multiple of 64, but got 100. Use 64 or 128"),
@@ -418,7 +418,7 @@ def test_a_cache_that_cannot_keep_a_twin_costs_no_result(launch, tmp_path: Path,
     run = launch(f"cache_dir={tmp_path / 'cache'}", "probe.solver=closed_form")
     assert run.meta["complete"]
     assert run.value("random_weights", "up_0", "axis_accuracy") is not None
-    assert "cannot be kept" in caplog.text
+    assert "cannot be stored" in caplog.text
 
 
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:

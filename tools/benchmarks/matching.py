@@ -25,24 +25,24 @@ SIZE = 512  # pixels of the network's input
 
 def enlarged_by_keypoint(grids: Tensor, points: Tensor, target: int, pictures: int, side: int) -> Tensor:
     """DIFT's method, pair by pair and keypoint by keypoint; (pictures − 1, k, 2) pixels (x, y)."""
-    found = []
+    pixels = []
     for source in (index for index in range(pictures) if index != target):
         one, other = (interpolate(grids[i][None], (side, side), mode="bilinear")[0] for i in (source, target))
         for x, y in points[source].long().tolist():
             vector = normalize(one[:, y, x], dim=0)
             similarity = normalize(other.flatten(1).T, dim=1) @ vector
             index = int(similarity.argmax())
-            found.append((index % side, index // side))
-    return torch.tensor(found).view(pictures - 1, -1, 2)
+            pixels.append((index % side, index // side))
+    return torch.tensor(pixels).view(pictures - 1, -1, 2)
 
 
 def enlarged_at_once(grids: Tensor, points: Tensor, target: int, pictures: int, side: int) -> Tensor:
     """The same pixels for all keypoints of all pairs with this target."""
     scale = SIZE / side
-    place, stride = Placement((scale, scale), (0.0, 0.0)), SIZE / grids.shape[2]
+    placement, stride = Placement((scale, scale), (0.0, 0.0)), SIZE / grids.shape[2]
     sources = [index for index in range(pictures) if index != target]
     tokens = torch.cat([sampled_at(grids[i], (points[i].floor() + 0.5) * scale, stride) for i in sources])
-    return upsampled_argmax(tokens, grids[target], place, side, side, SIZE).view(pictures - 1, -1, 2)
+    return upsampled_argmax(tokens, grids[target], placement, side, side, SIZE).view(pictures - 1, -1, 2)
 
 
 def tokens_at_once(grids: Tensor, points: Tensor, target: int, pictures: int, side: int) -> Tensor:

@@ -86,12 +86,12 @@ class StandIn(PairDataModule):
 
 def sizes(images: int) -> list[tuple[int, int]]:
     """(images, pairs) of SPair-71k's test categories: the fewest images with so many pairs, until ``images`` are used."""
-    found: list[tuple[int, int]] = []
+    counts: list[tuple[int, int]] = []
     for pairs in TEST_PAIRS.values():
         fewest = next(k for k in range(pairs) if k * (k - 1) >= pairs)
-        taken = min(fewest, images - sum(used for used, _ in found))
-        found.append((taken, min(pairs, taken * (taken - 1))))
-    return [part for part in found if part[1]]
+        taken = min(fewest, images - sum(used for used, _ in counts))
+        counts.append((taken, min(pairs, taken * (taken - 1))))
+    return [count for count in counts if count[1]]
 
 
 def measured(images: int, budget: float) -> dict[str, float]:
@@ -118,8 +118,8 @@ def row(images: int, budget: float) -> dict[str, float]:
     command = [sys.executable, "-m", "tools.benchmarks.pair_memory", "--images", str(images), "--budget", str(budget)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # else glibc's heap keeps and fragments grids
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    found: dict[str, float] = json.loads(out.splitlines()[-1])
-    return found
+    values: dict[str, float] = json.loads(out.splitlines()[-1])
+    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,9 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     console.print("|---|---|---|---|---|---|---|")
     for images, budget in [(FEW, 0.0), *((480, budget) for budget in BUDGETS)]:
-        found = row(images, budget)
-        whole = " | ".join(f"{found[name]:,.0f}" for name in ("images", "pairs", "keypoints"))
-        ends = " | ".join(f"{value:,.0f}" for value in (found["cached"], found["peak"], found["peak"] - found["cached"]))
+        values = row(images, budget)
+        whole = " | ".join(f"{values[name]:,.0f}" for name in ("images", "pairs", "keypoints"))
+        ends = " | ".join(f"{value:,.0f}" for value in (values["cached"], values["peak"], values["peak"] - values["cached"]))
         console.print(f"| {whole} | {budget} | {ends} |")
 
 

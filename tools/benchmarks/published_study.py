@@ -83,7 +83,7 @@ def _position(grids: Float[Tensor, "n c h w"]) -> float:
     """Accuracy over rows and columns of a linear head trained on every token of the first pictures."""
     images, channels, height, width = grids.shape
     tokens = grids.permute(0, 2, 3, 1).flatten(0, 2)
-    where = positions(height, width).repeat(images, 1)
+    position = positions(height, width).repeat(images, 1)
     first = int(images * TRAINING_SHARE) * height * width
     torch.manual_seed(0)
     head = nn.Linear(channels, height + width)
@@ -91,13 +91,15 @@ def _position(grids: Float[Tensor, "n c h w"]) -> float:
     for _ in range(EPOCHS):
         for picked in torch.randperm(first).split(TOKENS):
             rows, columns = head(tokens[picked]).split([height, width], dim=1)
-            loss = nn.functional.cross_entropy(rows, where[picked, 0]) + nn.functional.cross_entropy(columns, where[picked, 1])
+            loss = nn.functional.cross_entropy(rows, position[picked, 0]) + nn.functional.cross_entropy(
+                columns, position[picked, 1]
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
     with torch.no_grad():
         rows, columns = head(tokens[first:]).split([height, width], dim=1)
-        right = torch.stack([rows.argmax(1), columns.argmax(1)], dim=1) == where[first:]
+        right = torch.stack([rows.argmax(1), columns.argmax(1)], dim=1) == position[first:]
     return right.double().mean().item()
 
 

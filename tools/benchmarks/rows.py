@@ -149,11 +149,11 @@ def study(scale: Scale, folder: Path) -> Iterator[Row]:
     theirs = published(rival, pictures.pictures, names, LAYERS_APART)
     norms = max(disagreement(mine["adam"].norms[layer], theirs.norms[layer]) for layer in names)
     corners = max(abs(mine["adam"].corners[layer] - value) for layer, value in theirs.corners.items())
-    for solver, found in mine.items():
-        accuracy = sum(abs(found.accuracy[layer] - theirs.accuracy[layer]) for layer in names) / len(names)
+    for solver, result in mine.items():
+        accuracy = sum(abs(result.accuracy[layer] - theirs.accuracy[layer]) for layer in names) / len(names)
         yield Row(
             f"the study: position ({solver}), token groups and norms over 45 layers",
-            f"{theirs.seconds / found.seconds:.0f} × ({theirs.seconds:.0f} s, {found.seconds:.0f} s)",
+            f"{theirs.seconds / result.seconds:.0f} × ({theirs.seconds:.0f} s, {result.seconds:.0f} s)",
             "≥ 40 ×",
             f"U-Net {NARROW[0]} times narrower, {scale.study_size} px, {len(pictures)} images; norms differ by {norms:.1g}, "
             f"corner similarity by {corners:.1g}, accuracy by {accuracy:.2g} on average; timed once; theirs rebuilt from its "
@@ -187,8 +187,8 @@ def _peak(who: str, count: int, folder: Path) -> float:
     command = [sys.executable, "-m", "tools.benchmarks.peak", who, str(count), str(folder / f"{NARROW}"), str(folder / "peak")]
     # memory of live tensors, not memory that the allocator caches
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    found = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(found.stdout.split()[-1])
+    process = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(process.stdout.split()[-1])
 
 
 def _ratio(work: str, timed: dict[str, Timed], slow: str, fast: str, target: int, scale: Scale, how: str) -> Row:

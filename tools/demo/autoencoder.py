@@ -120,9 +120,9 @@ def train(config: DictConfig, seed: int, work: Path, fabric: Fabric, save_every:
     optimiser = torch.optim.AdamW(vae.parameters(), config.rate, weight_decay=0.0)
     state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": 0}
     path = work / "autoencoder.pt"
-    found = load_state(path)
-    if found:
-        state = found
+    stored = load_state(path)
+    if stored:
+        state = stored
         vae.load_state_dict(state["vae"])
         optimiser.load_state_dict(state["optimiser"])
     start = int(state["step"])

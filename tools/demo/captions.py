@@ -46,8 +46,8 @@ def caption(composition: Composition, generator: torch.Generator) -> str:
 
 def parts(layer: Layer) -> list[str]:
     """Parts whose material differs from the object's first one, with their colours: "blue wing"."""
-    found = {part.name.split("_")[-1]: part.slot for part in layer.figure.parts if part.slot in (SECOND, THIRD, DETAIL)}
-    return [f"{colour(layer.materials[slot])} {name}" for name, slot in sorted(found.items())]
+    slots = {part.name.split("_")[-1]: part.slot for part in layer.figure.parts if part.slot in (SECOND, THIRD, DETAIL)}
+    return [f"{colour(layer.materials[slot])} {name}" for name, slot in sorted(slots.items())]
 
 
 def colour(material: Material) -> str:

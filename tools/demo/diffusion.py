@@ -153,8 +153,8 @@ class Trainer:
                 assert isinstance(mean, torch.Tensor)
                 total, first = torch.zeros(2), self.step
                 if self.fabric.is_global_zero:
-                    where = {"step": self.step, "stage": self.stage, "samples": self.done}
-                    log_line(self.work / "diffusion.csv", **where, loss=mean[0].item(), parts=mean[1].item())
+                    row = {"step": self.step, "stage": self.stage, "samples": self.done}
+                    log_line(self.work / "diffusion.csv", **row, loss=mean[0].item(), parts=mean[1].item())
             if clock.due():
                 self.save()
         self.stage, self.done = self.stage + 1, 0

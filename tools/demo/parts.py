@@ -25,13 +25,13 @@ from tools.demo.portraits import KINDS, VERSION
 @cache
 def names() -> tuple[str, ...]:
     """``background``, ``occluder``, then ``<category>/<part>`` of every part that 64 objects of each category have."""
-    found = {
+    parts = {
         f"{category}/{part.name}"
         for category in CATEGORIES
         for number in range(64)
         for part in BUILDERS[category](stream(0, number, SHAPE)).parts
     }
-    return "background", "occluder", *sorted(found)
+    return "background", "occluder", *sorted(parts)
 
 
 def part_map(composition: Composition, side: int) -> UInt8[Tensor, "{side} {side}"]:

@@ -115,7 +115,7 @@ def sheet(rows: dict[str, list[Image.Image]], path: Path, side: int = 128) -> No
         page.save(file, "JPEG")
 
 
-def measure(model_folder: Path, folder: Path, each: int) -> dict[str, Any]:
+def measure(model_folder: Path, folder: Path, count: int) -> dict[str, Any]:
     """Draw ``each`` samples of every category, save a sheet, and let a classifier of rendered scenes name them.
 
     Returns:
@@ -125,11 +125,11 @@ def measure(model_folder: Path, folder: Path, each: int) -> dict[str, Any]:
     pipe = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
     rows, right = {}, {}
     for number, category in enumerate(track(CATEGORIES, "drawing samples")):
-        rows[category] = drawn(pipe, category, each, 1000 * number, STEPS, GUIDANCE, SIDE_DRAWN)
+        rows[category] = drawn(pipe, category, count, 1000 * number, STEPS, GUIDANCE, SIDE_DRAWN)
         right[category] = (named(model, shrunk(pixels(rows[category]))) == number).float().mean().item()
     sheet({category: images[:8] for category, images in rows.items()}, folder / "samples.jpg")
     share = sum(right.values()) / len(right)
-    return {"share": share, "each": right, "count": each * len(right), "scenes": scene_accuracy}
+    return {"share": share, "each": right, "count": count * len(right), "scenes": scene_accuracy}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
