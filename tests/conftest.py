@@ -123,8 +123,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """``train.py`` as the main program, in this process: exit code or message, and what it writes to both streams."""
 
     def call(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr("logging.config.dictConfig", lambda settings: None)  # logging stays pytest's
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        quiet = ["hydra.job_logging.root=null", "hydra.hydra_logging.root=null"]  # logging stays pytest's
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *quiet])
         with pytest.raises(SystemExit) as caught:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return caught.value.code, *capsys.readouterr()

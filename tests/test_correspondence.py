@@ -74,7 +74,7 @@ def zero_shot(launch, module_cache: Path) -> Run:
 
 
 def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: Path) -> None:
-    run = launch("images.limit=64", "block=[up_0,up_1]", figures=True)
+    run = launch("images.limit=48", "block=[up_0,up_1]", figures=True)
     for layer in ("up_0", "up_1"):
         for what in ("test", "zero_shot", "shuffled_labels", "random_weights", "random_weights_zero_shot"):
             assert 0 <= run.value(what, layer, MAIN) <= 1, what
@@ -90,7 +90,7 @@ def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: P
     for what in ("same_position", "random_point"):
         assert run.value(what, "baseline", MAIN) is not None
     assert run.meta["pairs"]["test"] == 16
-    assert run.meta["passes"]["unet"] == 64, "every image once"
+    assert run.meta["passes"]["unet"] == 48, "every image once"
     for figure in ("pck_over_layers", "errors_over_offset", "matches"):
         assert f"{figure}.png" in OUTPUT_FILES, "a later run clears it"
         with Image.open(tmp_path / "run" / f"{figure}.png") as picture:
