@@ -5,7 +5,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,29 @@ def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+SHAPES: dict[tuple[Any, ...], dict[str, tuple[int, int, int]]] = {}
+
+
 @pytest.fixture
-def short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least 10 steps an epoch, where users get 100, as tests/datamodules has it."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 10 steps an epoch, where users get 100, as tests/datamodules has it; shapes of a network are found once."""
+    from sdprobe.backbones.unet import FrozenUNet
+
+    found = FrozenUNet.shapes
+
+    def shapes(unet: FrozenUNet, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        key = str(sorted(dict(unet.config).items())), latent, tuple(layers)
+        if key not in SHAPES:
+            SHAPES[key] = found(unet, latent, layers)
+        return dict(SHAPES[key])
+
+    monkeypatch.setattr(FrozenUNet, "shapes", shapes)
     for module in ("activations", "pairs"):
         monkeypatch.setattr(f"datamodules.{module}.STEPS_PER_EPOCH", 10)
 
 
 @pytest.fixture
-def configure(
-    request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path, short_epochs: None
-) -> Callable[..., DictConfig]:
+def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path, quick: None) -> Callable[..., DictConfig]:
     """A configuration as the command line would give it, with the overrides ``SMALL`` of the file that asks."""
 
     def make(*overrides: str, folder: str = "run", small: bool = True) -> DictConfig:
