@@ -1,5 +1,7 @@
 """The table of settings names settings that exist, lets defaults pass, and stops a wrong value before anything is written."""
 
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,13 +76,14 @@ def refusal(section: str, name: str, value: Any) -> str:
     return ""
 
 
-def test_a_wrong_setting_leaves_a_run_folder_as_it_was(command, tmp_path: Path) -> None:
+def test_a_wrong_setting_leaves_a_run_folder_as_it_was(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     for name in ("metrics.json", ".hydra/overrides.yaml"):
         (tmp_path / name).write_text("kept")
-    code, *printed = command("probe.solver=sgd", f"hydra.run.dir={tmp_path}")
-    assert code == "Expected probe.solver to be one of adam, closed_form, but got 'sgd'. Use adam."
-    assert printed == ["", ""], "Python prints it to stderr, and exits with 1"
+    command = [sys.executable, "train.py", "probe.solver=sgd", f"hydra.run.dir={tmp_path}"]
+    answer = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "Expected probe.solver to be one of adam, closed_form, but got 'sgd'. Use adam.\n"
     assert {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {
         "metrics.json": "kept",
         "overrides.yaml": "kept",
