@@ -70,7 +70,9 @@ def quick(shapes_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path, quick: None) -> Callable[..., DictConfig]:
+def configure(
+    request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path, quick: None
+) -> Iterator[Callable[..., DictConfig]]:
     """A configuration as the command line would give it, with the overrides ``SMALL`` of the file that asks."""
 
     def make(*overrides: str, folder: str = "run", small: bool = True) -> DictConfig:
@@ -83,7 +85,8 @@ def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path
         cfg.run_dir = str(tmp_path / folder)
         return cfg
 
-    return make
+    yield make
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
