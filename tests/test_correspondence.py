@@ -178,6 +178,7 @@ def test_the_same_command_gives_the_same_numbers_whatever_the_memory(launch, tra
     assert all(abs(trained.metrics[key] - scarce.metrics[key]) <= 0.02 for key in main)
 
 
+@pytest.mark.slow
 def test_an_exported_tree_gives_about_the_numbers_of_the_scenes_it_shows(launch, tmp_path: Path) -> None:
     export(tmp_path / "tree", images_per_category=8, size=128)
     given = ("probe.head=none", "twins=0", "probe.enlarged=false")
