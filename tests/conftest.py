@@ -1,12 +1,15 @@
 """Shapes and types in signatures are checked while tests run, and nowhere else; how tests run the command in-process."""
 
+import gc
 import os
-from collections.abc import Callable
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
@@ -17,7 +20,7 @@ import tests.typechecker  # noqa: F401  # the hook looks it up by name
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
-torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # the networks are tiny: more threads only wait for each other
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
@@ -29,14 +32,47 @@ PACKAGES = [*(f"sdprobe.{room}" for room in ROOMS), "datamodules", "probes"]
 install_import_hook(PACKAGES, "tests.typechecker.check")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections, each of which would take half a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module")
 def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that the tests of a file share."""
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def shapes_once() -> Iterator[None]:
+    """The shapes that a network gives are found once for each configuration, size and choice of layers."""
+    from sdprobe.backbones.unet import FrozenUNet
+
+    found, known = FrozenUNet.shapes, {}
+
+    def shapes(unet: FrozenUNet, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        key = str(sorted(dict(unet.config).items())), latent, tuple(layers)
+        if key not in known:
+            known[key] = found(unet, latent, layers)
+        return dict(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrozenUNet, "shapes", shapes)
+        yield
+
+
 @pytest.fixture
-def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path) -> Callable[..., DictConfig]:
+def quick(shapes_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 10 steps an epoch, where users get 100, as tests/datamodules has it."""
+    for module in ("activations", "pairs"):
+        monkeypatch.setattr(f"datamodules.{module}.STEPS_PER_EPOCH", 10)
+
+
+@pytest.fixture
+def configure(
+    request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path, quick: None
+) -> Iterator[Callable[..., DictConfig]]:
     """A configuration as the command line would give it, with the overrides ``SMALL`` of the file that asks."""
 
     def make(*overrides: str, folder: str = "run", small: bool = True) -> DictConfig:
@@ -49,18 +85,21 @@ def configure(request: pytest.FixtureRequest, tmp_path: Path, module_cache: Path
         cfg.run_dir = str(tmp_path / folder)
         return cfg
 
-    return make
+    yield make
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
-def launch(configure: Callable[..., DictConfig]) -> Callable[..., Any]:
-    """A run of the command in this process, into ``tmp_path``/run."""
+def launch(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A run of the command in this process, into ``tmp_path``/run; figures are drawn on request."""
     from sdprobe.runs.cli import user_errors
     from sdprobe.runs.run import run
     from sdprobe.tokens.keys import CONDITIONS, Key
 
-    def go(*overrides: str, **options: Any) -> Any:
-        with user_errors():
+    def go(*overrides: str, figures: bool = False, **options: Any) -> Any:
+        with user_errors(), monkeypatch.context() as patch:
+            if not figures:
+                patch.setattr("sdprobe.runs.run.draw", lambda finished, folder: [])
             finished = run(configure(*overrides, **options))
         for text in finished.metrics if finished else ():
             key = Key.parse(text)
@@ -68,3 +107,45 @@ def launch(configure: Callable[..., DictConfig]) -> Callable[..., Any]:
         return finished
 
     return go
+
+
+@pytest.fixture
+def interrupt(launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """What a run into ``tmp_path``/cut leaves that ends by Ctrl-C, where a callback raises it."""
+    from sdprobe.reports.run import Run
+    from sdprobe.runs import run as runner
+
+    def go(callback: Any, *overrides: str) -> Any:
+        build = runner.Measurement
+
+        def measurement(*arguments: Any, **named: Any) -> Any:
+            built = build(*arguments, **named)
+            built.trainer.callbacks.append(callback)
+            return built
+
+        previous = signal.getsignal(signal.SIGINT)
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "Measurement", measurement)
+            with pytest.raises(SystemExit) as caught:
+                launch(*overrides, folder="cut")
+        signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
+        assert caught.value.code == 130
+        part = Run.read(tmp_path / "cut")
+        assert part.meta["complete"] is False and not any(key.startswith("test/") for key in part.metrics)
+        return part
+
+    return go
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """``train.py`` as the main program, in this process: exit code or message, and what it writes to both streams."""
+
+    def call(*arguments: str) -> tuple[Any, str, str]:
+        quiet = ["hydra.job_logging.root=null", "hydra.hydra_logging.root=null"]  # logging stays pytest's
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *quiet])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        return caught.value.code, *capsys.readouterr()
+
+    return call

@@ -2,7 +2,6 @@
 
 import io
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from rich.console import Console
 from sdprobe.reports.content import over_layers
 from sdprobe.reports.dispatch import figures, show
 from sdprobe.reports.run import Run
-from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import OUTPUT_FILES
 
@@ -27,7 +25,9 @@ SMALL = [
 
 
 def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
-    run = launch("block=[latent,mid]", "twins=1", "images.limit=48")  # 10 to test: unequal photographs count for fewer
+    run = launch(
+        "block=[latent,mid]", "twins=1", "images.limit=48", figures=True
+    )  # 10 to test: unequal photographs count for fewer
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     meta = stored.pop("meta")
     assert (run.metrics, run.kind, meta["complete"]) == (stored, "content", True)
@@ -52,25 +52,10 @@ class Interrupt(Callback):
         raise KeyboardInterrupt
 
 
-def test_a_run_interrupted_while_testing_resumes_to_the_same_numbers(launch, configure, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_interrupted_while_testing_resumes_to_the_same_numbers(launch, interrupt) -> None:
     whole = launch(folder="whole")
-    build = runner.Measurement
-
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        measurement = build(*arguments, **named)
-        measurement.trainer.callbacks.append(Interrupt())
-        return measurement
-
-    previous = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(runner, "Measurement", interrupted)
-    with pytest.raises(SystemExit):
-        launch(folder="cut")
-    signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
-    assert not any(key.startswith("test/") for key in Run.read(tmp_path / "cut").metrics)
-    monkeypatch.setattr(runner, "Measurement", build)
-    cfg = configure(folder="cut")
-    cfg.resume = cfg.run_dir
-    assert runner.run(cfg).metrics == whole.metrics
+    part = interrupt(Interrupt())
+    assert launch(f"resume={part.folder}", folder="cut").metrics == whole.metrics
 
 
 def test_a_protocol_without_validation_runs(launch) -> None:

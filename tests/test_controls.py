@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from sdprobe.reports.controls import contrast
 from sdprobe.reports.grouping import control_groups
 from sdprobe.reports.run import Run
 from sdprobe.runs import checks, cli
 from sdprobe.runs.record import config_hash
-from sdprobe.runs.run import run
 from sdprobe.utilities.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -28,25 +26,8 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    folder = tmp_path_factory.mktemp("controls")
-
-    def go(cell: str, *overrides: str) -> Run:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            given = [*SMALL, f"control={cell}", f"cache_dir={folder / 'cache'}", *overrides]
-            cfg = compose("train", overrides=given, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        cfg.run_dir = str(folder / cell)
-        return run(cfg)
-
-    return go
-
-
 def test_without_a_border_an_untrained_network_knows_nothing_and_zero_padding_tells_it(launch: Callable[..., Run]) -> None:
-    periodic, circular = launch("random_periodic"), launch("random_circular")
+    periodic, circular = (launch(f"control=random_{cell}", folder=cell) for cell in ("periodic", "circular"))
     assert circular.meta["padding"] == "circular" and circular.meta["weights"] == periodic.meta["weights"] == "random-1"
     # the deepest grid: a finer one of so few tokens shows the parity that upsampling leaves
     assert circular.value("test", "mid", "binned_accuracy") == pytest.approx(0.5, abs=0.15)
@@ -58,7 +39,7 @@ def test_without_a_border_an_untrained_network_knows_nothing_and_zero_padding_te
 
 
 def test_wrapped_images_take_the_size_and_limit_of_any_other(launch: Callable[..., Run]) -> None:
-    run = launch("flipped", "images.limit=40", "backbone.noise=shared")
+    run = launch("control=flipped", "images.limit=40", "backbone.noise=shared")
     assert run.meta["images"]["test"] == 8 and run.meta["photographs"]["test"] == 2
     assert run.meta["control"] == "flipped" and run.meta["shapes"]["mid"][1:] == [2, 2]
     assert {"rotated/mid/binned_accuracy/all", "other_noise/mid/binned_accuracy/all"} <= run.metrics.keys()

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from tests.datamodules.pair_trees import add_spair
 ROOT = Path(__file__).parent.parent
 MAIN = "pck_ours_point_0.10"
 SMALL = [
-    "probe=correspondence", "block=up_1", "backbone=tiny", "images.size=128", "probe.min_steps=20", "trainer.max_epochs=1",
+    "probe=correspondence", "block=up_1", "backbone=tiny", "images.size=128", "probe.min_steps=10", "trainer.max_epochs=1",
     "logger=none", "device=cpu",
 ]  # fmt: skip
 
@@ -54,8 +55,26 @@ def configure(configure: Callable[..., DictConfig]) -> Callable[..., DictConfig]
     return make
 
 
+TRAINED = ["images.limit=48", "twins=0", "trainer.max_epochs=2", "backbone.precision=fp32"]
+
+
+@pytest.fixture
+def trained(launch, module_cache: Path) -> Run:
+    """A run with a head, made once; read only."""
+    folder = module_cache / "trained"
+    return Run.read(folder) if folder.exists() else launch(*TRAINED, folder=str(folder))
+
+
+@pytest.fixture
+def zero_shot(launch, module_cache: Path) -> Run:
+    """A run without one, made once; read only."""
+    folder = module_cache / "zero_shot"
+    given = ("images.limit=64", "probe.head=none", "twins=0")
+    return Run.read(folder) if folder.exists() else launch(*given, folder=str(folder))
+
+
 def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: Path) -> None:
-    run = launch("images.limit=64", "block=[up_0,up_1]")
+    run = launch("images.limit=48", "block=[up_0,up_1]", figures=True)
     for layer in ("up_0", "up_1"):
         for what in ("test", "zero_shot", "shuffled_labels", "random_weights", "random_weights_zero_shot"):
             assert 0 <= run.value(what, layer, MAIN) <= 1, what
@@ -71,16 +90,16 @@ def test_a_run_leaves_every_way_of_matching_beside_its_nulls(launch, tmp_path: P
     for what in ("same_position", "random_point"):
         assert run.value(what, "baseline", MAIN) is not None
     assert run.meta["pairs"]["test"] == 16
-    assert run.meta["passes"]["unet"] == 64, "every image once"
+    assert run.meta["passes"]["unet"] == 48, "every image once"
     for figure in ("pck_over_layers", "errors_over_offset", "matches"):
         assert f"{figure}.png" in OUTPUT_FILES, "a later run clears it"
         with Image.open(tmp_path / "run" / f"{figure}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5, "a picture, not a blank sheet"
 
 
-def test_predictions_are_kept_and_give_the_reported_number(launch, tmp_path: Path) -> None:
-    run = launch("images.limit=64", "probe.head=none", "twins=0")
-    table = pq.read_table(tmp_path / "run" / "predictions.parquet")
+def test_predictions_are_kept_and_give_the_reported_number(zero_shot: Run) -> None:
+    run = zero_shot
+    table = pq.read_table(run.folder / "predictions.parquet")
     cell = table["up_1/test/cell"].to_numpy()
     stride = 128 / run.meta["shapes"]["up_1"][1]
     side = run.meta["shapes"]["up_1"][2]
@@ -94,9 +113,9 @@ def test_predictions_are_kept_and_give_the_reported_number(launch, tmp_path: Pat
     assert run.meta["train_steps"] == 0, "nothing is fitted"
 
 
-def test_every_protocol_follows_from_the_kept_predictions(launch, tmp_path: Path) -> None:
-    run = launch("images.limit=64", "probe.head=none", "twins=0")
-    table = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+def test_every_protocol_follows_from_the_kept_predictions(zero_shot: Run) -> None:
+    run = zero_shot
+    table = pq.read_table(run.folder / "predictions.parquet").to_pydict()
     columns = {}
     for field in dataclasses.fields(Keypoints):
         parts = [torch.tensor(values) for name, values in table.items() if re.fullmatch(rf"{field.name}(_[xy][01]?)?", name)]
@@ -139,28 +158,27 @@ def test_a_twin_is_measured_again_when_annotations_change(launch, tmp_path: Path
     assert not caplog.text.count("taken from") > 1
 
 
-def test_a_resumed_run_ends_with_the_same_numbers(launch, tmp_path: Path) -> None:
-    whole = launch("images.limit=48", "twins=0", "trainer.max_epochs=2", folder="whole")
-    (tmp_path / "whole" / "metrics.json").unlink()
-    resumed = launch("images.limit=48", "twins=0", "trainer.max_epochs=2", f"resume={tmp_path / 'whole'}", folder="whole")
-    assert resumed.metrics == whole.metrics
+def test_a_resumed_run_ends_with_the_same_numbers(launch, trained: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    assert launch(*TRAINED, f"resume={folder}").metrics == trained.metrics
 
 
-def test_without_a_head_only_test_pictures_are_looked_at(launch) -> None:
-    run = launch("images.limit=64", "probe.head=none", "twins=0")
-    assert run.meta["images"] == {"test": 16}
-    assert run.meta["latents"]["encoded"] + run.meta["latents"]["reused"] == 16
+def test_without_a_head_only_test_pictures_are_looked_at(zero_shot: Run) -> None:
+    assert zero_shot.meta["images"] == {"test": 16}
+    assert zero_shot.meta["latents"]["encoded"] + zero_shot.meta["latents"]["reused"] == 16
 
 
-def test_the_same_command_gives_the_same_numbers_whatever_the_memory(launch) -> None:
-    base = ("images.limit=48", "twins=0", "backbone.precision=fp32")
-    one, again, scarce = (launch(*base, *more, folder=str(i)) for i, more in enumerate([(), (), ("activation_budget=0",)]))
-    assert one.metrics == again.metrics
-    assert one.metrics.keys() == scarce.metrics.keys()
+def test_the_same_command_gives_the_same_numbers_whatever_the_memory(launch, trained: Run) -> None:
+    again, scarce = (launch(*TRAINED, *more, folder=str(i)) for i, more in enumerate([(), ("activation_budget=0",)]))
+    assert trained.metrics == again.metrics
+    assert trained.metrics.keys() == scarce.metrics.keys()
     # the order of target pictures rounds nothing differently, batches of another size may
-    assert all(abs(one.metrics[key] - scarce.metrics[key]) <= 0.02 for key in one.metrics if key.endswith(f"{MAIN}/all"))
+    main = [key for key in scarce.metrics if key.endswith(f"{MAIN}/all")]
+    assert all(abs(trained.metrics[key] - scarce.metrics[key]) <= 0.02 for key in main)
 
 
+@pytest.mark.slow
 def test_an_exported_tree_gives_about_the_numbers_of_the_scenes_it_shows(launch, tmp_path: Path) -> None:
     export(tmp_path / "tree", images_per_category=8, size=128)
     given = ("probe.head=none", "twins=0", "probe.enlarged=false")
@@ -184,8 +202,8 @@ def test_a_tree_made_by_hand_runs(launch, tmp_path: Path) -> None:
     assert 0 <= run.value("test", "up_1", MAIN) <= 1
 
 
-def test_reports_show_an_old_run_again(launch, tmp_path: Path) -> None:
-    run = launch("images.limit=48", "twins=0")
+def test_reports_show_an_old_run_again(trained: Run, tmp_path: Path) -> None:
+    run = trained
     out = io.StringIO()
     show(run, Console(file=out, width=110))
     for text in ("zero-shot", "same position", "displacement near", "harm of corner", "geoaware"):

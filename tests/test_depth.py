@@ -2,7 +2,6 @@
 
 import io
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from rich.console import Console
 from sdprobe.reports.depth import over_grid, over_layers
 from sdprobe.reports.dispatch import draw, figures, rows, show
 from sdprobe.reports.run import Run
-from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import OUTPUT_FILES
 
@@ -27,7 +25,7 @@ SMALL = [
     "backbone=tiny",
     "images.size=128",
     "images.limit=30",
-    "probe.min_steps=100",
+    "probe.min_steps=10",
     "trainer.max_epochs=2",
     "logger=none",
     "device=cpu",
@@ -36,7 +34,7 @@ NULLS = ("constant", "position_only", "shuffled_labels", "random_weights")
 
 
 def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
-    run = launch("block=[mid,up_0]")
+    run = launch("block=[mid,up_0]", figures=True)
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     meta = stored.pop("meta")
     assert (run.metrics, run.kind, meta["complete"]) == (stored, "depth", True)
@@ -75,28 +73,12 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_resumes_to_the_same_numbers(launch, configure, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_resumes_to_the_same_numbers(launch, interrupt, tmp_path: Path) -> None:
     options = ["trainer.max_epochs=4", "twins=0"]
     whole = launch(*options, folder="whole")
-    build = runner.Measurement
-
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        measurement = build(*arguments, **named)
-        measurement.trainer.callbacks.append(Interrupt())
-        return measurement
-
-    previous = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(runner, "Measurement", interrupted)
-    with pytest.raises(SystemExit):
-        launch(*options, folder="cut")
-    signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
-    part = Run.read(tmp_path / "cut")
-    assert part.meta["complete"] is False
+    part = interrupt(Interrupt(), *options)
     assert [path.name for path in draw(part, tmp_path)] == [], "no maps, a single layer"
-    monkeypatch.setattr(runner, "Measurement", build)
-    cfg = configure(*options, folder="cut")
-    cfg.resume = cfg.run_dir
-    assert runner.run(cfg).metrics == whole.metrics
+    assert launch(*options, f"resume={part.folder}", folder="cut").metrics == whole.metrics
 
 
 def test_pairs_of_files_run_with_missing_depth(launch, tmp_path: Path) -> None:

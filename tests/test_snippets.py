@@ -11,21 +11,18 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from PIL import Image
 
 from sdprobe.backbones.__main__ import main as layers
+from sdprobe.reports.run import Run
 from sdprobe.runs import cli
-from sdprobe.runs.run import run
 from sdprobe.utilities.errors import InputError
 from tools.demo.card import TEXT as TEMPLATE
 
@@ -100,6 +97,7 @@ COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS,
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 # run whole or in miniature; help runs nothing, a sweep takes an hour, and SPair-71k is not at hand
 TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair", line.text)]
+MINIATURES = {" ".join(shlex.split(line.text, comments=True)[2:]): line for line in TRAINED}.values()  # each once
 
 
 @pytest.fixture
@@ -257,17 +255,11 @@ def photographs(folder: Path) -> Path:
     return folder / "DIR"
 
 
-@pytest.mark.parametrize("snippet", TRAINED, ids=str)
-def test_train_commands_run_in_miniature(snippet: Snippet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("snippet", MINIATURES, ids=str)
+def test_train_commands_run_in_miniature(snippet: Snippet, launch: Callable[..., Run], tmp_path: Path) -> None:
     overrides = [word.replace("DIR", str(photographs(tmp_path))) for word in shlex.split(snippet.text, comments=True)[2:]]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        smaller = [change for text, changes in SMALLER.items() if text in overrides for change in changes]
-        cfg = compose("train", overrides=[*SMALL, *overrides, *smaller, f"cache_dir={tmp_path}"], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    cfg.run_dir = str(tmp_path / "run")
-    assert run(cfg).meta["complete"]
+    smaller = [change for text, changes in SMALLER.items() if text in overrides for change in changes]
+    assert launch(*overrides, *smaller, figures=True).meta["complete"]
 
 
 def run_as_printed(line: str, folder: Path) -> str:

@@ -311,6 +311,7 @@ def test_the_command_answers_an_unknown_preset_with_one_sentence(capsys: pytest.
     assert printed.err.count("\n") == 1 and "but got 'sd99'" in printed.err
 
 
+@pytest.mark.slow
 def test_the_command_as_users_type_it_prints_no_warning() -> None:
     command = [sys.executable, "-m", "sdprobe.backbones", "tiny"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

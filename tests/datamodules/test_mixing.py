@@ -34,49 +34,31 @@ def of_layer(batches: list[TokenBatch], layer: str) -> list[torch.Tensor]:
 
 
 @given(image_counts, counts_per_layer, block_sizes, batch_sizes)
-@settings(deadline=None)
-def test_every_token_comes_exactly_once(images: int, counts: dict[str, int], block: int, size: int) -> None:
-    batches = list(mixing_buffer(pieces(images, counts), block, size, 0))
-    for layer, count in counts.items():
-        seen = sorted(tuple(token) for tokens in of_layer(batches, layer) for token in tokens.long().tolist())
-        assert seen == [(i, n) for i in range(images) for n in range(count)]
-
-
-@given(image_counts, counts_per_layer, block_sizes, batch_sizes)
-@settings(deadline=None)
-def test_positions_masks_and_photographs_travel_with_their_tokens(
+@settings(deadline=None, max_examples=60)
+def test_every_token_comes_once_with_what_belongs_to_it_in_full_batches_of_known_number(
     images: int, counts: dict[str, int], block: int, size: int
 ) -> None:
-    for batch in mixing_buffer(pieces(images, counts), block, size, 0):
-        assert set(batch.tokens) == set(batch.positions) == set(batch.masks) == set(batch.photo)
-        for layer, tokens in batch.tokens.items():
-            assert torch.equal(batch.positions[layer], tokens.long())
-            assert torch.equal(batch.photo[layer], tokens[:, 0].long() + 100)
-            assert torch.equal(batch.masks[layer]["odd"], tokens[:, 1] % 2 == 1)
-
-
-@given(image_counts, counts_per_layer, block_sizes, batch_sizes)
-@settings(deadline=None)
-def test_batches_are_full_except_the_last_of_a_layer(images: int, counts: dict[str, int], block: int, size: int) -> None:
     batches = list(mixing_buffer(pieces(images, counts), block, size, 0))
-    assert all(batch.tokens for batch in batches), "no step without tokens"
-    for layer, count in counts.items():
-        sizes = [len(tokens) for tokens in of_layer(batches, layer)]
-        assert len(sizes) == -(-images * count // size)
-        assert all(n == size for n in sizes[:-1])
-        assert all(0 < n <= size for n in sizes)
-
-
-@given(image_counts, counts_per_layer, block_sizes, batch_sizes)
-@settings(deadline=None, max_examples=100)
-def test_the_number_of_steps_of_a_pass_is_known_beforehand(images: int, counts: dict[str, int], block: int, size: int) -> None:
     # a Trainer stops after so many steps: one more and its tokens are never trained on
-    steps = len(list(mixing_buffer(pieces(images, counts), block, size, 0)))
-    assert steps == batches_per_pass(images, counts.values(), block, size)
+    assert len(batches) == batches_per_pass(images, counts.values(), block, size)
+    for layer, count in counts.items():
+        tokens = of_layer(batches, layer)
+        seen = sorted(tuple(token) for part in tokens for token in part.long().tolist())
+        assert seen == [(i, n) for i in range(images) for n in range(count)]
+        sizes = [len(part) for part in tokens]
+        assert len(sizes) == -(-images * count // size)
+        assert all(n == size for n in sizes[:-1]) and all(0 < n <= size for n in sizes)
+    for batch in batches:
+        assert batch.tokens, "no step without tokens"
+        assert set(batch.tokens) == set(batch.positions) == set(batch.masks) == set(batch.photo)
+        for layer, part in batch.tokens.items():
+            assert torch.equal(batch.positions[layer], part.long())
+            assert torch.equal(batch.photo[layer], part[:, 0].long() + 100)
+            assert torch.equal(batch.masks[layer]["odd"], part[:, 1] % 2 == 1)
 
 
 @given(image_counts, counts_per_layer, block_sizes, batch_sizes)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_a_layer_gets_the_same_batches_alone_as_with_others(images: int, counts: dict[str, int], block: int, size: int) -> None:
     together = list(mixing_buffer(pieces(images, counts), block, size, 1, "epoch"))
     for layer, count in counts.items():
@@ -87,7 +69,7 @@ def test_a_layer_gets_the_same_batches_alone_as_with_others(images: int, counts:
 
 
 @given(st.integers(1, 20), st.integers(1, 30), block_sizes, batch_sizes)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_it_never_holds_more_than_a_block_and_the_rest(images: int, count: int, block: int, size: int) -> None:
     pulled = 0
 
@@ -139,7 +121,7 @@ def test_batches_mix_the_images_of_a_block() -> None:
 
 
 @given(st.integers(1, 6), counts_per_layer)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 def test_concatenation_keeps_the_order(images: int, counts: dict[str, int]) -> None:
     joined = concatenated(pieces(images, counts))
     for layer, count in counts.items():

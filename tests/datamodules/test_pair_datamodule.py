@@ -44,6 +44,17 @@ def make(sd: FrozenSD, images: ScenePairs, tmp_path_factory: pytest.TempPathFact
     return module
 
 
+@pytest.fixture
+def ten_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.pairs.STEPS_PER_EPOCH", 10)
+
+
+@pytest.fixture(scope="module")
+def plenty(make: Callable[..., PairDataModule]) -> list[MatchBatch]:
+    """What is served where memory is plenty; read only."""
+    return matches(make())
+
+
 def matches(data: PairDataModule) -> list[MatchBatch]:
     loader = data.test_dataloader()
     found = list(loader)
@@ -63,13 +74,15 @@ def same(one: list[MatchBatch], other: list[MatchBatch]) -> bool:
     )
 
 
-def test_every_keypoint_of_every_test_pair_is_served_once_with_its_own_tokens(make, images: ScenePairs, sd: FrozenSD) -> None:
+def test_every_keypoint_of_every_test_pair_is_served_once_with_its_own_tokens(
+    make, plenty: list[MatchBatch], images: ScenePairs, sd: FrozenSD
+) -> None:
     data = make()
     table, pairs = data.keypoints(), images.pairs("test")
     assert len(table) == sum(len(pair.ids) for pair in pairs)
-    rows = torch.cat([batch.row for batch in matches(data)])
+    rows = torch.cat([batch.row for batch in plenty])
     assert rows.sort().values.tolist() == list(range(len(table)))
-    for batch in matches(data)[:3]:
+    for batch in plenty[:3]:
         for i, row in enumerate(batch.row.tolist()):
             pair = pairs[int(table.pair[row])]
             k = row - int((table.pair == table.pair[row]).nonzero()[0])
@@ -85,30 +98,29 @@ def test_every_keypoint_of_every_test_pair_is_served_once_with_its_own_tokens(ma
                 torch.testing.assert_close(batch.sampled[layer][i], enlarged[0, :, y, x], atol=1e-4, rtol=1e-4)
 
 
-def test_each_image_goes_through_the_unet_once_and_again_only_where_memory_is_short(make, sd: FrozenSD) -> None:
+def test_each_image_goes_through_the_unet_once_and_again_only_where_memory_is_short(
+    make, plenty: list[MatchBatch], sd: FrozenSD
+) -> None:
     data = make()
     images = len({i for pair in data.pairs("test") for i in (pair.source, pair.target)})
     targets = len({pair.target for pair in data.pairs("test")})
-    before = sd.passes["unet"]
-    plenty = matches(data)
-    assert sd.passes["unet"] - before == images
-    before = sd.passes["unet"]
-    scarce = matches(make(activation_budget=0))
-    assert sd.passes["unet"] - before == images + targets
-    assert same(plenty, scarce)
+    for budget, passes in ((1.0, images), (0, images + targets)):
+        before = sd.passes["unet"]
+        assert same(plenty, matches(make(activation_budget=budget)))
+        assert sd.passes["unet"] - before == passes
 
 
-def test_batch_size_changes_no_token(make) -> None:
-    assert same(matches(make()), matches(make(batch_size=3)))
+def test_batch_size_changes_no_token(make, plenty: list[MatchBatch]) -> None:
+    assert same(plenty, matches(make(batch_size=3)))
 
 
-def test_training_extracts_every_image_once_and_repeats_itself(make, sd: FrozenSD) -> None:
+def test_training_extracts_every_image_once_and_repeats_itself(make, sd: FrozenSD, ten_steps: None) -> None:
     before = sd.passes["unet"]
     data = make(learns=True)
     images = len({i for split in ("train", "val") for p in data.pairs(split) for i in (p.source, p.target)})
     assert sd.passes["unet"] - before == images
     first, again = list(data.train_dataloader()), list(make(learns=True).train_dataloader())
-    assert len(first) == len(data.train_dataloader()) >= 100
+    assert len(first) == len(data.train_dataloader()) >= 10
     assert all(torch.equal(a.source["up_0"], b.source["up_0"]) for a, b in zip(first, again, strict=True))
     assert sd.passes["unet"] - before == 2 * images, "epochs extract nothing"
 
@@ -125,8 +137,8 @@ def test_corresponding_tokens_of_a_step_come_from_corresponding_points(make, ima
     assert len(batch.background["up_0"]) == 16 * len({pair.target for pair in pairs})
 
 
-def test_layers_are_concatenated_as_unit_tokens_on_the_finest_grid(make) -> None:
-    whole, joined = matches(make()), matches(make(concatenate=True))
+def test_layers_are_concatenated_as_unit_tokens_on_the_finest_grid(make, plenty: list[MatchBatch]) -> None:
+    whole, joined = plenty, matches(make(concatenate=True))
     [first, second] = LAYERS
     one, other = whole[0], next(b for b in joined if torch.equal(b.row, whole[0].row))
     coarse = interpolate(normalize(one.target[first], dim=0)[None], one.target[second].shape[1:], mode="bilinear")[0]
@@ -134,13 +146,12 @@ def test_layers_are_concatenated_as_unit_tokens_on_the_finest_grid(make) -> None
     torch.testing.assert_close(other.target[CONCATENATED], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_prompt_may_name_the_category_of_the_pair(make) -> None:
-    plain, named = matches(make()), matches(make(prompt="a photo of a {category}"))
+def test_a_prompt_may_name_the_category_of_the_pair(make, plenty: list[MatchBatch]) -> None:
+    data = make(prompt="a photo of a {category}")
+    named, table, categories = matches(data), data.keypoints(), data.categories
     written = matches(make(prompt="a photo of a quadruped"))
     rows = {int(b.row[0]): b for b in written}
-    assert not same(plain, named)
-    table = make().keypoints()
-    categories = make().categories
+    assert not same(plenty, named)
     for batch in named:
         alike = torch.allclose(batch.target["up_1"], rows[int(batch.row[0])].target["up_1"], atol=1e-5)
         assert alike == (categories[int(table.category[batch.row[0]])] == "quadruped")
@@ -176,9 +187,11 @@ def test_a_picture_of_two_categories_has_the_tokens_of_each_prompt(
     assert torch.equal(found["cat"].source["up_1"], found["dog"].source["up_1"]) == ("{" not in prompt)
 
 
-def test_memory_that_runs_out_in_one_category_is_not_tried_again_in_the_next(make, sd: FrozenSD, images: ScenePairs) -> None:
+def test_memory_that_runs_out_in_one_category_is_not_tried_again_in_the_next(
+    make, plenty: list[MatchBatch], sd: FrozenSD, images: ScenePairs
+) -> None:
     assert len({pair.category for pair in images.pairs("test")}) > 2
-    plenty, tried = matches(make(batch_size=2)), []
+    tried = []
 
     def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         tried.append(len(inputs[0]))

@@ -51,7 +51,7 @@ class PlantedPairs(lightning.LightningDataModule):
         return {}
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[KeypointBatch]":
-        return self._steps("train", 4)
+        return self._steps("train", 1)
 
     def val_dataloader(self) -> "Loader[KeypointBatch] | list[KeypointBatch]":
         return self._steps("val", 1)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +127,7 @@ def test_help_is_what_the_files_say() -> None:
 
 
 def test_ctrl_c_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as before Hydra began, whatever ran before this test
     assert cli.interrupted() == "Interrupted before the run began; nothing was written."
 
 

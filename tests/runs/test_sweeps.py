@@ -349,17 +349,18 @@ def test_failed_jobs_are_named_where_the_table_cannot_be_written(tmp_path: Path,
     assert "IsADirectoryError" in caplog.text and "1 (no overrides): Expected a." in caplog.text
 
 
-def test_a_sweep_from_the_command_line(job, tmp_path: Path) -> None:
+def test_a_sweep_from_the_command_line(job, command, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
     known = {"config_hash": config_hash(job("timestep=10")), "complete": True, "layers": ["up_0"], "model": "tiny"}
     known |= {"weights": "stored", "timestep": 10, "images": {"test": 2}, "probe": "position"}
     known |= {"twins": job().twins, "control": None, "version": VERSION}
     (tmp_path / "0" / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known}))
     options = ["timestep=10,1000,50", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
-    answer = command_line("-m", *SMALL, *options)
-    assert answer.returncode == 1
-    assert answer.stdout.count("is finished already; skipped") == 1
-    assert "1 of 3 jobs have no result" in answer.stdout
-    assert "  1 (" in answer.stdout and "timestep to be from 0 to 999, but got 1000" in answer.stdout
+    code, *_ = command("-m", *SMALL, *options)
+    assert code == 1
+    assert caplog.text.count("is finished already; skipped") == 1
+    assert "1 of 3 jobs have no result" in caplog.text
+    assert "  1 (" in caplog.text and "timestep to be from 0 to 999, but got 1000" in caplog.text
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
     assert Run.read(tmp_path / "2").meta["complete"]
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3

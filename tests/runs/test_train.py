@@ -24,7 +24,6 @@ from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.metrics.intervals import two_way_interval
 from sdprobe.reports.run import Run
-from sdprobe.runs import run as runner
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import VERSION
 from sdprobe.utilities.io import read_arrays
@@ -35,20 +34,25 @@ SMALL = [
     "backbone=tiny",
     "images.size=128",
     "images.limit=30",
-    "probe.min_steps=100",
+    "probe.min_steps=10",
     "trainer.max_epochs=3",
     "logger=none",
     "device=cpu",
 ]
 
 
-def measured(run: Run) -> dict[str, float]:
-    """Numbers of the run without those of random weights."""
-    return {key: value for key, value in run.metrics.items() if not key.startswith("random_weights")}
+PLAIN = ["backbone.precision=fp32", "twins=0"]
+
+
+@pytest.fixture
+def plain(launch, module_cache: Path) -> Run:
+    """A run that others are compared with, made once; read only."""
+    folder = module_cache / "plain"
+    return Run.read(folder) if folder.exists() else launch(*PLAIN, folder=str(folder))
 
 
 def test_a_run_leaves_everything_behind(launch, tmp_path: Path, capsys) -> None:
-    run = launch("block=[mid,up_0]")
+    run = launch("block=[mid,up_0]", figures=True)
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     meta = stored.pop("meta")
     assert run.metrics == stored
@@ -79,24 +83,19 @@ def test_one_unet_pass_per_image_feeds_every_layer(launch) -> None:
     assert run.meta["passes"]["unet"] == 18, "10 train, 2 val, 6 test images, once each"
 
 
-def test_the_same_command_gives_the_same_numbers(launch) -> None:
-    assert launch(folder="a").metrics == launch(folder="b").metrics
-
-
-def test_seeds_matter(launch) -> None:
-    assert measured(launch("twins=0", folder="a")) != measured(launch("seed=1", "twins=0", folder="b"))
+def test_seeds_matter(launch, plain: Run) -> None:
+    assert launch("seed=1", *PLAIN).metrics != plain.metrics
 
 
 @pytest.mark.parametrize("change", ["activation_budget=0", "activation_budget=0.00005", "datamodule.batch_size=3"])
-def test_speed_settings_change_no_number(launch, change: str) -> None:
-    base = ["backbone.precision=fp32", "twins=0"]
-    one, other = measured(launch(*base, folder="a")), measured(launch(*base, change, folder="b"))
+def test_speed_settings_change_no_number(launch, plain: Run, change: str) -> None:
+    one, other = plain.metrics, launch(*PLAIN, change).metrics
     assert one.keys() == other.keys()
     # kernels may round differently for another batch; a token near a tie may then fall to the other side
     assert all(abs(one[key] - other[key]) <= 0.01 for key in one if key.endswith("/all") and "loss" not in key)
 
 
-def test_the_twin_is_measured_once_and_differs(launch, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_numbers_and_measures_its_twin_once(launch, tmp_path: Path) -> None:
     first = launch("seed=5", folder="a")
     shutil.rmtree(tmp_path / "a" / "random_weights_0")
     again = launch("seed=5", folder="b")
@@ -156,44 +155,24 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_resumes_to_the_same_numbers(launch, configure, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_resumes_to_the_same_numbers(launch, interrupt, tmp_path: Path) -> None:
     options = ["trainer.max_epochs=5", "twins=0"]
     whole = launch(*options, folder="whole")
-    build = runner.Measurement
-
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        measurement = build(*arguments, **named)
-        measurement.trainer.callbacks.append(Interrupt())
-        return measurement
-
-    previous = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(runner, "Measurement", interrupted)
-    with pytest.raises(SystemExit):
-        launch(*options, folder="cut")
-    signal.signal(signal.SIGINT, previous)  # Lightning ignores further Ctrl-C while it ends
-    part = Run.read(tmp_path / "cut")
-    assert part.meta["complete"] is False
+    part = interrupt(Interrupt(), *options)
     assert "val/up_0/axis_accuracy/all" in part.metrics
-    assert not any(key.startswith("test/") for key in part.metrics)
-    monkeypatch.setattr(runner, "Measurement", build)
-    cfg = configure(*options, folder="cut")
-    cfg.resume = cfg.run_dir
     file = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["numbers_version"]  # as they were before there were versions
     torch.save(checkpoint, file)
-    resumed = runner.run(cfg)
+    resumed = launch(*options, f"resume={part.folder}", folder="cut")
     assert resumed.metrics == whole.metrics
     assert resumed.meta["train_steps"] == whole.meta["train_steps"]
 
 
-def test_resuming_a_complete_run_does_nothing(launch, configure, tmp_path: Path) -> None:
-    launch("twins=0")
-    written = (tmp_path / "run" / "metrics.json").stat().st_mtime_ns
-    cfg = configure("twins=0")
-    cfg.resume = cfg.run_dir
-    runner.run(cfg)
-    assert (tmp_path / "run" / "metrics.json").stat().st_mtime_ns == written
+def test_resuming_a_complete_run_does_nothing(launch, plain: Run) -> None:
+    written = (plain.folder / "metrics.json").stat().st_mtime_ns
+    launch(*PLAIN, f"resume={plain.folder}", folder=str(plain.folder))
+    assert (plain.folder / "metrics.json").stat().st_mtime_ns == written
 
 
 def test_the_published_protocol_runs_in_miniature(launch) -> None:
@@ -225,7 +204,7 @@ def test_wandb_logs_offline_without_a_key(launch, tmp_path: Path, monkeypatch) -
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    launch("logger=wandb", "twins=0")
+    launch("logger=wandb", "twins=0", figures=True)
     [folder] = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))
     names = {path.name.split("_")[0] for path in (folder / "files" / "media").rglob("*") if path.is_file()}
@@ -349,31 +328,23 @@ def test_a_full_disk_is_one_sentence(launch, monkeypatch) -> None:
     assert "but got 'No space left on device'" in refused(launch, "twins=0")
 
 
-def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, **options
-    )
+def test_the_command_line_exits_with_1_and_one_sentence(command, tmp_path: Path) -> None:
+    code, _, said = command(*SMALL, "block=midd", f"hydra.run.dir={tmp_path}")
+    assert code == 1
+    assert "The nearest name is 'mid'" in said
+    assert "Traceback" not in said
 
 
-def test_the_command_line_exits_with_1_and_one_sentence(tmp_path: Path) -> None:
-    answer = command(*SMALL, "block=midd", f"hydra.run.dir={tmp_path}")
-    assert answer.returncode == 1
-    assert "The nearest name is 'mid'" in answer.stderr
-    assert "Traceback" not in answer.stderr
-
-
-def test_a_misspelt_sweep_ends_before_it_begins(tmp_path: Path) -> None:
-    answer = command(*SMALL, "blok=mid,up_0", "-m", f"hydra.sweep.dir={tmp_path}")
-    assert answer.returncode == 1
-    assert answer.stderr.strip() == "Expected a setting that exists, but got 'blok'. The nearest is 'block'."
-
-
+@pytest.mark.slow
 def test_a_failing_job_of_a_sweep_keeps_to_itself(tmp_path: Path) -> None:
     pipeline = random_pipeline("tiny")
     pipeline.unet.mid_block.resnets[1].conv2.bias.data[0] = torch.nan
     pipeline.save_pretrained(tmp_path / "model")
     local = ["backbone=local", f"backbone.path={tmp_path / 'model'}", "logger=wandb", "twins=0", "trainer.max_epochs=1"]
-    answer = command("-m", *SMALL[1:], "block=up_0,down_2", *local, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    answer = subprocess.run(
+        [sys.executable, "train.py", "-m", *SMALL[1:], "block=up_0,down_2", *local, f"hydra.sweep.dir={tmp_path / 'sweep'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert answer.returncode == 1
     assert "layer up_0 has NaN or Inf" in answer.stdout, "the log, as for every job"
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
@@ -397,7 +368,7 @@ def test_an_earlier_checkpoint_is_not_taken_for_todays(launch) -> None:
     first = launch("twins=0", "trainer.max_epochs=1")
     again = launch("twins=0", "trainer.max_epochs=1", "timestep=900")
     assert again.meta["train_steps"] == first.meta["train_steps"] > 0
-    assert measured(first) != measured(again)
+    assert first.metrics != again.metrics
 
 
 def test_another_architecture_gets_a_twin_of_its_own(launch, tmp_path: Path) -> None:
@@ -421,6 +392,7 @@ def test_a_cache_that_cannot_keep_a_twin_costs_no_result(launch, tmp_path: Path,
     assert "cannot be stored" in caplog.text
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "train.py", *SMALL, "trainer.max_epochs=1000", "probe.min_steps=1000000", f"hydra.run.dir={tmp_path}"],

@@ -25,7 +25,7 @@ from sdprobe.tokens.keys import (
     variant,
 )
 from sdprobe.utilities.errors import InputError
-from tests.test_architecture import FLOORS, ROOT
+from tests.test_architecture import LEVELS, ROOT
 
 TO_COME = {"random_energy", "ceiling"}
 # of runs of backbone=tiny with position, controls, study, statistics, depth, content, correspondence
@@ -128,5 +128,5 @@ def test_groups_are_listed_once_and_nobody_else_knows_how_variants_are_spelt() -
 
 def library() -> Iterator[Path]:
     """Every module but the grammar's own."""
-    for room in FLOORS:
+    for room in LEVELS:
         yield from (file for file in (ROOT / room.replace(".", "/")).rglob("*.py") if file.name != "keys.py")
