@@ -130,7 +130,7 @@ class ShiftAnova(Mitigation):
 def separated(
     content: Float[Tensor, "c H W"], code: Float[Tensor, "c h w"], offsets: list[tuple[int, int]]
 ) -> Float[Tensor, "c h w"]:
-    """g of the normal equations Σ_s (f_{p+s} + g_p) = ``code``_p and Σ_s (f_q + g_{q−s}) = ``content``_q, over windows s."""
+    """g of the normal equations Σ_s (f_{p+s} + g_p) = code_p and Σ_s (f_q + g_{q−s}) = content_q, over windows s."""
     sides, first = list(code.shape[1:]), content[0].numel()
 
     def normal(flat: Tensor) -> Tensor:
