@@ -34,7 +34,6 @@ NAMES = {
     r"NEUTRAL": "IGNORED_IN_HASH",
     r"circumstances": "provenance",
     r"LEFT": "OUTPUT_FILES",
-    r"before_plateau": "not_converged",
     r"PatientLogger": "FaultTolerantWandbLogger",
     r"layer_by_question": "selected_layers",
 }
@@ -53,7 +52,7 @@ PROSE = {
 }
 # phrases of the field, or plain English
 ALLOWED = re.compile(
-    r"live tensors|in the same way|this way|two-way|living room|landscapes?\b[^.]*?\brooms?\b",  # backgrounds of scenes
+    r"live tensors|in the same way|this way|either way|two-way|living room|landscapes?\b[^.]*?\brooms?\b",  # backgrounds of scenes
     re.I,
 )
 CODE = re.compile(r"``.*?``|`[^`]*`|\]\([^)]*\)|https?://\S+|:\w+:`[^`]*`", re.S)
