@@ -200,7 +200,9 @@ class CorrespondenceProbe(LinearProbe):
         reported = self._reports
         for layer in self.shapes:
             mine = reported.correct(self._of(layer), "test").double()
-            gained = reported.gain_over_seeds(mine, [torch.from_numpy(network[f"{layer}/hit"]).to(mine) for network in networks])
+            gained = reported.gain_over_seeds(
+                mine, [torch.from_numpy(network[f"{layer}/hit"]).to(mine) for network in networks]
+            )
             gains |= qualified("gain_over_random_weights", layer, gained)
         return gains
 

@@ -50,9 +50,9 @@ PROSE = {
     r"longer arm": "half-width",
     r"not decided": "inconclusive",
 }
-# phrases of the field, or plain English
+# phrases of the field, plain English, and backgrounds of scenes
 ALLOWED = re.compile(
-    r"live tensors|in the same way|this way|either way|two-way|living room|landscapes?\b[^.]*?\brooms?\b",  # backgrounds of scenes
+    r"live tensors|in the same way|this way|either way|two-way|living room|landscapes?\b[^.]*?\brooms?\b",
     re.I,
 )
 CODE = re.compile(r"``.*?``|`[^`]*`|\]\([^)]*\)|https?://\S+|:\w+:`[^`]*`", re.S)
