@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from sdprobe.reports.depth import over_grid, over_layers
-from sdprobe.reports.dispatch import draw, figures, rows, show
+from sdprobe.reports.dispatch import draw, figures, show
 from sdprobe.reports.run import Run
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import OUTPUT_FILES
@@ -182,6 +182,3 @@ def test_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
     alone = figures(fabricated(["mid"]))
     assert set(alone) == {"depth_error_over_grid"}
     plt.close("all")
-    columns, table = rows(run)
-    assert columns[0] == "layer" and "position_only/rmse/all" in columns
-    assert len(table) == 3

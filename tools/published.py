@@ -19,13 +19,15 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
 from tools.demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
 from tools.plan import Plan
-from tools.steps import OUTPUT, Step, sweep, train
+from tools.steps import OUTPUT, RUN, Step, sweep, train
 from tools.wording import Estimate, Measured, effect, half_width, number
 
 ACCURACY = "binned_accuracy/all"
 PCK = "pck_ours_point_0.10"
 MID, UP_1 = "mid", "up_1"
 COVERAGE = "import sys; from tools.coverage import table; sys.stdout.write(table())"
+
+TRACKED = ("tools/tracked.py", "tools/offline.py", "sdprobe/reports/tracked.py")
 
 # fmt: off
 MEASUREMENTS = (
@@ -54,6 +56,7 @@ MEASUREMENTS = (
     ),
     Step("samples", (("-m", "tools.demo.samples", "FOLDER"),), sources=("tools/demo/samples.py",)),
     Step("overview", (("-m", "tools.overview", "FOLDER"),), sources=("tools/overview.py",)),
+    Step("wandb", (("-m", "tools.tracked", "FOLDER"),), sources=(*TRACKED, *RUN)),
     Step("bench", (("-m", "tools.benchmarks.extraction"),), group="bench", capture=True, sources=("tools/benchmarks/*.py",)),
 )
 # fmt: on
@@ -406,6 +409,7 @@ PLAN = Plan(
         "card_position": (("layers",), card_position),
     },
     figures={
+        "docs/wandb.png": ("wandb", lambda folder: folder / "wandb.png"),
         "docs/overview.png": ("overview", lambda folder: folder / "overview.png"),
         "docs/accuracy_over_layers.png": ("layers", run_figure("accuracy_over_layers")),
         "docs/matches.jpg": ("matches", run_figure("matches")),

@@ -49,4 +49,8 @@ def _gain(run: Run, layer: str) -> str:
     return f"{number(value, sign=True)}{', ' if within in (FEW, SPARSE) else ' ± '}{within}"
 
 
-REPORT = Report(tables=(content_table,), drawings={"content_over_layers": Drawing(over_layers, several_layers)})
+REPORT = Report(
+    tables=(content_table,),
+    drawings={"content_over_layers": Drawing(over_layers, several_layers)},
+    tracked=("content_r2",),
+)

@@ -289,4 +289,5 @@ REPORT = Report(
         "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
     },
     task=Task("correspondence", MAIN, "PCK@0.10, %", "highest PCK", scale=100.0),
+    tracked=(MAIN, "copy_excess", "attraction"),
 )

@@ -60,4 +60,5 @@ REPORT = Report(
         "depth_error_over_grid": Drawing(over_grid, mapped("error")),
     },
     task=Task("depth", "rmse", "depth RMSE", "lowest depth RMSE", highest=False),
+    tracked=tuple(METRICS),
 )

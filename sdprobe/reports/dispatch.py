@@ -1,7 +1,6 @@
-"""Chooses the report of a run by its probe; prints it, draws it, and passes its numbers to a tracker."""
+"""Chooses the report of a run by its probe; prints it and draws it."""
 
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -10,9 +9,9 @@ from sdprobe.reports import content, correspondence, depth, position, statistics
 from sdprobe.reports.curves import write_figures
 from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
-from sdprobe.tokens.keys import Key, select
 
-CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)  # no task: the experiment has its own comparison
+# no task: the experiment has its own comparison
+CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings, tracked=position.REPORT.tracked)
 REPORTS = {
     "position": position.REPORT,
     "controls": CONTROLS,
@@ -51,12 +50,3 @@ def show(run: Run, console: Console) -> None:
         console.width = max(console.width, WIDTH)
     for table in report_of(run).tables:
         console.print(table(run))
-
-
-def rows(run: Run) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of all numbers for wandb: one row per layer."""
-    keys = sorted({(key.condition, key.quantity) for key in map(Key.parse, select(run.metrics, statistic=""))})
-    columns = ["layer", *("/".join(key) for key in keys)]
-    return columns, [
-        [layer, *(run.metrics.get(f"{condition}/{layer}/{rest}") for condition, rest in keys)] for layer in run.layers
-    ]

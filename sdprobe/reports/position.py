@@ -73,4 +73,5 @@ REPORT = Report(
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },
     task=Task("position", "binned_accuracy", "position accuracy, 8 bins", "highest position accuracy"),
+    tracked=("binned_accuracy", "axis_accuracy", "cell_accuracy"),
 )

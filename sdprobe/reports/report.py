@@ -35,12 +35,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables in printed order; figures by file name without ``.png``; other files by name."""
+    """Tables in printed order; figures by file name without ``.png``; other files by name; metrics that a tracker draws over
+    layers, see :mod:`sdprobe.reports.tracked`."""
 
     tables: tuple[Callable[[Run], Table], ...]
     drawings: Mapping[str, Drawing]
     task: Task | None = None
     written: Mapping[str, Callable[[Run, Path], None]] = field(default_factory=dict)
+    tracked: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:

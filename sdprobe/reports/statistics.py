@@ -252,4 +252,5 @@ REPORT = Report(
         "similarity": Drawing(similarity, pictured),
     },
     task=Task("statistics", "credibility", "credibility", "highest credibility (descriptive)"),
+    tracked=("credibility", "r_pos", "r_cor", "r_norm", "r_tok", "r_chn"),
 )

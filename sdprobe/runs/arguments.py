@@ -12,7 +12,7 @@ from sdprobe.utilities.errors import InputError
 # settings whose value is text: spaces, commas, brackets, = and apostrophes belong to it
 TEXT = re.compile(
     r"prompt|cache_dir|run_dir|resume|(images\.)+(root|path|split|column|revision)|backbone\.(path|revision)|datamodule\.labels"
-    r"|mitigation\.saved\.folder|logger\.\w+|hydra\.(run|sweep)\.dir"
+    r"|mitigation\.saved\.folder|logger\.(?!tags)\w+|hydra\.(run|sweep)\.dir"
 )
 # those of them that are places on this machine, where ~ is the home folder
 PLACES = re.compile(r".*(_dir|\.dir|resume|root|path|labels|folder)")

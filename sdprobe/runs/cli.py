@@ -30,6 +30,7 @@ from sdprobe.utilities.errors import InputError
 CONFIGS = Path(__file__).parents[2] / "configs"
 # plugin in a launcher's _target_ → extra of pyproject.toml
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
+INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}]'."
 # the disk is full, protected or read-only
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # warnings of libraries about their own internals, which occur in every run
@@ -146,6 +147,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         cfg.hydra.mode = RunMode.MULTIRUN
     if cfg.hydra.mode == RunMode.MULTIRUN:
         check_launcher(cfg)
+    check_logger(cfg)
     try:
         check_kinds(cfg, overrides)
         check_settings(cfg)
@@ -194,8 +196,20 @@ def check_launcher(cfg: DictConfig) -> None:
     if plugin and not _installed(f"hydra_plugins.{plugin}"):
         extra = EXTRAS[plugin]
         raise InputError(
-            f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. "
-            f"Install it: pip install --constraint constraints.txt --editable '.[{extra}]'."
+            f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. {INSTALL.format(extra)}"
+        )
+
+
+def check_logger(cfg: DictConfig) -> None:
+    """Refuse ``logger=tensorboard`` where the package is not installed, before anything is measured.
+
+    Raises:
+        InputError: the package is not there.
+    """
+    if cfg.hydra.runtime.choices.logger == "tensorboard" and not (_installed("tensorboard") or _installed("tensorboardX")):
+        raise InputError(
+            f"Expected logger to be installed, but got 'tensorboard', which needs the extra of that name. "
+            f"{INSTALL.format('tensorboard')}"
         )
 
 
@@ -230,6 +244,7 @@ def check_settings(cfg: DictConfig) -> None:
     sections = {"": cfg, "probe": cfg.probe}
     sections |= {name: cfg[name] for name in ("images", "backbone", "datamodule")}
     sections |= {settings.target_name(mitigation._target_): mitigation for mitigation in cfg.mitigation.values()}
+    sections |= {"logger": cfg.logger} if cfg.logger else {}
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}

@@ -4,11 +4,10 @@ import logging
 import sys
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from sdprobe.reports.dispatch import draw, rows, show
+from sdprobe.reports.dispatch import draw, show
 from sdprobe.reports.run import Run
 from sdprobe.runs import checks, sweep, tracking, workers
 from sdprobe.runs.baselines import random_weights
@@ -41,7 +40,7 @@ def run(cfg: DictConfig) -> Run | None:
     logger, meta = None, None
     try:
         measurement.prepare()  # unusable images end the run before tracking starts
-        logger = instantiate(cfg.logger) if cfg.logger else None
+        logger = tracking.start(cfg)
         measurement.trainer.loggers = [logger] if logger else []
         measurement.run()
         meta = measurement.meta
@@ -63,7 +62,7 @@ def run(cfg: DictConfig) -> Run | None:
     write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
     write_metrics(folder, measurement.results | nulls, meta)  # last: it marks the run as complete
     finished = Run.read(folder)
-    tracking.log_results(logger, cfg, *rows(finished), draw(finished, folder))
+    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), draw(finished, folder))
     tracking.finish(logger)
     show(finished, Console())
     log.info("Run folder: %s", folder)

@@ -40,9 +40,9 @@ def active() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def group(otherwise: str) -> str:
-    """The wandb group: that of the sweep, or ``otherwise`` for a single run."""
-    return f"sweep-{'-'.join(Path(HydraConfig.get().sweep.dir).parts[-2:])}" if active() else otherwise
+def name() -> str | None:
+    """The tag of a job's sweep on wandb: the last two parts of its folder. None for a single run."""
+    return "-".join(Path(HydraConfig.get().sweep.dir).parts[-2:]) if active() else None
 
 
 def finished(cfg: DictConfig) -> bool:
@@ -185,6 +185,8 @@ def _summarise(folder: Path) -> None:
         show_runs(runs, Console())
         written = ", ".join(path.name for path in summarise(runs, folder))
         log.info("Written to %s: %s", folder, written)
+    if any(folder.glob("*/wandb/offline-run-*")):
+        log.info("Tracked offline; upload with: wandb sync '%s'/*/wandb", folder)
 
 
 def planned(folder: Path) -> tuple[list[Run], dict[Path, str]]:

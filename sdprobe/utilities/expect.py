@@ -42,5 +42,11 @@ def multiple(name: str, value: int, step: int) -> None:
         _refuse(name, f"a positive multiple of {step}", value, f"Use {near} or {near + step}.")
 
 
+def without(name: str, value: str, characters: str, longest: int) -> None:
+    """A text without these characters, at most so long."""
+    if len(str(value)) > longest or set(str(value)) & set(characters):
+        _refuse(name, f"at most {longest} characters without {' '.join(characters)}", value, "Choose another name.")
+
+
 def _refuse(name: str, constraint: str, value: object, fix: str) -> NoReturn:
     raise InputError(f"Expected {name} to be {constraint}, but got {value!r}. {fix}")

@@ -51,6 +51,7 @@ _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
     "": {"activation_budget": _at_least(0)},
+    "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),
         "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),

@@ -11,8 +11,9 @@ from PIL import Image
 from sdprobe.metrics.pck import ALPHAS, PROTOCOLS
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reference
-from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, rows, show
+from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, show
 from sdprobe.reports.run import Run
+from sdprobe.reports.tracked import COLUMNS, chosen, headline, layer_rows, long_table, main_task
 from tests.reports.fabricated import KINDS, LAYERS, behind, fabricated, printed, stored, without
 
 OVER_LAYERS = {
@@ -94,19 +95,6 @@ def test_a_probe_without_a_report_is_shown_as_one_of_position() -> None:
     assert set(figures(run)) == set(REPORTS["position"].drawings) and report_of(run).task is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_for_tracking_hold_every_number(kind: str) -> None:
-    run = behind(kind, "leace")
-    columns, table = rows(run)
-    assert [row[0] for row in table] == run.layers
-    for row in table:
-        for column, value in zip(columns[1:], row[1:], strict=True):
-            what, rest = column.split("/", 1)
-            assert value == run.metrics.get(f"{what}/{row[0]}/{rest}")
-    shown = {key for key in run.metrics if not key.endswith(("/ci_low", "/ci_high", "/seeds")) and "/baseline/" not in key}
-    assert len(shown) == sum(value is not None for row in table for value in row[1:])
-
-
 @pytest.mark.parametrize(
     ("meta", "ours", "papers"),
     [
@@ -156,3 +144,59 @@ def test_a_folder_that_holds_no_run_is_refused_in_a_sentence(
         main([str(tmp_path)])
     assert caught.value.code == 1
     assert said.format(tmp_path) in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- for trackers
+
+NETWORK = ["conv_in", "down_0", "mid", "up_0", "up_1"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_long_table_holds_every_number(kind: str) -> None:
+    run = behind(kind, "leace")
+    table = [dict(zip(COLUMNS, row, strict=True)) for row in long_table(run)]
+    for row in table:
+        layer = row["layer"] if row["mitigation"] == "none" else f"{row['layer']}__{row['mitigation']}"
+        assert run.estimate(row["condition"], layer, row["metric"], row["group"]) == (row["value"], row["low"], row["high"])
+    assert len(table) == sum(not key.endswith(("/ci_low", "/ci_high", "/seeds")) for key in run.metrics)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_over_layers_hold_the_tracked_numbers(kind: str) -> None:
+    run = behind(kind, "leace", layers=["latent", "conv_in", "mid"])
+    rows = layer_rows(run, NETWORK)
+    assert [(row["layers/name"], row["layers/depth"]) for row in rows] == [("conv_in", 0), ("mid", 0.5)]
+    metric = main_task(run).metric
+    for row in rows:
+        layer = row["layers/name"]
+        assert row[f"layers/{metric}"] == row[f"mitigations/{metric}/none"] == run.value("test", layer, metric)
+        assert row[f"mitigations/{metric}/leace"] == run.value("test", f"{layer}__leace", metric)
+        if kind != "study":
+            assert f"layers/{metric}/gain_over_random_weights" in row
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_summary_is_short_and_of_one_layer(kind: str) -> None:
+    run = fabricated(kind)
+    found = headline(run, NETWORK)
+    assert len(found) <= 15 and found["layer"] in run.layers
+    assert found["value"] == run.value("test", found["layer"], found["metric"])
+    assert found["layer_is"].endswith("on test images, of 3 layers")
+    assert headline(fabricated(kind, ["mid"]), NETWORK)["layer_is"] == "the only layer"
+    assert headline(without(run, "test/"), NETWORK) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "validated", "best"),
+    [
+        ("depth", {"val/conv_in/rmse/all": 2.0, "val/mid/rmse/all": 1.0}, "mid"),
+        # the first is no better than chance
+        ("position", {"val/conv_in/axis_accuracy/all": 0.9, "val/mid/axis_accuracy/all": 0.8,
+                      "chance/conv_in/axis_accuracy/all": 0.9, "chance/mid/axis_accuracy/all": 0.1}, "mid"),
+    ],
+)  # fmt: skip
+def test_validation_chooses_the_layer_by_what_chance_leaves(kind: str, validated: dict[str, float], best: str) -> None:
+    run = fabricated(kind, ["conv_in", "mid"])
+    losses = {f"val/{layer}/loss/all": 1.0 for layer in run.layers}
+    layer, why = chosen(Run(run.metrics | losses | validated, run.meta, {}))
+    assert layer == best and why == "most readable at, on validation images, of 2 layers"

@@ -1,4 +1,4 @@
-"""Command line, record and tracking of one run."""
+"""Command line and record of one run."""
 
 import copy
 import json
@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from wandb.errors import CommError
 
 from sdprobe.reports.run import Run
-from sdprobe.runs import checks, cli, tracking
+from sdprobe.runs import checks, cli
 from sdprobe.runs.measurement import NumbersVersion
 from sdprobe.runs.record import (
     DEVICES,
@@ -52,7 +51,7 @@ from sdprobe.utilities.errors import InputError
             "probe to be one of content, controls, correspondence, depth, position, statistics, study, but got 'positon'",
         ),
         (["trainer.devices=2"], "Expected trainer.devices with trainer=ddp"),
-        (["logger=tensorbord"], "logger to be one of csv, none, wandb"),
+        (["logger=tensorbord"], "logger to be one of csv, none, tensorboard, wandb"),
         (["sweep=timestep"], "sweep to be one of layers, models, stages, timesteps, but got 'timestep'"),
         (["block"], "overrides of the form key=value, but got 'block'"),
         (["block=[mid"], "Quote globs and lists"),
@@ -199,57 +198,6 @@ def test_metrics_are_written_at_once_or_not_at_all(tmp_path: Path) -> None:
         write_metrics(tmp_path, {"a": math.nan}, {})
     assert Run.read(tmp_path).metrics == {"a": 2.0, "b": 1.0}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def options(folder: Path) -> dict[str, object]:
-    return {
-        "folder": str(folder),
-        "project": "p",
-        "name": "n",
-        "group": "g",
-        "tags": {"probe": "position", "layer": ["mid", "up_1"]},
-    }
-
-
-def test_an_unreachable_server_turns_the_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    real, modes = tracking.wandb.init, []
-
-    def init(mode: str, **named: object) -> object:
-        modes.append(mode)
-        if mode == "online":
-            raise CommError("no route to host")
-        return real(mode=mode, **named)
-
-    monkeypatch.setattr(tracking.wandb, "login", lambda prompt: True)
-    monkeypatch.setattr(tracking.wandb, "init", init)
-    logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
-    assert modes == ["online", "offline"]
-    assert set(logger.experiment.tags) == {"probe=position", "layer=mid", "layer=up_1"}
-    tracking.finish(logger)
-
-
-def test_the_mode_of_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(tracking.wandb, "login", lambda prompt: pytest.fail("nobody asks for a key"))
-    logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
-    assert logger.experiment.disabled
-    tracking.finish(logger)
-
-
-def test_a_key_without_a_network_turns_the_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    logger = tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
-    assert logger.experiment.offline
-    tracking.finish(logger)
-
-
-def test_a_misspelt_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "ofline")
-    with pytest.raises(InputError, match="WANDB_MODE to be one of online, offline, disabled, shared, but got 'ofline'"):
-        tracking.wandb_logger(**options(tmp_path))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Sweeps: what a job that fails, is finished, or was killed leaves; what the sweep says at its end."""
 
 import atexit
-import contextlib
 import json
 import multiprocessing
 import os
@@ -11,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ from datamodules.latents import LatentCache, LatentStore
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import choose_device
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, sweep, tracking
+from sdprobe.runs import cli, sweep
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import VERSION, config_hash
 from sdprobe.runs.sweep import SweepSummary, jobs, named
@@ -235,48 +233,11 @@ def test_a_glob_has_as_many_jobs_as_choices() -> None:
 # --- the end of a sweep ------------------------------------------------------------------------------------------------
 
 
-def test_the_jobs_of_a_sweep_share_a_group(job, tmp_path: Path, monkeypatch) -> None:
-    seen = []
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(tracking.wandb, "init", lambda **named: seen.append(named["group"]) or SimpleNamespace(id="x"))
-    monkeypatch.setattr(tracking, "WandbLogger", lambda experiment: experiment)
-    for cfg in (job(), job("probe=depth", number=1)):
-        tracking.wandb_logger(str(tmp_path), "p", "n", str(cfg.probe._target_), {})
+def test_jobs_know_the_sweep_they_belong_to(job, tmp_path: Path) -> None:
+    job(number=1)
+    assert sweep.name() == "-".join(tmp_path.parts[-2:])
     job(mode="RUN")
-    tracking.wandb_logger(str(tmp_path), "p", "n", "alone", {})
-    assert seen[0] == seen[1] == f"sweep-{'-'.join(tmp_path.parts[-2:])}"
-    assert seen[2] == "alone"
-
-
-def service() -> int:
-    """wandb's process below this one."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-            named_so = b"wandb-core" in stat.with_name("cmdline").read_bytes()
-        except OSError:  # it ended meanwhile
-            continue
-        if parent == os.getpid() and named_so:
-            return int(stat.parent.name)
-    raise AssertionError("wandb's service is no child of this process")
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds wandb's process in /proc")
-def test_wandb_gone_in_the_middle_of_a_run_costs_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = tracking.wandb_logger(str(tmp_path), "p", "n", "g", {})
-    logger.log_metrics({"a": 1.0}, 0)
-    assert "wandb failed" not in caplog.text
-    os.kill(service(), signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while "wandb failed" not in caplog.text and time.monotonic() < deadline:
-        logger.log_metrics({"a": 1.0}, 1)
-        time.sleep(0.05)
-    tracking.log_results(logger, OmegaConf.create({"seed": 0}), ["layer"], [["mid"]], [])
-    tracking.finish(logger)
-    assert "wandb failed" in caplog.text
-    with contextlib.suppress(ConnectionError):  # the next test gets a service of its own
-        tracking.wandb.teardown()
+    assert sweep.name() is None
 
 
 def test_killed_and_unborn_jobs_are_named_too(tmp_path: Path, caplog) -> None:

@@ -199,18 +199,6 @@ def test_csv_logs_beside_the_numbers(launch, tmp_path: Path) -> None:
     assert "val/up_0/loss/all" in (tmp_path / "run" / "csv" / "metrics.csv").read_text()
 
 
-def test_wandb_logs_offline_without_a_key(launch, tmp_path: Path, monkeypatch) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    launch("logger=wandb", "twins=0", figures=True)
-    [folder] = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert list(folder.glob("*.wandb"))
-    names = {path.name.split("_")[0] for path in (folder / "files" / "media").rglob("*") if path.is_file()}
-    assert {"results", "accuracy"} <= names
-
-
 # ---------------------------------------------------------------- bad input
 
 

@@ -1,0 +1,149 @@
+"""A run's numbers as a tracker compares runs: rows over layers, a few numbers of one layer, and a long table of all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sdprobe.reports.dispatch import report_of
+from sdprobe.reports.numbers import units
+from sdprobe.reports.report import Task
+from sdprobe.reports.run import Run
+from sdprobe.tokens.keys import CONDITIONS, ENDS, OVER_NONE, Key, base_of, label_of, select, timestep_of, variant
+
+COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n")
+DEPTH = "layers/depth"
+GAIN = "gain_over_random_weights"
+# condition and, where it is not the layer's own, layer of the null that the summary shows: the first that was measured
+NULLS = (("chance", ""), ("same_position", "baseline"), ("constant", ""), ("position_only", ""), ("shuffled_labels", ""))
+NO_SCORE = ("loss", "ridge_level")  # what validation has beside a probe's score
+Row = dict[str, Any]
+
+
+def long_table(run: Run) -> list[list[Any]]:
+    """Every number of a run under :data:`COLUMNS`; None where a number has no interval or no count."""
+    table = []
+    for text, value in select(run.metrics, statistic="").items():
+        key = Key.parse(text)
+        beside = (run.metrics.get(f"{text}/{statistic}") for statistic in (*ENDS, "n"))
+        mitigation = label_of(key.layer) or run.chain or "none"
+        place = (base_of(key.layer), _timestep(run, key.layer), mitigation)
+        table.append([key.condition, *place, key.metric, key.where, value, *beside])
+    return table
+
+
+def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
+    """A row per measured layer, in execution order; none for the network's inputs, which have no depth.
+
+    ``layers/depth`` is 0 for the first layer of the network and 1 for the last, whichever layers were measured.
+    ``layers/<metric>`` is the probe's number, ``layers/<metric>/<condition>`` the same under each null, and
+    ``layers/<metric>/gain_over_random_weights`` what it has above the random-weights baseline. In a run that compares
+    mitigations, ``mitigations/<metric>/<mitigation>`` is the main number behind each and, as ``none``, without one.
+
+    Args:
+        run: a finished run.
+        network: every layer of the network, in execution order.
+    """
+    rows = []
+    for layer in run.bases:
+        if base_of(layer) in network:
+            index = list(network).index(base_of(layer))
+            row = {DEPTH: index / max(len(network) - 1, 1), "layers/index": index, "layers/name": base_of(layer)}
+            rows.append(row | {"layers/timestep": _timestep(run, layer)} | _numbers(run, layer) | _mitigated(run, layer))
+    return rows
+
+
+def headline(run: Run, network: Sequence[str]) -> Row:
+    """The run's main number at one layer, its interval, its null and its gain: what a table of runs is sorted by.
+
+    Of several layers it is the one that :func:`chosen` names.
+    """
+    task = main_task(run)
+    layer, why = chosen(run)
+    if layer is None:
+        return {}
+    value, low, high = run.estimate("test", layer, task.metric)
+    null_is, null = _null(run, layer, task.metric)
+    gain, gain_low, gain_high = _gain(run, layer, task.metric)
+    found = {
+        "metric": task.metric, "value": value, "value_low": low, "value_high": high, "null": null, "null_is": null_is,
+        "random_weights": run.value("random_weights", layer, task.metric), "gain": gain, "gain_low": gain_low,
+        "gain_high": gain_high, "n": units(run)[0], "layer": layer, "layer_is": why,
+        "depth": next((row[DEPTH] for row in layer_rows(run, network) if row["layers/name"] == base_of(layer)), None),
+    }  # fmt: skip
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def main_task(run: Run) -> Task:
+    """What a run is compared by: its report's task, else the first number that is tracked over layers."""
+    report = report_of(run)
+    return report.task or Task(run.kind, report.tracked[0], report.tracked[0], f"highest {report.tracked[0]}")
+
+
+def chosen(run: Run) -> tuple[str | None, str]:
+    """(layer, how it was chosen): the only one, or the best on validation images; on test images where none were validated.
+
+    Accuracies whose chance differs between layers are compared by their share of what chance leaves, (a - c) / (1 - c).
+    """
+    task = main_task(run)
+    tested = {layer: value for layer in run.bases if (value := run.value("test", layer, task.metric)) is not None}
+    if len(tested) < 2:
+        return next(iter(tested), None), "the only layer"
+    validated = {layer: score for layer in tested if (score := _validated(run, layer)) is not None}
+    complete = len(validated) == len(tested)
+    scores = validated if complete else tested
+    best = (max if task.highest else min)(scores, key=lambda layer: scores[layer])
+    how = "most readable at, on validation images" if complete else f"{task.criterion}, on test images"
+    return best, f"{how}, of {len(scores)} layers"
+
+
+def _validated(run: Run, layer: str) -> float | None:
+    """A layer's score on validation images."""
+    keys = [Key.parse(text) for text in select(run.metrics, condition="val", layer=layer, statistic="")]
+    metric = next((key.metric for key in keys if key.metric not in NO_SCORE), None)
+    if metric is None:
+        return None
+    score, chance = run.value("val", layer, metric), run.value("chance", layer, metric) or 0.0
+    return None if score is None else (score - chance) / (1 - chance)
+
+
+def _numbers(run: Run, layer: str) -> Row:
+    """The tracked numbers of a layer, under every condition that is measured at it."""
+    row: Row = {}
+    for metric in report_of(run).tracked:
+        for condition in CONDITIONS:
+            value = run.value(condition, layer, metric)
+            if value is not None and condition not in ("val", OVER_NONE):
+                row["/".join(["layers", metric, *([] if condition == "test" else [condition])])] = value
+        if (gain := _gain(run, layer, metric)[0]) is not None:
+            row[f"layers/{metric}/{GAIN}"] = gain
+    return row
+
+
+def _mitigated(run: Run, layer: str) -> Row:
+    """The main number of a layer and of its variants, in a run that compares them."""
+    metric = main_task(run).metric
+    values = {label: run.value("test", variant(layer, label), metric) for label in run.labels}
+    if values:
+        values["none"] = run.value("test", layer, metric)
+    return {f"mitigations/{metric}/{label}": value for label, value in values.items() if value is not None}
+
+
+def _gain(run: Run, layer: str, metric: str) -> tuple[float | None, float | None, float | None]:
+    """What a number has above the random-weights baseline, with its interval where the run has one."""
+    measured = run.estimate(GAIN, layer, metric)
+    value, random = run.value("test", layer, metric), run.value("random_weights", layer, metric)
+    if measured[0] is not None or value is None or random is None:
+        return measured
+    return value - random, None, None
+
+
+def _null(run: Run, layer: str, metric: str) -> tuple[str | None, float | None]:
+    """(condition, value) of the null beside a number."""
+    for condition, other in NULLS:
+        if (value := run.value(condition, other or layer, metric)) is not None:
+            return condition, value
+    return None, None
+
+
+def _timestep(run: Run, layer: str) -> int:
+    found = timestep_of(layer)
+    return int(run.meta["timestep"]) if found is None else found
