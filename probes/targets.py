@@ -172,7 +172,7 @@ class DepthProbe(TargetProbe):
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
         """Return the sum over layers and variants of the mean loss per token; None in closed form."""
         self._seen.update(batch.tokens.keys())
-        losses = []
+        losses = {}
         # a finished head keeps its best state and needs no training
         for layer in (layer for layer in batch.tokens if layer not in self._done):
             # keyed by the layer's own step, since layers may differ in their number of steps
@@ -180,7 +180,7 @@ class DepthProbe(TargetProbe):
             if self.closed_form:
                 self._add_moments(layer, tokens, labels)
             elif len(tokens):
-                losses.append((self._losses(layer, tokens, labels).sum(0) / len(tokens)).sum())
+                losses[layer] = self._losses(layer, tokens, labels).sum(0) / len(tokens)
                 self._head(layer).steps += 1
         return None if self.closed_form else self._total(losses)
 

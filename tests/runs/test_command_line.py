@@ -126,11 +126,6 @@ def test_help_is_what_the_files_say() -> None:
     assert {"probe.head", "probe.solver"} <= set(names)  # inherited from position.yaml
 
 
-def test_ctrl_c_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as before Hydra began, whatever ran before this test
-    assert cli.interrupted() == "Interrupted before the run began; nothing was written."
-
-
 def test_the_first_line_says_what_was_asked_for() -> None:
     cfg = cli.check(["probe=depth", "mitigation=leace", "block=[mid,up_1]"])
     assert cfg is not None

@@ -334,7 +334,7 @@ def test_a_failing_job_of_a_sweep_keeps_to_itself(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert answer.returncode == 1
-    assert "layer up_0 has NaN or Inf" in answer.stdout, "the log, as for every job"
+    assert "layer up_0 has NaN or Inf" in answer.stderr, "the log, as for every job"
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
     assert Run.read(tmp_path / "sweep" / "1").layers == ["down_2"]
     for job in "01":
