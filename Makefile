@@ -41,6 +41,7 @@ bench: install
 	$(BIN)/python -m tools.benchmarks.pair_memory
 	$(BIN)/python -m tools.benchmarks.statistics_overhead
 	$(BIN)/python -m tools.benchmarks.memory probe.solver=closed_form
+	$(BIN)/python -m tools.benchmarks.startup
 
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, Unpack
 
 import torch
-from rich.progress import Progress
 
 from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.source import ImageSource
@@ -21,8 +20,7 @@ from datamodules.stream import ActivationStream, DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.views import View
-from sdprobe.utilities import settings
-from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities import progress, settings
 from sdprobe.utilities.rng import keyed_generator
 
 # least number of steps of a Lightning epoch: validation, checkpoints and progress bars come once per epoch
@@ -92,6 +90,10 @@ class ActivationDataModule(StreamDataModule):
         self.split = split_by_photo([images.photo(i) for i in range(len(images))], splits, self.seed)
         self.resident: DeviceCache[TokenBatch] = DeviceCache(activation_budget)
 
+    def steps(self, trains: bool) -> list[str]:
+        """Those of every data module, and the extraction of tokens that stay on the device."""
+        return [*super().steps(trains), *(["extract activations"] if trains and not self.resident.full else [])]
+
     def setup(self, stage: str) -> None:
         """Fit the mitigations; before training with an optimiser, extract the tokens that stay on the device."""
         super().setup(stage)
@@ -101,15 +103,14 @@ class ActivationDataModule(StreamDataModule):
         if not wanted or self.resident.full:
             return
         started = time.perf_counter()
-        with Progress(*Progress.get_default_columns(), disable=Processes.current().rank > 0) as progress:
-            task = progress.add_task("extracting activations", total=len(wanted))
+        with progress.step("extract activations", "image") as step:
+            step.begin(total=len(wanted))
             while wanted and (room := self.resident.capacity()):
                 size = min(room, self.stream.step)
                 group, wanted = wanted[:size], wanted[size:]
                 for index, piece in self._computed(group):
                     self.resident.add(index, piece)
-                    progress.advance(task)
-            progress.update(task, total=progress.tasks[task].completed)
+                    step.advance()
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "Loader[TokenBatch]":

@@ -16,7 +16,7 @@ from datamodules.mitigated import Mitigations
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
-from sdprobe.utilities import settings
+from sdprobe.utilities import progress, settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
@@ -142,9 +142,27 @@ class StreamDataModule(LightningDataModule):
         if self._prepared:
             return
         started = time.perf_counter()
-        self._encode()
+        with progress.step("encode images", "image") as step:
+            self._encode()
+            step.note = "" if step.done else "all in the cache"
         self.seconds["encode"] = time.perf_counter() - started
         self._prepared = True
+
+    def counts(self) -> str:
+        """Return in words how many images each split has, and how many photographs they show."""
+        parts = {name: part for name, part in self.split.items() if part and (name != "fit" or self.fit_images)}
+        used = {index for part in parts.values() for index in part}
+        photos = len({self.images.photo(index) for index in used})
+        of = f" of {photos} photographs" if photos < len(used) else ""
+        return f"{len(used)} images{of}: {', '.join(f'{name} {len(part)}' for name, part in parts.items())}"
+
+    def steps(self, trains: bool) -> list[str]:
+        """What :meth:`prepare_data` and :meth:`setup` do, as :mod:`sdprobe.utilities.progress` numbers it.
+
+        Args:
+            trains: whether the probe has an optimiser.
+        """
+        return ["encode images", *(["fit mitigations"] if self.mitigations.needs_fit else [])]
 
     def setup(self, stage: str) -> None:
         """Fit the mitigations, or load their fits from the cache.

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +21,7 @@ from datamodules.images.source import ImageSource, Item, LatentSource
 from datamodules.images.views import Viewed, shown
 from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
 from sdprobe.tokens.views import View
+from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, read_tensors, write_tensors
@@ -125,7 +125,7 @@ class LatentStore:
         failed: set[int] = set()
         error = None
         try:
-            failed = self._encode_all([i for batch in processes.shard(batches) for i in batch], shown=processes.rank == 0)
+            failed = self._encode_all([i for batch in processes.shard(batches) for i in batch])
         except InputError as caught:
             error = caught
         outcomes = processes.all_gather((failed, str(error) if error else None))
@@ -154,18 +154,23 @@ class LatentStore:
             digest.update(f"{self.images.name(index)}\x1f{self.images.content_key(index)}\x1e".encode())
         return digest.hexdigest()
 
-    def _encode_all(self, indices: list[int], shown: bool = True) -> set[int]:
+    def _encode_all(self, indices: list[int]) -> set[int]:
         """Encode items and return those that could not be decoded."""
         loader = DataLoader(_Attempts(self.images, indices), self.batch_size, num_workers=self.num_workers, collate_fn=_as_list)
-        failed = set()
-        for batch in track(loader, "encoding images", total=len(loader), disable=not (indices and shown)):
-            items = dict(batch)
-            for index in [index for index, item in items.items() if isinstance(item, InputError)]:
-                if self.images.on_error == "raise":
-                    raise items[index]
-                failed.add(index)
-                del items[index]
-            self._encode(items)
+        failed: set[int] = set()
+        if not indices:
+            return failed
+        with progress.step("encode images", "image") as step:
+            step.begin(total=len(indices))
+            for batch in loader:
+                items = dict(batch)
+                for index in [index for index, item in items.items() if isinstance(item, InputError)]:
+                    if self.images.on_error == "raise":
+                        raise items[index]
+                    failed.add(index)
+                    del items[index]
+                self._encode(items)
+                step.advance(len(batch))
         return failed
 
     def _encode(self, items: dict[int, Item]) -> list[Tensor]:

@@ -7,11 +7,9 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
-
-from rich.progress import track
 
 from datamodules.stream import ActivationStream
 from datamodules.variants import Variant, extract
@@ -20,6 +18,7 @@ from sdprobe.mitigations.saved import named, read, save
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.keys import base_of, is_label
 from sdprobe.tokens.views import View
+from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
@@ -110,9 +109,10 @@ class Mitigations:
                 f"Expected mitigations to be fitted on images that are not tested, but {len(both)} photographs are in both, "
                 f"such as {min(both)}. Use protocol=default."
             )
-        fit_or_load([variant for variant in self.variants if not variant.saved], stream, fit)
-        if self.needs_fit:
-            log.info("Fitted mitigations on %d images.", len(fit))
+        with progress.step("fit mitigations", "image") if self.needs_fit else nullcontext() as step:
+            fit_or_load([variant for variant in self.variants if not variant.saved], stream, fit)
+            if step is not None and not step.done:
+                step.note = "all in the cache"
 
     def wrap(self, stream: ActivationStream) -> "ActivationStream | MitigatedStream":
         """Return the stream with the mitigations applied."""
@@ -276,15 +276,18 @@ def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fi
         steps = [variant.mitigations[depth] for variant in members]
         wanted = [len(fit) if step.fit_images is None else min(step.fit_images, len(fit)) for step in steps]
         fitters = [{layer: step.fitter(stream.store.images.size) for layer in stream.reads.layers} for step in steps]
-        starts, hidden = range(0, max(wanted), stream.step), Processes.current().rank > 0
-        for start in track(starts, "fitting mitigations", disable=hidden, transient=True):
-            indices = fit[start : min(start + starts.step, max(wanted))]
-            shown = [extract(members[0].extraction, stream.viewed(view), indices) for view in views]
-            for first in range(0, len(indices), size):  # sums are over batches of one size for any number of processes
-                for variant, count, fits in zip(members, wanted, fitters, strict=True):
-                    number = min(size, count - start - first)
-                    for layer, chain in variant.fitted.items() if number > 0 else ():
-                        grids = [batch.grids[layer][first : first + number] for batch in shown]
-                        fits[layer].update(*map(chain.transform, grids))
+        with progress.step("fit mitigations", "image") as bar:
+            bar.begin(total=max(wanted))
+            starts = range(0, max(wanted), stream.step)
+            for start in starts:
+                indices = fit[start : min(start + starts.step, max(wanted))]
+                shown = [extract(members[0].extraction, stream.viewed(view), indices) for view in views]
+                for first in range(0, len(indices), size):  # sums are over batches of one size for any number of processes
+                    for variant, count, fits in zip(members, wanted, fitters, strict=True):
+                        number = min(size, count - start - first)
+                        for layer, chain in variant.fitted.items() if number > 0 else ():
+                            grids = [batch.grids[layer][first : first + number] for batch in shown]
+                            fits[layer].update(*map(chain.transform, grids))
+                bar.advance(len(indices))
         for variant, fits in zip(members, fitters, strict=True):
             variant.fitted = {layer: Chain((*chain.maps, fits[layer].finish())) for layer, chain in variant.fitted.items()}

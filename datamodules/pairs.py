@@ -15,7 +15,6 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from datamodules.base import StreamDataModule, StreamOptions
@@ -35,7 +34,7 @@ from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.views import View
-from sdprobe.utilities import settings
+from sdprobe.utilities import progress, settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
@@ -175,6 +174,16 @@ class PairDataModule(StreamDataModule):
     def _splits(self) -> tuple[str, ...]:
         return PAIR_SPLITS if self.learns else ("test",)
 
+    def counts(self) -> str:
+        """Return in words how many pairs each split has."""
+        pairs = {split: self.pairs(split) for split in self._splits}
+        used = {index for part in pairs.values() for pair in part for index in (pair.source, pair.target)}
+        return f"{len(used)} images in pairs: {', '.join(f'{split} {len(part)}' for split, part in pairs.items())}"
+
+    def steps(self, trains: bool) -> list[str]:
+        """Those of every data module, and the extraction of the keypoints' tokens."""
+        return [*super().steps(trains), *(["extract keypoints"] if self.learns else [])]
+
     def setup(self, stage: str) -> None:
         """Fit the mitigations; before training, extract the tokens of all keypoints of its pairs, one pass per image.
 
@@ -190,10 +199,13 @@ class PairDataModule(StreamDataModule):
         jobs: dict[str, set[int]] = defaultdict(set)
         for pair in [*self.pairs("train"), *self.pairs("val")]:
             jobs[self._prompt(pair.category)] |= {pair.source, pair.target}
-        for prompt in track(sorted(jobs), "extracting keypoints", disable=Processes.current().rank > 0, transient=True):
-            for batch in self._stream(prompt, sorted(jobs[prompt])):
-                for k, index in enumerate(batch.image.tolist()):
-                    self._tokens[prompt, index] = self._points.for_training(batch, k, index)
+        with progress.step("extract keypoints", "image") as step:
+            step.begin(total=sum(map(len, jobs.values())))
+            for prompt in sorted(jobs):
+                for batch in self._stream(prompt, sorted(jobs[prompt])):
+                    for k, index in enumerate(batch.image.tolist()):
+                        self._tokens[prompt, index] = self._points.for_training(batch, k, index)
+                        step.advance()
         self.seconds["extract"] = time.perf_counter() - started
 
     def train_dataloader(self) -> "Loader[KeypointBatch] | list[Any]":

@@ -8,18 +8,17 @@ import logging
 import time
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from datamodules.activations import ActivationDataModule
 from datamodules.images.source import ImageSource
 from sdprobe.tokens.batch import GridBatch, TokenBatch
-from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities import progress
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -41,6 +40,8 @@ class TargetDataModule(ActivationDataModule):
         labels_side: tokens per side of the labelled grid.
         **options: settings of every data module, see :class:`~datamodules.base.StreamOptions`.
     """
+
+    reading: ClassVar[str]  # name of the step that reads the targets
 
     @cached_property
     def _tables(self) -> dict[int, Float[Tensor, "rows _side _side _v"]]:
@@ -70,6 +71,11 @@ class TargetDataModule(ActivationDataModule):
         self._rows[self.used] = torch.arange(len(self.used))
         self._read()
         self.seconds[self.kind] = time.perf_counter() - started
+
+    def steps(self, trains: bool) -> list[str]:
+        """Those of activations, and the reading of targets."""
+        encode, *others = super().steps(trains)
+        return [encode, self.reading, *others]
 
     def release(self) -> None:
         """Free the memory of the device: the network, the kept tokens and the targets."""
@@ -137,13 +143,12 @@ class DepthDataModule(TargetDataModule):
         >>> cache = tempfile.TemporaryDirectory()
         >>> sd = FrozenSD.from_pretrained("tiny")
         >>> data = DepthDataModule(SceneDepth(size=64, limit=10), sd, block="up_1", cache_dir=cache.name)
-        >>> data.prepare_data()  # doctest: +ELLIPSIS
-        encoding images ...
+        >>> data.prepare_data()
         >>> tuple(data.training_targets("up_1").shape)  # images, h, w, V
         (3, 4, 4, 1)
     """
 
-    kind = "depth"
+    kind, reading = "depth", "read depth"
 
     @cached_property
     def source(self) -> DepthSource:
@@ -172,7 +177,7 @@ class DepthDataModule(TargetDataModule):
         for side in self._sides:
             self._tables[side] = torch.full((len(self.used), side, side, 1), torch.nan)
         failed: list[int] = []
-        for row, index in enumerate(track(self.used, "reading depth", disable=Processes.current().rank > 0)):
+        for row, index in enumerate(progress.track(self.used, "read depth", "image")):
             try:
                 depth = self.source.depth(index)
             except InputError:
@@ -238,16 +243,15 @@ class ContentDataModule(TargetDataModule):
         >>> from sdprobe import FrozenSD
         >>> data = ContentDataModule(LatentTextures(size=128, limit=20), FrozenSD.from_pretrained("tiny"), block="up_1")
         >>> data.prepare_data()
-        <BLANKLINE>
         >>> tuple(data.training_targets("up_1").shape)  # images, h, w, V
         (6, 8, 8, 4)
     """
 
-    kind = "content"
+    kind, reading = "content", "read latents"
 
     def _read(self) -> None:
         means_by_side: dict[int, list[Tensor]] = {side: [] for side in self._sides}
-        for index in track(self.used, "reading latents", disable=Processes.current().rank > 0, transient=True):
+        for index in progress.track(self.used, "read latents", "image"):
             latent = self.store[index]
             for side, means in means_by_side.items():
                 means.append(latent_means(latent, side))

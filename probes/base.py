@@ -43,6 +43,7 @@ class Probe(lightning.LightningModule):
 
     kind: ClassVar[str]
     reads: ClassVar[str]
+    fitting: str = "train heads"  # name of the step that sees training images, empty where there is none
     optional: ClassVar[bool] = False  # whether the data module may be None
 
     def __init__(self, shapes: Shapes, data: Data | None) -> None:
@@ -85,6 +86,10 @@ class Probe(lightning.LightningModule):
             self._units |= qualified(tested, layer, score.pseudovalues())
             if label_of(layer):
                 self.results |= qualified(OVER_NONE, layer, score.gain(scores[f"{tested}/{base_of(layer)}"]))
+
+    def training_state(self) -> str:
+        """Return in words how far training is; empty where nothing is trained in steps."""
+        return ""
 
     @property
     def not_converged(self) -> list[str]:

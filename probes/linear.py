@@ -67,6 +67,11 @@ class LinearProbe(Probe):
         self._done: set[str] = set()
         self._validation: dict[str, Tensor] = {}
         self._moments: dict[str, Any] = {}
+        self._losses_now: dict[str, Tensor] = {}
+        if self.closed_form:
+            self.fitting = "solve heads"
+        elif solver == "none":
+            self.fitting = ""
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return one Adam over all heads, None in closed form. Heads without tokens in a step do not change."""
@@ -116,13 +121,23 @@ class LinearProbe(Probe):
         validated = [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all()]
         return [layer for layer in validated if layer not in self._done and not self.closed_form]
 
-    def _total(self, losses: list[Float[Tensor, ""]]) -> Tensor | None:
-        """Loss of a training step, from the losses of its heads, each summed over variants."""
+    def training_state(self) -> str:
+        """Return the losses of the probes, without their controls, and how many heads have reached their plateau."""
+        losses = {layer: loss.item() for layer, loss in self._losses_now.items()}
+        mean = f"loss {sum(losses.values()) / max(len(losses), 1):.3f}"
+        shown = mean if len(losses) == 1 else ", ".join(f"loss {layer} {loss:.3f}" for layer, loss in losses.items())
+        if len(losses) > 3:
+            shown = f"mean {mean} of {len(losses)} layers"
+        count = sum(self._head(layer).at_plateau(self.patience, self.min_steps) for layer in self.heads)
+        return f"{shown}, {count} of {len(self.heads) * len(self.variants)} heads at their plateau" if losses else ""
+
+    def _total(self, losses: dict[str, Float[Tensor, " v"]]) -> Tensor | None:
+        """Loss of a training step, from layer → loss of every variant. What is logged is the mean without the controls."""
         if not losses:  # with several processes no step may be skipped
             return torch.zeros((), requires_grad=True) if Processes.current().count > 1 else None
-        loss = torch.stack(losses).sum()
-        self.log("train/loss", loss / (len(losses) * len(self.variants)), prog_bar=True, batch_size=1)
-        return loss
+        self._losses_now = {layer: loss[0].detach() for layer, loss in losses.items()}
+        self.log("train/loss", torch.stack(list(self._losses_now.values())).mean(), batch_size=1)
+        return torch.stack([loss.sum() for loss in losses.values()]).sum()
 
     def _validate(self, layer: str, loss: Float[Tensor, " v"], score: Float[Tensor, " v"], count: int) -> None:
         """Add up loss and score, each summed over ``count`` images, tokens or keypoints."""

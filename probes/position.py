@@ -125,7 +125,7 @@ class PositionProbe(LinearProbe):
             return None
         # a finished head keeps its best state and needs no training
         active = [layer for layer in batch.tokens if layer not in self._done]
-        losses = [self._losses(layer, batch.tokens[layer], labels[layer]).sum() for layer in active]
+        losses = {layer: self._losses(layer, batch.tokens[layer], labels[layer]) for layer in active}
         for layer in active:
             self._head(layer).steps += 1
         return self._total(losses)

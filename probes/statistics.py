@@ -90,7 +90,7 @@ class StatisticsProbe(Probe):
     ) -> None:
         super().__init__(shapes, data)
         settings.check("probe", pictured=pictured)
-        self.automatic_optimization = False
+        self.automatic_optimization, self.fitting = False, "fit mean tokens"
         self.size, self.pictured, self.seed = size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})

@@ -144,6 +144,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def call(*arguments: str) -> tuple[Any, str, str]:
         quiet = ["hydra.job_logging.root=null", "hydra.hydra_logging.root=null"]  # logging stays pytest's
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *quiet])
+        monkeypatch.setattr("sdprobe.runs.interrupts.begin", lambda: None)  # Ctrl-C stays pytest's, too
         with pytest.raises(SystemExit) as caught:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return caught.value.code, *capsys.readouterr()

@@ -68,6 +68,10 @@ class LayerHead(nn.Module):
         """Whether no variant can improve any more."""
         return bool(self._finished(patience, min_steps).all())
 
+    def at_plateau(self, patience: int, min_steps: int) -> int:
+        """Return how many variants have finished."""
+        return int(self._finished(patience, min_steps).sum())
+
     @torch.no_grad()
     def restore_best(self) -> None:
         """Load the best states. Variants that were never validated do not change."""

@@ -15,6 +15,7 @@ from sdprobe.metrics.intervals import two_way_interval, with_ends
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import VERSION, Predicts, digest, read_predictions, result_settings, target_name, write_predictions
 from sdprobe.tokens.keys import Key, select
+from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.io import DamagedFile, read_arrays, read_json, write_arrays, write_file
 
@@ -50,6 +51,24 @@ class Twin:
     predictions: dict[str, np.ndarray]
 
 
+def steps(cfg: DictConfig) -> list[str]:
+    """What :func:`random_weights` does, as :mod:`sdprobe.utilities.progress` numbers it."""
+    return [] if _fits_one_network(cfg) else [_step(_seed(cfg, number)) for number in range(cfg.twins)]
+
+
+def _fits_one_network(cfg: DictConfig) -> bool:
+    """Whether a saved mitigation belongs to the network that it was fitted on."""
+    return any(target_name(each._target_) == "Saved" for each in cfg.mitigation.values())
+
+
+def _seed(cfg: DictConfig, number: int) -> int:
+    return int(cfg.backbone.weights_seed) + 1 + number
+
+
+def _step(seed: int) -> str:
+    return f"random weights (seed {seed})"
+
+
 def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) -> dict[str, float]:
     """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds. Each is measured once and stored in ``cfg.cache_dir``.
 
@@ -63,7 +82,7 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
         meta: of the measured network's run.
         probe: that was measured.
     """
-    if any(target_name(mitigation._target_) == "Saved" for mitigation in cfg.mitigation.values()):
+    if _fits_one_network(cfg):
         log.info("No random-weights baseline: a saved mitigation belongs to the network it was fitted on.")
         return {}
     twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
@@ -94,22 +113,22 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     config = OmegaConf.merge(
         cfg,
         {
-            "backbone": {"weights": "random", "weights_seed": cfg.backbone.weights_seed + 1 + number},
+            "backbone": {"weights": "random", "weights_seed": _seed(cfg, number)},
             "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
         },
     )
     assert isinstance(config, DictConfig)
-    processes = Processes.current()
-    stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
-    twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
-    # all processes measure this network, or none does, because they may see different files
-    if processes.all_gather(twin is not None)[0]:
-        log.info("Random weights, seed %d: taken from %s", config.backbone.weights_seed, stored)
-        return twin or Twin({}, {}, {})
-    log.info("Random weights, seed %d: measuring", config.backbone.weights_seed)
-    measurement = Measurement(config)
-    measurement.run()
-    measurement.release()
+    with progress.step(_step(config.backbone.weights_seed)) as step:
+        processes = Processes.current()
+        stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
+        twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
+        # all processes measure this network, or none does, because they may see different files
+        if processes.all_gather(twin is not None)[0]:
+            step.note = f"taken from {stored}"
+            return twin or Twin({}, {}, {})
+        measurement = Measurement(config)
+        measurement.run()
+        measurement.release()
     predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
     twin = Twin(_renamed(measurement.results), _renamed(measurement.probe.pseudovalues()), predictions)
     if processes.rank == 0:

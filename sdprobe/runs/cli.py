@@ -8,14 +8,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
@@ -23,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from sdprobe.runs import interrupts
 from sdprobe.runs.arguments import as_overrides
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -63,23 +63,25 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def interrupted() -> str:
-    """What is left after Ctrl-C outside of a measurement, and how to go on."""
-    if not HydraConfig.initialized():
-        return "Interrupted before the run began; nothing was written."
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return f"Interrupted; the same command with hydra.sweep.dir='{hydra.sweep.dir}' continues the sweep."
-    if (Path(hydra.runtime.output_dir) / ".hydra" / "overrides.yaml").is_file():
-        return f"Interrupted; continue with: python train.py resume='{hydra.runtime.output_dir}'"
-    return "Interrupted before anything was measured; give the same command again."
-
-
 def gpus() -> int:
     """GPUs of this machine: a job asks for one only where there is one, or Ray would wait for it for ever."""
     import torch
 
     return torch.cuda.device_count()
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run Hydra's entry point on checked arguments. Errors that a user can fix and Ctrl-C end with a sentence each."""
+    silence_libraries()
+    try:
+        if is_rank_zero():  # worker processes get the arguments of the first process
+            sys.argv[1:] = prepare(sys.argv[1:])
+        main()
+    except InputError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        interrupts.say()
+        sys.exit(interrupts.EXIT_CODE)
 
 
 def prepare(words: Sequence[str]) -> list[str]:
@@ -94,6 +96,7 @@ def prepare(words: Sequence[str]) -> list[str]:
         help.show(words)
         sys.exit()
     overrides = expanded(as_overrides(words))
+    overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes them at the ends only
     cfg = check(overrides)
     if cfg is not None:
         say(asked_for(cfg))
@@ -364,3 +367,4 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR if name == "diffusers" else logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"

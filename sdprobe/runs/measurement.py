@@ -64,6 +64,22 @@ class Measurement:
         self.complete = False
         self._data: list[dict[str, Any]] = []
 
+    @property
+    def steps(self) -> list[str]:
+        """What :meth:`run` does, as :mod:`sdprobe.utilities.progress` numbers it."""
+        fitting = [self.probe.fitting] if self.probe.fitting else []
+        return [*self.data.steps(self.probe.automatic_optimization), *fitting, "test"]
+
+    def summary(self) -> str:
+        """Return a line on what is measured: device, precision, layers and images."""
+        layers = [f"{layer} ({height} × {width} tokens)" for layer, (_, height, width) in self.data.shapes.items()]
+        named = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} to {layers[-1]}"
+        backbone = self.data.backbone.describe()
+        return (
+            f"Device {backbone['device']}, precision {backbone['precision']}. {self.data.counts()}. "
+            f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}: {named}."
+        )
+
     def prepare(self) -> None:
         """Start the processes of the other devices, and encode the images that the latent cache lacks."""
         workers.launch(self.trainer)
@@ -79,8 +95,9 @@ class Measurement:
         trained = time.perf_counter()
         if self.probe.not_converged:
             log.warning(
-                "%d of %d layers had not reached their plateau after trainer.max_epochs=%d. More epochs may help.",
-                len(self.probe.not_converged), len(self.data.layers), self.trainer.max_epochs,
+                "%d of %d layers%s had not reached their plateau after trainer.max_epochs=%d. More epochs may help.",
+                len(self.probe.not_converged), len(self.data.layers),
+                " with random weights" if self.cfg.backbone.weights == "random" else "", self.trainer.max_epochs,
             )  # fmt: skip
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)

@@ -1,6 +1,7 @@
 """One run, from configuration to folder: measure, compare with baselines, write, draw, track."""
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from rich.console import Console
 
 from sdprobe.reports.dispatch import draw, show
 from sdprobe.reports.run import Run
-from sdprobe.runs import checks, sweep, tracking, workers
-from sdprobe.runs.baselines import random_weights
+from sdprobe.runs import baselines, checks, interrupts, sweep, workers
 from sdprobe.runs.cli import is_rank_zero
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import Predicts, clear, write_command, write_metrics, write_predictions
+from sdprobe.utilities import progress
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import write_arrays
 
@@ -37,9 +38,23 @@ def run(cfg: DictConfig) -> Run | None:
         return None
     clear(folder, resumed=bool(cfg.resume))
     write_command(folder, cfg)
+    if not sweep.active():
+        interrupts.expect(f"Interrupted; continue with: python train.py resume={shlex.quote(str(folder))}")
+    detailed = not sweep.in_turns()
+    if detailed:
+        log.info(measurement.summary())
+    steps = measurement.steps + baselines.steps(cfg)
+    with interrupts.deferred(), progress.plan(steps, heading=sweep.heading(), lines=detailed):
+        return _measured(cfg, folder, measurement)
+
+
+def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
+    """The run itself, in the first process."""
     logger, meta = None, None
     try:
         measurement.prepare()  # unusable images end the run before tracking starts
+        from sdprobe.runs import tracking  # late, since wandb takes a while to import
+
         logger = tracking.start(cfg)
         measurement.trainer.loggers = [logger] if logger else []
         measurement.run()
@@ -49,14 +64,15 @@ def run(cfg: DictConfig) -> Run | None:
         if isinstance(measurement.probe, Predicts):
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         measurement.data.mitigations.save(folder)
-        nulls = random_weights(cfg, meta, measurement.probe)
+        nulls = baselines.random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         workers.terminate(measurement.trainer, error)
-        tracking.finish(logger, exit_code=1)
+        if logger is not None:
+            tracking.finish(logger, exit_code=1)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             write_metrics(folder, measurement.results, (meta or measurement.meta) | {"complete": False})
-            log.warning("Interrupted; continue with: python train.py resume=%s", folder)
-            sys.exit(130)
+            interrupts.say()
+            sys.exit(interrupts.EXIT_CODE)
         raise
     write_arrays(folder / "maps.npz", measurement.maps())
     write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
@@ -64,17 +80,19 @@ def run(cfg: DictConfig) -> Run | None:
     finished = Run.read(folder)
     tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), draw(finished, folder))
     tracking.finish(logger)
-    show(finished, Console())
-    log.info("Run folder: %s", folder)
+    if not sweep.in_turns():
+        show(finished, Console())
+        log.info("Run folder: %s", folder)
     return finished
 
 
 def run_worker(cfg: DictConfig, measurement: Measurement) -> None:
     """Worker process of a run on several devices: encodes, trains and tests. Only rank 0 writes files and logs."""
-    try:
-        measurement.prepare()
-    except InputError:
-        sys.exit(0)  # all processes end with the same error, and rank 0 prints it
-    measurement.run()  # an error here may occur in this process only, so it is printed
-    measurement.release()
-    random_weights(cfg, measurement.meta)
+    with progress.plan([], shown=False):
+        try:
+            measurement.prepare()
+        except InputError:
+            sys.exit(0)  # all processes end with the same error, and rank 0 prints it
+        measurement.run()  # an error here may occur in this process only, so it is printed
+        measurement.release()
+        baselines.random_weights(cfg, measurement.meta)

@@ -8,11 +8,14 @@ lists failed jobs, and writes the table and figures of the others.
 import atexit
 import json
 import logging
+import math
+import shlex
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,10 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
 from sdprobe.reports.run import Run
+from sdprobe.runs import cli, interrupts
 from sdprobe.runs.record import VERSION, config_hash, source_digest, write_command
 from sdprobe.utilities.io import read_json, write_file
+from sdprobe.utilities.progress import duration
 
 log = logging.getLogger(__name__)
 ENDS = ("metrics.json", "error.txt")  # a job that ended has one of them
@@ -45,6 +50,15 @@ def name() -> str | None:
     return "-".join(Path(HydraConfig.get().sweep.dir).parts[-2:]) if active() else None
 
 
+def in_turns() -> bool:
+    """Whether this process runs the jobs of a sweep one after the other; each then leaves a single line."""
+    return active() and _takes_turns(str(HydraConfig.get().launcher._target_))
+
+
+def _takes_turns(launcher: str) -> bool:
+    return "BasicLauncher" in launcher
+
+
 def finished(cfg: DictConfig) -> bool:
     """Whether the folder of this job already holds a complete result for the same settings."""
     meta = _meta(Path(cfg.run_dir)) if active() else {}
@@ -53,11 +67,12 @@ def finished(cfg: DictConfig) -> bool:
         return False
     if meta.get("source") != source_digest():
         log.warning("%s was measured by another version of this code. Its numbers are kept.", cfg.run_dir)
+    log.info("%s%s is finished already; skipped.", heading(), _differing())
     return True
 
 
 def begin(cfg: DictConfig) -> None:
-    """Set ``cfg.resume`` if an interrupted job of the same settings left a checkpoint, and log which job starts."""
+    """Set ``cfg.resume`` if an interrupted job of the same settings left a checkpoint."""
     if not active():
         return
     folder = Path(cfg.run_dir)
@@ -71,28 +86,54 @@ def begin(cfg: DictConfig) -> None:
             log.info("This job was interrupted, but with other settings or an older version. It starts again.")
     write_file(stamp, now)
     write_command(folder, cfg)  # so that the end of the sweep can list the overrides of a failed job
-    log.info(progress(Path(HydraConfig.get().sweep.dir), int(HydraConfig.get().job.num), time.time()))
 
 
-def progress(sweep: Path, number: int, now: float) -> str:
-    """Which job of how many starts, and the time that the remaining ones will take at the rate so far."""
-    if not (sweep / "sweep.json").is_file():
-        return f"Job {number + 1}"
-    plan = read_json(sweep / "sweep.json")
-    total, started = plan["jobs"], plan["started"]
+def end(cfg: DictConfig) -> None:
+    """Say which job has ended."""
+    if active():
+        _say_ended(Path(HydraConfig.get().sweep.dir), Path(cfg.run_dir), f"{heading()}{_differing()}: done")
+
+
+def heading() -> str:
+    """Which job of how many this process runs; nothing for a single run."""
+    if not active():
+        return ""
+    plan = _plan(Path(HydraConfig.get().sweep.dir))
+    return f"Job {HydraConfig.get().job.num + 1}" + (f" of {plan['jobs']}" if plan else "")
+
+
+def _differing() -> str:
+    """What this job was asked for that other jobs were not."""
+    swept = _plan(Path(HydraConfig.get().sweep.dir)).get("swept", [])
+    return _among(swept, list(HydraConfig.get().overrides.task))
+
+
+def _among(swept: list[str], overrides: list[str]) -> str:
+    words = " ".join(text for text in overrides if text.lstrip("+~").partition("=")[0] in swept)
+    return f" ({words})" if words else ""
+
+
+def _say_ended(sweep: Path, folder: Path, text: str) -> None:
+    """A line on a job that has a result, with its duration and the time that the others will take."""
+    log.info("%s in %s%s.", text, _took(folder), time_left(sweep, time.time()))
+
+
+def _took(folder: Path) -> str:
+    """How long a job took, by its first and its last file."""
+    return duration((folder / "metrics.json").stat().st_mtime - (folder / "config_hash").stat().st_mtime)
+
+
+def time_left(sweep: Path, now: float) -> str:
+    """Return in words how long the other jobs will take at the rate so far; nothing where that is unknown, or none is left."""
+    plan = _plan(sweep)
+    if not plan:
+        return ""
     folders = list(sweep.glob("*")) if plan["folders"] is None else [sweep / name for name in plan["folders"]]
     ended = {name: [path.stat().st_mtime for folder in folders if (path := folder / name).is_file()] for name in ENDS}
-    done = sum(end >= started for ends in ended.values() for end in ends)
-    before = sum(end < started for end in ended["metrics.json"])  # only jobs that failed before are repeated
-    text = f"Job {number + 1} of {total}"
-    if not done:
-        return text
-    left = (now - started) / done * max(total - before - done, 1)
-    return f"{text}; {done} ended in {_minutes(now - started)}, about {_minutes(left)} left"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
+    done = sum(end >= plan["started"] for ends in ended.values() for end in ends)
+    before = sum(end < plan["started"] for end in ended["metrics.json"])  # failed jobs of earlier tries are repeated
+    missing = plan["jobs"] - before - done
+    return f", about {duration(round((now - plan['started']) / done * missing))} left" if done and missing > 0 else ""
 
 
 @contextmanager
@@ -112,7 +153,7 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
     except Exception as error:
         message = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
         text = message if isinstance(error, CompactHydraException) else f"{message}\n\n{traceback.format_exc()}"
-        log.error("%s", text)
+        log.error("%s%s failed. %s", heading(), _differing(), text)
         try:
             write_file(file, text)
         except OSError:  # a full disk: Hydra reports this failure itself
@@ -126,6 +167,63 @@ def _meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return meta if isinstance(meta, dict) else {}
+
+
+class Watch:
+    """Says of jobs in other processes which have ended, from the files in their folders.
+
+    Args:
+        folder: of the sweep.
+        interval: seconds between two looks.
+    """
+
+    def __init__(self, folder: Path, interval: float = 2.0) -> None:
+        self.folder, self.interval = folder, interval
+        self._over = threading.Event()
+        self._said: set[Path] = set()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, config: DictConfig, folder: Path) -> "Watch":
+        """Say what the command waits for, and start to look; in-process jobs speak for themselves."""
+        watch, launcher = cls(folder), OmegaConf.select(config, "hydra.launcher._target_") or "BasicLauncher"
+        if _takes_turns(launcher):
+            return watch
+        cli.say(f"{_plan(folder)['jobs']} jobs are handed to the launcher. This command waits, and says which have ended.")
+        if "SlurmLauncher" in launcher:
+            cli.say("Ctrl-C ends the waiting, not the jobs. `squeue --me` lists them, and `scancel` ends them.")
+        watch._thread = threading.Thread(target=watch._look, daemon=True)
+        watch._thread.start()
+        return watch
+
+    def stop(self) -> None:
+        """Look a last time."""
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+
+    def look(self) -> None:
+        """Say which jobs have ended since the last look."""
+        plan = _plan(self.folder)
+        names = plan["folders"] or [path.name for path in sorted(self.folder.glob("*")) if path.is_dir()]
+        for name in names:
+            folder = self.folder / name
+            ended = [end for end in ENDS if (folder / end).is_file() and (folder / end).stat().st_mtime >= plan["started"]]
+            if folder in self._said or not ended or (ended == ["metrics.json"] and not _meta(folder).get("complete")):
+                continue
+            self._said.add(folder)
+            which = f"Job {int(name) + 1} of {plan['jobs']}" if plan["folders"] else f"Job {name}"
+            stored = folder / ".hydra" / "overrides.yaml"
+            asked = [str(override) for override in OmegaConf.load(stored)] if stored.is_file() else []
+            failed = "error.txt" in ended
+            took = f"failed, see {folder / 'error.txt'}" if failed else f"done in {_took(folder)}"
+            cli.say(f"{which}{_among(plan['swept'], asked)}: {took}{time_left(self.folder, time.time())}.")
+
+    def _look(self) -> None:
+        while not self._over.wait(self.interval):
+            with suppress(OSError):  # a job is writing
+                self.look()
+        self.look()
 
 
 class SweepSummary(Callback):
@@ -151,10 +249,12 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         count = jobs(config)
-        plan = {"jobs": count, "folders": _folders(config, count), "started": time.time()}
+        plan = {"jobs": count, "swept": swept(config), "folders": _folders(config, count), "started": time.time()}
         write_file(folder / "sweep.json", json.dumps(plan))
+        interrupts.expect(f"Interrupted; the same command with hydra.sweep.dir={shlex.quote(str(folder))} continues the sweep.")
         # if a worker is killed, the launcher raises and Hydra does not call on_multirun_end
-        self._unsaid = atexit.register(named, folder)
+        self._unsaid = atexit.register(lambda: interrupts.happened() or named(folder))
+        self._watch = Watch.of(config, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write tables and figures into the folder of the sweep. Exit with code 1 if a job failed, or if writing failed.
@@ -165,6 +265,7 @@ class SweepSummary(Callback):
         """
         folder = Path(config.hydra.sweep.dir)
         failed = True
+        self._watch.stop()
         try:
             _summarise(folder)
             failed = False
@@ -210,7 +311,8 @@ def named(folder: Path) -> list[str]:
 
 
 def _plan(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "sweep.json")
+    """What ``sweep.json`` says; nothing where there is none."""
+    return read_json(folder / "sweep.json") if (folder / "sweep.json").is_file() else {}
 
 
 def _folders(config: DictConfig, count: int) -> list[str] | None:
@@ -226,15 +328,22 @@ def overrides(folder: Path) -> str:
 
 
 def jobs(config: DictConfig) -> int:
-    """Number of jobs: the product over the last override of every key, with those of the preset first."""
+    """Number of jobs: the product over the last override of every key."""
+    return math.prod(_counts(config).values())
+
+
+def swept(config: DictConfig) -> list[str]:
+    """Keys that jobs differ in."""
+    return [key for key, count in _counts(config).items() if count > 1]
+
+
+def _counts(config: DictConfig) -> dict[str, int]:
+    """Key → number of its values, those of the preset first."""
     presets = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
-    counts = {}
+    counts: dict[str, int] = {}
     hydra = GlobalHydra.instance()
     loader = hydra.config_loader() if hydra.is_initialized() else None  # it lists the choices of a glob
     for override in OverridesParser.create(loader).parse_overrides([*presets, *config.hydra.overrides.task]):
         swept = override.is_sweep_override() and override.is_discrete_sweep()
         counts[override.get_key_element()] = len(list(override.sweep_string_iterator())) if swept else 1
-    total = 1
-    for count in counts.values():
-        total *= count
-    return total
+    return counts

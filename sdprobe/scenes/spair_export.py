@@ -34,12 +34,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import track
 
 from sdprobe.scenes.composition import CATEGORIES, Composition, compose
 from sdprobe.scenes.pairs import ScenePair, SceneSet, of_category, pairs_among
 from sdprobe.scenes.truth import Scene, cover, render
-from sdprobe.utilities import expect
+from sdprobe.utilities import expect, progress
 from sdprobe.utilities.errors import InputError
 
 SPLITS = ("trn", "val", "test")
@@ -103,7 +102,7 @@ def write_images(tree: Path, scenes: SceneSet) -> list[Record]:
         for category in CATEGORIES:
             (tree / kind / category).mkdir(parents=True)
     annotations = []
-    for index in track(range(scenes.limit), "Drawing scenes"):
+    for index in progress.track(range(scenes.limit), "draw scenes", "scene"):
         composition = compose(scenes.seed, index)
         scene, name = render(composition, scenes.size), f"{scenes.seed:04d}_{index:06d}"
         record = annotation(composition, scene, f"{name}.jpg")
@@ -191,7 +190,7 @@ def write_pairs(tree: Path, scenes: SceneSet, annotations: list[Record], limit: 
         folder = tree / "PairAnnotation" / split
         folder.mkdir(parents=True)
         lines: list[str] = []
-        for category in track(CLASSES, f"Pairing {split}"):
+        for category in progress.track(CLASSES, f"pair {split}"):
             drawn = islice(pairs_among(scenes, parts[category][split], scenes.seed), limit)
             for pair in sorted(drawn, key=lambda pair: (pair.source, pair.target)):
                 record = pair_annotation(len(lines) + 1, pair, annotations[pair.source], annotations[pair.target])

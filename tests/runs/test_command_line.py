@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,11 +123,6 @@ def test_help_is_what_the_files_say() -> None:
     assert timestep.default == "50" and timestep.meaning in line and timestep.values in line
     names = [setting.name for setting in help.settings_of(cli.CONFIGS / "probe" / "study.yaml", "probe.")]
     assert {"probe.head", "probe.solver"} <= set(names)  # inherited from position.yaml
-
-
-def test_ctrl_c_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as before Hydra began, whatever ran before this test
-    assert cli.interrupted() == "Interrupted before the run began; nothing was written."
 
 
 def test_the_first_line_says_what_was_asked_for() -> None:

@@ -4,6 +4,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def test_building_a_run_leaves_the_hash_of_its_settings_alone(job, tmp_path: Pat
 
 
 def test_progress_counts_jobs_and_estimates_the_rest(tmp_path: Path) -> None:
-    assert sweep.progress(tmp_path, 3, 0.0) == "Job 4"
+    assert sweep.time_left(tmp_path, 0.0) == ""
     now = time.time()
     plan = {"jobs": 8, "folders": [str(number) for number in range(8)], "started": now - 100}
     (tmp_path / "sweep.json").write_text(json.dumps(plan))
@@ -174,7 +175,7 @@ def test_progress_counts_jobs_and_estimates_the_rest(tmp_path: Path) -> None:
         file.touch()
         os.utime(file, (now - age, now - age))
     # two of the seven that this try has to do took 100 s: five are left
-    assert sweep.progress(tmp_path, 3, now) == "Job 4 of 8; 2 ended in 1:40 min, about 4:10 min left"
+    assert sweep.time_left(tmp_path, now) == ", about 4 min 10 s left"
 
 
 # --- what is refused before a sweep begins -----------------------------------------------------------------------------
@@ -317,15 +318,40 @@ def test_a_sweep_from_the_command_line(job, command, tmp_path: Path, caplog) -> 
     known |= {"twins": job().twins, "control": None, "version": VERSION}
     (tmp_path / "0" / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known}))
     options = ["timestep=10,1000,50", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
-    code, *_ = command("-m", *SMALL, *options)
+    code, printed, said = command("-m", *SMALL, *options)
     assert code == 1
-    assert caplog.text.count("is finished already; skipped") == 1
+    skipped, failed, done = (message for message in caplog.messages if re.match("Job . of 3", message))
+    assert skipped == "Job 1 of 3 (timestep=10) is finished already; skipped."
+    assert failed.startswith("Job 2 of 3 (timestep=1000) failed. Expected timestep to be from 0 to 999, but got 1000.")
+    assert re.fullmatch(r"Job 3 of 3 \(timestep=50\): done in .* s\.", done)
     assert "1 of 3 jobs have no result" in caplog.text
-    assert "  1 (" in caplog.text and "timestep to be from 0 to 999, but got 1000" in caplog.text
+    assert "  1 (" in caplog.text and caplog.text.count("timestep to be from 0 to 999, but got 1000") == 2
+    assert "━" not in said and "\x1b" not in said, "bars are for terminals"
+    assert printed.count("2 runs, each at") == 1 and "[HYDRA]" not in printed + said, "one table, that of the sweep"
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
     assert Run.read(tmp_path / "2").meta["complete"]
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3
     assert not (tmp_path / "1" / "metrics.json").exists()
+
+
+def test_of_jobs_in_other_processes_the_sweep_says_which_have_ended(tmp_path: Path, capsys) -> None:
+    plan = {"jobs": 3, "swept": ["seed"], "folders": ["0", "1", "2"], "started": time.time() - 60}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    watch = sweep.Watch(tmp_path)
+    watch.look()
+    assert capsys.readouterr().err == ""
+    for number in range(3):
+        (tmp_path / str(number) / ".hydra").mkdir(parents=True)
+        (tmp_path / str(number) / ".hydra" / "overrides.yaml").write_text(f"[backbone=tiny, seed={number}]")
+        (tmp_path / str(number) / "config_hash").touch()
+    result(tmp_path / "1")
+    result(tmp_path / "2", complete=False)  # it still measures the random-weights baseline
+    (tmp_path / "0" / "error.txt").write_text("Expected a.")
+    watch.look()
+    watch.look()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"Job 1 of 3 (seed=0): failed, see {tmp_path / '0' / 'error.txt'}")
+    assert re.fullmatch(r"Job 2 of 3 \(seed=1\): done in 0\.. s.*\.", second)
 
 
 # --- several processes, and one that is killed ------------------------------------------------------------------------
@@ -397,8 +423,8 @@ def test_a_killed_sweep_completes_to_the_numbers_of_an_undisturbed_one(tmp_path:
     assert not (cut / "1" / "metrics.json").exists(), "the control: it was killed in the middle"
     again = command_line("-m", *options, f"hydra.sweep.dir={cut}")
     assert again.returncode == 0, again.stderr
-    assert "is finished already; skipped" in again.stdout
-    assert "continues from its last epoch" in again.stdout
+    assert "is finished already; skipped" in again.stderr
+    assert "continues from its last epoch" in again.stderr
     assert command_line("-m", *options, f"hydra.sweep.dir={whole}").returncode == 0
     for number in "01":
         assert Run.read(cut / number).metrics == Run.read(whole / number).metrics

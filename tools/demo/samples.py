@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from jaxtyping import Float, Int
 from PIL import Image
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.images.scenes import Scenes
 from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import main_category
+from sdprobe.utilities import progress
 from sdprobe.utilities.io import replacing, write_file
 
 SIDE = 96  # input size of the classifier in pixels
@@ -124,7 +124,7 @@ def measure(model_folder: Path, folder: Path, count: int) -> dict[str, Any]:
     model, scene_accuracy = train_classifier()
     pipe = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
     rows, right = {}, {}
-    for number, category in enumerate(track(CATEGORIES, "drawing samples")):
+    for number, category in enumerate(progress.track(CATEGORIES, "draw samples")):
         rows[category] = drawn(pipe, category, count, 1000 * number, STEPS, GUIDANCE, SIDE_DRAWN)
         right[category] = (named(model, shrunk(pixels(rows[category]))) == number).float().mean().item()
     sheet({category: images[:8] for category, images in rows.items()}, folder / "samples.jpg")
