@@ -249,7 +249,7 @@ def test_the_card_prints_the_snippet_of_its_template() -> None:
 def photographs(folder: Path) -> Path:
     """A folder DIR with pictures of noise."""
     (folder / "DIR").mkdir(exist_ok=True)
-    for number in range(12):
+    for number in range(70):
         pixels = np.random.default_rng(number).integers(0, 256, (80, 100, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "DIR" / f"{number}.png")
     return folder / "DIR"

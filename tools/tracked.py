@@ -21,8 +21,9 @@ TIMESTEPS = (1, 50, 261, 500, 900)
 RUNS = {
     "trained": ("block=all", "twins=1"),
     "untrained": ("block=all", "backbone.weights=random"),
-    "position_mean": ("block=all", "mitigation=position_mean"),
-    "leace": ("block=all", "mitigation=leace"),
+    # 32 fit images are too few for the additive basis on 64 × 64 tokens
+    "position_mean": ("block=[down_1,down_2,mid,up_0,up_1]", "mitigation=position_mean", "mitigation.position_mean.basis=cosine"),
+    "padding_swap": ("block=[down_1,down_2,mid,up_0,up_1]", "mitigation=padding_swap"),
     **{f"t{timestep}": ("block=mid", f"timestep={timestep}") for timestep in TIMESTEPS},
 }
 COLOURS = (BLUE, ORANGE, GREEN)
@@ -48,7 +49,7 @@ def charts(read: Mapping[str, Offline]) -> Figure:
     chart = f"layers/{METRIC}"
     _over_layers(axes[0, 0], f"Checkpoints: {chart}", {read[name].run["display_name"]: (read[name], METRIC) for name in
                                                        ("trained", "untrained")})  # fmt: skip
-    mitigated = {read[name].run["display_name"]: (read[name], METRIC) for name in ("trained", "position_mean", "leace")}
+    mitigated = {read[name].run["display_name"]: (read[name], METRIC) for name in ("trained", "position_mean", "padding_swap")}
     _over_layers(axes[0, 1], f"Mitigations: {chart}", mitigated)
     nulls = {"value": METRIC, "random_weights": f"{METRIC}/random_weights", "chance": f"{METRIC}/chance"}
     of_one = {f"{chart}{'' if label == 'value' else f'/{label}'}": (read["trained"], key) for label, key in nulls.items()}

@@ -29,7 +29,13 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
         InputError: an argument that is no override; the sentence names it and, where there is one, a spelling that works.
     """
     jobs = any(argument in ("-m", "--multirun") for argument in arguments)
-    return [argument if argument.startswith("-") else _override(argument, jobs) for argument in arguments]
+    words: list[str] = []
+    for argument in arguments:  # a list with spaces, which the shell splits
+        if words and words[-1].startswith("block=[") and "]" not in words[-1] and "=" not in argument:
+            words[-1] += f" {argument}"
+        else:
+            words.append(argument)
+    return [word if word.startswith("-") else _override(word, jobs) for word in words]
 
 
 def _override(argument: str, jobs: bool) -> str:

@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,10 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         cfg.hydra.mode = RunMode.MULTIRUN
     if cfg.hydra.mode == RunMode.MULTIRUN:
         check_launcher(cfg)
+    elif several := [text for text in overrides if _first(text) != text]:
+        key, _, value = several[0].partition("=")
+        fix = f"Write {key}=[{value}] for several layers in one run, or add -m" if key == "block" else "Add -m"
+        raise InputError(f"Expected one value of {key}, but got '{value}'. {fix} for a job per value.")
     check_logger(cfg)
     try:
         check_kinds(cfg, overrides)
@@ -291,9 +295,18 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
         key = match.group(1).lstrip("+~")
         if key == "trainer.devices":
             return "Expected trainer.devices with trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
+        if choices := _choices_with(key):
+            return f"Expected {key} with a choice that has it, but got it alone. Add {' or '.join(choices)}."
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
+
+
+def _choices_with(key: str) -> list[str]:
+    """``group=choice`` of every file of a group that has a setting ``group.setting``."""
+    group, _, setting = key.partition(".")
+    files = sorted((CONFIGS / group).glob("[!_]*.yaml")) if setting else []
+    return [f"{group}={file.stem}" for file in files if re.search(rf"^{re.escape(setting)}:", file.read_text(), re.M)]
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -330,8 +343,24 @@ class UserError(CompactHydraException):
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to."""
+def user_errors(folder: str | Path | None = None) -> Iterator[None]:
+    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to.
+
+    Args:
+        folder: the run folder, removed if an error leaves it empty.
+    """
+    try:
+        with _as_user_errors():
+            yield
+    except BaseException:
+        if folder is not None:
+            with suppress(OSError):  # it is not empty
+                Path(folder).rmdir()
+        raise
+
+
+@contextmanager
+def _as_user_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:

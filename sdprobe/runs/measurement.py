@@ -138,6 +138,7 @@ class Measurement:
                 "published_names": self.data.backbone.published_names(self.data.layers),
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
                 "timestep": self.cfg.timestep,
+                "prompt": self.cfg.prompt,
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),
                 "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},

@@ -211,6 +211,8 @@ def test_matches_join_the_points_of_their_pair() -> None:
     assert f"Matches at {best} (highest PCK), crosses" in figure.get_suptitle()
     for number, panel in enumerate(figure.axes):
         rows = run.maps[f"{best}/matches"][3 * number : 3 * number + 3]
+        rows = rows[np.argsort(rows[:, -1] == 1, kind="stable")]  # correct matches are drawn last
+        assert panel.get_title() == f"{(rows[:, -1] == 1).sum()} of 3 correct"
         lines = [line for line in panel.get_lines() if len(np.asarray(line.get_xdata())) == 2]
         for line, (_, x, y, _, _, found_x, found_y, _) in zip(lines, rows * np.array([1, *[32] * 6, 1]), strict=True):
             assert np.asarray(line.get_xdata()).tolist() == pytest.approx([x, 34 + found_x])

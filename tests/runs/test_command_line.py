@@ -46,6 +46,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("sdprobe images.split images=hub images.path=owner/name images.split='train[:12]'", "train[:12]"),
         ("sdprobe block block='up_blocks[1].resnets[2]'", "up_blocks.1.resnets.2"),
         ("sdprobe block block='up_*'", "up_*"),
+        ("sdprobe block block=[mid, up_1]", "['mid', 'up_1']"),
         ("sdprobe prompt 'prompt=\"a photo of a {category}\"'", "a photo of a {category}"),  # as Hydra's documents quote
     ],
 )
@@ -60,6 +61,16 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
     value = OverridesParser.create().parse_override(override).value()
     quoted = re.fullmatch(r"([\"']).*\1", text) or text == "null" or re.fullmatch(r"\w+\(.*\)", text)
     assert value == text or quoted
+
+
+def test_a_run_folder_that_an_error_leaves_empty_is_removed(tmp_path: Path) -> None:
+    for name, content in (("empty", ()), ("full", ("metrics.json",))):
+        (tmp_path / name).mkdir()
+        for file in content:
+            (tmp_path / name / file).touch()
+        with pytest.raises(cli.UserError), cli.user_errors(tmp_path / name):
+            raise InputError("Expected a photograph.")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_jobs_of_a_sweep_may_differ_in_text() -> None:
@@ -88,6 +99,9 @@ def test_the_argument_that_cannot_be_read_is_named_with_a_spelling_that_works(wo
         (["mitigation=leace", "mitigation.leace.shrinkage=3"], "to be true or false, but got 3"),
         (["images.size=100"], "Expected images.size to be a positive multiple of 64"),
         (["probe=positon"], "The nearest is 'position'"),
+        (["images.root=x"], "Add images=folder or images=nyu or images=pf_pascal or images=pf_willow or images=spair."),
+        (["block=mid,up_1"], "Write block=[mid,up_1] for several layers in one run, or add -m for a job per value."),
+        (["timestep=10,50"], "Expected one value of timestep, but got '10,50'. Add -m for a job per value."),
     ],
 )
 def test_wrong_settings_are_found_before_torch_is_imported(words: list[str], message: str) -> None:
