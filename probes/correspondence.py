@@ -187,11 +187,11 @@ class CorrespondenceProbe(LinearProbe):
                 self.results |= qualified(name, layer, reported.gain(reported.correct(matches, "test"), other))
         self.log_dict(select(self.results, condition="test", metric=MAIN, where="all", statistic=""))
 
-    def compare(self, twins: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
+    def compare(self, networks: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
         """Gain of the tested matching over networks with random weights.
 
         Args:
-            twins: predictions of the same probe on networks with random weights, each as :meth:`predictions` returns them.
+            networks: predictions of the same probe on networks with random weights, each as :meth:`predictions` returns them.
 
         Returns:
             ``gain_over_random_weights/<layer>/…`` → difference to their mean, with interval.
@@ -200,7 +200,9 @@ class CorrespondenceProbe(LinearProbe):
         reported = self._reports
         for layer in self.shapes:
             mine = reported.correct(self._of(layer), "test").double()
-            gained = reported.gain_over_seeds(mine, [torch.from_numpy(twin[f"{layer}/hit"]).to(mine) for twin in twins])
+            gained = reported.gain_over_seeds(
+                mine, [torch.from_numpy(network[f"{layer}/hit"]).to(mine) for network in networks]
+            )
             gains |= qualified("gain_over_random_weights", layer, gained)
         return gains
 

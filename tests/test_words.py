@@ -34,7 +34,6 @@ NAMES = {
     r"NEUTRAL": "IGNORED_IN_HASH",
     r"circumstances": "provenance",
     r"LEFT": "OUTPUT_FILES",
-    r"before_plateau": "not_converged",
     r"PatientLogger": "FaultTolerantWandbLogger",
     r"layer_by_question": "selected_layers",
 }

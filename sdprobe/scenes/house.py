@@ -55,7 +55,7 @@ def _bargeboard(view: View, w: float, over: float, eave: float, peak: float, z: 
 
 
 def _front_openings(rng: Generator, view: View, w: float, z: float, wall: float) -> tuple[list[Part], dict[str, Landmark]]:
-    """Door and, where there is room, a round or square attic window."""
+    """Door and, if there is space, a round or square attic window."""
     x, half, tall = rng.uniform(-0.35, 0.35) * w, rng.uniform(0.1, 0.15), rng.uniform(0.5, 0.75) * wall
     door = rectangle(x - half, 0, x + half, tall)
     knob = rectangle(x + half * 0.55, tall * 0.42, x + half * 0.8, tall * 0.52)
