@@ -24,8 +24,8 @@ class Leace(LowRank):
         tolerance: above 0. Singular values of W Σ_xz up to this one are kept: 0.01 leaves traces of position, 1e-6 leaves
             none.
         shrinkage: estimate Σ_xx by shrinking it towards a multiple of the identity, see
-            :func:`~sdprobe.mitigations.leace.shrunk`. Position is removed either way. The change is the smallest possible for
-            this estimate of Σ_xx.
+            :func:`~sdprobe.mitigations.leace.shrunk`. Position is removed in both cases. The change is the smallest possible
+            for this estimate of Σ_xx.
 
     Raises:
         InputError: an option out of range. At the end of a fit: a rank above C/2, or fewer images than Z has columns.
