@@ -91,7 +91,7 @@ class ActivationDataModule(StreamDataModule):
         self.resident: DeviceCache[TokenBatch] = DeviceCache(activation_budget)
 
     def steps(self, trains: bool) -> list[str]:
-        """Those of every data module, and the extraction of tokens that stay on the device."""
+        """Return the names of the steps: those of every data module, and the extraction of tokens that stay on the device."""
         return [*super().steps(trains), *(["extract activations"] if trains and not self.resident.full else [])]
 
     def setup(self, stage: str) -> None:

@@ -161,6 +161,9 @@ class StreamDataModule(LightningDataModule):
 
         Args:
             trains: whether the probe has an optimiser.
+
+        Returns:
+            names of the steps, in their order.
         """
         return ["encode images", *(["fit mitigations"] if self.mitigations.needs_fit else [])]
 

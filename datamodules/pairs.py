@@ -181,7 +181,7 @@ class PairDataModule(StreamDataModule):
         return f"{len(used)} images in pairs: {', '.join(f'{split} {len(part)}' for split, part in pairs.items())}"
 
     def steps(self, trains: bool) -> list[str]:
-        """Those of every data module, and the extraction of the keypoints' tokens."""
+        """Return the names of the steps: those of every data module, and the extraction of the keypoints' tokens."""
         return [*super().steps(trains), *(["extract keypoints"] if self.learns else [])]
 
     def setup(self, stage: str) -> None:

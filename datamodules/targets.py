@@ -73,7 +73,7 @@ class TargetDataModule(ActivationDataModule):
         self.seconds[self.kind] = time.perf_counter() - started
 
     def steps(self, trains: bool) -> list[str]:
-        """Those of activations, and the reading of targets."""
+        """Return the names of the steps: those of activations, and the reading of targets."""
         encode, *others = super().steps(trains)
         return [encode, self.reading, *others]
 

@@ -22,7 +22,11 @@ RUNS = {
     "trained": ("block=all", "twins=1"),
     "untrained": ("block=all", "backbone.weights=random"),
     # 32 fit images are too few for the additive basis on 64 × 64 tokens
-    "position_mean": ("block=[down_1,down_2,mid,up_0,up_1]", "mitigation=position_mean", "mitigation.position_mean.basis=cosine"),
+    "position_mean": (
+        "block=[down_1,down_2,mid,up_0,up_1]",
+        "mitigation=position_mean",
+        "mitigation.position_mean.basis=cosine",
+    ),
     "padding_swap": ("block=[down_1,down_2,mid,up_0,up_1]", "mitigation=padding_swap"),
     **{f"t{timestep}": ("block=mid", f"timestep={timestep}") for timestep in TIMESTEPS},
 }

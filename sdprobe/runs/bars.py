@@ -9,7 +9,15 @@ from sdprobe.utilities import progress
 
 
 class StepBars(ProgressBar):
-    """One step for all of training, one for testing. A single pass is counted in batches, training with Adam in its steps."""
+    """One step for all of training, one for testing. A single pass is counted in batches, training with Adam in its steps.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from sdprobe.runs.bars import StepBars
+        >>> bars = StepBars()
+        >>> Trainer(callbacks=bars, accelerator="cpu", logger=False, enable_checkpointing=False).progress_bar_callback is bars
+        True
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ class Marked(logging.Formatter):
 
 
 class Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is at the moment: a progress bar replaces it, to move out of the way of other lines."""
+    """Writes to what standard error is at the moment: a progress bar replaces it, to let other lines pass."""
 
     def __init__(self, stream: object = None) -> None:
         logging.Handler.__init__(self)
