@@ -157,7 +157,7 @@ class StreamDataModule(LightningDataModule):
         return f"{len(used)} images{of}: {', '.join(f'{name} {len(part)}' for name, part in parts.items())}"
 
     def steps(self, trains: bool) -> list[str]:
-        """What :meth:`prepare_data` and :meth:`setup` do, as :mod:`sdprobe.utilities.progress` numbers it.
+        """What :meth:`prepare_data` and :meth:`setup` do, in the order in which the plan of a run numbers them.
 
         Args:
             trains: whether the probe has an optimiser.
