@@ -42,6 +42,7 @@ _NOISE = (
     r"The ``compute`` method of metric \w+ was called before the ``update``",  # a process may have no test images
     r"You are using `torch.load` with `weights_only=False`",
     r".*does not have many workers",
+    r"Checkpoint directory .* exists and is not empty",  # that of a resumed run
     r"Total length of `\w+` across ranks is zero",
     r"\n'hydra/launcher/\w+' is validated against ConfigStore schema",  # our launcher files name every setting
     r"The number of training batches .* is smaller than the logging interval",

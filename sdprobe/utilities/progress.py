@@ -205,7 +205,7 @@ def _bars() -> Progress:
     return Progress(
         _Doing(table_column=Column(no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
-        _TimeLeft(table_column=Column(no_wrap=True)),
+        _TimeLeft(table_column=Column(no_wrap=True, min_width=9, justify="right")),
         console=Console(stderr=True, highlight=False),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),

@@ -71,7 +71,7 @@ def test_a_run_is_read_back_from_its_files(launch, tmp_path: Path, caplog) -> No
     assert next(read.of("config"))["update"]["provenance"]["config_hash"] == run.meta["config_hash"]
 
     lines = "".join(record["line"] for record in read.of("output_logger"))
-    assert "Random weights, seed 1" in lines and not list(read.of("output_raw")) and "━" not in lines
+    assert "random weights (seed 1)" in lines and not list(read.of("output_raw")) and "━" not in lines
     names = sorted(path.name.split("_")[0] for path in (part / "files" / "media" / "images").rglob("*.png"))
     assert len(names) == len(list((tmp_path / "run").glob("*.png"))), "every figure once"
     assert f"upload with: wandb sync '{part.parent}'" in caplog.text

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -35,8 +36,16 @@ LIMIT = 120.0  # seconds
 IMPORTED = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\w+)")
 
 
-def wait_for(checkout: Path, arguments: list[str], pattern: re.Pattern[bytes] | None, *options: str) -> tuple[float, str]:
-    """Seconds until a command prints ``pattern`` on a terminal, or ends, and what it printed.
+class Wait(NamedTuple):
+    """Seconds on the clock, seconds of processor time, which other work on the machine hardly changes, and what was printed."""
+
+    wall: float
+    cpu: float
+    printed: str
+
+
+def wait_for(checkout: Path, arguments: list[str], pattern: re.Pattern[bytes] | None, *options: str) -> Wait:
+    """Wait until a command prints ``pattern`` on a terminal, or ends.
 
     Args:
         checkout: of sdprobe.
@@ -63,9 +72,9 @@ def wait_for(checkout: Path, arguments: list[str], pattern: re.Pattern[bytes] | 
                 break
         seconds = time.perf_counter() - started
         os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        used = os.wait4(process, 0)[2]
         os.close(terminal)
-    return seconds, printed.decode(errors="replace")
+    return Wait(seconds, used.ru_utime + used.ru_stime, printed.decode(errors="replace"))
 
 
 def costly(printed: str, count: int = 12) -> list[tuple[str, float]]:
@@ -87,21 +96,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     checkouts = {"here": ROOT} | ({"baseline": options.baseline.resolve()} if options.baseline else {})
-    seconds: dict[tuple[str, str], list[float]] = {(event, name): [] for event in EVENTS for name in checkouts}
+    waits: dict[tuple[str, str], list[Wait]] = {(event, name): [] for event in EVENTS for name in checkouts}
     for turn in range(options.rounds + 1):
         for event, (arguments, pattern) in EVENTS.items():
             for name, checkout in checkouts.items():
-                took, _ = wait_for(checkout, arguments, pattern)
+                wait = wait_for(checkout, arguments, pattern)
                 if turn:  # the first warms the disk's cache
-                    seconds[event, name].append(took)
-    table = Table("seconds", *checkouts, title=hardware())
+                    waits[event, name].append(wait)
+    table = Table("seconds (of processor time)", *checkouts, title=hardware())
     for event in EVENTS:
-        cells = (seconds[event, name] for name in checkouts)
-        table.add_row(event, *(f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})" for times in cells))
+        medians = (tuple(map(statistics.median, list(zip(*waits[event, name], strict=True))[:2])) for name in checkouts)
+        table.add_row(event, *(f"{wall:.2f} ({cpu:.2f})" for wall, cpu in medians))
     console = Console()
     console.print(table)
     arguments, pattern = EVENTS["first bar"]
-    _, printed = wait_for(ROOT, arguments, pattern, "-X", "importtime")
+    printed = wait_for(ROOT, arguments, pattern, "-X", "importtime").printed
     imports = Table("imports before the first bar", "seconds, of the package's own modules")
     for package, took in costly(printed):
         imports.add_row(package, f"{took:.2f}")
