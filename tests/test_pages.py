@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from sdprobe.runs import cli
+from sdprobe.runs.arguments import as_overrides
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
@@ -140,10 +141,10 @@ def test_quoted_errors_are_what_is_printed(message: str) -> None:
 
 
 def test_settings_with_odd_characters_are_typed_as_the_page_says() -> None:
-    typed = re.findall(r"^\|[^|]*\| `(['\"].*)` \|$", (ROOT / "docs/errors.md").read_text(), re.M)
+    typed = re.findall(r"^\|[^|]*\| `((?:prompt=)?['\"].*)` \|$", (ROOT / "docs/errors.md").read_text(), re.M)
     assert len(typed) > 4
     for line in typed:
-        cli.check(["images=folder", "images.root=.", *shlex.split(line)])
+        cli.check(as_overrides(["images=folder", "images.root=.", *shlex.split(line)]))
 
 
 def test_the_tutorial_is_stored_executed() -> None:
