@@ -15,7 +15,7 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.settings import SETTINGS, check, rules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GROUPS = ("images", "backbone", "datamodule", "probe")
+GROUPS = ("images", "backbone", "datamodule", "probe", "logger")
 ROWS = [(section, name) for section, table in SETTINGS.items() for name in table]
 
 
@@ -51,10 +51,10 @@ def test_a_wrong_value_is_refused_by_the_command_line_with_the_name_that_was_typ
         wanted = [f"mitigation={group}"]
     if choice in ("activations", "_base"):
         wanted = []
-    wrong = "wrong" if "one of" in refusal(section, name, "wrong") else "-5"
+    wrong = "a/b" if group == "logger" else "wrong" if "one of" in refusal(section, name, "wrong") else "-5"
     typed = ".".join(filter(None, ["mitigation" if group not in (*GROUPS, "") else "", group, name]))
     cfg = composed(*wanted).copy()
-    OmegaConf.update(cfg, typed, wrong if wrong == "wrong" else -5)
+    OmegaConf.update(cfg, typed, -5 if wrong == "-5" else wrong)
     with pytest.raises(InputError, match=rf"Expected \S*{name} to be .*but got"):
         cli.check_settings(cfg)
 
