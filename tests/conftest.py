@@ -79,6 +79,8 @@ def configure(
         given = [*(request.module.SMALL if small else []), f"cache_dir={module_cache}", *overrides]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("train", overrides=given, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.job.num = 0  # an experiment is a sweep, of which this is the first job
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
