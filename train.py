@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     from sdprobe.runs.run import run
 
     cli.silence_libraries()
+    interrupts.made(cfg.run_dir)
     with sweep.recorded(cfg), cli.user_errors(cfg.run_dir):
         if sweep.finished(cfg):
             return

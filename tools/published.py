@@ -250,7 +250,7 @@ def repair_sentence(text: str) -> str:
     return (
         f"`position_mean` subtracts the mean token of each position. Position accuracy at `{MID}` changes "
         f"{change(MID, 'position')} (with a random subspace of the same rank: {value('random_rank', MID, 'position')}),\n"
-        f"zero-shot PCK@0.10 at `{UP_1}` {change(UP_1, 'PCK all')}, depth RMSE {change(UP_1, 'depth RMSE')}. "
+        f"zero-shot PCK@0.10 at `{UP_1}` {change(UP_1, 'PCK all')} (as a fraction), depth RMSE {change(UP_1, 'depth RMSE')}. "
         "A star marks a significant change, corrected for all mitigations and layers."
     )
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.runs import interrupts
-from sdprobe.runs.arguments import as_overrides
+from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -113,12 +113,13 @@ def expanded(arguments: list[str]) -> list[str]:
     Raises:
         InputError: FOLDER is no run folder, or there are other overrides besides ``resume``.
     """
-    folders = [argument.removeprefix("resume=").strip("'") for argument in arguments if argument.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
+    given = [argument for argument in arguments if argument.startswith("resume=")]
+    value = OverridesParser.create().parse_override(given[-1]).value() if given else None
+    if not value:
         return arguments
-    folder = Path(folders[-1])
-    if len(arguments) > 1:
-        raise InputError(f"Expected resume={folder} alone, but got {' '.join(arguments)}. A resumed run keeps its settings.")
+    folder = Path(str(value))
+    if others := [argument for argument in arguments if argument not in given]:
+        raise InputError(f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings.")
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         raise InputError(
@@ -127,7 +128,8 @@ def expanded(arguments: list[str]) -> list[str]:
         )
     overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
-    return [*overrides, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    place = quoted(str(folder))
+    return [*overrides, f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
 
 
 def check(arguments: Sequence[str]) -> DictConfig | None:
@@ -146,7 +148,11 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, overrides)) from error
     except ValueError as error:  # a group set to null
-        raise InputError(f"Expected a choice for every configuration group, but got {' '.join(overrides)}: {error}") from error
+        group = next((text.partition("=")[0] for text in overrides if text.endswith("=null")), "a group")
+        fix = f"Use {group}=none." if (CONFIGS / group / "none.yaml").is_file() else "Leave it out."
+        raise InputError(f"Expected a choice for every configuration group, but got {group}=null. {fix}") from error
+    if deleted := [text for text in overrides if text.startswith("~") and (CONFIGS / text[1:].partition("=")[0]).is_dir()]:
+        raise InputError(f"Expected every configuration group to stay, but got '{deleted[0]}'. Choose another of its choices.")
     if len(overrides) < len(arguments):
         cfg.hydra.mode = RunMode.MULTIRUN
     if cfg.hydra.mode == RunMode.MULTIRUN:
@@ -214,7 +220,9 @@ def check_logger(cfg: DictConfig) -> None:
     Raises:
         InputError: the package is not there.
     """
-    if cfg.hydra.runtime.choices.logger == "tensorboard" and not (_installed("tensorboard") or _installed("tensorboardX")):
+    if cfg.hydra.runtime.choices.get("logger") == "tensorboard" and not (
+        _installed("tensorboard") or _installed("tensorboardX")
+    ):
         raise InputError(
             f"Expected logger to be installed, but got 'tensorboard', which needs the extra of that name. "
             f"{INSTALL.format('tensorboard')}"

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdprobe.runs.arguments import as_overrides
-from sdprobe.runs.cli import CONFIGS, composed
+from sdprobe.runs.cli import CONFIGS, check
 
 PURPOSE = """\
 Measure what the activations of a diffusion model's U-Net say of position, corners, norms and content, beside chance, shuffled \
@@ -27,7 +27,7 @@ GROUPS = (
     "probe", "backbone", "images", "mitigation", "trainer", "logger", "protocol", "experiment", "sweep", "hydra/launcher",
 )  # fmt: skip
 LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?: +# (?P<comment>.*))?$")
-INTERNAL = re.compile(r"trainer\.callbacks|hydra\.(job_logging|output_subdir)")
+INTERNAL = re.compile(r"trainer\.callbacks|hydra\.(job_logging|hydra_logging|output_subdir)")
 
 
 class Setting(NamedTuple):
@@ -77,8 +77,9 @@ def choices(group: str) -> dict[str, str]:
 def show(words: Sequence[str]) -> None:
     """Print help for a command: with ``probe=depth --help``, the settings of that probe and its data."""
     console = Console(width=None if Console().is_terminal else 120)
-    overrides = as_overrides([word for word in words if not word.startswith("-")])
-    chosen = composed(overrides).hydra.runtime.choices
+    overrides = as_overrides([word for word in words if word not in ("--help", "-h")])
+    cfg = check(overrides)
+    chosen = cfg.hydra.runtime.choices if cfg is not None else {}
     console.print(PURPOSE, highlight=False, markup=False)
     examples = Table("", "", box=None, show_header=False, title="Examples", title_justify="left")
     for command, meaning in EXAMPLES.items():
@@ -90,10 +91,10 @@ def show(words: Sequence[str]) -> None:
             groups.add_row(f"{group}=" if number == 0 else "", name, escape(meaning))
     console.print(groups, highlight=False)
     console.print(_table("Settings of every command", settings_of(CONFIGS / "train.yaml")), highlight=False)
-    for group in ("probe", "images", "backbone", "datamodule", "trainer", "logger", "mitigation"):
-        choice = chosen.get(group)
-        if choice and (rows := [*settings_of(CONFIGS / group / f"{choice}.yaml", f"{group}.")]):
-            console.print(_table(f"Settings of {group}={choice}", rows), highlight=False)
+    for group in ("probe", "images", "backbone", "datamodule", "trainer", "logger", "mitigation", "hydra/launcher"):
+        file = CONFIGS / group / f"{chosen.get(group)}.yaml"
+        if file.is_file() and (rows := [*settings_of(file, f"{group.replace('/', '.')}.")]):
+            console.print(_table(f"Settings of {group}={file.stem}", rows), highlight=False)
     console.print(
         "\nOther choices have other settings: python train.py probe=correspondence images=spair --help\n"
         "More: docs/usage.md. Hydra's own options: python train.py --hydra-help",

@@ -64,6 +64,36 @@ class FaultTolerantWandbLogger(WandbLogger):
                 super().log_metrics(found, step)
 
 
+class FaultTolerantTensorBoardLogger(TensorBoardLogger):
+    """A TensorBoard logger that logs a warning where its files cannot be written."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write the metrics of a step; of several layers, their mean."""
+        if set(found := condensed(metrics)) - {"epoch"}:
+            with forgiving():
+                super().log_metrics(found, step)
+
+
+def tensorboard_logger(folder: str) -> TensorBoardLogger:
+    """A Lightning logger for TensorBoard. ``logger=tensorboard`` selects it; it needs the extra of that name.
+
+    Args:
+        folder: the run folder; TensorBoard's files go to ``<folder>/tensorboard``.
+
+    Returns:
+        the logger.
+
+    Example:
+        >>> from importlib.util import find_spec
+        >>> from sdprobe.runs.tracking import tensorboard_logger
+        >>> made = tensorboard_logger("run") if find_spec("tensorboard") else None
+        >>> made is None or made.log_dir.endswith("tensorboard/")
+        True
+    """
+    return FaultTolerantTensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+
+
 def condensed(metrics: Mapping[str, float]) -> dict[str, float]:
     """Training metrics and, of validation, the mean over layers. Test metrics are left out; :func:`log_results` sends them.
 

@@ -4,6 +4,7 @@ Each raises :class:`~sdprobe.utilities.errors.InputError` if the value does not 
 default last sentence.
 """
 
+import difflib
 from collections.abc import Collection
 from typing import NoReturn
 
@@ -13,7 +14,8 @@ from sdprobe.utilities.errors import InputError
 def one_of(name: str, value: str, options: Collection[str], fix: str = "") -> str:
     """``value`` is among the options; returns it."""
     if value not in options:
-        _refuse(name, f"one of {', '.join(options)}", value, fix or f"Use {next(iter(options))}.")
+        nearest = (difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.5) or list(options))[0]
+        _refuse(name, f"one of {', '.join(options)}", value, fix or f"Use {nearest}.")
     return value
 
 

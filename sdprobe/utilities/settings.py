@@ -50,7 +50,7 @@ _POSITION_MEAN: dict[str, Rule] = {
 _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
-    "": {"activation_budget": _at_least(0)},
+    "": {"activation_budget": _at_least(0), "timestep": _between(0, 999), "seed": _at_least(0), "twins": _at_least(0)},
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),

@@ -272,3 +272,4 @@ def test_tensorboard_has_curves_over_layers_and_figures(launch, tmp_path: Path) 
     for point, layer in zip(events.Scalars("layers/binned_accuracy"), run.layers, strict=True):
         assert point.value == pytest.approx(run.value("test", layer, "binned_accuracy"))
     assert {"accuracy_over_layers", "predicted_against_true"} <= set(events.Tags()["images"])
+    assert not [name for name in events.Tags()["scalars"] if name.startswith(("test/", "val/")) and name.count("/") > 1]
