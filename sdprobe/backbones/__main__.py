@@ -3,20 +3,30 @@
 import argparse
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
-from sdprobe.backbones.architectures import meta_unet, preset_config
-from sdprobe.backbones.unet import FrozenUNet
-from sdprobe.utilities.errors import InputError
+EXAMPLES = """\
+examples:
+  python -m sdprobe.backbones sd15                layers of Stable Diffusion 1.5; no weights are needed
+  python -m sdprobe.backbones FOLDER --size 768   of a diffusers folder, with grids for images of 768 pixels
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print order, names, published name, grid and channels of every layer of a checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m sdprobe.backbones", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sdprobe.backbones", description=main.__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("model", help="preset (sd15, sdxl, tiny, ...) or local diffusers folder")
     parser.add_argument("--size", type=int, help="image side in pixels; default: the size the checkpoint was made for")
     options = parser.parse_args(arguments)
+
+    from rich.console import Console  # imports that take seconds; help does without them
+    from rich.table import Table
+
+    from sdprobe.backbones.architectures import meta_unet, preset_config
+    from sdprobe.backbones.unet import FrozenUNet
+    from sdprobe.utilities.errors import InputError
+
     try:
         unet = FrozenUNet(meta_unet(preset_config(options.model)))
         side = (options.size or unet.config.sample_size * 8) // 8

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
-from sdprobe.reports.dispatch import draw, show
-from sdprobe.reports.run import Run
+EXAMPLES = """\
+examples:
+  python -m sdprobe.reports outputs/2026-01-31/12-00-00-000000   the table and figures of one run
+  python -m sdprobe.reports outputs                              compare all runs below a folder
+  python -m sdprobe.reports similarity --image FILE --token 12,17   one token's similarity in every layer
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,12 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         return similarity(arguments[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m sdprobe.reports", description="Tables and figures of one run or of several."
-    )
+        prog="python -m sdprobe.reports", description="Tables and figures of one run or of several.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument(
         "folder", type=Path, help="a run folder, such as outputs/2026-01-31/12-00-00-000000, or a folder that contains runs"
     )
     folder = parser.parse_args(arguments).folder
+
+    from rich.console import Console  # imports that take seconds; help and mistakes do without them
+
+    from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
+    from sdprobe.reports.dispatch import draw, show
+    from sdprobe.reports.run import Run
+
     console = Console()
     if not (folder / "metrics.json").is_file():
         runs, skipped = read_runs(folder)

@@ -31,6 +31,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # plugin in a launcher's _target_ → extra of pyproject.toml
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}]'."
+# settings that take a list, and groups whose choice may be meant as a path: what to write instead
+LISTED = {"block": "several layers", "mitigation": "several one after the other", "logger.tags": "several tags"}
+OF_PATHS = {"backbone": "backbone=local backbone.path={}", "images": "images=folder images.root={}"}
 # the disk is full, protected or read-only
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # warnings of libraries about their own internals, which occur in every run
@@ -159,7 +162,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         check_launcher(cfg)
     elif several := [text for text in overrides if _first(text) != text]:
         key, _, value = several[0].partition("=")
-        fix = f"Write {key}=[{value}] for several layers in one run, or add -m" if key == "block" else "Add -m"
+        fix = f"Write {key}=[{value}] for {LISTED[key]} in one run, or add -m" if key in LISTED else "Add -m"
         raise InputError(f"Expected one value of {key}, but got '{value}'. {fix} for a job per value.")
     check_logger(cfg)
     try:
@@ -189,9 +192,7 @@ def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         InputError: such a value. The types of constructors are checked later, because importing them imports torch.
     """
-    defaults = composed(
-        [text for text in overrides if (CONFIGS / text.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()]
-    )
+    defaults = composed(_choices(overrides))
     for key in (text.lstrip("+~").partition("=")[0] for text in overrides):
         default, value = (OmegaConf.select(node, key) if "@" not in key else None for node in (defaults, cfg))
         kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
@@ -296,17 +297,19 @@ def _first(text: str) -> str:
 
 def _sentence(error: Exception, overrides: list[str]) -> str:
     """Hydra's multi-line message as one sentence that says what to type instead."""
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        options = [option for option in error.options if not option.startswith("_")]
-        return f"Expected {group} to be one of {', '.join(options)}, but got '{choice}'. {_nearest(choice, options)}"
+    missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
+    if missing or (found := re.search(r"Could not load '([^']+)'", str(error))):
+        group, choice = re.fullmatch(r"(hydra/launcher|\w+)/(.*)", missing or found[1]).groups()  # type: ignore[union-attr,index]
+        options = [file.stem for file in sorted((CONFIGS / group).glob("[!_]*.yaml"))]
+        path = f"Write {OF_PATHS[group].format(choice)}." if "/" in choice and group in OF_PATHS else _nearest(choice, options)
+        return f"Expected {group} to be one of {', '.join(options)}, but got '{choice}'. {path}"
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
         if key == "trainer.devices":
             return "Expected trainer.devices with trainer=ddp, but got it alone. Use trainer=ddp trainer.devices=2."
         if choices := _choices_with(key):
             return f"Expected {key} with a choice that has it, but got it alone. Add {' or '.join(choices)}."
-        return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys())}"
+        return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys(overrides))}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
 
@@ -314,6 +317,11 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
 def _choices_with(key: str) -> list[str]:
     """``group=choice`` of every file of a group that has a setting ``group.setting``."""
     group, _, setting = key.partition(".")
+    if group == "mitigation":  # its files begin with the name of the mitigation
+        name, _, setting = setting.partition(".")
+        file = CONFIGS / group / f"{name}.yaml"
+        has_it = file.is_file() and re.search(rf"^ +{re.escape(setting)}:", file.read_text(), re.M)
+        return [f"mitigation={name}"] if has_it else []
     files = sorted((CONFIGS / group).glob("[!_]*.yaml")) if setting else []
     return [f"{group}={file.stem}" for file in files if re.search(rf"^{re.escape(setting)}:", file.read_text(), re.M)]
 
@@ -323,11 +331,15 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"The nearest is '{close}'."
 
 
-def _keys() -> list[str]:
-    """Every dotted key of the default configuration, and its groups."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = OmegaConf.to_container(compose("train"), resolve=False)
-    GlobalHydra.instance().clear()
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose of a group."""
+    return [text for text in overrides if (CONFIGS / text.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()]
+
+
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """Every dotted key of the configuration with these choices, and its groups."""
+    settings = OmegaConf.to_container(composed(_choices(overrides)), resolve=False)
+    settings.pop("hydra")  # type: ignore[union-attr,arg-type]
 
     def walk(node: object, prefix: str) -> list[str]:
         if not isinstance(node, dict):

@@ -4,12 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from sdprobe.scenes.composition import CATEGORIES
-from sdprobe.scenes.spair_export import export
-from sdprobe.utilities.errors import InputError
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write procedural scenes with exact keypoints as a folder in the layout of SPair-71k."""
@@ -20,6 +14,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the images in pixels; default: 512")
     parser.add_argument("--seed", type=int, default=0, help="which scenes; default: 0")
     options = parser.parse_args(arguments)
+
+    from rich.console import Console  # imports that take seconds; help does without them
+
+    from sdprobe.scenes.composition import CATEGORIES
+    from sdprobe.scenes.spair_export import export
+    from sdprobe.utilities.errors import InputError
+
     try:
         counts = export(
             options.export_spair, options.images_per_category, options.pairs_per_category, options.size, options.seed

@@ -34,6 +34,12 @@ def typed(line: str, environment: dict[str, str]) -> subprocess.CompletedProcess
         ("probe.solver=closed-form", "Use closed_form."),
         ("images.root=~/photos", "Add images=folder or"),
         ("block=mid,up_1", "Write block=[mid,up_1]"),
+        ("mitigation=leace,standardize", "Write mitigation=[leace,standardize] for several one after the other in one run"),
+        ("'mitigation=[leace,standrdize]'", "but got 'standrdize'. The nearest is 'standardize'."),
+        ("backbone=/models/x", "Write backbone=local backbone.path=/models/x."),
+        ("backbone=sd51", "The nearest is 'sd21'."),
+        ("mitigation.position_mean.basis=cosine", "Add mitigation=position_mean."),
+        ("mitigation=leace mitigation.leace.tolernce=1", "The nearest is 'mitigation.leace.tolerance'."),
         ('resume="/tmp/it\'s gone"', "but '/tmp/it's gone' has none."),
     ],
 )
@@ -49,3 +55,12 @@ def test_help_is_given_without_torch(without_torch: dict[str, str]) -> None:
     for text in ("timestep", "hydra.launcher.partition", "credibility_validation", "python train.py probe=position block=mid"):
         assert text in answer.stdout
     assert "hydra_logging" not in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [("sdprobe.backbones", "python -m sdprobe.backbones sd15"), ("sdprobe.reports", "reports similarity --image FILE")],
+)
+def test_other_commands_give_help_with_examples_without_torch(module: str, text: str, without_torch: dict[str, str]) -> None:
+    answer = typed(f"python -m {module} --help", without_torch)
+    assert text in answer.stdout and answer.returncode == 0, answer.stderr
