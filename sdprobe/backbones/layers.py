@@ -15,10 +15,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sdprobe.backbones.names import GRAMMAR, INPUTS
 from sdprobe.utilities.errors import InputError
-
-INPUTS = ("latent", "noisy_latent")
-_GRAMMAR = re.compile(r"conv_in|conv_out|(mid|(down|up)_\d+)(_(res|attn)_\d+|_upsample|_downsample)?")
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def _by_path(item: str, table: dict[str, Layer]) -> str:
 
 def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> str:
     listing = "`python -m sdprobe.backbones <backbone>` lists all of them"
-    if _GRAMMAR.fullmatch(item):
+    if GRAMMAR.fullmatch(item):
         stages = ", ".join(_expand("stages", table))
         return (
             f"Expected block to name a layer that this backbone has, but got '{item}', which it does not have. "

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from sdprobe.backbones.names import check_names
 from sdprobe.runs import interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
@@ -103,6 +104,7 @@ def prepare(words: Sequence[str]) -> list[str]:
     overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes them at the ends only
     cfg = check(overrides)
     if cfg is not None:
+        check_given(cfg)
         say(asked_for(cfg))
         from sdprobe.runs import checks  # imports torch: from here on seconds pass
 
@@ -168,6 +170,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
     try:
         check_kinds(cfg, overrides)
         check_settings(cfg)
+        check_names(cfg.block)
     except InputError:
         raise
     except (OmegaConfBaseException, HydraException, AttributeError, TypeError, ValueError):
@@ -249,6 +252,28 @@ def asked_for(cfg: DictConfig) -> str:
     names |= {"images": choices.images, "mitigation": choices.get("mitigation", "of its own")}
     text = ", ".join(f"{name} {value}" for name, value in names.items() if value != "none")
     return f"{'A sweep; its first job: ' if cfg.hydra.mode == RunMode.MULTIRUN else ''}{text[0].upper()}{text[1:]}."
+
+
+def check_given(cfg: DictConfig) -> None:
+    """Refuse a missing setting of images and backbone, a folder that does not exist, and a device of another kind.
+
+    Raises:
+        InputError: such a setting.
+    """
+    for group in ("images", "backbone"):
+        for key in cfg[group]:
+            if OmegaConf.is_missing(cfg[group], key):
+                raise InputError(
+                    f"Expected {group}.{key} to be given, but it is missing. Add {group}.{key}=... to the command."
+                )
+    root = cfg.images.get("root")
+    if root is not None and not Path(str(root)).is_dir():
+        raise InputError(f"Expected images.root to be a folder, but '{root}' is not. Correct the path.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(cfg.device)):
+        raise InputError(f"Expected device to be auto, cpu or cuda, but got '{cfg.device}'. Use device=auto.")
+    for key in ("seed", "timestep", "twins"):
+        if isinstance(cfg[key], float):
+            raise InputError(f"Expected {key} to be an integer, but got {cfg[key]}. Correct the value.")
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -27,6 +27,13 @@ def typed(line: str, environment: dict[str, str]) -> subprocess.CompletedProcess
     ("words", "message"),
     [
         ("timestep=1000", "Expected timestep to be"),
+        ("block=md", "The nearest name is 'mid'"),
+        ("block=[mid, upp_1]", "but got 'upp_1'. The nearest name is 'up_1'"),
+        ("seed=1.5", "Expected seed to be an integer, but got 1.5."),
+        ("device=gpu", "Expected device to be auto, cpu or cuda, but got 'gpu'."),
+        ("images=folder", "Expected images.root to be given, but it is missing. Add images.root=... to the command."),
+        ("images=folder images.root='/no/such place'", "Expected images.root to be a folder, but '/no/such place' is not."),
+        ("backbone=local", "Expected backbone.path to be given"),
         ("twins=-1", "Expected twins to be at least 0, but got -1"),
         ("probe=positon --help", "The nearest is 'position'."),
         ("'~logger'", "Expected every configuration group to stay, but got '~logger'."),
