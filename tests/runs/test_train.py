@@ -317,9 +317,9 @@ def test_a_full_disk_is_one_sentence(launch, monkeypatch) -> None:
 
 
 def test_the_command_line_exits_with_1_and_one_sentence(command, tmp_path: Path) -> None:
-    code, _, said = command(*SMALL, "block=midd", f"hydra.run.dir={tmp_path}")
+    code, _, said = command(*SMALL, "block=up_9", f"hydra.run.dir={tmp_path}")
     assert code == 1
-    assert "The nearest name is 'mid'" in said
+    assert "but got 'up_9', which" in said
     assert "Traceback" not in said
 
 
