@@ -1,6 +1,7 @@
 """Shapes and types in signatures are checked while tests run, and nowhere else; how tests run the command in-process."""
 
 import gc
+import logging
 import os
 import runpy
 import signal
@@ -25,6 +26,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
+# threads of a wandb service that a test has killed log later, into the records of another test
+logging.getLogger("wandb.sdk.lib.asyncio_manager").setLevel(logging.CRITICAL)
 ROOT = Path(__file__).parent.parent
 # scenes are left out: numpy's ArrayLike, which they are drawn with, refuses plain tuples at run time
 ROOMS = ("tokens", "utilities", "backbones", "mitigations", "metrics", "estimators")
