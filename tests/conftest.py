@@ -30,8 +30,8 @@ os.environ["WANDB_SILENT"] = "true"
 logging.getLogger("wandb.sdk.lib.asyncio_manager").setLevel(logging.CRITICAL)
 ROOT = Path(__file__).parent.parent
 # scenes are left out: numpy's ArrayLike, which they are drawn with, refuses plain tuples at run time
-ROOMS = ("tokens", "utilities", "backbones", "mitigations", "metrics", "estimators")
-PACKAGES = [*(f"sdprobe.{room}" for room in ROOMS), "datamodules", "probes"]
+SUBPACKAGES = ("tokens", "utilities", "backbones", "mitigations", "metrics", "estimators")
+PACKAGES = [*(f"sdprobe.{name}" for name in SUBPACKAGES), "datamodules", "probes"]
 install_import_hook(PACKAGES, "tests.typechecker.check")
 
 

@@ -6,7 +6,6 @@ of its module (``up_1_res_0``, ``up_1_attn_0``, ``up_1_upsample``). The module n
 of the U-Net are available as controls: ``latent`` and ``noisy_latent``.
 """
 
-import difflib
 import fnmatch
 import itertools
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sdprobe.backbones.names import GRAMMAR, INPUTS
+from sdprobe.backbones.names import EMPTY, GRAMMAR, INPUTS, LISTING, unknown
 from sdprobe.utilities.errors import InputError
 
 
@@ -73,7 +72,7 @@ def resolve(block: str | Iterable[str], table: dict[str, Layer]) -> tuple[str, .
     """
     wanted = {name for item in ([block] if isinstance(block, str) else block) for name in _expand(str(item), table)}
     if not wanted:
-        raise InputError("Expected block to name at least one layer, but got an empty list. Use block=mid, for example.")
+        raise InputError(EMPTY)
     return tuple(name for name in (*INPUTS, *table) if name in wanted)
 
 
@@ -93,7 +92,7 @@ def _expand(item: str, table: dict[str, Layer]) -> list[str]:
         return [name]
     matches = [*fnmatch.filter(table, item), *(aliases[a] for a in fnmatch.filter(aliases, item))]
     if not matches:
-        raise InputError(_unknown(item, table, [*table, *aliases, *INPUTS]))
+        raise _unknown(item, table, [*table, *aliases, *INPUTS])
     return matches
 
 
@@ -104,16 +103,11 @@ def _by_path(item: str, table: dict[str, Layer]) -> str:
     return next((layer.name for layer in table.values() if layer.path == path), stage)
 
 
-def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> str:
-    listing = "`python -m sdprobe.backbones <backbone>` lists all of them"
-    if GRAMMAR.fullmatch(item):
-        stages = ", ".join(_expand("stages", table))
-        return (
-            f"Expected block to name a layer that this backbone has, but got '{item}', which it does not have. "
-            f"Its stages are {stages}; {listing}."
-        )
-    nearest = difflib.get_close_matches(item, [*names, "stages", "all", "loos2025"], n=1, cutoff=0.0)[0]
-    return (
-        f"Expected block to be a layer, a list, a glob, 'stages', 'all' or 'loos2025', but got '{item}'. "
-        f"The nearest name is '{nearest}'; {listing}."
+def _unknown(item: str, table: dict[str, Layer], names: Sequence[str]) -> InputError:
+    if not GRAMMAR.fullmatch(item):
+        return unknown(item, names)
+    stages = ", ".join(_expand("stages", table))
+    return InputError(
+        f"Expected block to name a layer that this backbone has, but got '{item}', which it does not have. "
+        f"Its stages are {stages}; {LISTING}."
     )

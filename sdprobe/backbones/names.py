@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from sdprobe.utilities.errors import InputError
 
 INPUTS = ("latent", "noisy_latent")
+EMPTY = "Expected block to name at least one layer, but got an empty list. Use block=mid, for example."
+LISTING = "`python -m sdprobe.backbones <backbone>` lists all of them"
 SETS = ("stages", "all", "loos2025")
 GRAMMAR = re.compile(r"conv_in|conv_out|(mid|(down|up)_\d+)(_(res|attn)_\d+|_upsample|_downsample)?")
 # paths of modules in diffusers: up_blocks.1.resnets.2, up_blocks[1].resnets[2], mid_block
@@ -30,12 +32,17 @@ def check_names(block: str | Iterable[str]) -> None:
     """
     items = [block] if isinstance(block, str) else [str(item) for item in block]
     if not items:
-        raise InputError("Expected block to name at least one layer, but got an empty list. Use block=mid, for example.")
+        raise InputError(EMPTY)
     for item in items:
         known = item in (*INPUTS, *SETS) or GRAMMAR.fullmatch(item) or _PATH.fullmatch(item) or set("*?[") & set(item)
         if not known:
-            [nearest] = difflib.get_close_matches(item, [*_COMMON, *INPUTS, *SETS], n=1, cutoff=0.0)
-            raise InputError(
-                f"Expected block to be a layer, a list, a glob, 'stages', 'all' or 'loos2025', but got '{item}'. "
-                f"The nearest name is '{nearest}'; `python -m sdprobe.backbones <backbone>` lists all of them."
-            )
+            raise unknown(item, (*_COMMON, *INPUTS))
+
+
+def unknown(item: str, names: Iterable[str]) -> InputError:
+    """The error for an item that is none of these names and no set of them."""
+    [nearest] = difflib.get_close_matches(item, [*names, *SETS], n=1, cutoff=0.0)
+    return InputError(
+        f"Expected block to be a layer, a list, a glob, 'stages', 'all' or 'loos2025', but got '{item}'. "
+        f"The nearest name is '{nearest}'; {LISTING}."
+    )

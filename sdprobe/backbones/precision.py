@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -14,8 +15,7 @@ def choose_device(device: str = "auto") -> torch.device:
     """``auto`` is the first CUDA device, else the CPU. Raises InputError for CUDA where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"Expected device to be auto, cpu or cuda, but got '{device}'. Use device=auto.")
+    settings.check("", device=device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"Expected device={device} to have a CUDA GPU, but torch finds none. Use device=cpu.")
     chosen = torch.device(device)

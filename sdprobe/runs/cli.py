@@ -255,7 +255,7 @@ def asked_for(cfg: DictConfig) -> str:
 
 
 def check_given(cfg: DictConfig) -> None:
-    """Refuse a missing setting of images and backbone, a folder that does not exist, and a device of another kind.
+    """Refuse a missing setting of images and backbone, and a folder that does not exist.
 
     Raises:
         InputError: such a setting.
@@ -263,17 +263,10 @@ def check_given(cfg: DictConfig) -> None:
     for group in ("images", "backbone"):
         for key in cfg[group]:
             if OmegaConf.is_missing(cfg[group], key):
-                raise InputError(
-                    f"Expected {group}.{key} to be given, but it is missing. Add {group}.{key}=... to the command."
-                )
+                raise InputError(_missing(f"{group}.{key}"))
     root = cfg.images.get("root")
     if root is not None and not Path(str(root)).is_dir():
         raise InputError(f"Expected images.root to be a folder, but '{root}' is not. Correct the path.")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(cfg.device)):
-        raise InputError(f"Expected device to be auto, cpu or cuda, but got '{cfg.device}'. Use device=auto.")
-    for key in ("seed", "timestep", "twins"):
-        if isinstance(cfg[key], float):
-            raise InputError(f"Expected {key} to be an integer, but got {cfg[key]}. Correct the value.")
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -374,12 +367,15 @@ def _keys(overrides: Sequence[str]) -> list[str]:
     return walk(settings, "")
 
 
+def _missing(key: str) -> str:
+    return f"Expected {key} to be given, but it is missing. Add {key}=... to the command."
+
+
 def explained(error: OmegaConfBaseException) -> str:
     """One sentence for a configuration error that occurs only when a value is used."""
     if isinstance(error, MissingMandatoryValue):
         # images and backbone are read through datamodule, but users set them by their own names
-        key = str(error.full_key).removeprefix("datamodule.")
-        return f"Expected {key} to be given, but it is missing. Add {key}=... to the command."
+        return _missing(str(error.full_key).removeprefix("datamodule."))
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected a usable value for {error.full_key or 'the configuration'}, but got an error: {reason}."
 

@@ -12,7 +12,7 @@ _state = {"sentence": "Interrupted before the run began; nothing was started.", 
 
 
 def begin() -> None:
-    """End the process at once on Ctrl-C, with :func:`sentence`. Imports of compiled modules may swallow KeyboardInterrupt."""
+    """End the process at once on Ctrl-C, with the text of :func:`expect`. Imports of compiled modules may swallow errors."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of a command that a script put into the background
         signal.signal(signal.SIGINT, _end)
 

@@ -64,7 +64,7 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
         if isinstance(measurement.probe, Predicts):
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         measurement.data.mitigations.save(folder)
-        nulls = baselines.random_weights(cfg, meta, measurement.probe)
+        random = baselines.random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         workers.terminate(measurement.trainer, error)
         if logger is not None:
@@ -76,7 +76,7 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
         raise
     write_arrays(folder / "maps.npz", measurement.maps())
     write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
-    write_metrics(folder, measurement.results | nulls, meta)  # last: it marks the run as complete
+    write_metrics(folder, measurement.results | random, meta)  # last: it marks the run as complete
     finished = Run.read(folder)
     tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), draw(finished, folder))
     tracking.finish(logger)

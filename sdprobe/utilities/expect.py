@@ -5,6 +5,7 @@ default last sentence.
 """
 
 import difflib
+import math
 from collections.abc import Collection
 from typing import NoReturn
 
@@ -35,6 +36,15 @@ def between(name: str, value: float, low: float, high: float, fix: str = "Use a 
     """``low`` ≤ ``value`` ≤ ``high``."""
     if not low <= value <= high:
         _refuse(name, f"from {low} to {high}", value, fix)
+
+
+def whole(name: str, value: float, low: int, high: float = math.inf) -> None:
+    """A whole number, ``low`` ≤ ``value`` ≤ ``high``."""
+    if value != int(value):
+        _refuse(name, "an integer", value, "Correct the value.")
+    if value < low and high == math.inf:
+        at_least(name, value, low)
+    between(name, value, low, high)
 
 
 def multiple(name: str, value: int, step: int) -> None:

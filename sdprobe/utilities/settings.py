@@ -3,8 +3,10 @@
 A section is a configuration group, one choice of a group, or a mitigation. Types are those of the constructors.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 from sdprobe.utilities import expect
@@ -41,6 +43,15 @@ def _between(low: float, high: float) -> Rule:
     return partial(expect.between, low=low, high=high)
 
 
+def _whole(low: int, high: float = inf) -> Rule:
+    return partial(expect.whole, low=low, high=high)
+
+
+def _device(name: str, value: str) -> None:
+    if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", str(value)):
+        expect.one_of(name, str(value), ("auto", "cpu", "cuda"))
+
+
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
 
 OPTIONAL = {"limit", "cosines", "rank"}  # with null the class chooses
@@ -50,7 +61,9 @@ _POSITION_MEAN: dict[str, Rule] = {
 _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
-    "": {"activation_budget": _at_least(0), "timestep": _between(0, 999), "seed": _at_least(0), "twins": _at_least(0)},
+    "": {
+        "activation_budget": _at_least(0), "timestep": _whole(0, 999), "seed": _whole(0), "twins": _whole(0), "device": _device,
+    },
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),

@@ -270,7 +270,7 @@ def test_a_yaml_file_beside_a_folder_does_not_turn_it_into_a_preset(folder: Path
     [
         ({"weights": "trained"}, "weights to be one of stored, random, shuffled, but got 'trained'. Use stored"),
         ({"precision": "fp8"}, "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
-        ({"device": "mps"}, "device to be auto, cpu or cuda, but got 'mps'"),
+        ({"device": "mps"}, "device to be one of auto, cpu, cuda, but got 'mps'"),
         ({"noise": "pink"}, "noise to be one of independent, shared, rolled, none, but got 'pink'"),
         ({"vae_input": "signed"}, "vae_input to be one of symmetric, unit, but got 'signed'"),
         ({"posterior": "mean"}, "posterior to be one of mode, sample, but got 'mean'"),

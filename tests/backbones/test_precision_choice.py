@@ -30,7 +30,7 @@ def test_auto_takes_the_gpu_if_there_is_one(cuda: bool, device: str, expected: s
         (False, "cuda", "device=cuda to have a CUDA GPU, but torch finds none. Use device=cpu"),
         (False, "cuda:0", "device=cuda:0 to have a CUDA GPU, but torch finds none. Use device=cpu"),
         (True, "cuda:2", "device=cuda:2 to exist, but torch finds 2 GPUs. Use device=cuda:1 or less"),
-        *((True, device, f"auto, cpu or cuda, but got '{device}'") for device in ("gpu", "mps", "tpu:0", "")),
+        *((True, device, f"one of auto, cpu, cuda, but got '{device}'") for device in ("gpu", "mps", "tpu:0", "")),
     ],
 )
 def test_devices_that_are_not_there_are_refused(cuda: bool, device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,7 @@ def refused(launch: Callable[..., Run], *overrides: str) -> str:
         ("probe.solver=sgd", "probe.solver to be one of adam, closed_form, but got 'sgd'"),
         ("backbone.precision=fp8", "precision to be auto, fp32, bf16, fp16, but got 'fp8'"),
         ("backbone.noise=pink", "noise to be one of independent, shared, rolled, none, but got 'pink'"),
-        ("device=tpu", "device to be auto, cpu or cuda, but got 'tpu'"),
+        ("device=tpu", "device to be one of auto, cpu, cuda, but got 'tpu'"),
         ("activation_budget=-1", "activation_budget to be at least 0, but got -1"),
     ],
 )

@@ -30,7 +30,7 @@ def typed(line: str, environment: dict[str, str]) -> subprocess.CompletedProcess
         ("block=md", "The nearest name is 'mid'"),
         ("block=[mid, upp_1]", "but got 'upp_1'. The nearest name is 'up_1'"),
         ("seed=1.5", "Expected seed to be an integer, but got 1.5."),
-        ("device=gpu", "Expected device to be auto, cpu or cuda, but got 'gpu'."),
+        ("device=gpu", "Expected device to be one of auto, cpu, cuda, but got 'gpu'."),
         ("images=folder", "Expected images.root to be given, but it is missing. Add images.root=... to the command."),
         ("images=folder images.root='/no/such place'", "Expected images.root to be a folder, but '/no/such place' is not."),
         ("backbone=local", "Expected backbone.path to be given"),
