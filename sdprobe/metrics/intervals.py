@@ -15,7 +15,7 @@ from typing import SupportsFloat
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import stdtrit
 
 from sdprobe.tokens.keys import ENDS
 
@@ -146,7 +146,7 @@ def independent_interval(upper: Float[np.ndarray, " n"], lower: Float[np.ndarray
     if total == 0:
         return difference, difference
     freedom = total**2 / sum(variance**2 / df for variance, df in zip(variances, freedoms, strict=True))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(total))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(total))
     return difference - half, difference + half
 
 
@@ -183,4 +183,4 @@ def _moments(values: Float[np.ndarray, "n *k"]) -> tuple[np.ndarray, np.ndarray,
 
 def _quantile(count: np.ndarray | int) -> np.ndarray:
     """97.5 % quantile of t with count − 1 degrees of freedom."""
-    return np.asarray(stats.t.ppf((1 + LEVEL) / 2, np.maximum(np.asarray(count) - 1, 1)))
+    return np.asarray(stdtrit(np.maximum(np.asarray(count, dtype=float) - 1, 1), (1 + LEVEL) / 2))

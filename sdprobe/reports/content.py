@@ -52,5 +52,4 @@ def _gain(run: Run, layer: str) -> str:
 REPORT = Report(
     tables=(content_table,),
     drawings={"content_over_layers": Drawing(over_layers, several_layers)},
-    tracked=("content_r2",),
 )

@@ -22,11 +22,12 @@ from sdprobe.reports.numbers import (
     run_table,
     tested,
 )
-from sdprobe.reports.report import Drawing, Report, Task, mapped, pictured, several_layers
+from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
 from sdprobe.reports.run import Run
+from sdprobe.reports.tasks import TASKS
 from sdprobe.tokens.keys import GROUPS, MASKED, select
 
-MAIN = "pck_ours_point_0.10"
+MAIN = TASKS["correspondence"].metric
 ALPHAS = ("0.05", "0.10", "0.15")
 PUBLISHED = [
     ("dift", "image"), ("dift", "point"), ("sd_dino", "macro"), ("sd_dino", "pair"), ("geoaware", "image"),
@@ -288,6 +289,5 @@ REPORT = Report(
         "errors_over_offset": Drawing(over_offset, mapped("offset_errors")),
         "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
     },
-    task=Task("correspondence", MAIN, "PCK@0.10, %", "highest PCK", scale=100.0),
-    tracked=(MAIN, "copy_excess", "attraction"),
+    task=TASKS["correspondence"],
 )

@@ -11,7 +11,7 @@ from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
 
 # no task: the experiment has its own comparison
-CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings, tracked=position.REPORT.tracked)
+CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)
 REPORTS = {
     "position": position.REPORT,
     "controls": CONTROLS,

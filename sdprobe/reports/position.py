@@ -5,8 +5,9 @@ from rich.table import Table
 
 from sdprobe.reports.curves import Grid, beside_baselines, grids
 from sdprobe.reports.numbers import MISSING, by_group, captioned, intervals, number, probe_table, random_cells
-from sdprobe.reports.report import Drawing, Report, Task, mapped, several_layers
+from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run
+from sdprobe.reports.tasks import TASKS
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
@@ -72,6 +73,5 @@ REPORT = Report(
         "accuracy_over_grid": Drawing(over_grid, mapped("accuracy")),
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },
-    task=Task("position", "binned_accuracy", "position accuracy, 8 bins", "highest position accuracy"),
-    tracked=("binned_accuracy", "axis_accuracy", "cell_accuracy"),
+    task=TASKS["position"],
 )

@@ -8,21 +8,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.run import Run
-
-
-@dataclass(frozen=True)
-class Task:
-    """The metric by which runs are compared, and the criterion that selects a layer: its highest number, or its lowest.
-
-    ``name`` is part of figure names; probes of the same name share figures. ``scale`` turns a share into percent.
-    """
-
-    name: str
-    metric: str
-    label: str
-    criterion: str
-    highest: bool = True
-    scale: float = 1.0
+from sdprobe.reports.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -35,14 +21,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables in printed order; figures by file name without ``.png``; other files by name; metrics that a tracker draws over
-    layers, see :mod:`sdprobe.reports.tracked`."""
+    """Tables in printed order; figures by file name without ``.png``; other files by name."""
 
     tables: tuple[Callable[[Run], Table], ...]
     drawings: Mapping[str, Drawing]
     task: Task | None = None
     written: Mapping[str, Callable[[Run, Path], None]] = field(default_factory=dict)
-    tracked: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:

@@ -23,8 +23,9 @@ from sdprobe.reports.numbers import (
     run_table,
     tested,
 )
-from sdprobe.reports.report import Drawing, Report, Task, mapped, pictured, several_layers
+from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
 from sdprobe.reports.run import Run
+from sdprobe.reports.tasks import TASKS
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
 OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
@@ -251,6 +252,5 @@ REPORT = Report(
         "high_norm_tokens": Drawing(high_norm_tokens, pictured),
         "similarity": Drawing(similarity, pictured),
     },
-    task=Task("statistics", "credibility", "credibility", "highest credibility (descriptive)"),
-    tracked=("credibility", "r_pos", "r_cor", "r_norm", "r_tok", "r_chn"),
+    task=TASKS["statistics"],
 )

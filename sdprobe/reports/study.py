@@ -176,6 +176,5 @@ REPORT = Report(
         "norm_maps": statistics.REPORT.drawings["norm_maps"],
     },
     task=position.REPORT.task,
-    tracked=(*position.REPORT.tracked, "r_tok"),
     written={"loos2025.csv": write_differences},
 )

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sdprobe.reports.dispatch import report_of
 from sdprobe.reports.numbers import units
-from sdprobe.reports.report import Task
 from sdprobe.reports.run import Run
+from sdprobe.reports.tasks import main_task, tracked_of
 from sdprobe.tokens.keys import CONDITIONS, ENDS, OVER_NONE, Key, base_of, label_of, select, timestep_of, variant
 
 COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n")
@@ -56,7 +55,7 @@ def headline(run: Run, network: Sequence[str]) -> Row:
 
     Of several layers it is the one that :func:`chosen` names.
     """
-    task = main_task(run)
+    task = main_task(run.kind)
     layer, why = chosen(run)
     if layer is None:
         return {}
@@ -72,18 +71,12 @@ def headline(run: Run, network: Sequence[str]) -> Row:
     return {name: number for name, number in found.items() if number is not None}
 
 
-def main_task(run: Run) -> Task:
-    """What a run is compared by: its report's task, else the first number that is tracked over layers."""
-    report = report_of(run)
-    return report.task or Task(run.kind, report.tracked[0], report.tracked[0], f"highest {report.tracked[0]}")
-
-
 def chosen(run: Run) -> tuple[str | None, str]:
     """(layer, how it was chosen): the only one, or the best on validation images; on test images where none were validated.
 
     Accuracies whose chance differs between layers are compared by their share of what chance leaves, (a - c) / (1 - c).
     """
-    task = main_task(run)
+    task = main_task(run.kind)
     tested = {layer: value for layer in run.bases if (value := run.value("test", layer, task.metric)) is not None}
     if len(tested) < 2:
         return next(iter(tested), None), "the only layer"
@@ -108,7 +101,7 @@ def _validated(run: Run, layer: str) -> float | None:
 def _numbers(run: Run, layer: str) -> Row:
     """The tracked numbers of a layer, under every condition that is measured at it."""
     row: Row = {}
-    for metric in report_of(run).tracked:
+    for metric in tracked_of(run.kind):
         for condition in CONDITIONS:
             value = run.value(condition, layer, metric)
             if value is not None and condition not in ("val", OVER_NONE):
@@ -120,7 +113,7 @@ def _numbers(run: Run, layer: str) -> Row:
 
 def _mitigated(run: Run, layer: str) -> Row:
     """The main number of a layer and of its variants, in a run that compares them."""
-    metric = main_task(run).metric
+    metric = main_task(run.kind).metric
     values = {label: run.value("test", variant(layer, label), metric) for label in run.labels}
     if values:
         values["none"] = run.value("test", layer, metric)

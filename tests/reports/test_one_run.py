@@ -13,7 +13,8 @@ from sdprobe.reports.__main__ import main
 from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reference
 from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, show
 from sdprobe.reports.run import Run
-from sdprobe.reports.tracked import COLUMNS, chosen, headline, layer_rows, long_table, main_task
+from sdprobe.reports.tasks import main_task
+from sdprobe.reports.tracked import COLUMNS, chosen, headline, layer_rows, long_table
 from tests.reports.fabricated import KINDS, LAYERS, behind, fabricated, printed, stored, without
 
 OVER_LAYERS = {
@@ -166,7 +167,7 @@ def test_rows_over_layers_hold_the_tracked_numbers(kind: str) -> None:
     run = behind(kind, "leace", layers=["latent", "conv_in", "mid"])
     rows = layer_rows(run, NETWORK)
     assert [(row["layers/name"], row["layers/depth"]) for row in rows] == [("conv_in", 0), ("mid", 0.5)]
-    metric = main_task(run).metric
+    metric = main_task(run.kind).metric
     for row in rows:
         layer = row["layers/name"]
         assert row[f"layers/{metric}"] == row[f"mitigations/{metric}/none"] == run.value("test", layer, metric)
