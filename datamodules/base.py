@@ -192,6 +192,7 @@ class StreamDataModule(LightningDataModule):
         encoded = self.store.encoded
         return self.backbone.describe() | {
             "dataset_fingerprint": self.store.fingerprint(used),
+            "test_fingerprint": self.store.fingerprint(self.split.get("test", [])),
             "images": {name: len(indices) for name, indices in self.split.items()},
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
             "skipped": self.store.skipped,

@@ -239,6 +239,7 @@ class PairDataModule(StreamDataModule):
         encoded = self.store.encoded
         return described | {
             "dataset_fingerprint": _digest(self.store.fingerprint(used), pairs),
+            "test_fingerprint": _digest(self.store.fingerprint(self.used), {"test": pairs["test"]}),
             "images": {split: len({i for p in part for i in (p.source, p.target)}) for split, part in pairs.items()},
             "pairs": {split: len(part) for split, part in pairs.items()},
             "categories": self.categories,

@@ -161,12 +161,14 @@ class DepthDataModule(TargetDataModule):
         return self.images
 
     def describe(self) -> dict[str, Any]:
-        """Return the description of :class:`~datamodules.activations.ActivationDataModule`, with depth in its fingerprint."""
+        """Return the description of :class:`~datamodules.activations.ActivationDataModule`, with depth in its fingerprints."""
         described = super().describe()
-        digest = hashlib.sha256(described["dataset_fingerprint"].encode())
-        for index in self.used:
-            digest.update(f"\x1e{self.source.depth_key(index)}".encode())
-        return described | {"dataset_fingerprint": digest.hexdigest()}
+        for name, indices in {"dataset_fingerprint": self.used, "test_fingerprint": self.split["test"]}.items():
+            digest = hashlib.sha256(described[name].encode())
+            for index in indices:
+                digest.update(f"\x1e{self.source.depth_key(index)}".encode())
+            described[name] = digest.hexdigest()
+        return described
 
     def _encode(self) -> None:
         _ = self.source  # refuses images without depth before any is encoded

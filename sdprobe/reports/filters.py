@@ -29,7 +29,8 @@ Item = TypeVar("Item")
 RECORDED = {
     "probe": "probe", "timestep": "timestep", "seed": "seed", "prompt": "prompt", "control": "control", "twins": "twins",
     "images.size": "image_size", "backbone.weights": "weights", "backbone.noise": "noise", "backbone.padding": "padding",
-    "backbone.vae_input": "vae_input", "backbone.posterior": "posterior",
+    "backbone.vae_input": "vae_input", "backbone.posterior": "posterior", "dataset_fingerprint": "dataset_fingerprint",
+    "test_fingerprint": "test_fingerprint",
 }  # fmt: skip
 MOST = 2000  # settings of a run that are read: a hundred times those of a real one
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -46,7 +47,7 @@ def where(runs: Sequence[Item], filters: Sequence[str], settings: Callable[[Item
     Raises:
         InputError: a text of another form, a setting that no run has, or filters that leave no run.
     """
-    pairs = [_split(text) for text in filters]
+    pairs = [parsed(text) for text in filters]
     if not pairs or not runs:
         return list(runs)
     every = [settings(run) for run in runs]
@@ -59,10 +60,16 @@ def where(runs: Sequence[Item], filters: Sequence[str], settings: Callable[[Item
     return chosen
 
 
-def settings_of(folder: Path, meta: Mapping[str, Any]) -> Settings:
-    """The settings of the run in a folder; ``meta`` is that of its ``metrics.json``, empty where there is none."""
+def settings_of(folder: Path, meta: Mapping[str, Any], references: bool = True) -> Settings:
+    """The settings of the run in a folder.
+
+    Args:
+        folder: of the run.
+        meta: that of its ``metrics.json``, empty where there is none.
+        references: include settings whose value is that of another one, such as ``datamodule.timestep``.
+    """
     configured = _read(folder / ".hydra" / "config.yaml", _sections)
-    found = _recorded(meta) | dict(islice(_flat(configured, configured), MOST))
+    found = _recorded(meta) | dict(islice(_flat(configured, configured if references else None), MOST))
     for group, choice in _read(folder / ".hydra" / "hydra.yaml", _choices).items():
         found |= {} if "/" in group or group == "mitigation" else {group: _values(choice)}
     if model := meta.get("model"):  # backbone=local backbone.path=… has the name of its checkpoint
@@ -98,6 +105,13 @@ def _sections(text: str) -> dict[str, Any]:
     return found
 
 
+def overrides(folder: Path) -> dict[str, str]:
+    """The settings that were typed on the command line, and their values."""
+    texts = _read(folder / ".hydra" / "overrides.yaml", lambda text: {"": yaml.load(text, _LOADER)}).get("")
+    pairs = [str(text).partition("=") for text in texts] if isinstance(texts, list) else []
+    return {name.lstrip("+~"): value for name, _, value in pairs}
+
+
 def _choices(text: str) -> dict[str, Any]:
     """The choices of groups in ``hydra.yaml``, whose other parts take long to parse and are not needed."""
     block = re.search(r"\n    choices:\n((?: {6}.*\n)+)", text)
@@ -123,7 +137,7 @@ def _flat(node: Any, root: Any, name: str = "") -> Iterator[tuple[str, tuple[str
 
 
 def _resolved(node: Any, root: Any, depth: int = 0) -> tuple[Any] | None:
-    """A value behind its reference ``${other.setting}``; None if it refers to no value."""
+    """A value behind its reference ``${other.setting}``; None if it refers to no value, or ``root`` is None."""
     reference = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
     if reference is None:
         return None if isinstance(node, dict) or (isinstance(node, str) and "${" in node) else (node,)
@@ -142,7 +156,12 @@ def _values(value: Any) -> tuple[str, ...]:
     return ("null" if value is None else str(value).lower() if isinstance(value, bool) else str(value),)
 
 
-def _split(text: str) -> tuple[str, str]:
+def parsed(text: str) -> tuple[str, str]:
+    """(setting, value) of a filter.
+
+    Raises:
+        InputError: it has another form.
+    """
     name, sign, value = text.partition("=")
     if not sign or not name:
         raise InputError(f"Expected filters of the form setting=value, but got '{text}'. Write probe=position, for example.")

@@ -8,7 +8,7 @@ from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task, tracked_of
 from sdprobe.tokens.keys import CONDITIONS, ENDS, OVER_NONE, Key, base_of, label_of, select, timestep_of, variant
 
-COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n")
+COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n", "seeds")
 DEPTH = "layers/depth"
 GAIN = "gain_over_random_weights"
 # condition and, where it is not the layer's own, layer of the null that the summary shows: the first that was measured
@@ -18,11 +18,11 @@ Row = dict[str, Any]
 
 
 def long_table(run: Run) -> list[list[Any]]:
-    """Every number of a run under :data:`COLUMNS`; None where a number has no interval or no count."""
+    """Every number of a run under :data:`COLUMNS`; None where it has no interval or no count."""
     table = []
     for text, value in select(run.metrics, statistic="").items():
         key = Key.parse(text)
-        beside = (run.metrics.get(f"{text}/{statistic}") for statistic in (*ENDS, "n"))
+        beside = (run.metrics.get(f"{text}/{statistic}") for statistic in (*ENDS, "n", "seeds"))
         mitigation = label_of(key.layer) or run.chain or "none"
         place = (base_of(key.layer), _timestep(run, key.layer), mitigation)
         table.append([key.condition, *place, key.metric, key.where, value, *beside])
@@ -60,7 +60,7 @@ def headline(run: Run, network: Sequence[str]) -> Row:
     if layer is None:
         return {}
     value, low, high = run.estimate("test", layer, task.metric)
-    null_is, null = _null(run, layer, task.metric)
+    null_is, null = null_of(run, layer, task.metric)
     gain, gain_low, gain_high = _gain(run, layer, task.metric)
     found = {
         "metric": task.metric, "value": value, "value_low": low, "value_high": high, "null": null, "null_is": null_is,
@@ -129,7 +129,7 @@ def _gain(run: Run, layer: str, metric: str) -> tuple[float | None, float | None
     return value - random, None, None
 
 
-def _null(run: Run, layer: str, metric: str) -> tuple[str | None, float | None]:
+def null_of(run: Run, layer: str, metric: str) -> tuple[str | None, float | None]:
     """(condition, value) of the null beside a number."""
     for condition, other in NULLS:
         if (value := run.value(condition, other or layer, metric)) is not None:

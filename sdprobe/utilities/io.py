@@ -90,15 +90,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub confuses the arrays with an option
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file by name.
+def read_arrays(path: Path, ending: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name; only names that end so.
 
     Raises:
         DamagedFile: its content is not what was written.
     """
     content = BytesIO(path.read_bytes())
     with parsing(path), np.load(content, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+        return {name: stored[name] for name in stored.files if name.endswith(ending)}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:

@@ -1,0 +1,289 @@
+"""Which runs there are below a folder, in what state, and the few numbers by which many are listed and ranked.
+
+``metrics.json`` is written with one number per line and ``meta`` at the end. Of many runs only ``meta`` and the lines that are
+asked for are parsed, which is about ten times as fast as parsing all; a file of another form is parsed completely. Files are
+data of others: what cannot be a run's is a state with a reason, and texts are shown without control characters.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from sdprobe.reports.filters import Settings, settings_of, where
+from sdprobe.reports.run import Run
+from sdprobe.tokens.keys import Key
+from sdprobe.utilities.errors import InputError
+
+DEFAULT = ("outputs", "multirun")  # where train.py writes
+TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
+INSIDE = ("checkpoints", "mitigation", "wandb", "lightning_logs", "tensorboard")  # subfolders of a run that hold no other
+LARGEST = 256 * 2**20  # bytes of a metrics.json that are read
+_META = b'\n "meta": {'
+Wanted = Callable[[dict[str, Any]], Sequence[str]]  # meta → <metric>/<where> to read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run folder.
+
+    Attributes:
+        folder: of the run.
+        name: its path below the folder that was asked for.
+        state: ``finished``, ``running``, ``dead`` (its process has ended without a result), ``failed``, ``incomplete``,
+            ``damaged``, or ``no result`` (nothing says whether its process runs).
+        reason: why it is not finished.
+        changed: when its newest trace was written, in seconds since 1970.
+        run: the numbers that were asked for, and ``meta``; None without a readable ``metrics.json``.
+    """
+
+    folder: Path
+    name: str
+    state: str
+    reason: str
+    changed: float
+    run: Run | None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """See :func:`~sdprobe.reports.filters.settings_of`."""
+        return settings_of(self.folder, self.run.meta if self.run else {})
+
+    def setting(self, name: str) -> str:
+        """A setting as text; empty where it is unknown."""
+        return ", ".join(self.settings.get(name, ()))
+
+
+def find(places: Sequence[Path], filters: Sequence[str] = (), wanted: Wanted | None = None) -> list[Entry]:
+    """The runs below these folders, the oldest first.
+
+    Args:
+        places: folders; empty: those of :data:`DEFAULT` that exist.
+        filters: see :func:`~sdprobe.reports.filters.where`.
+        wanted: which numbers to read of a run, from its ``meta``; None: all.
+
+    Raises:
+        InputError: no run, or filters that cannot be met.
+    """
+    roots = list(places) or [Path(name) for name in DEFAULT if Path(name).is_dir()]
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"Expected a folder that contains runs, but got '{plain(str(root))}', which is none. Correct it.")
+    entries = [read(Path(folder), root, traces, wanted) for root in roots for folder, traces in _folders(str(root))]
+    if not entries:
+        looked = " and ".join(f"'{plain(str(root))}'" for root in roots) or f"no folder {' or '.join(DEFAULT)} here"
+        raise InputError(f"Expected a folder that contains runs, but got {looked}. Give the folder of your runs.")
+    return where(sorted(entries, key=lambda entry: entry.changed), filters, lambda entry: entry.settings)
+
+
+def one(text: str) -> Entry:
+    """The run in a folder, or the only one below :data:`DEFAULT` whose path ends like this.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    folder = Path(text)
+    if folder.is_dir():
+        traces = dict(_folders(str(folder))).get(str(folder), {})
+        if not traces:
+            raise InputError(
+                f"Expected a run folder, but '{plain(text)}' has no metrics.json. "
+                f"python -m sdprobe.reports ls '{plain(text)}' lists the runs below it."
+            )
+        return read(folder, Path(), traces)
+    parts = folder.parts
+    roots = [Path(name) for name in DEFAULT if Path(name).is_dir()]
+    every = [(Path(name), traces) for root in roots for name, traces in _folders(str(root))]
+    found = [(path, traces) for path, traces in every if path.parts[-len(parts) :] == parts]
+    if len(found) == 1:
+        return read(found[0][0], Path(), found[0][1])
+    names = [path.as_posix() for path, _ in found]
+    got = f"{len(names)} runs have this name: {', '.join(names[:4])}{', …' * (len(names) > 4)}" if names else "there is none"
+    raise InputError(f"Expected '{plain(text)}' to be a run folder, but {got}. Give its path.")
+
+
+def read(folder: Path, root: Path, traces: dict[str, float], wanted: Wanted | None = None) -> Entry:
+    """A run folder; ``traces``: its files among :data:`TRACES` with the time of their last change."""
+    name = os.path.relpath(folder, root) if root != Path() else str(folder)
+    run, damage = None, ""
+    if "metrics.json" in traces:
+        try:
+            run = read_run(folder, wanted)
+        except InputError as error:
+            damage = str(error)
+    state, reason = _state(folder, run, damage, traces)
+    return Entry(folder, plain(name), state, plain(reason), max(traces.values()), run)
+
+
+def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
+    """The wanted numbers of a ``metrics.json``, and its ``meta``; values that are no finite numbers are left out.
+
+    Raises:
+        InputError: it cannot be read, or is not that of a run. The message is a part of a sentence.
+    """
+    path = folder / "metrics.json"
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"metrics.json is larger than {LARGEST // 2**20} MiB")
+        text = path.read_bytes()
+        found = _parts(text, wanted) if wanted else None
+        content = json.loads(text) if found is None else found
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"metrics.json is unreadable ({type(error).__name__})") from error
+    meta = content.pop("meta", None) if isinstance(content, dict) else None
+    if lacking := _lacking(meta):
+        raise InputError(f"metrics.json is not that of a run: {lacking}")
+    assert isinstance(meta, dict)
+    numbers = {key: value for key, value in content.items() if _is_number(value) and _is_key(key)}
+    return Run(numbers, meta, {}, folder)
+
+
+def _parts(text: bytes, wanted: Wanted) -> dict[str, Any] | None:
+    """``meta`` and the wanted numbers, from the lines that hold them; None if the file has another form."""
+    start = text.rfind(_META)
+    if start < 0 or text[:2] != b"{\n":
+        return None
+    meta = json.loads(b"{" + text[start + 1 :])
+    if set(meta) != {"meta"} or not isinstance(meta["meta"], dict):
+        return None
+    lines = [line for name in wanted(meta["meta"]) for line in _lines(text, f"/{name}".encode(), start)]
+    if (first := text.find(b'\n "val/')) >= 0:  # these keys are neighbours, since keys are sorted
+        last = text.rfind(b'\n "val/')
+        lines.append(text[first + 1 : text.find(b"\n", last + 1)])
+    return {**json.loads(b"{" + b"\n".join(lines).rstrip(b",") + b"}"), **meta}
+
+
+def _lines(text: bytes, name: bytes, end: int) -> Iterator[bytes]:
+    """Lines with a key of this name or of its statistics."""
+    at = text.find(name, 0, end)
+    while at >= 0:
+        stop = text.find(b"\n", at)
+        if text[at + len(name) : at + len(name) + 1] in (b'"', b"/"):
+            yield text[text.rfind(b"\n", 0, at) + 1 : stop]
+        at = text.find(name, stop, end)
+
+
+def _lacking(meta: Any) -> str:
+    """What the ``meta`` of a run has and this one has not; empty if nothing."""
+    if not isinstance(meta, dict):
+        return "it lacks meta"
+    kinds = {"complete": bool, "layers": list, "model": str, "weights": str, "timestep": int, "images": dict}
+    for name, kind in kinds.items():
+        if not isinstance(meta.get(name), kind):
+            return f"it lacks meta.{name}" if name not in meta else f"meta.{name} is of another type"
+    optional = {"photographs": dict, "mitigations": dict, "pairs": dict, "probe": str}
+    wrong = [name for name, kind in optional.items() if not isinstance(meta.get(name, kind()), kind)]
+    if not wrong and not all(isinstance(layer, str) for layer in meta["layers"]):
+        wrong = ["layers"]
+    return f"meta.{wrong[0]} is of another type" if wrong else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return bool(Key.parse(text).layer)
+    except InputError:
+        return False
+
+
+def _state(folder: Path, run: Run | None, damage: str, traces: dict[str, float]) -> tuple[str, str]:
+    """(state, reason) of a run folder."""
+    if run is not None and run.meta["complete"]:
+        return "finished", ""
+    runs, why = running(folder)
+    if runs:
+        return "running", why
+    if "error.txt" in traces:
+        try:
+            lines = (folder / "error.txt").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return "failed", lines[0] if lines else "error.txt is empty"
+    if damage:
+        return "damaged", damage
+    if run is not None:
+        return "incomplete", f"its results are partial; {why}"
+    return ("no result" if runs is None else "dead"), why
+
+
+def running(folder: Path) -> tuple[bool | None, str]:
+    """(whether a process runs in a folder, why): what its lock says; None where there is none, or another computer's."""
+    lock = folder / ".lock"
+    try:
+        holder = json.loads(lock.read_bytes())
+        host, since = str(holder["host"]), f"begun {when(float(holder['started']))}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, "it has no lock: it failed, was stopped, or is run by an older version"
+    if _held(lock):
+        return True, f"{since} on {host}"
+    if host == socket.gethostname():
+        return False, f"{since}; its process ended without a result"
+    return None, f"{since} on {host}, whose lock cannot be seen from here"
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds a lock. The system takes it away when the process ends, however it ends."""
+    import fcntl
+
+    try:
+        file = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
+def _folders(root: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """(run folder, its traces with the time of their last change) below a folder, itself included."""
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        traces: dict[str, float] = {}
+        started = False
+        try:
+            with os.scandir(folder) as files:
+                for file in files:
+                    if file.name in TRACES and file.is_file():
+                        traces[file.name] = file.stat().st_mtime
+                    elif file.is_dir(follow_symlinks=False):
+                        started |= file.name == ".hydra"
+                        if not file.name.startswith((".", "random_weights_")) and file.name not in INSIDE:
+                            waiting.append(file.path)
+        except OSError:
+            continue
+        if started:
+            traces.setdefault(".hydra", os.stat(os.path.join(folder, ".hydra")).st_mtime)
+        if traces.keys() - {"train.log"}:
+            yield folder, traces
+
+
+def plain(text: str) -> str:
+    """Text with control characters written out.
+
+    >>> plain("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def when(seconds: float) -> str:
+    """A time as people write it."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

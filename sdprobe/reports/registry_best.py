@@ -1,0 +1,321 @@
+"""``best METRIC``: the layers of all runs by one number, and those that cannot be told from the best.
+
+Runs are ranked together if they measure the same: one probe, protocol, data set and baseline. They may differ in network,
+layer, timestep, mitigation, prompt and seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from sdprobe.metrics.gains import surely_worse
+from sdprobe.metrics.intervals import FEWEST, LEVEL
+from sdprobe.reports.filters import parsed
+from sdprobe.reports.numbers import MISSING, bare_table
+from sdprobe.reports.registry import Entry, plain, read_run
+from sdprobe.reports.registry_list import with_interval
+from sdprobe.reports.run import SCHEMA, Run
+from sdprobe.reports.tasks import LOWER
+from sdprobe.reports.tracked import null_of
+from sdprobe.tokens.keys import CONDITIONS, OVER_NONE, Key, base_of, label_of, timestep_of
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_arrays
+
+# what must agree → settings of it, or the sections that hold them
+AGREE = {
+    "probe": ("probe",),
+    "data set": ("images", "images.", "datamodule.labels"),
+    "protocol": (
+        "protocol", "probe.", "datamodule.", "trainer.max_epochs", "backbone.noise", "backbone.padding", "backbone.vae_input",
+        "backbone.posterior", "backbone.scale_again",
+    ),
+    "baseline": ("control", "twins", "backbone.weights"),
+}  # fmt: skip
+FREE = (
+    "images.seed", "probe.seed", "probe.pictured", "datamodule.block", "datamodule.timestep", "datamodule.seed",
+    "datamodule.prompt", "datamodule.batch_size", "datamodule.activation_budget", "datamodule.cache_dir",
+    "datamodule.num_workers", "datamodule.compare", "datamodule.token_batch", "datamodule.mixing_images",
+)  # fmt: skip
+SHOWN = 20  # rows of the table; --json has all
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: a layer of a run. ``told``: whether it is told from the best; None where it cannot be compared in pairs."""
+
+    entry: Entry
+    layer: str
+    value: float
+    low: float | None
+    high: float | None
+    null_is: str | None
+    null: float | None
+    told: bool | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run that has it."""
+        assert self.entry.run is not None
+        return self.entry.run
+
+    def pseudovalues(self, metric: "Metric") -> np.ndarray | None:
+        """See :func:`pseudovalues`."""
+        return pseudovalues(self.run, Key(metric.condition, self.layer, metric.metric, metric.where))
+
+    def record(self, rank: int) -> dict[str, Any]:
+        """What ``best --json`` says of it."""
+        meta = self.run.meta
+        timestep, mitigation = timestep_of(self.layer), label_of(self.layer) or self.run.chain or "none"
+        return {
+            "rank": rank, "folder": str(self.entry.folder), "name": self.entry.name, "model": meta["model"],
+            "layer": base_of(self.layer), "timestep": meta["timestep"] if timestep is None else timestep,
+            "mitigation": mitigation, "seed": meta.get("seed"), "value": self.value, "low": self.low, "high": self.high,
+            "null_is": self.null_is, "null": self.null, "told_from_best": self.told,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is ranked: a number of ``metrics.json`` without its layer."""
+
+    condition: str
+    metric: str
+    where: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Metric":
+        """``[condition/]metric[/where]``; ``test`` and ``all`` may be left out."""
+        parts = text.split("/")
+        condition = parts.pop(0) if parts[0] in CONDITIONS else "test"
+        if len(parts) not in (1, 2) or "" in parts:
+            raise InputError(
+                f"Expected a metric such as binned_accuracy, binned_accuracy/corner or {OVER_NONE}/binned_accuracy, "
+                f"but got '{plain(text)}'. Correct it."
+            )
+        return cls(condition, parts[0], parts[1] if len(parts) == 2 else "all")
+
+    @property
+    def quantity(self) -> str:
+        """``<metric>/<where>``."""
+        return f"{self.metric}/{self.where}"
+
+    @property
+    def highest(self) -> bool:
+        """Whether the highest number is the best."""
+        return self.metric not in LOWER
+
+    def __str__(self) -> str:
+        around = [self.condition] * (self.condition != "test"), [self.where] * (self.where != "all")
+        return "/".join([*around[0], self.metric, *around[1]])
+
+
+def rank(entries: Sequence[Entry], metric: Metric, filters: Sequence[str], highest: bool) -> list[Cell]:
+    """Every layer that has the number, the best first.
+
+    Args:
+        entries: runs, read with the metric.
+        metric: what is ranked.
+        filters: of these runs; ``block=`` also chooses among their layers.
+        highest: whether the highest number is the best.
+
+    Raises:
+        InputError: no run has the number, or the runs do not measure the same.
+    """
+    blocks = {layer for name, value in map(parsed, filters) if name == "block" for layer in value.strip("[]").split(",")}
+    cells = []
+    for entry in entries:
+        if entry.run is None or entry.state != "finished":
+            continue
+        layers = [layer for layer in entry.run.layers if not blocks or base_of(layer) in blocks] or entry.run.layers
+        for layer in layers:
+            value, low, high = entry.run.estimate(metric.condition, layer, metric.metric, metric.where)
+            if value is not None:
+                main = metric.condition == "test" and metric.where == "all"
+                null = null_of(entry.run, layer, metric.metric) if main else (None, None)
+                cells.append(Cell(entry, layer, value, low, high, *null))
+    if not cells:
+        raise InputError(_absent(entries, metric))
+    require_same(list({id(cell.entry): cell.entry for cell in cells}.values()))
+    _require_one_null(cells, metric)
+    sign = 1 if highest else -1
+    ordered = sorted(cells, key=lambda cell: -sign * cell.value)
+    return [ordered[0], *_compared(ordered, metric, sign)]
+
+
+def require_same(entries: Sequence[Entry]) -> None:
+    """Refuse runs that do not measure the same.
+
+    Raises:
+        InputError: it names the first setting in which they differ, and the filter that resolves it.
+    """
+    for what, names in AGREE.items():
+        sections = tuple(name for name in names if name.endswith("."))
+        known = {name for entry in entries for name in entry.settings if name in names or name.startswith(sections or ("\0",))}
+        for name in sorted(known - set(FREE), key=lambda name: ("." in name, name)):
+            _require_one(what, name, [(entry, entry.setting(name)) for entry in entries if name in entry.settings])
+    for name in ("test_fingerprint", "dataset_fingerprint"):
+        for seed in {entry.setting("seed") for entry in entries}:
+            seeded = [entry for entry in entries if entry.setting("seed") == seed and name in entry.settings]
+            if name == "test_fingerprint" or not any("test_fingerprint" in entry.settings for entry in seeded):
+                _require_one("data set", name, [(entry, entry.setting(name)) for entry in seeded])
+
+
+def _require_one(what: str, name: str, values: Sequence[tuple[Entry, str]]) -> None:
+    groups: dict[str, list[str]] = {}
+    for entry, value in values:
+        groups.setdefault(value, []).append(entry.name)
+    if len(groups) > 1:
+        most = max(groups, key=lambda value: len(groups[value]))
+        such = {value: f"{len(runs)} run{'s' * (len(runs) > 1)}, such as {runs[0]}" for value, runs in groups.items()}
+        there = ", ".join(f"'{plain(value)}' ({runs})" for value, runs in list(such.items())[:4])
+        raise InputError(
+            f"Expected runs of one {what}, but got {name} {there}{', …' * (len(groups) > 4)}. "
+            f"Add --where {name}={plain(most)}, or another of them."
+        )
+
+
+def _require_one_null(cells: Sequence[Cell], metric: Metric) -> None:
+    """Layers whose chance level differs cannot be ranked by an accuracy."""
+    levels = {round(cell.null, 9): cell for cell in cells if cell.null is not None and cell.null_is == "chance"}
+    if len(levels) > 1:
+        (low, one), *_, (high, other) = sorted(levels.items())
+        raise InputError(
+            f"Expected one chance level of {metric}, but got {low:.3g} at {one.layer} and {high:.3g} at {other.layer}. Rank "
+            f"binned_accuracy, which has one, or choose a layer: --where block={other.layer}."
+        )
+
+
+def _absent(entries: Sequence[Entry], metric: Metric) -> str:
+    """The sentence for a metric that no run has."""
+    finished = [entry for entry in entries if entry.run is not None and entry.state == "finished"]
+    if not finished:
+        return f"Expected finished runs, but got {len(entries)} runs of which none is finished. ls says in what state they are."
+    there: set[str] = set()
+    for entry in finished:
+        try:
+            there |= {f"{key.condition}/{key.quantity}" for key in map(Key.parse, read_run(entry.folder).metrics)}
+        except InputError:
+            continue
+    short = sorted({name.removeprefix("test/").removesuffix("/all") for name in there if name.startswith("test/")})
+    main = [name for name in short if "/" not in name]
+    near = get_close_matches(str(metric), [*short, *sorted(there)], n=1, cutoff=0.5)
+    fix = f"Use {near[0]}." if near else "Use one of these."
+    listed = ", ".join(main[:15]) + ", …" * (len(main) > 15)
+    return plain(f"Expected a metric that one of these {len(finished)} runs has, but got '{metric}'. They have {listed}. {fix}")
+
+
+def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:
+    """The cells after the first, each compared with it."""
+    best, others = ordered[0], len(ordered) - 1
+    units, own = units_id(best.run), best.pseudovalues(metric)
+    compared = []
+    for cell in ordered[1:]:
+        told = None
+        if own is not None and units is not None and units_id(cell.run) == units:
+            told = _far(best, cell, own, others)
+            theirs = None if told else cell.pseudovalues(metric)
+            if theirs is not None and theirs.shape == own.shape and (np.isfinite(theirs) == np.isfinite(own)).all():
+                told = surely_worse(sign * theirs, sign * own, others)
+            elif not told:
+                told = None
+        compared.append(replace(cell, told=told))
+    return compared
+
+
+def _far(best: Cell, cell: Cell, own: np.ndarray, others: int) -> bool:
+    """Whether two intervals are so far apart that the paired comparison is decided: it need not be read.
+
+    A standard error of differences is at most the sum of both. Half-widths count twice, because those of shares are not t · se.
+    """
+    from scipy.special import stdtrit
+
+    if None in (best.low, best.high, cell.low, cell.high):
+        return False
+    count = np.isfinite(own).sum()
+    if count < FEWEST:
+        return False
+    widest = [max(each.value - each.low, each.high - each.value) for each in (best, cell)]  # type: ignore[operator]
+    factor = stdtrit(count - 1, 1 - (1 - LEVEL) / others) / stdtrit(count - 1, (1 + LEVEL) / 2)
+    return bool(abs(best.value - cell.value) > 2 * factor * sum(widest))
+
+
+@cache
+def _stored(path: Path, quantity: str) -> dict[str, np.ndarray]:
+    """The pseudo-values of one quantity; none where they cannot be read."""
+    try:
+        return read_arrays(path, f"/{quantity}")
+    except (OSError, DamagedFile):
+        return {}
+
+
+def pseudovalues(run: Run, key: Key) -> np.ndarray | None:
+    """Contribution of every unit to a number; None where the run does not hold them."""
+    schema = run.meta.get("schema", 1)
+    if not isinstance(schema, int) or schema < SCHEMA:
+        return None
+    values = _stored(run.folder / "pseudovalues.npz", key.quantity).get(str(key))
+    return values if values is not None and values.ndim == 1 and values.dtype.kind == "f" else None
+
+
+def units_id(run: Run) -> tuple[Any, ...] | None:
+    """What identifies the test units of a run; None if it does not say. Older runs have no digest of the test units alone."""
+    meta = run.meta
+    if "test_fingerprint" in meta:
+        return (meta["test_fingerprint"],)
+    whole = meta.get("dataset_fingerprint")
+    return None if whole is None else (whole, tuple(sorted(meta["images"].items())), meta.get("seed"))
+
+
+def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: int, console: Console) -> None:
+    """Print the best, what cannot be told from it, and the first rows."""
+    records = [cell.record(number) for number, cell in enumerate(cells, 1)]
+    places = [f"{plain(record['layer'])} of {record['name']}" for record in records]
+    best, others = cells[0], len(cells) - 1
+    runs = len({str(cell.entry.folder) for cell in cells})
+    end = "highest" if highest else "lowest"
+    say = partial(console.print, markup=False, highlight=False)
+    number = with_interval(best.value, best.low, best.high)
+    say(f"{end} {metric} of {_many(len(cells), 'layer')} in {_many(runs, 'run')}: {places[0]}, {number}")
+    equal = [place for place, cell in zip(places, cells, strict=True) if cell.told is False]
+    unknown = sum(cell.told is None for cell in cells[1:])
+    compared = others - unknown
+    if compared:
+        named = ", ".join(equal[:8]) + f" and {len(equal) - 8} more" * (len(equal) > 8)
+        say(f"Not told from it: {named or 'none'}; {compared - len(equal)} of {compared} compared are surely worse.")
+    if unknown:
+        say(f"Not compared: {unknown} with other photographs, or without stored sums per photograph.")
+    table = bare_table("", spaced=True)
+    columns = ("rank", "run", "layer", "timestep", "mitigation", "seed")
+    used = [name for name in columns if name in ("rank", "run", "layer") or len({str(record[name]) for record in records}) > 1]
+    models = len({record["model"] for record in records}) > 1
+    heads = [*used, *["model"] * models, f"{metric} [95 %]", "null", "against the best"]
+    for head in heads:
+        table.add_column(head, justify="right" if head in ("rank", "timestep", "seed", "null") else "left", overflow="fold")
+    for record, cell in list(zip(records, cells, strict=True))[:SHOWN]:
+        told = {True: "worse", False: "not told apart", None: "not compared"}[cell.told] if cell is not best else "best"
+        null = MISSING if cell.null is None else with_interval(cell.null)
+        texts = [str(record["name" if name == "run" else name]) for name in used]
+        texts += [str(record["model"]).rpartition("/")[2]] * models
+        table.add_row(*(Text(plain(text)) for text in (*texts, with_interval(cell.value, cell.low, cell.high), null, told)))
+    console.print(table)
+    notes = [f"{len(cells) - SHOWN} more rows: --json has all."] * (len(cells) > SHOWN)
+    nulls = sorted({cell.null_is for cell in cells if cell.null_is})
+    notes += [f"null: {', '.join(nulls)}."] * bool(nulls)
+    notes += [f"Left out: {_many(left_out, 'run')} not finished or without {metric}."] * (left_out > 0)
+    notes += [
+        "The best was chosen on the test photographs that are printed, so its number is slightly too good. Worse: one-sided "
+        f"t-test of paired differences, level .05 / {others}; the truly best is called worse in at most 5 % of experiments."
+    ] * bool(compared)
+    for note in notes:
+        console.print(Text(note, style="dim"))
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
