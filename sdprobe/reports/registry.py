@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,9 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
     if lacking := _lacking(meta):
         raise InputError(f"metrics.json is not that of a run: {lacking}")
     assert isinstance(meta, dict)
-    numbers = {key: value for key, value in content.items() if _is_number(value) and _is_key(key)}
+    numbers = {
+        key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)
+    }  # fmt: skip
     return Run(numbers, meta, {}, folder)
 
 
@@ -186,10 +188,7 @@ def _lacking(meta: Any) -> str:
     return f"meta.{wrong[0]} is of another type" if wrong else ""
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
+@cache
 def _is_key(text: str) -> bool:
     try:
         return bool(Key.parse(text).layer)

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
+from scipy.special import stdtrit
 
 from sdprobe.metrics.gains import surely_worse
 from sdprobe.metrics.intervals import FEWEST, LEVEL
@@ -43,6 +45,7 @@ FREE = (
     "datamodule.prompt", "datamodule.batch_size", "datamodule.activation_budget", "datamodule.cache_dir",
     "datamodule.num_workers", "datamodule.compare", "datamodule.token_batch", "datamodule.mixing_images",
 )  # fmt: skip
+READ = 100  # runs whose sums per photograph are read, those with the best numbers
 SHOWN = 20  # rows of the table; --json has all
 
 
@@ -59,11 +62,19 @@ class Cell:
     null: float | None
     told: bool | None = None
 
+    def __str__(self) -> str:
+        return f"{plain(self.layer)} of {self.entry.name}"
+
     @property
     def run(self) -> Run:
         """The run that has it."""
         assert self.entry.run is not None
         return self.entry.run
+
+    @property
+    def half(self) -> float:
+        """Half-width of its interval, the longer side; infinite without one."""
+        return inf if self.low is None or self.high is None else max(self.value - self.low, self.high - self.value)
 
     def pseudovalues(self, metric: "Metric") -> np.ndarray | None:
         """See :func:`pseudovalues`."""
@@ -212,38 +223,31 @@ def _absent(entries: Sequence[Entry], metric: Metric) -> str:
 
 
 def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:
-    """The cells after the first, each compared with it."""
+    """The cells after the first, each compared with it.
+
+    Files are read of the first :data:`READ` runs. Beyond them a cell counts as worse if its interval is so far from that of the
+    best that reading could not change this: a standard error of differences is at most the sum of both. Half-widths count
+    twice, because those of shares are not t · se.
+    """
     best, others = ordered[0], len(ordered) - 1
     units, own = units_id(best.run), best.pseudovalues(metric)
-    compared = []
+    count = 0 if own is None else int(np.isfinite(own).sum())
+    if own is None or units is None or count < FEWEST:
+        return list(ordered[1:])
+    factor = 2 * float(stdtrit(count - 1, 1 - (1 - LEVEL) / max(others, 1)) / stdtrit(count - 1, (1 + LEVEL) / 2))
+    opened, compared = {best.entry.folder}, []
     for cell in ordered[1:]:
         told = None
-        if own is not None and units is not None and units_id(cell.run) == units:
-            told = _far(best, cell, own, others)
-            theirs = None if told else cell.pseudovalues(metric)
-            if theirs is not None and theirs.shape == own.shape and (np.isfinite(theirs) == np.isfinite(own)).all():
-                told = surely_worse(sign * theirs, sign * own, others)
-            elif not told:
-                told = None
-        compared.append(replace(cell, told=told))
+        if units_id(cell.run) == units:
+            if best.half + cell.half < abs(best.value - cell.value) / factor:
+                told = True
+            elif len(opened | {cell.entry.folder}) <= READ:
+                opened.add(cell.entry.folder)
+                values = cell.pseudovalues(metric)
+                if values is not None and values.shape == own.shape and (np.isfinite(values) == np.isfinite(own)).all():
+                    told = surely_worse(sign * values, sign * own, others)
+        compared.append(cell if told is None else replace(cell, told=told))
     return compared
-
-
-def _far(best: Cell, cell: Cell, own: np.ndarray, others: int) -> bool:
-    """Whether two intervals are so far apart that the paired comparison is decided: it need not be read.
-
-    A standard error of differences is at most the sum of both. Half-widths count twice, because those of shares are not t · se.
-    """
-    from scipy.special import stdtrit
-
-    if None in (best.low, best.high, cell.low, cell.high):
-        return False
-    count = np.isfinite(own).sum()
-    if count < FEWEST:
-        return False
-    widest = [max(each.value - each.low, each.high - each.value) for each in (best, cell)]  # type: ignore[operator]
-    factor = stdtrit(count - 1, 1 - (1 - LEVEL) / others) / stdtrit(count - 1, (1 + LEVEL) / 2)
-    return bool(abs(best.value - cell.value) > 2 * factor * sum(widest))
 
 
 @cache
@@ -275,22 +279,22 @@ def units_id(run: Run) -> tuple[Any, ...] | None:
 
 def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: int, console: Console) -> None:
     """Print the best, what cannot be told from it, and the first rows."""
-    records = [cell.record(number) for number, cell in enumerate(cells, 1)]
-    places = [f"{plain(record['layer'])} of {record['name']}" for record in records]
+    records = [cell.record(number) for number, cell in enumerate(cells[:SHOWN], 1)]
     best, others = cells[0], len(cells) - 1
     runs = len({str(cell.entry.folder) for cell in cells})
     end = "highest" if highest else "lowest"
     say = partial(console.print, markup=False, highlight=False)
     number = with_interval(best.value, best.low, best.high)
-    say(f"{end} {metric} of {_many(len(cells), 'layer')} in {_many(runs, 'run')}: {places[0]}, {number}")
-    equal = [place for place, cell in zip(places, cells, strict=True) if cell.told is False]
+    say(f"{end} {metric} of {_many(len(cells), 'layer')} in {_many(runs, 'run')}: {best}, {number}")
+    equal = [str(cell) for cell in cells if cell.told is False]
     unknown = sum(cell.told is None for cell in cells[1:])
     compared = others - unknown
     if compared:
         named = ", ".join(equal[:8]) + f" and {len(equal) - 8} more" * (len(equal) > 8)
         say(f"Not told from it: {named or 'none'}; {compared - len(equal)} of {compared} compared are surely worse.")
     if unknown:
-        say(f"Not compared: {unknown} with other photographs, or without stored sums per photograph.")
+        late = f", or of runs after the best {READ}" * (runs > READ)
+        say(f"Not compared: {unknown} with other photographs, without stored sums per photograph{late}.")
     table = bare_table("", spaced=True)
     columns = ("rank", "run", "layer", "timestep", "mitigation", "seed")
     used = [name for name in columns if name in ("rank", "run", "layer") or len({str(record[name]) for record in records}) > 1]
@@ -298,7 +302,7 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
     heads = [*used, *["model"] * models, f"{metric} [95 %]", "null", "against the best"]
     for head in heads:
         table.add_column(head, justify="right" if head in ("rank", "timestep", "seed", "null") else "left", overflow="fold")
-    for record, cell in list(zip(records, cells, strict=True))[:SHOWN]:
+    for record, cell in zip(records, cells, strict=False):
         told = {True: "worse", False: "not told apart", None: "not compared"}[cell.told] if cell is not best else "best"
         null = MISSING if cell.null is None else with_interval(cell.null)
         texts = [str(record["name" if name == "run" else name]) for name in used]
