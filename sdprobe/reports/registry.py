@@ -25,11 +25,12 @@ DEFAULT = ("outputs", "multirun")  # where train.py writes
 TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
 INSIDE = ("checkpoints", "mitigation", "wandb", "lightning_logs", "tensorboard")  # subfolders of a run that hold no other
 LARGEST = 256 * 2**20  # bytes of a metrics.json that are read
+NO_LOCK = "it has no lock: it failed, was stopped, or is run by an older version"
 _META = b'\n "meta": {'
 Wanted = Callable[[dict[str, Any]], Sequence[str]]  # meta → <metric>/<where> to read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A run folder.
 
@@ -217,37 +218,29 @@ def _state(folder: Path, run: Run | None, damage: str, traces: dict[str, float])
 
 
 def running(folder: Path) -> tuple[bool | None, str]:
-    """(whether a process runs in a folder, why): what its lock says; None where there is none, or another computer's."""
-    lock = folder / ".lock"
-    try:
-        holder = json.loads(lock.read_bytes())
-        host, since = str(holder["host"]), f"begun {when(float(holder['started']))}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, "it has no lock: it failed, was stopped, or is run by an older version"
-    if _held(lock):
-        return True, f"{since} on {host}"
-    if host == socket.gethostname():
-        return False, f"{since}; its process ended without a result"
-    return None, f"{since} on {host}, whose lock cannot be seen from here"
+    """(whether a process runs in a folder, why), from its lock; None if there is none, or one of another computer.
 
-
-def _held(lock: Path) -> bool:
-    """Whether a process holds a lock. The system takes it away when the process ends, however it ends."""
+    A run holds the lock of its folder. The system takes it away when the process ends, however it ends.
+    """
     import fcntl
 
     try:
-        file = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None, NO_LOCK
     try:
+        holder = json.loads(os.read(file, 4096))
+        host, since = str(holder["host"]), f"begun {when(float(holder['started']))}"
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return True, f"{since} on {host}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # no lock of a run, or no locks on this file system
+        return None, NO_LOCK
     finally:
         os.close(file)
-    return False
+    if host == socket.gethostname():
+        return False, f"{since}; its process ended without a result"
+    return None, f"{since} on {host}, whose lock cannot be seen from here"
 
 
 def _folders(root: str) -> Iterator[tuple[str, dict[str, float]]]:
