@@ -16,10 +16,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdprobe.reports.filters import Settings, settings_of, where
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_json
 
 DEFAULT = ("outputs", "multirun")  # where train.py writes
 TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
@@ -55,6 +58,22 @@ class Entry:
     def settings(self) -> Settings:
         """See :func:`~sdprobe.reports.filters.settings_of`."""
         return settings_of(self.folder, self.run.meta if self.run else {})
+
+    @cached_property
+    def _units(self) -> dict[str, dict[str, np.ndarray]]:
+        return {}
+
+    def pseudovalues(self, key: Key) -> np.ndarray | None:
+        """Contribution of every test unit to a number; None where the run does not hold them."""
+        if self.run is None:
+            return None
+        if key.quantity not in self._units:
+            try:
+                self._units[key.quantity] = self.run.pseudovalues(key.quantity)
+            except (OSError, ValueError, TypeError):  # damaged, or a schema that is no number
+                self._units[key.quantity] = {}
+        values = self._units[key.quantity].get(str(key))
+        return values if values is not None and values.ndim == 1 and values.dtype.kind == "f" else None
 
     def setting(self, name: str) -> str:
         """A setting as text; empty where it is unknown."""
@@ -132,14 +151,15 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"metrics.json is larger than {LARGEST // 2**20} MiB")
-        text = path.read_bytes()
-        found = _parts(text, wanted) if wanted else None
-        content = json.loads(text) if found is None else found
+        content = _parts(path.read_bytes(), wanted) if wanted else None
+        content = read_json(path) if content is None else content
+    except DamagedFile as error:
+        raise InputError(f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})") from error
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"metrics.json is unreadable ({type(error).__name__})") from error
-    meta = content.pop("meta", None) if isinstance(content, dict) else None
+    meta = content.pop("meta", None)
     if lacking := _lacking(meta):
         raise InputError(f"metrics.json is not that of a run: {lacking}")
     assert isinstance(meta, dict)

@@ -7,9 +7,8 @@ layer, timestep, mitigation, prompt and seed.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,11 @@ from sdprobe.reports.filters import DIGITS, parsed
 from sdprobe.reports.numbers import MISSING, bare_table
 from sdprobe.reports.registry import Entry, plain, read_run
 from sdprobe.reports.registry_list import with_interval
-from sdprobe.reports.run import SCHEMA, Run
+from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER
 from sdprobe.reports.tracked import null_of
 from sdprobe.tokens.keys import CONDITIONS, OVER_NONE, Key, base_of, label_of, timestep_of
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_arrays
 
 # what must agree → settings of it, or the sections that hold them
 AGREE = {
@@ -76,8 +74,8 @@ class Cell:
         return inf if self.low is None or self.high is None else max(self.value - self.low, self.high - self.value)
 
     def pseudovalues(self, metric: "Metric") -> np.ndarray | None:
-        """See :func:`pseudovalues`."""
-        return pseudovalues(self.run, Key(metric.condition, self.layer, metric.metric, metric.where))
+        """See :meth:`~sdprobe.reports.registry.Entry.pseudovalues`."""
+        return self.entry.pseudovalues(Key(metric.condition, self.layer, metric.metric, metric.where))
 
     def record(self, rank: int) -> dict[str, Any]:
         """What ``best --json`` says of it."""
@@ -259,24 +257,6 @@ def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:
                     told = surely_worse(sign * values, sign * own, others)
         compared.append(cell if told is None else replace(cell, told=told))
     return compared
-
-
-@cache
-def _stored(path: Path, quantity: str) -> dict[str, np.ndarray]:
-    """The pseudo-values of one quantity; none where they cannot be read."""
-    try:
-        return read_arrays(path, f"/{quantity}")
-    except (OSError, DamagedFile):
-        return {}
-
-
-def pseudovalues(run: Run, key: Key) -> np.ndarray | None:
-    """Contribution of every unit to a number; None where the run does not hold them."""
-    schema = run.meta.get("schema", 1)
-    if not isinstance(schema, int) or schema < SCHEMA:
-        return None
-    values = _stored(run.folder / "pseudovalues.npz", key.quantity).get(str(key))
-    return values if values is not None and values.ndim == 1 and values.dtype.kind == "f" else None
 
 
 def units_id(run: Run) -> tuple[Any, ...] | None:

@@ -110,7 +110,7 @@ def test_the_lines_that_are_read_have_the_numbers_of_the_whole_file(kind: str, t
 
 
 DAMAGED = {
-    "": "unreadable", "[1]": "lacks meta", "{": "unreadable", '{"meta": 3}': "lacks meta", "{}": "lacks meta",
+    "": "unreadable", "[1]": "unreadable", "{": "unreadable", '{"meta": 3}': "lacks meta", "{}": "lacks meta",
     "[" * 100_000: "unreadable", '{"meta": {"complete": true}}': "lacks meta.layers", "\x00": "unreadable",
     '{"meta": {"complete": "yes"}}': "meta.complete is of another type",
 }  # fmt: skip

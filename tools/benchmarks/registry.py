@@ -33,7 +33,6 @@ block: stages
 timestep: {timestep}
 seed: 0
 prompt: ''
-twins: 1
 run_dir: {folder}
 backbone:
   _target_: sdprobe.backbones.FrozenSD.from_pretrained
