@@ -91,8 +91,9 @@ def chosen(run: Run) -> tuple[str | None, str]:
 def _validated(run: Run) -> dict[str, float]:
     """Scores on validation images, by layer."""
     scores: dict[str, float] = {}
-    for key, score in ((Key.parse(text), value) for text, value in select(run.metrics, condition="val", statistic="").items()):
-        if key.metric not in NO_SCORE and key.layer not in scores:
+    for text, score in ((text, value) for text, value in run.metrics.items() if text.startswith("val/")):
+        key = Key.parse(text)
+        if not key.statistic and key.metric not in NO_SCORE and key.layer not in scores:
             chance = run.value("chance", key.layer, key.metric, key.where) or 0.0
             scores[key.layer] = (score - chance) / (1 - chance)
     return scores

@@ -416,6 +416,8 @@ def test_a_run_may_be_named_by_the_end_of_its_path(tmp_path: Path, monkeypatch: 
     for name in ("outputs/day/1", "outputs/other/1", "multirun/x/2"):
         write(tmp_path / name, fabricated("position"))
     assert one("2").folder == Path("multirun/x/2") and one("day/1").folder == Path("outputs/day/1")
+    assert [entry.name for entry in find([])] == ["outputs/day/1", "outputs/other/1", "multirun/x/2"]
+    assert {entry.name for entry in find([Path("outputs")])} == {"day/1", "other/1"}
     with pytest.raises(InputError, match=r"2 runs have this name: outputs/.*/1, outputs/.*/1\. Give its path"):
         one("1")
     with pytest.raises(InputError, match="there is none"):
