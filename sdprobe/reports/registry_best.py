@@ -287,7 +287,7 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
     compared = others - unknown
     if compared:
         named = ", ".join(equal[:8]) + f" and {len(equal) - 8} more" * (len(equal) > 8)
-        say(f"Not told from it: {named or 'none'}; {compared - len(equal)} of {compared} compared are surely worse.")
+        say(f"Not told from it: {named or 'none'}; {compared - len(equal)} of {compared} compared are worse.")
     if unknown:
         late = f", or of runs after the best {READ}" * (runs > READ)
         say(f"Not compared: {unknown} with other photographs, without stored sums per photograph{late}.")
@@ -295,7 +295,7 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
     columns = ("rank", "run", "layer", "timestep", "mitigation", "seed")
     used = [name for name in columns if name in ("rank", "run", "layer") or len({str(record[name]) for record in records}) > 1]
     models = len({record["model"] for record in records}) > 1
-    heads = [*used, *["model"] * models, f"{metric} [95 %]", "null", "against the best"]
+    heads = [*used, *["model"] * models, f"{metric}\n[95 %]", "null", "against the best"]
     for head in heads:
         table.add_column(head, justify="right" if head in ("rank", "timestep", "seed", "null") else "left", overflow="fold")
     for record, cell in zip(records, cells, strict=False):
