@@ -26,6 +26,8 @@ TASKS = {
     "statistics": Task("statistics", "credibility", "credibility", "highest credibility (descriptive)"),
     "correspondence": Task("correspondence", MAIN_PCK, "PCK@0.10, %", "highest PCK", scale=100.0),
     "depth": Task("depth", "rmse", "depth RMSE", "lowest depth RMSE", highest=False),
+    "content": Task("content", "content_r2", "content R²", "highest content R²"),
+    "controls": POSITION,
 }
 ACCURACIES = ("binned_accuracy", "axis_accuracy", "cell_accuracy")
 # probe → metrics over layers, the main one first
