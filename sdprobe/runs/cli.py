@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.runs import interrupts
+from sdprobe.runs import console, interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -426,13 +426,14 @@ def _as_user_errors() -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """Raise the level of verbose loggers and filter the warnings above."""
+    """Let warnings of libraries pass only, except for those above."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(console.wanted)
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.rank_zero",
         "lightning.fabric.utilities.distributed",
         "lightning.pytorch.accelerators.cuda",
-        "httpx",
         "diffusers",
     ):
         logging.getLogger(name).setLevel(logging.ERROR if name == "diffusers" else logging.WARNING)
