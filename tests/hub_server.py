@@ -97,13 +97,13 @@ class _Answers(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """Nothing."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.answer()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self.answer()
 
     def answer(self) -> None:
@@ -133,11 +133,14 @@ class _Answers(BaseHTTPRequestHandler):
         return None
 
     def api(self, kind: str, name: str, rest: list[str]) -> None:
-        what, revision = ("refs", "main") if rest == ["refs"] else (*rest, "revision", "main")[:2]
-        repository = self.repository(kind, name, revision) if what != "refs" else self.hub.repositories.get(f"{kind}/{name}")
+        what, revision = (*rest, "main") if rest in (["refs"], ["auth-check"]) else (*rest, "revision", "main")[:2]
+        repository = self.repository(kind, name, revision)
         if repository is None:
             return
-        if what == "refs":
+        if what == "auth-check":
+            if not self.forbidden(repository, name):
+                self.json({})
+        elif what == "refs":
             branches = [{"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": repository.commit} for ref in repository.refs]
             self.json({"branches": branches, "tags": [], "converts": []})
         elif what == "revision":
@@ -169,16 +172,21 @@ class _Answers(BaseHTTPRequestHandler):
             return [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0}]
         return []
 
+    def forbidden(self, repository: Repository, name: str) -> bool:
+        """Whether the repository is gated; then the error is sent."""
+        if repository.gated:
+            known = bool(self.headers.get("Authorization"))
+            self.error(403 if known else 401, "GatedRepo", f"Access to {name} is restricted")
+        return repository.gated
+
     def resolve(self, kind: str, name: str, revision: str, path: str) -> None:
         repository = self.repository(kind, name, revision)
         if repository is None:
             return
         if path not in repository.files:
             self.error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit})
-        elif repository.gated and not self.headers.get("Authorization"):
-            self.error(401, "GatedRepo", f"Access to model {name} is restricted. You must have access to it")
-        elif repository.gated:
-            self.error(403, "GatedRepo", f"Access to model {name} is restricted and you are not in the authorized list")
+        elif self.forbidden(repository, name):
+            return
         elif path.endswith(LFS):
             self.send_response(302)
             self.head(

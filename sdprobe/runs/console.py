@@ -25,7 +25,7 @@ class Marked(logging.Formatter):
 def wanted(record: logging.LogRecord) -> bool:
     """Whether a record is for the user: of installed libraries only warnings and errors are.
 
-    >>> wanted(logging.makeLogRecord({"name": "httpx", "levelno": logging.INFO, "pathname": f"{INSTALLED[0]}/httpx/_client.py"}))
+    >>> wanted(logging.makeLogRecord({"name": "httpx", "levelno": logging.INFO, "pathname": f"{INSTALLED[0]}/httpx.py"}))
     False
     >>> wanted(logging.makeLogRecord({"name": "my_probes", "levelno": logging.INFO, "pathname": "/home/me/my_probes.py"}))
     True

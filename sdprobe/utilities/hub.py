@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face hub: files come from the cache, or are fetched with one line, a bar, and a sentence if refused."""
+"""Repositories on the Hugging Face hub: files come from the cache, or are downloaded with one line and a bar."""
 
 import glob
 import logging
@@ -76,21 +76,28 @@ class Repository:
 
     @cached_property
     def files(self) -> dict[str, int]:
-        """Path → bytes of every file.
+        """Path → bytes of every file; of those in the cache, if an older client left no list there and the hub does not answer.
 
         Raises:
             InputError: the hub refuses, or cannot be reached.
         """
+        try:
+            return self._tree
+        except InputError:
+            with suppress(LocalEntryNotFoundError):
+                folder = Path(snapshot_download(self.name, repo_type=self.kind, revision=self.commit, local_files_only=True))
+                return {
+                    path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+                }
+            raise
+
+    @cached_property
+    def _tree(self) -> dict[str, int]:
         asked = {"repo_type": self.kind, "revision": self.commit}
         with self.reaching():
             with suppress(CachedRepoTreeNotFoundError):
                 return {file.path: file.size for file in get_cached_repo_tree(self.name, **asked)}
-            try:
-                tree = list(HfApi().list_repo_tree(self.name, recursive=True, **asked))
-            except Exception:
-                with suppress(LocalEntryNotFoundError):  # the cache of an older client has files, but no list
-                    return self._cached_files()
-                raise
+            tree = HfApi().list_repo_tree(self.name, recursive=True, **asked)
             return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
 
     def fetch(self, names: Collection[str]) -> Path:
@@ -107,7 +114,10 @@ class Repository:
         for name, path in cached.items():
             if not missing and path is not None:
                 return path.parents[name.count("/")]
-        total = sum(self.files[name] for name in missing)
+        with self.reaching():
+            if constants.is_offline_mode():
+                raise OfflineModeIsEnabled(self.name)
+        total = sum(self._tree[name] for name in missing)
         files = progress.counted(len(missing), "file")
         self.announce(f"{files}, {size(total)}, to {constants.HF_HUB_CACHE}")
         with self.reaching(), self.downloading(total) as step:
@@ -169,14 +179,14 @@ class Repository:
             )
         if any(isinstance(error, RepositoryNotFoundError | HFValidationError) for error in chain):
             return (
-                f"Expected {self.group}.path to be a {self.kind} repository on the Hugging Face hub, but got '{self.name}', which "
-                "does not exist there or is private. Correct the name, or log in with `hf auth login`."
+                f"Expected {self.group}.path to be a {self.kind} repository on the Hugging Face hub, but got '{self.name}', "
+                "which does not exist there or is private. Correct the name, or log in with `hf auth login`."
             )
         elsewhere = f"On a machine with network access run `{self.command()}`, copy DIR here and use {self.use}."
         if any(isinstance(error, OfflineModeIsEnabled) for error in chain):
             return (
-                f"Expected the cache {constants.HF_HUB_CACHE} to hold {self.name}{self._at()}, because HF_HUB_OFFLINE is set, but "
-                f"files are missing. Unset HF_HUB_OFFLINE to download them. {elsewhere}"
+                f"Expected the cache {constants.HF_HUB_CACHE} to hold {self.name}{self._at()}, because HF_HUB_OFFLINE is set, "
+                f"but files are missing. Unset HF_HUB_OFFLINE to download them. {elsewhere}"
             )
         answers = [error.response.status_code for error in chain if isinstance(error, HfHubHTTPError)]
         if answers:
@@ -205,10 +215,6 @@ class Repository:
             refs = HfApi().list_repo_refs(self.name, repo_type=self.kind)
             return f"Use one of {', '.join(ref.name for ref in [*refs.branches, *refs.tags])}."
         return "Correct it."
-
-    def _cached_files(self) -> dict[str, int]:
-        folder = Path(snapshot_download(self.name, repo_type=self.kind, revision=self.commit, local_files_only=True))
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 class _Bar:

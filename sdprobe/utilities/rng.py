@@ -1,6 +1,7 @@
 """Random numbers keyed by what they belong to, so that batches, order and devices do not change them."""
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -45,6 +46,20 @@ def drawing_order(names: Sequence[str], seed: int, folders: Sequence[str] | None
         rounds.append((taken[folder], place[folder], index))
         taken[folder] += 1
     return [index for *_, index in sorted(rounds)]
+
+
+def draw_below(total: int, count: int, *key: object) -> list[int]:
+    """``count`` distinct integers below ``total``, in the order of the draw. A larger draw begins with a smaller one.
+
+    >>> draw_below(1_281_167, 3, 0, "train")
+    [715342, 1176383, 430990]
+    """
+    drawn: dict[int, None] = {}
+    for attempt in itertools.count():
+        if len(drawn) == count:
+            break
+        drawn[int.from_bytes(_digest("draw", *key, attempt), "big") % total] = None
+    return list(drawn)
 
 
 def _digest(*key: object) -> bytes:

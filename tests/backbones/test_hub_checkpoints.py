@@ -186,9 +186,10 @@ def test_an_interrupted_download_goes_on_with_the_files_that_are_missing(
     hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("me/tune", saved)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(progress.Step, "advance", lambda step, count: (_ for _ in ()).throw(KeyboardInterrupt))
-        download("me/tune", None, None)
+        with pytest.raises(KeyboardInterrupt):
+            download("me/tune", None, None)
     [snapshot] = Path(constants.HF_HUB_CACHE).glob("models--me--tune/snapshots/*")
     kept = set(contents(snapshot))
     assert kept and UNET not in kept
@@ -216,8 +217,8 @@ def test_gated_misspelt_and_wrong_revision_have_a_sentence_each(hub: Hub, saved:
         f"Accept it at {hub.url}/them/gated, then log in with `hf auth login`."
     )
     assert refusal("me/tuen", None, None) == (
-        "Expected backbone.path to be a model repository on the Hugging Face hub, but got 'me/tuen', which does not exist there or "
-        "is private. Correct the name, or log in with `hf auth login`."
+        "Expected backbone.path to be a model repository on the Hugging Face hub, but got 'me/tuen', which does not exist "
+        "there or is private. Correct the name, or log in with `hf auth login`."
     )
     assert refusal("me/tune", "v2", None) == (
         "Expected backbone.revision to be a branch, tag or commit of me/tune, but got 'v2', which it does not have. "
@@ -264,9 +265,9 @@ def test_offline_and_absent_or_incomplete_in_the_cache(hub: Hub, saved: Path, mo
     (folder / UNET).unlink()
     for name in ("me/tune", "me/other"):
         assert re.fullmatch(
-            rf"Expected the cache {constants.HF_HUB_CACHE} to hold {name}, because HF_HUB_OFFLINE is set, but files are missing\. "
-            rf"Unset HF_HUB_OFFLINE to download them\. On a machine with network access run `hf download {name} .*--local-dir DIR`, "
-            r"copy DIR here and use backbone=local backbone\.path=DIR\.",
+            rf"Expected the cache {constants.HF_HUB_CACHE} to hold {name}, because HF_HUB_OFFLINE is set, but files are "
+            rf"missing\. Unset HF_HUB_OFFLINE to download them\. On a machine with network access run `hf download {name} .*"
+            r"--local-dir DIR`, copy DIR here and use backbone=local backbone\.path=DIR\.",
             refusal(name, None, None),
         )
     assert hub.requests == []
