@@ -254,7 +254,7 @@ class _Shards:
         total, count = sum(sizes.values()), sum(map(len, located.values()))
         if total:
             of = f"{len(shards)} of {progress.counted(len(self.names), 'file')}"
-            self.repository.announce(f"{progress.counted(count, 'row')} of {of}, {size(total)}, to {path.parent}")
+            self.repository.announce(f"{progress.counted(count, 'row')} from {of}, {size(total)}, to {path.parent}")
         path.parent.mkdir(parents=True, exist_ok=True)
         done, writer = 0, None
         with self.repository.downloading(total) as step, replacing(path) as file, ThreadPoolExecutor(WORKERS) as pool:

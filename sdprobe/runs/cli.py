@@ -248,7 +248,7 @@ def asked_for(cfg: DictConfig) -> str:
     """
     choices = cfg.hydra.runtime.choices
     block = " and ".join(map(str, cfg.block)) if OmegaConf.is_list(cfg.block) else cfg.block
-    names = {"probe": choices.probe, "backbone": choices.backbone, "block": block, "timestep": cfg.timestep}
+    names = {"probe": choices.probe, "backbone": cfg.backbone.path, "block": block, "timestep": cfg.timestep}
     names |= {"images": choices.images, "mitigation": choices.get("mitigation", "of its own")}
     text = ", ".join(f"{name} {value}" for name, value in names.items() if value != "none")
     return f"{'A sweep; its first job: ' if cfg.hydra.mode == RunMode.MULTIRUN else ''}{text[0].upper()}{text[1:]}."

@@ -290,7 +290,7 @@ def test_a_draw_leaves_two_lines(hub: Hub, caplog: pytest.LogCaptureFixture) -> 
         HubImages("me/pictures", size=64, limit=2)
     first, last = (record.message for record in caplog.records if record.name.startswith("sdprobe"))
     assert re.fullmatch(
-        r"Downloading me/pictures: 2 rows of [12] of 3 files, \d+\.\d kB, to .*/sdprobe/me___pictures/\w{40}", first
+        r"Downloading me/pictures: 2 rows from [12] of 3 files, \d+\.\d kB, to .*/sdprobe/me___pictures/\w{40}", first
     )
     assert re.fullmatch(r"download me/pictures, \d+\.\d kB \(.* s\)", last)
 

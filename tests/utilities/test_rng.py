@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sdprobe.utilities.rng import drawing_order, keyed_generator
+from sdprobe.utilities.rng import draw_below, drawing_order, keyed_generator
 
 
 def draw(*key: object, count: int = 64) -> torch.Tensor:
@@ -78,3 +78,15 @@ def test_names_of_a_folder_are_equally_likely() -> None:
     names = [f"{number}" for number in range(10)]
     counts = Counter(name for seed in range(2000) for name in drawn(names, 3, seed))
     assert all(520 < counts[name] < 680 for name in names)  # 600 expected, standard deviation 20
+
+
+@pytest.mark.parametrize(("total", "count"), [(1, 1), (7, 7), (1000, 1), (10**12, 50)])
+def test_numbers_below_a_total_are_distinct_and_a_larger_draw_begins_with_a_smaller_one(total: int, count: int) -> None:
+    drawn = draw_below(total, count, 3, "train")
+    assert len(set(drawn)) == count and all(0 <= number < total for number in drawn)
+    assert draw_below(total, max(1, count // 2), 3, "train") == drawn[: max(1, count // 2)]
+
+
+def test_numbers_below_a_total_are_uniform() -> None:
+    counts = Counter(number for seed in range(600) for number in draw_below(6, 2, seed))
+    assert sorted(counts) == list(range(6)) and all(abs(count - 200) < 5 * 200**0.5 for count in counts.values())
