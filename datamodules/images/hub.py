@@ -68,6 +68,7 @@ class HubImages(Images):
         if len(self.rows) == 0:
             raise InputError(f"Expected split '{split}' of {path} to hold images, but it is empty. Choose another split.")
         self.path, self.split, self.column = path, split, column
+        self.drawn = None if limit is None else {"seed": seed, "photographs": [self.name(index) for index in range(len(self))]}
         self._digests: dict[int, str] = {}
         self._first: dict[str, str] = {}
 

@@ -4,6 +4,7 @@ import glob
 import logging
 import threading
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -93,11 +94,11 @@ class Repository:
 
     @cached_property
     def _tree(self) -> dict[str, int]:
-        asked = {"repo_type": self.kind, "revision": self.commit}
         with self.reaching():
             with suppress(CachedRepoTreeNotFoundError):
-                return {file.path: file.size for file in get_cached_repo_tree(self.name, **asked)}
-            tree = HfApi().list_repo_tree(self.name, recursive=True, **asked)
+                known = get_cached_repo_tree(self.name, repo_type=self.kind, revision=self.commit)
+                return {file.path: file.size for file in known}
+            tree = HfApi().list_repo_tree(self.name, recursive=True, repo_type=self.kind, revision=self.commit)
             return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
 
     def fetch(self, names: Collection[str]) -> Path:
@@ -120,16 +121,17 @@ class Repository:
         total = sum(self._tree[name] for name in missing)
         files = progress.counted(len(missing), "file")
         self.announce(f"{files}, {size(total)}, to {constants.HF_HUB_CACHE}")
-        with self.reaching(), self.downloading(total) as step:
-            return Path(
-                snapshot_download(
-                    self.name,
-                    repo_type=self.kind,
-                    revision=self.commit,
-                    allow_patterns=[glob.escape(name) for name in names],
-                    tqdm_class=partial(_Bar, step),  # type: ignore[arg-type]  # anything that is called like tqdm
-                )
-            )
+        with self.reaching(), self.downloading(total) as step, ThreadPoolExecutor(1) as pool:
+            stop = threading.Event()
+            bar: Any = partial(_Bar, step, stop)  # is called like tqdm
+            patterns = [glob.escape(name) for name in names]
+            options = {"repo_type": self.kind, "revision": self.commit, "allow_patterns": patterns, "tqdm_class": bar}
+            job = pool.submit(partial(snapshot_download, self.name, **options))
+            try:
+                return Path(job.result())
+            except BaseException:
+                stop.set()  # after Ctrl-C the client would wait for the files that are on their way
+                raise
 
     def cached(self, name: str) -> Path | None:
         """The file in the cache, if it is there."""
@@ -222,11 +224,15 @@ class _Bar:
 
     lock = threading.Lock()
 
-    def __init__(self, step: progress.Step, *_: object, unit: str = "it", total: float | None = None, **__: object) -> None:
-        self.step, self.unit, self.total, self.n = step, unit, total, 0
+    def __init__(
+        self, step: progress.Step, stop: threading.Event, *_: object, unit: str = "it", total: float | None = None, **__: object
+    ) -> None:
+        self.step, self.stop, self.unit, self.total, self.n = step, stop, unit, total, 0
         self.format_dict: dict[str, Any] = {}
 
     def update(self, count: float | None = 1) -> None:
+        if self.stop.is_set():
+            raise InterruptedError("Ctrl-C")
         with self.lock:
             self.n += int(count or 0)
             if self.unit == "B" and (more := self.n // 10**6 - self.step.done) > 0:

@@ -198,6 +198,19 @@ def test_an_interrupted_download_goes_on_with_the_files_that_are_missing(
     assert hub.fetched() == set(contents(saved)) - kept
 
 
+@pytest.mark.slow
+def test_ctrl_c_does_not_wait_for_files_on_their_way(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)
+    hub.add("me/tune", saved)
+    hub.interrupts = UNET
+    with pytest.raises(KeyboardInterrupt):
+        download("me/tune", None, None)
+    assert hub.sent[UNET] < 4 * 2**20 < (saved / UNET).stat().st_size
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    hub.interrupts = ""
+    assert contents(download("me/tune", None, None)) == contents(saved)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -258,6 +258,8 @@ def test_draws_depend_on_the_seed_and_larger_ones_contain_smaller_ones(hub: Hub)
         (limit, seed): rows(HubImages("me/pictures", size=64, limit=limit, seed=seed)) for limit in (4, 8) for seed in (0, 1)
     }
     assert set(drawn[4, 0]) < set(drawn[8, 0]) and drawn[4, 0] != drawn[4, 1]
+    recorded = HubImages("me/pictures", size=64, limit=4, seed=1).drawn
+    assert recorded == {"seed": 1, "photographs": [f"train#{number}" for number in drawn[4, 1]]}
     assert rows(HubImages("me/pictures", size=64, limit=99)) == list(range(30))
 
 
