@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import signal
 import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,11 @@ class Repository:
     include: tuple[str, ...]
     use: str
 
+    def __post_init__(self) -> None:
+        for library in ("huggingface_hub", "datasets"):
+            if logging.getLogger().handlers:  # a log is configured; their own handlers would repeat their warnings
+                logging.getLogger(library).handlers.clear()
+
     @cached_property
     def commit(self) -> str:
         """The commit of the revision.
@@ -121,7 +127,7 @@ class Repository:
         total = sum(self._tree[name] for name in missing)
         files = progress.counted(len(missing), "file")
         self.announce(f"{files}, {size(total)}, to {constants.HF_HUB_CACHE}")
-        with self.reaching(), self.downloading(total) as step, ThreadPoolExecutor(1) as pool:
+        with self.reaching(), _interruptible(), self.downloading(total) as step, ThreadPoolExecutor(1) as pool:
             stop = threading.Event()
             bar: Any = partial(_Bar, step, stop)  # is called like tqdm
             patterns = [glob.escape(name) for name in names]
@@ -217,6 +223,20 @@ class Repository:
             refs = HfApi().list_repo_refs(self.name, repo_type=self.kind)
             return f"Use one of {', '.join(ref.name for ref in [*refs.branches, *refs.tags])}."
         return "Correct it."
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt in the block, also where it would end the process and leave half a file in the cache."""
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class _Bar:
