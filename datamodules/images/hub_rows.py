@@ -165,9 +165,11 @@ class Files:
             return cls(**read_json(remembered))
         path, commit = repository.name, repository.commit
         with repository.reaching(), _choosing(path, name, commit):
-            HfApi().auth_check(path, repo_type="dataset")  # datasets says of gated repositories that they do not exist
             try:
                 builder = datasets.load_dataset_builder(path, name, revision=commit)
+            except datasets.exceptions.DatasetNotFoundError:
+                HfApi().auth_check(path, repo_type="dataset")  # the hub's own refusal, if that is the reason
+                raise
             except datasets.exceptions.DataFilesNotFoundError as error:
                 raise InputError(
                     f"Expected {path} to hold files that the datasets library reads, but got none. Choose another data set."

@@ -2,6 +2,9 @@
 
 import io
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +345,22 @@ def test_refusals_of_the_hub_have_a_sentence_each(hub: Hub) -> None:
             HubImages(**{"path": "me/pictures", "size": 64, **options})
         assert str(caught.value) == message.replace("HUB", hub.url)
     assert not any(name.endswith(".parquet") for name in hub.fetched()), "they are found before anything is downloaded"
+
+
+@pytest.mark.slow
+def test_the_command_in_the_message_brings_what_loads(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Hub()
+    closed.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", closed.url)
+        with pytest.raises(InputError) as caught:
+            HubImages("me/pictures", size=64)
+    [command] = re.findall(r"`(hf download .*?)`", str(caught.value))
+    hub.add("me/pictures", card(train=6) | shards([3, 3]) | {"data/train.csv": b"a,b", "model.bin": bytes(9)}, "datasets")
+    words = shlex.split(command.replace("DIR", str(tmp_path / "brought")))
+    subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True, capture_output=True, timeout=120)
+    assert rows(HubImages(str(tmp_path / "brought"), size=64)) == list(range(6))
+    assert hub.fetched() == {"README.md", *shards([3, 3])}
 
 
 def test_several_configurations_are_named_and_one_is_picked(hub: Hub, tmp_path: Path) -> None:
