@@ -136,7 +136,7 @@ class Repository:
             try:
                 return Path(job.result())
             except BaseException:
-                stop.set()  # after Ctrl-C the client would wait for the files that are on their way
+                stop.set()  # after Ctrl-C the client would wait until open files are complete
                 raise
 
     def cached(self, name: str) -> Path | None:

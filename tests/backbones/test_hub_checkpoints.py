@@ -199,7 +199,7 @@ def test_an_interrupted_download_goes_on_with_the_files_that_are_missing(
 
 
 @pytest.mark.slow
-def test_ctrl_c_does_not_wait_for_files_on_their_way(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_does_not_wait_until_open_files_are_complete(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)
     hub.add("me/tune", saved)
     hub.interrupts = UNET
