@@ -18,6 +18,7 @@ from jaxtyping import install_import_hook
 from omegaconf import DictConfig, open_dict
 
 import tests.typechecker  # noqa: F401  # the hook looks it up by name
+from tests.hub_server import Hub
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
@@ -140,6 +141,26 @@ def interrupt(launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_p
         return part
 
     return go
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub on the loopback address, a user who is not logged in, and an empty cache."""
+    from huggingface_hub import constants
+
+    served = Hub()
+    home = tmp_path / "hf"
+    monkeypatch.setenv("HF_ENDPOINT", served.url)  # for commands
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    yield served
+    served.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.source import Images, check_limit, decoding, digest
-from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import VERSION, square, upright
 
@@ -22,14 +21,17 @@ class HubImages(Images):
         path: ``owner/name`` on the hub, a folder with parquet files, or a folder written by ``save_to_disk``.
         split: split to read, for example ``train``.
         column: column that holds the images.
-        revision: branch, tag or commit on the hub; None takes the newest.
+        revision: branch, tag or commit on the hub; None takes the default branch. What was read before is not asked for again.
         size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
-        limit: greatest number of images, at least 1; None takes all.
+        limit: number of images, drawn at random from all rows, at least 1; None takes all. Of Parquet files on the hub, no more
+            is read than the row groups that hold these rows.
         on_error: ``raise`` on a row that cannot be decoded, or ``skip`` it.
+        name: configuration of the dataset; None takes the only one, or the default that its card names.
+        seed: seed of the draw.
 
     Raises:
-        InputError: the dataset cannot be reached or read, has no such split or column of images, or is empty; an option out of
-            range; in ``images[index]``, a row that cannot be decoded.
+        InputError: the dataset cannot be reached or read, has no such configuration, split or column of images, or is empty;
+            an option out of range; in ``images[index]``, a row that cannot be decoded.
 
     Example:
         >>> import tempfile
@@ -51,24 +53,24 @@ class HubImages(Images):
         size: int = 512,
         limit: int | None = None,
         on_error: str = "raise",
+        name: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(size, on_error)
         check_limit(limit)
         from datasets import Image as ImageFeature  # a second of import that only this source needs
 
-        rows = _load(path, split, revision)
-        expect.one_of("images.column", column, rows.column_names)
-        if not isinstance(rows.features[column], ImageFeature):
-            raise InputError(
-                f"Expected images.column to be a column of images, but '{column}' of {path} holds {rows.features[column]}. "
-                "Choose another column."
-            )
+        from datamodules.images.hub_rows import check_column, find_rows
+
+        rows, self.numbers = find_rows(path, name, split, column, revision, limit, seed)
+        check_column(path, column, rows.features)
         self.rows = rows.cast_column(column, ImageFeature(decode=False))
-        if limit is not None:
-            self.rows = self.rows.select(range(min(limit, len(self.rows))))
         if len(self.rows) == 0:
             raise InputError(f"Expected split '{split}' of {path} to hold images, but it is empty. Choose another split.")
         self.path, self.split, self.column = path, split, column
+        self.drawn = None if limit is None else {"seed": seed, "photographs": [self.name(index) for index in range(len(self))]}
+        self._digests: dict[int, str] = {}
+        self._first: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,45 +82,27 @@ class HubImages(Images):
             return square(upright(opened), self.size)
 
     def name(self, index: int) -> str:
-        """Return split and row number."""
-        return f"{self.split}#{index}"
+        """Return the split and the number of the row in it."""
+        return f"{self.split}#{self.numbers[index]}"
+
+    def photo(self, index: int) -> str:
+        """Return the name of the first row with the same bytes, so that copies stay in one split."""
+        if not self._first:
+            for other in reversed(range(len(self))):
+                self._first[self._digest(other)] = self.name(other)
+        return self._first[self._digest(index)]
 
     def content_key(self, index: int) -> str:
         """Return the digest of the encoded bytes, with the size and the version of the preparation."""
-        return f"file:{digest(self._bytes(index))}:centre:{self.size}:{VERSION}"
+        return f"file:{self._digest(index)}:centre:{self.size}:{VERSION}"
+
+    def _digest(self, index: int) -> str:
+        if index not in self._digests:
+            self._digests[index] = digest(self._bytes(index))
+        return self._digests[index]
 
     def _bytes(self, index: int) -> bytes:
         cell = self.rows[index][self.column]
         if cell is None:
             return b""  # cannot be decoded
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-
-
-def _load(path: str, split: str, revision: str | None):  # type: ignore[no-untyped-def]  # datasets.Dataset
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
-    if any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-        stored = load_from_disk(path)
-        if not isinstance(stored, DatasetDict):
-            return stored
-        expect.one_of("images.split", split, stored)
-        return stored[split]
-    local = Path(path).is_dir()
-    if local and not any(Path(path).rglob("*.parquet")):
-        raise InputError(
-            f"Expected {path} to be a dataset folder (parquet files, or written by save_to_disk), but it is not. "
-            "Use images=folder for a folder of pictures."
-        )
-    try:
-        return load_dataset(path, split=split, revision=revision)
-    except Exception as error:  # the hub client raises a dozen unrelated types for "no network" and "no such dataset"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        if local:
-            raise InputError(
-                f"Expected {path} to hold a readable split '{split}', but got: {reason}. Check the folder."
-            ) from error
-        raise InputError(
-            f"Expected to load dataset {path} from the Hugging Face hub, but it cannot be reached or does not have it "
-            f"({reason}). On a machine with network access run "
-            f"`hf download {path} --repo-type dataset --local-dir DIR`, copy DIR here and use images.path=DIR."
-        ) from error

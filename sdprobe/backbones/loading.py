@@ -4,20 +4,20 @@ Weight files are compared with the SHA-256 digests in a model card: ``sha256: {f
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
@@ -25,11 +25,8 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 EMBEDDED = "assets/demo"
-NETWORKS = ("unet", "vae", "text_encoder")
-# model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
-VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
-transformers_logging.disable_progress_bar()  # loading weights is quick; downloads still show progress
+transformers_logging.disable_progress_bar()  # loading weights is quick; downloads have bars of their own
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def load(
     settings.check("backbone", weights=weights)
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
-    folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
+    folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else download(path, revision, variant)
     _check(folder, variant)
     check_card(folder)
     try:
@@ -150,32 +147,6 @@ def _tiny(weights: str, seed: int, dtype: torch.dtype) -> Components:
     )
 
 
-def _download(path: str, revision: str | None, variant: str | None) -> Path:
-    """Download the needed files of a hub repository; use the local copy if the hub does not answer."""
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise InputError(
-            f"Expected the backbone to be a preset, a hub repository (owner/name) or a local diffusers folder, "
-            f"but got '{path}', which does not exist. Check the path."
-        )
-    weights = [f"{part}/*{f'.{variant}' if variant else ''}.safetensors" for part in ("unet", "vae", "text_encoder*")]
-    skipped = ["*non_ema*"] if variant else ["*.fp16.safetensors", "*non_ema*"]
-    try:
-        folder = snapshot_download(
-            path,
-            revision=revision,
-            allow_patterns=["*/*.json", "tokenizer*/*", *weights],
-            ignore_patterns=["safety_checker/*", *skipped],
-        )
-    except Exception as error:  # the hub client raises a dozen unrelated types for "no network" and "no such repository"
-        at = f"@{revision}" if revision else ""
-        raise InputError(
-            f"Expected to download {path}{at} from the Hugging Face hub, but it cannot be reached or does not have it "
-            f"({_first_line(error)}). On a machine with network access run `hf download {path} --local-dir DIR`, copy DIR here "
-            "(unet, vae, text_encoder, tokenizer, scheduler) and use backbone=local backbone.path=DIR."
-        ) from error
-    return Path(folder)
-
-
 def _check(folder: Path, variant: str | None) -> None:
     needed = [f"{part}/config.json" for part in NETWORKS]
     needed += ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
@@ -188,24 +159,7 @@ def _check(folder: Path, variant: str | None) -> None:
                 "Point backbone.path at the folder that holds model_index.json, unet, vae, text_encoder, tokenizer, scheduler."
             )
     for part in NETWORKS:
-        _check_weights(folder / part, variant)
-
-
-def _check_weights(folder: Path, variant: str | None) -> None:
-    files = sorted(file.name for file in folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        stored = f"only pickled weights ({', '.join(pickled)}), which are not loaded" if pickled else "no weights"
-        raise InputError(
-            f"Expected {folder} to hold .safetensors weights, but found {stored}. "
-            "Save the pipeline again with save_pretrained(..., safe_serialization=True)."
-        )
-    variants = {match[1] if (match := VARIANT.search(name)) else None for name in files}
-    if len(variants) == 1 and not variants & {variant, None}:
-        raise InputError(
-            f"Expected {folder} to hold weights without a variant, but found only {', '.join(files)}. "
-            f"Use backbone.variant={variants.pop()}."
-        )
+        weight_files([f"{part}/{file.name}" for file in (folder / part).iterdir()], part, variant, str(folder))
 
 
 def _first_line(error: BaseException) -> str:

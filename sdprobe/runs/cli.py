@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.runs import interrupts
+from sdprobe.runs import console, interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -248,7 +248,7 @@ def asked_for(cfg: DictConfig) -> str:
     """
     choices = cfg.hydra.runtime.choices
     block = " and ".join(map(str, cfg.block)) if OmegaConf.is_list(cfg.block) else cfg.block
-    names = {"probe": choices.probe, "backbone": choices.backbone, "block": block, "timestep": cfg.timestep}
+    names = {"probe": choices.probe, "backbone": cfg.backbone.path, "block": block, "timestep": cfg.timestep}
     names |= {"images": choices.images, "mitigation": choices.get("mitigation", "of its own")}
     text = ", ".join(f"{name} {value}" for name, value in names.items() if value != "none")
     return f"{'A sweep; its first job: ' if cfg.hydra.mode == RunMode.MULTIRUN else ''}{text[0].upper()}{text[1:]}."
@@ -426,13 +426,14 @@ def _as_user_errors() -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """Raise the level of verbose loggers and filter the warnings above."""
+    """Let warnings of libraries pass only, except for those above."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(console.wanted)
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.rank_zero",
         "lightning.fabric.utilities.distributed",
         "lightning.pytorch.accelerators.cuda",
-        "httpx",
         "diffusers",
     ):
         logging.getLogger(name).setLevel(logging.ERROR if name == "diffusers" else logging.WARNING)

@@ -2,8 +2,11 @@
 
 import logging
 import sys
+import sysconfig
 from typing import TextIO
 
+PROJECT = ("sdprobe", "probes", "datamodules")
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 MARKS = {logging.WARNING: "Warning: ", logging.ERROR: "Error: ", logging.CRITICAL: "Error: "}
 
 
@@ -17,6 +20,18 @@ class Marked(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a record."""
         return MARKS.get(record.levelno, "") + super().format(record)
+
+
+def wanted(record: logging.LogRecord) -> bool:
+    """Whether a record is for the user: of installed libraries only warnings and errors are.
+
+    >>> wanted(logging.makeLogRecord({"name": "httpx", "levelno": logging.INFO, "pathname": f"{INSTALLED[0]}/httpx.py"}))
+    False
+    >>> wanted(logging.makeLogRecord({"name": "my_probes", "levelno": logging.INFO, "pathname": "/home/me/my_probes.py"}))
+    True
+    """
+    own = record.name.partition(".")[0] in PROJECT or not record.pathname.startswith(INSTALLED)
+    return own or record.levelno >= logging.WARNING
 
 
 class Stderr(logging.StreamHandler[TextIO]):

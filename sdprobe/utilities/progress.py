@@ -35,10 +35,10 @@ def duration(seconds: float) -> str:
 
 def counted(count: int, unit: str) -> str:
     """
-    >>> counted(1, "batch"), counted(2, "batch"), counted(3, "image")
-    ('1 batch', '2 batches', '3 images')
+    >>> counted(1, "batch"), counted(2, "batch"), counted(3, "image"), counted(4, "MB")
+    ('1 batch', '2 batches', '3 images', '4 MB')
     """
-    plural = "" if count == 1 or not unit else "es" if unit.endswith("ch") else "s"
+    plural = "" if count == 1 or unit.isupper() or not unit else "es" if unit.endswith("ch") else "s"
     return f"{count} {unit}{plural}".rstrip()
 
 

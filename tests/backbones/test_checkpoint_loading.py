@@ -281,7 +281,7 @@ def test_options_that_do_not_exist_are_refused(option: dict[str, str], message: 
         load("tiny", **option)
 
 
-# --- the hub ---------------------------------------------------------------------------------------------------------
+# --- the hub (more in test_hub_checkpoints.py) -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -293,25 +293,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
-@pytest.mark.parametrize("path", ["nobody/no-such-model", "sd15"])
-def test_without_network_the_message_says_what_to_bring_where(path: str, offline: Path) -> None:
-    name = "nobody/no-such-model" if path != "sd15" else "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    with pytest.raises(InputError) as refusal:
-        load(path)
-    message = str(refusal.value)
-    assert f"Expected to download {name} from the Hugging Face hub, but it cannot be reached" in message
-    assert f"hf download {name} --local-dir DIR" in message
-    assert "backbone=local backbone.path=DIR" in message
-    assert "unet, vae, text_encoder, tokenizer, scheduler" in message
-    assert "\n" not in message
-
-
-def test_a_revision_that_is_missing_is_named(offline: Path) -> None:
-    with pytest.raises(InputError, match="nobody/no-such-model@v2 from the Hugging Face hub"):
-        load("nobody/no-such-model", revision="v2")
-
-
-def test_a_repository_in_the_cache_loads_without_network(offline: Path, saved: Path, sd: FrozenSD) -> None:
+def test_the_cache_of_an_older_client_which_lists_no_files_loads_without_network(
+    offline: Path, saved: Path, sd: FrozenSD
+) -> None:
     repository = offline / "models--somebody--tiny-sd"
     commit = "0" * 40
     shutil.copytree(saved, repository / "snapshots" / commit)
