@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
@@ -117,6 +117,7 @@ class NYUDepth(FileImages):
         photograph, file = self.items[index]
         with decoding(file, FIX), Image.open(file) as opened, Image.open(photograph) as picture:
             mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
         if mode not in SIXTEEN_BITS or values.shape[::-1] != size:
             raise InputError(
                 f"Expected {file} to be a 16-bit PNG of {size[0]}×{size[1]} pixels, as its photograph is, but got mode {mode} "
@@ -124,9 +125,12 @@ class NYUDepth(FileImages):
             )
         values = np.where(values == MARK, 0, values) / self.depth_per_metre
         self._check_range(file, values[values > 0])
-        left, top, side = centre_box(*size)
+        stored = Image.fromarray(values)
+        stored.getexif()[ExifTags.Base.Orientation] = orientation  # depth is turned as its photograph is
+        turned = ImageOps.exif_transpose(stored)
+        left, top, side = centre_box(*turned.size)
         box = (left, top, left + side, top + side)
-        resized = Image.fromarray(values).resize((self.size, self.size), Image.Resampling.NEAREST, box=box)
+        resized = turned.resize((self.size, self.size), Image.Resampling.NEAREST, box=box)
         return torch.from_numpy(np.array(resized))
 
     def name(self, index: int) -> str:

@@ -171,6 +171,17 @@ def test_units_and_marks_of_missing_depth(unit: float, missing: int, tmp_path: P
         assert images.depth_key(0) != other.depth_key(0)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_depth_is_turned_with_its_photograph(orientation: int, tmp_path: Path) -> None:
+    values = np.linspace(1000, 5000, 64 * 96).reshape(64, 96).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.repeat((values / 5000 * 255).astype(np.uint8)[..., None], 3, 2)).save(tmp_path / "rgb_0.png", exif=exif)
+    Image.fromarray(values).save(tmp_path / "sync_depth_0.png")
+    images = NYUDepth(str(tmp_path), size=64)
+    np.testing.assert_allclose(images[0]["image"][0].numpy() * 5, images.depth(0).numpy(), atol=0.03)
+
+
 def test_a_few_near_pixels_are_noise_but_a_far_one_is_another_unit(tmp_path: Path) -> None:
     values = np.full((64, 64), 2000, np.uint16)
     values[0, :10] = 20
