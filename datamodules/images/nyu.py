@@ -17,7 +17,7 @@ from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
 ENDINGS = {".jpg", ".jpeg", ".png"}
 SIXTEEN_BITS = ("I", "I;16", "I;16B")
 MARK = 65535  # in some copies, of missing depth, which is 0 in others
-RANGE = (0.3, 10.5)  # metres that a Kinect measures, with some room
+RANGE = (0.3, 10.5)  # metres that a Kinect measures, with a margin
 FIX = "Remove the pair, or use images.on_error=skip."
 WRITE = (
     "Read images, depths and scenes from the .mat file with h5py, and write each pair as SCENE/rgb_00000.png and "
@@ -123,7 +123,7 @@ class NYUDepth(FileImages):
                 f"Expected {file} to be a 16-bit PNG of {size[0]}×{size[1]} pixels, as its photograph is, but got mode {mode} "
                 f"and {values.shape[1]}×{values.shape[0]}. {FIX}"
             )
-        values = np.where(values == MARK, 0, values) / self.depth_per_metre
+        values = (np.where(values == MARK, 0, values) / self.depth_per_metre).astype(np.float32)
         self._check_range(file, values[values > 0])
         stored = Image.fromarray(values)
         stored.getexif()[ExifTags.Base.Orientation] = orientation  # depth is turned as its photograph is

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from sdprobe.backbones.unet import Conditioning
 from sdprobe.backbones.weights import weight_hash
@@ -23,7 +23,7 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizers: Sequence[CLIPTokenizer], encoders: Sequence[nn.Module], zeros_for_empty: bool = False
+        self, tokenizers: Sequence[CLIPTokenizer], encoders: Sequence[PreTrainedModel], zeros_for_empty: bool = False
     ) -> None:
         self.tokenizers = tokenizers
         self.encoders = [encoder.eval().requires_grad_(False) for encoder in encoders]

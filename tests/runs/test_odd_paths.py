@@ -7,7 +7,7 @@ import pytest
 from sdprobe.runs import cli
 from sdprobe.runs.arguments import as_overrides
 
-NAMES = ["set=1", "übung (1)", "o'brien", 'say "a"', "x#1&b", "a,b", "~", "[x] {y}"]
+NAMES = ["set=1, übung (1)", "o'brien x#1&b", '~ "[x]" {y}']
 
 
 @pytest.mark.parametrize("name", NAMES)
