@@ -283,6 +283,22 @@ def test_a_text_encoder_from_a_whole_clip_model_loads(folder: Path, sd: FrozenSD
     assert load(folder).prompts.weights == sd.prompts.weights
 
 
+def test_tensors_under_the_names_of_published_checkpoints_load(folder: Path, sd: FrozenSD) -> None:
+    """Stable Diffusion 1.x has names of older libraries in its VAE and its text encoder."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(folder / VAE_WEIGHTS)
+    for name in [name for name in weights if ".attentions." in name]:
+        new = next((name.replace(now, then) for now, then in old.items() if f".{now}." in name), name)
+        weights[new] = weights.pop(name)
+    assert any(".query." in name for name in weights)
+    save_file(weights, folder / VAE_WEIGHTS, {"format": "pt"})
+    texts = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(folder / TEXT_WEIGHTS).items()}
+    texts["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(texts, folder / TEXT_WEIGHTS, {"format": "pt"})
+    loaded = load(folder)
+    assert (loaded.encoder.weights, loaded.prompts.weights) == (sd.encoder.weights, sd.prompts.weights)
+
+
 def edit(file: Path, **changes: object) -> None:
     """Set keys of a JSON file; an Ellipsis removes one."""
     content = {**json.loads(file.read_text()), **changes}
