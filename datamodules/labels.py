@@ -23,10 +23,10 @@ LabelledToken = tuple[str, int, int, int]  # line or entry of the file, image, r
 class Labels:
     """Labelled tokens of an image source, on a grid of ``side`` × ``side`` tokens.
 
-    The file has one of two formats. CSV (UTF-8, commas) has the header ``image,row,col`` and one labelled token per line, with
-    an item's id or its index as ``image``. ``.npy``, as published by Loos & Linhardt (2025), has rows (image index, col, row):
-    the upper-left token of a labelled 2 × 2 patch, rounded down to even rows and columns. Images that a file does not name have
-    no labelled token.
+    The file has one of two formats. CSV, with commas, semicolons or tabs, has the header ``image,row,col`` and one labelled
+    token per line, with an item's id or its index as ``image``. ``.npy``, as published by Loos & Linhardt (2025), has rows
+    (image index, col, row): the upper-left token of a labelled 2 × 2 patch, rounded down to even rows and columns. Images that
+    a file does not name have no labelled token.
 
     Args:
         path: the file.
@@ -79,7 +79,7 @@ class Labels:
 
 def _csv(file: Path, images: ImageSource) -> list[LabelledToken]:
     index = {images.name(i): i for i in range(len(images))}
-    lines = csv_lines(file, "Save it as CSV with commas, in UTF-8.")
+    lines = csv_lines(file, "Save it as CSV in UTF-8.")
     (_, first), *lines = [(number, cells) for number, cells in lines if any(cells)] or [(1, [])]
     header = [name.lower() for name in first]
     if any(header.count(name) != 1 for name in COLUMNS):
@@ -97,6 +97,7 @@ def _csv(file: Path, images: ImageSource) -> list[LabelledToken]:
                 "Complete the line; separate columns by commas, and quote an id that has one."
             )
         name, row, col = (line[column] for column in COLUMNS)
+        name = name if name in index else name.replace("\\", "/")  # as Windows writes paths
         if name not in index and not name.isdecimal():
             raise InputError(
                 f"Expected line {number} of {file} to name an image, but got '{name}'. Use its id, such as '{images.name(0)}', "

@@ -12,7 +12,7 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
+ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
 
 
 class FolderImages(FileImages):
@@ -21,7 +21,7 @@ class FolderImages(FileImages):
     Items are (3, size, size) in [0, 1]. Pictures are turned upright by their EXIF tag, transparency becomes white.
 
     Args:
-        root: folder that is searched recursively for image files (.jpg, .png, .webp, .tif and others).
+        root: folder that is searched recursively, also through links, for image files (.jpg, .png, .webp, .tif and others).
         size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
         limit: greatest number of items, at least 1; None takes all.
         crops: items per picture, at least 1. With 1 it is the largest centred square; with more they are random squares of 50

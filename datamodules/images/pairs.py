@@ -25,14 +25,15 @@ from datamodules.images.source import UNDECODABLE, FileImages, ImageSource, chec
 from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.pictures import check_range, rgb
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}  # split → its name in the file names of datasets
 PAIR_SPLITS = tuple(SPLITS)
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
-# of `item_of` and of `fitted` and `placement_of`, which it calls; raise it when a pixel changes
-VERSION = 1
+# of `item_of` and of `fitted`, `placement_of` and `rgb`, which it calls; raise it when a pixel changes
+VERSION = 2
 SLACK = 1.0  # pixels by which a keypoint may exceed the edge: tools that count from 1 write the width for the last column
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -112,7 +113,7 @@ def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
     """The picture in [0, 1], fitted into a square. Raises InputError, which names the file, if it cannot be decoded."""
     with decoding(file), Image.open(file) as opened:
         # as stored, without its EXIF orientation: keypoints refer to the stored rows and columns
-        picture = opened.convert("RGB")
+        picture = rgb(opened, opened.format)
     return fitted(picture, size, resize)
 
 
@@ -356,6 +357,7 @@ class PairFiles(FileImages):
             file = inside(self.root, self.layout.folder, name)
             try:
                 with Image.open(file) as picture:
+                    check_range(picture.mode, picture.format)
                     self._sizes[name] = picture.size
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise BadPair("missing image", f"Expected {file} to be an image of {label}, but it is missing.") from error

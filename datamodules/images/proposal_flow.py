@@ -4,8 +4,8 @@ PF-PASCAL has this layout::
 
     JPEGImages/<image>.jpg
     Annotations/<category>/<image>.mat       kps: (n, 2), NaN where the picture does not show it; bbox: x0, y0, x1, y1
-    <val|test>_pairs_pf_pascal.csv           source_image, target_image, class (from 1), XA, YA, XB, YB: mutual keypoints
-    trn_pairs_pf_pascal.csv                  source_image, target_image, class, flip; keypoints are in Annotations
+    <val|test>_pairs*.csv                    source_image, target_image, class (from 1), XA, YA, XB, YB: mutual keypoints
+    trn_pairs*.csv                           source_image, target_image, class, flip; keypoints are in Annotations
 
 PF-WILLOW, whose pairs are for testing only, has this one::
 
@@ -16,6 +16,7 @@ References:
     Ham, Cho, Schmid and Ponce, Proposal Flow: Semantic Correspondences from Object Proposals, arXiv 1703.07144.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -44,24 +45,41 @@ WILLOW_CATEGORIES = (
     "winebottle(M)", "winebottle(wC)", "winebottle(woC)",
 )  # fmt: skip
 SLOTS = range(1, 11)
-FIX = "Get the file again."
+FIX = "Separate its columns by commas and save it in UTF-8, or get the file again."
 
 
-def table(file: Path, columns: Sequence[str]) -> list[Row]:
-    """Rows by column name. Raises InputError, which names the file, unless it is a CSV with these columns."""
+def table(file: Path, columns: Sequence[str], more: Sequence[str] = ()) -> list[Row]:
+    """Rows by column name, in whatever case it is written; ``more`` names columns that need not be there.
+
+    Raises:
+        InputError: the file, which is named, is no CSV with these columns, has one of them twice, or a row with more cells.
+    """
     header, *rows = [cells for _, cells in csv_lines(file, FIX) if cells] or [[]]
+    known = {name.casefold(): name for name in (*columns, *more)}
+    header = [known.get(name.casefold(), name) for name in header]
     missing = [name for name in columns if name not in header]
     if missing:
         raise InputError(f"Expected {file} to have columns {', '.join(columns)}, but it lacks {', '.join(missing)}. {FIX}")
+    twice = [name for name in known.values() if header.count(name) > 1]
+    if twice:
+        raise InputError(f"Expected {file} to have one column {twice[0]}, but got {header.count(twice[0])}. Remove the others.")
+    for cells in rows:
+        if any(cells[len(header) :]):
+            raise InputError(
+                f"Expected the rows of {file} to have {len(header)} cells, as its header has, but got {len(cells)} in one. "
+                "Quote cells that contain the separator."
+            )
     return [dict(zip_longest(header, cells[: len(header)], fillvalue="")) for cells in rows]
 
 
 def picture(root: Path, path: str) -> str:
-    """Name of a picture below ``root``. Paths in the tables begin with the published name of the dataset's folder.
+    """Name of a picture below ``root``. Paths in the tables begin with the published name of the dataset's folder; those that
+    Windows has written have backslashes.
 
     Raises:
         InputError: the path leads out of the root.
     """
+    path = path.replace("\\", "/")
     inside(root, path)
     return "/".join(PurePosixPath(path).parts[-2:])
 
@@ -91,13 +109,14 @@ class ProposalFlowImages(PairFiles):
     """Base class of the two Proposal Flow datasets. Pairs are in the order of their tables.
 
     Subclasses set ``tables`` (split → glob of the file that lists its pairs), ``optional`` (splits whose table may be missing),
-    ``columns`` (of every table; the first two hold paths of pictures), ``category_from`` (a column and the form of its values),
-    and ``categories`` and ``test_pairs`` of the published test split.
+    ``columns`` (of every table; the first two hold paths of pictures), ``more`` (columns that a table may have),
+    ``category_from`` (a column and the form of its values), and ``categories`` and ``test_pairs`` of the published test split.
     """
 
     tables: ClassVar[Mapping[str, str]]
     optional: ClassVar[Collection[str]] = ()
     columns: ClassVar[Sequence[str]]
+    more: ClassVar[Sequence[str]] = ()
     category_from: ClassVar[tuple[str, str]]
     categories: ClassVar[Collection[str]]
     test_pairs: ClassVar[int]
@@ -110,7 +129,7 @@ class ProposalFlowImages(PairFiles):
                 got = " and ".join(file.name for file in files)
                 raise InputError(f"Expected {self.root} to hold one table {pattern}, but got {got}. Keep one of them.")
             if files:
-                rows = enumerate(table(files[0], self.columns), start=1)
+                rows = enumerate(table(files[0], self.columns, self.more), start=1)
                 entries[split] = [
                     (self._category(row), partial(self._statement, f"row {number} of {files[0]}", row))
                     for number, row in rows
@@ -191,11 +210,12 @@ class PFPascalImages(ProposalFlowImages):
         ('cat', ((10.0, 12.0), (30.0, 20.0)), (14.0, 8.0, 41.0, 33.0))
     """
 
-    layout = Layout("PF-PASCAL", {"JPEGImages": "JPEGImages", "*_pairs_pf_pascal.csv": "test_pairs_pf_pascal.csv"})
+    layout = Layout("PF-PASCAL", {"JPEGImages": "JPEGImages", "*_pairs*.csv": "test_pairs_pf_pascal.csv"})
     image_reach = True
-    tables: ClassVar = {split: f"{prefix}_pairs_pf_pascal.csv" for split, prefix in SPLITS.items()}
+    tables: ClassVar = {split: f"{prefix}_pairs*.csv" for split, prefix in SPLITS.items()}
     optional = ("train",)  # the authors of the other two tables did not publish one
     columns = ("source_image", "target_image", "class")
+    more = ("XA", "YA", "XB", "YB", "flip")
     category_from = "class", f"a number from 1 to {len(PASCAL_CATEGORIES)}"
     categories = PASCAL_CATEGORIES
     test_pairs = 299
@@ -252,7 +272,7 @@ def _annotated(source: Mark | None, target: Mark | None) -> tuple[NDArray[np.int
 
 
 def _coordinates(row: Row, side: str) -> Points:
-    xs, ys = ([float(value) for value in row[f"{axis}{side}"].split(";") if value.strip()] for axis in "XY")
+    xs, ys = ([float(value) for value in re.split("[;|]", row[f"{axis}{side}"]) if value.strip()] for axis in "XY")
     return np.array(list(zip(xs, ys, strict=True))).reshape(-1, 2)
 
 
@@ -302,7 +322,7 @@ class PFWillowImages(ProposalFlowImages):
     test_pairs = 900
 
     def _category(self, row: Row) -> str:
-        return PurePosixPath(row["imageA"]).parent.name  # the folder of the source picture
+        return PurePosixPath(row["imageA"].replace("\\", "/")).parent.name  # the folder of the source picture
 
     def _keypoints(self, row: Row, category: str, names: tuple[str, str]) -> Keypoints:
         source, target = (np.array([[float(row[f"{axis}{side}{slot}"]) for axis in "XY"] for slot in SLOTS]) for side in "AB")

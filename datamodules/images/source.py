@@ -4,9 +4,13 @@ A :class:`LatentSource` also gives latents, which need no encoder.
 """
 
 import hashlib
+import logging
+import mimetypes
+import os
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -19,6 +23,9 @@ from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import check_size
 
+# folders of network storage, archivers and wastebaskets
+OF_SYSTEMS = {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+log = logging.getLogger(__name__)
 # what PIL raises on a file that is not an intact image
 UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
@@ -159,12 +166,58 @@ def decoding(picture: object, fix: str = "Remove it, or use images.on_error=skip
 def folder_of(root: str, kind: str = "a folder") -> Path:
     """The folder ``images.root``. Raises InputError if it does not exist; ``kind`` names the expected folder in the message."""
     folder = Path(root).expanduser()
+    if folder.is_file():
+        raise InputError(
+            f"Expected images.root to be {kind}, but got '{root}', a file. Unpack it, or give the folder it is in."
+        )
     if not folder.is_dir():
-        got = "a file" if folder.exists() else "which does not exist"
-        raise InputError(f"Expected images.root to be {kind}, but got '{root}', {got}. Check the path.")
+        raise InputError(f"Expected images.root to be {kind}, but got '{root}', which does not exist. Check the path.")
     return folder
 
 
 def files_below(folder: Path, pattern: str, endings: Collection[str]) -> list[Path]:
-    """Files with one of the endings, in the order of their paths."""
-    return sorted(file for file in folder.rglob(pattern) if file.suffix.lower() in endings and file.is_file())
+    """Files with one of the endings, in the order of their paths, also in folders that are linked to.
+
+    A folder counts once, however many links lead to it. A warning counts pictures that are left out: hidden files, files in
+    hidden folders or in those of systems, links that lead nowhere, and pictures with another ending.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+    found: list[Path] = []
+    left: list[Path] = []
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        if not _hidden(Path(error.filename).relative_to(folder)):
+            raise InputError(
+                f"Expected every folder below images.root to be readable, but {error.filename} is not ({error.strerror}). "
+                "Change its permissions, or move it elsewhere."
+            ) from error
+
+    starts = [str(folder)]  # links are followed last, so that a file has the name without a link if it has one
+    for start in starts:
+        for where, folders, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(where)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            starts += (path for name in sorted(folders) if os.path.islink(path := os.path.join(where, name)))
+            for file in (Path(where, name) for name in names if fnmatch(name, pattern)):
+                ours = file.suffix.lower() in endings
+                usable = ours and not _hidden(file.relative_to(folder)) and file.is_file()
+                if usable:
+                    found.append(file)
+                elif ours or str(mimetypes.guess_type(file.name)[0]).startswith("image/"):
+                    left.append(file)
+    if left:
+        log.warning(
+            "Pictures left out below %s (hidden, of a system, broken links, other formats): %d, such as %s.",
+            folder, len(left), min(left),
+        )  # fmt: skip
+    return sorted(found)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part in OF_SYSTEMS for part in path.parts)

@@ -95,7 +95,7 @@ class SPairImages(PairFiles):
         for split, folder in SPLITS.items():
             file = inside(self.root, f"Layout/large/{folder}.txt")
             if file.is_file():
-                lines = map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())
+                lines = map(str.strip, file.read_text(encoding="utf-8-sig", errors="replace").splitlines())
                 entries[split] = [(line.partition(":")[2], partial(self._statement, folder, line)) for line in lines if line]
             else:
                 self._absent[split] = file

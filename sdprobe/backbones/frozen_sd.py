@@ -15,10 +15,10 @@ from sdprobe.backbones.layers import INPUTS
 from sdprobe.backbones.loading import Components, load
 from sdprobe.backbones.noise import NoiseSchedule
 from sdprobe.backbones.padding import check_padding, check_sides, set_padding
+from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, name_of
 from sdprobe.backbones.unet import FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
-from sdprobe.utilities.errors import InputError
 
 
 class FrozenSD:
@@ -48,7 +48,8 @@ class FrozenSD:
         device: where the networks are.
 
     Raises:
-        InputError: an option that does not exist, or a U-Net that is not text-to-image (inpainting, for example).
+        InputError: an option that does not exist, a U-Net that is not text-to-image (inpainting, for example), or parts that do
+            not fit each other.
 
     Example:
         >>> import torch
@@ -71,18 +72,13 @@ class FrozenSD:
         device: torch.device | str = "cpu",
         padding: str = "zeros",
     ) -> None:
+        check_fit(path, components.unet, components.vae, components.prompts)
         self.path = path
         self.weights = weights
         self.unet = FrozenUNet(components.unet)
         self.encoder = LatentEncoder(components.vae, vae_input, posterior)
         self.prompts = components.prompts
         self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler)
-        latent_channels = components.vae.config.latent_channels
-        if self.unet.config.in_channels != latent_channels:
-            raise InputError(
-                f"Expected a text-to-image U-Net with {latent_channels} input channels, but {path} has "
-                f"{self.unet.config.in_channels}. Inpainting and other conditioned U-Nets are not supported."
-            )
         self.unet_hash = weight_hash(components.unet)
         self._pad(padding)
         self.to(device)

@@ -24,11 +24,16 @@ VERSION = 1
 class LatentEncoder:
     """Mode (or a sample) of the VAE's posterior, times the scaling factor.
 
+    If the VAE's configuration has ``latents_mean`` and ``latents_std``, they standardise its channels first, as in diffusers.
+
     Args:
         vae: frozen; the caller moves and casts it.
         vae_input: range that images are mapped to: ``symmetric`` ([-1, 1], as Stable Diffusion was trained) or ``unit`` ([0,
             1], as Loos & Linhardt (2025) used it).
         posterior: ``mode``, or ``sample`` with noise keyed by seed and image id.
+
+    Raises:
+        InputError: an option that does not exist, or a mean or deviation that does not fit the VAE.
     """
 
     def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
@@ -38,12 +43,14 @@ class LatentEncoder:
         self.padding = "zeros"  # padding of the VAE's convolutions; code that changes it must set this, too
         self.passes = 0
         self.weights = weight_hash(vae)
+        self.moments = _moments(vae)
 
     def key(self, seed: int) -> str:
         """What a latent depends on besides the image: version, weights, scale, range, posterior (its seed), dtype, padding."""
         posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
         padding = "" if self.padding == "zeros" else f"-{self.padding}"
         scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
+        scale += f"-{self.moments.tolist()}" if self.moments is not None else ""
         return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}{padding}"
 
     @property
@@ -70,6 +77,9 @@ class LatentEncoder:
         if self.posterior == "sample":
             noise = [torch.randn(latents.shape[1:], generator=keyed_generator("posterior", seed, i)) for i in ids]
             latents = latents + posterior.std.float() * torch.stack(noise).to(latents.device)
+        if self.moments is not None:
+            mean, deviation = self.moments.to(latents.device).view(2, 1, -1, 1, 1)
+            latents = (latents - mean) / deviation
         return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -109,6 +119,25 @@ class LatentEncoder:
                 f"Expected image sides to be multiples of {self.stride} pixels, but got "
                 f"{images.shape[-2]}×{images.shape[-1]}. Crop or resize the images."
             )
+
+
+def _moments(vae: AutoencoderKL) -> Tensor | None:
+    """Mean and standard deviation (2, channels) of the latents, if the VAE's configuration has both."""
+    stated = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if None in stated:
+        return None
+    channels = vae.config.latent_channels
+    try:
+        moments = torch.tensor(stated, dtype=torch.float32)
+        fits = moments.shape == (2, channels) and bool(moments.isfinite().all() and (moments[1] > 0).all())
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"Expected latents_mean and latents_std of the VAE to be {channels} numbers each, the deviations above 0, "
+            f"but got {stated[0]} and {stated[1]}. Correct vae/config.json."
+        )
+    return moments
 
 
 def warn_if_unusual(latents: Float[Tensor, "n c h w"]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch import Tensor
@@ -18,14 +18,21 @@ from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones.architectures import DEMO
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
+from sdprobe.backbones.noise import alphas_of
+from sdprobe.backbones.parts import check_complete, check_kinds
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json
 
 EMBEDDED = "assets/demo"
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
+CONVERT = (
+    "Convert a single-file checkpoint with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR), or "
+    "StableDiffusionXLPipeline for SDXL; then use backbone=local backbone.path=DIR."
+)
 transformers_logging.disable_progress_bar()  # loading weights is quick; downloads have bars of their own
 
 
@@ -53,12 +60,17 @@ def load(
     settings.check("backbone", weights=weights)
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
-    folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else download(path, revision, variant)
+    local = Path(path).expanduser()
+    if local.is_file():
+        raise InputError(f"Expected the backbone to be a diffusers folder, but '{path}' is a file. {CONVERT}")
+    folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant)
     _check(folder, variant)
     check_card(folder)
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if type(error) is InputError:
+            raise
         raise InputError(
             f"Expected {folder} to hold intact diffusers weights, but loading them failed: {_first_line(error)}. "
             "Copy or download the folder again."
@@ -76,18 +88,20 @@ def _embedded() -> Path:
 
 
 def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype) -> Components:
+    check_kinds(folder)
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    alphas_cumprod = alphas_of(schedule)
     if weights == "random":
         unet = random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
     else:
         unet = _network(UNet2DConditionModel, folder, "unet", variant, dtype)
     if weights == "shuffled":
         shuffle_entries(unet, weights_seed)
-    schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
     return Components(
         unet=unet,
         vae=_network(AutoencoderKL, folder, "vae", variant, _vae_dtype(dtype)),
         prompts=_prompts(folder, variant),
-        alphas_cumprod=DDPMScheduler.from_config(schedule).alphas_cumprod,
+        alphas_cumprod=alphas_cumprod,
         euler="Euler" in schedule["_class_name"],
     )
 
@@ -103,8 +117,7 @@ def _network(kind: Any, folder: Path, part: str, variant: str | None, dtype: tor
         local_files_only=True,
         output_loading_info=True,
     )
-    if info["missing_keys"]:
-        raise ValueError(f"{part} lacks {', '.join(sorted(info['missing_keys'])[:3])}")
+    check_complete(part, info)
     return model
 
 
@@ -115,12 +128,22 @@ def _prompts(folder: Path, variant: str | None) -> PromptEncoder:
         part = f"text_encoder{suffix}"
         if not (folder / part).is_dir():
             continue
-        encoder = kind.from_pretrained(
-            folder, subfolder=part, variant=_variant_of(folder / part, variant), use_safetensors=True, local_files_only=True
+        encoder, info = kind.from_pretrained(
+            folder,
+            subfolder=part,
+            variant=_variant_of(folder / part, variant),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
+        # a whole CLIP model has a picture encoder, and pipelines may use fewer layers than are stored
+        check_complete(part, info, strict=False)
         encoders.append(encoder.float())
         tokenizers.append(CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True))
-    return PromptEncoder(tokenizers, encoders)
+    index = folder / "model_index.json"
+    # the default of StableDiffusionXLPipeline, the only one with two encoders
+    zeros = len(encoders) > 1 and (not index.is_file() or read_json(index).get("force_zeros_for_empty_prompt", True))
+    return PromptEncoder(tokenizers, encoders, bool(zeros))
 
 
 def _variant_of(folder: Path, variant: str | None) -> str | None:

@@ -1,8 +1,12 @@
 """NoiseSchedule: latent + timestep + per-image noise → noisy latent. Data path step 3."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import diffusers
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,9 +14,46 @@ from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
+# settings of schedulers whose networks take no integer timestep with √ᾱ and √(1 − ᾱ)
+CONTINUOUS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "timestep_type": "continuous"}
+
+
+def alphas_of(config: Mapping[str, Any]) -> Float[Tensor, " t"]:
+    """ᾱ_t of a scheduler's configuration, as its own class computes it. What the configuration omits is the class's default.
+
+    Raises:
+        InputError: an unknown class, one without such a schedule, or settings that it refuses.
+    """
+    name = config.get("_class_name")
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise InputError(
+            f"Expected _class_name in scheduler_config.json to be a scheduler of the installed diffusers, but got {name!r}. "
+            "Use DDIMScheduler, and state num_train_timesteps, beta_start, beta_end and beta_schedule of the training."
+        )
+    other = [f"{key}={value}" for key, value in CONTINUOUS.items() if config.get(key) == value]
+    known = {key: config[key] for key in inspect.signature(kind.__init__).parameters if key in config}  # type: ignore[misc]
+    try:
+        alphas = getattr(kind(**known), "alphas_cumprod", None)
+        usable = alphas is None or bool(((alphas >= 0) & (alphas <= 1)).all())  # false for NaN
+    except Exception as error:  # schedulers raise what their arithmetic raises
+        raise InputError(f"Expected scheduler_config.json to describe a {name}, but got: {error}. Correct it.") from error
+    if alphas is None or other:
+        raise InputError(
+            "Expected a noise schedule made of betas over integer timesteps, as Stable Diffusion has, but the checkpoint's "
+            f"scheduler is {name}{f' with {other[0]}' if other else ''}. Rectified flow and EDM are not supported; use another "
+            "checkpoint."
+        )
+    if not usable:
+        raise InputError(
+            "Expected the betas in scheduler_config.json to lie between 0 and 1, but they do not. "
+            "Correct beta_start, beta_end or trained_betas."
+        )
+    return alphas.float()
+
 
 class NoiseSchedule:
-    """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from the betas of a checkpoint, independent of its scheduler class.
+    """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from the betas of a checkpoint (:func:`alphas_of`); its scheduler adds no noise itself.
 
     (In diffusers, ``EulerDiscreteScheduler.add_noise`` does not scale the latent and that of DDIM does. Neither is used.)
 

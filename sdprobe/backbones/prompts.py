@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from sdprobe.backbones.unet import Conditioning
 from sdprobe.backbones.weights import weight_hash
@@ -15,16 +15,24 @@ class PromptEncoder:
 
     With one encoder (SD-1.x, 2.x): its last hidden state. With two (SDXL): their last but one hidden states, concatenated, and
     the pooled state of the second.
+
+    Args:
+        tokenizers: one per encoder.
+        encoders: one or two.
+        zeros_for_empty: whether the empty prompt is zeros, as SDXL was trained for the absence of a prompt, not an encoded "".
     """
 
-    def __init__(self, tokenizers: Sequence[CLIPTokenizer], encoders: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, tokenizers: Sequence[CLIPTokenizer], encoders: Sequence[PreTrainedModel], zeros_for_empty: bool = False
+    ) -> None:
         self.tokenizers = tokenizers
         self.encoders = [encoder.eval().requires_grad_(False) for encoder in encoders]
-        self.weights = "-".join(weight_hash(encoder) for encoder in encoders)
+        self.zeros_for_empty = zeros_for_empty
+        self.weights = "-".join([weight_hash(encoder) for encoder in encoders] + ["zeros"] * zeros_for_empty)
         self._known: dict[str, Conditioning] = {}
 
     def __call__(self, prompt: str, device: torch.device, dtype: torch.dtype) -> Conditioning:
-        """Conditioning of one prompt; ``""`` is the unconditional one."""
+        """Conditioning of one prompt; ``""`` is the unconditional one of the checkpoint's pipeline."""
         if prompt not in self._known:
             self._known[prompt] = self._encode(prompt)
         known = self._known[prompt]
@@ -38,13 +46,21 @@ class PromptEncoder:
         ]
         if len(outputs) == 1:
             return Conditioning(outputs[0].last_hidden_state)
-        return Conditioning(torch.cat([out.hidden_states[-2] for out in outputs], dim=-1), outputs[1].text_embeds)
+        states, pooled = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1), outputs[1].text_embeds
+        if self.zeros_for_empty and not prompt:
+            states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
+        return Conditioning(states, pooled)
 
     def _ids(self, prompt: str) -> list[Tensor]:
         device = next(self.encoders[0].parameters()).device
         return [
             tokenizer(
-                prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                prompt,
+                padding="max_length",
+                # a tokenizer that states no length has 1e30
+                max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
+                truncation=True,
+                return_tensors="pt",
             ).input_ids.to(device)
-            for tokenizer in self.tokenizers
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]

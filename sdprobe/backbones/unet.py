@@ -1,6 +1,6 @@
 """FrozenUNet: noisy latents → activation grids of the requested layers; stops after the deepest. Data path step 4."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sdprobe.backbones.architectures import meta_unet
 from sdprobe.backbones.layers import layer_table, resolve
+from sdprobe.utilities.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,24 @@ class Conditioning:
     pooled: Float[Tensor, "1 _p"] | None = None
 
 
+# inputs besides text that a U-Net may need, and the setting of its configuration that shows it
+CONDITIONS = {
+    "class_embed_type": "class labels", "num_class_embeds": "class labels", "encoder_hid_dim_type": "projected states",
+    "time_cond_proj_dim": "an embedding of the guidance scale", "addition_embed_type": "added states",
+}  # fmt: skip
+
+
+def check_conditions(config: Mapping[str, Any]) -> None:
+    """Raises InputError if a U-Net of this configuration needs other inputs than text and, as in SDXL, sizes."""
+    for setting, needed in CONDITIONS.items():
+        value = config.get(setting)
+        if value is not None and (setting, value) != ("addition_embed_type", "text_time"):
+            raise InputError(
+                f"Expected a U-Net that is conditioned on text alone, but this one needs {needed} ({setting}={value}). "
+                "Use the text-to-image checkpoint that it was made from."
+            )
+
+
 class _Deepest(Exception):
     """Raised by the hook on the deepest requested layer to end the forward pass."""
 
@@ -30,10 +49,14 @@ class FrozenUNet(nn.Module):
     """A diffusers U-Net that never trains and returns the outputs of any of its layers.
 
     ``layers`` maps every canonical name to its layer, in execution order. ``passes`` counts the images that went through.
+
+    Raises:
+        InputError: a U-Net that needs other inputs than text, see :func:`check_conditions`.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
+        check_conditions(unet.config)
         self.unet = unet.eval().requires_grad_(False)
         self.layers = layer_table(unet)
         self.passes = 0

@@ -9,7 +9,8 @@ from torch import Tensor
 from sdprobe.utilities import settings
 
 # version of `square` and `upright` (folders, hub, NYUv2) and of random crops; increase it when a pixel changes
-VERSION = 1
+VERSION = 2
+BELOW_16_BITS = 4096  # a 16-bit picture that is darker everywhere is rather one of fewer bits
 
 
 def check_size(size: int) -> None:
@@ -25,17 +26,42 @@ def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = N
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: rotated by its EXIF tag, transparent pixels on white, three channels."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels have no standard range; save it with 8 or 16 bits")
-    if picture.mode in ("I", "I;16", "I;16B"):
+    """The picture as a viewer shows it: rotated by its EXIF tag, transparent pixels on white, three channels.
+
+    Raises:
+        ValueError: as :func:`rgb`.
+    """
+    return rgb(ImageOps.exif_transpose(picture), picture.format)
+
+
+def rgb(picture: Image.Image, file_format: str | None) -> Image.Image:
+    """The picture as it is stored in a file of this format, transparent pixels on white, three channels.
+
+    Raises:
+        ValueError: pixels whose range is not known.
+    """
+    check_range(picture.mode, file_format)
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture)
+        peak = int(grey.max())
+        if 0 < peak < BELOW_16_BITS:
+            raise ValueError(
+                f"its 16-bit pixels reach {peak} of 65535, as those of 12 bits do; scale them so that white is 65535"
+            )
         # PIL clips 16-bit grey to 255 when it converts; scale it instead
-        picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray((grey.astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def check_range(mode: str, file_format: str | None) -> None:
+    """Raises ValueError if pixels of this PIL mode have no range that programs agree on."""
+    # PIL reads grey pixels of these formats as 16 bits, whatever its mode says
+    kind = {"F": "floating-point", "I": "" if file_format in ("PNG", "PPM") else "32-bit"}.get(mode)
+    if kind:
+        raise ValueError(f"{kind} pixels have no standard range; save it with 8 or 16 bits")
 
 
 def centre_box(width: int, height: int) -> tuple[int, int, int]:

@@ -68,7 +68,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "images": {
         "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),
         "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),
-        "resize": _one_of(*RESIZES), "keypoints": _one_of("pair", "image"),
+        "depth_per_metre": expect.positive, "resize": _one_of(*RESIZES), "keypoints": _one_of("pair", "image"),
     },
     "backbone": {
         "weights": _one_of(*WEIGHTS), "noise": _one_of(*NOISES),

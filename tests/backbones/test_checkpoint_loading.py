@@ -13,10 +13,12 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.architectures import meta_unet, preset_config, presets
 from sdprobe.backbones.random_pipeline import main, random_pipeline
+from sdprobe.backbones.unet import FrozenUNet
 from sdprobe.backbones.weights import random_unet, weight_hash
 from sdprobe.utilities.errors import InputError
 
@@ -245,6 +247,154 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, pipeline: StableDiffusio
         load(tmp_path)
 
 
+def renamed(file: Path) -> None:
+    save_file({f"bert.{name}": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+def without_attention(file: Path) -> None:
+    save_file({name: t for name, t in load_file(file).items() if "q_proj" not in name}, file, {"format": "pt"})
+
+
+def with_more(file: Path) -> None:
+    save_file(load_file(file) | {"time_embedding.cond_proj.weight": torch.zeros(2, 2)}, file, {"format": "pt"})
+
+
+TEXT_WEIGHTS, VAE_WEIGHTS = "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+OTHER_TENSORS: list[tuple[str, Callable[[Path], object], str]] = [
+    (TEXT_WEIGHTS, without_attention, r"text_encoder lacks .*q_proj\."),
+    (TEXT_WEIGHTS, renamed, r"text_encoder lacks "),
+    (UNET_WEIGHTS, with_more, r"unet has tensors that its config\.json does not describe: time_embedding\.cond_proj\.weight"),
+    (VAE_WEIGHTS, with_more, r"vae has tensors that its config\.json does not describe: time_embedding"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "message"), OTHER_TENSORS)
+def test_a_part_whose_tensors_are_not_those_of_its_configuration_is_refused(
+    file: str, change: Callable[[Path], object], message: str, folder: Path
+) -> None:
+    change(folder / file)
+    with pytest.raises(InputError, match=message):
+        load(folder)
+
+
+def test_a_text_encoder_from_a_whole_clip_model_loads(folder: Path, sd: FrozenSD) -> None:
+    file = folder / TEXT_WEIGHTS
+    save_file(load_file(file) | {"vision_model.post_layernorm.weight": torch.ones(2)}, file, {"format": "pt"})
+    assert load(folder).prompts.weights == sd.prompts.weights
+
+
+def test_tensors_under_the_names_of_published_checkpoints_load(folder: Path, sd: FrozenSD) -> None:
+    """Stable Diffusion 1.x has names of older libraries in its VAE and its text encoder."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(folder / VAE_WEIGHTS)
+    for name in [name for name in weights if ".attentions." in name]:
+        new = next((name.replace(now, then) for now, then in old.items() if f".{now}." in name), name)
+        weights[new] = weights.pop(name)
+    assert any(".query." in name for name in weights)
+    save_file(weights, folder / VAE_WEIGHTS, {"format": "pt"})
+    texts = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(folder / TEXT_WEIGHTS).items()}
+    texts["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(texts, folder / TEXT_WEIGHTS, {"format": "pt"})
+    loaded = load(folder)
+    assert (loaded.encoder.weights, loaded.prompts.weights) == (sd.encoder.weights, sd.prompts.weights)
+
+
+def edit(file: Path, **changes: object) -> None:
+    """Set keys of a JSON file; an Ellipsis removes one."""
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_encoder", {"model_type": "bert"}, "model_type in .* to be clip_text_model, but got 'bert'"),
+        (
+            "unet",
+            {"_class_name": "UNetSpatioTemporalConditionModel"},
+            "_class_name in .* to be UNet2DConditionModel, but got 'UNetS",
+        ),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "_class_name in .* to be AutoencoderKL, but got 'AutoencoderTiny'"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(part: str, change: dict[str, object], message: str, folder: Path) -> None:
+    edit(folder / part / "config.json", **change)
+    with pytest.raises(InputError, match=message + ".* Use a checkpoint of Stable Diffusion"):
+        load(folder)
+
+
+def test_a_part_that_does_not_say_its_kind_loads(folder: Path, sd: FrozenSD) -> None:
+    for part in ("unet", "vae"):
+        edit(folder / part / "config.json", _class_name=...)
+    assert load(folder).unet_hash == sd.unet_hash
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        (
+            {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 32},
+            "class labels .class_embed_type=proj",
+        ),
+        ({"num_class_embeds": 10}, "class labels .num_class_embeds=10"),
+        ({"encoder_hid_dim": 24, "encoder_hid_dim_type": "text_proj"}, "projected states .encoder_hid_dim_type=text_proj"),
+        ({"encoder_hid_dim": 24}, "projected states .encoder_hid_dim_type=text_proj"),
+        ({"time_cond_proj_dim": 256}, "an embedding of the guidance scale .time_cond_proj_dim=256"),
+        ({"addition_embed_type": "text"}, "added states .addition_embed_type=text"),
+    ],
+)
+def test_a_unet_that_needs_more_than_text_is_refused(needs: dict[str, object], message: str, folder: Path) -> None:
+    edit(folder / "unet/config.json", **needs)
+    with pytest.raises(InputError, match=f"conditioned on text alone, but this one needs {message}"):
+        load(folder, weights="random")
+    with pytest.raises(InputError, match=message):
+        FrozenUNet(meta_unet(preset_config(str(folder))))  # as the list of layers makes it
+
+
+def no_second_encoder(folder: Path) -> None:
+    shutil.rmtree(folder / "text_encoder_2")
+    edit(folder / "unet/config.json", cross_attention_dim=16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: edit(f / "unet/config.json", cross_attention_dim=48), "the 48 text channels that its U-Net takes.* give 40"),
+        (
+            lambda f: edit(f / "unet/config.json", projection_class_embeddings_input_dim=80),
+            "the 32 pooled text channels that its U-Net takes.* give 20",
+        ),
+        (no_second_encoder, "the 20 pooled text channels that its U-Net takes.* give 0"),
+        (
+            lambda f: edit(f / "vae/config.json", latents_mean=[0, 0, 0], latents_std=[1, 1, 1]),
+            r"to be 4 numbers each, .* but got \[0, 0, 0\]",
+        ),
+        (
+            lambda f: edit(f / "vae/config.json", latents_mean=[0.0] * 4, latents_std=[1, 1, 0, 1]),
+            "the deviations above 0",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(
+    change: Callable[[Path], object], message: str, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sdxl_folder, tmp_path / "xl"))
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        load(folder, weights="random")
+
+
+def test_a_text_encoder_of_another_checkpoint_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3}
+    CLIPTextModel(CLIPTextConfig(**config | sizes)).save_pretrained(folder / "text_encoder")
+    with pytest.raises(InputError, match="to give the 32 text channels that its U-Net takes, but they give 48"):
+        load(folder)
+    CLIPTextModel(CLIPTextConfig(**config | {"vocab_size": 300})).save_pretrained(folder / "text_encoder")
+    with pytest.raises(InputError, match="the tokenizer has 514 tokens and the encoder 300"):
+        load(folder)
+
+
 def test_an_inpainting_unet_is_refused(folder: Path) -> None:
     config = json.loads((folder / "unet/config.json").read_text())
     random_unet({**config, "in_channels": 9}, 0, torch.float32).save_pretrained(folder / "unet")
@@ -252,7 +402,22 @@ def test_an_inpainting_unet_is_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("path", ["no_such_folder", __file__, "./no/such", "/no/such", "~/sd", "a/b/c", "sd99", "local"])
+@pytest.mark.parametrize("path", ["v1-5.safetensors", "models/v1-5.ckpt"])
+def test_a_single_file_is_not_asked_of_the_hub(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).touch()
+    message = rf"a diffusers folder, but '{path}' is a file\. Convert .*from_single_file\(FILE\)\.save_pretrained\(DIR\)"
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_a_tilde_is_the_home(folder: Path, sd: FrozenSD, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(f"~/{folder.name}").unet_hash == sd.unet_hash
+
+
+@pytest.mark.parametrize("path", ["no_such_folder", "./no/such", "/no/such", "~/sd", "a/b/c", "sd99", "local"])
 def test_a_path_that_does_not_exist_is_said_not_to_exist(path: str) -> None:
     message = rf"a preset, a hub repository \(owner/name\) or a local diffusers folder, but got '{path}', which does not exist"
     with pytest.raises(InputError, match=message):

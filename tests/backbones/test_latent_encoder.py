@@ -5,7 +5,12 @@ import logging
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor
 
 from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
@@ -42,6 +47,20 @@ def test_a_shift_factor_is_subtracted_before_scaling(vae: AutoencoderKL, small: 
     shifted.register_to_config(shift_factor=0.25)
     expected = LatentEncoder(vae)(small, IDS) - 0.25 * vae.config.scaling_factor
     torch.testing.assert_close(LatentEncoder(shifted)(small, IDS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_stated_means_and_deviations_standardise_latents_as_in_diffusers(
+    vae: AutoencoderKL, small: Tensor, sdxl_pipeline: StableDiffusionXLPipeline
+) -> None:
+    vae = copy.deepcopy(vae)
+    vae.quant_conv.weight.data[4:], vae.quant_conv.bias.data[4:] = 0, -30  # a sample, which the pipeline takes, is the mode
+    plain = LatentEncoder(vae)
+    vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.0, 2.0, 4.0], scaling_factor=0.5)
+    given = LatentEncoder(vae)
+    own = StableDiffusionXLImg2ImgPipeline(**{**sdxl_pipeline.components, "vae": vae}, add_watermarker=False)
+    expected = own.prepare_latents(small * 2 - 1, None, 4, 1, torch.float32, torch.device("cpu"), add_noise=False)
+    torch.testing.assert_close(given(small, IDS), expected, rtol=1e-4, atol=1e-4)
+    assert given.key(0).startswith(f"1-{plain.weights[:16]}-") and given.key(0) != plain.key(0)
 
 
 def test_a_posterior_sample_has_the_posteriors_mean_and_deviation(vae: AutoencoderKL, small: Tensor) -> None:

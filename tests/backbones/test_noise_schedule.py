@@ -1,7 +1,9 @@
 """Noise: the diffusion formula whatever the scheduler class, and an ε that belongs to an image and not to a batch."""
 
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.noise import NoiseSchedule
+from sdprobe.backbones.noise import NoiseSchedule, alphas_of
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.settings import NOISES
 
@@ -53,6 +55,61 @@ def test_folders_with_an_euler_scheduler_get_the_same_noisy_latents(euler_folder
     expected = DDIM.add_noise(latents(), noise, torch.full((8,), 50))
     torch.testing.assert_close(euler.noise(latents(), 50, NAMES), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(euler.noise(latents(), 50, NAMES), sd.noise(latents(), 50, NAMES))
+
+
+@pytest.mark.parametrize(
+    ("config", "timestep", "alpha"),
+    [
+        # only the class is stated: its own defaults
+        ({"_class_name": "LCMScheduler"}, 50, 0.95158),
+        ({"_class_name": "HeunDiscreteScheduler"}, 50, 0.94401),
+        ({"_class_name": "DDIMScheduler"}, 50, 0.96995),
+        # the product of 1 − β
+        ({"_class_name": "DDIMScheduler", "trained_betas": [0.5, 0.25, 0.125]}, 2, 0.5 * 0.75 * 0.875),
+        ({"_class_name": "PNDMScheduler", "beta_start": 0.1, "beta_end": 0.1, "num_train_timesteps": 20}, 9, 0.9**10),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, 999, 0.0),
+        ({"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True}, 999, 2.0**-24),
+        # nothing that concerns sampling alone changes it, nor does a key that the class does not know
+        ({"_class_name": "LCMScheduler", "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, 50, 0.95158),
+        ({"_class_name": "PNDMScheduler", "steps_offset": 1, "clip_sample": False, "unknown": 3}, 50, 0.96995),
+    ],
+)
+def test_a_schedule_is_the_one_of_the_checkpoints_own_scheduler(config: dict[str, Any], timestep: int, alpha: float) -> None:
+    alphas = alphas_of(config)
+    assert alphas[timestep].item() == pytest.approx(alpha, abs=1e-5)
+    assert torch.equal(alphas, getattr(diffusers, config["_class_name"]).from_config(config).alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_min": 0.002},
+            "scheduler is EDMDPMSolverMultistepScheduler. Rec",
+        ),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "scheduler is FlowMatchEulerDiscreteScheduler. Rec"),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"},
+            "UniPCMultistepScheduler with prediction_type=flow_prediction",
+        ),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "with use_flow_sigmas=True. Rectified flow"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "with timestep_type=continuous. Rectified"),
+        ({"beta_start": 0.00085}, "to be a scheduler of the installed diffusers, but got None. Use DDIMScheduler, and state"),
+        ({"_class_name": "MyScheduler"}, "installed diffusers, but got 'MyScheduler'"),
+        ({"_class_name": "UNet2DConditionModel"}, "installed diffusers, but got 'UNet2DConditionModel'"),
+        ({"_class_name": ["DDIMScheduler"]}, "installed diffusers, but got .'DDIMScheduler'."),
+        (
+            {"_class_name": "DDIMScheduler", "beta_schedule": "cosine"},
+            "to describe a DDIMScheduler, but got: cosine is not imp",
+        ),
+        ({"_class_name": "DDIMScheduler", "trained_betas": "x"}, "to describe a DDIMScheduler, but got: "),
+        ({"_class_name": "DDIMScheduler", "trained_betas": [0.1, float("nan")]}, "to lie between 0 and 1, but they do not"),
+        ({"_class_name": "DDIMScheduler", "beta_start": -0.1}, "to lie between 0 and 1, but they do not"),
+    ],
+)
+def test_a_schedule_that_is_not_made_of_betas_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        alphas_of(config)
 
 
 def test_the_betas_of_the_folder_are_used(folder: Path, pipeline: StableDiffusionPipeline) -> None:

@@ -1,9 +1,15 @@
 """Prompts are encoded as Stable Diffusion's own pipelines encode them, once each."""
 
+import copy
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.prompts import PromptEncoder
 
 CPU = torch.device("cpu")
@@ -18,7 +24,7 @@ def encoder(pipeline: StableDiffusionPipeline) -> PromptEncoder:
 @pytest.fixture(scope="module")
 def double(sdxl_pipeline: StableDiffusionXLPipeline) -> PromptEncoder:
     p = sdxl_pipeline
-    return PromptEncoder([p.tokenizer, p.tokenizer_2], [p.text_encoder, p.text_encoder_2])
+    return PromptEncoder([p.tokenizer, p.tokenizer_2], [p.text_encoder, p.text_encoder_2], zeros_for_empty=True)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -29,7 +35,7 @@ def test_states_are_those_of_the_pipeline(prompt: str, encoder: PromptEncoder, p
     torch.testing.assert_close(conditioning.states, expected)
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", PROMPTS[1:])
 def test_two_encoders_are_joined_as_in_sdxl(
     prompt: str, double: PromptEncoder, sdxl_pipeline: StableDiffusionXLPipeline
 ) -> None:
@@ -43,6 +49,37 @@ def test_two_encoders_are_joined_as_in_sdxl(
 def test_the_unconditional_prompt_is_what_guidance_uses(encoder: PromptEncoder, pipeline: StableDiffusionPipeline) -> None:
     _, unconditional = pipeline.encode_prompt("a cat", CPU, 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(encoder("", CPU, torch.float32).states, unconditional)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_no_prompt_is_what_the_checkpoints_own_pipeline_takes_for_it(
+    zeros: bool, sdxl_pipeline: StableDiffusionXLPipeline, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    """Zeros if SDXL's ``force_zeros_for_empty_prompt`` says so, which it does where model_index.json does not say."""
+    folder = shutil.copytree(sdxl_folder, tmp_path / "xl")
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index.pop("force_zeros_for_empty_prompt") is True
+    (folder / "model_index.json").write_text(json.dumps(index if zeros else index | {"force_zeros_for_empty_prompt": False}))
+    own = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True, add_watermarker=False)
+    _, states, _, pooled = own.encode_prompt("a cat", device=CPU, do_classifier_free_guidance=True)
+    prompts = FrozenSD.from_pretrained(str(folder), device="cpu", precision="fp32").prompts
+    conditioning = prompts("", CPU, torch.float32)
+    assert conditioning.pooled is not None and bool(conditioning.states.any()) is not zeros
+    torch.testing.assert_close(conditioning.states, states)
+    torch.testing.assert_close(conditioning.pooled, pooled)
+    assert prompts("a cat", CPU, torch.float32).states.any()
+    assert prompts.weights.endswith("-zeros") is zeros, "what was fitted with other conditioning has another digest"
+
+
+@pytest.mark.parametrize("stated", [10**30, 64, 500])
+def test_prompts_are_padded_to_what_tokenizer_and_encoder_both_take(stated: int, pipeline: StableDiffusionPipeline) -> None:
+    """A ``tokenizer_config.json`` without ``model_max_length`` gives 1e30."""
+    tokenizer = copy.deepcopy(pipeline.tokenizer)
+    tokenizer.model_max_length = stated
+    states = PromptEncoder([tokenizer], [pipeline.text_encoder])("a cat", CPU, torch.float32).states
+    if stated >= 77:
+        torch.testing.assert_close(states, pipeline.encode_prompt("a cat", CPU, 1, do_classifier_free_guidance=False)[0])
+    assert states.shape[1] == min(stated, 77)
 
 
 def test_prompts_differ(encoder: PromptEncoder) -> None:

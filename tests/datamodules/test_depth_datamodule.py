@@ -153,6 +153,57 @@ def test_pairs_are_found_cropped_and_in_metres(root: Path) -> None:
     assert depth.shape == (64, 64)
 
 
+@pytest.mark.parametrize(("unit", "missing"), [(1000, 0), (1000, 65535), (100, 0), (6553.5, 65535), (6000.0, 0)])
+def test_units_and_marks_of_missing_depth(unit: float, missing: int, tmp_path: Path) -> None:
+    metres = np.linspace(1, 8, 64)[:, None].repeat(64, 1)
+    values = (metres * unit).round()
+    values[:8] = missing
+    Image.new("RGB", (64, 64)).save(tmp_path / "rgb_0.png")
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "sync_depth_0.png")
+    images = NYUDepth(str(tmp_path), size=64, depth_per_metre=unit)
+    depth = images.depth(0).numpy()
+    assert not depth[:8].any()
+    np.testing.assert_allclose(depth[8:], metres[8:], atol=0.5 / unit + 1e-6)
+    if unit != 1000:
+        other = NYUDepth(str(tmp_path), size=64)
+        with pytest.raises(InputError, match=r"depth from 0\.3 to 10\.5 m, but with images\.depth_per_metre=1000 it is from"):
+            other.depth(0)
+        assert images.depth_key(0) != other.depth_key(0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_depth_is_turned_with_its_photograph(orientation: int, tmp_path: Path) -> None:
+    values = np.linspace(1000, 5000, 64 * 96).reshape(64, 96).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.repeat((values / 5000 * 255).astype(np.uint8)[..., None], 3, 2)).save(tmp_path / "rgb_0.png", exif=exif)
+    Image.fromarray(values).save(tmp_path / "sync_depth_0.png")
+    images = NYUDepth(str(tmp_path), size=64)
+    np.testing.assert_allclose(images[0]["image"][0].numpy() * 5, images.depth(0).numpy(), atol=0.03)
+
+
+def test_a_few_near_pixels_are_noise_but_a_far_one_is_another_unit(tmp_path: Path) -> None:
+    values = np.full((64, 64), 2000, np.uint16)
+    values[0, :10] = 20
+    Image.new("RGB", (64, 64)).save(tmp_path / "rgb_0.png")
+    Image.fromarray(values).save(tmp_path / "sync_depth_0.png")
+    assert NYUDepth(str(tmp_path), size=64).depth(0).min().item() == pytest.approx(0.02)
+    values[0, 0] = 11_000
+    Image.fromarray(values).save(tmp_path / "sync_depth_0.png")
+    with pytest.raises(InputError, match=r"it is from 2\.00 to 11\.00 m\. Set that to the unit of the files: 1000 for milli"):
+        NYUDepth(str(tmp_path), size=64).depth(0)
+    with pytest.raises(InputError, match=r"images\.depth_per_metre to be positive, but got 0"):
+        NYUDepth(str(tmp_path), size=64, depth_per_metre=0)
+
+
+def test_the_published_matlab_file_is_told_how_to_write_pairs(tmp_path: Path) -> None:
+    file = tmp_path / "nyu_depth_v2_labeled.mat"
+    file.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF\r\n\x1a\n")
+    for root, got in ((file, "a file of MATLAB"), (tmp_path, "has none")):
+        with pytest.raises(InputError, match=rf"{root}'.* {got}\. Read images, depths and scenes .*h5py.*SCENE/rgb_00000\.png"):
+            NYUDepth(str(root))
+
+
 def test_frames_of_a_scene_stay_in_one_split_and_keep_their_own_depth(root: Path, make) -> None:
     data = make(NYUDepth(str(root), size=128))
     data.prepare_data()

@@ -184,7 +184,7 @@ def test_a_root_that_is_no_folder_or_holds_nothing_is_named(name: str, tmp_path:
     with pytest.raises(InputError, match=r"Expected images\.root to be .*folder.* '/no/such/place', which does not exist\."):
         read("/no/such/place")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(InputError, match=rf"Expected images\.root to be .*folder.* '{tmp_path}/notes\.txt', a file\. Check"):
+    with pytest.raises(InputError, match=rf"Expected images\.root to be .*folder.* '{tmp_path}/notes\.txt', a file\. Unpack"):
         read(str(tmp_path / "notes.txt"))
     with pytest.raises(InputError, match=rf"Expected images\.root to .*'{tmp_path}'.* has no"):
         read(str(tmp_path))

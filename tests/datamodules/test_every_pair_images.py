@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.images import spair
+from datamodules.images.folder import FolderImages
 from datamodules.images.pairs import BadPair, PairSource
 from datamodules.images.proposal_flow import PASCAL_CATEGORIES, WILLOW_CATEGORIES
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.settings import RESIZES
 from tests.datamodules.pair_trees import PASCAL, SIZE, SOURCE, SPAIR, TARGET, WILLOW, Format, add_spair, blob, save_picture
+from tests.datamodules.test_folder_images import MODES, RANGES
 
 FORMATS = {"spair": SPAIR, "pf_pascal": PASCAL, "pf_willow": WILLOW}
 every_format = pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS)
@@ -145,6 +147,29 @@ def test_grey_pictures_have_three_channels(tmp_path: Path) -> None:
     Image.new("L", SIZE, 100).save(file)
     add_spair(tmp_path)
     assert SPAIR.read(tmp_path)[0]["image"].shape == (3, 64, 64)
+
+
+@every_format
+@pytest.mark.parametrize("mode", sorted(MODES.keys() - {"turned JPEG"}))
+def test_pixels_are_those_of_a_folder_of_pictures(layout: Format, mode: str, tmp_path: Path) -> None:
+    """16 bits, transparency, palettes and inks come out alike in all sources."""
+    _, picture, options, _, _ = MODES[mode]
+    layout.add(tmp_path / "pairs")
+    kind = {"png": "PNG", "tif": "TIFF"}.get(MODES[mode][0], "JPEG")
+    picture.save(layout.picture(tmp_path / "pairs", "a"), kind, **options)
+    (tmp_path / "photos").mkdir()
+    picture.save(tmp_path / "photos" / "a.png", kind, **options)
+    pairs = layout.read(tmp_path / "pairs")
+    assert torch.equal(pairs[0]["image"], FolderImages(str(tmp_path / "photos"), size=64)[0]["image"])
+
+
+@every_format
+@pytest.mark.parametrize("kind", ["floating-point", "8 bits in 32"])
+def test_pictures_without_a_known_range_are_named_or_counted(layout: Format, kind: str, tmp_path: Path) -> None:
+    layout.add(tmp_path, source="x", target="y")
+    layout.add(tmp_path)
+    Image.fromarray(RANGES[kind][0]).save(layout.picture(tmp_path, "x"), "TIFF")
+    layout.refused(tmp_path, "unreadable image", "to be an intact image, but it cannot be decoded .*have no standard range")
 
 
 # --- pairs that cannot be used ---------------------------------------------------------------------------------------

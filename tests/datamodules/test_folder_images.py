@@ -1,5 +1,6 @@
 """images=folder: what a viewer shows is what the encoder gets, whatever the file's format, size and orientation."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -115,6 +116,33 @@ def test_what_a_viewer_shows_is_what_is_read(tmp_path: Path, mode: str) -> None:
     assert np.abs(pixels(tmp_path) - shown).max() <= tolerance
 
 
+RANGES = {
+    "floating-point": (
+        np.linspace(0, 1, 64 * 64).reshape(64, 64).astype(np.float32),
+        "floating-point pixels have no standard range",
+    ),
+    "8 bits in 32": (DEEP.astype(np.int32) // 257, "32-bit pixels have no standard range; save it with 8 or 16 bits"),
+    "31 bits in 32": (DEEP.astype(np.int32) * 2**15, "32-bit pixels have no standard range"),
+    "12 bits in 16": (DEEP // 16, "its 16-bit pixels reach 4095 of 65535, as those of 12 bits do; scale them so that white is"),
+    "8 bits in 16": (DEEP // 257, "its 16-bit pixels reach 255 of 65535"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), RANGES.values(), ids=RANGES)
+def test_pixels_whose_range_is_not_known_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=f"a.tif to be an intact image, but it cannot be decoded .{message}"):
+        pixels(tmp_path)
+
+
+def test_a_16_bit_pgm_and_a_black_16_bit_picture_have_their_range(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 64 64 4095\n" + (DEEP // 16).astype(">u2").tobytes())  # the header states 12 bits
+    assert np.abs(pixels(tmp_path) - DEEP[..., None] / 257).max() <= 1.01
+    (tmp_path / "a.pgm").unlink()
+    Image.fromarray(0 * DEEP).save(tmp_path / "a.png")
+    assert not pixels(tmp_path).any()
+
+
 # --- which files, in which order -------------------------------------------------------------------------------------
 
 
@@ -180,6 +208,65 @@ def test_dotted_paths_and_symlinks_name_files_below_the_root(tmp_path: Path) -> 
     linked = images[names.index("link.png")]["image"]
     assert torch.equal(linked, FolderImages(str(elsewhere), size=64)[0]["image"])
     assert images.content_key(names.index("link.png")) == FolderImages(str(elsewhere), size=64).content_key(0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """Three pictures on another disk."""
+    (tmp_path / "disk" / "b").mkdir(parents=True)
+    for i, name in enumerate(("b/0.png", "1.png", "2.png")):
+        Image.fromarray(noise(64, 64, seed=i)).save(tmp_path / "disk" / name)
+    return tmp_path / "disk"
+
+
+def test_linked_folders_are_searched_once(elsewhere: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "z").mkdir(parents=True)
+    Image.fromarray(noise(64, 64, seed=9)).save(root / "z" / "own.png")
+    for link, target in {"a": root / "z", "loop": root, "more": elsewhere, "again": elsewhere, "part": elsewhere / "b"}.items():
+        os.symlink(target, root / link)
+    images = FolderImages(str(root), size=64)
+    names = [images.name(i) for i in range(len(images))]
+    assert names == ["again/1.png", "again/2.png", "again/b/0.png", "z/own.png"]
+    assert all(images[i]["id"] == names[i] for i in range(4))
+
+
+def test_what_systems_leave_beside_pictures_is_left_out_and_counted(
+    elsewhere: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (elsewhere / "._1.png").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60))
+    for folder in ("@eaDir/1.png", ".thumbnails", "__MACOSX"):
+        (elsewhere / folder).mkdir(parents=True)
+        Image.fromarray(noise(64, 64, seed=7)).save(elsewhere / folder / "thumb.jpg")
+    os.symlink(elsewhere / "gone.png", elsewhere / "dangling.png")
+    (elsewhere / "phone.heic").write_bytes(b"ftypheic")
+    (elsewhere / "notes.txt").write_text("no picture")
+    with caplog.at_level(logging.WARNING):
+        images = FolderImages(str(elsewhere), size=64)
+    assert [images.name(i) for i in range(len(images))] == ["1.png", "2.png", "b/0.png"]
+    assert f"left out below {elsewhere} (hidden, of a system, broken links, other formats): 6, such as" in caplog.text
+    (tmp_path / ".hidden").mkdir()
+    shutil.copy(elsewhere / "1.png", tmp_path / ".hidden" / "1.jfif")
+    caplog.clear()
+    assert len(FolderImages(str(tmp_path / ".hidden"), size=64)) == 1, "the root itself may be hidden"
+    assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_read_is_named(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name in ("b", "lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    (elsewhere / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=rf"to be readable, but {elsewhere}/b is not .Permission denied.\. Change its perm"):
+        FolderImages(str(elsewhere), size=64)
+    (elsewhere / "b" / "0.png").unlink()
+    (elsewhere / "b").rmdir()
+    assert len(FolderImages(str(elsewhere), size=64)) == 2, "a folder of the system does not matter"
 
 
 # --- crops -----------------------------------------------------------------------------------------------------------

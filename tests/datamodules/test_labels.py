@@ -68,9 +68,12 @@ def test_a_csv_names_images_by_id_or_index(labels: Callable[..., Labels]) -> Non
         "col,image,row,remark\n5,p001.png,2,bright\n",
         '\nimage,row,col\n\n"p001.png",2,5\n,,\n\n',
         'image,row,col\n "p001.png", "2", 5',
+        "image;row;col\np001.png;2;5\n",
+        "image\trow\tcol\np001.png\t2\t5\n",
+        "image,row,col\np001.png,2,5\n".encode("utf-16"),
     ],
 )
-def test_a_csv_may_be_written_in_many_ways(labels: Callable[..., Labels], content: str) -> None:
+def test_a_csv_may_be_written_in_many_ways(labels: Callable[..., Labels], content: str | bytes) -> None:
     assert labels(content).tokens == {1: {(2, 5)}}
 
 
@@ -80,8 +83,9 @@ def test_a_csv_may_be_written_in_many_ways(labels: Callable[..., Labels], conten
         ("", r"first line of .*labels\.csv to be the header image,row,col, but got an empty file\. Add it"),
         ("\n \n", "header image,row,col, but got an empty file"),
         ("p001.png,2,5\n", r"header image,row,col, but got 'p001\.png,2,5'\. Add it"),
-        ("image;row;col\np001.png;2;5\n", "but got 'image;row;col'. Add it; separate columns by commas"),
-        ("image\trow\tcol\n", "separate columns by commas"),
+        ("image|row|col\np001.png|2|5\n", "but got 'image.row.col'. Add it; separate columns by commas"),
+        ("image row col\n", "separate columns by commas"),
+        ("image;row;col\np001.png;2,5;5\n", "whole numbers, but got '2.5' and '5'"),
         ("image,col\np001.png,2\n", "header image,row,col, but got 'image,col'"),
         ("image,row,row,col\np001.png,2,2,5\n", "but got 'image,row,row,col'"),
         (HEADER, "label at least one token, but it labels none. Use datamodule.labels=null"),
@@ -102,7 +106,8 @@ def test_a_csv_may_be_written_in_many_ways(labels: Callable[..., Labels], conten
         (HEADER + "p001.png,nan,5\n", "whole numbers, but got 'nan' and '5'"),
         (HEADER + "p001.png,2,8\n", "inside a 8×8 grid, but .* has row 2, column 8 in line 2. Set datamodule.labels_side"),
         (HEADER + "p001.png,-1,5\n", "inside a 8×8 grid, but .* has row -1, column 5 in line 2"),
-        ("image,row,col\np001.png,2,5\n".encode("utf-16"), "CSV file in UTF-8, but it cannot be read .*Save it as CSV"),
+        ("image,row,col\np001.png,2,5\n".encode("utf-16-le"), "but got"),  # no mark says what it is
+        ("image,row,col\nü.png,2,5\n".encode("latin-1"), "CSV file in UTF-8, but it cannot be read .*Save it as CSV"),
         (b"\x89PNG\r\n\x1a\n\xff", "CSV file in UTF-8, but it cannot be read"),
         (HEADER + "x" * 200_000, "CSV file in UTF-8, but it cannot be read .*field larger"),
     ],

@@ -1,6 +1,10 @@
 """images=pf_pascal and images=pf_willow: the tables and annotations of Proposal Flow are read as they are."""
 
+import csv
+import io
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +189,65 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path, layout: Format) ->
     with pytest.raises(InputError, match=rf"Expected {file} to have columns .*, but it lacks"):
         layout.read(tmp_path)
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(
-        InputError, match=rf"Expected {file} to be a CSV file in UTF-8, but it cannot be read .*Get the file again"
-    ):
+    fix = r"Separate its columns by commas and save it in UTF-8, or get the file again\."
+    with pytest.raises(InputError, match=rf"Expected {file} to be a CSV file in UTF-8, but it cannot be read .*{fix}"):
+        layout.read(tmp_path)
+
+
+def by_tabs(text: str) -> str:
+    return text.replace(",", "\t")
+
+
+def by_semicolons(text: str) -> str:
+    """As spreadsheets save a table where the comma is the decimal sign; cells with semicolons are quoted."""
+    rows = csv.reader(io.StringIO(text))
+    out = io.StringIO()
+    csv.writer(out, delimiter=";").writerows([[re.sub(r"(\d)\.(\d)", r"\1,\2", cell) for cell in row] for row in rows])
+    return out.getvalue()
+
+
+DIALECTS: dict[str, Callable[[str], bytes]] = {
+    "tabs": lambda text: by_tabs(text).encode(),
+    "semicolons and decimal commas": lambda text: by_semicolons(text).encode(),
+    "byte-order mark": lambda text: text.encode("utf-8-sig"),
+    "UTF-16": lambda text: by_tabs(text).encode("utf-16"),
+    "UTF-16, big-endian": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "spaces": lambda text: text.replace(",", " , ").encode(),
+    "capitals": lambda text: (text.partition("\n")[0].upper() + "\n" + text.partition("\n")[2]).encode(),
+    "backslashes": lambda text: re.sub(r"/(?=[\w.]+(?:jpg|png))", r"\\", text).encode(),
+    "bars": lambda text: text.replace(";", "|").encode(),
+}
+
+
+@pytest.mark.parametrize("layout", [PASCAL, WILLOW], ids=["pascal", "willow"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_tables_that_spreadsheets_saved_are_read(tmp_path: Path, layout: Format, dialect: str) -> None:
+    layout.add(tmp_path)
+    file = tmp_path / layout.lists
+    [expected] = layout.read(tmp_path).pairs("test")
+    assert any(not x.is_integer() for x, _ in expected.source_points)
+    content = DIALECTS[dialect](file.read_text())
+    assert content != file.read_bytes() or dialect == "bars", "PF-WILLOW has no lists in cells"
+    file.write_bytes(content)
+    assert layout.read(tmp_path).pairs("test") == (expected,)
+
+
+def test_pascal_tables_may_have_the_name_that_other_authors_give_them(voc: Path) -> None:
+    (voc / "test_pairs_pf_pascal.csv").rename(voc / "test_pairs.csv")
+    assert len(PASCAL.read(voc).pairs("test"))
+
+
+@pytest.mark.parametrize("layout", [PASCAL, WILLOW], ids=["pascal", "willow"])
+def test_cells_that_no_column_names_are_refused(tmp_path: Path, layout: Format) -> None:
+    """An unquoted list of coordinates in a file with semicolons would otherwise shift those behind it."""
+    layout.add(tmp_path)
+    file = tmp_path / layout.lists
+    header, row = file.read_text().splitlines()
+    file.write_text(f"{header}\n{row},3\n")
+    with pytest.raises(InputError, match=rf"rows of {file} to have \d+ cells, .* Quote cells that contain the separator"):
+        layout.read(tmp_path)
+    file.write_text(f"{header},{header.split(',')[0].upper()}\n{row},a\n")
+    with pytest.raises(InputError, match=r"to have one column \w+, but got 2\. Remove the others"):
         layout.read(tmp_path)
 
 
@@ -197,5 +257,5 @@ def test_tables_may_be_written_by_a_spreadsheet_and_rows_may_be_short(tmp_path: 
     file = tmp_path / WILLOW.lists
     header, first, second = file.read_text().splitlines()
     spaced = ", ".join(second.split(","))
-    file.write_text(f"\ufeff{header},remark\r\n\r\n{first.rpartition(',')[0]}\r\n{spaced},3,4\r\n")
+    file.write_text(f"\ufeff{header},remark\r\n\r\n{first.rpartition(',')[0]}\r\n{spaced},3\r\n")
     WILLOW.refused(tmp_path, "unreadable annotation", "row 1 of .*could not convert string to float: ''")

@@ -38,7 +38,7 @@ def test_pairs_come_in_the_order_of_the_layout(tree: Path) -> None:
         ("dog/c.jpg", "dog/a.jpg"), ("cat/b.jpg", "cat/a.jpg"), ("cat/a.jpg", "cat/b.jpg"),
     ]  # fmt: skip
     layout = tree / "Layout" / "large" / "test.txt"
-    layout.write_text("".join(f"{line}\r\n" for line in reversed(layout.read_text().splitlines())))
+    layout.write_text("\ufeff" + "".join(f"{line}\r\n" for line in reversed(layout.read_text().splitlines())))
     again = read(tree)
     assert [again.name(p.source) for p in again.pairs("test")] == ["cat/a.jpg", "cat/b.jpg", "dog/c.jpg"]
     assert [len(images.pairs(split)) for split in ("train", "val", "test")] == [1, 1, 3]
