@@ -1,9 +1,11 @@
 """Random streams depend on their key and on nothing else."""
 
+from collections import Counter
+
 import pytest
 import torch
 
-from sdprobe.utilities.rng import keyed_generator
+from sdprobe.utilities.rng import drawing_order, keyed_generator
 
 
 def draw(*key: object, count: int = 64) -> torch.Tensor:
@@ -43,3 +45,36 @@ def test_the_global_generator_has_no_say_and_keeps_its_state() -> None:
     assert torch.equal(draw("x"), first)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+FOLDERS = {"cat": 40, "dog": 5, "": 7, "dog/old": 1, "owl": 30}
+NAMES = [f"{folder}/{number:03}.png".lstrip("/") for folder, count in FOLDERS.items() for number in range(count)]
+
+
+def drawn(names: list[str], count: int, seed: int = 0) -> set[str]:
+    return {names[index] for index in drawing_order(names, seed)[:count]}
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 12, 23, 60, 83])
+def test_a_draw_is_spread_over_folders_as_evenly_as_they_allow(count: int) -> None:
+    taken = Counter(name.rpartition("/")[0] for name in drawn(NAMES, count))
+    assert taken.total() == count
+    for folder, size in FOLDERS.items():
+        assert taken[folder] == size or taken[folder] >= max(taken.values()) - 1
+
+
+def test_a_larger_draw_contains_a_smaller_one_and_the_order_of_names_does_not_matter() -> None:
+    assert drawn(NAMES, 10) < drawn(NAMES, 11) and sorted(drawing_order(NAMES, 0)) == list(range(len(NAMES)))
+    assert drawn(NAMES, 10) == drawn(NAMES[::-1], 10) != drawn(NAMES, 10, seed=1)
+
+
+@pytest.mark.parametrize("more", ["cat/new.png", "dog/new.png", "new/new.png", "new.png"])
+@pytest.mark.parametrize("count", [10, 30, 70])
+def test_one_more_name_replaces_at_most_one(more: str, count: int) -> None:
+    assert len(drawn(NAMES, count) - drawn([*NAMES, more], count)) <= 1
+
+
+def test_names_of_a_folder_are_equally_likely() -> None:
+    names = [f"{number}" for number in range(10)]
+    counts = Counter(name for seed in range(2000) for name in drawn(names, 3, seed))
+    assert all(520 < counts[name] < 680 for name in names)  # 600 expected, standard deviation 20
