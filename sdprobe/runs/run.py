@@ -64,6 +64,7 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
         if isinstance(measurement.probe, Predicts):
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         measurement.data.mitigations.save(folder)
+        measurement.probe.save(folder, **measurement.data.fitted_on)
         random = baselines.random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         workers.terminate(measurement.trainer, error)
