@@ -194,6 +194,7 @@ class StreamDataModule(LightningDataModule):
             "dataset_fingerprint": self.store.fingerprint(used),
             "images": {name: len(indices) for name, indices in self.split.items()},
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
+            "drawn": getattr(self.images, "drawn", None),
             "skipped": self.store.skipped,
             "labels": labels.digest if (labels := self.base_stream.labels) else None,
             "latents": {"reused": len(Processes.current().shard(used)) - encoded, "encoded": encoded},
