@@ -17,15 +17,18 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.architectures import DEMO, preset_config, presets
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json
 
 EMBEDDED = "assets/demo"
 NETWORKS = ("unet", "vae", "text_encoder")
+STRIDE = 8  # pixels per cell of a latent, of all presets
+SIZES = {"unet": "sample_size", "vae": "block_out_channels"}
 # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
@@ -56,8 +59,7 @@ def load(
     settings.check("backbone", weights=weights)
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
-    folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
-    _check(folder, variant)
+    folder = _found(path, revision, variant)
     check_card(folder)
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype)
@@ -66,6 +68,31 @@ def load(
             f"Expected {folder} to hold intact diffusers weights, but loading them failed: {_first_line(error)}. "
             "Copy or download the folder again."
         ) from error
+
+
+def native_size(path: str, revision: str | None = None, variant: str | None = None) -> int:
+    """Side in pixels of the images that a checkpoint was made for. The configuration of a hub repository is downloaded with it.
+
+    Raises:
+        InputError: nothing usable at ``path``, or its configuration has no size.
+    """
+    if "architecture" in presets().get(path, {}):
+        return int(preset_config(path)["sample_size"]) * STRIDE
+    folder = _found(presets().get(path, {"path": path})["path"], revision, None if variant == "preset" else variant)
+    side, widths = (read_json(folder / part / "config.json").get(key) for part, key in SIZES.items())
+    if not isinstance(side, int) or not isinstance(widths, list):
+        raise InputError(
+            f"Expected {folder} to say for which size it was made, sample_size of unet/config.json and block_out_channels of "
+            f"vae/config.json, but got {side} and {widths}. Set images.size, to 512 for example."
+        )
+    return side * 2 ** (len(widths) - 1)
+
+
+def _found(path: str, revision: str | None, variant: str | None) -> Path:
+    """The checked folder of a checkpoint, downloaded if it is not there."""
+    folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
+    _check(folder, variant)
+    return folder
 
 
 def _embedded() -> Path:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 # version of the layout of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, /seeds
 SCHEMA = 2
 # version of the numbers; increase it when one changes for the same settings, images and weights, or with another VERSION
-VERSION = 1
+VERSION = 2
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
 # folders whose code can change a number
 LIBRARY = (
