@@ -1,5 +1,6 @@
 """The heads of a run are loaded by three lines, and give its own test numbers on activations that are computed anew."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ test_images.__test__ = False  # type: ignore[attr-defined]  # pytest takes it fo
 
 @pytest.mark.parametrize("mitigation", ["mitigation=[pca_drop,standardize]", "datamodule.compare=true mitigation=pca_drop"])
 def test_loaded_heads_give_the_numbers_of_their_run(mitigation: str, launch, tmp_path: Path) -> None:
-    run = launch(*SMALL, "block=[mid,up_0]", *mitigation.split())
+    run = launch("block=[mid,up_0]", *mitigation.split())
     sd = FrozenSD.from_pretrained("tiny", precision="fp32", device="cpu")
     ids, pictures = test_images()
     grids = sd.activations(pictures, layers=["mid", "up_0"], timestep=50, ids=ids)
@@ -47,3 +48,13 @@ def test_loaded_heads_give_the_numbers_of_their_run(mitigation: str, launch, tmp
     clear(tmp_path / "run", resumed=True)  # as the next run into this folder does
     with pytest.raises(InputError, match="Give the folder of a finished run whose probe has heads"):
         heads.load(tmp_path / "run")
+
+
+def test_the_lines_of_the_documentation_load_a_head(launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usage = (Path(__file__).parents[1] / "docs" / "usage.md").read_text()
+    [lines] = [text for text in re.findall(r"^```python\n(.*?)^```", usage, re.S | re.M) if "RUN_FOLDER" in text]
+    small = [text for text in SMALL if not text.startswith(("backbone", "device"))]
+    launch(*small, "backbone=demo", small=False)
+    capsys.readouterr()
+    exec(lines.replace("RUN_FOLDER", str(tmp_path / "run")).replace("512", "128"), {})
+    assert capsys.readouterr().out == "torch.Size([2, 2, 2, 2])\n"

@@ -57,14 +57,13 @@ def change(folder: Path, part: str, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_a_run_on_a_folder_records_its_size_and_names_another_once(
+def test_a_folder_has_its_own_size_and_a_run_names_another_once(
     folder: Path, launch: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     runner.name_size.cache_clear()
     local = ["backbone=local", f"backbone.path={folder}"]
-    assert launch(*local).meta["image_size"] == 128
-    assert "pixels per side" not in caplog.text
+    assert filled(*local).images.size == 128
     assert launch(*local, "images.size=64", folder="other").meta["image_size"] == 64
     runner.name_size(64, 128)  # the next job of a sweep
     line = "Images have 64 pixels per side; the checkpoint was made for 128 (images.size=null)."
