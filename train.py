@@ -14,12 +14,13 @@ from sdprobe.runs import cli
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Run the configuration that Hydra composed; in a sweep, skip a job that is finished."""
-    from sdprobe.runs import sweep
+    from sdprobe.runs import checks, sweep
     from sdprobe.runs.run import run
 
     cli.silence_libraries()
     interrupts.made(cfg.run_dir)
     with sweep.recorded(cfg), cli.user_errors(cfg.run_dir):
+        checks.fill_size(cfg)
         if sweep.finished(cfg):
             return
         sweep.begin(cfg)

@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from datamodules.images.source import ImageSource
 from datamodules.labels import Labels
 from datamodules.latents import LatentCache, LatentStore
-from datamodules.mitigated import Mitigations
+from datamodules.mitigated import Mitigations, provenance
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
@@ -195,12 +195,20 @@ class StreamDataModule(LightningDataModule):
             "test_fingerprint": self.store.fingerprint(self.split.get("test", [])),
             "images": {name: len(indices) for name, indices in self.split.items()},
             "photographs": {name: len({self.images.photo(i) for i in part}) for name, part in self.split.items()},
+            "drawn": getattr(self.images, "drawn", None),
             "skipped": self.store.skipped,
             "labels": labels.digest if (labels := self.base_stream.labels) else None,
             "latents": {"reused": len(Processes.current().shard(used)) - encoded, "encoded": encoded},
             "passes": self.backbone.passes,
             "mitigations": self.mitigations.describe(self.images.size),
         }
+
+    @property
+    def fitted_on(self) -> dict[str, Any]:
+        """What the record of fitted heads says of their activations; JSON-serialisable."""
+        backbone = {name: self.backbone.describe()[name] for name in ("model", "precision")}
+        layers = list(self.base_stream.reads.layers)
+        return backbone | provenance(self.base_stream) | {"layers": layers, "mitigations": self.mitigations.named()}
 
     def _encode(self) -> None:
         """Encode the images of every split in use, and leave out those that cannot be decoded.

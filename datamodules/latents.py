@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.images.source import ImageSource, Item, LatentSource
+from datamodules.images.source import DrawnImages, ImageSource, Item, LatentSource
 from datamodules.images.views import Viewed, shown
 from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
 from sdprobe.tokens.views import View
@@ -27,6 +27,10 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
+# a picture is nearly blank if no channel's standard deviation over pixels, which are in [0, 1], reaches this
+FAINT = 0.02
+BLANK = "blank"  # text in the cache entry of such a picture
+_named: set[str] = set()  # digests of the nearly blank files that were named
 
 
 class LatentCache:
@@ -38,9 +42,15 @@ class LatentCache:
 
     def get(self, *key: str) -> Float[Tensor, "c h w"] | None:
         """Return the latent stored under ``key``, or None. A damaged entry is removed and counts as missing."""
+        found = self.entry(*key)
+        return found[0] if found else None
+
+    def entry(self, *key: str) -> tuple[Float[Tensor, "c h w"], dict[str, str]] | None:
+        """Return the latent stored under ``key`` and its texts, or None."""
         path = self._path(key)
         try:
-            latent: Tensor = read_tensors(path)[0]["latent"]
+            tensors, texts = read_tensors(path)
+            latent = tensors["latent"]
         except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions gave other users no access
             self.misses += 1
             return None
@@ -51,14 +61,14 @@ class LatentCache:
             self.misses += 1
             return None
         self.hits += 1
-        return latent
+        return latent, texts
 
-    def put(self, latent: Float[Tensor, "c h w"], *key: str) -> None:
-        """Store a latent. Raises InputError if the disk is full or the folder cannot be written to."""
+    def put(self, latent: Float[Tensor, "c h w"], *key: str, **texts: str) -> None:
+        """Store a latent with texts. Raises InputError if the disk is full or the folder cannot be written to."""
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, {"latent": latent})
+            write_tensors(path, {"latent": latent}, **texts)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
                 raise
@@ -94,6 +104,7 @@ class LatentStore:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skipped: list[str] = []
+        self._blank: set[int] = set()
         self.encoded = 0
 
     def __getitem__(self, index: int) -> Float[Tensor, "c h w"]:
@@ -117,7 +128,13 @@ class LatentStore:
         """
         processes = Processes.current()
         own = [] if isinstance(self.images, LatentSource) else processes.shard(indices)
-        lacking = {index for index in own if self.cache.get(*self._key(index)) is None}
+        lacking: set[int] = set()
+        for index in own:
+            entry = self.cache.entry(*self._key(index))
+            if entry is None:
+                lacking.add(index)
+            elif BLANK in entry[1]:
+                self._blank.add(index)
         wanted = set().union(*processes.all_gather(lacking))
         # whole batches are distributed, since the encoder's rounding may depend on the images in a batch
         ordered = [index for index in indices if index in wanted]
@@ -128,10 +145,11 @@ class LatentStore:
             failed = self._encode_all([i for batch in processes.shard(batches) for i in batch])
         except InputError as caught:
             error = caught
-        outcomes = processes.all_gather((failed, str(error) if error else None))
-        if error or any(message for _, message in outcomes):
-            raise error or InputError(next(message for _, message in outcomes if message))
-        failed = {index for indices, _ in outcomes for index in indices}
+        outcomes = processes.all_gather((failed, self._blank, str(error) if error else None))
+        if error or any(message for *_, message in outcomes):
+            raise error or InputError(next(message for *_, message in outcomes if message))
+        failed = {index for indices, *_ in outcomes for index in indices}
+        self._name_blank(sorted({index for _, blank, _ in outcomes for index in blank}))
         if failed:
             self.skipped = [self.images.name(index) for index in sorted(failed)]
             log.warning("Skipped %d images that cannot be decoded: %s", len(failed), ", ".join(self.skipped))
@@ -153,6 +171,15 @@ class LatentStore:
         for index in indices:
             digest.update(f"{self.images.name(index)}\x1f{self.images.content_key(index)}\x1e".encode())
         return digest.hexdigest()
+
+    def _name_blank(self, blank: Sequence[int]) -> None:
+        """Warn of nearly blank pictures, once per process: other views and networks see the same pictures."""
+        files = {index: ":".join(self.images.content_key(index).split(":")[:2]) for index in blank}
+        new = [index for index, file in files.items() if file not in _named]
+        _named.update(files.values())
+        if new:
+            named = ", ".join(self.images.name(index) for index in new[:3]) + (", ..." if len(new) > 3 else "")
+            log.warning("%d of the pictures are nearly blank: %s. Remove those that are not meant to be.", len(new), named)
 
     def _encode_all(self, indices: list[int]) -> set[int]:
         """Encode items and return those that could not be decoded."""
@@ -177,8 +204,12 @@ class LatentStore:
         if not items:
             return []
         latents = self._latents(list(items.values()))
+        # rendered pictures and views may be blank on purpose
+        photographs = not isinstance(self.images, DrawnImages | Viewed)
+        blank = {index for index, item in items.items() if photographs and item["image"].std((1, 2)).max() < FAINT}
         for index, latent in zip(items, latents, strict=True):
-            self.cache.put(latent, *self._key(index))
+            self.cache.put(latent, *self._key(index), **({BLANK: "yes"} if index in blank else {}))
+        self._blank |= blank
         self.encoded += len(latents)
         return latents
 

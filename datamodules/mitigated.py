@@ -97,7 +97,7 @@ class Mitigations:
                 "mitigation=saved mitigation.saved.folder=RUN."
             )
         images = stream.store.images
-        fitted_on = _provenance(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
+        fitted_on = provenance(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
         tested = {digest(name) for i in test for name in _names(images.content_key(i))}
         for variant in self.variants:
             if variant.saved:
@@ -123,6 +123,11 @@ class Mitigations:
         for variant in self.variants:
             if any(chain.maps for chain in variant.fitted.values()):
                 save(folder / "mitigation" / variant.label, variant.fitted, variant.extraction, **variant.fitted_on)
+
+    def named(self) -> dict[str, Any]:
+        """Return label → names and options of the extraction, and of the maps that are applied to activations."""
+        maps = {v.label: [fit.settings for fit in next(iter(v.fitted.values()), Chain()).maps] for v in self.variants}
+        return {v.label: {"extraction": named([v.extraction]), "maps": named(maps[v.label])} for v in self.variants}
 
     def describe(self, size: int) -> dict[str, Any]:
         """Return label → description of its chain, see :meth:`~datamodules.variants.Variant.describe`."""
@@ -174,7 +179,7 @@ class MitigatedStream:
 
 def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[str]) -> None:
     """Load saved maps of every layer; ``tested`` are digests of the pictures that they must not have been fitted on."""
-    expected = _provenance(stream)
+    expected = provenance(stream)
     variant.extraction, chains, variant.fitted_on = read(folder, expected)
     if lacking := sorted({*expected, "images"} - set(variant.fitted_on)):
         raise InputError(
@@ -206,14 +211,14 @@ def _names(key: str) -> set[str]:
     return {name, *(f"{name}:".replace(":1:", f":{code}:", 1).removesuffix(":") for code in EARLIER)}
 
 
-def _provenance(stream: ActivationStream) -> dict[str, Any]:
-    """The settings that have to be equal where a fitted mitigation is used, besides its layer."""
+def provenance(stream: ActivationStream) -> dict[str, Any]:
+    """The settings that have to be equal where a fitted mitigation or head is used, besides its layer."""
     described = stream.backbone.describe()
-    provenance = {key: described[key] for key in BOUND if key in described}
+    result = {key: described[key] for key in BOUND if key in described}
     vae = stream.backbone.encoder.vae.config
-    provenance |= {"timestep": stream.reads.timestep, "prompt": stream.reads.prompt, "size": stream.store.images.size}
-    provenance |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
-    return provenance | ({"noise_seed": stream.reads.seed} if described["noise"] in ("shared", "rolled") else {})
+    result |= {"timestep": stream.reads.timestep, "prompt": stream.reads.prompt, "size": stream.store.images.size}
+    result |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
+    return result | ({"noise_seed": stream.reads.seed} if described["noise"] in ("shared", "rolled") else {})
 
 
 def digest(text: str) -> str:

@@ -4,6 +4,7 @@ Whatever belongs to tokens comes with their batches. Whatever belongs to the who
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning
@@ -95,6 +96,9 @@ class Probe(lightning.LightningModule):
     def not_converged(self) -> list[str]:
         """Layers whose heads stopped before their plateau; none if nothing is trained in steps."""
         return []
+
+    def save(self, folder: Path, **fitted_on: Any) -> None:
+        """Write what the probe has fitted, and what it was fitted on, below a run folder; nothing by default."""
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """Contribution of every test unit to the results, see :mod:`sdprobe.metrics.intervals`.

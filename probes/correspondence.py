@@ -88,7 +88,7 @@ class CorrespondenceProbe(LinearProbe):
 
     kind, reads = "correspondence", "pairs"
     data: PairData
-    variants, metric = TRAINED, "retrieval_accuracy"
+    variants, metric, predicts = TRAINED, "retrieval_accuracy", "projection"
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ Data path step 8.
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from probes.base import Data, Probe, Shapes
-from sdprobe.estimators.heads import LayerHead, heads
+from sdprobe.estimators.heads import Head, LayerHead, layer_heads, save
 from sdprobe.tokens.keys import select
 from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
@@ -43,6 +44,7 @@ class LinearProbe(Probe):
 
     variants: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
+    predicts: str  # what its heads predict, see :class:`~sdprobe.estimators.heads.Head`
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class LinearProbe(Probe):
         self.closed_form = solver == "closed_form"
         self.automatic_optimization = solver == "adam"
         sizes = {layer: (shapes[layer][0], count) for layer, count in outputs.items()}
-        self.heads = heads(sizes if solver != "none" else {}, self.variants, seed)
+        self.heads = layer_heads(sizes if solver != "none" else {}, self.variants, seed)
         self._seen: Counter[str] = Counter()
         self._done: set[str] = set()
         self._validation: dict[str, Tensor] = {}
@@ -114,6 +116,17 @@ class LinearProbe(Probe):
         for layer in self.heads:
             self._head(layer).restore_best()
         self._validated()
+
+    def save(self, folder: Path, **fitted_on: Any) -> None:
+        """Write the fitted heads, without their controls."""
+        if self.heads:
+            save(folder / "heads", {layer: self.fitted(layer) for layer in self.heads}, **fitted_on)
+
+    def fitted(self, layer: str) -> Head:
+        """Return the probe's head at a layer, in its current state: after the test, its best one."""
+        head = self._head(layer)
+        tensors = {"weight": head.weight[0].detach().clone(), "bias": head.bias[0].detach().clone()}
+        return Head(layer, self.predicts, self.shapes[layer], tensors)
 
     @property
     def not_converged(self) -> list[str]:

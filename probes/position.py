@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from probes.base import Data, Shapes
 from probes.linear import LinearProbe
 from sdprobe.estimators.closed_form import Moments, coordinates
+from sdprobe.estimators.heads import grid_positions
 from sdprobe.metrics.grid_accuracy import GridAccuracy, chance
 from sdprobe.metrics.r2 import CoordinateR2
 from sdprobe.tokens.batch import TokenBatch
@@ -99,6 +100,7 @@ class PositionProbe(LinearProbe):
                     "Use larger images; images.size=128 gives 2×2 in the layer mid of Stable Diffusion."
                 )
         self.regresses = head == "regression"
+        self.predicts = "coordinates" if self.regresses else "position"
         self.partitions = {layer: _random_partition(h, w, seed, layer) for layer, (_, h, w) in shapes.items()}
         self.accuracy = nn.ModuleDict(
             {
@@ -191,12 +193,8 @@ class PositionProbe(LinearProbe):
 
     def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Int[Tensor, "n v 2"]:
         """Predicted (row, col) of every variant."""
-        outputs = self._head(layer)(tokens)
         _, height, width = self.shapes[layer]
-        if not self.regresses:
-            return torch.stack([outputs[..., :height].argmax(-1), outputs[..., height:].argmax(-1)], dim=-1)
-        sides = torch.tensor([height, width], device=outputs.device)
-        return ((outputs + 0.5) * sides).floor().long().clamp(min=torch.zeros_like(sides), max=sides - 1)
+        return grid_positions(self._head(layer)(tokens), height, width, self.regresses)
 
     def _coordinates(self, layer: str, index: Int[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
         _, height, width = self.shapes[layer]

@@ -4,6 +4,7 @@ DepthProbe regresses the depth of a token's cell. ContentProbe regresses the cle
 information a mitigation removes. ``shuffled_labels`` is the same probe trained on targets permuted within each batch.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn.functional import huber_loss
 from probes.base import Data, Shapes
 from probes.linear import LinearProbe
 from sdprobe.estimators.closed_form import SHRINKAGE, RidgeMoments
+from sdprobe.estimators.heads import Head
 from sdprobe.metrics.depth_error import DepthError
 from sdprobe.metrics.r2 import KIND, ContentR2
 from sdprobe.tokens.batch import TokenBatch
@@ -135,7 +137,7 @@ class DepthProbe(TargetProbe):
          'val/up_1/rmse/all']
     """
 
-    kind, reads = "depth", "depth"
+    kind, reads, predicts = "depth", "depth", "depth"
     metric = "rmse"
     conditions = (*VARIANTS, "constant", "position_only")
 
@@ -263,7 +265,7 @@ class ContentProbe(TargetProbe):
         (0.0, True)
     """
 
-    kind, reads = "content", "content"
+    kind, reads, predicts = "content", "content", "content"
     metric = KIND
     nulls = ("chance", "position_only")  # both predict the training mean at the token's position, so R² = 0
 
@@ -338,6 +340,11 @@ class ContentProbe(TargetProbe):
             for null in self.nulls:
                 self.results |= qualified(null, layer, dict.fromkeys(select(values, statistic=""), 0.0))
         self.log_dict(select(self.results, condition="test", statistic=""))
+
+    def fitted(self, layer: str) -> Head:
+        """Return the head, with the mean and the spread that content is standardised by."""
+        head = super().fitted(layer)
+        return replace(head, tensors={**head.tensors, "mean": self._means[layer], "scale": self._spread[layer]})
 
     def _target(self, layer: str, batch: TokenBatch) -> Float[Tensor, "n v"]:
         """Standardised content."""

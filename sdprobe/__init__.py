@@ -1,6 +1,6 @@
 """sdprobe: probes of frozen diffusion features for position, corner and high-norm artefacts, and mitigations against them.
 
->>> from sdprobe import FrozenSD, mitigations
+>>> from sdprobe import FrozenSD, heads, mitigations
 """
 
 import os
@@ -18,16 +18,18 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 if TYPE_CHECKING:
     from sdprobe import mitigations as mitigations
     from sdprobe.backbones.frozen_sd import FrozenSD as FrozenSD
+    from sdprobe.estimators import heads as heads
 
-__all__ = ["FrozenSD", "mitigations"]
+__all__ = ["FrozenSD", "heads", "mitigations"]
+_MODULES = {"heads": "sdprobe.estimators.heads", "mitigations": "sdprobe.mitigations"}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, because torch and diffusers take seconds to import."""
     if name == "FrozenSD":
         return import_module("sdprobe.backbones").FrozenSD
-    if name == "mitigations":
-        return import_module("sdprobe.mitigations")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'sdprobe' has no attribute '{name}'")
 
 

@@ -98,6 +98,7 @@ def configure(
 @pytest.fixture
 def launch(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A run of the command in this process, into ``tmp_path``/run; figures are drawn on request."""
+    from sdprobe.runs import checks
     from sdprobe.runs.cli import user_errors
     from sdprobe.runs.run import run
     from sdprobe.tokens.keys import CONDITIONS, Key
@@ -106,7 +107,9 @@ def launch(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
         with user_errors(), monkeypatch.context() as patch:
             if not figures:
                 patch.setattr("sdprobe.runs.run.draw", lambda finished, folder: [])
-            finished = run(configure(*overrides, **options))
+            cfg = configure(*overrides, **options)
+            checks.fill_size(cfg)
+            finished = run(cfg)
         for text in finished.metrics if finished else ():
             key = Key.parse(text)
             assert str(key) == text and key.layer and key.condition in CONDITIONS, text

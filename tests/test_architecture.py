@@ -14,7 +14,11 @@ LEVELS = {
     "sdprobe.runs": 4,
     "tools": 5,
 }  # fmt: skip
-BESIDE = {("sdprobe.tokens", "sdprobe.utilities"), ("sdprobe.estimators", "sdprobe.metrics")}
+BESIDE = {
+    ("sdprobe.tokens", "sdprobe.utilities"),
+    ("sdprobe.estimators", "sdprobe.metrics"),
+    ("sdprobe.estimators", "sdprobe.mitigations"),
+}
 # packages of lower levels that a package must not import
 NEVER = {
     "probes": {"sdprobe.backbones", "sdprobe.scenes", "sdprobe.mitigations"},  # probes read tokens, wherever they are from

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "usage.md")
-EXAMPLES = [text for path in DOCUMENTS for text in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)]
+BLOCKS = [text for path in DOCUMENTS for text in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)]
+EXAMPLES = [text for text in BLOCKS if "RUN_FOLDER" not in text]  # runs need the checkout
 # appended to what runs: everything of this project was imported from the installed package
 INSTALLED = """
 import sys

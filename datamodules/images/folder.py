@@ -1,6 +1,7 @@
 """``images=folder``: any photographs in a folder, centre-cropped (or cropped at random) and resized."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from datamodules.images.source import FileImages, check_limit, decoding, files_b
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
+from sdprobe.utilities.rng import drawing_order
 
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
 
@@ -23,10 +25,11 @@ class FolderImages(FileImages):
     Args:
         root: folder that is searched recursively, also through links, for image files (.jpg, .png, .webp, .tif and others).
         size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
-        limit: greatest number of items, at least 1; None takes all.
+        limit: greatest number of photographs, at least 1; None takes all. They are drawn at random and spread over folders as
+            evenly as these allow, see :func:`~sdprobe.utilities.rng.drawing_order`. Of exact copies one is taken.
         crops: items per picture, at least 1. With 1 it is the largest centred square; with more they are random squares of 50
             to 100 % of the short side, which stay in one split.
-        seed: seed of random crops.
+        seed: seed of drawn photographs and of random crops.
         photograph: what stays in one split: ``file``, a file with its exact copies and all their crops, or ``folder``, all
             files of a folder, for collections with one photograph in many sizes.
         on_error: ``raise`` on a file that cannot be decoded, or ``skip`` it.
@@ -62,9 +65,10 @@ class FolderImages(FileImages):
         files = files_below(self.root, "*", ENDINGS)
         if not files:
             raise InputError(f"Expected images.root to hold images (.jpg, .png, ...), but '{root}' has none. Check the path.")
-        self.items = [(file, crop) for file in files for crop in range(crops)][:limit]
         self.crops, self.seed = crops, seed
         self._first: dict[str, str] = {}
+        files = files if limit is None else self._drawn(files, limit)
+        self.items = [(file, crop) for file in files for crop in range(crops)]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -96,6 +100,19 @@ class FolderImages(FileImages):
         # random crops are drawn by name and seed
         box = "centre" if self.crops == 1 else f"{self.name(index)}-{self.seed}"
         return f"file:{self.digest(self.items[index][0])}:{box}:{self.size}:{VERSION}"
+
+    def _drawn(self, files: list[Path], limit: int) -> list[Path]:
+        """The files of so many photographs, in the order of their paths."""
+        parts = sorted({file.parent for file in files}) if self.photograph == "folder" else files
+        names = [part.relative_to(self.root).as_posix() for part in parts]
+        chosen: dict[object, int] = {}
+        for index in drawing_order(names, self.seed):
+            if len(chosen) < limit:
+                chosen.setdefault(parts[index] if self.photograph == "folder" else self.digest(parts[index]), index)
+        self.drawn = {"seed": self.seed, "of": len(parts), "photographs": [names[index] for index in sorted(chosen.values())]}
+        if self.photograph == "folder":
+            return [file for file in files if file.parent in chosen]
+        return [files[index] for index in sorted(chosen.values())]
 
     def _box(self, picture: Image.Image, index: int) -> tuple[int, int, int]:
         if self.crops == 1:

@@ -13,6 +13,7 @@ from datamodules.images.source import FileImages, check_limit, decoding, files_b
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
+from sdprobe.utilities.rng import drawing_order
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
 SIXTEEN_BITS = ("I", "I;16", "I;16B")
@@ -38,7 +39,9 @@ class NYUDepth(FileImages):
     Args:
         root: folder that is searched recursively.
         size: side of the square images in pixels, a positive multiple of 64; 512 is what SD-1.x and 2.x were trained on.
-        limit: greatest number of pairs, at least 1, evenly spread over all in the order of their paths; None takes all.
+        limit: greatest number of pairs, at least 1; None takes all. They are drawn at random and spread over scenes as
+            evenly as these allow, see :func:`~sdprobe.utilities.rng.drawing_order`.
+        seed: seed of drawn pairs.
         depth_per_metre: value of a depth file at one metre: 1000 for millimetres, 100 for centimetres, 6553.5 if 65535 is 10 m.
         on_error: ``raise`` on a pair that cannot be decoded or lacks its depth, or ``skip`` it.
 
@@ -67,6 +70,7 @@ class NYUDepth(FileImages):
         root: str,
         size: int = 512,
         limit: int | None = None,
+        seed: int = 0,
         depth_per_metre: float = 1000,
         on_error: str = "raise",
     ) -> None:
@@ -92,8 +96,12 @@ class NYUDepth(FileImages):
                 f"Expected images.root to hold pairs rgb_00000.jpg and sync_depth_00000.png in folders by scene, but '{root}' "
                 f"has none. {fix}"
             )
-        count = len(pairs) if limit is None else min(limit, len(pairs))
-        self.items = [pairs[k * len(pairs) // count] for k in range(count)]
+        self.items = pairs
+        if limit is not None:
+            names, scenes = (list(map(of, range(len(pairs)))) for of in (self.name, self.photo))
+            chosen = sorted(drawing_order(names, seed, scenes)[:limit])
+            self.items = [pairs[index] for index in chosen]
+            self.drawn = {"seed": seed, "of": len(pairs), "photographs": [names[index] for index in chosen]}
 
     def __len__(self) -> int:
         return len(self.items)

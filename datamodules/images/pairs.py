@@ -26,6 +26,7 @@ from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import check_range, rgb
+from sdprobe.utilities.rng import drawing_order
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}  # split → its name in the file names of datasets
 PAIR_SPLITS = tuple(SPLITS)
@@ -209,8 +210,9 @@ class PairFiles(FileImages):
         resize: how a picture is fitted into the square: ``pad`` (with zeros), ``replicate`` (repeat its border) or ``squash``
             (change its aspect ratio).
         categories: names of the categories to take; None takes all.
-        pairs_per_category: greatest number of pairs per category and split, at least 1: the first that can be used; None takes
-            all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1, drawn among those that can be used;
+            None takes all.
+        seed: seed of drawn pairs.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` it and count it in ``dropped``.
 
     Raises:
@@ -229,10 +231,12 @@ class PairFiles(FileImages):
         resize: str = "pad",
         categories: Sequence[str] | None = None,
         pairs_per_category: int | None = None,
+        seed: int = 0,
         on_error: str = "raise",
     ) -> None:
         super().__init__(size, on_error)
         settings.check("images", resize=resize)
+        self.seed = seed
         self.resize = resize
         check_limit(pairs_per_category, "images.pairs_per_category")
         self.root = root_of(self.layout, root)
@@ -243,7 +247,10 @@ class PairFiles(FileImages):
         self._annotations: dict[Path, Any] = {}
         entries = self._entries()
         chosen = self._chosen(entries, categories)
-        self._pairs = {split: self._kept(part, chosen, pairs_per_category) for split, part in entries.items()}
+        kept = {split: self._kept(part, chosen, pairs_per_category) for split, part in entries.items()}
+        self._pairs = {split: tuple(map(self._pair, stated.values())) for split, stated in kept.items()}
+        if pairs_per_category is not None:  # positions in the dataset's lists
+            self.drawn = {"seed": seed, "pairs": {split: list(stated) for split, stated in kept.items()}}
         self._names = list(self._indices)
         self._report()
         self._compare(entries, complete=categories is None and pairs_per_category is None)
@@ -316,24 +323,32 @@ class PairFiles(FileImages):
             )
         return set(wanted)
 
-    def _kept(self, entries: Sequence[Entry], chosen: set[str], limit: int | None) -> tuple[Pair, ...]:
-        """The first ``limit`` usable pairs of every chosen category."""
+    def _kept(self, entries: Sequence[Entry], chosen: set[str], limit: int | None) -> dict[int, Statement]:
+        """Position → usable pair of every chosen category, or of ``limit`` drawn ones each, in the dataset's order."""
+        order = list(range(len(entries)))
+        if limit is not None:
+            order = drawing_order(list(map(str, order)), self.seed)
         counts: Counter[str] = Counter()
-        pairs: list[Pair] = []
-        for category, read in entries:
+        stated: dict[int, Statement] = {}
+        for number in order:
+            category, read = entries[number]
             if category not in chosen or counts[category] == limit:
                 continue
             try:
-                pairs.append(self._checked(read()))
+                stated[number] = self._checked(read())
                 counts[category] += 1
             except BadPair as error:
                 if self.on_error == "raise":
                     raise
                 self.dropped[error.reason] += 1
-        return tuple(pairs)
+        return dict(sorted(stated.items()))
 
-    def _checked(self, stated: Statement) -> Pair:
-        """The pair. Raises BadPair if a picture is missing or the geometry is impossible."""
+    def _pair(self, stated: Statement) -> Pair:
+        source, target = (self._indices.setdefault(name, len(self._indices)) for name in stated.names)
+        return Pair(source, target, stated.category, stated.ids, *stated.points, stated.target_box)
+
+    def _checked(self, stated: Statement) -> Statement:
+        """The same statement. Raises BadPair if a picture is missing or the geometry is impossible."""
         sizes = [self._measured(name, stated.label) for name in stated.names]
         if not stated.ids:
             message = f"Expected {stated.label} to have keypoints that both pictures show, but got none."
@@ -348,8 +363,7 @@ class PairFiles(FileImages):
         if not (all(map(math.isfinite, stated.target_box)) and min(x1 - x0, y1 - y0) >= 0 and max(x1 - x0, y1 - y0) > 0):
             message = f"Expected the target's box of {stated.label} to have a size, but got {stated.target_box}."
             raise BadPair("empty box", message)
-        source, target = (self._indices.setdefault(name, len(self._indices)) for name in stated.names)
-        return Pair(source, target, stated.category, stated.ids, *stated.points, stated.target_box)
+        return stated
 
     def _measured(self, name: str, label: str) -> tuple[int, int]:
         """(width, height) of a picture, from its header."""

@@ -185,7 +185,8 @@ class PFPascalImages(ProposalFlowImages):
         size: side of the square items in pixels, a positive multiple of 64.
         resize: ``pad``, ``replicate`` or ``squash``.
         categories: names of the categories to take; None takes all.
-        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1, drawn at random; None takes all.
+        seed: seed of drawn pairs.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` it.
 
     Raises:
@@ -288,7 +289,8 @@ class PFWillowImages(ProposalFlowImages):
         size: side of the square items in pixels, a positive multiple of 64.
         resize: ``pad``, ``replicate`` or ``squash``.
         categories: names of the categories to take; None takes all.
-        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1, drawn at random; None takes all.
+        seed: seed of drawn pairs.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` it.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
@@ -76,9 +76,14 @@ class Images(Dataset[Item], ImageSource):
         size: side of the square images in pixels, a positive multiple of 64.
         on_error: ``raise`` on an item that cannot be decoded, or ``skip`` it.
 
+    Attributes:
+        drawn: what a limit has drawn, for the record of a run; None where all pictures are taken.
+
     Raises:
         InputError: an argument out of range.
     """
+
+    drawn: dict[str, Any] | None = None
 
     def __init__(self, size: int, on_error: str = "raise") -> None:
         check_size(size)

@@ -44,7 +44,8 @@ class SPairImages(PairFiles):
         size: side of the square items in pixels, a positive multiple of 64.
         resize: ``pad``, ``replicate`` or ``squash``.
         categories: names of the categories to take; None takes all.
-        pairs_per_category: greatest number of pairs per category and split, at least 1; None takes all.
+        pairs_per_category: greatest number of pairs per category and split, at least 1, drawn at random; None takes all.
+        seed: seed of drawn pairs.
         keypoints: ``pair``, the keypoints of PairAnnotation, or ``image``, all that ImageAnnotation has in both pictures, as
             geoaware (arXiv 2311.17034) reads them.
         on_error: ``raise`` on a pair that cannot be used, or ``skip`` it.
@@ -82,13 +83,14 @@ class SPairImages(PairFiles):
         resize: str = "pad",
         categories: Sequence[str] | None = None,
         pairs_per_category: int | None = None,
+        seed: int = 0,
         keypoints: str = "pair",
         on_error: str = "raise",
     ) -> None:
         settings.check("images", keypoints=keypoints)
         self._keypoints = keypoints
         self._resized: set[str] = set()
-        super().__init__(root, size, resize, categories, pairs_per_category, on_error)
+        super().__init__(root, size, resize, categories, pairs_per_category, seed, on_error)
 
     def _entries(self) -> dict[str, list[Entry]]:
         entries: dict[str, list[Entry]] = {}

@@ -4,6 +4,7 @@ Data path step 1. Items of one photograph keep its name, so they stay in one spl
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.images.source import ImageSource, Item, LatentSource, check_limit
+from datamodules.images.source import DrawnImages, ImageSource, Item, LatentSource, check_limit
 from sdprobe.tokens.views import VERSION as SHOWN
 from sdprobe.tokens.views import View
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.rng import keyed_generator
+from sdprobe.utilities.rng import drawing_order, keyed_generator
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # unchanged, left to right, upside down, both
 SHARES = (0.5, 0.9)  # side of a random crop as a share of the picture's
@@ -37,25 +38,30 @@ class _Wrapped(ABC):
 
     def __init__(self, images: ImageSource) -> None:
         self.images, self.size, self.on_error = images, images.size, images.on_error
+        self.drawn = getattr(images, "drawn", None)
 
     def __len__(self) -> int:
         return len(self.images) * self.variants
 
     def __getitem__(self, index: int) -> Item:
         """The changed picture (3, size, size) and the item's id."""
-        return {"image": self._show(self.images[index // self.variants]["image"], index), "id": self.name(index)}
+        return {"image": self._show(self.images[self._source(index)]["image"], index), "id": self.name(index)}
 
     def name(self, index: int) -> str:
         """Return the id of the picture."""
-        return self.images.name(index // self.variants)
+        return self.images.name(self._source(index))
 
     def photo(self, index: int) -> str:
         """Return the name of the picture's photograph."""
-        return self.images.photo(index // self.variants)
+        return self.images.photo(self._source(index))
 
     def content_key(self, index: int) -> str:
         """Return the content key of the picture, with the change and its version."""
-        return f"{self.images.content_key(index // self.variants)}:{self._mark(index)}"
+        return f"{self.images.content_key(self._source(index))}:{self._mark(index)}"
+
+    def _source(self, index: int) -> int:
+        """Index of an item's picture."""
+        return index // self.variants
 
     @abstractmethod
     def _show(self, image: Tensor, index: int) -> Tensor:
@@ -67,7 +73,11 @@ class _Wrapped(ABC):
 
 
 class _Variants(_Wrapped):
-    """Several items per picture, each with its own id; ``limit`` counts items."""
+    """Several items per picture, each with its own id.
+
+    ``limit`` counts items, so that there are as many tokens as without variants. Of rendered pictures it takes the first, which
+    are a random sample. Others are drawn, spread over their folders.
+    """
 
     kind: str
 
@@ -78,9 +88,15 @@ class _Variants(_Wrapped):
         super().__init__(images)
         self.variants = variants
         self.count = len(images) * variants if limit is None else min(limit, len(images) * variants)
+        self.chosen = list(range(math.ceil(self.count / variants)))
+        if len(self.chosen) < len(images) and not isinstance(images, DrawnImages):
+            self.chosen = sorted(drawing_order([images.name(i) for i in range(len(images))], 0)[: len(self.chosen)])
 
     def __len__(self) -> int:
         return self.count
+
+    def _source(self, index: int) -> int:
+        return self.chosen[index // self.variants]
 
     def name(self, index: int) -> str:
         """Return the id of the picture, with the number of the change."""

@@ -176,6 +176,12 @@ class FrozenSD:
         return self
 
     @property
+    def native_size(self) -> int | None:
+        """Side in pixels of the images that the checkpoint was made for; None if its configuration does not say."""
+        side = self.unet.config.sample_size
+        return side * self.encoder.stride if isinstance(side, int) else None
+
+    @property
     def padding(self) -> str:
         """Padding mode of the convolutions of U-Net and VAE."""
         return self.encoder.padding

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.architectures import DEMO, preset_config, presets
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import alphas_of
 from sdprobe.backbones.parts import check_complete, check_kinds
@@ -28,6 +28,8 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
 
 EMBEDDED = "assets/demo"
+STRIDE = 8  # pixels per cell of a latent, of all presets
+SIZES = {"unet": "sample_size", "vae": "block_out_channels"}
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 CONVERT = (
     "Convert a single-file checkpoint with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR), or "
@@ -60,11 +62,7 @@ def load(
     settings.check("backbone", weights=weights)
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
-    local = Path(path).expanduser()
-    if local.is_file():
-        raise InputError(f"Expected the backbone to be a diffusers folder, but '{path}' is a file. {CONVERT}")
-    folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant)
-    _check(folder, variant)
+    folder = _found(path, revision, variant)
     check_card(folder)
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype)
@@ -75,6 +73,34 @@ def load(
             f"Expected {folder} to hold intact diffusers weights, but loading them failed: {_first_line(error)}. "
             "Copy or download the folder again."
         ) from error
+
+
+def native_size(path: str, revision: str | None = None, variant: str | None = None) -> int:
+    """Side in pixels of the images that a checkpoint was made for. The configuration of a hub repository is downloaded with it.
+
+    Raises:
+        InputError: nothing usable at ``path``, or its configuration has no size.
+    """
+    if "architecture" in presets().get(path, {}):
+        return int(preset_config(path)["sample_size"]) * STRIDE
+    folder = _found(presets().get(path, {"path": path})["path"], revision, None if variant == "preset" else variant)
+    side, widths = (read_json(folder / part / "config.json").get(key) for part, key in SIZES.items())
+    if not isinstance(side, int) or not isinstance(widths, list):
+        raise InputError(
+            f"Expected {folder} to say for which size it was made, sample_size of unet/config.json and block_out_channels of "
+            f"vae/config.json, but got {side} and {widths}. Set images.size, to 512 for example."
+        )
+    return side * 2 ** (len(widths) - 1)
+
+
+def _found(path: str, revision: str | None, variant: str | None) -> Path:
+    """The checked folder of a checkpoint, downloaded if it is not there."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        raise InputError(f"Expected the backbone to be a diffusers folder, but '{path}' is a file. {CONVERT}")
+    folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant)
+    _check(folder, variant)
+    return folder
 
 
 def _embedded() -> Path:

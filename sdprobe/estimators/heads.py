@@ -1,18 +1,32 @@
-"""LayerHead: one linear head per layer and variant, with the state that decides when its training ends.
+"""Linear heads: per layer and variant while they are trained (LayerHead); and as a run saves them for later use (Head).
 
 Heads of all layers and variants share one optimiser. Adam works elementwise and no head depends on another, so each head ends
 in the same state as if it were trained alone.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdprobe.tokens.keys import base_of
+from sdprobe.mitigations.base import Chain
+from sdprobe.mitigations.saved import read as read_mitigation
+from sdprobe.tokens.keys import base_of, label_of
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
 from sdprobe.utilities.rng import keyed_generator
+
+__all__ = ["Head", "load", "save"]
+
+log = logging.getLogger(__name__)
+NAME = "heads"
+PREDICTIONS = ("position", "coordinates", "depth", "content", "projection")
 
 
 class LayerHead(nn.Module):
@@ -83,8 +97,185 @@ class LayerHead(nn.Module):
         return (self.stale >= patience) & (self.steps >= min_steps)
 
 
-def heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:
+def layer_heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], seed: int) -> nn.ModuleDict:
     """A head per layer. ``outputs`` maps layer → (C, K). Initialisation is keyed by (seed, layer)."""
     return nn.ModuleDict(
         {layer: LayerHead(channels, count, len(variants), seed, base_of(layer)) for layer, (channels, count) in outputs.items()}
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The head that a probe fitted at one layer, without its controls. :func:`load` reads those of a run.
+
+    ``head(grid)`` maps activations (B, C, h, w), as :meth:`~sdprobe.backbones.frozen_sd.FrozenSD.activations` returns them, to
+    predictions (B, K, h, w). The mitigations of the run are applied first.
+
+    ============  ===  ===================================================================================================
+    predicts      K    unit
+    ============  ===  ===================================================================================================
+    position      2    row and column of the layer's grid, integers from 0; a classifier of rows and one of columns
+    coordinates   2    the same, from a regression that is rounded to the grid
+    depth         1    depth in the unit of the training images: metres for NYU Depth v2, scene units for rendered scenes
+    content       4    the clean latent, in the units of the latents that the network gets
+    projection    D    vectors to compare by cosine
+    ============  ===  ===================================================================================================
+
+    Args:
+        layer: name of the layer, or of its variant after a mitigation, such as ``mid__leace``.
+        predicts: a name of the table.
+        shape: (C, h, w) of the layer's activations. Channels have the order of the network.
+        tensors: ``weight`` (K, C) and ``bias`` (K,) of :meth:`outputs`; for content also ``mean`` (h, w, 4) and ``scale`` (4,),
+            by which the training targets were standardised.
+        mitigation: fitted mitigations that are applied to activations first.
+
+    Example:
+        >>> import torch
+        >>> from sdprobe import heads
+        >>> tensors = {"weight": torch.ones(1, 8), "bias": torch.zeros(1)}
+        >>> head = heads.Head("mid", "depth", (8, 4, 4), tensors)
+        >>> head(torch.full((2, 8, 4, 4), 0.5)).unique()
+        tensor([4.])
+    """
+
+    layer: str
+    predicts: str
+    shape: tuple[int, int, int]
+    tensors: Mapping[str, Tensor]
+    mitigation: Chain = field(default_factory=Chain)
+
+    def __call__(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"] | Int[Tensor, "b k h w"]:
+        """Predictions for activations.
+
+        Args:
+            grid: activations (B, C, h, w) of the layer, without mitigations.
+
+        Returns:
+            (B, K, h, w), on the device of ``grid``.
+
+        Raises:
+            InputError: activations of another shape.
+        """
+        outputs = self.outputs(grid)
+        if self.predicts in ("position", "coordinates"):
+            _, height, width = self.shape
+            return grid_positions(outputs.movedim(1, -1), height, width, self.predicts == "coordinates").movedim(-1, 1)
+        if self.predicts == "content":
+            mean, scale = (self.tensors[name].to(outputs.device) for name in ("mean", "scale"))
+            # a channel that never varied in training has an infinite scale
+            return outputs * torch.where(scale.isfinite(), scale, 0)[:, None, None] + mean.movedim(-1, 0)
+        return outputs
+
+    def outputs(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """What the linear map gives: logits of rows, then of columns (``position``), coordinates in (−½, ½) (``coordinates``),
+        standardised content (``content``), or the predictions themselves.
+
+        Args:
+            grid: activations (B, C, h, w) of the layer, without mitigations.
+
+        Returns:
+            float32 (B, K, h, w), on the device of ``grid``.
+
+        Raises:
+            InputError: activations of another shape.
+        """
+        if grid.ndim != 4 or tuple(grid.shape[1:]) != self.shape:
+            raise InputError(
+                f"Expected activations of {self.layer} of shape (B, {', '.join(map(str, self.shape))}), as its head was fitted "
+                f"on, but got {tuple(grid.shape)}. Use the layer, the network and the image size of that run."
+            )
+        tokens = self.mitigation.to(grid.device).transform(grid).movedim(1, -1).float()
+        weight, bias = (self.tensors[name].to(grid.device) for name in ("weight", "bias"))
+        return nn.functional.linear(tokens, weight, bias).movedim(-1, 1)
+
+
+def grid_positions(outputs: Float[Tensor, "*n k"], height: int, width: int, regression: bool) -> Int[Tensor, "*n 2"]:
+    """(row, column) from logits of rows, then of columns, or from coordinates of a regression."""
+    if not regression:
+        return torch.stack([outputs[..., :height].argmax(-1), outputs[..., height:].argmax(-1)], dim=-1)
+    sides = torch.tensor([height, width], device=outputs.device)
+    return ((outputs + 0.5) * sides).floor().long().clamp(min=torch.zeros_like(sides), max=sides - 1)
+
+
+def save(folder: str | Path, heads: Mapping[str, Head], **fitted_on: Any) -> None:
+    """Write heads into a folder. Their mitigations are not written; a run writes them into the folder beside.
+
+    Args:
+        folder: created if it does not exist.
+        heads: layer → head.
+        **fitted_on: what a later use must agree with (see :func:`load`), such as ``timestep=50, **sd.describe()``.
+            JSON-serialisable.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from sdprobe import heads
+        >>> head = heads.Head("mid", "depth", (8, 4, 4), {"weight": torch.ones(1, 8), "bias": torch.zeros(1)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     heads.save(folder, {"mid": head}, timestep=50)
+        ...     print(list(heads.load(folder, timestep=50)))
+        ['mid']
+    """
+    # a file cannot hold one tensor under two names
+    tensors = {f"{layer}/{name}": tensor.clone() for layer, head in heads.items() for name, tensor in head.tensors.items()}
+    described = {layer: {"predicts": head.predicts, "shape": list(head.shape)} for layer, head in heads.items()}
+    write_fit(Path(folder), NAME, tensors, {"heads": described, "fitted_on": fitted_on})
+
+
+def load(folder: str | Path, **expected: Any) -> dict[str, Head]:
+    """Read the heads of a run.
+
+    Args:
+        folder: a run folder, or where :func:`save` wrote.
+        **expected: what your activations come from, such as ``timestep=50, size=512, **sd.describe()``. Each name that the file
+            records, too, must have the same value there. Device, precision and model path are not compared.
+
+    Returns:
+        layer → head, with the mitigations of the run. A layer without a head raises InputError.
+
+    Raises:
+        InputError: no saved heads, damaged ones, or ones that were fitted on something else.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from sdprobe import heads
+        >>> head = heads.Head("mid", "projection", (8, 4, 4), {"weight": torch.ones(16, 8), "bias": torch.zeros(16)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     heads.save(folder, {"mid": head})
+        ...     heads.load(folder)["mid"](torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 16, 4, 4])
+    """
+    path = find_fit(folder, NAME, "Give the folder of a finished run whose probe has heads.")
+    with intact("set of heads", path):
+        record, tensors = read_fit(path, NAME)
+        fitted_on: dict[str, Any] = record["fitted_on"]
+        found = _Heads(path)
+        for layer, entry in record["heads"].items():
+            if entry["predicts"] not in PREDICTIONS:
+                raise ValueError(f"no head predicts {entry['predicts']}")
+            own = {name.removeprefix(f"{layer}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{layer}/")}
+            found[layer] = Head(layer, entry["predicts"], tuple(entry["shape"]), own)
+    check_bound("set of heads", path, fitted_on, expected)
+    for label, steps in fitted_on.get("mitigations", {}).items():
+        own = [layer for layer in found if label_of(layer) == label]
+        if steps["maps"]:
+            _, chains, _ = read_mitigation(path.parent / "mitigation" / label, {})
+            # concatenated layers have chains of their own, applied before
+            own = [layer for layer in own if base_of(layer) in chains]
+            found.update({layer: replace(found[layer], mitigation=chains[base_of(layer)]) for layer in own})
+        if steps["extraction"]:
+            name = steps["extraction"][0]["name"]
+            log.warning("Heads of %s were fitted on activations that %s extracted. Give them such.", ", ".join(own), name)
+    return found
+
+
+class _Heads(dict[str, Head]):
+    """Layer → head, with a sentence for a layer that has none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __missing__(self, layer: str) -> Head:
+        raise InputError(
+            f"Expected a layer with a head in {self.path}, {', '.join(self)}, but got '{layer}'. Use one of these."
+        )

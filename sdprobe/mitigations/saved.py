@@ -3,7 +3,6 @@
 Weights are read from safetensors only. Classes are looked up by name among those of this package.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from sdprobe.mitigations.position_mean import PositionMean
 from sdprobe.mitigations.shift_anova import ShiftAnova
 from sdprobe.mitigations.standardize import Standardize
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_file, write_tensors
+from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
 
-STATE, RECORD = "mitigation.safetensors", "mitigation.json"
+NAME = "mitigation"
 # what a record may name; no other class is ever made from a file
 KINDS: dict[str, type[Mitigation | Extraction]] = {
     kind.__name__: kind
@@ -54,8 +53,6 @@ def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extr
         >>> chains["mid"].transform(torch.randn(1, 8, 4, 4)).shape
         torch.Size([1, 8, 4, 4])
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     chains = {
         layer: mitigation.maps if isinstance(mitigation, Chain) else (mitigation,) for layer, mitigation in fitted.items()
     }
@@ -66,12 +63,11 @@ def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extr
         for name, tensor in ({"seen": torch.tensor(fit.seen)} | dict(fit.fitted)).items()
     }
     record = {
-        "digest": write_tensors(folder / STATE, state),  # what the record is about, or an interruption mixes two fits
         "mitigations": named([extraction, *(fit.settings for fit in next(iter(chains.values())))]),
         "layers": {layer: [fit.describe() for fit in maps] for layer, maps in chains.items()},
         "fitted_on": fitted_on,
     }
-    write_file(folder / RECORD, json.dumps(record, indent=1))
+    write_fit(Path(folder), NAME, state, record)
 
 
 def named(steps: Sequence[Configured | None]) -> list[dict[str, Any]]:
@@ -106,28 +102,14 @@ def load(folder: str | Path, **expected: Any) -> dict[str, Chain]:
 
 def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | None, dict[str, Chain], dict[str, Any]]:
     """Extraction, layer → chain, and what they were fitted on. Raises InputError as :func:`load` does."""
-    path = Path(folder)
-    path = path if (path / RECORD).is_file() else path / "mitigation"
-    if not (path / RECORD).is_file() or not (path / STATE).is_file():
-        compared = sorted(str(record_file.parent) for record_file in path.glob(f"*/{RECORD}"))
-        remedy = f"Use one of {', '.join(compared)}." if compared else "Give the folder of a run that fitted a mitigation."
-        raise InputError(f"Expected {folder} to hold {RECORD} and {STATE}, but it does not. {remedy}")
-    try:
-        record, (state, stored) = read_json(path / RECORD), read_tensors(path / STATE, unchecked=True)
-        if record.get("digest") != stored.get("digest"):  # older versions wrote neither
-            raise DamagedFile(path, f"{RECORD} of another fit than {STATE}")
+    path = find_fit(folder, NAME, "Give the folder of a run that fitted a mitigation.")
+    with intact(NAME, path):
+        record, state = read_fit(path, NAME)
         if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
             raise ValueError(f"no mitigation is called {unknown[0]}")
         steps = [KINDS[entry["name"]](**entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"Expected an intact mitigation in {path}, but got '{error.args[-1]}'. Fit it again.") from error
-    for key in sorted(expected.keys() & fitted_on.keys() - {"device", "precision", "model"}):  # where it ran, not what it is
-        if fitted_on[key] != expected[key]:
-            raise InputError(
-                f"Expected the mitigation in {path} to be used with {key} {fitted_on[key]}, which it was fitted on, but got "
-                f"{expected[key]}. Fit it anew for other layers, models, timesteps and protocols."
-            )
+    check_bound(NAME, path, fitted_on, expected)
     extraction = next((step for step in steps if isinstance(step, Extraction)), None)
     mitigations = [step for step in steps if isinstance(step, Mitigation)]
     try:
@@ -136,7 +118,7 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
             raise KeyError(min(state))
     except KeyError as error:
         raise InputError(
-            f"Expected {path / STATE} to fit its record, but only one of them has {error}. Fit it again."
+            f"Expected {path / NAME}.safetensors to fit its record, but only one of them has {error}. Fit it again."
         ) from error
     return extraction, chains, fitted_on
 

@@ -17,6 +17,7 @@ from sdprobe.backbones.precision import choose_device
 from sdprobe.utilities.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+UNFILLED = ("images", "size", None)
 LISTS = {str: "a list of names", int: "a list of integers"}
 
 
@@ -33,6 +34,18 @@ def check(cfg: DictConfig) -> None:
         raise
     except (OmegaConfBaseException, HydraException, ImportError, AttributeError, TypeError, ValueError):
         return  # a configuration that cannot be checked here is reported where it is used
+
+
+def fill_size(cfg: DictConfig) -> None:
+    """Replace ``images.size=null`` by the size that the checkpoint was made for: numbers, keys and records depend on it.
+
+    Raises:
+        InputError: the checkpoint cannot be found, or does not say.
+    """
+    if "size" in cfg.images and cfg.images.size is None:
+        from sdprobe.backbones.loading import native_size  # seconds of import that wrong settings must not wait for
+
+        cfg.images.size = native_size(cfg.backbone.path, cfg.backbone.revision, cfg.backbone.variant)
 
 
 def check_types(cfg: DictConfig) -> None:
@@ -53,7 +66,7 @@ def check_types(cfg: DictConfig) -> None:
         for key, hint in hints.items():
             if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
                 continue
-            if raw[key] in ("${images}", "${backbone}"):  # type: ignore[index,call-overload]
+            if raw[key] in ("${images}", "${backbone}") or (name, key, raw[key]) == UNFILLED:  # type: ignore[index,call-overload]
                 continue
             try:
                 value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]

@@ -132,6 +132,12 @@ def expanded(arguments: list[str]) -> list[str]:
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
     overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
+    config = (
+        folder / ".hydra" / "config.yaml"
+    )  # it has the size that null stood for, which another version may fill in otherwise
+    size = OmegaConf.select(OmegaConf.load(config), "images.size") if config.is_file() else None
+    if size is not None and not any(override.startswith("images.size=") for override in overrides):
+        overrides.append(f"images.size={size}")
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
     place = quoted(str(folder))
     return [*overrides, f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 # version of the layout of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, /seeds
 SCHEMA = 2
 # version of the numbers; increase it when one changes for the same settings, images and weights, or with another VERSION
-VERSION = 1
+VERSION = 2
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
 # folders whose code can change a number
 LIBRARY = (
@@ -59,7 +59,15 @@ def clear(folder: Path, resumed: bool) -> None:
 
     Otherwise old results would remain if the new run fails, and old checkpoints could be taken for those of the new run.
     """
-    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", "mitigation/**/mitigation.*", *OUTPUT_FILES]
+    names = [
+        "metrics.json",
+        "maps.npz",
+        "pseudovalues.npz",
+        "predictions.parquet",
+        "mitigation/**/mitigation.*",
+        "heads/heads.*",
+    ]
+    names += OUTPUT_FILES
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:

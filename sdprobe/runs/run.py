@@ -3,6 +3,7 @@
 import logging
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -40,12 +41,20 @@ def run(cfg: DictConfig) -> Run | None:
     write_command(folder, cfg)
     if not sweep.active():
         interrupts.expect(f"Interrupted; continue with: python train.py resume={shlex.quote(str(folder))}")
+    name_size(measurement.data.images.size, measurement.data.backbone.native_size)
     detailed = not sweep.in_turns()
     if detailed:
         log.info(measurement.summary())
     steps = measurement.steps + baselines.steps(cfg)
     with interrupts.deferred(), progress.plan(steps, heading=sweep.heading(), lines=detailed):
         return _measured(cfg, folder, measurement)
+
+
+@cache
+def name_size(size: int, native: int | None) -> None:
+    """Say, once per process, that images have another size than those that the checkpoint was made for."""
+    if native not in (None, size):
+        log.info("Images have %d pixels per side; the checkpoint was made for %d (images.size=null).", size, native)
 
 
 def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
@@ -64,6 +73,7 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
         if isinstance(measurement.probe, Predicts):
             write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         measurement.data.mitigations.save(folder)
+        measurement.probe.save(folder, **measurement.data.fitted_on)
         random = baselines.random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         workers.terminate(measurement.trainer, error)

@@ -91,7 +91,7 @@ WRAPPED: dict[str, Make] = {
     "shown": lambda size: Viewed(Textures(size, 4), View(shift=(3, -5), flip=True)),
     "windows": lambda size: Viewed(FlipBalanced(Scenes(size, 1), size), View(window=(2, 5), larger=64)),
 }
-LIMITED = ["folder", "random crops", "hub", *sorted(DRAWN.keys() - {"scene_pairs"})]
+LIMITED = ["folder", "random crops", "hub", "nyu", *sorted(DRAWN.keys() - {"scene_pairs"})]
 WITH_ROOT = sorted(STORED.keys() - {"hub"})
 
 
@@ -148,10 +148,13 @@ def test_a_source_can_be_sent_to_workers_and_iterated(make: Make) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITED)
-def test_a_limit_takes_the_first_items(name: str, tmp_path: Path) -> None:
+def test_a_limit_leaves_items_out_and_changes_none(name: str, tmp_path: Path) -> None:
     make = maker(name, tmp_path / "tree")
     whole, part = make(size=64, limit=4), make(size=64, limit=3)
-    assert len(part) == 3 and [part.content_key(i) for i in range(3)] == [whole.content_key(i) for i in range(3)]
+    keys = [[images.content_key(i) for i in range(len(images))] for images in (whole, part)]
+    assert len({part.photo(i) for i in range(len(part))}) == (1 if name == "flipped" else 2 if name == "crops" else 3)
+    assert [key for key in keys[0] if key in keys[1]] == keys[1], "in the same order"
+    assert name in STORED or keys[1] == keys[0][:3], "rendered pictures are the first ones, which published numbers are of"
     assert len(make(size=64, limit=99)) == (len(make(size=64)) if name in (*STORED, "flipped", "crops") else 99)
 
 
@@ -165,7 +168,7 @@ def test_a_wrong_size_says_which_would_do(name: str, size: int, fix: str, tmp_pa
         maker(name, tmp_path / "tree")(size=size)
 
 
-@pytest.mark.parametrize("name", [*LIMITED, "nyu", "scene_pairs"])
+@pytest.mark.parametrize("name", [*LIMITED, "scene_pairs"])
 @pytest.mark.parametrize("limit", [0, -5])
 def test_a_limit_below_one_is_refused(name: str, limit: int, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"Expected images\.limit to be at least \d+, but got {limit}\. Use "):

@@ -4,12 +4,14 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from datamodules.images.folder import FolderImages
-from datamodules.latents import LatentCache, LatentStore
+from datamodules.images.texture import Constants
+from datamodules.latents import LatentCache, LatentStore, _named
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.utilities.errors import InputError
@@ -235,3 +237,26 @@ def test_unusual_latents_are_warned_of(
     vae.register_to_config(scaling_factor=1000.0)
     store_of(photos, LatentEncoder(vae), tmp_path / "cache").prepare(range(5))
     assert "standard deviation" in caplog.text
+
+
+def test_nearly_blank_pictures_are_named_once(
+    photos: Path, encoder: LatentEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grey = np.full((64, 64, 3), 90, np.uint8)
+    edge = grey.copy()
+    edge[:, :32] += 8  # a standard deviation of 4 of 255
+    for name, pixels in {"p001": grey, "p003": edge, "p004": edge + 9 * (edge > 90)}.items():
+        Image.fromarray(pixels.astype(np.uint8)).save(photos / f"{name}.png")
+
+    def said(store: LatentStore) -> list[str]:
+        caplog.clear()
+        store.prepare(range(5))
+        return [record.getMessage() for record in caplog.records if "blank" in record.getMessage()]
+
+    line = "2 of the pictures are nearly blank: p001.png, p003.png. Remove those that are not meant to be."
+    assert said(store_of(photos, encoder, tmp_path / "cache")) == [line]
+    assert said(store_of(photos, encoder, tmp_path / "cache", size=128)) == [], "of the same pictures"
+    _named.clear()  # another process, which finds the latents in the cache
+    assert said(store_of(photos, encoder, tmp_path / "cache")) == [line]
+    flat = LatentStore(Constants(64, 5), encoder, LatentCache(tmp_path / "cache"), 0, 2, 0)
+    assert said(flat) == [], "blank on purpose"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,12 @@ from probes import (
     StatisticsProbe,
     StudyProbe,
 )
+from sdprobe import heads
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities.errors import InputError
 from tests.probes.conftest import Planted, Targeted, fit_and_test
 from tests.probes.planted_pairs import PlantedPairs, planted_pairs
+from tests.probes.recomputed import NUMBERS
 from tests.probes.test_statistics_probe import Views, views
 from tests.probes.test_study_probe import IMAGES, Study
 
@@ -139,6 +142,42 @@ def test_a_layer_beside_another_gives_what_it_gives_alone(both: tuple[Kind, Any]
 def test_no_process_reduces_metrics_that_have_seen_everything(both: tuple[Kind, Any]) -> None:
     _, probe = both
     assert not any(module._to_sync for module in probe.modules() if hasattr(module, "_to_sync"))
+
+
+# --- saved heads -----------------------------------------------------------------------------------------------------
+
+
+def check_saved(probe: Any, data: Any, folder: Path) -> None:
+    """The saved heads give the numbers that the probe reports, on its own test activations."""
+    probe.save(folder, timestep=50)
+    loaded = heads.load(folder, timestep=50)
+    assert list(loaded) == list(LAYERS)
+    for layer, head in loaded.items():
+        grid = data.grids[layer][list(data.parts["test"])] if isinstance(data, Planted) else data.grids[layer]
+        found = NUMBERS[head.predicts](head, grid, data, layer)
+        # sums have another order; predictions may differ in their last bit, and only at a tie in more
+        assert found == pytest.approx({name: probe.results[f"test/{layer}/{name}/all"] for name in found}, abs=1e-6)
+
+
+def test_saved_heads_give_the_test_numbers(both: tuple[Kind, Any], tmp_path: Path) -> None:
+    kind, probe = both
+    if kind.probe is not StudyProbe:  # its heads are those of PositionProbe
+        check_saved(probe, kind.data(LAYERS), tmp_path)
+
+
+REGRESSION = {"head": "regression"}
+
+
+@pytest.mark.parametrize(
+    ("probe", "data", "options"),
+    [
+        pytest.param(PositionProbe, position, REGRESSION | {"solver": "closed_form"}, id="regression, closed form"),
+        pytest.param(PositionProbe, position, REGRESSION | HEADS, id="regression", marks=pytest.mark.slow),
+        pytest.param(DepthProbe, targeted("depth", 1), {"solver": "closed_form"}, id="depth, closed form"),
+    ],
+)
+def test_saved_heads_of_other_solvers_do_too(probe: type, data: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    check_saved(measured(Kind(probe, data, set(), options), LAYERS), data(LAYERS), tmp_path)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
