@@ -4,6 +4,8 @@ A :class:`LatentSource` also gives latents, which need no encoder.
 """
 
 import hashlib
+import struct
+import zlib
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,7 +22,10 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import check_size
 
 # what PIL raises on a file that is not an intact image
-UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+UNDECODABLE = (
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError, ArithmeticError,
+    LookupError, EOFError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class Item(TypedDict):
@@ -166,5 +171,8 @@ def folder_of(root: str, kind: str = "a folder") -> Path:
 
 
 def files_below(folder: Path, pattern: str, endings: Collection[str]) -> list[Path]:
-    """Files with one of the endings, in the order of their paths."""
-    return sorted(file for file in folder.rglob(pattern) if file.suffix.lower() in endings and file.is_file())
+    """Files with one of the endings, in the order of their paths. Raises InputError for a name that is not UTF-8."""
+    files = sorted(file for file in folder.rglob(pattern) if file.suffix.lower() in endings and file.is_file())
+    if strange := next((file for file in files if any(0xD800 <= ord(letter) <= 0xDFFF for letter in str(file))), None):
+        raise InputError(f"Expected names of files in UTF-8, but got {str(strange)!a}. Rename it.")
+    return files
