@@ -7,6 +7,8 @@ import hashlib
 import logging
 import mimetypes
 import os
+import struct
+import zlib
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,10 @@ from sdprobe.utilities.pictures import check_size
 OF_SYSTEMS = {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 log = logging.getLogger(__name__)
 # what PIL raises on a file that is not an intact image
-UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+UNDECODABLE = (
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError, ArithmeticError,
+    LookupError, EOFError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class Item(TypedDict):
@@ -187,7 +192,7 @@ def files_below(folder: Path, pattern: str, endings: Collection[str]) -> list[Pa
     hidden folders or in those of systems, links that lead nowhere, and pictures with another ending.
 
     Raises:
-        InputError: a folder that cannot be read.
+        InputError: a folder that cannot be read, or a name that is not UTF-8.
     """
     found: list[Path] = []
     left: list[Path] = []
@@ -221,6 +226,8 @@ def files_below(folder: Path, pattern: str, endings: Collection[str]) -> list[Pa
             "Pictures left out below %s (hidden, of a system, broken links, other formats): %d, such as %s.",
             folder, len(left), min(left),
         )  # fmt: skip
+    if strange := next((file for file in found if any(0xD800 <= ord(letter) <= 0xDFFF for letter in str(file))), None):
+        raise InputError(f"Expected names of files in UTF-8, but got {str(strange)!a}. Rename it.")
     return sorted(found)
 
 

@@ -28,6 +28,9 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: an argument that is no override; the sentence names it and, where there is one, a spelling that works.
     """
+    for argument in arguments:
+        if not argument.isprintable() and any(0xD800 <= ord(c) <= 0xDFFF for c in argument):  # bytes that are no UTF-8
+            raise InputError(f"Expected arguments in UTF-8, but got {argument!a}. Rename the file or folder.")
     jobs = any(argument in ("-m", "--multirun") for argument in arguments)
     words: list[str] = []
     for argument in arguments:  # a list with spaces, which the shell splits

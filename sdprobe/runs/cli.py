@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib.util
 import logging
+import math
 import os
 import re
 import sys
@@ -16,14 +17,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import QuotedString, ValueType
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.runs import console, interrupts
+from sdprobe.runs import console, interrupts, places
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -120,8 +121,10 @@ def expanded(arguments: list[str]) -> list[str]:
     """
     given = [argument for argument in arguments if argument.startswith("resume=")]
     value = OverridesParser.create().parse_override(given[-1]).value() if given else None
-    if not value:
+    if value is None:
         return arguments
+    if not value:
+        raise InputError("Expected resume to be a run folder, but got nothing. Use resume=FOLDER, or leave it out.")
     folder = Path(str(value))
     if others := [argument for argument in arguments if argument not in given]:
         raise InputError(f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings.")
@@ -154,6 +157,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}:
         return None  # --cfg job, --hydra-help, ...: left to Hydra
+    check_choices(overrides)
     try:
         cfg = composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -195,19 +199,66 @@ def composed(overrides: Sequence[str]) -> DictConfig:
         GlobalHydra.instance().clear()
 
 
+def check_choices(overrides: Sequence[str]) -> None:
+    """Refuse numbers, dictionaries and empty text where a choice of a group is meant.
+
+    Raises:
+        InputError: such a value.
+    """
+    for text in _choices(overrides):
+        override = OverridesParser.create().parse_override(text)
+        values = [None] if override.is_sweep_override() or text.startswith("~") else override.value()
+        for value in values if isinstance(values, list) else [values]:
+            if not (value is None or isinstance(value, str | QuotedString)) or not str(value).strip("'\""):
+                group = override.key_or_group
+                options = ", ".join(_options(group))
+                raise InputError(f"Expected {group} to be one of {options}, but got {_spelt(value)}. Write {group}=NAME.")
+
+
 def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse text, lists and flags for a setting whose default is a number, and anything but a flag for a flag.
+
+    Also refuse numbers that are not finite, and a value for a node that is set by its own name, such as datamodule.images.
 
     Raises:
         InputError: such a value. The types of constructors are checked later, because importing them imports torch.
     """
     defaults = composed(_choices(overrides))
     for key in (text.lstrip("+~").partition("=")[0] for text in overrides):
-        default, value = (OmegaConf.select(node, key) if "@" not in key else None for node in (defaults, cfg))
-        kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind == (int, float))):
-            spoken = "true or false" if kind is bool else "a number"
-            raise InputError(f"Expected {key} to be {spoken}, but got {value!r}. The default is {default}.")
+        if "@" not in key:
+            check_kind(cfg, defaults, key)
+
+
+def check_kind(cfg: DictConfig, defaults: DictConfig, key: str) -> None:
+    """Compare the value of one key with its default, as :func:`check_kinds` says.
+
+    Raises:
+        InputError: a value of another kind.
+    """
+    default, value = (OmegaConf.select(node, key) for node in (defaults, cfg))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"Expected {key} to be a finite number, but got {value}. The default is {default}.")
+    if OmegaConf.is_config(default) and (linked := _linked(defaults, key)):
+        raise InputError(f"Expected {key} to be left alone, but got {_spelt(value)}. Set {linked}= instead.")
+    if OmegaConf.is_dict(default) and not OmegaConf.is_dict(value):
+        raise InputError(f"Expected {key} to have settings of its own, but got {_spelt(value)}. Write {key}.NAME=VALUE.")
+    kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind == (int, float))):
+        spoken = "true or false" if kind is bool else "a number"
+        raise InputError(f"Expected {key} to be {spoken}, but got {_spelt(value)}. The default is {default}.")
+
+
+def _linked(cfg: DictConfig, key: str) -> str:
+    """The setting that a key refers to as a whole: ``images`` for ``datamodule.images``; empty for other keys."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    raw = OmegaConf.to_container(node, resolve=False)
+    return match[1] if (match := re.fullmatch(r"\$\{(\w+)\}", str(raw[name]))) else ""  # type: ignore[index,call-overload]
+
+
+def _spelt(value: object) -> str:
+    """A value for a message."""
+    return repr(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else repr(value)
 
 
 def check_launcher(cfg: DictConfig) -> None:
@@ -261,7 +312,7 @@ def asked_for(cfg: DictConfig) -> str:
 
 
 def check_given(cfg: DictConfig) -> None:
-    """Refuse a missing setting of images and backbone, and a folder that does not exist.
+    """Refuse a missing setting of images and backbone, a path that does not exist, and a folder that cannot be written to.
 
     Raises:
         InputError: such a setting.
@@ -270,9 +321,16 @@ def check_given(cfg: DictConfig) -> None:
         for key in cfg[group]:
             if OmegaConf.is_missing(cfg[group], key):
                 raise InputError(_missing(f"{group}.{key}"))
-    root = cfg.images.get("root")
-    if root is not None and not Path(str(root)).is_dir():
-        raise InputError(f"Expected images.root to be a folder, but '{root}' is not. Correct the path.")
+    if "root" in cfg.images:
+        places.check_folder("images.root", cfg.images.root)
+    if cfg.datamodule.get("labels") is not None:
+        places.check_file("datamodule.labels", cfg.datamodule.labels)
+    jobs = cfg.hydra.mode == RunMode.MULTIRUN
+    folders = {"hydra.sweep.dir": cfg.hydra.sweep.dir} if jobs else {"hydra.run.dir": cfg.hydra.run.dir}
+    raw = OmegaConf.to_container(cfg, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
+    folders |= {} if raw == "${hydra:runtime.output_dir}" else {"run_dir": cfg.run_dir}
+    for name, folder in (folders | {"cache_dir": cfg.cache_dir}).items():
+        places.check_writable(name, folder)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -324,7 +382,7 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
     missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
     if missing or (found := re.search(r"Could not load '([^']+)'", str(error))):
         group, choice = re.fullmatch(r"(hydra/launcher|\w+)/(.*)", missing or found[1]).groups()  # type: ignore[union-attr,index]
-        options = [file.stem for file in sorted((CONFIGS / group).glob("[!_]*.yaml"))]
+        options = _options(group)
         path = f"Write {OF_PATHS[group].format(choice)}." if "/" in choice and group in OF_PATHS else _nearest(choice, options)
         return f"Expected {group} to be one of {', '.join(options)}, but got '{choice}'. {path}"
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
@@ -336,6 +394,11 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys(overrides))}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
+
+
+def _options(group: str) -> list[str]:
+    """The choices of a group."""
+    return [file.stem for file in sorted((CONFIGS / group).glob("[!_]*.yaml"))]
 
 
 def _choices_with(key: str) -> list[str]:

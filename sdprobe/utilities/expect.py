@@ -6,55 +6,82 @@ default last sentence.
 
 import difflib
 import math
+import re
 from collections.abc import Collection
 from typing import NoReturn
 
 from sdprobe.utilities.errors import InputError
 
+LARGEST = 8192  # pixels per side of an image
 
-def one_of(name: str, value: str, options: Collection[str], fix: str = "") -> str:
+
+def one_of(name: str, value: object, options: Collection[str], fix: str = "") -> str:
     """``value`` is among the options; returns it."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         nearest = (difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.5) or list(options))[0]
         _refuse(name, f"one of {', '.join(options)}", value, fix or f"Use {nearest}.")
     return value
 
 
-def at_least(name: str, value: float, low: float, fix: str = "") -> None:
+def finite(name: str, value: object) -> float:
+    """``value`` is a number, and neither infinite nor NaN; returns it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        _refuse(name, "a finite number", value, "Correct the value.")
+    return value
+
+
+def at_least(name: str, value: object, low: float, fix: str = "") -> None:
     """``value`` ≥ ``low``."""
-    if not value >= low:
+    number = finite(name, value)
+    if not number >= low:
         _refuse(name, f"at least {low}", value, fix or f"Use {low} or more.")
 
 
-def positive(name: str, value: float) -> None:
+def positive(name: str, value: object) -> None:
     """``value`` > 0."""
-    if not value > 0:
+    number = finite(name, value)
+    if not number > 0:
         _refuse(name, "positive", value, "Use a number above 0.")
 
 
-def between(name: str, value: float, low: float, high: float, fix: str = "Use a number in that range.") -> None:
+def between(name: str, value: object, low: float, high: float, fix: str = "Use a number in that range.") -> None:
     """``low`` ≤ ``value`` ≤ ``high``."""
-    if not low <= value <= high:
+    number = finite(name, value)
+    if not low <= number <= high:
         _refuse(name, f"from {low} to {high}", value, fix)
 
 
-def whole(name: str, value: float, low: int, high: float = math.inf) -> None:
+def whole(name: str, value: object, low: int, high: float = math.inf) -> None:
     """A whole number, ``low`` ≤ ``value`` ≤ ``high``."""
-    if value != int(value):
+    number = finite(name, value)
+    if number != int(number):
         _refuse(name, "an integer", value, "Correct the value.")
-    if value < low and high == math.inf:
+    if number < low and high == math.inf:
         at_least(name, value, low)
     between(name, value, low, high)
 
 
-def multiple(name: str, value: int, step: int) -> None:
-    """``value`` = k · ``step``, k ≥ 1."""
-    if value < step or value % step:
-        near = max(step, value // step * step)
-        _refuse(name, f"a positive multiple of {step}", value, f"Use {near} or {near + step}.")
+def multiple(name: str, value: object, step: int, high: int = LARGEST) -> None:
+    """``value`` = k · ``step``, k ≥ 1, at most ``high``, which is a multiple of ``step``."""
+    number = finite(name, value)
+    if not step <= number <= high or number % step:
+        near = min(max(step, int(number // step) * step), high - step)
+        _refuse(name, f"a multiple of {step} from {step} to {high}", value, f"Use {near} or {near + step}.")
 
 
-def without(name: str, value: str, characters: str, longest: int) -> None:
+def text(name: str, value: object) -> None:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        _refuse(name, "a text", value, "Put quotes around it, or leave it out.")
+
+
+def matching(name: str, value: object, pattern: str, meaning: str) -> None:
+    """A text that a regular expression matches as a whole."""
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        _refuse(name, meaning, value, "Correct the value.")
+
+
+def without(name: str, value: object, characters: str, longest: int) -> None:
     """A text without these characters, at most so long."""
     if len(str(value)) > longest or set(str(value)) & set(characters):
         _refuse(name, f"at most {longest} characters without {' '.join(characters)}", value, "Choose another name.")

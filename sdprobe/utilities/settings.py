@@ -47,35 +47,39 @@ def _whole(low: int, high: float = inf) -> Rule:
     return partial(expect.whole, low=low, high=high)
 
 
-def _device(name: str, value: str) -> None:
+def _device(name: str, value: object) -> None:
     if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", str(value)):
         expect.one_of(name, str(value), ("auto", "cpu", "cuda"))
 
 
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
+_SEED = _whole(0, 2**32 - 1)  # what random number generators take
 
-OPTIONAL = {"limit", "cosines", "rank"}  # with null the class chooses
+OPTIONAL = {"limit", "cosines", "rank", "control", "variant", "pairs_per_category"}  # with null the class chooses
 _POSITION_MEAN: dict[str, Rule] = {
     "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0),
 }  # fmt: skip
+_NAME = partial(expect.matching, pattern=r"[\w.-]+", meaning="letters, digits, dots and dashes")
 _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
     "": {
-        "activation_budget": _at_least(0), "timestep": _whole(0, 999), "seed": _whole(0), "twins": _whole(0), "device": _device,
+        "activation_budget": _at_least(0), "timestep": _whole(0, 999), "seed": _SEED, "twins": _whole(0, 1000),
+        "device": _device, "control": expect.text,
     },
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
-        "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),
+        "size": _MULTIPLE, "limit": _whole(1, 10**7), "crops": _whole(1, 1000), "seed": _SEED,
+        "pairs_per_category": _at_least(1),
         "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),
         "depth_per_metre": expect.positive, "resize": _one_of(*RESIZES), "keypoints": _one_of("pair", "image"),
     },
     "backbone": {
-        "weights": _one_of(*WEIGHTS), "noise": _one_of(*NOISES),
+        "weights": _one_of(*WEIGHTS), "weights_seed": _SEED, "variant": _NAME, "noise": _one_of(*NOISES),
         "vae_input": _one_of("symmetric", "unit"), "posterior": _one_of("mode", "sample"), "padding": _one_of(*PADDINGS),
     },
     "datamodule": {
-        "batch_size": _at_least(1), "num_workers": _at_least(0), "sampling": _one_of("stratified", "all"),
+        "batch_size": _at_least(1), "num_workers": _whole(0, 64), "sampling": _one_of("stratified", "all"),
         "token_batch": _at_least(1), "mixing_images": _at_least(1), "repeats": _at_least(0), "margin": _at_least(1),
         "pair_batch": _at_least(1), "background": _between(1, 64), "splits": _one_of("default", "loos2025"),
     },

@@ -1,8 +1,11 @@
 """images=folder: what a viewer shows is what the encoder gets, whatever the file's format, size and orientation."""
 
+import io
 import logging
 import os
+import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -387,3 +390,25 @@ def test_options_of_folders_alone_are_checked(tmp_path: Path) -> None:
         FolderImages(str(tmp_path), size=64, crops=0)
     with pytest.raises(InputError, match=r"images\.photograph to be one of file, folder, but got 'album'"):
         FolderImages(str(tmp_path), size=64, photograph="album")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000"])
+def test_a_damaged_picture_is_told_or_read_whatever_its_decoder_raises(kind: str, tmp_path: Path) -> None:
+    draw, file = random.Random(0), io.BytesIO()
+    Image.effect_noise((64, 64), 60).convert("RGB").save(file, kind)
+    for number in range(60):
+        content = bytearray(file.getvalue())
+        if number % 3 == 0:
+            content = content[: draw.randrange(1, len(content))]
+        for _ in range(draw.randrange(1, 8)):
+            content[draw.randrange(min(len(content), (100, 10**6)[number % 2]))] = draw.randrange(256)
+        (tmp_path / "a.png").write_bytes(content)
+        with suppress(InputError):
+            FolderImages(str(tmp_path), size=64)[0]
+
+
+def test_a_name_that_is_not_text_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    with pytest.raises(InputError, match="Expected names of files in UTF-8"):
+        FolderImages(str(tmp_path), size=64)
