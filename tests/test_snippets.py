@@ -95,7 +95,7 @@ LINES = [
 ]
 SPANS = [span for document, text in TEXTS.items() for span in spans(document, text)]
 COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS, *LINES)}.values()  # each once
-# tests/test_heads.py runs the one that needs a run
+# tests/test_saved_heads.py runs the one that needs a run
 PYTHON = [block for block in BLOCKS if block.language == "python" and "RUN_FOLDER" not in block.text]
 # run whole or in miniature; help runs nothing, a sweep takes an hour, and SPair-71k is not at hand
 TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair", line.text)]

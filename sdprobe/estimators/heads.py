@@ -256,15 +256,17 @@ def load(folder: str | Path, **expected: Any) -> dict[str, Head]:
             found[layer] = Head(layer, entry["predicts"], tuple(entry["shape"]), own)
     check_bound("set of heads", path, fitted_on, expected)
     for label, steps in fitted_on.get("mitigations", {}).items():
-        own = [layer for layer in found if label_of(layer) == label]
+        names = [layer for layer in found if label_of(layer) == label]
         if steps["maps"]:
             _, chains, _ = read_mitigation(path.parent / "mitigation" / label, {})
             # concatenated layers have chains of their own, applied before
-            own = [layer for layer in own if base_of(layer) in chains]
-            found.update({layer: replace(found[layer], mitigation=chains[base_of(layer)]) for layer in own})
+            chained = [layer for layer in names if base_of(layer) in chains]
+            found.update({layer: replace(found[layer], mitigation=chains[base_of(layer)]) for layer in chained})
         if steps["extraction"]:
-            name = steps["extraction"][0]["name"]
-            log.warning("Heads of %s were fitted on activations that %s extracted. Give them such.", ", ".join(own), name)
+            extraction = steps["extraction"][0]["name"]
+            log.warning(
+                "Heads of %s were fitted on activations that %s extracted. Give them such.", ", ".join(names), extraction
+            )
     return found
 
 

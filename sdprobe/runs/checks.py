@@ -17,7 +17,6 @@ from sdprobe.backbones.precision import choose_device
 from sdprobe.utilities.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-UNFILLED = ("images", "size", None)
 LISTS = {str: "a list of names", int: "a list of integers"}
 
 
@@ -66,12 +65,14 @@ def check_types(cfg: DictConfig) -> None:
         for key, hint in hints.items():
             if key not in node or OmegaConf.is_missing(node, key) or "_target_" in str(raw[key]):  # type: ignore[index,call-overload]
                 continue
-            if raw[key] in ("${images}", "${backbone}") or (name, key, raw[key]) == UNFILLED:  # type: ignore[index,call-overload]
+            if raw[key] in ("${images}", "${backbone}"):  # type: ignore[index,call-overload]
                 continue
             try:
                 value = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
             except InterpolationResolutionError:
                 continue  # it refers to a value that only a run has, such as ${hydra:job.num}
+            if value is None and key == "size" and cfg.images.get("size", 0) is None:
+                continue  # fill_size comes later
             linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
             if not _fits(value, hint):
                 shown = linked.group(1) if linked else f"{name}.{key}"
