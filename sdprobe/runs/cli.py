@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.runs import interrupts
+from sdprobe.runs import folders, interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -105,6 +105,7 @@ def prepare(words: Sequence[str]) -> list[str]:
     cfg = check(overrides)
     if cfg is not None:
         check_given(cfg)
+        check_folders(cfg)
         say(asked_for(cfg))
         from sdprobe.runs import checks  # imports torch: from here on seconds pass
 
@@ -116,25 +117,20 @@ def expanded(arguments: list[str]) -> list[str]:
     """Command-line arguments with ``resume=FOLDER`` replaced by the overrides that FOLDER was started with.
 
     Raises:
-        InputError: FOLDER is no run folder, or there are other overrides besides ``resume``.
+        InputError: FOLDER is no run folder or its overrides do more than a run's, or there are others besides ``resume`` and
+            ``cache_dir``.
     """
     given = [argument for argument in arguments if argument.startswith("resume=")]
     value = OverridesParser.create().parse_override(given[-1]).value() if given else None
     if not value:
         return arguments
     folder = Path(str(value))
-    if others := [argument for argument in arguments if argument not in given]:
+    cache = [argument for argument in arguments if argument.startswith("cache_dir=")]
+    if others := [argument for argument in arguments if argument not in given and argument not in cache]:
         raise InputError(f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings.")
-    stored = folder / ".hydra" / "overrides.yaml"
-    if not stored.is_file():
-        raise InputError(
-            f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
-            "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
-        )
-    overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
     place = quoted(str(folder))
-    return [*overrides, f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
+    return [*folders.resumed_overrides(folder, cache), f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
 
 
 def check(arguments: Sequence[str]) -> DictConfig | None:
@@ -267,6 +263,20 @@ def check_given(cfg: DictConfig) -> None:
     root = cfg.images.get("root")
     if root is not None and not Path(str(root)).is_dir():
         raise InputError(f"Expected images.root to be a folder, but '{root}' is not. Correct the path.")
+
+
+def check_folders(cfg: DictConfig) -> None:
+    """Refuse a run folder that holds something else than a run, and links out of it, before Hydra writes a log there.
+
+    Raises:
+        InputError: such a folder.
+    """
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        folders.check_links(Path(str(cfg.hydra.sweep.dir)))  # its jobs check their own folders
+        return
+    for place in (cfg.hydra.run.dir, _known(cfg, "run_dir")):
+        if place is not None:
+            folders.check_place(Path(str(place)))
 
 
 def check_settings(cfg: DictConfig) -> None:
