@@ -4,13 +4,12 @@ import io
 from pathlib import Path
 
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from datamodules.images.source import Images, check_limit, decoding, digest
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, square, upright
+from sdprobe.utilities.pictures import VERSION, opened, square, upright
 
 
 class HubImages(Images):
@@ -76,8 +75,8 @@ class HubImages(Images):
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """Return the pixels (3, size, size) of the largest centred square, in [0, 1]."""
         row = f"{self.path}/{self.name(index)}"
-        with decoding(row, "Use images.on_error=skip."), Image.open(io.BytesIO(self._bytes(index))) as opened:
-            return square(upright(opened), self.size)
+        with decoding(row, "Use images.on_error=skip."), opened(io.BytesIO(self._bytes(index))) as picture:
+            return square(upright(picture), self.size)
 
     def name(self, index: int) -> str:
         """Return split and row number."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
+from sdprobe.utilities.pictures import VERSION, centre_box, opened, square, upright
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
 SIXTEEN_BITS = ("I", "I;16", "I;16B")
@@ -80,8 +80,8 @@ class NYUDepth(FileImages):
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """Return the pixels (3, size, size) of the largest centred square, in [0, 1]."""
         file, _ = self.items[index]
-        with decoding(file, FIX), Image.open(file) as opened:
-            return square(upright(opened), self.size)
+        with decoding(file, FIX), opened(file) as picture:
+            return square(upright(picture), self.size)
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
         """Depth (size, size) of the largest centred square, in metres.
@@ -93,8 +93,8 @@ class NYUDepth(FileImages):
             InputError: the file cannot be decoded, has not 16 bits, or has another size than its photograph.
         """
         photograph, file = self.items[index]
-        with decoding(file, FIX), Image.open(file) as opened, Image.open(photograph) as picture:
-            mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
+        with decoding(file, FIX), opened(file) as stored, opened(photograph) as picture:
+            mode, values, size = stored.mode, np.asarray(stored, dtype=np.float32), picture.size
         if mode not in SIXTEEN_BITS or values.shape[::-1] != size:
             raise InputError(
                 f"Expected {file} to be a 16-bit PNG of {size[0]}×{size[1]} pixels, as its photograph is, but got mode {mode} "

@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import check_size
-
-# what PIL raises on a file that is not an intact image
-UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 
 class Item(TypedDict):
@@ -152,7 +148,7 @@ def decoding(picture: object, fix: str = "Remove it, or use images.on_error=skip
     """Raises InputError, which names the picture, if it cannot be decoded inside the ``with`` block."""
     try:
         yield
-    except UNDECODABLE as error:
+    except Exception as error:  # PIL raises a dozen unrelated types
         raise InputError(f"Expected {picture} to be an intact image, but it cannot be decoded ({error}). {fix}") from error
 
 

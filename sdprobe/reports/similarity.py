@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 from matplotlib.backend_bases import FigureCanvasBase
-from PIL import Image, UnidentifiedImageError
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.reports.statistics import similarity_sheet
@@ -23,7 +22,7 @@ from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.io import parsing, write_figure
-from sdprobe.utilities.pictures import check_size, square, upright
+from sdprobe.utilities.pictures import check_size, opened, square, upright
 
 BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device"}  # this machine may lack that of the run
 
@@ -103,7 +102,9 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     for name, value in (network | drawn).items():
         kind = (int,) if name in ("size", "timestep", "seed", "weights_seed") else (str, bool, type(None))
         if type(value) not in kind or "${" in str(value):  # it may come from someone else: nothing in it is resolved
-            raise InputError(f"Expected {stored} to state {name}, but got '{shown(value)}'. Leave out --run, and type the options.")
+            raise InputError(
+                f"Expected {stored} to state {name}, but got '{shown(value)}'. Leave out --run, and type the options."
+            )
     return {"backbone": network, **drawn, "out": folder / "similarity.png"}
 
 
@@ -149,7 +150,7 @@ def picture(path: Path, size: int) -> torch.Tensor:
     """
     check_size(size)
     try:
-        with Image.open(path) as file:
+        with opened(path) as file:
             return square(upright(file), size)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # PIL raises a dozen unrelated types
         raise InputError(f"Expected --image to be a picture, but {path} cannot be read ({error}). Check the path.") from error

@@ -4,6 +4,8 @@ import logging
 import sys
 from typing import TextIO
 
+from sdprobe.utilities.foreign import shown
+
 MARKS = {logging.WARNING: "Warning: ", logging.ERROR: "Error: ", logging.CRITICAL: "Error: "}
 
 
@@ -15,8 +17,9 @@ class Marked(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record."""
-        return MARKS.get(record.levelno, "") + super().format(record)
+        """Return the text of a record, without control characters of the names and values in it."""
+        lines = (MARKS.get(record.levelno, "") + super().format(record)).split("\n")
+        return "\n".join(shown(line, longest=len(line)) for line in lines)
 
 
 class Stderr(logging.StreamHandler[TextIO]):

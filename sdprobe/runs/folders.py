@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import is_shown, shown, within
-from sdprobe.utilities.io import DamagedFile, parsing
+from sdprobe.utilities.io import parsing
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERRIDES = Path(".hydra", "overrides.yaml")
@@ -148,8 +148,8 @@ def check_links(folder: Path) -> None:
     for path in _links(folder):
         if not within(path, folder):
             raise InputError(
-                f"Expected the run folder '{folder}' to hold files of its own, but '{shown(path.relative_to(folder))}' is a link "
-                f"to '{shown(path.resolve())}'. Remove the link, or use another folder."
+                f"Expected the run folder '{folder}' to hold files of its own, but '{path.relative_to(folder)}' is a link to "
+                f"'{path.resolve()}'. Remove the link, or use another folder."
             )
 
 

@@ -39,10 +39,10 @@ class NumbersVersion(lightning.Callback):
         """Raises InputError if the version differs. A checkpoint without a version is of version 1."""
         for name in [name for name in checkpoint.get("callbacks", ()) if str(name).startswith("ModelCheckpoint")]:
             del checkpoint["callbacks"][name]
-        stored = checkpoint.get("numbers_version", 1)
-        if stored != VERSION:
+        stored = shown(checkpoint.get("numbers_version", 1))
+        if stored != str(VERSION):
             raise InputError(
-                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {shown(stored)}. "
+                f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {stored}. "
                 "Start a new run in another folder."
             )
 

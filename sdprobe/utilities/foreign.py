@@ -1,6 +1,4 @@
-"""Text that others wrote, made fit to be shown. Files of others are data: nothing in them is run, and no path in them is followed
-out of their folder, see docs/trust.md.
-"""
+"""Text that others wrote, made fit to be shown, and where their paths lead; docs/trust.md says what may be trusted."""
 
 import re
 from pathlib import Path

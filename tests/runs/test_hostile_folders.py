@@ -142,8 +142,9 @@ HONEST = [
     "mitigation=[leace,standardize]", "mitigation.leace.columns=additive", "mitigation=saved", "mitigation.saved.folder=runs/a",
     "experiment=mitigations", "experiment=null", "control=reflect", "sweep=layers", "trainer=ddp", "trainer.devices=2",
     "trainer.max_epochs=3", "logger=csv", "logger.name='a · b'", "logger.tags=[a,b]", "prompt='a {category}, $5: 100 %'",
-    "seed=7", "probe.learning_rate=1e-3", "images=folder", "images.root='/photos'", "images.limit=null", "backbone.revision=null",
-    "datamodule.labels=null", "timestep=261", "cache_dir=.cache", "activation_budget=0.5", "trainer.enable_model_summary=true",
+    "seed=7", "probe.learning_rate=1e-3", "images=folder", "images.root='/photos'", "images.limit=null",
+    "backbone.revision=null", "datamodule.labels=null", "timestep=261", "cache_dir=.cache", "activation_budget=0.5",
+    "trainer.enable_model_summary=true",
 ]  # fmt: skip
 
 
@@ -234,9 +235,9 @@ def test_a_folder_of_something_else_is_not_cleared(tmp_path: Path, configure) ->
     (other / "mitigation" / "x" / "mitigation.json").write_text("mine")
     (other / "maps.npz").write_text("mine")
     for setting in ("hydra.run.dir", "run_dir"):
-        with pytest.raises(InputError, match="'maps.npz'"):
+        with pytest.raises(InputError, match=r"'maps\.npz'"):
             cli.check_folders(cli.composed([*FREE, f"{setting}={other}"]))
-    with pytest.raises(InputError, match="'maps.npz'"):  # an argument of the command that a launcher starts
+    with pytest.raises(InputError, match=r"'maps\.npz'"):  # an argument of the command that a launcher starts
         run(configure(*FREE))
     assert {path.read_text() for path in other.rglob("*") if path.is_file()} == {"mine"}
     for content in ((), ("train.log",), (".hydra/overrides.yaml", "maps.npz"), ("config_hash", "checkpoints/x")):
