@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import ModelCard, snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.foreign import check_folder
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import parsing
 
 EMBEDDED = "assets/demo"
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -58,10 +59,11 @@ def load(
         return _tiny(weights, weights_seed, dtype)
     folder = _embedded() if path == EMBEDDED else Path(path) if Path(path).is_dir() else _download(path, revision, variant)
     _check(folder, variant)
+    check_folder(folder)
     check_card(folder)
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # diffusers and transformers raise a dozen unrelated types
         raise InputError(
             f"Expected {folder} to hold intact diffusers weights, but loading them failed: {_first_line(error)}. "
             "Copy or download the folder again."
@@ -223,6 +225,8 @@ def check_card(folder: Path) -> None:
         return
     for name, expected in listed(card).items():
         file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"Expected {card} to list files of its folder, but got '{name}'. {REMEDY}")
         if not file.is_file():
             raise InputError(f"Expected {folder} to hold {name}, which its card lists, but there is none. {REMEDY}")
         actual = digest(file)
@@ -235,7 +239,8 @@ def check_card(folder: Path) -> None:
 
 def listed(card: Path) -> dict[str, str]:
     """File → digest, as the front matter of the card lists them; empty without such a list."""
-    entries = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {}
+    with parsing(card):
+        entries = dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {})
     return {str(name): str(value) for name, value in entries.items()}
 
 

@@ -43,7 +43,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(evil)
 HOSTILE = {
     "PostScript": EPS,
     "PostScript with a preview": struct.pack("<IIIIIIIHH", 0xC6D3D0C5, 32, len(EPS), 0, 0, 0, 0, 0xFFFF, 0) + EPS,
-    "PDF": b"%PDF-1.4\n1 0 obj<</Type/Catalog/OpenAction<</S/JavaScript/JS(app.alert(1))>>>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF",
+    "PDF": b"%PDF-1.4\n1 0 obj<</OpenAction<</S/JavaScript/JS(app.alert(1))>>>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF",
     "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
     "SVG with entities": b'<!DOCTYPE s [<!ENTITY a SYSTEM "file:///etc/passwd">]><svg>&a;</svg>',
     "Windows metafile": b"\xd7\xcd\xc6\x9a\0\0"
@@ -71,7 +71,9 @@ HOSTILE = {
     + struct.pack("<IHHI", 100, 0, 0, 54)
     + struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 24, 0, 0, 0, 0, 0, 0),
     "TIFF bomb": tiff(SIDE, SIDE),
-    "JPEG bomb": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\3\1\x22\0\2\x11\1\3\x11\1\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0",
+    "JPEG bomb": b"\xff\xd8\xff\xc0\0\x11\x08"
+    + b"\xff" * 4
+    + b"\3\1\x22\0\2\x11\1\3\x11\1\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0",
     "JPEG 2000 bomb": b"\xff\x4f\xff\x51\0\x2f\0\0"
     + struct.pack(">8IH", SIDE, SIDE, 0, 0, SIDE, SIDE, 0, 0, 3)
     + b"\7\1\1" * 3,
