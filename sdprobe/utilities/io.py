@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # reports do not import torch
     from torch import Tensor
 
 
-LARGEST = 2**32  # bytes of the arrays in a file: a small compressed file can hold far more than memory does
+LARGEST = 2**31  # bytes of the arrays in a file: a small compressed file can hold far more than memory does
 
 
 class DamagedFile(InputError):
@@ -106,7 +106,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
             raise ValueError(f"arrays of more than {LARGEST:,} bytes")
     with parsing(path), np.load(content, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+        arrays = {name: stored[name] for name in stored.files}
+        if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{foreign[0]} is no array")
+        return arrays
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:
