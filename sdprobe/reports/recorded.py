@@ -1,4 +1,4 @@
-"""What ``metrics.json`` may hold. The file may come from someone else, so reports show nothing of it that is not checked here."""
+"""What ``metrics.json`` may hold. The file may come from someone else, so reports show nothing of it that is unchecked."""
 
 import math
 import re

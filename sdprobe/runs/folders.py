@@ -59,7 +59,7 @@ def resumed_overrides(folder: Path, typed: Sequence[str] = ()) -> list[str]:
     """
     if not (folder / OVERRIDES).is_file():
         raise InputError(
-            f"Expected resume to be a run folder with {OVERRIDES}, but '{folder}' has none. "
+            f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
     stored = stored_overrides(folder)
@@ -73,12 +73,12 @@ def resumed_overrides(folder: Path, typed: Sequence[str] = ()) -> list[str]:
             reason = "is no override" if override is None else reason
             command = shown(f"python train.py {shlex.join(stored)}", longest=4000)
             raise InputError(
-                f"Expected {folder / OVERRIDES} to set values of settings and to choose options of groups, but got "
+                f"Expected {folder}/.hydra/overrides.yaml to set values of settings and to choose options of groups, but got "
                 f"'{shown(text)}', which {reason}. If you trust it, start the run anew with {command}"
             )
         if key == "cache_dir" and not _same(override.value(), folder):
             raise InputError(
-                f"Expected the cache of a resumed run to be .cache or in its folder, but {folder / OVERRIDES} has "
+                f"Expected the cache of a resumed run to be .cache or in its folder, but {folder}/.hydra/overrides.yaml has "
                 f"'{shown(text)}'. Add {shown(shlex.quote(text))} to the command if this cache is yours."
             )
         kept.append(text)
