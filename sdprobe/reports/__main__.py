@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdprobe.utilities.errors import InputError
+
 EXAMPLES = """\
 examples:
   python -m sdprobe.reports outputs/2026-01-31/12-00-00-000000   the table and figures of one run
@@ -20,7 +22,13 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Show a run folder, compare all runs below a folder, or draw the similarity of one token."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        _show(sys.argv[1:] if arguments is None else list(arguments))
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def _show(arguments: list[str]) -> None:
     if arguments[:1] == ["similarity"]:
         from sdprobe.reports.similarity import main as similarity  # loads the networks' libraries
 
@@ -38,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
     from sdprobe.reports.dispatch import draw, show
+    from sdprobe.reports.recorded import fitting
     from sdprobe.reports.run import Run
 
     console = Console()
@@ -47,16 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Console(stderr=True).print(f"Skipped {path}: {reason}", markup=False, soft_wrap=True)
         if not runs:
             parser.exit(1, f"Expected a run folder or a folder that contains runs, but '{folder}' has no complete run.\n")
-        show_runs(runs, console)
-        for path in summarise(runs, folder):
-            console.print(path)
+        with fitting(folder):
+            show_runs(runs, console)
+            for path in summarise(runs, folder):
+                console.print(path)
         return
     if reason := damage(folder) or damaged_maps(folder):
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")
     run = Run.read(folder)
-    show(run, console)
-    for path in draw(run, folder):
-        console.print(path)
+    with fitting(folder):
+        show(run, console)
+        for path in draw(run, folder):
+            console.print(path)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
 
 LONGEST = 2000  # characters of a text
@@ -65,6 +68,24 @@ KINDS: dict[str, tuple[Kind, str]] = {
 OF_LAYERS = ("published_names", "shapes")
 
 
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """A block that shows files of a folder, which may have been written by others, or by different runs.
+
+    Raises:
+        InputError: the files do not fit each other. The exception behind it tells more.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"Expected the files in '{folder}' to fit each other, but they cannot be shown ({type(error).__name__}). "
+            "Repeat the run, or delete its folder."
+        ) from error
+
+
 def checked(content: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """(numbers by key, meta), with texts that are fit to be shown.
 
@@ -88,6 +109,13 @@ def checked(content: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         if absent := [layer for layer in meta.get("layers", ()) if layer not in meta.get(name, meta["layers"])]:
             raise ValueError(f"meta.{name} lacks {absent[0]}")
     return metrics, meta | ({"command": shown(command, LONGEST)} if command is not None else {})
+
+
+def shown_names(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Arrays under names that agree with those that :func:`checked` returns. Raises ValueError unless all are numbers."""
+    if strange := [name for name, array in arrays.items() if array.dtype.kind not in "biufU"]:
+        raise ValueError(f"{shown(strange[0])} holds no numbers")
+    return {_shown(name): array for name, array in arrays.items()}
 
 
 def _shown(node: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdprobe.reports.recorded import checked
+from sdprobe.reports.recorded import checked, shown_names
 from sdprobe.tokens.keys import ENDS, Key, label_of
 from sdprobe.utilities.io import parsing, read_arrays, read_json
 
@@ -35,6 +35,8 @@ class Run:
         with parsing(folder / "metrics.json"):
             metrics, meta = checked(content)
         arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
+        with parsing(folder / "maps.npz"):
+            arrays = shown_names(arrays)
         return cls(metrics, meta, arrays, folder)
 
     def pseudovalues(self) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -65,7 +66,8 @@ def called(text: str, kind: str = "position", **meta: Any) -> Run:
     names = {"mid": layer, "up_1": f"mid__{layer}"}
     layers = [names.get(name, name) for name in run.layers]
     of_layers = {part: dict(zip(layers, run.meta[part].values(), strict=True)) for part in ("published_names", "shapes")}
-    return Run(metrics, run.meta | of_layers | {"layers": layers}, run.maps)
+    maps = {key.replace("mid/", f"{layer}/").replace("up_1/", f"mid__{layer}/"): array for key, array in run.maps.items()}
+    return Run(metrics, run.meta | of_layers | {"layers": layers}, maps)
 
 
 def is_harmless(text: str) -> bool:
@@ -146,8 +148,8 @@ def colours(run: Run) -> str:
 def test_the_command_shows_and_draws_every_text(kind: str, tmp_path: Path, capsys) -> None:
     """Of every report, into the folder and nowhere else, and over links without following them."""
     (tmp_path / "note.txt").write_text("mine")
-    for number, text in enumerate(TEXTS.values()):
-        outer = tmp_path / str(number)
+    for number, name in enumerate(("unbalanced style", "formula", "formula with a style", "escape", "path")):
+        text, outer = TEXTS[name], tmp_path / str(number)
         outer.mkdir()
         folder = drawn(outer / "run", called(text, kind, model=text, control=text))
         for name in {path.name for path in draw(Run.read(folder), folder)}:
@@ -167,6 +169,24 @@ def test_numbers_stay_what_they_are(tmp_path: Path) -> None:
     again = Run.read(stored(tmp_path, run))
     assert again.metrics == run.metrics and again.meta == run.meta
     assert all(math.isfinite(value) for value in again.metrics.values())
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"mid/accuracy": "x"}, {"mid/accuracy": 1}, {"mid/accuracy": [1, 2]}, {"mid/cols": [[]]}]
+)
+def test_arrays_that_do_not_fit_the_numbers_are_told(content: dict[str, Any], tmp_path: Path, capsys) -> None:
+    run = fabricated("position", layers=("mid",))
+    folder = drawn(tmp_path / "run", Run(run.metrics, run.meta, {name: np.array(value) for name, value in content.items()}))
+    assert re.fullmatch(r"(Expected .* to (fit each other|be intact).*)?", ended(folder))
+
+
+def ended(folder: Path) -> str:
+    """What the command ends with; nothing where it shows what there is."""
+    try:
+        main([str(folder)])
+    except SystemExit as error:
+        return str(error.code)
+    return ""
 
 
 @pytest.mark.parametrize("member", ["objects", "bomb", "path"])

@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from sdprobe.runs import cli, folders
 from sdprobe.runs.arguments import as_overrides
+from sdprobe.runs.folders import CONFIGS
 from sdprobe.runs.run import run
 from sdprobe.utilities.errors import InputError
 
@@ -246,3 +251,26 @@ def test_a_folder_of_something_else_is_not_cleared(tmp_path: Path, configure) ->
             (taken / name).parent.mkdir(parents=True, exist_ok=True)
             (taken / name).touch()
         folders.check_place(taken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["value that is an object", "callbacks", "search path", "option", "output folder", "log name"])
+def test_the_command_refuses_before_anything_starts(name: str, tmp_path: Path) -> None:
+    """As a user would: exit code 1, one sentence, no file."""
+    torch.save(Pickled(tmp_path / "ran"), tmp_path / "EVIL.pt")
+    folder = run_folder(tmp_path, [*FREE, HOSTILE[name].replace("EVIL", f"{tmp_path}/EVIL")])
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, str(CONFIGS.parent / "train.py"), f"resume={folder}"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and ended.stderr.startswith("Expected ") and ended.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Pickled:
+    """Pickles as the opening of a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.file), "w")
