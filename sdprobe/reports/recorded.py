@@ -105,8 +105,8 @@ def checked(content: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
             raise ValueError(f"meta.{name} is not {kind}")
     if not meta.get("layers", True):
         raise ValueError("meta.layers is empty")
-    for name in OF_LAYERS:
-        if absent := [layer for layer in meta.get("layers", ()) if layer not in meta.get(name, meta["layers"])]:
+    for name in [name for name in OF_LAYERS if name in meta]:
+        if absent := [layer for layer in meta.get("layers", ()) if layer not in meta[name]]:
             raise ValueError(f"meta.{name} lacks {absent[0]}")
     return metrics, meta | ({"command": shown(command, LONGEST)} if command is not None else {})
 
