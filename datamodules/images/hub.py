@@ -33,6 +33,7 @@ class HubImages(Images):
     Example:
         >>> import tempfile
         >>> from datasets import Dataset, disable_progress_bars
+        >>> from PIL import Image
         >>> disable_progress_bars()
         >>> folder = tempfile.TemporaryDirectory()
         >>> Dataset.from_dict({"image": [Image.new("RGB", (96, 64))]}).save_to_disk(folder.name)

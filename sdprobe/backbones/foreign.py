@@ -7,7 +7,7 @@ from typing import Any
 
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import within
-from sdprobe.utilities.io import read_json
+from sdprobe.utilities.io import DamagedFile, read_json
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "scheduler_config.json")
@@ -30,6 +30,17 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: a configuration names code or cannot be read, or an index names a file elsewhere or another format.
     """
+    try:
+        _check_parts(folder)
+    except DamagedFile as error:
+        file, reason = error.args
+        raise InputError(
+            f"Expected {folder} to hold intact diffusers weights, but loading them failed: {Path(file).name}, {reason}. "
+            "Copy or download the folder again."
+        ) from error
+
+
+def _check_parts(folder: Path) -> None:
     for part in PARTS:
         for name in CONFIGURATIONS:
             if (folder / part / name).is_file():

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ Image.init()  # lists the formats of this installation
 
 
 @contextmanager
-def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+def opened(file: Path | BytesIO) -> Iterator[Image.Image]:
     """A picture file in one of the :data:`FORMATS`, whose pixels are not decoded yet.
 
     Raises:
