@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
+from sdprobe.utilities.pictures import VERSION, centre_box, opened, square, upright
 from sdprobe.utilities.rng import drawing_order
 
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -76,8 +76,8 @@ class FolderImages(FileImages):
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """Return the pixels (3, size, size) of the centre crop, or of a random crop, in [0, 1]."""
         file, _ = self.items[index]
-        with decoding(file), Image.open(file) as opened:
-            whole = upright(opened)
+        with decoding(file), opened(file) as stored:
+            whole = upright(stored)
         return square(whole, self.size, self._box(whole, index))
 
     def name(self, index: int) -> str:

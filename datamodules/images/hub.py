@@ -4,12 +4,11 @@ import io
 from pathlib import Path
 
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from datamodules.images.source import Images, check_limit, decoding, digest
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, square, upright
+from sdprobe.utilities.pictures import VERSION, opened, square, upright
 
 
 class HubImages(Images):
@@ -36,6 +35,7 @@ class HubImages(Images):
     Example:
         >>> import tempfile
         >>> from datasets import Dataset, disable_progress_bars
+        >>> from PIL import Image
         >>> disable_progress_bars()
         >>> folder = tempfile.TemporaryDirectory()
         >>> Dataset.from_dict({"image": [Image.new("RGB", (96, 64))]}).save_to_disk(folder.name)
@@ -78,8 +78,8 @@ class HubImages(Images):
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """Return the pixels (3, size, size) of the largest centred square, in [0, 1]."""
         row = f"{self.path}/{self.name(index)}"
-        with decoding(row, "Use images.on_error=skip."), Image.open(io.BytesIO(self._bytes(index))) as opened:
-            return square(upright(opened), self.size)
+        with decoding(row, "Use images.on_error=skip."), opened(io.BytesIO(self._bytes(index))) as picture:
+            return square(upright(picture), self.size)
 
     def name(self, index: int) -> str:
         """Return the split and the number of the row in it."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.images.source import FileImages, check_limit, decoding, files_below, folder_of
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import VERSION, centre_box, square, upright
+from sdprobe.utilities.pictures import VERSION, centre_box, opened, square, upright
 from sdprobe.utilities.rng import drawing_order
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
@@ -109,8 +109,8 @@ class NYUDepth(FileImages):
     def picture(self, index: int) -> Float[Tensor, "3 size size"]:
         """Return the pixels (3, size, size) of the largest centred square, in [0, 1]."""
         file, _ = self.items[index]
-        with decoding(file, FIX), Image.open(file) as opened:
-            return square(upright(opened), self.size)
+        with decoding(file, FIX), opened(file) as picture:
+            return square(upright(picture), self.size)
 
     def depth(self, index: int) -> Float[Tensor, "size size"]:
         """Depth (size, size) of the largest centred square, in metres.
@@ -123,8 +123,8 @@ class NYUDepth(FileImages):
                 that a Kinect cannot measure.
         """
         photograph, file = self.items[index]
-        with decoding(file, FIX), Image.open(file) as opened, Image.open(photograph) as picture:
-            mode, values, size = opened.mode, np.asarray(opened, dtype=np.float32), picture.size
+        with decoding(file, FIX), opened(file) as stored, opened(photograph) as picture:
+            mode, values, size = stored.mode, np.asarray(stored, dtype=np.float32), picture.size
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
         if mode not in SIXTEEN_BITS or values.shape[::-1] != size:
             raise InputError(

@@ -21,11 +21,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.source import UNDECODABLE, FileImages, ImageSource, check_limit, decoding, folder_of
+from datamodules.images.source import FileImages, ImageSource, check_limit, decoding, folder_of
 from sdprobe.tokens.geometry import Placement
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import check_range, rgb
+from sdprobe.utilities.pictures import check_range, opened, rgb
 from sdprobe.utilities.rng import drawing_order
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}  # split → its name in the file names of datasets
@@ -112,9 +112,9 @@ def fitted(picture: Image.Image, size: int, resize: str) -> Float[Tensor, "3 siz
 
 def item_of(file: Path, size: int, resize: str) -> Float[Tensor, "3 size size"]:
     """The picture in [0, 1], fitted into a square. Raises InputError, which names the file, if it cannot be decoded."""
-    with decoding(file), Image.open(file) as opened:
+    with decoding(file), opened(file) as stored:
         # as stored, without its EXIF orientation: keypoints refer to the stored rows and columns
-        picture = rgb(opened, opened.format)
+        picture = rgb(stored, stored.format)
     return fitted(picture, size, resize)
 
 
@@ -175,7 +175,8 @@ class BadPair(InputError):
         super().__init__(reason, message)  # worker processes rebuild exceptions from these arguments
         self.reason = reason
 
-    def __str__(self) -> str:
+    def message(self) -> str:
+        """Return the message with what to do."""
         return f"{self.args[1]} Correct or remove it, or use images.on_error=skip."
 
 
@@ -370,12 +371,12 @@ class PairFiles(FileImages):
         if name not in self._sizes:
             file = inside(self.root, self.layout.folder, name)
             try:
-                with Image.open(file) as picture:
+                with opened(file) as picture:
                     check_range(picture.mode, picture.format)
                     self._sizes[name] = picture.size
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise BadPair("missing image", f"Expected {file} to be an image of {label}, but it is missing.") from error
-            except UNDECODABLE as error:
+            except Exception as error:  # PIL raises a dozen unrelated types
                 message = f"Expected {file} to be an intact image, but it cannot be decoded ({error})."
                 raise BadPair("unreadable image", message) from error
         return self._sizes[name]

@@ -7,8 +7,6 @@ import hashlib
 import logging
 import mimetypes
 import os
-import struct
-import zlib
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,11 +25,6 @@ from sdprobe.utilities.pictures import check_size
 # folders of network storage, archivers and wastebaskets
 OF_SYSTEMS = {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 log = logging.getLogger(__name__)
-# what PIL raises on a file that is not an intact image
-UNDECODABLE = (
-    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError, ArithmeticError,
-    LookupError, EOFError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
 
 
 class Item(TypedDict):
@@ -169,7 +161,7 @@ def decoding(picture: object, fix: str = "Remove it, or use images.on_error=skip
     """Raises InputError, which names the picture, if it cannot be decoded inside the ``with`` block."""
     try:
         yield
-    except UNDECODABLE as error:
+    except Exception as error:  # PIL raises a dozen unrelated types
         raise InputError(f"Expected {picture} to be an intact image, but it cannot be decoded ({error}). {fix}") from error
 
 

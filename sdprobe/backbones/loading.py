@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones.architectures import DEMO, preset_config, presets
+from sdprobe.backbones.foreign import check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import alphas_of
 from sdprobe.backbones.parts import check_complete, check_kinds
@@ -25,7 +25,7 @@ from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import read_json
+from sdprobe.utilities.io import parsing, read_json
 
 EMBEDDED = "assets/demo"
 STRIDE = 8  # pixels per cell of a latent, of all presets
@@ -63,10 +63,11 @@ def load(
     if path == "tiny":
         return _tiny(weights, weights_seed, dtype)
     folder = _found(path, revision, variant)
+    check_folder(folder)
     check_card(folder)
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # diffusers and transformers raise a dozen unrelated types
         if type(error) is InputError:
             raise
         raise InputError(
@@ -226,6 +227,8 @@ def check_card(folder: Path) -> None:
         return
     for name, expected in listed(card).items():
         file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"Expected {card} to list files of its folder, but got '{name}'. {REMEDY}")
         if not file.is_file():
             raise InputError(f"Expected {folder} to hold {name}, which its card lists, but there is none. {REMEDY}")
         actual = digest(file)
@@ -238,7 +241,8 @@ def check_card(folder: Path) -> None:
 
 def listed(card: Path) -> dict[str, str]:
     """File → digest, as the front matter of the card lists them; empty without such a list."""
-    entries = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {}
+    with parsing(card):
+        entries = dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {})
     return {str(name): str(value) for name, value in entries.items()}
 
 

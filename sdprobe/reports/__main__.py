@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sdprobe.utilities.errors import InputError
+
 FILTERED = "key=value keeps the runs with this setting, such as probe=position timestep=10,50 block=mid"
 COMMANDS = {
     "ls": "list the runs below a folder: state, settings, main number",
@@ -40,8 +42,6 @@ questions about runs (FOLDER: outputs and multirun if it is left out; each has -
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Show a run, compare all runs below a folder, or answer a question about runs."""
-    from sdprobe.utilities.errors import InputError
-
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["similarity"]:
         from sdprobe.reports.similarity import main as similarity  # loads the networks' libraries
@@ -75,6 +75,7 @@ def _report(arguments: Sequence[str]) -> None:
 
     from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
     from sdprobe.reports.dispatch import draw, show
+    from sdprobe.reports.recorded import fitting
     from sdprobe.reports.run import Run
 
     console = Console()
@@ -84,16 +85,18 @@ def _report(arguments: Sequence[str]) -> None:
             Console(stderr=True).print(f"Skipped {path}: {reason}", markup=False, soft_wrap=True)
         if not runs:
             parser.exit(1, f"Expected a run folder or a folder that contains runs, but '{folder}' has no complete run.\n")
-        show_runs(runs, console)
-        for path in summarise(runs, folder):
-            console.print(path)
+        with fitting(folder):
+            show_runs(runs, console)
+            for path in summarise(runs, folder):
+                console.print(path)
         return
     if reason := damage(folder) or damaged_maps(folder):
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")
     run = Run.read(folder)
-    show(run, console)
-    for path in draw(run, folder):
-        console.print(path)
+    with fitting(folder):
+        show(run, console)
+        for path in draw(run, folder):
+            console.print(path)
 
 
 def _answer(command: str, arguments: Sequence[str]) -> None:

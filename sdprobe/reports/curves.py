@@ -21,6 +21,7 @@ from sdprobe.tokens.keys import variant
 from sdprobe.utilities.io import write_figure
 
 matplotlib.use("Agg")  # no display on a cluster
+matplotlib.rcParams["text.parse_math"] = False  # names of layers and models are text: a $ in them starts no formula
 
 BLUE, ORANGE, GREEN, RED, GREY, DARK = "#0b6e99", "#d9730d", "#448361", "#e03e3e", "#9b9a97", "#37352f"
 COLOURS = (GREEN, "#9065b0", "#c14c8a", "#64473a", "#a67c00", RED, "#3d9aa8", "#787774")  # one per mitigation

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sdprobe.reports.recorded import checked, shown_names
 from sdprobe.tokens.keys import ENDS, Key, label_of
-from sdprobe.utilities.io import read_arrays, read_json
+from sdprobe.utilities.io import parsing, read_arrays, read_json
 
 SCHEMA = 2  # of metrics.json; older runs have no pseudo-values for significance tests
 
@@ -24,10 +25,18 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path, maps: bool = True) -> "Run":
-        """Read a folder, without maps if many runs are compared. Raises FileNotFoundError without metrics.json."""
-        metrics = read_json(folder / "metrics.json")
-        meta = metrics.pop("meta")
+        """Read a folder, without maps if many runs are compared.
+
+        Raises:
+            FileNotFoundError: there is no metrics.json.
+            DamagedFile: a file holds something else than what a run writes.
+        """
+        content = read_json(folder / "metrics.json")
+        with parsing(folder / "metrics.json"):
+            metrics, meta = checked(content)
         arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
+        with parsing(folder / "maps.npz"):
+            arrays = shown_names(arrays)
         return cls(metrics, meta, arrays, folder)
 
     def pseudovalues(self, quantity: str = "") -> dict[str, np.ndarray]:

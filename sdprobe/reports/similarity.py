@@ -5,23 +5,26 @@ and seed from a run, and writes the figure into its folder.
 """
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+import yaml
 from matplotlib.backend_bases import FigureCanvasBase
-from omegaconf import DictConfig, OmegaConf
-from PIL import Image, UnidentifiedImageError
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.reports.statistics import similarity_sheet
 from sdprobe.tokens.groups import token_similarity
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import write_figure
-from sdprobe.utilities.pictures import check_size, square, upright
+from sdprobe.utilities.foreign import shown
+from sdprobe.utilities.io import parsing, write_figure
+from sdprobe.utilities.pictures import check_size, opened, square, upright
+
+BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device"}  # this machine may lack that of the run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,7 +87,7 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     """Options from the configuration of a run; ``backbone`` has the arguments of :meth:`FrozenSD.from_pretrained`.
 
     Raises:
-        InputError: the folder is not a run folder.
+        InputError: the folder is not a run folder, or its configuration refers to something else.
     """
     stored = folder / ".hydra" / "config.yaml"
     if not stored.is_file():
@@ -92,16 +95,17 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             f"Expected --run to be a run folder with .hydra/config.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
-    config = cast(DictConfig, OmegaConf.load(stored))
-    network = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
-    return {
-        "backbone": {key: value for key, value in network.items() if key not in ("_target_", "device")},
-        "size": config.images.size,
-        "timestep": config.timestep,
-        "prompt": config.prompt,
-        "seed": config.seed,
-        "out": folder / "similarity.png",
-    }
+    with parsing(stored):
+        config = yaml.safe_load(stored.read_bytes())
+        network = {name: value for name, value in config["backbone"].items() if name in BACKBONE}
+        drawn = {"size": config["images"]["size"], **{name: config[name] for name in ("timestep", "prompt", "seed")}}
+    for name, value in (network | drawn).items():
+        kind = (int,) if name in ("size", "timestep", "seed", "weights_seed") else (str, bool, type(None))
+        if type(value) not in kind or "${" in str(value):  # it may come from someone else: nothing in it is resolved
+            raise InputError(
+                f"Expected {stored} to state {name}, but got '{shown(value)}'. Leave out --run, and type the options."
+            )
+    return {"backbone": network, **drawn, "out": folder / "similarity.png"}
 
 
 def layers_of(block: str) -> list[str]:
@@ -146,7 +150,7 @@ def picture(path: Path, size: int) -> torch.Tensor:
     """
     check_size(size)
     try:
-        with Image.open(path) as file:
+        with opened(path) as file:
             return square(upright(file), size)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # PIL raises a dozen unrelated types
         raise InputError(f"Expected --image to be a picture, but {path} cannot be read ({error}). Check the path.") from error

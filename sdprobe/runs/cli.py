@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.runs import console, interrupts, places
+from sdprobe.runs import console, folders, interrupts, places
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -106,6 +106,7 @@ def prepare(words: Sequence[str]) -> list[str]:
     cfg = check(overrides)
     if cfg is not None:
         check_given(cfg)
+        check_folders(cfg)
         say(asked_for(cfg))
         from sdprobe.runs import checks  # imports torch: from here on seconds pass
 
@@ -117,7 +118,8 @@ def expanded(arguments: list[str]) -> list[str]:
     """Command-line arguments with ``resume=FOLDER`` replaced by the overrides that FOLDER was started with.
 
     Raises:
-        InputError: FOLDER is no run folder, or there are other overrides besides ``resume``.
+        InputError: FOLDER is no run folder or its overrides do more than a run's, or there are others besides ``resume`` and
+            ``cache_dir``.
     """
     given = [argument for argument in arguments if argument.startswith("resume=")]
     value = OverridesParser.create().parse_override(given[-1]).value() if given else None
@@ -126,24 +128,12 @@ def expanded(arguments: list[str]) -> list[str]:
     if not value:
         raise InputError("Expected resume to be a run folder, but got nothing. Use resume=FOLDER, or leave it out.")
     folder = Path(str(value))
-    if others := [argument for argument in arguments if argument not in given]:
+    cache = [argument for argument in arguments if argument.startswith("cache_dir=")]
+    if others := [argument for argument in arguments if argument not in given and argument not in cache]:
         raise InputError(f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings.")
-    stored = folder / ".hydra" / "overrides.yaml"
-    if not stored.is_file():
-        raise InputError(
-            f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
-            "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
-        )
-    overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
-    config = (
-        folder / ".hydra" / "config.yaml"
-    )  # it has the size that null stood for, which another version may fill in otherwise
-    size = OmegaConf.select(OmegaConf.load(config), "images.size") if config.is_file() else None
-    if size is not None and not any(override.startswith("images.size=") for override in overrides):
-        overrides.append(f"images.size={size}")
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
     place = quoted(str(folder))
-    return [*overrides, f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
+    return [*folders.resumed_overrides(folder, cache), f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
 
 
 def check(arguments: Sequence[str]) -> DictConfig | None:
@@ -326,11 +316,25 @@ def check_given(cfg: DictConfig) -> None:
     if cfg.datamodule.get("labels") is not None:
         places.check_file("datamodule.labels", cfg.datamodule.labels)
     jobs = cfg.hydra.mode == RunMode.MULTIRUN
-    folders = {"hydra.sweep.dir": cfg.hydra.sweep.dir} if jobs else {"hydra.run.dir": cfg.hydra.run.dir}
+    written = {"hydra.sweep.dir": cfg.hydra.sweep.dir} if jobs else {"hydra.run.dir": cfg.hydra.run.dir}
     raw = OmegaConf.to_container(cfg, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
-    folders |= {} if raw == "${hydra:runtime.output_dir}" else {"run_dir": cfg.run_dir}
-    for name, folder in (folders | {"cache_dir": cfg.cache_dir}).items():
+    written |= {} if raw == "${hydra:runtime.output_dir}" else {"run_dir": cfg.run_dir}
+    for name, folder in (written | {"cache_dir": cfg.cache_dir}).items():
         places.check_writable(name, folder)
+
+
+def check_folders(cfg: DictConfig) -> None:
+    """Refuse a run folder that holds something else than a run, and links out of it, before Hydra writes a log there.
+
+    Raises:
+        InputError: such a folder.
+    """
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        folders.check_links(Path(str(cfg.hydra.sweep.dir)))  # its jobs check their own folders
+        return
+    for place in (cfg.hydra.run.dir, _known(cfg, "run_dir")):
+        if place is not None:
+            folders.check_place(Path(str(place)))
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -5,6 +5,8 @@ import sys
 import sysconfig
 from typing import TextIO
 
+from sdprobe.utilities.foreign import shown
+
 PROJECT = ("sdprobe", "probes", "datamodules")
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 MARKS = {logging.WARNING: "Warning: ", logging.ERROR: "Error: ", logging.CRITICAL: "Error: "}
@@ -18,8 +20,9 @@ class Marked(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record."""
-        return MARKS.get(record.levelno, "") + super().format(record)
+        """Return the text of a record, without control characters of the names and values in it."""
+        lines = (MARKS.get(record.levelno, "") + super().format(record)).split("\n")
+        return "\n".join(shown(line, longest=len(line)) for line in lines)
 
 
 def wanted(record: logging.LogRecord) -> bool:

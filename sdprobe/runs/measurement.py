@@ -19,13 +19,17 @@ from sdprobe.runs import workers
 from sdprobe.runs.record import VERSION, provenance
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 log = logging.getLogger(__name__)
 PROCESS = Path("/proc/self")
 
 
 class NumbersVersion(lightning.Callback):
-    """Writes :data:`~.record.VERSION` into checkpoints, and refuses to resume a checkpoint of another version."""
+    """Writes :data:`~.record.VERSION` into checkpoints, and refuses to resume a checkpoint of another version.
+
+    A resumed run also leaves out which files its ModelCheckpoint wrote: Lightning would delete the file of such a path.
+    """
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Store the version."""
@@ -33,8 +37,10 @@ class NumbersVersion(lightning.Callback):
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Raises InputError if the version differs. A checkpoint without a version is of version 1."""
-        stored = checkpoint.get("numbers_version", 1)
-        if stored != VERSION:
+        for name in [name for name in checkpoint.get("callbacks", ()) if str(name).startswith("ModelCheckpoint")]:
+            del checkpoint["callbacks"][name]
+        stored = shown(checkpoint.get("numbers_version", 1))
+        if stored != str(VERSION):
             raise InputError(
                 f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {stored}. "
                 "Start a new run in another folder."
@@ -90,6 +96,8 @@ class Measurement:
         self.prepare()
         checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
         resumed = self.cfg.resume and checkpoint.is_file()
+        if resumed:
+            check_checkpoint(checkpoint)
         started = time.perf_counter()
         self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         trained = time.perf_counter()
@@ -146,6 +154,21 @@ class Measurement:
                 "complete": self.complete,
             }
         )
+
+
+def check_checkpoint(file: Path) -> None:
+    """Refuse a checkpoint that holds more than tensors, numbers and texts, or cannot be read. Nothing in it is run.
+
+    Raises:
+        InputError: such a file.
+    """
+    try:
+        torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises a dozen unrelated types
+        raise InputError(
+            f"Expected {file} to hold tensors, numbers and texts, but it cannot be loaded as such ({type(error).__name__}). "
+            "Start the run anew."
+        ) from error
 
 
 def forget_peak() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 
 def check_folder(name: str, folder: object) -> None:
@@ -22,7 +23,7 @@ def check_folder(name: str, folder: object) -> None:
     if reason == "not a directory" and os.path.isfile(str(folder)):
         return  # what reads it knows what to say of a file
     if reason:
-        raise InputError(f"Expected {name} to be a folder, but '{shown(folder)}' is not{_why(reason)}. Correct the path.")
+        raise InputError(f"Expected {name} to be a folder, but '{_spelt(folder)}' is not{_why(reason)}. Correct the path.")
 
 
 def check_file(name: str, file: object) -> None:
@@ -41,7 +42,7 @@ def check_file(name: str, file: object) -> None:
             pass
 
     if reason := _refused(opened):
-        raise InputError(f"Expected {name} to be a file, but '{shown(file)}' cannot be read ({reason}). Correct the path.")
+        raise InputError(f"Expected {name} to be a file, but '{_spelt(file)}' cannot be read ({reason}). Correct the path.")
 
 
 def check_writable(name: str, folder: object) -> None:
@@ -65,18 +66,12 @@ def check_writable(name: str, folder: object) -> None:
 
     if reason := _refused(tried):
         raise InputError(
-            f"Expected {name} to be a folder that can be written to, but got '{shown(folder)}' ({reason}). Choose another."
+            f"Expected {name} to be a folder that can be written to, but got '{_spelt(folder)}' ({reason}). Choose another."
         )
 
 
-def shown(value: object) -> str:
-    """A value for a message: control characters and bytes that are no text escaped, at most 80 characters.
-
-    >>> shown("a" * 100)[-3:], shown("a\\n")
-    ('aa…', 'a\\\\n')
-    """
-    text = "null" if value is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
-    return text if len(text) <= 80 else f"{text[:79]}…"
+def _spelt(value: object) -> str:
+    return "null" if value is None else shown(value, longest=80)
 
 
 def _why(reason: str) -> str:

@@ -6,12 +6,13 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
 from sdprobe.reports.dispatch import draw, show
 from sdprobe.reports.run import Run
-from sdprobe.runs import baselines, checks, interrupts, sweep, workers
+from sdprobe.runs import baselines, checks, folders, interrupts, sweep, workers
 from sdprobe.runs.cli import is_rank_zero
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import Predicts, clear, write_command, write_metrics, write_predictions
@@ -37,10 +38,13 @@ def run(cfg: DictConfig) -> Run | None:
     if not is_rank_zero():
         run_worker(cfg, measurement)
         return None
+    folders.check_place(folder)
     clear(folder, resumed=bool(cfg.resume))
     write_command(folder, cfg)
     if not sweep.active():
-        interrupts.expect(f"Interrupted; continue with: python train.py resume={shlex.quote(str(folder))}")
+        cache = [text for text in HydraConfig.get().overrides.task if text.startswith("cache_dir=")]
+        again = shlex.join([f"resume={folder}", *cache])
+        interrupts.expect(f"Interrupted; continue with: python train.py {again}")
     name_size(measurement.data.images.size, measurement.data.backbone.native_size)
     detailed = not sweep.in_turns()
     if detailed:

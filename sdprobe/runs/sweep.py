@@ -30,9 +30,10 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, interrupts
+from sdprobe.runs import cli, folders, interrupts
 from sdprobe.runs.record import VERSION, config_hash, source_digest, write_command
-from sdprobe.utilities.io import read_json, write_file
+from sdprobe.utilities.foreign import shown
+from sdprobe.utilities.io import DamagedFile, read_json, write_file
 from sdprobe.utilities.progress import duration
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def begin(cfg: DictConfig) -> None:
     if not active():
         return
     folder = Path(cfg.run_dir)
+    folders.check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stamp, now = folder / "config_hash", f"{config_hash(cfg)} version {VERSION}"
     if stamp.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
@@ -213,8 +215,7 @@ class Watch:
                 continue
             self._said.add(folder)
             which = f"Job {int(name) + 1} of {plan['jobs']}" if plan["folders"] else f"Job {name}"
-            stored = folder / ".hydra" / "overrides.yaml"
-            asked = [str(override) for override in OmegaConf.load(stored)] if stored.is_file() else []
+            asked = _stored(folder)
             failed = "error.txt" in ended
             took = f"failed, see {folder / 'error.txt'}" if failed else f"done in {_took(folder)}"
             cli.say(f"{which}{_among(plan['swept'], asked)}: {took}{time_left(self.folder, time.time())}.")
@@ -323,8 +324,14 @@ def _folders(config: DictConfig, count: int) -> list[str] | None:
 
 def overrides(folder: Path) -> str:
     """The overrides that a job was started with."""
-    stored = folder / ".hydra" / "overrides.yaml"
-    return " ".join(str(override) for override in OmegaConf.load(stored)) if stored.is_file() else "no overrides"
+    return shown(" ".join(_stored(folder))) or "no overrides"
+
+
+def _stored(folder: Path) -> list[str]:
+    """The overrides in the record of a job; none without a record that can be read."""
+    with suppress(DamagedFile, OSError):
+        return folders.stored_overrides(folder)
+    return []
 
 
 def jobs(config: DictConfig) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from PIL import Image
 
 from sdprobe.reports.run import Run
 from sdprobe.reports.tracked import COLUMNS, DEPTH, headline, layer_rows, long_table
@@ -25,6 +25,7 @@ from sdprobe.runs import sweep
 from sdprobe.tokens.keys import CONDITIONS, Key
 from sdprobe.utilities import expect
 from sdprobe.utilities.io import write_file
+from sdprobe.utilities.pictures import opened
 
 log = logging.getLogger(__name__)
 # longest wait for a server before the run continues offline, in seconds
@@ -269,8 +270,8 @@ def _settings() -> wandb.Settings:
 def _id(place: Path, resumed: bool) -> tuple[str, int]:
     """(id of a run, how many parts of it were written offline before): the folder's own for a run that is resumed."""
     file = place / "run_id"
-    number = file.read_text().strip() if resumed and file.is_file() else ""
-    if number:
+    number = file.read_text(errors="replace").strip() if resumed and file.is_file() else ""
+    if re.fullmatch(r"[\w-]{1,64}", number):
         return number, len(list(place.glob(f"offline-run-*-{number}")))
     number = secrets.token_hex(4)
     place.mkdir(parents=True, exist_ok=True)
@@ -331,7 +332,7 @@ def _to_tensorboard(logger: TensorBoardLogger, run: Run, network: Sequence[str],
         numbers = {name: value for name, value in row.items() if not isinstance(value, str)}
         logger.log_metrics(numbers, step=row["layers/index"])
     for figure in figures:
-        with Image.open(figure) as picture:
+        with opened(figure) as picture:
             logger.experiment.add_image(figure.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
 
 

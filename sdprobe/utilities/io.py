@@ -14,6 +14,7 @@ from hashlib import blake2b
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -24,10 +25,14 @@ if TYPE_CHECKING:  # reports do not import torch
     from torch import Tensor
 
 
+LARGEST = 2**31  # bytes of the arrays in a file: a small compressed file can hold far more than memory does
+
+
 class DamagedFile(InputError):
     """Path and reason: the content of a file is not what was written."""
 
-    def __str__(self) -> str:
+    def message(self) -> str:
+        """Return the message with path and reason."""
         path, reason = self.args
         return f"Expected {path} to be intact, but got '{reason}' while reading it. Delete it, and repeat what wrote it."
 
@@ -97,8 +102,14 @@ def read_arrays(path: Path, ending: str = "") -> dict[str, np.ndarray]:
         DamagedFile: its content is not what was written.
     """
     content = BytesIO(path.read_bytes())
+    with parsing(path), ZipFile(content) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+            raise ValueError(f"arrays of more than {LARGEST:,} bytes")
     with parsing(path), np.load(content, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files if name.endswith(ending)}
+        arrays = {name: stored[name] for name in stored.files if name.endswith(ending)}
+        if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{foreign[0]} is no array")
+        return arrays
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:

@@ -1,5 +1,10 @@
 """Pictures → square tensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -11,6 +16,23 @@ from sdprobe.utilities import settings
 # version of `square` and `upright` (folders, hub, NYUv2) and of random crops; increase it when a pixel changes
 VERSION = 2
 BELOW_16_BITS = 4096  # a 16-bit picture that is darker everywhere is rather one of fewer bits
+# whose decoders start no other program: PIL would pass PostScript on to Ghostscript, whatever the file is called
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+LARGEST = 178_000_000  # pixels; a small file can hold far more than memory does
+Image.init()  # lists the formats of this installation
+
+
+@contextmanager
+def opened(file: Path | BytesIO) -> Iterator[Image.Image]:
+    """A picture file in one of the :data:`FORMATS`, whose pixels are not decoded yet.
+
+    Raises:
+        ValueError: more than :data:`LARGEST` pixels. PIL raises a dozen unrelated types for files that it cannot read.
+    """
+    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
+        if picture.width * picture.height > LARGEST:
+            raise ValueError(f"{picture.width:,} × {picture.height:,} pixels are more than {LARGEST:,}")
+        yield picture
 
 
 def check_size(size: int) -> None:

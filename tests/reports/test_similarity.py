@@ -177,7 +177,7 @@ def test_wrong_options_are_refused_before_the_network_loads(
 
 @pytest.mark.parametrize("error", [Image.DecompressionBombError("too many pixels"), SyntaxError("broken chunk")])
 def test_whatever_pillow_raises_is_a_sentence(photo: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(path: Path) -> None:
+    def fail(path: Path, formats: list[str]) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", fail)

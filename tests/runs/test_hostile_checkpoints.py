@@ -1,0 +1,138 @@
+"""The checkpoint, the id and the settings in a stranger's run folder: nothing in them is run, resolved, or taken for a path."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning import Callback
+
+from sdprobe.reports.similarity import defaults_of
+from sdprobe.runs import tracking
+from sdprobe.runs.measurement import NumbersVersion, check_checkpoint
+from sdprobe.utilities.errors import InputError
+
+SMALL = [
+    "block=up_0", "backbone=tiny", "images.size=128", "images.limit=30", "probe.min_steps=10", "trainer.max_epochs=5",
+    "logger=none", "device=cpu", "twins=0",
+]  # fmt: skip
+
+
+class Evil:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("function", ["os.system", "open", "eval", "torch.load", "os.mkdir", "builtins.getattr"])
+@pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
+def test_a_pickle_of_a_stranger_is_not_run(function: str, protocol: str, tmp_path: Path, monkeypatch) -> None:
+
+    monkeypatch.chdir(tmp_path)
+    evil = {
+        "os.system": Evil(os.system, "touch evil"), "open": Evil(open, "evil", "w"), "eval": Evil(eval, "open('evil', 'w')"),
+        "torch.load": Evil(torch.load, "other.ckpt"), "os.mkdir": Evil(os.mkdir, "evil"),
+        "builtins.getattr": Evil(getattr, str, "upper"),
+    }[function]  # fmt: skip
+    file, content = tmp_path / "last.ckpt", {"state_dict": {}, "callbacks": evil}
+    if protocol == "pickle":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=protocol == "zip")
+    with pytest.raises(InputError, match="tensors, numbers and texts"):
+        check_checkpoint(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04", bytes(1000), b"\x80\x02" + b"(" * 10_000])
+def test_what_is_no_checkpoint_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match="tensors, numbers and texts"):
+        check_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_paths_in_a_checkpoint_are_left_out() -> None:
+    """Lightning would delete the file that a ModelCheckpoint wrote last, wherever that is."""
+    checkpoint = {"callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "/x"}, "EarlyStopping{}": {"wait": 1}}}
+    NumbersVersion().on_load_checkpoint(None, None, checkpoint)
+    assert checkpoint == {"callbacks": {"EarlyStopping{}": {"wait": 1}}}
+
+
+class Interrupt(Callback):
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_checkpoint_deletes_no_file_elsewhere(launch, interrupt, tmp_path: Path) -> None:
+    part = interrupt(Interrupt())
+    note = tmp_path / "note.txt"
+    note.write_text("mine")
+    file = part.folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    [name] = [name for name in checkpoint["callbacks"] if name.startswith("ModelCheckpoint")]
+    checkpoint["callbacks"][name]["best_model_path"] = f"{file.parent}/../../note.txt"
+    torch.save(checkpoint, file)
+    assert launch(f"resume={part.folder}", folder="cut").meta["complete"]
+    assert note.read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", ["../../x", "..", "a/b", "x" * 1000, "a\nb", "*", "", "\x1b[2J", "ab cd"])
+def test_an_id_is_no_path(number: str, tmp_path: Path) -> None:
+    (tmp_path / "run_id").write_text(number)
+    assert tracking._id(tmp_path, resumed=True)[0] not in ("", number)
+    assert len((tmp_path / "run_id").read_text()) == 8
+
+
+HONEST = {
+    "backbone": {"_target_": "x", "path": "tiny", "device": "${device}"}, "images": {"size": 64}, "timestep": 5, "prompt": "",
+    "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"backbone": {"path": "evil/${oc.env:HF_TOKEN}"}},
+        {"backbone": {"path": "${oc.env:HOME}"}},
+        {"backbone": {"path": {"_target_": "os.system"}}},
+        {"backbone": {"path": ["tiny"]}},
+        {"backbone": {"weights_seed": "x"}},
+        {"backbone": "tiny"},
+        {"backbone": None},
+        {"images": {"size": "64"}},
+        {"images": {"size": 1e400}},
+        {"images": {"size": True}},
+        {"images": []},
+        {"timestep": "${oc.decode:5}"},
+        {"seed": [1]},
+        {"prompt": {"a": 1}},
+        {"prompt": "${oc.env:HOME}"},
+    ],
+)
+def test_the_settings_of_a_stranger_are_read_as_they_are(changed: dict[str, Any], tmp_path: Path) -> None:
+    """By reports similarity --run: no environment variable reaches a sentence or the address of a hub."""
+    (tmp_path / ".hydra").mkdir()
+    stored = tmp_path / ".hydra" / "config.yaml"
+    stored.write_text(yaml.safe_dump(HONEST))
+    assert defaults_of(tmp_path)["backbone"] == {"path": "tiny"}
+    stored.write_text(yaml.safe_dump(HONEST | changed))
+    with pytest.raises(InputError) as caught:
+        defaults_of(tmp_path)
+    assert os.environ["HOME"] not in str(caught.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("content", [b"!!python/object/apply:os.system [touch evil]", b"[" * 5000, b"\xff", b"", b"1"])
+def test_settings_that_are_no_settings_are_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        defaults_of(tmp_path)
