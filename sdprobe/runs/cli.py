@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -385,24 +385,8 @@ class UserError(CompactHydraException):
 
 
 @contextmanager
-def user_errors(folder: str | Path | None = None) -> Iterator[None]:
-    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to.
-
-    Args:
-        folder: the run folder, removed if an error leaves it empty.
-    """
-    try:
-        with _as_user_errors():
-            yield
-    except BaseException:
-        if folder is not None:
-            with suppress(OSError):  # it is not empty
-                Path(folder).rmdir()
-        raise
-
-
-@contextmanager
-def _as_user_errors() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
+    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to."""
     try:
         yield
     except InputError as error:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sdprobe.reports.collection import read_folders, read_runs, show_runs, summa
 from sdprobe.reports.run import Run
 from sdprobe.runs import cli, interrupts
 from sdprobe.runs.record import VERSION, config_hash, source_digest, write_command
+from sdprobe.utilities import locks
 from sdprobe.utilities.io import read_json, write_file
 from sdprobe.utilities.progress import duration
 
@@ -137,6 +138,27 @@ def time_left(sweep: Path, now: float) -> str:
 
 
 @contextmanager
+def job(cfg: DictConfig) -> Iterator[bool]:
+    """Hold the lock of the run folder; the block gets whether it is free. In a sweep, record what the block raises.
+
+    Raises:
+        FolderInUse: another process runs in the folder of a single run. A job of a sweep is left out instead.
+    """
+    with ExitStack() as stack:
+        if cli.is_rank_zero():
+            try:
+                stack.enter_context(locks.locked(cfg.run_dir))
+            except locks.FolderInUse as error:
+                if not active():
+                    raise
+                cli.say(f"{heading()}{_differing()} is left out. {error}")  # the log is in the folder
+                yield False
+                return
+        stack.enter_context(recorded(cfg))
+        yield True
+
+
+@contextmanager
 def recorded(cfg: DictConfig) -> Iterator[None]:
     """In a sweep, an exception ends only its own job. It is written to ``error.txt``, whose first line says what happened.
 
@@ -149,7 +171,8 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
     file = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
     file.unlink(missing_ok=True)
     try:
-        yield
+        with cli.user_errors():
+            yield
     except Exception as error:
         message = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
         text = message if isinstance(error, CompactHydraException) else f"{message}\n\n{traceback.format_exc()}"
@@ -247,7 +270,12 @@ class SweepSummary(Callback):
             **kwargs: not used.
         """
         folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with cli.user_errors():
+                locks.acquire(folder)
+        except cli.UserError as error:
+            sys.exit(str(error))  # Hydra turns a callback's exceptions into warnings, but not this one
+        atexit.register(locks.release, folder)
         count = jobs(config)
         plan = {"jobs": count, "swept": swept(config), "folders": _folders(config, count), "started": time.time()}
         write_file(folder / "sweep.json", json.dumps(plan))
@@ -276,8 +304,9 @@ class SweepSummary(Callback):
         finally:
             missing = named(folder)
             atexit.unregister(self._unsaid)
+            locks.release(folder)
         if failed or missing:
-            sys.exit(1)  # Hydra turns a callback's exceptions into warnings, but not this one
+            sys.exit(1)
 
 
 def _summarise(folder: Path) -> None:
