@@ -3,7 +3,7 @@
 Weights are read from safetensors only. Classes are looked up by name among those of this package.
 """
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from sdprobe.mitigations.position_mean import PositionMean
 from sdprobe.mitigations.shift_anova import ShiftAnova
 from sdprobe.mitigations.standardize import Standardize
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_file, write_tensors
+from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_json, write_tensors
 
+log = logging.getLogger(__name__)
 STATE, RECORD = "mitigation.safetensors", "mitigation.json"
 # what a record may name; no other class is ever made from a file
 KINDS: dict[str, type[Mitigation | Extraction]] = {
@@ -71,7 +72,7 @@ def save(folder: str | Path, fitted: Mapping[str, Chain | Map], extraction: Extr
         "layers": {layer: [fit.describe() for fit in maps] for layer, maps in chains.items()},
         "fitted_on": fitted_on,
     }
-    write_file(folder / RECORD, json.dumps(record, indent=1))
+    write_json(folder / RECORD, record)
 
 
 def named(steps: Sequence[Configured | None]) -> list[dict[str, Any]]:
@@ -116,6 +117,8 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
         record, (state, stored) = read_json(path / RECORD), read_tensors(path / STATE, unchecked=True)
         if record.get("digest") != stored.get("digest"):  # older versions wrote neither
             raise DamagedFile(path, f"{RECORD} of another fit than {STATE}")
+        if "checksum" not in record.get("meta", {}):
+            log.warning("The mitigation in %s has no checksum, because an older version wrote it.", path)
         if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
             raise ValueError(f"no mitigation is called {unknown[0]}")
         steps = [KINDS[entry["name"]](**entry["options"]) for entry in record["mitigations"]]

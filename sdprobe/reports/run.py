@@ -1,14 +1,14 @@
 """A run folder for reports: metrics by condition, layer, metric and group; maps by layer."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdprobe.tokens.keys import ENDS, Key, label_of
-from sdprobe.utilities.io import read_arrays, read_json
+from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, read_file, read_json
 
 SCHEMA = 2  # of metrics.json; older runs have no pseudo-values for significance tests
 
@@ -24,18 +24,47 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path, maps: bool = True) -> "Run":
-        """Read a folder, without maps if many runs are compared. Raises FileNotFoundError without metrics.json."""
+        """Read a folder, without maps if many runs are compared.
+
+        Raises:
+            FileNotFoundError: there is no ``metrics.json``.
+            DamagedFile: a file is not what the run wrote.
+        """
         metrics = read_json(folder / "metrics.json")
-        meta = metrics.pop("meta")
-        arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
-        return cls(metrics, meta, arrays, folder)
+        with parsing(folder / "metrics.json"):
+            if not isinstance(meta := metrics.pop("meta", None), dict):
+                raise ValueError("no meta")
+        run = cls(metrics, meta, {}, folder)
+        return replace(run, maps=run._arrays("maps.npz")) if maps else run
+
+    def check(self) -> None:
+        """Raise :class:`~sdprobe.utilities.io.DamagedFile` if a file that the run wrote is missing or is not what it wrote.
+
+        Older versions did not record checksums. What such a run has is only read.
+        """
+        for name, checksum in self.files.items():
+            try:
+                read_file(self.folder / name, checksum)
+            except FileNotFoundError as error:
+                raise DamagedFile(self.folder / name, "no such file") from error
+        if not self.files:
+            self._arrays("maps.npz")
+            self._arrays("pseudovalues.npz")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Files that the run wrote → their checksums; empty for runs of older versions, and incomplete ones."""
+        files = self.meta.get("files")
+        return {str(name): str(checksum) for name, checksum in files.items()} if isinstance(files, dict) else {}
+
+    def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a file; empty without the file."""
+        path = self.folder / name
+        return read_arrays(path, self.files.get(name)) if path.exists() else {}
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema."""
-        path = self.folder / "pseudovalues.npz"
-        if int(self.meta.get("schema", 1)) < SCHEMA or not path.is_file():
-            return {}
-        return read_arrays(path)
+        return self._arrays("pseudovalues.npz") if int(self.meta.get("schema", 1)) >= SCHEMA else {}
 
     @property
     def layers(self) -> list[str]:

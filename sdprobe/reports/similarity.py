@@ -20,7 +20,7 @@ from sdprobe.reports.statistics import similarity_sheet
 from sdprobe.tokens.groups import token_similarity
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import write_figure
+from sdprobe.utilities.io import parsing, read_yaml, write_figure
 from sdprobe.utilities.pictures import check_size, square, upright
 
 
@@ -92,7 +92,9 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             f"Expected --run to be a run folder with .hydra/config.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
-    config = cast(DictConfig, OmegaConf.load(stored))
+    text = read_yaml(stored)
+    with parsing(stored):
+        config = cast(DictConfig, OmegaConf.create(text))
     network = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
     return {
         "backbone": {key: value for key, value in network.items() if key not in ("_target_", "device")},

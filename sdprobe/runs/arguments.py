@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import ListConfig, OmegaConf
 
 from sdprobe.utilities.errors import InputError
 
@@ -77,3 +78,21 @@ def _reason(override: str) -> str | None:
     except HydraException as error:
         return str(error).strip().splitlines()[0].rstrip(".")
     return None
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """The overrides that a run was started with.
+
+    Raises:
+        FileNotFoundError: there are none.
+        DamagedFile: they are not what was written.
+    """
+    from sdprobe.utilities.io import parsing, read_yaml  # imports numpy
+
+    path = folder / ".hydra" / "overrides.yaml"
+    text = read_yaml(path)
+    with parsing(path):
+        stored = OmegaConf.create(text)
+        if not isinstance(stored, ListConfig):
+            raise ValueError("no list of overrides")
+        return [str(override) for override in stored]

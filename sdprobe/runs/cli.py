@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from sdprobe.backbones.names import check_names
 from sdprobe.runs import interrupts
-from sdprobe.runs.arguments import as_overrides, quoted
+from sdprobe.runs.arguments import as_overrides, quoted, read_overrides
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -35,8 +35,8 @@ INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}
 # settings that take a list, and groups whose choice may be meant as a path: what to write instead
 LISTED = {"block": "several layers", "mitigation": "several one after the other", "logger.tags": "several tags"}
 OF_PATHS = {"backbone": "backbone=local backbone.path={}", "images": "images=folder images.root={}"}
-# the disk is full, protected or read-only
-WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# the disk is full, protected or read-only, or a folder has the name of a file
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 # warnings of libraries about their own internals, which occur in every run
 _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -125,13 +125,20 @@ def expanded(arguments: list[str]) -> list[str]:
     folder = Path(str(value))
     if others := [argument for argument in arguments if argument not in given]:
         raise InputError(f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings.")
-    stored = folder / ".hydra" / "overrides.yaml"
-    if not stored.is_file():
+    from sdprobe.utilities.io import DamagedFile  # imports numpy
+
+    try:
+        overrides = [override for override in read_overrides(folder) if not override.startswith("resume=")]
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
-        )
-    overrides = [str(override) for override in OmegaConf.load(stored) if not str(override).startswith("resume=")]
+        ) from None
+    except DamagedFile as error:
+        raise InputError(
+            f"Expected {error.args[0]} to be as the run wrote it, but got '{error.args[1]}'. A resumed run keeps its settings. "
+            "Start a new run for others."
+        ) from error
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
     place = quoted(str(folder))
     return [*overrides, f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
