@@ -60,7 +60,7 @@ class Run:
     def _arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a file; empty without the file."""
         path = self.folder / name
-        return read_arrays(path, self.files.get(name)) if path.exists() else {}
+        return read_arrays(path, expected=self.files.get(name), unchecked=True) if path.exists() else {}
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema."""

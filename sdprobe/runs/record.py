@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.reports.dispatch import FILES
 from sdprobe.reports.run import Run
-from sdprobe.utilities.io import DamagedFile, parsing, read_file, write_file, write_json, write_yaml
+from sdprobe.utilities.io import DamagedFile, write_file, write_json, write_yaml
 from sdprobe.utilities.settings import target_name
 
 log = logging.getLogger(__name__)
@@ -202,17 +202,6 @@ class Predicts(Protocol):
 def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> str:
     """Write columns of equal length. Returns the checksum of the file."""
     return write_file(path, packed(columns))
-
-
-def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a file, by name.
-
-    Raises:
-        DamagedFile: its content is not what was written.
-    """
-    content = read_file(path)
-    with parsing(path):
-        return unpacked(content)
 
 
 def packed(columns: dict[str, np.ndarray]) -> bytes:

@@ -3,8 +3,8 @@
 A file appears by a rename in its folder, so that other processes see either the old or the new content. What a killed process
 leaves behind is hidden, ends in ``.tmp``, and is never read. Permissions follow the umask.
 
-JSON has its checksum at ``meta.checksum``, YAML in a first line, tensors in their header. The formats of ``.npz``, Parquet and
-PyTorch's checkpoints have some of their own. JSON and YAML of older versions have none.
+JSON has its checksum at ``meta.checksum``, YAML in its first line, safetensors in the header, ``.npz`` and checkpoints of
+PyTorch in the archive's comment. Older versions wrote none into JSON, YAML and archives, whose members have their own.
 """
 
 import csv
@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # reports do not import torch
     from torch import Tensor
 
 _HEADING = "# checksum: "
+# the length of a ZIP archive's comment, its last field: none, and a checksum
+_NO_COMMENT, _COMMENT = b"\0\0", b"\x20\0"
 
 
 class DamagedFile(InputError):
@@ -160,38 +162,41 @@ def read_yaml(path: Path) -> str:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write arrays by name as ``.npz``, whose format has checksums. Returns that of the file."""
+    """Write arrays by name as ``.npz``. Returns the checksum of the file."""
     content = BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its stub confuses the arrays with an option
-    return write_file(path, content.getvalue())
+    return write_file(path, _sealed(content.getvalue()))
 
 
-def read_arrays(path: Path, expected: str | None = None) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *, expected: str | None = None, unchecked: bool = False) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` file by name.
 
     Args:
         expected: checksum of the file, if that is known.
+        unchecked: also read a file of an older version, which has checksums of its arrays only.
 
     Raises:
         DamagedFile: its content is not what was written.
     """
-    content = BytesIO(read_file(path, expected))
-    with parsing(path), np.load(content, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    content = read_file(path, expected)
+    with parsing(path):
+        _check_seal(content, unchecked)
+        with np.load(BytesIO(content), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a PyTorch checkpoint, whose format has checksums."""
+    """Write a PyTorch checkpoint."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     content = BytesIO()
     torch.save(dict(state), content)
-    write_file(path, content.getvalue())
+    write_file(path, _sealed(content.getvalue()))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A PyTorch checkpoint, on the CPU. No code in it is run.
+    """A PyTorch checkpoint, on the CPU, also one of an older version. No code in it is run.
 
     Raises:
         DamagedFile: its content is not what was written.
@@ -200,10 +205,27 @@ def read_state(path: Path) -> dict[str, Any]:
 
     content = read_file(path)
     with parsing(path):
+        _check_seal(content, unchecked=True)
         with zipfile.ZipFile(BytesIO(content)) as members:
-            if (damaged := members.testzip()) is not None:  # torch does not compare the checksums
-                raise ValueError(f"checksum mismatch of {damaged}")
+            if members.testzip() is not None:  # torch does not compare the checksums of members
+                raise ValueError("checksum mismatch")
         return {**torch.load(BytesIO(content), map_location="cpu", weights_only=True)}
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A ZIP archive (``.npz`` and PyTorch's checkpoints are some) with the checksum of everything before as its comment."""
+    start = archive[: -len(_NO_COMMENT)]
+    return start + _COMMENT + checksum(start).encode()
+
+
+def _check_seal(archive: bytes, unchecked: bool) -> None:
+    """Raise ValueError if the archive is not what was sealed, or, unless ``unchecked``, was not sealed."""
+    start, comment = archive[:-32], archive[-32:]
+    if start.endswith(_COMMENT):
+        if checksum(start[: -len(_COMMENT)]).encode() != comment:
+            raise ValueError("checksum mismatch")
+    elif not (unchecked and archive.endswith(_NO_COMMENT)):
+        raise ValueError("checksum mismatch")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:

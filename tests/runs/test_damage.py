@@ -20,7 +20,7 @@ SMALL = [
 ]  # fmt: skip
 POSITION = [*SMALL, "probe=position", "mitigation=[standardize]", "datamodule.compare=true"]
 MATCHING = [*SMALL, "probe=correspondence", "images=scene_pairs", "images.limit=48", "probe.head=none"]
-CORRUPTIONS, KILLS, SLICES = 320, 320, 8
+CORRUPTIONS, KILLS, SLICES = 320, 320, 16
 
 
 @pytest.fixture(scope="module")
