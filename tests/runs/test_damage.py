@@ -10,17 +10,86 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from sdprobe.mitigations import load
+from sdprobe.reports.__main__ import main as reports
+from sdprobe.reports.collection import read_folders
+from sdprobe.reports.run import Run
 from sdprobe.runs.arguments import read_overrides
+from sdprobe.runs.cli import expanded
+from sdprobe.runs.record import complete
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_state, write_state, write_yaml
 from tests.runs.forks import begin, command, ended, killed, numbers, prepare
 
-pytestmark = pytest.mark.slow
 SMALL = [
     "backbone=tiny", "block=up_0", "images.size=64", "images.limit=12", "trainer.max_epochs=4", "logger=none", "device=cpu",
 ]  # fmt: skip
 POSITION = [*SMALL, "probe=position", "mitigation=[standardize]", "datamodule.compare=true"]
 MATCHING = [*SMALL, "probe=correspondence", "images=scene_pairs", "images.limit=48", "probe.head=none"]
 CORRUPTIONS, KILLS, SLICES = 320, 320, 16
+
+
+def test_a_run_with_a_damaged_file_is_not_complete_and_its_mitigation_not_used(launch, tmp_path: Path, capsys) -> None:
+    options = ["probe.solver=closed_form", "twins=1", "mitigation=[standardize]", "datamodule.compare=true"]
+    first, second = (Path(launch(*options, f"seed={seed}", folder=str(seed)).folder) for seed in (0, 1))
+    whole, random = tmp_path / "whole", np.random.default_rng(0)
+    shutil.copytree(first, whole)
+    names = [*Run.read(first).files, "metrics.json"]
+    assert {Path(name).name for name in names} == {
+        "maps.npz", "pseudovalues.npz", "mitigation.json", "mitigation.safetensors", "metrics.json",
+    }  # fmt: skip
+    assert complete(first) and load(first / "mitigation" / "standardize")
+    for name in names:
+        for way in WAYS:
+            damage(first / name, way, random, [second / name])
+            assert complete(first) is None, (name, way)
+            if name.startswith("mitigation"):
+                with pytest.raises(InputError, match="Expected"):
+                    load(first / "mitigation" / "standardize")
+            elif name != "maps.npz" and way not in ("folder", "other"):
+                assert list(read_folders([first])[1]) == [first], (name, way)
+            shutil.rmtree(first)
+            shutil.copytree(whole, first)
+    text = (first / "metrics.json").read_text()
+    (first / "metrics.json").write_text(re.sub(r": 0\.\d", ": 0.987", text, count=1))
+    with pytest.raises(SystemExit) as caught:
+        reports([str(first)])
+    assert caught.value.code == 1
+    assert re.search(
+        r"^Expected .* contain a run, but its metrics\.json is unreadable \(checksum mismatch\)\.", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("way", ["cut", "bits", "empty", "folder", "other"])
+def test_damaged_overrides_and_checkpoints_are_told_in_a_sentence(tmp_path: Path, way: str) -> None:
+    for seed in (0, 1):
+        write_overrides(tmp_path / str(seed), [f"seed={seed}"])
+        write_state(tmp_path / str(seed) / "last.ckpt", {"seed": seed})
+    path, random = tmp_path / "0" / ".hydra" / "overrides.yaml", np.random.default_rng(0)
+    damage(tmp_path / "0" / "last.ckpt", way, random, [path])
+    with pytest.raises(DamagedFile):
+        read_state(tmp_path / "0" / "last.ckpt")
+    damage(path, way, random, [tmp_path / "1" / "last.ckpt"])
+    with pytest.raises(InputError, match=r"overrides\.yaml to be as the run wrote it, but got '.+'\. A resumed run keeps"):
+        expanded([f"resume={tmp_path / '0'}"])
+
+
+def test_overrides_that_were_edited_by_hand_are_told(tmp_path: Path) -> None:
+    write_overrides(tmp_path, ["seed=0"])
+    path = tmp_path / ".hydra" / "overrides.yaml"
+    assert "seed=0" in expanded([f"resume={tmp_path}"])
+    path.write_text(path.read_text().replace("seed=0", "seed=1"))
+    with pytest.raises(InputError, match="to be as the run wrote it, but got 'checksum mismatch'"):
+        expanded([f"resume={tmp_path}"])
+    path.write_text("- seed=1\n")  # of an older version
+    assert "seed=1" in expanded([f"resume={tmp_path}"])
+
+
+def write_overrides(folder: Path, overrides: list[str]) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    write_yaml(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +229,7 @@ def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Gene
     return "same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(SLICES))
 def test_a_damaged_file_is_rebuilt_or_told_and_changes_no_number(place: Path, part: int) -> None:
     cases = [(pattern, way, what) for pattern, uses in KINDS.items() for what in uses for way in WAYS]
@@ -180,6 +250,7 @@ def last_step(printed: str) -> str:
     return f"after {steps[-1].strip()}" if steps else "before the first step"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(SLICES))
 def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path: Path) -> None:
     random, log = np.random.default_rng(part), tmp_path / "log"
@@ -210,6 +281,7 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
 # --- two starts --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_two_starts_into_one_folder_one_is_refused(place: Path, tmp_path: Path) -> None:
     random, refused = np.random.default_rng(0), 0
     cache = cached(place / "whole")
@@ -231,6 +303,7 @@ def test_of_two_starts_into_one_folder_one_is_refused(place: Path, tmp_path: Pat
     assert refused >= 10
 
 
+@pytest.mark.slow
 def test_four_identical_runs_at_once_share_caches(place: Path, tmp_path: Path) -> None:
     arguments = [*POSITION, "seed=0", cached(tmp_path)]
     processes = [
