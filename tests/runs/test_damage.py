@@ -256,6 +256,9 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
     random, log = np.random.default_rng(part), tmp_path / "log"
     moments: Counter[str] = Counter()
     kills = rounds = 0
+    begun = time.monotonic()
+    assert command(*POSITION, "seed=0", cached(tmp_path), f"hydra.run.dir={tmp_path / 'timed'}", log=log)[0] == 0
+    lasting = time.monotonic() - begun
     while kills < KILLS // SLICES:
         rounds += 1
         work = tmp_path / str(rounds)
@@ -265,7 +268,7 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
             again = not several and (work / "run" / ".hydra" / "overrides.yaml").is_file()
             given = [f"resume={work / 'run'}"] if again else arguments
             log.unlink(missing_ok=True)
-            kills += killed(*given, log=log, after=random.uniform(0, 4 if several else 3))
+            kills += killed(*given, log=log, after=lasting * random.uniform(0, 1.2 if several else 1))
             moments[last_step(log.read_text() if log.exists() else "")] += 1
             assert "Traceback" not in (log.read_text() if log.exists() else ""), log.read_text()
         again = not several and (work / "run" / ".hydra" / "overrides.yaml").is_file()
