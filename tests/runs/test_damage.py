@@ -288,7 +288,7 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
 def test_of_two_starts_into_one_folder_one_is_refused(place: Path, tmp_path: Path) -> None:
     random, refused = np.random.default_rng(0), 0
     cache = cached(place / "whole")
-    for number in range(20):
+    for number in range(10):
         folder, logs = tmp_path / str(number), [tmp_path / f"{number}_{seed}" for seed in (0, 1)]
         first = begin([*POSITION, "seed=0", cache, f"hydra.run.dir={folder}"], logs[0])
         time.sleep(random.uniform(0, 2.5))
@@ -302,8 +302,8 @@ def test_of_two_starts_into_one_folder_one_is_refused(place: Path, tmp_path: Pat
         if codes != [0, 0]:
             refused += 1
             assert re.search(rf"^Expected {folder} to be free, but .+ uses it\.", logs[1 - seed].read_text(), re.M)
-    sys.stdout.write(f"{refused} of 20 second starts were refused\n")
-    assert refused >= 10
+    sys.stdout.write(f"{refused} of 10 second starts were refused\n")
+    assert refused >= 5
 
 
 @pytest.mark.slow
