@@ -13,13 +13,14 @@ from sdprobe.runs import cli
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Run the configuration that Hydra composed; in a sweep, skip a job that is finished."""
+    """Run the configuration that Hydra composed; in a sweep, skip a job that is finished, or that another process runs."""
     from sdprobe.runs import checks, sweep
     from sdprobe.runs.run import run
 
     cli.silence_libraries()
-    interrupts.made(cfg.run_dir)
-    with sweep.recorded(cfg), cli.user_errors(cfg.run_dir):
+    with cli.user_errors(), sweep.job(cfg) as free:
+        if not free:
+            return
         checks.fill_size(cfg)
         if sweep.finished(cfg):
             return

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -50,13 +51,16 @@ class LatentCache:
         path = self._path(key)
         try:
             tensors, texts = read_tensors(path)
-            latent = tensors["latent"]
+            latent: Tensor = tensors["latent"]
+            if texts.get("entry", path.stem) != path.stem:  # older versions did not write it
+                raise DamagedFile(path, "the latent of another image")
         except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions gave other users no access
             self.misses += 1
             return None
         except (DamagedFile, KeyError) as error:
             log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, error.args[-1])
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder in its place
+                path.unlink(missing_ok=True)
             self.damaged += 1
             self.misses += 1
             return None
@@ -68,9 +72,17 @@ class LatentCache:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, {"latent": latent}, **texts)
+            write_tensors(path, {"latent": latent}, **(texts | {"entry": path.stem}))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            if error.errno not in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EACCES,
+                errno.EPERM,
+                errno.EROFS,
+                errno.ENOTDIR,
+                errno.EISDIR,
+            ):
                 raise
             raise InputError(
                 f"Expected {self.root} to be a folder that latents can be written to, but got '{os.strerror(error.errno)}'. "

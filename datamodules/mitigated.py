@@ -244,7 +244,8 @@ def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequ
     for variant in missing:
         if variant.needs_fit():
             with suppress(OSError):  # without a writable cache the next run fits again
-                save(folders[variant], variant.fitted, variant.extraction, **variant.fitted_on)
+                bound = variant.fitted_on | {"entry": folders[variant].name}
+                save(folders[variant], variant.fitted, variant.extraction, **bound)
 
 
 def _key(variant: Variant, stream: ActivationStream, fit: Sequence[int]) -> str:
@@ -261,7 +262,8 @@ def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
         extraction, chains, fitted_on = read(folder, {})
         stored = named([extraction, *(fit.settings for chain in chains.values() for fit in chain.maps)])
         wanted = named([variant.extraction, *variant.mitigations * len(stream.reads.layers)])
-        if (list(chains), stored, fitted_on) == (list(stream.reads.layers), wanted, variant.fitted_on):
+        bound = variant.fitted_on | {"entry": folder.name}
+        if (list(chains), stored, fitted_on) == (list(stream.reads.layers), wanted, bound):
             variant.fitted = {layer: chain.to(stream.backbone.device) for layer, chain in chains.items()}
     return bool(variant.fitted)
 

@@ -44,7 +44,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "diffusers", "transformers", "lightning"
 # entries of JSON files and columns of tables that describe time, machine and code of a measurement; not compared
 PROVENANCE = {
     "command", "source", "git_commit", "config_hash", "settings_hash", "packages", "hardware", "seconds", "peak_memory_gib",
-    "started", "run",
+    "started", "run", "checksum", "files",
 }  # fmt: skip
 # One process runs many commands, because imports take longer than most of them. A process takes a run by creating its log. The
 # code uses train.py and no module, so it works for every commit.

@@ -73,7 +73,7 @@ def _report(arguments: Sequence[str]) -> None:
 
     from rich.console import Console  # imports that take seconds; help and mistakes do without them
 
-    from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
+    from sdprobe.reports.collection import damage, damaged_arrays, read_runs, show_runs, summarise
     from sdprobe.reports.dispatch import draw, show
     from sdprobe.reports.recorded import fitting
     from sdprobe.reports.run import Run
@@ -85,12 +85,18 @@ def _report(arguments: Sequence[str]) -> None:
             Console(stderr=True).print(f"Skipped {path}: {reason}", markup=False, soft_wrap=True)
         if not runs:
             parser.exit(1, f"Expected a run folder or a folder that contains runs, but '{folder}' has no complete run.\n")
+        unchecked = [run.folder for run in runs if "checksum" not in run.meta]
+        if unchecked:
+            names = f"{unchecked[0]}{f' and {len(unchecked) - 1} more' if unchecked[1:] else ''}"
+            Console(stderr=True).print(
+                f"Not checked for damage, since older versions wrote no checksum: {names}", markup=False, soft_wrap=True
+            )
         with fitting(folder):
             show_runs(runs, console)
             for path in summarise(runs, folder):
                 console.print(path)
         return
-    if reason := damage(folder) or damaged_maps(folder):
+    if reason := damage(folder) or damaged_arrays(folder):
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")
     run = Run.read(folder)
     with fitting(folder):

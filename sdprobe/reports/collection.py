@@ -36,7 +36,7 @@ def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
             continue
         run = Run.read(path, maps=False)
         paired = bool(run.meta.get("control"))  # contrasts are paired by photograph; these values are in maps.npz
-        if paired and (reason := damaged_maps(path)):
+        if reason := damaged_arrays(path, maps=paired):
             skipped[path] = reason
         else:
             runs.append(Run.read(path) if paired else run)
@@ -62,17 +62,23 @@ def damage(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError) and not isinstance(error, DamagedFile):
             return "metrics.json has keys that this version does not know"
-        return f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})"
+        return _reason(error)
     return f"metrics.json lacks meta.{absent[0]}" if absent else ""
 
 
-def damaged_maps(folder: Path) -> str:
-    """What is wrong with the ``maps.npz`` of a folder; empty if it can be read or does not exist."""
+def damaged_arrays(folder: Path, maps: bool = True) -> str:
+    """What is wrong with ``pseudovalues.npz``, or with ``maps.npz``; empty if they can be read or do not exist."""
     try:
-        Run.read(folder)
+        Run.read(folder, maps=maps).pseudovalues()
     except (OSError, DamagedFile) as error:
-        return f"maps.npz is unreadable ({type(error.__cause__ or error).__name__})"
+        return _reason(error)
     return ""
+
+
+def _reason(error: Exception) -> str:
+    """``metrics.json is unreadable (checksum mismatch)``."""
+    path, reason = error.args if isinstance(error, DamagedFile) else ("metrics.json", type(error).__name__)
+    return f"{Path(path).name} is unreadable ({reason})"
 
 
 def summarise(runs: list[Run], folder: Path) -> list[Path]:

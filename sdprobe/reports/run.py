@@ -1,7 +1,7 @@
 """A run folder for reports: metrics by condition, layer, metric and group; maps by layer."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from sdprobe.reports.recorded import checked, shown_names
 from sdprobe.tokens.keys import ENDS, Key, label_of
-from sdprobe.utilities.io import parsing, read_arrays, read_json
+from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, read_file, read_json
 
 SCHEMA = 2  # of metrics.json; older runs have no pseudo-values for significance tests
 
@@ -28,26 +28,50 @@ class Run:
         """Read a folder, without maps if many runs are compared.
 
         Raises:
-            FileNotFoundError: there is no metrics.json.
-            DamagedFile: a file holds something else than what a run writes.
+            FileNotFoundError: there is no ``metrics.json``.
+            DamagedFile: a file is not what the run wrote, or holds something else than what a run writes.
         """
         content = read_json(folder / "metrics.json")
         with parsing(folder / "metrics.json"):
             metrics, meta = checked(content)
-        arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
-        with parsing(folder / "maps.npz"):
-            arrays = shown_names(arrays)
-        return cls(metrics, meta, arrays, folder)
+        run = cls(metrics, meta, {}, folder)
+        return replace(run, maps=run._arrays("maps.npz")) if maps else run
+
+    def check(self) -> None:
+        """Raise :class:`~sdprobe.utilities.io.DamagedFile` if a file that the run wrote is missing or is not what it wrote.
+
+        Older versions did not record checksums. What such a run has is only read.
+        """
+        for name, checksum in self.files.items():
+            try:
+                read_file(self.folder / name, checksum)
+            except FileNotFoundError as error:
+                raise DamagedFile(self.folder / name, "no such file") from error
+        if not self.files:
+            self._arrays("maps.npz")
+            self._arrays("pseudovalues.npz")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Files that the run wrote → their checksums; empty for runs of older versions, and incomplete ones."""
+        files = self.meta.get("files")
+        return {str(name): str(checksum) for name, checksum in files.items()} if isinstance(files, dict) else {}
+
+    def _arrays(self, name: str, ending: str = "") -> dict[str, np.ndarray]:
+        """The arrays of a file, or those whose names end so; empty without the file."""
+        path = self.folder / name
+        arrays = read_arrays(path, expected=self.files.get(name), unchecked=True, ending=ending) if path.exists() else {}
+        with parsing(path):
+            return shown_names(arrays)
 
     def pseudovalues(self, quantity: str = "") -> dict[str, np.ndarray]:
         """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema.
 
         ``quantity``: read those of this ``<metric>/<group>`` only.
         """
-        path = self.folder / "pseudovalues.npz"
-        if int(self.meta.get("schema", 1)) < SCHEMA or not path.is_file():
+        if int(self.meta.get("schema", 1)) < SCHEMA:
             return {}
-        return read_arrays(path, f"/{quantity}" if quantity else "")
+        return self._arrays("pseudovalues.npz", f"/{quantity}" if quantity else "")
 
     @property
     def layers(self) -> list[str]:

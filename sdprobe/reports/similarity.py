@@ -21,7 +21,7 @@ from sdprobe.tokens.groups import token_similarity
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
-from sdprobe.utilities.io import parsing, write_figure
+from sdprobe.utilities.io import parsing, read_yaml, write_figure
 from sdprobe.utilities.pictures import check_size, opened, square, upright
 
 BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device"}  # this machine may lack that of the run
@@ -95,8 +95,9 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             f"Expected --run to be a run folder with .hydra/config.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
+    text = read_yaml(stored)
     with parsing(stored):
-        config = yaml.safe_load(stored.read_bytes())
+        config = yaml.safe_load(text)
         network = {name: value for name, value in config["backbone"].items() if name in BACKBONE}
         drawn = {"size": config["images"]["size"], **{name: config[name] for name in ("timestep", "prompt", "seed")}}
     for name, value in (network | drawn).items():

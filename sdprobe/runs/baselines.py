@@ -13,17 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from sdprobe.metrics.gains import holding
 from sdprobe.metrics.intervals import two_way_interval, with_ends
 from sdprobe.runs.measurement import Measurement
-from sdprobe.runs.record import VERSION, Predicts, digest, read_predictions, result_settings, target_name, write_predictions
+from sdprobe.runs.record import VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
 from sdprobe.tokens.keys import Key, select
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
-from sdprobe.utilities.io import DamagedFile, read_arrays, read_json, write_arrays, write_file
+from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, write_arrays
 
 # prefixes of metrics within [0, 1]
 SHARES = (
     "axis_accuracy", "cell_accuracy", "binned_accuracy", "pck_", "delta1", "copy_share", "r_cor", "r_norm", "credibility",
 )  # fmt: skip
 Value = TypeVar("Value")
+_UNITS = "pseudovalues/"
 
 log = logging.getLogger(__name__)
 # conditions that are stored, and their names in the baseline
@@ -120,7 +121,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
     assert isinstance(config, DictConfig)
     with progress.step(_step(config.backbone.weights_seed)) as step:
         processes = Processes.current()
-        stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.json"
+        stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.twin.npz"
         twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
         # all processes measure this network, or none does, because they may see different files
         if processes.all_gather(twin is not None)[0]:
@@ -152,10 +153,15 @@ def _renamed(numbers: dict[str, Value]) -> dict[str, Value]:
 
 
 def _stored(path: Path, predicts: bool) -> Twin | None:
-    """Stored results; None if a file cannot be read or is damaged."""
+    """Stored results; None if a file cannot be read, is damaged, or is that of another network."""
     try:
-        predictions = read_predictions(path.with_suffix(".parquet")) if predicts else {}
-        return Twin(read_json(path), read_arrays(path.with_suffix(".npz")), predictions)
+        arrays = read_arrays(path)
+        with parsing(path):
+            if arrays["name"].tobytes().decode() != path.name:
+                raise ValueError("the results of another network")
+            predictions = unpacked(arrays["predictions"].tobytes()) if predicts else {}
+            pseudovalues = {name.removeprefix(_UNITS): array for name, array in arrays.items() if name.startswith(_UNITS)}
+            return Twin({**json.loads(arrays["results"].tobytes())}, pseudovalues, predictions)
     except DamagedFile as error:
         log.warning("%s is damaged (%s); this network is measured again.", *error.args)
     except OSError:
@@ -164,12 +170,12 @@ def _stored(path: Path, predicts: bool) -> Twin | None:
 
 
 def _store(path: Path, twin: Twin) -> None:
-    """Store the results. If that fails, the network is measured again next time."""
+    """Store the results in one file, since those of two processes could mix. If that fails, they are measured next time."""
+    contents = {"name": path.name.encode(), "results": json.dumps(twin.results).encode()}
+    contents |= {"predictions": packed(twin.predictions)} if twin.predictions else {}
+    arrays = {name: np.frombuffer(content, np.uint8) for name, content in contents.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if twin.predictions:
-            write_predictions(path.with_suffix(".parquet"), twin.predictions)
-        write_arrays(path.with_suffix(".npz"), twin.pseudovalues)
-        write_file(path, json.dumps(twin.results))  # last: its presence means that the results are complete
+        write_arrays(path, arrays | {f"{_UNITS}{name}": array for name, array in twin.pseudovalues.items()})
     except OSError as error:
         log.warning("Results of random weights cannot be stored in %s (%s).", path.parent, error.strerror)

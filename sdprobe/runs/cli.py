@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}
 # settings that take a list, and groups whose choice may be meant as a path: what to write instead
 LISTED = {"block": "several layers", "mitigation": "several one after the other", "logger.tags": "several tags"}
 OF_PATHS = {"backbone": "backbone=local backbone.path={}", "images": "images=folder images.root={}"}
-# the disk is full, protected or read-only
-WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# the disk is full, protected or read-only, or a folder has the name of a file
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 # warnings of libraries about their own internals, which occur in every run
 _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -458,24 +458,8 @@ class UserError(CompactHydraException):
 
 
 @contextmanager
-def user_errors(folder: str | Path | None = None) -> Iterator[None]:
-    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to.
-
-    Args:
-        folder: the run folder, removed if an error leaves it empty.
-    """
-    try:
-        with _as_user_errors():
-            yield
-    except BaseException:
-        if folder is not None:
-            with suppress(OSError):  # it is not empty
-                Path(folder).rmdir()
-        raise
-
-
-@contextmanager
-def _as_user_errors() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
+    """Raise :class:`UserError` for wrong input, wrong configuration, and locations that cannot be written to."""
     try:
         yield
     except InputError as error:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import is_shown, shown, within
-from sdprobe.utilities.io import parsing
+from sdprobe.utilities.io import DamagedFile, parsing, read_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERRIDES = Path(".hydra", "overrides.yaml")
@@ -41,7 +41,9 @@ def stored_overrides(folder: Path) -> list[str]:
     with parsing(file):
         if file.stat().st_size > LARGEST:
             raise ValueError(f"more than {LARGEST:,} bytes")
-        listed = yaml.safe_load(file.read_bytes())
+    text = read_yaml(file)
+    with parsing(file):
+        listed = yaml.safe_load(text)
         if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
             raise ValueError("no list of overrides")
     return listed
@@ -62,7 +64,13 @@ def resumed_overrides(folder: Path, typed: Sequence[str] = ()) -> list[str]:
             f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
-    stored = stored_overrides(folder)
+    try:
+        stored = stored_overrides(folder)
+    except DamagedFile as error:
+        raise InputError(
+            f"Expected {error.args[0]} to be as the run wrote it, but got '{error.args[1]}'. A resumed run keeps its settings. "
+            "Start a new run for others."
+        ) from error
     kept = []
     for text in stored:
         override = _parsed(text)
@@ -93,8 +101,9 @@ def _stored_size(folder: Path) -> list[int]:
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         return []
+    text = read_yaml(file)
     with parsing(file):
-        config = yaml.safe_load(file.read_bytes())
+        config = yaml.safe_load(text)
     images = config.get("images") if isinstance(config, dict) else None
     size = images.get("size") if isinstance(images, dict) else None
     return [size] if isinstance(size, int) else []

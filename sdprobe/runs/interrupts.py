@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
+from sdprobe.utilities import locks
+
 EXIT_CODE = 130
-_state = {"sentence": "Interrupted before the run began; nothing was started.", "said": "", "folder": ""}
+_state = {"sentence": "Interrupted before the run began; nothing was started.", "said": ""}
 
 
 def begin() -> None:
@@ -20,11 +22,6 @@ def begin() -> None:
 def expect(text: str) -> None:
     """Set what Ctrl-C will say from now on: how to go on, or what is left."""
     _state["sentence"] = text
-
-
-def made(folder: str) -> None:
-    """Remember the run folder that Hydra made, which Ctrl-C removes while it is empty."""
-    _state["folder"] = folder
 
 
 def say() -> None:
@@ -55,7 +52,5 @@ def deferred() -> Iterator[None]:
 
 def _end(number: int, frame: FrameType | None) -> None:
     say()
-    if _state["folder"]:
-        with suppress(OSError):  # it is not empty
-            os.rmdir(_state["folder"])
+    locks.release_all()
     os._exit(EXIT_CODE)  # no cleanup: libraries may be half imported

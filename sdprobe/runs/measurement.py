@@ -13,30 +13,38 @@ import lightning
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 
 from sdprobe.runs import workers
-from sdprobe.runs.record import VERSION, provenance
+from sdprobe.runs.record import VERSION, config_hash, provenance
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
+from sdprobe.utilities.io import DamagedFile, read_state, write_state
 
 log = logging.getLogger(__name__)
 PROCESS = Path("/proc/self")
 
 
-class NumbersVersion(lightning.Callback):
-    """Writes :data:`~.record.VERSION` into checkpoints, and refuses to resume a checkpoint of another version.
+class Bound(lightning.Callback):
+    """Binds checkpoints to the settings of the run and to :data:`~.record.VERSION`. Others are not resumed.
 
     A resumed run also leaves out which files its ModelCheckpoint wrote: Lightning would delete the file of such a path.
+
+    Args:
+        settings: hash of the settings that can change a number.
     """
 
+    def __init__(self, settings: str) -> None:
+        self.settings = settings
+
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Store the version."""
-        checkpoint["numbers_version"] = VERSION
+        """Store both."""
+        checkpoint |= {"numbers_version": VERSION, "config_hash": self.settings}
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Raises InputError if the version differs. A checkpoint without a version is of version 1."""
+        """Raises InputError if one differs. A checkpoint without a version is of version 1; older ones have no hash."""
         for name in [name for name in checkpoint.get("callbacks", ()) if str(name).startswith("ModelCheckpoint")]:
             del checkpoint["callbacks"][name]
         stored = shown(checkpoint.get("numbers_version", 1))
@@ -45,6 +53,23 @@ class NumbersVersion(lightning.Callback):
                 f"Expected a checkpoint of version {VERSION} of the numbers to continue, but got one of version {stored}. "
                 "Start a new run in another folder."
             )
+        if checkpoint.get("config_hash", self.settings) != self.settings:
+            raise InputError(
+                "Expected a checkpoint of this run to continue, but got one of a run with other settings. "
+                "Delete checkpoints/last.ckpt in the run folder to train from the start."
+            )
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Lightning's checkpoints as files of :mod:`sdprobe.utilities.io`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write one."""
+        write_state(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read one, on the CPU and without running code."""
+        return read_state(Path(path))
 
 
 class Measurement:
@@ -63,9 +88,13 @@ class Measurement:
         self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos, data=self.data)
         device = self.data.backbone.device
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
-            accelerator=device.type, logger=False, default_root_dir=cfg.run_dir, **workers.options(cfg, device)
+            accelerator=device.type,
+            logger=False,
+            default_root_dir=cfg.run_dir,
+            plugins=[Checkpoints()],
+            **workers.options(cfg, device),
         )
-        self.trainer.callbacks.append(NumbersVersion())
+        self.trainer.callbacks.append(Bound(config_hash(self.cfg)))
         self.seconds: dict[str, float] = {}
         self.complete = False
         self._data: list[dict[str, Any]] = []
@@ -94,12 +123,9 @@ class Measurement:
     def run(self) -> None:
         """Encode, train and test, in all processes. A resumed run continues from the last checkpoint of its folder."""
         self.prepare()
-        checkpoint = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
-        resumed = self.cfg.resume and checkpoint.is_file()
-        if resumed:
-            check_checkpoint(checkpoint)
+        checkpoint = self._checkpoint()
         started = time.perf_counter()
-        self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
+        self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         trained = time.perf_counter()
         if self.probe.not_converged:
             log.warning(
@@ -112,6 +138,20 @@ class Measurement:
         self.seconds["test"] = time.perf_counter() - trained
         self._data = Processes.current().all_gather(self.data.describe())
         self.complete = True
+
+    def _checkpoint(self) -> Path | None:
+        """The checkpoint to continue from; None without one, or with a damaged one: training again gives the same numbers."""
+        path = Path(self.cfg.run_dir) / "checkpoints" / "last.ckpt"
+        if not self.cfg.resume or not path.exists():
+            return None
+        try:
+            stored = read_state(path)
+        except DamagedFile as error:
+            log.warning("%s is damaged (%s). Training starts again.", *error.args)
+            return None
+        if "config_hash" not in stored:
+            log.warning("An older version wrote %s. Whether it is of the same settings is not checked.", path)
+        return path
 
     def release(self) -> None:
         """Free device memory for the next network."""
@@ -154,21 +194,6 @@ class Measurement:
                 "complete": self.complete,
             }
         )
-
-
-def check_checkpoint(file: Path) -> None:
-    """Refuse a checkpoint that holds more than tensors, numbers and texts, or cannot be read. Nothing in it is run.
-
-    Raises:
-        InputError: such a file.
-    """
-    try:
-        torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises a dozen unrelated types
-        raise InputError(
-            f"Expected {file} to hold tensors, numbers and texts, but it cannot be loaded as such ({type(error).__name__}). "
-            "Start the run anew."
-        ) from error
 
 
 def forget_peak() -> None:

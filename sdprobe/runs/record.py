@@ -6,12 +6,14 @@ numbers; ``meta`` holds the rest. predictions.parquet holds the predictions of a
 
 import hashlib
 import json
+import logging
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,14 +26,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.reports.dispatch import FILES
-from sdprobe.utilities.io import parsing, replacing, write_file
+from sdprobe.reports.run import Run
+from sdprobe.utilities.io import DamagedFile, write_file, write_json, write_yaml
 from sdprobe.utilities.settings import target_name
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 # version of the layout of metrics.json. 2: intervals from pseudo-values, no p-values of single numbers, /seeds
 SCHEMA = 2
 # version of the numbers; increase it when one changes for the same settings, images and weights, or with another VERSION
 VERSION = 2
+FITS = ("mitigation/**/mitigation.*", "heads/heads.*")  # files of what a run fitted
 PACKAGES = ("torch", "lightning", "torchmetrics", "diffusers", "transformers", "numpy", "hydra-core", "sdprobe")
 # folders whose code can change a number
 LIBRARY = (
@@ -49,9 +54,22 @@ OUTPUT_FILES = (*FILES, "error.txt")
 def write_metrics(folder: Path, metrics: dict[str, float], meta: dict[str, Any]) -> Path:
     """Write ``metrics.json``. NaN is refused because JSON has none."""
     path = folder / "metrics.json"
-    text = json.dumps({**dict(sorted(metrics.items())), "meta": meta}, indent=1, allow_nan=False)
-    write_file(path, text)
+    write_json(path, {**dict(sorted(metrics.items())), "meta": meta})
     return path
+
+
+def complete(folder: Path) -> Run | None:
+    """The complete run of a folder, without its maps; None if it is not complete, or if one of its files is damaged."""
+    try:
+        run = Run.read(folder, maps=False)
+        if run.meta.get("complete"):
+            run.check()
+            return run
+    except DamagedFile as error:
+        log.warning("%s is damaged (%s). The run is measured again.", *error.args)
+    except FileNotFoundError:
+        pass
+    return None
 
 
 def clear(folder: Path, resumed: bool) -> None:
@@ -59,15 +77,7 @@ def clear(folder: Path, resumed: bool) -> None:
 
     Otherwise old results would remain if the new run fails, and old checkpoints could be taken for those of the new run.
     """
-    names = [
-        "metrics.json",
-        "maps.npz",
-        "pseudovalues.npz",
-        "predictions.parquet",
-        "mitigation/**/mitigation.*",
-        "heads/heads.*",
-    ]
-    names += OUTPUT_FILES
+    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", *FITS, *OUTPUT_FILES]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:
@@ -80,7 +90,7 @@ def write_command(folder: Path, cfg: DictConfig) -> None:
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     written = {"config": cfg, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
     for name, node in written.items():
-        write_file(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
+        write_yaml(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -190,19 +200,19 @@ class Predicts(Protocol):
     def compare(self, networks: Sequence[dict[str, np.ndarray]]) -> dict[str, float]: ...
 
 
-def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Write columns of equal length."""
-    with replacing(path) as file:
-        pq.write_table(pa.table(columns), file, compression="zstd", write_page_checksum=True)
+def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> str:
+    """Write columns of equal length. Returns the checksum of the file."""
+    return write_file(path, packed(columns))
 
 
-def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a file, by name.
+def packed(columns: dict[str, np.ndarray]) -> bytes:
+    """Columns of equal length as Parquet, with checksums."""
+    content = BytesIO()
+    pq.write_table(pa.table(columns), content, compression="zstd", write_page_checksum=True)
+    return content.getvalue()
 
-    Raises:
-        DamagedFile: its content is not what was written.
-    """
-    content = pa.BufferReader(path.read_bytes())
-    with parsing(path):
-        table = pq.read_table(content, page_checksum_verification=True)
-        return {name: table[name].to_numpy() for name in table.column_names}
+
+def unpacked(content: bytes) -> dict[str, np.ndarray]:
+    """The columns in Parquet, by name."""
+    table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    return {name: table[name].to_numpy() for name in table.column_names}

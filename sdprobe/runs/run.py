@@ -15,10 +15,10 @@ from sdprobe.reports.run import Run
 from sdprobe.runs import baselines, checks, folders, interrupts, sweep, workers
 from sdprobe.runs.cli import is_rank_zero
 from sdprobe.runs.measurement import Measurement
-from sdprobe.runs.record import Predicts, clear, write_command, write_metrics, write_predictions
+from sdprobe.runs.record import FITS, Predicts, clear, complete, write_command, write_metrics, write_predictions
 from sdprobe.utilities import progress
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import write_arrays
+from sdprobe.utilities.io import checksum, write_arrays
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> Run | None:
     With several processes, only rank 0 does more than measure. The others return None.
     """
     folder = Path(cfg.run_dir)
-    if cfg.resume and (folder / "metrics.json").is_file() and Run.read(folder, maps=False).meta["complete"]:
+    if cfg.resume and complete(folder):
         log.info("%s is already complete.", folder)
         return Run.read(folder)
     checks.check_types(cfg)
@@ -74,10 +74,13 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
         meta = measurement.meta
         write_metrics(folder, measurement.results, meta | {"complete": False})  # kept even if the baseline fails
         measurement.release()
+        files = {}
         if isinstance(measurement.probe, Predicts):
-            write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
+            files["predictions.parquet"] = write_predictions(folder / "predictions.parquet", measurement.probe.predictions())
         measurement.data.mitigations.save(folder)
         measurement.probe.save(folder, **measurement.data.fitted_on)
+        for path in sorted(path for name in FITS for path in folder.glob(name)):
+            files[path.relative_to(folder).as_posix()] = checksum(path.read_bytes())
         random = baselines.random_weights(cfg, meta, measurement.probe)
     except BaseException as error:
         workers.terminate(measurement.trainer, error)
@@ -88,9 +91,9 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
             interrupts.say()
             sys.exit(interrupts.EXIT_CODE)
         raise
-    write_arrays(folder / "maps.npz", measurement.maps())
-    write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
-    write_metrics(folder, measurement.results | random, meta)  # last: it marks the run as complete
+    files["maps.npz"] = write_arrays(folder / "maps.npz", measurement.maps())
+    files["pseudovalues.npz"] = write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
+    write_metrics(folder, measurement.results | random, meta | {"files": files})  # last: it marks the run as complete
     finished = Run.read(folder)
     tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), draw(finished, folder))
     tracking.finish(logger)

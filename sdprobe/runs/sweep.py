@@ -6,7 +6,6 @@ lists failed jobs, and writes the table and figures of the others.
 """
 
 import atexit
-import json
 import logging
 import math
 import shlex
@@ -15,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,10 @@ from rich.console import Console
 from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
 from sdprobe.reports.run import Run
 from sdprobe.runs import cli, folders, interrupts
-from sdprobe.runs.record import VERSION, config_hash, source_digest, write_command
+from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
+from sdprobe.utilities import locks
 from sdprobe.utilities.foreign import shown
-from sdprobe.utilities.io import DamagedFile, read_json, write_file
+from sdprobe.utilities.io import DamagedFile, read_json, write_file, write_json
 from sdprobe.utilities.progress import duration
 
 log = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ def _takes_turns(launcher: str) -> bool:
 
 def finished(cfg: DictConfig) -> bool:
     """Whether the folder of this job already holds a complete result for the same settings."""
-    meta = _meta(Path(cfg.run_dir)) if active() else {}
+    run = complete(Path(cfg.run_dir)) if active() else None
     wanted = {"config_hash": config_hash(cfg), "version": VERSION, "twins": cfg.twins, "control": cfg.control}
-    if not meta.get("complete") or any(meta.get(key) != value for key, value in wanted.items()):
+    if run is None or any(run.meta.get(key) != value for key, value in wanted.items()):
         return False
-    if meta.get("source") != source_digest():
+    if run.meta.get("source") != source_digest():
         log.warning("%s was measured by another version of this code. Its numbers are kept.", cfg.run_dir)
     log.info("%s%s is finished already; skipped.", heading(), _differing())
     return True
@@ -81,7 +81,7 @@ def begin(cfg: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stamp, now = folder / "config_hash", f"{config_hash(cfg)} version {VERSION}"
     if stamp.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
-        if stamp.read_text() == now:
+        if stamp.read_bytes() == now.encode():
             log.info("This job was interrupted. It continues from its last epoch.")
             cfg.resume = str(folder)
         else:
@@ -139,6 +139,27 @@ def time_left(sweep: Path, now: float) -> str:
 
 
 @contextmanager
+def job(cfg: DictConfig) -> Iterator[bool]:
+    """Hold the lock of the run folder; the block gets whether it is free. In a sweep, record what the block raises.
+
+    Raises:
+        FolderInUse: another process runs in the folder of a single run. A job of a sweep is left out instead.
+    """
+    with ExitStack() as stack:
+        if cli.is_rank_zero():
+            try:
+                stack.enter_context(locks.locked(cfg.run_dir))
+            except locks.FolderInUse as error:
+                if not active():
+                    raise
+                cli.say(f"{heading()}{_differing()} is left out. {error}")  # the log is in the folder
+                yield False
+                return
+        stack.enter_context(recorded(cfg))
+        yield True
+
+
+@contextmanager
 def recorded(cfg: DictConfig) -> Iterator[None]:
     """In a sweep, an exception ends only its own job. It is written to ``error.txt``, whose first line says what happened.
 
@@ -151,7 +172,8 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
     file = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
     file.unlink(missing_ok=True)
     try:
-        yield
+        with cli.user_errors():
+            yield
     except Exception as error:
         message = str(error) if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {error}"
         text = message if isinstance(error, CompactHydraException) else f"{message}\n\n{traceback.format_exc()}"
@@ -207,6 +229,8 @@ class Watch:
     def look(self) -> None:
         """Say which jobs have ended since the last look."""
         plan = _plan(self.folder)
+        if not plan:
+            return
         names = plan["folders"] or [path.name for path in sorted(self.folder.glob("*")) if path.is_dir()]
         for name in names:
             folder = self.folder / name
@@ -215,10 +239,9 @@ class Watch:
                 continue
             self._said.add(folder)
             which = f"Job {int(name) + 1} of {plan['jobs']}" if plan["folders"] else f"Job {name}"
-            asked = _stored(folder)
             failed = "error.txt" in ended
             took = f"failed, see {folder / 'error.txt'}" if failed else f"done in {_took(folder)}"
-            cli.say(f"{which}{_among(plan['swept'], asked)}: {took}{time_left(self.folder, time.time())}.")
+            cli.say(f"{which}{_among(plan['swept'], overrides(folder))}: {took}{time_left(self.folder, time.time())}.")
 
     def _look(self) -> None:
         while not self._over.wait(self.interval):
@@ -248,10 +271,16 @@ class SweepSummary(Callback):
             **kwargs: not used.
         """
         folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with cli.user_errors():
+                locks.acquire(folder)
+        except cli.UserError as error:
+            sys.exit(str(error))  # Hydra turns a callback's exceptions into warnings, but not this one
+        atexit.register(locks.release, folder)
         count = jobs(config)
         plan = {"jobs": count, "swept": swept(config), "folders": _folders(config, count), "started": time.time()}
-        write_file(folder / "sweep.json", json.dumps(plan))
+        write_json(folder / "sweep.json", plan)
+        self._plan = plan
         interrupts.expect(f"Interrupted; the same command with hydra.sweep.dir={shlex.quote(str(folder))} continues the sweep.")
         # if a worker is killed, the launcher raises and Hydra does not call on_multirun_end
         self._unsaid = atexit.register(lambda: interrupts.happened() or named(folder))
@@ -268,6 +297,7 @@ class SweepSummary(Callback):
         failed = True
         self._watch.stop()
         try:
+            write_json(folder / "sweep.json", self._plan)  # it may have been damaged meanwhile
             _summarise(folder)
             failed = False
         except Exception:
@@ -277,8 +307,9 @@ class SweepSummary(Callback):
         finally:
             missing = named(folder)
             atexit.unregister(self._unsaid)
+            locks.release(folder)
         if failed or missing:
-            sys.exit(1)  # Hydra turns a callback's exceptions into warnings, but not this one
+            sys.exit(1)
 
 
 def _summarise(folder: Path) -> None:
@@ -300,8 +331,8 @@ def planned(folder: Path) -> tuple[list[Run], dict[Path, str]]:
 def named(folder: Path) -> list[str]:
     """Log every planned job without a complete result, and how to continue. Returns these lines."""
     runs, skipped = planned(folder)
-    count = _plan(folder)["jobs"]
-    lines = [f"  {path.name} ({overrides(path)}): {reason}" for path, reason in skipped.items()]
+    count = _plan(folder).get("jobs", len(runs) + len(skipped))
+    lines = [f"  {path.name} ({' '.join(overrides(path)) or 'no overrides'}): {reason}" for path, reason in skipped.items()]
     absent = count - len(runs) - len(skipped)
     if absent > 0:
         lines.append(f"  {absent} of {count} jobs never started")
@@ -312,8 +343,11 @@ def named(folder: Path) -> list[str]:
 
 
 def _plan(folder: Path) -> dict[str, Any]:
-    """What ``sweep.json`` says; nothing where there is none."""
-    return read_json(folder / "sweep.json") if (folder / "sweep.json").is_file() else {}
+    """What ``sweep.json`` says; nothing where there is none, or a damaged one."""
+    try:
+        return read_json(folder / "sweep.json")
+    except (OSError, DamagedFile):
+        return {}
 
 
 def _folders(config: DictConfig, count: int) -> list[str] | None:
@@ -322,15 +356,10 @@ def _folders(config: DictConfig, count: int) -> list[str] | None:
     return [str(number) for number in range(count)] if sweep.get("subdir", NUMBER) == NUMBER else None
 
 
-def overrides(folder: Path) -> str:
-    """The overrides that a job was started with."""
-    return shown(" ".join(_stored(folder))) or "no overrides"
-
-
-def _stored(folder: Path) -> list[str]:
-    """The overrides in the record of a job; none without a record that can be read."""
+def overrides(folder: Path) -> list[str]:
+    """The overrides that a job was started with, fit to be shown; none if they are not there or damaged."""
     with suppress(DamagedFile, OSError):
-        return folders.stored_overrides(folder)
+        return [shown(text) for text in folders.stored_overrides(folder)]
     return []
 
 

@@ -271,7 +271,7 @@ def _id(place: Path, resumed: bool) -> tuple[str, int]:
     """(id of a run, how many parts of it were written offline before): the folder's own for a run that is resumed."""
     file = place / "run_id"
     number = file.read_text(errors="replace").strip() if resumed and file.is_file() else ""
-    if re.fullmatch(r"[\w-]{1,64}", number):
+    if re.fullmatch("[0-9a-f]{8}", number):  # not a damaged one
         return number, len(list(place.glob(f"offline-run-*-{number}")))
     number = secrets.token_hex(4)
     place.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,18 @@
 """Fits on disk: tensors in ``NAME.safetensors``, and ``NAME.json``, which says what they are and what they were fitted on."""
 
-import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_file, write_tensors
+from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_json, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 UNBOUND = {"device", "precision", "model"}  # where a fit ran, not what it is
 
 
@@ -19,7 +20,7 @@ def write_fit(folder: Path, name: str, tensors: Mapping[str, "Tensor"], record: 
     """Write tensors and their record into a folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     digest = write_tensors(folder / f"{name}.safetensors", tensors)
-    write_file(folder / f"{name}.json", json.dumps({"digest": digest, **record}, indent=1))
+    write_json(folder / f"{name}.json", {"digest": digest, **record})
 
 
 def find_fit(folder: str | Path, name: str, remedy: str) -> Path:
@@ -39,6 +40,8 @@ def read_fit(path: Path, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]
     record, (tensors, stored) = read_json(path / f"{name}.json"), read_tensors(path / f"{name}.safetensors", unchecked=True)
     if record.get("digest") != stored.get("digest"):  # older versions wrote neither
         raise DamagedFile(path, f"{name}.json of another fit than {name}.safetensors")
+    if "checksum" not in record.get("meta", {}):
+        log.warning("The %s in %s has no checksum, because an older version wrote it.", name, path)
     return record, tensors
 
 

@@ -2,19 +2,23 @@
 
 A file appears by a rename in its folder, so that other processes see either the old or the new content. What a killed process
 leaves behind is hidden, ends in ``.tmp``, and is never read. Permissions follow the umask.
+
+JSON has its checksum at ``meta.checksum``, YAML in its first line, safetensors in the header, ``.npz`` and checkpoints of
+PyTorch in the archive's comment. Older versions wrote none into JSON, YAML and archives, whose members have their own.
 """
 
 import csv
+import errno
 import json
 import os
 import secrets
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from zipfile import ZipFile
 
 import numpy as np
 
@@ -23,6 +27,10 @@ from sdprobe.utilities.errors import InputError
 if TYPE_CHECKING:  # reports do not import torch
     from matplotlib.figure import Figure
     from torch import Tensor
+
+_HEADING = "# checksum: "
+# the length of a ZIP archive's comment, its last field: none, and a checksum
+_NO_COMMENT, _COMMENT = b"\0\0", b"\x20\0"
 
 
 LARGEST = 2**31  # bytes of the arrays in a file: a small compressed file can hold far more than memory does
@@ -49,20 +57,53 @@ def parsing(path: Path) -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces ``path`` at the end of the block. If the block raises, ``path`` does not change."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:  # files of tempfile are readable by their owner only
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that fails may keep the name without the content
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a text, as UTF-8, or bytes."""
+def write_file(path: Path, content: str | bytes) -> str:
+    """Write a text, as UTF-8, or bytes. Returns their checksum."""
+    content = content.encode() if isinstance(content, str) else content
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
+    return checksum(content)
+
+
+def read_file(path: Path, expected: str | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        expected: its checksum, if that is known.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        PermissionError: it may not be read.
+        DamagedFile: its content is not what was written, or something else is in its place.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        raise
+    except OSError as error:
+        raise DamagedFile(path, error.strerror) from error
+    if expected is not None and checksum(content) != expected:
+        raise DamagedFile(path, "checksum mismatch")
+    return content
+
+
+def checksum(content: bytes) -> str:
+    """BLAKE2b with 16 bytes, in hexadecimal."""
+    return blake2b(content, digest_size=16).hexdigest()
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
@@ -78,38 +119,124 @@ def write_figure(path: Path, figure: "Figure", dpi: int = 130) -> None:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=dpi)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object with its checksum in ``meta``. NaN is refused because JSON has none."""
+    meta = {**content.get("meta", {}), "checksum": _json_checksum(content)}
+    write_file(path, json.dumps({**content, "meta": meta}, indent=1, allow_nan=False))
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file. Its ``meta`` has no checksum if it was not written by :func:`write_json`.
 
     Raises:
-        DamagedFile: it is no JSON, or no object.
+        DamagedFile: it is no JSON, or no object, or not what was written.
     """
-    content = path.read_bytes()
+    content = read_file(path)
     with parsing(path):
-        return {**json.loads(content)}
+        read = {**json.loads(content)}
+        meta = read.get("meta")
+        if isinstance(meta, dict) and "checksum" in meta and meta["checksum"] != _json_checksum(read):
+            raise ValueError("checksum mismatch")
+        return read
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as ``.npz``, whose format has checksums."""
-    with replacing(path) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub confuses the arrays with an option
+def _json_checksum(content: Mapping[str, Any]) -> str:
+    """Of what JSON means, whatever its form, without the checksum itself."""
+    meta = {key: value for key, value in content.get("meta", {}).items() if key != "checksum"}
+    return checksum(json.dumps({**content, "meta": meta}, sort_keys=True).encode())
 
 
-def read_arrays(path: Path, ending: str = "") -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file by name; only names that end so.
+def write_yaml(path: Path, text: str) -> None:
+    """Write YAML without comments, and its checksum as a comment in the first line."""
+    write_file(path, f"{_HEADING}{checksum(text.encode())}\n{text}")
+
+
+def read_yaml(path: Path) -> str:
+    """YAML that :func:`write_yaml` wrote, or that of an older version, which has no comment.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    content = read_file(path)
+    with parsing(path):
+        heading, _, text = content.decode().partition("\n")
+        if not content or (heading.startswith("#") and heading != f"{_HEADING}{checksum(text.encode())}"):
+            raise ValueError("checksum mismatch")
+        return content.decode()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write arrays by name as ``.npz``. Returns the checksum of the file."""
+    content = BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its stub confuses the arrays with an option
+    return write_file(path, _sealed(content.getvalue()))
+
+
+def read_arrays(path: Path, *, expected: str | None = None, unchecked: bool = False, ending: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name.
+
+    Args:
+        expected: checksum of the file, if that is known.
+        unchecked: also read a file of an older version, which has checksums of its arrays only.
+        ending: read arrays whose names end so.
 
     Raises:
         DamagedFile: its content is not what was written.
     """
-    content = BytesIO(path.read_bytes())
-    with parsing(path), ZipFile(content) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
-            raise ValueError(f"arrays of more than {LARGEST:,} bytes")
-    with parsing(path), np.load(content, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files if name.endswith(ending)}
-        if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{foreign[0]} is no array")
-        return arrays
+    content = read_file(path, expected)
+    with parsing(path):
+        _check_seal(content, unchecked)
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+                raise ValueError(f"arrays of more than {LARGEST:,} bytes")
+        with np.load(BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if name.endswith(ending)}
+            if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{foreign[0]} is no array")
+            return arrays
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a PyTorch checkpoint."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = BytesIO()
+    torch.save(dict(state), content)
+    write_file(path, _sealed(content.getvalue()))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A PyTorch checkpoint, on the CPU, also one of an older version. No code in it is run.
+
+    Raises:
+        DamagedFile: its content is not what was written.
+    """
+    import torch
+
+    content = read_file(path)
+    with parsing(path):
+        _check_seal(content, unchecked=True)
+        with zipfile.ZipFile(BytesIO(content)) as members:
+            if members.testzip() is not None:  # torch does not compare the checksums of members
+                raise ValueError("checksum mismatch")
+        return {**torch.load(BytesIO(content), map_location="cpu", weights_only=True)}
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A ZIP archive (``.npz`` and PyTorch's checkpoints are some) with the checksum of everything before as its comment."""
+    start = archive[: -len(_NO_COMMENT)]
+    return start + _COMMENT + checksum(start).encode()
+
+
+def _check_seal(archive: bytes, unchecked: bool) -> None:
+    """Raise ValueError if the archive is not what was sealed, or, unless ``unchecked``, was not sealed."""
+    start, comment = archive[:-32], archive[-32:]
+    if start.endswith(_COMMENT):
+        if checksum(start[: -len(_COMMENT)]).encode() != comment:
+            raise ValueError("checksum mismatch")
+    elif not (unchecked and archive.endswith(_NO_COMMENT)):
+        raise ValueError("checksum mismatch")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:
@@ -133,7 +260,7 @@ def read_tensors(path: Path, unchecked: bool = False) -> tuple[dict[str, "Tensor
     """
     from safetensors.torch import load
 
-    content = path.read_bytes()
+    content = read_file(path)
     with parsing(path):
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -63,16 +63,6 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
     assert value == text or quoted
 
 
-def test_a_run_folder_that_an_error_leaves_empty_is_removed(tmp_path: Path) -> None:
-    for name, content in (("empty", ()), ("full", ("metrics.json",))):
-        (tmp_path / name).mkdir()
-        for file in content:
-            (tmp_path / name / file).touch()
-        with pytest.raises(cli.UserError), cli.user_errors(tmp_path / name):
-            raise InputError("Expected a photograph.")
-    assert [path.name for path in tmp_path.iterdir()] == ["full"]
-
-
 def test_jobs_of_a_sweep_may_differ_in_text() -> None:
     assert as_overrides(["-m", "prompt=a cat,a dog"]) == ["-m", "prompt=a cat,a dog"]
     assert as_overrides(["prompt=a cat,a dog"]) == ["prompt='a cat,a dog'"]

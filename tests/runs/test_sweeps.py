@@ -29,6 +29,7 @@ from sdprobe.runs import cli, sweep
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import VERSION, config_hash
 from sdprobe.runs.sweep import SweepSummary, jobs, named
+from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -118,9 +119,40 @@ def test_only_a_complete_result_of_the_same_settings_is_skipped(job, tmp_path: P
     file.write_text(json.dumps({"meta": stored | {"source": "a comment changed"}}))
     assert sweep.finished(cfg)
     assert not sweep.finished(job(mode="RUN")), "a single run into an old folder is asked for on purpose"
-    for damaged in (json.dumps({"meta": stored | {"complete": False}}), "{", "[]", '{"meta": 3}'):
+    cut_off = json.dumps({"meta": stored | {"files": {"maps.npz": "0" * 32}}})
+    for damaged in (json.dumps({"meta": stored | {"complete": False}}), "{", "[]", '{"meta": 3}', cut_off):
         file.write_text(damaged)
         assert not sweep.finished(job()), damaged
+
+
+def test_a_job_whose_folder_is_in_use_is_left_out_and_changes_nothing(job, tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "error.txt").write_text("of the job that runs")
+    with locks.locked(tmp_path / "0"):
+        with sweep.job(job()) as free:
+            assert not free
+        assert "is left out. Expected " in capsys.readouterr().err
+        with pytest.raises(locks.FolderInUse), sweep.job(job(mode="RUN")):
+            pass
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with sweep.job(job(mode="RUN")) as free:  # a worker of the run that holds the lock
+            assert free
+        assert (tmp_path / "0" / "error.txt").read_text() == "of the job that runs"
+        assert sorted(path.name for path in (tmp_path / "0").iterdir()) == [".lock", "error.txt"]
+    monkeypatch.delenv("LOCAL_RANK")
+    with sweep.job(job()) as free:
+        assert free and not (tmp_path / "0" / "error.txt").exists()
+
+
+def test_a_second_sweep_into_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("of the first")
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    with (
+        locks.locked(tmp_path),
+        pytest.raises(SystemExit, match=rf"^Expected {tmp_path} to be free, but process {os.getpid()} "),
+    ):
+        SweepSummary().on_multirun_start(config)
+    assert (tmp_path / "sweep.json").read_text() == "of the first"
 
 
 def test_a_killed_job_continues_but_not_with_other_settings_or_numbers(job, tmp_path: Path, monkeypatch, caplog) -> None:

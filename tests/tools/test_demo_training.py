@@ -14,12 +14,13 @@ from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import compose, main_category
 from sdprobe.scenes.materials import Material
 from sdprobe.scenes.truth import render
+from sdprobe.utilities.io import read_state, write_state
 from tools.demo import autoencoder, diffusion, train
 from tools.demo.captions import caption, colour, parts
 from tools.demo.latents import Latents, encoded
 from tools.demo.parts import names, part_map
 from tools.demo.portraits import portrait
-from tools.demo.states import load_state, log_line, save_state
+from tools.demo.states import log_line
 from tools.demo.text import text_encoder
 
 pytestmark = pytest.mark.slow  # minutes of training, for a recipe that nothing else imports
@@ -230,11 +231,10 @@ def test_latents_are_made_once_and_read_back(tmp_path: Path, monkeypatch: pytest
 
 def test_states_survive_an_interrupted_write(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    save_state(path, {"step": 1})
+    write_state(path, {"step": 1})
     with pytest.raises(TypeError, match="pickle"):
-        save_state(path, {"step": 2, "weights": torch.ones(1000), "generator": (n for n in "cannot be saved")})
-    assert load_state(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
-    assert load_state(tmp_path / "none.pt") is None
+        write_state(path, {"step": 2, "weights": torch.ones(1000), "generator": (n for n in "cannot be saved")})
+    assert read_state(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
     for step in (1, 2):
         log_line(tmp_path / "log.csv", step=step, loss=0.5)
     assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.5", "2,0.5"]

@@ -13,21 +13,29 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from sdprobe.runs.record import read_predictions, write_predictions
+from sdprobe.runs.record import unpacked, write_predictions
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import (  # fmt: skip
     DamagedFile,
+    parsing,
     read_arrays,
+    read_file,
     read_json,
+    read_state,
     read_tensors,
+    read_yaml,
     replacing,
     write_arrays,
     write_figure,
     write_file,
+    write_json,
     write_rows,
+    write_state,
     write_tensors,
+    write_yaml,
 )
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([True, False])}
@@ -38,6 +46,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "arrays": lambda path: write_arrays(path, {"a": np.arange(3)}),
     "tensors": lambda path: write_tensors(path, TENSORS),
     "predictions": lambda path: write_predictions(path, {"a": np.arange(3)}),
+    "json": lambda path: write_json(path, {"a": 1}),
+    "yaml": lambda path: write_yaml(path, "- a=1\n"),
+    "state": lambda path: write_state(path, {"a": 1}),
 }
 
 
@@ -182,22 +193,112 @@ def test_a_file_without_checksum_is_read_where_that_is_asked_for(tmp_path: Path)
         read_tensors(tmp_path / "file", unchecked=True)
 
 
-def test_a_flipped_byte_of_arrays_and_predictions_is_noticed(tmp_path: Path) -> None:
-    values = {"a": np.random.default_rng(0).normal(size=50), "b": np.arange(7)}
-    write_arrays(tmp_path / "arrays", values)
-    write_predictions(tmp_path / "predictions", {"a": values["a"]})
-    for name, read in {"arrays": read_arrays, "predictions": read_predictions}.items():
-        assert np.array_equal(read(tmp_path / name)["a"], values["a"])
-        whole = (tmp_path / name).read_bytes()
-        for position in range(60, 360, 10):  # within the values, behind the headers of either format
-            flipped(tmp_path / name, position)
-            with pytest.raises(DamagedFile):
-                read(tmp_path / name)
-            (tmp_path / name).write_bytes(whole)
+# format → how two contents are written, and one is read as something comparable
+FORMATS: dict[str, tuple[Callable[[Path, int], object], Callable[[Path], str]]] = {
+    "json": (
+        lambda path, seed: write_json(path, {"test/mid/axis_accuracy/all": 0.125 + seed, "meta": {"seed": seed}}),
+        lambda path: repr(without_sum(path, read_json(path))),
+    ),
+    "yaml": (
+        lambda path, seed: write_yaml(path, f"- probe=position\n- seed={seed}\n"),
+        lambda path: repr(listed(path, read_yaml(path))),
+    ),
+    "arrays": (
+        lambda path, seed: write_arrays(path, {"mid/accuracy": np.arange(6.0) + seed, "b": np.arange(3)}),
+        lambda path: repr(read_arrays(path)),
+    ),
+    "tensors": (lambda path, seed: write_tensors(path, {"a": TENSORS["b"] + seed}), lambda path: repr(read_tensors(path)[0])),
+    "predictions": (
+        lambda path, seed: Path(f"{path}.sum").write_text(write_predictions(path, {"cell": np.arange(5) + seed})),
+        lambda path: repr(unpacked(read_file(path, Path(f"{path}.sum").read_text()))),  # as metrics.json has it
+    ),
+    "state": (
+        lambda path, seed: write_state(path, {"step": seed, "head": TENSORS["b"] + seed}),
+        lambda path: repr(read_state(path)),
+    ),
+}
+
+
+def without_sum(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Without the checksum: a bit of its name may be hit, which makes it a file of an older version with the same content."""
+    with parsing(path):
+        return {key: value for key, value in content.items() if key != "meta"} | {"seed": content["meta"]["seed"]}
+
+
+def listed(path: Path, text: str) -> list[Any]:
+    with parsing(path):
+        return [*OmegaConf.create(text)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_file_of_any_format_is_noticed_or_means_the_same(tmp_path: Path, name: str) -> None:
+    write, read = FORMATS[name]
+    path = tmp_path / "file"
+    write(path, 0)
+    whole, meaning = path.read_bytes(), read(path)
+    cuts = [whole[:end] for end in range(0, len(whole), max(1, len(whole) // 40))]
+    step = max(1, len(whole) // 400)
+    flips = [whole[:at] + bytes([whole[at] ^ 1 << at // step % 8]) + whole[at + 1 :] for at in range(0, len(whole), step)]
+    noticed = 0
+    for content in [*cuts, *flips, whole + b"x", bytes(len(whole))]:
+        path.write_bytes(content)
+        try:
+            assert read(path) == meaning, content
+        except DamagedFile:
+            noticed += 1
+    assert noticed > 0.9 * (len(cuts) + len(flips))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedFile, match="Is a directory"):
+        read(path)
+    with pytest.raises(IsADirectoryError, match=str(path)):
+        write(path, 0)
+    assert not [*path.iterdir()] and not [*tmp_path.glob(".*")]
+
+
+def test_a_file_of_another_run_is_noticed_by_the_checksum_that_a_record_has_of_it(tmp_path: Path) -> None:
+    first, second = (write_arrays(tmp_path / name, {"a": np.arange(3) + number}) for number, name in enumerate("ab"))
+    assert read_arrays(tmp_path / "a", expected=first)["a"][0] == 0
+    for name, expected in (("a", second), ("b", first)):
+        with pytest.raises(DamagedFile, match="checksum mismatch"):
+            read_arrays(tmp_path / name, expected=expected)
+
+
+@pytest.mark.parametrize(("old", "new"), [("0.125", "0.225"), ('"seed": 0', '"seed": 1'), ('"test/mid/', '"test/mod/')])
+def test_json_that_was_edited_by_hand_is_noticed_unless_it_means_the_same(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "metrics.json"
+    write_json(path, {"test/mid/axis_accuracy/all": 0.125, "meta": {"seed": 0}})
+    text, before = path.read_text(), read_json(path)
+    path.write_text(text.replace("\n", "  "))
+    assert read_json(path) == before, "its form does not matter"
+    path.write_text(text.replace(old, new))
+    with pytest.raises(DamagedFile, match="checksum mismatch"):
+        read_json(path)
+
+
+def test_archives_of_older_versions_are_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.arange(3))
+    assert read_arrays(tmp_path / "a.npz", unchecked=True)["a"][2] == 2
+    with pytest.raises(DamagedFile, match="checksum mismatch"):
+        read_arrays(tmp_path / "a.npz")
+    torch.save({"a": 1}, tmp_path / "a.ckpt")
+    assert read_state(tmp_path / "a.ckpt") == {"a": 1}
+    write_state(tmp_path / "a.ckpt", {"a": 2})
+    assert torch.load(tmp_path / "a.ckpt") == {"a": 2}, "torch reads it, too"
+
+
+def test_json_and_yaml_of_older_versions_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text('{"a": 1, "meta": {"seed": 0}}')
+    assert read_json(tmp_path / "file") == {"a": 1, "meta": {"seed": 0}}
+    (tmp_path / "file").write_text("- a=1\n")
+    assert read_yaml(tmp_path / "file") == "- a=1\n"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DamagedFile):
+        read_yaml(tmp_path / "file")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b'{"a": 1', b"[1]", b"\xff"])
-@pytest.mark.parametrize("read", [read_json, read_arrays, read_tensors, read_predictions])
+@pytest.mark.parametrize("read", [read_json, read_arrays, read_tensors, read_state])
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, read: Callable[[Path], Any], content: bytes) -> None:
     path = tmp_path / "file"
     with pytest.raises(FileNotFoundError):

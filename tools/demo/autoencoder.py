@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.images.scenes import Scenes
-from tools.demo.states import Clock, load_state, log_line, save_state
+from sdprobe.utilities.io import read_state, write_state
+from tools.demo.states import Clock, log_line
 
 CARRIER = 4.0  # constant in two channels; it fixes the scale of the group norms, so that they preserve colours
 
@@ -120,7 +121,7 @@ def train(config: DictConfig, seed: int, work: Path, fabric: Fabric, save_every:
     optimiser = torch.optim.AdamW(vae.parameters(), config.rate, weight_decay=0.0)
     state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": 0}
     path = work / "autoencoder.pt"
-    stored = load_state(path)
+    stored = read_state(path) if path.exists() else None
     if stored:
         state = stored
         vae.load_state_dict(state["vae"])
@@ -148,7 +149,7 @@ def train(config: DictConfig, seed: int, work: Path, fabric: Fabric, save_every:
                 log_line(work / "autoencoder.csv", step=step + 1, error=sum(errors) / len(errors))
                 errors = []
             if (clock.due() or step + 1 == config.steps) and fabric.is_global_zero:
-                save_state(path, {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
+                write_state(path, {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
     return scaled(vae.eval(), config)
 
 

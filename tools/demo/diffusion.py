@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdprobe.backbones.random_pipeline import SCHEDULE
+from sdprobe.utilities.io import read_state, write_state
 from tools.demo.latents import CAPTIONS, Latents
 from tools.demo.parts import names
-from tools.demo.states import Clock, load_state, log_line, save_state
+from tools.demo.states import Clock, log_line
 from tools.demo.text import text_encoder
 
 LOG_EVERY = 50  # steps
@@ -122,7 +123,7 @@ class Trainer:
         optimiser = torch.optim.AdamW(self.model.parameters(), config.rate, weight_decay=config.weight_decay, fused=fused)
         self.average = EMAModel(self.model.parameters(), decay=config.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.step, self.stage, self.done = 0, 0, 0
-        state = load_state(self.path)
+        state = read_state(self.path) if self.path.exists() else None
         if state:
             self.model.load_state_dict(state["model"])
             optimiser.load_state_dict(state["optimiser"])
@@ -141,7 +142,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             state: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
             state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
-            save_state(self.path, state)
+            write_state(self.path, state)
 
     def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Latents], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
