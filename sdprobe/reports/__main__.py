@@ -66,6 +66,9 @@ def _report(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "folder", type=Path, help="a run folder, such as outputs/2026-01-31/12-00-00-000000, or a folder that contains runs"
     )
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help=f"of a folder: {FILTERED}; may be repeated"
+    )
     parser.add_argument("--format", default="png", choices=("png", "pdf"), help="file format of figures")
     parser.add_argument(
         "--layers", default="", metavar="A,B", help="layers of which pictures are drawn: names, globs, all; default: at most 12"
@@ -79,21 +82,21 @@ def _report(arguments: Sequence[str]) -> None:
 
     from rich.console import Console  # imports that take seconds; help and mistakes do without them
 
-    from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
+    from sdprobe.reports.collection import damage, damaged_maps, filtered, nothing, read_runs, summarise
     from sdprobe.reports.dispatch import draw, show
     from sdprobe.reports.run import Run
     from sdprobe.utilities.errors import InputError
 
     console = Console()
     if not (folder / "metrics.json").is_file():
-        runs, skipped = read_runs(folder)
-        for path, reason in skipped.items():
-            Console(stderr=True).print(f"Skipped {path}: {reason}", markup=False, soft_wrap=True)
+        runs, skipped = filtered(*read_runs(folder), options.where)
         if not runs:
-            parser.exit(1, f"Expected a run folder or a folder that contains runs, but '{folder}' has no complete run.\n")
-        show_runs(runs, console)
-        for path in summarise(runs, folder):
-            console.print(path)
+            raise InputError(nothing(folder, skipped))
+        paths = summarise(runs, folder, skipped, console, options.format)
+        for path in paths:
+            console.print(path, markup=False, soft_wrap=True)
+        figures = [path for path in paths if path.suffix == f".{options.format}"]
+        console.print(f"Open first: {[paths[0], *figures[:1]][-1]}", markup=False, soft_wrap=True)
         return
     if reason := damage(folder) or damaged_maps(folder):
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")

@@ -7,7 +7,6 @@ from sdprobe.reports.curves import LABELS, beside_baselines
 from sdprobe.reports.numbers import FEW, SPARSE, by_group, captioned, half, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, several_layers
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import TASKS
 
 KIND = "content_r2"
 CAPTION = (
@@ -53,5 +52,4 @@ def _gain(run: Run, layer: str) -> str:
 REPORT = Report(
     tables=(content_table,),
     drawings={"content_over_layers": Drawing(over_layers, several_layers)},
-    task=TASKS["content"],
 )

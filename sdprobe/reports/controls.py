@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
+from sdprobe.reports import style
 from sdprobe.reports.grouping import control_groups
-from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number
-from sdprobe.reports.run import Run
-from sdprobe.reports.style import BLUE, DARK, GREY, ORANGE
+from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number, with_ends
+from sdprobe.reports.run import Run, spread
 from sdprobe.utilities.io import write_rows
 
 SEEDS = ("random_0", "random_1", "random_2")
@@ -249,7 +248,8 @@ STEPS: tuple[tuple[str, Side, Side], ...] = (
     ("+ image\ncontent", UNTRAINED, PADDED),
     ("+ learned\nweights", TRAINED, UNTRAINED),
 )
-UP, DOWN, TOTAL = BLUE, ORANGE, DARK
+UP, DOWN, TOTAL, GREY = style.BLUE, style.ORANGE, style.DARK, style.GREY
+LEAST = 0.1  # of the axis of differences, on both sides of 0
 
 
 def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
@@ -263,20 +263,20 @@ def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
 
 def controls_figure(title: str, known: dict[str, Run]) -> Figure:
     """Per layer. Left: a waterfall from chance to the trained network. Right: every contrast with its interval."""
-    layers = layers_of(known)
-    names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in layers)]
+    every = layers_of(known)
+    names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in every)]
     height = max(2.8, 0.17 * len(names) + 0.6)
-    figure, axes = plt.subplots(
-        max(1, len(layers)), 2, figsize=(12.5, height * max(1, len(layers)) + 0.8), squeeze=False, layout="constrained",
-        gridspec_kw={"width_ratios": (1, 1.1)},
-    )  # fmt: skip
+    most = int((style.INCHES - 0.8) / height)
+    layers = spread(every, most)
+    figure, axes = style.panels(max(1, len(layers)), 2, 12.5, height * max(1, len(layers)) + 0.8, width_ratios=(1, 1.1))
     for row in axes[1:]:
         row[1].sharex(axes[0][1])
     for (left, right), layer in zip(axes, layers, strict=False):
         _waterfall(left, known, layer)
         _forest(right, known, layer, names)
     axes[-1][1].set_xlabel("difference in position accuracy\nline: 95 % interval; grey: includes 0; hollow: no interval")
-    figure.suptitle(f"Where position comes from: {title}\n{tested_photographs(known)} test photographs", fontsize=12)
+    left = f"; {len(layers)} of {len(every)} layers, all: controls.csv" * (len(layers) < len(every))
+    style.title(figure, f"Where position comes from: {title}", f"{tested_photographs(known)} test photographs{left}")
     return figure
 
 
@@ -297,7 +297,7 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
         place += 1
         axis.bar(place, total.value, color=TOTAL, width=0.6)
         axis.errorbar(place, total.value, [[total.value - total.low], [total.high - total.value]], color="black", capsize=3)
-        axis.text(place, np.nanmax([total.value, total.high]) + 0.02, f"{total.value:.2f}", ha="center", fontsize=9)
+        axis.text(place, np.nanmax([total.value, total.high]) + 0.02, with_ends(total.value), ha="center", fontsize=9)
         ticks.append("this\nnetwork")
     axis.axhline(chance, color=GREY, linewidth=1, linestyle=":")
     axis.set(ylim=(0, 1.12), ylabel="position accuracy (8 bins)")
@@ -313,7 +313,7 @@ def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> 
     axis.bar(place, change, bottom=base, color=UP if change >= 0 else DOWN, width=0.6)
     axis.errorbar(place, level, [[step.value - step.low], [step.high - step.value]], color="black", capsize=3, linewidth=1)
     top = np.nanmax([base, level, level + step.high - step.value])
-    axis.text(place, top + 0.02, f"{change:+.2f}".replace("0.", "."), ha="center", fontsize=9)
+    axis.text(place, top + 0.02, with_ends(change, sign=True), ha="center", fontsize=9)
 
 
 def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) -> None:
@@ -327,6 +327,8 @@ def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) 
         face = "none" if np.isnan(found.low) else colour
         axis.plot(found.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, -LEAST), max(high, LEAST))  # small differences stay small
     axis.set_yticks(
         range(len(names)), [_named(name, [found]) for name, found in zip(names, contrasts, strict=True)], fontsize=7.5
     )

@@ -294,5 +294,4 @@ REPORT = Report(
         "errors_over_offset": Drawing(over_offset, mapped("offset_errors")),
         "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
     },
-    task=TASKS["correspondence"],
 )

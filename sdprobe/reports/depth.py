@@ -8,7 +8,6 @@ from sdprobe.reports.curves import Grid, beside_baselines, grids, of_layer
 from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import TASKS
 
 METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "AbsRel", "delta1": "δ < 1.25"}
 NULLS = {"position_only": "position only", "constant": "constant", "shuffled_labels": "shuffled"}
@@ -63,5 +62,4 @@ REPORT = Report(
         "depth_error_over_layers": Drawing(over_layers, several_layers),
         "depth_error_over_grid": Drawing(over_grid, mapped("error")),
     },
-    task=TASKS["depth"],
 )

@@ -14,11 +14,9 @@ from sdprobe.reports.run import Run
 from sdprobe.reports.style import FORMATS, write_figures
 from sdprobe.utilities.io import write_file
 
-# no task: the experiment has its own comparison
-CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)
 REPORTS = {
     "position": position.REPORT,
-    "controls": CONTROLS,
+    "controls": position.REPORT,
     "study": study.REPORT,
     "statistics": statistics.REPORT,
     "correspondence": correspondence.REPORT,
@@ -31,8 +29,8 @@ FILES = (TEXT, *dict.fromkeys(name for report in REPORTS.values() for name in re
 
 
 def report_of(run: Run) -> Report:
-    """The report of a run's probe; an unknown probe gets the position report without a metric for comparisons."""
-    return REPORTS.get(run.kind, CONTROLS)
+    """The report of a run's probe; an unknown probe gets the position report."""
+    return REPORTS.get(run.kind, position.REPORT)
 
 
 def figures(run: Run, layers: Sequence[str] = ()) -> dict[str, Figure]:

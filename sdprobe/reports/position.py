@@ -8,7 +8,6 @@ from sdprobe.reports.curves import Grid, beside_baselines, grids, of_layer
 from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import TASKS
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
@@ -74,5 +73,4 @@ REPORT = Report(
         "accuracy_over_grid": Drawing(over_grid, mapped("accuracy")),
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },
-    task=TASKS["position"],
 )

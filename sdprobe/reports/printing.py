@@ -15,7 +15,7 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
     """Print tables; where output is not a terminal, in as many characters as they need."""
     shown = list(tables)
     if not console.is_terminal:
-        console.width = max(console.width, WIDTH, *map(_width, shown))
+        console.width = max(console.width, WIDTH, *(table.width or _width(table) for table in shown))
     for table in shown:
         for part in folded(table, console.width):
             console.print(part)
@@ -33,7 +33,7 @@ def folded(table: Table, width: int) -> list[Table]:
 
     A heading of :data:`BOUND` stays with its neighbour. The first part has the title, the last the caption.
     """
-    if _width(table) <= width:
+    if (table.width or _width(table)) <= width:
         return [table]
     kept = next((i for i, column in enumerate(table.columns) if column.justify != "left"), len(table.columns))
     groups: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The parts of a probe's report: tables, figures, files, and the metric by which runs are compared."""
+"""The parts of a probe's report: tables, figures, files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,6 @@ from rich.table import Table
 
 from sdprobe.reports.run import Run
 from sdprobe.reports.style import FORMATS
-from sdprobe.reports.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Report:
 
     tables: tuple[Callable[[Run], Table], ...]
     drawings: Mapping[str, Drawing]
-    task: Task | None = None
     written: Mapping[str, Callable[[Run, Path], None]] = field(default_factory=dict)
 
     @property

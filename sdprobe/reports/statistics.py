@@ -25,7 +25,6 @@ from sdprobe.reports.numbers import (
 )
 from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
 from sdprobe.reports.run import PICTURED, Run
-from sdprobe.reports.tasks import TASKS
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
 MARK: dict[str, Any] = {  # a token on a picture: white with a dark rim, visible on any picture
@@ -246,5 +245,4 @@ REPORT = Report(
         "high_norm_tokens": Drawing(high_norm_tokens, pictured),
         "similarity": Drawing(similarity, pictured),
     },
-    task=TASKS["statistics"],
 )

@@ -179,6 +179,5 @@ REPORT = Report(
         **position.REPORT.drawings,
         "norm_maps": statistics.REPORT.drawings["norm_maps"],
     },
-    task=position.REPORT.task,
     written={"loos2025.csv": write_differences},
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
@@ -131,6 +132,22 @@ def stored(run: Run, folder: Path) -> Run:
     if run.maps:
         np.savez(folder / "maps.npz", **run.maps)  # type: ignore[arg-type]  # its stub takes a table for its option
     return Run.read(folder)
+
+
+def configured(folder: Path, images: str = "scenes", limit: int | None = 160, splits: str = "default", **settings: Any) -> Path:
+    """The files of ``.hydra/`` in a run folder: the settings that name data sets, and these, with __ in place of dots."""
+    tree: dict[str, Any] = {"images": {"limit": limit, "seed": 0}, "datamodule": {"splits": splits}}
+    for name, value in settings.items():
+        *sections, last = name.split("__")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(tree))
+    choices = f"hydra:\n  runtime:\n    choices:\n      images: {images}\n"
+    (folder / ".hydra" / "hydra.yaml").write_text(choices)
+    return folder
 
 
 def printed(show: Callable[[Console], None] | Iterable[Table], width: int = 110) -> str:
