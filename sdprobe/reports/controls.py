@@ -332,7 +332,7 @@ def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) 
     axis.set_yticks(
         range(len(names)), [_named(name, [found]) for name, found in zip(names, contrasts, strict=True)], fontsize=7.5
     )
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_ylim(max(1, len(names)) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)

@@ -94,7 +94,7 @@ def test_the_command_prints_the_tables_and_writes_every_file(
     main([str(mixed)])
     *printed, last = capsys.readouterr().out.splitlines()
     text = (mixed / "report.txt").read_text()
-    snapshot("runs_mixed", text)
+    snapshot("runs_mixed", text.partition("Mitigations of")[0])
     assert [line.rstrip() for line in printed[: text.count("\n")]] == text.splitlines(), "printed and written"
     paths = list(map(Path, printed[text.count("\n") :]))
     assert last == f"Open first: {mixed / 'layers_position.png'}" and all(path.is_file() for path in paths)
