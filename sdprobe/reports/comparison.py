@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ MOST = 8  # curves of a figure
 LINES = 24  # rows of a map
 OUTPUTS = ("conv_out", "latent", "noisy_latent")  # no activations inside the network, so never selected
 SHARED = ("backbone", "backbone.weights", "mitigation", "timestep", "probe.solver")  # that titles say
+SHIFTS = ((5, 4), (5, -6), (-5, 4), (-5, -6), (0, 10), (0, -11), (6, 14), (6, -16), (-6, 14), (-6, -16))  # of names, in points
 STAGE = re.compile(r"(conv_in|down_\d+|mid|up_\d+|conv_out)(?:_(res|attn)_(\d+)|_(upsample|downsample))?")
 STAGES = {"conv_in": 0, "down": 1, "mid": 2, "up": 3, "conv_out": 4}
 
@@ -186,7 +188,11 @@ def _chosen(group: Group, known: Sequence[Condition], name: str, drawn: Drawn) -
                 [f"{name} shows {MOST} of {len(known)} curves, most like each other. Left out, and how to show them:", *lines]
             )
         )
-    shown = [known[place] for place in sorted(kept)]
+    return _relabelled([known[place] for place in sorted(kept)])
+
+
+def _relabelled(shown: Sequence[Condition]) -> list[Condition]:
+    """Conditions that are labelled by what differs among them."""
     names = differing(condition.known for condition in shown)
     return [replace(condition, names=names) for condition in shown]
 
@@ -296,14 +302,12 @@ def _without_timestep(run: Run) -> dict[str, str]:
 
 def _over_timesteps(group: Group, drawn: Drawn) -> None:
     """The main number over timesteps: a curve per condition and layer, and from three timesteps on a map of all layers."""
-    known = list(curves(group.runs, _without_timestep))
-    steps = {place: sorted({int(run.meta["timestep"]) for run in each.runs}) for place, each in enumerate(known)}
-    known = [each for place, each in enumerate(known) if len(steps[place]) > 1]
+    known = _relabelled([each for each in curves(group.runs, _without_timestep) if len(each.timesteps) > 1])
     if not known:
         return
     table: dict[tuple[int, int, str], Point] = {}
     for place, each in enumerate(known):
-        for step in {int(run.meta["timestep"]) for run in each.runs}:
+        for step in each.timesteps:
             runs = [run for run in each.runs if int(run.meta["timestep"]) == step]
             table |= {(place, step, layer): found for layer, found in group.points(runs).items()}
     _timestep_curves(group, known, table, drawn)
@@ -416,16 +420,20 @@ def _selected(groups: Sequence[Group], drawn: Drawn) -> None:
 def _against(positions: Group, group: Group, drawn: Drawn) -> None:
     """A task's number over position accuracy, a point per layer, a colour per network, timestep and mitigation."""
     found: list[tuple[str, dict[str, tuple[Point, Point]]]] = []
-    shared = ""
-    for condition in curves([*positions.runs, *group.runs], _pairing):
-        shared = _shared([condition])
+    both = curves([*positions.runs, *group.runs], _pairing)
+    for condition in both:
         sides = []
         for each in (positions, group):
-            own = [run for run in each.runs if any(run is other for other in condition.runs)]
-            sides.append([each.points(one.runs) for one in curves(own)] if own else [])
-        pairs = [{layer: (one[layer], two[layer]) for layer in one if layer in two} for one in sides[0] for two in sides[1]]
-        if pairs and (most := max(pairs, key=len)):
-            found.append((condition.label, most))
+            own = curves([run for run in each.runs if any(run is other for other in condition.runs)])
+            sides.append([(one.label * (len(own) > 1), each.points(one.runs)) for one in own])
+        pairs = [
+            (
+                ", ".join(filter(None, (condition.label, *texts))),
+                {layer: (one[layer], two[layer]) for layer in one if layer in two},
+            )
+            for texts, (one, two) in (zip(*side, strict=True) for side in product(*sides))
+        ]
+        found += [max(pairs, key=lambda pair: len(pair[1]))] if pairs else []
     name = f"position_against_{group.task.name}"
     if sum(len(points) for _, points in found) < 2:
         drawn.notes.append(
@@ -434,6 +442,8 @@ def _against(positions: Group, group: Group, drawn: Drawn) -> None:
         )
         return
     found = sorted(sorted(found, key=lambda each: -len(each[1]))[:MOST], key=lambda each: natural(each[0]))
+    found = [each for each in found if each[1]]
+    shared = found[0][0] if len(found) == 1 else _shared(both)
     figure, axis = _axes(group, 7.5, len(found))
     for number, (label, points) in enumerate(found):
         look = style.series(number) | {"ls": "none"}
@@ -457,7 +467,7 @@ def _against(positions: Group, group: Group, drawn: Drawn) -> None:
 def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Name points, each where its name covers the fewest other names and points and stays in the panel."""
     axis.figure.draw_without_rendering()  # finds the layout
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axis.transData.transform([place[1:] for place in points])]
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in axis.transData.transform([place[1:] for place in points])]
     for name, x, y in points:
         text = axis.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=7, va="center")
         text.set_in_layout(False)
@@ -469,5 +479,5 @@ def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None
             inside = axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1)
             return sum(box.overlaps(other) for other in taken) + 100 * (not inside)
 
-        covered(min(((5, 4), (5, -6), (-5, 4), (-5, -6), (0, 10), (0, -11), (5, 13), (5, -15)), key=covered))
+        covered(min(SHIFTS, key=covered))
         taken.append(text.get_window_extent())

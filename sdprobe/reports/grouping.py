@@ -182,6 +182,11 @@ class Condition:
         """The settings that differ; the network if that is nothing."""
         return named(self.known, self.names) or self.known["backbone"]
 
+    @property
+    def timesteps(self) -> list[int]:
+        """Timesteps of the runs."""
+        return sorted({int(run.meta["timestep"]) for run in self.runs})
+
     def filter(self, runs: Sequence[Run]) -> str:
         """The option of the command that shows this condition and the fewest others of these runs; empty if none does."""
         found = []
@@ -259,13 +264,9 @@ def control_groups(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
     leading += [run for run in usable if not any(_belongs(run, other) for other in leading)]
     found = {}
     for name, group in split(leading, _cell).items():
-        title = ", ".join(filter(None, ("" if _network(group[0]) in name.split(", ") else _network(group[0]), name)))
+        title = ", ".join(filter(None, ("" if group[0].network in name.split(", ") else group[0].network, name)))
         found[title] = _cells([run for run in usable if _belongs(run, group[0])], title)
     return found
-
-
-def _network(run: Run) -> str:
-    return Path(str(run.meta["model"])).name
 
 
 def _cell(run: Run) -> dict[str, str]:
@@ -308,7 +309,9 @@ def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
         for name, group in split([run for run in compared if run.setting == setting], variant).items():
             for which, each in _by_measurement(group).items():
-                found[", ".join(filter(None, (setting, name, which)))] = each
+                short = setting.replace(str(group[0].meta["model"]), group[0].network, 1)
+                title, long = (", ".join(filter(None, (network, name, which))) for network in (short, setting))
+                found[long if title in found else title] = each
     return found
 
 

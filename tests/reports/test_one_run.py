@@ -93,7 +93,7 @@ def test_a_layer_and_what_is_behind_a_mitigation_are_no_two_layers(kind: str) ->
 
 def test_a_probe_without_a_report_is_shown_as_one_of_position() -> None:
     run = fabricated("position", probe="somethingelse")
-    assert set(figures(run)) == set(REPORTS["position"].drawings) and report_of(run).task is None
+    assert set(figures(run)) == set(REPORTS["position"].drawings)
 
 
 @pytest.mark.parametrize(
