@@ -149,16 +149,18 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
     write_rows(path, [[*COLUMNS, *NUMBERS], *(_texts(row) for run in runs for row in rows(run))])
 
 
-COLUMNS = ("run", "probe", "compared_with", "images", "images_digest", "mitigation", *RECORDED, "settings", "layer", "metric",
-           "units")  # fmt: skip
+COLUMNS = (
+    "run", "probe", "compared_with", "images", "test_images", "dataset_fingerprint", "mitigation", *RECORDED, "settings",
+    "layer", "metric", "units",
+)  # fmt: skip
 
 
 def rows(run: Run) -> Iterable[dict[str, Any]]:
     """A row per layer; one without numbers for a run without a main number."""
     task = TASKS.get(run.kind)
     known = {
-        "run": run.folder.as_posix(), "probe": run.kind, "images": data(run), "images_digest": fingerprint(run),
-        "mitigation": run.chain, "compared_with": " ".join(run.labels),
+        "run": run.folder.as_posix(), "probe": run.kind, "compared_with": " ".join(run.labels), "images": data(run),
+        "test_images": run.meta["images"].get("test"), "dataset_fingerprint": fingerprint(run), "mitigation": run.chain,
     }  # fmt: skip
     known |= {name: run.meta.get(name) for name in RECORDED}
     known["settings"] = " ".join(

@@ -127,7 +127,7 @@ def test_the_command_shows_a_folder_again(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "Expected a run folder or a folder that contains runs, but '{}' has no complete run."),
+        ({}, "Expected a run folder or a folder that contains runs, but '{}' has no run. Correct the path."),
         ({"metrics.json": '{"a": 1'}, "Expected '{}' to contain a run, but its metrics.json is unreadable (JSONDecodeError)."),
         ({"metrics.json": "{}"}, "Expected '{}' to contain a run, but its metrics.json is unreadable (KeyError)."),
         ({"metrics.json": '{"meta": {}}'}, "Expected '{}' to contain a run, but its metrics.json lacks meta.layers."),
