@@ -15,7 +15,7 @@ from scipy import stats
 from sdprobe.metrics.credibility import RISKS, corner_risk, credibility, credibility_report, larger_risk, with_clipped
 from sdprobe.metrics.flip_attribution import FlipAttribution
 from sdprobe.metrics.folds import Estimate, leave_one_out
-from sdprobe.metrics.gains import paired_gains
+from sdprobe.metrics.gains import paired_gains, surely_worse
 from sdprobe.metrics.high_norm import HighNormTokens
 from sdprobe.metrics.intervals import (
     independent_interval,
@@ -115,6 +115,21 @@ def difference(kind: str) -> Simulation:
         found = paired_gains({"k": values}, {"k": np.zeros(n)})
         truth = 0.005 if kind == "rare" else 0.0
         return "k/ci_low" not in found or held((found["k/ci_low"], found["k/ci_high"]), truth)
+
+    return world
+
+
+def kept(kind: str, candidates: int) -> Simulation:
+    """Whether the truly best of equally good candidates is among those that cannot be told from the one that looks best."""
+
+    def world(generator: Generator, n: int) -> bool:
+        shared, values = generator.normal(size=(n, 1)), generator.normal(size=(n, candidates))
+        if kind == "skewed":
+            values[:, 0] = generator.exponential(size=n) - 1
+        if kind == "shares":
+            values, shared = generator.binomial(64, np.clip(0.9 + 0.05 * shared, 0, 1), (n, candidates)) / 64, 0.0
+        values = values + shared
+        return not surely_worse(values[:, 0], values[:, values.mean(0).argmax()], candidates - 1)
 
     return world
 
@@ -370,6 +385,10 @@ LEVELS = (
     Level("RMSE, relative error", 0.95, (6, 8, 32), {f"gamma {shape}": error(shape) for shape in (1.0, 2.0, 4.0)}),
     Level("R² of content and coordinates", 0.95, (8, 32), {"gamma 4": explained}),
     Level("paired gain", 0.95, (6, 8, 32), {kind: difference(kind) for kind in ("normal", "skewed", "sparse", "rare")}),
+    Level(
+        "the best of several layers is not called worse", 0.95, (6, 8, 16, 32, 88),
+        {f"{kind}, {k} candidates": kept(kind, k) for kind in ("normal", "skewed", "shares") for k in (2, 3, 11, 40)},
+    ),
     Level("contrast between different photographs", 0.95, (6, 8, 32), {"different spread": unpaired}),
     *(
         Level(

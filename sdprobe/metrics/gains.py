@@ -33,12 +33,17 @@ def paired_gains(own: Values, other: Values) -> dict[str, float]:
     return gains
 
 
+def simultaneous_quantile(units: int, comparisons: int) -> float:
+    """Quantile of t of two-sided intervals that hold together at level .95, by Bonferroni."""
+    return float(stdtrit(units - 1, 1 - (1 - LEVEL) / 2 / max(comparisons, 1)))
+
+
 def surely_worse(own: Float[np.ndarray, " n"], best: Float[np.ndarray, " n"], others: int) -> bool:
     """Whether a candidate has a lower mean than the one with the highest, by their paired differences.
 
-    One-sided t-test at level .05 / ``others`` (Bonferroni over the comparisons of one candidate with all others). If every
-    candidate is compared so with the one that looks best, the truly best is found worse in at most 5 % of experiments,
-    whichever looks best. False below 6 units, or if fewer than 6 units differ.
+    Whether the interval of the paired difference excludes 0, at level 1 − .05 / ``others`` (Bonferroni over the comparisons of
+    one candidate with all others). If every candidate is compared so with the one that looks best, the truly best is found
+    worse in at most 5 % of experiments, whichever looks best. False below 6 units, or if fewer than 6 units differ.
 
     Args:
         own: pseudo-values of the candidate, by unit.
@@ -54,7 +59,7 @@ def surely_worse(own: Float[np.ndarray, " n"], best: Float[np.ndarray, " n"], ot
     if (np.abs(differences) > SAME).sum() < FEWEST:
         return False
     error = differences.std(ddof=1) / np.sqrt(count)
-    return bool(differences.mean() > stdtrit(count - 1, 1 - (1 - LEVEL) / max(others, 1)) * error)
+    return bool(differences.mean() > simultaneous_quantile(count, others) * error)
 
 
 def holding(key: str, gain: float, numbers: Mapping[str, float]) -> dict[str, float]:

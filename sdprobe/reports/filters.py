@@ -29,9 +29,10 @@ Item = TypeVar("Item")
 RECORDED = {
     "probe": "probe", "timestep": "timestep", "seed": "seed", "prompt": "prompt", "control": "control", "twins": "twins",
     "images.size": "image_size", "backbone.weights": "weights", "backbone.noise": "noise", "backbone.padding": "padding",
-    "backbone.vae_input": "vae_input", "backbone.posterior": "posterior", "dataset_fingerprint": "dataset_fingerprint",
-    "test_fingerprint": "test_fingerprint",
+    "backbone.vae_input": "vae_input", "backbone.posterior": "posterior",
 }  # fmt: skip
+FINGERPRINTS = ("dataset_fingerprint", "test_fingerprint")
+DIGITS = 8  # of fingerprints, as tables show them
 MOST = 2000  # settings of a run that are read: a hundred times those of a real one
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -82,6 +83,7 @@ def settings_of(folder: Path, meta: Mapping[str, Any], references: bool = True) 
 def _recorded(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """What ``metrics.json`` says about settings."""
     found = {name: _values(meta[key]) for name, key in RECORDED.items() if key in meta}
+    found |= {name: (str(meta[name])[:DIGITS],) for name in FINGERPRINTS if name in meta}
     if isinstance(meta.get("layers"), list):
         labels = [label_of(str(layer)) for layer in meta["layers"]]
         chain = Run({}, {"mitigations": meta.get("mitigations")}, {}).chain.split(" → ") if "mitigations" in meta else []

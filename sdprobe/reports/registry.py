@@ -16,20 +16,24 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdprobe.reports.filters import Settings, settings_of, where
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_json
 
 DEFAULT = ("outputs", "multirun")  # where train.py writes
 TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
 INSIDE = ("checkpoints", "mitigation", "wandb", "lightning_logs", "tensorboard")  # subfolders of a run that hold no other
 LARGEST = 256 * 2**20  # bytes of a metrics.json that are read
+NO_LOCK = "it has no lock: it failed, was stopped, or is run by an older version"
 _META = b'\n "meta": {'
 Wanted = Callable[[dict[str, Any]], Sequence[str]]  # meta → <metric>/<where> to read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A run folder.
 
@@ -54,6 +58,22 @@ class Entry:
     def settings(self) -> Settings:
         """See :func:`~sdprobe.reports.filters.settings_of`."""
         return settings_of(self.folder, self.run.meta if self.run else {})
+
+    @cached_property
+    def _units(self) -> dict[str, dict[str, np.ndarray]]:
+        return {}
+
+    def pseudovalues(self, key: Key) -> np.ndarray | None:
+        """Contribution of every test unit to a number; None where the run does not hold them."""
+        if self.run is None:
+            return None
+        if key.quantity not in self._units:
+            try:
+                self._units[key.quantity] = self.run.pseudovalues(key.quantity)
+            except (OSError, ValueError, TypeError):  # damaged, or a schema that is no number
+                self._units[key.quantity] = {}
+        values = self._units[key.quantity].get(str(key))
+        return values if values is not None and values.ndim == 1 and values.dtype.kind == "f" else None
 
     def setting(self, name: str) -> str:
         """A setting as text; empty where it is unknown."""
@@ -131,14 +151,15 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"metrics.json is larger than {LARGEST // 2**20} MiB")
-        text = path.read_bytes()
-        found = _parts(text, wanted) if wanted else None
-        content = json.loads(text) if found is None else found
+        content = _parts(path.read_bytes(), wanted) if wanted else None
+        content = read_json(path) if content is None else content
+    except DamagedFile as error:
+        raise InputError(f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})") from error
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"metrics.json is unreadable ({type(error).__name__})") from error
-    meta = content.pop("meta", None) if isinstance(content, dict) else None
+    meta = content.pop("meta", None)
     if lacking := _lacking(meta):
         raise InputError(f"metrics.json is not that of a run: {lacking}")
     assert isinstance(meta, dict)
@@ -217,37 +238,29 @@ def _state(folder: Path, run: Run | None, damage: str, traces: dict[str, float])
 
 
 def running(folder: Path) -> tuple[bool | None, str]:
-    """(whether a process runs in a folder, why): what its lock says; None where there is none, or another computer's."""
-    lock = folder / ".lock"
-    try:
-        holder = json.loads(lock.read_bytes())
-        host, since = str(holder["host"]), f"begun {when(float(holder['started']))}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, "it has no lock: it failed, was stopped, or is run by an older version"
-    if _held(lock):
-        return True, f"{since} on {host}"
-    if host == socket.gethostname():
-        return False, f"{since}; its process ended without a result"
-    return None, f"{since} on {host}, whose lock cannot be seen from here"
+    """(whether a process runs in a folder, why), from its lock; None if there is none, or one of another computer.
 
-
-def _held(lock: Path) -> bool:
-    """Whether a process holds a lock. The system takes it away when the process ends, however it ends."""
+    A run holds the lock of its folder. The system takes it away when the process ends, however it ends.
+    """
     import fcntl
 
     try:
-        file = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None, NO_LOCK
     try:
+        holder = json.loads(os.read(file, 4096))
+        host, since = str(holder["host"]), f"begun {when(float(holder['started']))}"
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return True, f"{since} on {host}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # no lock of a run, or no locks on this file system
+        return None, NO_LOCK
     finally:
         os.close(file)
-    return False
+    if host == socket.gethostname():
+        return False, f"{since}; its process ended without a result"
+    return None, f"{since} on {host}, whose lock cannot be seen from here"
 
 
 def _folders(root: str) -> Iterator[tuple[str, dict[str, float]]]:

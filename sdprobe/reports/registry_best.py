@@ -7,28 +7,25 @@ layer, timestep, mitigation, prompt and seed.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
-from scipy.special import stdtrit
 
-from sdprobe.metrics.gains import surely_worse
-from sdprobe.metrics.intervals import FEWEST, LEVEL
-from sdprobe.reports.filters import parsed
+from sdprobe.metrics.gains import simultaneous_quantile, surely_worse
+from sdprobe.metrics.intervals import FEWEST
+from sdprobe.reports.filters import DIGITS, parsed
 from sdprobe.reports.numbers import MISSING, bare_table
 from sdprobe.reports.registry import Entry, plain, read_run
 from sdprobe.reports.registry_list import with_interval
-from sdprobe.reports.run import SCHEMA, Run
+from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER
 from sdprobe.reports.tracked import null_of
 from sdprobe.tokens.keys import CONDITIONS, OVER_NONE, Key, base_of, label_of, timestep_of
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_arrays
 
 # what must agree → settings of it, or the sections that hold them
 AGREE = {
@@ -45,7 +42,7 @@ FREE = (
     "datamodule.prompt", "datamodule.batch_size", "datamodule.activation_budget", "datamodule.cache_dir",
     "datamodule.num_workers", "datamodule.compare", "datamodule.token_batch", "datamodule.mixing_images",
 )  # fmt: skip
-READ = 100  # runs whose sums per photograph are read, those with the best numbers
+READ = 50  # runs whose sums per photograph are read, those with the best numbers
 SHOWN = 20  # rows of the table; --json has all
 
 
@@ -77,8 +74,8 @@ class Cell:
         return inf if self.low is None or self.high is None else max(self.value - self.low, self.high - self.value)
 
     def pseudovalues(self, metric: "Metric") -> np.ndarray | None:
-        """See :func:`pseudovalues`."""
-        return pseudovalues(self.run, Key(metric.condition, self.layer, metric.metric, metric.where))
+        """See :meth:`~sdprobe.reports.registry.Entry.pseudovalues`."""
+        return self.entry.pseudovalues(Key(metric.condition, self.layer, metric.metric, metric.where))
 
     def record(self, rank: int) -> dict[str, Any]:
         """What ``best --json`` says of it."""
@@ -166,16 +163,28 @@ def require_same(entries: Sequence[Entry]) -> None:
     Raises:
         InputError: it names the first setting in which they differ, and the filter that resolves it.
     """
+    alike: dict[Any, list[Entry]] = {}  # runs whose settings agree but for layers, timestep and seed
+    for entry in entries:
+        meta = entry.run.meta if entry.run else {}
+        known = meta.get("settings_hash") and (meta["settings_hash"], meta.get("twins"), meta.get("control"))
+        alike.setdefault(str(known or entry.folder), []).append(entry)
+    firsts = {first: group for group in alike.values() if (first := group[0])}
     for what, names in AGREE.items():
         sections = tuple(name for name in names if name.endswith("."))
-        known = {name for entry in entries for name in entry.settings if name in names or name.startswith(sections or ("\0",))}
+        known = {name for entry in firsts for name in entry.settings if name in names or name.startswith(sections or "\0")}
         for name in sorted(known - set(FREE), key=lambda name: ("." in name, name)):
-            _require_one(what, name, [(entry, entry.setting(name)) for entry in entries if name in entry.settings])
-    for name in ("test_fingerprint", "dataset_fingerprint"):
-        for seed in {entry.setting("seed") for entry in entries}:
-            seeded = [entry for entry in entries if entry.setting("seed") == seed and name in entry.settings]
-            if name == "test_fingerprint" or not any("test_fingerprint" in entry.settings for entry in seeded):
-                _require_one("data set", name, [(entry, entry.setting(name)) for entry in seeded])
+            having = [(first, group) for first, group in firsts.items() if name in first.settings]
+            _require_one(what, name, [(entry, first.setting(name)) for first, group in having for entry in group])
+    for seed in {_recorded(entry, "seed") for entry in entries}:
+        seeded = [entry for entry in entries if _recorded(entry, "seed") == seed]
+        newer = all(_recorded(entry, "test_fingerprint") for entry in seeded)
+        name = "test_fingerprint" if newer else "dataset_fingerprint"
+        _require_one("data set", name, [(entry, value[:DIGITS]) for entry in seeded if (value := _recorded(entry, name))])
+
+
+def _recorded(entry: Entry, name: str) -> str:
+    value = entry.run.meta.get(name) if entry.run else None
+    return "" if value is None else str(value)
 
 
 def _require_one(what: str, name: str, values: Sequence[tuple[Entry, str]]) -> None:
@@ -234,7 +243,7 @@ def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:
     count = 0 if own is None else int(np.isfinite(own).sum())
     if own is None or units is None or count < FEWEST:
         return list(ordered[1:])
-    factor = 2 * float(stdtrit(count - 1, 1 - (1 - LEVEL) / max(others, 1)) / stdtrit(count - 1, (1 + LEVEL) / 2))
+    factor = 2 * simultaneous_quantile(count, others) / simultaneous_quantile(count, 1)
     opened, compared = {best.entry.folder}, []
     for cell in ordered[1:]:
         told = None
@@ -248,24 +257,6 @@ def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:
                     told = surely_worse(sign * values, sign * own, others)
         compared.append(cell if told is None else replace(cell, told=told))
     return compared
-
-
-@cache
-def _stored(path: Path, quantity: str) -> dict[str, np.ndarray]:
-    """The pseudo-values of one quantity; none where they cannot be read."""
-    try:
-        return read_arrays(path, f"/{quantity}")
-    except (OSError, DamagedFile):
-        return {}
-
-
-def pseudovalues(run: Run, key: Key) -> np.ndarray | None:
-    """Contribution of every unit to a number; None where the run does not hold them."""
-    schema = run.meta.get("schema", 1)
-    if not isinstance(schema, int) or schema < SCHEMA:
-        return None
-    values = _stored(run.folder / "pseudovalues.npz", key.quantity).get(str(key))
-    return values if values is not None and values.ndim == 1 and values.dtype.kind == "f" else None
 
 
 def units_id(run: Run) -> tuple[Any, ...] | None:
@@ -314,8 +305,9 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
     notes += [f"null: {', '.join(nulls)}."] * bool(nulls)
     notes += [f"Left out: {_many(left_out, 'run')} not finished or without {metric}."] * (left_out > 0)
     notes += [
-        "The best was chosen on the test photographs that are printed, so its number is slightly too good. Worse: one-sided "
-        f"t-test of paired differences, level .05 / {others}; the truly best is called worse in at most 5 % of experiments."
+        "The best was chosen on the test photographs that are printed, so its number is slightly too good. Worse: the "
+        f"interval of the paired difference excludes 0 at level 1 - .05 / {others}. The truly best is called worse in at most "
+        "5 % of experiments."
     ] * bool(compared)
     for note in notes:
         console.print(Text(note, style="dim"))

@@ -12,7 +12,7 @@ from sdprobe.metrics.gains import paired_gains
 from sdprobe.reports.filters import overrides, settings_of
 from sdprobe.reports.numbers import MISSING, bare_table, tested
 from sdprobe.reports.registry import Entry, plain, when
-from sdprobe.reports.registry_best import pseudovalues, units_id
+from sdprobe.reports.registry_best import units_id
 from sdprobe.reports.registry_list import mitigation_of, with_interval
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER, tracked_of
@@ -129,15 +129,16 @@ def differences(a: Entry, b: Entry) -> dict[str, dict[str, tuple[str, str]]]:
     }
 
 
-def number_differences(a: Run, b: Run) -> tuple[list[Difference], bool]:
+def number_differences(first: Entry, second: Entry) -> tuple[list[Difference], bool]:
     """Every main number that both have, and whether any is paired by unit; of many layers the first metric only."""
+    a, b = run_of(first), run_of(second)
     metrics = tracked_of(a.kind)[: None if len(a.layers) <= MOST else 1]
     keys = [Key("test", layer, metric) for layer in a.layers for metric in metrics]
     keys = [key for key in keys if str(key) in a.metrics and str(key) in b.metrics]
     gains: dict[str, float] = {}
     if units_id(a) is not None and units_id(a) == units_id(b):
         for key in keys:
-            mine, theirs = (pseudovalues(run, key) for run in (a, b))
+            mine, theirs = (entry.pseudovalues(key) for entry in (first, second))
             if mine is not None and theirs is not None and mine.shape == theirs.shape:
                 gains |= paired_gains({str(key): theirs}, {str(key): mine})
     rows = []
@@ -165,7 +166,7 @@ def show_difference(a: Entry, b: Entry, console: Console) -> None:
             say(f"{name} is {entry.state}: {entry.reason}")
     if a.run is None or b.run is None:
         return
-    rows, paired = number_differences(a.run, b.run)
+    rows, paired = number_differences(a, b)
     if not rows:
         say("No main number is in both.")
         return

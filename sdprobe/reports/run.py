@@ -36,12 +36,15 @@ class Run:
         arrays = read_arrays(folder / "maps.npz") if maps and (folder / "maps.npz").is_file() else {}
         return cls(metrics, meta, arrays, folder)
 
-    def pseudovalues(self) -> dict[str, np.ndarray]:
-        """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema."""
+    def pseudovalues(self, quantity: str = "") -> dict[str, np.ndarray]:
+        """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema.
+
+        ``quantity``: read those of this ``<metric>/<group>`` only.
+        """
         path = self.folder / "pseudovalues.npz"
         if int(self.meta.get("schema", 1)) < SCHEMA or not path.is_file():
             return {}
-        return read_arrays(path)
+        return read_arrays(path, f"/{quantity}" if quantity else "")
 
     @property
     def layers(self) -> list[str]:

@@ -418,5 +418,9 @@ def test_the_fingerprint_changes_with_a_used_picture(
     data = make(root)
     before = data.describe()["dataset_fingerprint"]
     assert make(root).describe()["dataset_fingerprint"] == before
+    tested = data.describe()["test_fingerprint"]
     Image.new("RGB", (64, 64), "orange").save(root / data.images.photo(data.split["train"][0]))
     assert make(root).describe()["dataset_fingerprint"] != before
+    assert make(root).describe()["test_fingerprint"] == tested, "a picture that is trained on"
+    Image.new("RGB", (64, 64), "orange").save(root / data.images.photo(data.split["test"][0]))
+    assert make(root).describe()["test_fingerprint"] != tested

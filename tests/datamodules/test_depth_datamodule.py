@@ -193,6 +193,7 @@ def test_keys_follow_the_files(root: Path, make) -> None:
     assert again.depth_key(index) != depth
     assert again.content_key(index) == pixels
     assert make(again).describe()["dataset_fingerprint"] != fingerprint
+    assert make(again).describe()["test_fingerprint"] != data.describe()["test_fingerprint"]
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,8 @@ def test_the_fingerprint_tells_other_pictures(
     make: Callable[..., GridDataModule], save_photos: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = make(save_photos(tmp_path / "photos", COUNT, first=1), cache_dir=str(tmp_path))
-    assert other.describe()["dataset_fingerprint"] != make().describe()["dataset_fingerprint"]
+    for name in ("dataset_fingerprint", "test_fingerprint"):
+        assert other.describe()[name] != make().describe()[name]
 
 
 def test_images_that_cannot_be_decoded_leave_their_split(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sdprobe.metrics.gains import holding, over_seeds, paired_gains
+from sdprobe.metrics.gains import holding, over_seeds, paired_gains, simultaneous_quantile, surely_worse
 from sdprobe.metrics.intervals import FEWEST, two_way_interval
 
 
@@ -90,3 +90,23 @@ def test_means_over_networks_hold_their_estimate(seeds: int, units: int, lacking
 
 def test_a_key_without_units_has_no_mean_over_networks() -> None:
     assert over_seeds({"k": np.full((3, 8), np.nan)}) == {} == over_seeds({})
+
+
+@pytest.mark.parametrize("units", [6, 8, 32])
+def test_one_comparison_with_the_best_is_the_paired_interval_and_more_are_stricter(units: int) -> None:
+    generator = np.random.default_rng(units)
+    for _ in range(200):
+        best, own = generator.normal(0.5, 1, units), generator.normal(0, 1, units)
+        low = paired_gains({"k": best}, {"k": own})["k/ci_low"]
+        assert surely_worse(own, best, 1) == (low > 0)
+        assert surely_worse(own, best, 1) or not surely_worse(own, best, 10)
+    assert simultaneous_quantile(units, 20) == pytest.approx(stats.t.ppf(1 - 0.025 / 20, units - 1))
+
+
+def test_a_clear_difference_is_seen_and_few_units_see_nothing() -> None:
+    generator = np.random.default_rng(0)
+    shared = generator.normal(0, 5, 32)
+    best, own = shared + 1 + generator.normal(0, 0.3, 32), shared + generator.normal(0, 0.3, 32)
+    assert surely_worse(own, best, 1000) and not surely_worse(best, own, 1000) and not surely_worse(best, best, 1)
+    assert not surely_worse(own[: FEWEST - 1], best[: FEWEST - 1], 1)
+    assert not surely_worse(np.where(np.arange(32) < FEWEST - 1, own, best), best, 1), "only five units differ"

@@ -33,7 +33,6 @@ block: stages
 timestep: {timestep}
 seed: 0
 prompt: ''
-twins: 1
 run_dir: {folder}
 backbone:
   _target_: sdprobe.backbones.FrozenSD.from_pretrained
@@ -75,10 +74,12 @@ def write_run(folder: Path, number: int) -> None:
     meta = {
         "schema": 2, "probe": "position", "model": "assets/demo", "weights": "stored", "timestep": number % 1000, "seed": 0,
         "layers": list(LAYERS), "images": {"train": 51, "val": 13, "test": PHOTOGRAPHS}, "complete": True, "twins": 1,
-        "photographs": {"test": PHOTOGRAPHS}, "dataset_fingerprint": "0" * 64, "test_fingerprint": "1" * 64, "mitigations": {},
+        "photographs": {"test": PHOTOGRAPHS}, "dataset_fingerprint": "0" * 64, "test_fingerprint": "1" * 64,
+        "settings_hash": "2" * 16, "mitigations": {},
         "packages": {f"package_{i}": "1.2.3" for i in range(9)}, "published_names": {layer: layer for layer in LAYERS},
     }  # fmt: skip
-    numbers, units = {}, {}
+    numbers: dict[str, float] = {}
+    units: dict[str, np.ndarray] = {}
     for layer in LAYERS:
         for metric in METRICS:
             for group in GROUPS:
