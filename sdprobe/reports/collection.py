@@ -16,6 +16,7 @@ from sdprobe.reports.mitigations import mitigation_tables
 from sdprobe.reports.mitigations import write as write_mitigations
 from sdprobe.reports.overview import overview, paragraph, write_csv
 from sdprobe.reports.printing import print_tables, printed
+from sdprobe.reports.registry import lacking, running
 from sdprobe.reports.run import Run
 from sdprobe.reports.style import write_figures
 from sdprobe.tokens.keys import select
@@ -23,12 +24,6 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, write_file
 
 TRACES = ("metrics.json", "error.txt", "config_hash")  # any of these files marks the folder of a run
-# what meta must have, and what else reports rely on where it is there
-NEEDED = {"layers": list, "model": str, "weights": str, "timestep": int, "images": dict, "complete": bool}
-TYPES = NEEDED | {
-    "shapes": dict, "photographs": dict, "pairs": dict, "mitigations": dict, "seed": int, "image_size": int, "control": str,
-    "concatenated": list, "train_steps": int, "probe": str, "settings_hash": str, "dataset_fingerprint": str, "schema": int,
-}  # fmt: skip
 HUGE = 1e30  # a number from here on, or NaN, is a mistake
 LARGEST = 2**28  # bytes of a metrics.json; that of 45 layers with 30 mitigations has a tenth of it
 
@@ -56,15 +51,21 @@ def _usable(folder: Path) -> tuple[Run | None, str]:
         lines = (folder / "error.txt").read_text(errors="replace").splitlines()
         return None, lines[0] if lines else "failed"
     if not (folder / "metrics.json").is_file():
-        return None, "has no result: it is still running or was killed"
+        return None, _unfinished(folder, "has no result")
     run, reason = _read(folder)
     if run is None:
         return None, reason
     if not run.meta["complete"]:
-        return None, "is incomplete: it is still running or was interrupted"
+        return None, _unfinished(folder, "is incomplete")
     if run.meta.get("control"):
         return (None, reason) if (reason := damaged_maps(folder)) else (Run.read(folder), "")
     return run, ""
+
+
+def _unfinished(folder: Path, what: str) -> str:
+    """Whether a run without a complete result still runs, as far as its lock says."""
+    runs, why = running(folder)
+    return f"is running, {why}" if runs else f"{what}: {why}"
 
 
 def filtered(
@@ -105,7 +106,8 @@ def _read(folder: Path) -> tuple[Run | None, str]:
         if size > LARGEST:
             return None, f"metrics.json is too large: {size / 2**20:.0f} MiB"
         run = Run.read(folder, maps=False)
-        reason = _foreign(run.meta) or _numbers(run.metrics)
+        wrong = lacking(run.meta)
+        reason = f"metrics.json is not that of a run: {wrong}" if wrong else _numbers(run.metrics)
         if not reason:
             select(run.metrics)  # parses every key
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -113,22 +115,6 @@ def _read(folder: Path) -> tuple[Run | None, str]:
             return None, "metrics.json has keys that this version does not know"
         return None, f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})"
     return (None, reason) if reason else (run, "")
-
-
-def _foreign(meta: Any) -> str:
-    """What this version cannot use in ``meta``."""
-    if not isinstance(meta, dict):
-        return "metrics.json has a meta that is no object"
-    for name, kind in TYPES.items():
-        value = meta.get(name)
-        if value is None and name in NEEDED:
-            return f"metrics.json lacks meta.{name}"
-        if value is not None and not isinstance(value, kind):
-            return f"metrics.json has a meta.{name} of another type: {str(value)[:20]!r}"
-    if not meta["layers"] or not all(isinstance(layer, str) for layer in meta["layers"]):
-        return "metrics.json has a meta.layers that is no list of names"
-    counts = [count for name in ("images", "photographs", "pairs") for count in (meta.get(name) or {}).values()]
-    return "" if all(isinstance(count, int) for count in counts) else "metrics.json has a meta.images that counts no images"
 
 
 def _numbers(metrics: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.collection import filtered, read_runs, summarise
+from sdprobe.reports.registry import NO_LOCK
 from sdprobe.reports.run import Run
 from sdprobe.utilities.errors import InputError
 from tests.reports.fabricated import KINDS, behind, configured, fabricated, stored
@@ -18,19 +19,19 @@ from tests.reports.fabricated import KINDS, behind, configured, fabricated, stor
 META = {"complete": True, "layers": ["mid"], "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}}
 DAMAGED = {
     "bare": ("{}", "metrics.json is unreadable (KeyError)"),
-    "counts": (META | {"images": {"test": "many"}}, "metrics.json has a meta.images that counts no images"),
+    "counts": (META | {"images": {"test": "many"}}, "metrics.json is not that of a run: meta.images is of another type"),
     "cut": ('{"a": 1', "metrics.json is unreadable (JSONDecodeError)"),
     "deep": ('{"a":' * 9999 + "1" + "}" * 9999, "metrics.json is unreadable (RecursionError)"),
-    "incomplete": (META | {"complete": False}, "is incomplete: it is still running or was interrupted"),
+    "incomplete": (META | {"complete": False}, f"is incomplete: {NO_LOCK}"),
     "infinite": ('{"test/mid/rmse/all": Infinity}', "metrics.json has a value that is no number: test/mid/rmse/all is 'inf'"),
-    "layers": (META | {"layers": [1]}, "metrics.json has a meta.layers that is no list of names"),
+    "layers": (META | {"layers": [1]}, "metrics.json is not that of a run: meta.layers is of another type"),
     "list": ("[]", "metrics.json is unreadable (TypeError)"),
-    "meta": ('{"meta": 3}', "metrics.json has a meta that is no object"),
+    "meta": ('{"meta": 3}', "metrics.json is not that of a run: it lacks meta"),
     "nan": ('{"test/mid/rmse/all": NaN}', "metrics.json has a value that is no number: test/mid/rmse/all is 'nan'"),
     "nested": ('{"test/mid/rmse": {"all": 1}}', "metrics.json has a value that is no number: test/mid/rmse is \"{'all': 1}\""),
     "odd": ('{"test/mid/rmse": 1}', "metrics.json has keys that this version does not know"),
-    "poor": ('{"meta": {"complete": true}}', "metrics.json lacks meta.layers"),
-    "words": (META | {"timestep": "fifty"}, "metrics.json has a meta.timestep of another type: 'fifty'"),
+    "poor": ('{"meta": {"complete": true}}', "metrics.json is not that of a run: it lacks meta.layers"),
+    "words": (META | {"timestep": "fifty"}, "metrics.json is not that of a run: meta.timestep is of another type"),
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_runs_are_read_in_order_and_others_are_named(tmp_path: Path) -> None:
     assert [run.folder.name for run in runs] == ["2", "3", "10"]
     assert {path.name: reason for path, reason in skipped.items()} == {
         "failed": "Expected a, but got b.",
-        "killed": "has no result: it is still running or was killed",
+        "killed": f"has no result: {NO_LOCK}",
         "maps": "maps.npz is unreadable (BadZipFile)",
     }
 

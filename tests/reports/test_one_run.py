@@ -11,7 +11,7 @@ from PIL import Image
 from sdprobe.metrics.pck import ALPHAS, PROTOCOLS
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reference
-from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, show
+from sdprobe.reports.dispatch import REPORTS, draw, figures, show
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task
 from sdprobe.reports.tracked import COLUMNS, chosen, headline, layer_rows, long_table
@@ -130,7 +130,10 @@ def test_the_command_shows_a_folder_again(tmp_path: Path, capsys: pytest.Capture
         ({}, "Expected a run folder or a folder that contains runs, but '{}' has no run. Correct the path."),
         ({"metrics.json": '{"a": 1'}, "Expected '{}' to contain a run, but its metrics.json is unreadable (JSONDecodeError)."),
         ({"metrics.json": "{}"}, "Expected '{}' to contain a run, but its metrics.json is unreadable (KeyError)."),
-        ({"metrics.json": '{"meta": {}}'}, "Expected '{}' to contain a run, but its metrics.json lacks meta.layers."),
+        (
+            {"metrics.json": '{"meta": {}}'},
+            "Expected '{}' to contain a run, but its metrics.json is not that of a run: it lacks meta.complete.",
+        ),
         ({"maps.npz": "PK\x03\x04 cut off"}, "Expected '{}' to contain a run, but its maps.npz is unreadable (BadZipFile)."),
     ],
 )
