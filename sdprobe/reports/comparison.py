@@ -7,7 +7,7 @@ Curves of one figure come from runs that may be compared, see :mod:`sdprobe.repo
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -124,7 +124,8 @@ def point(task: Task, runs: Sequence[Run], layer: str, seeds: Sequence[object]) 
     means = [np.mean(each, axis=0) for each in found.values()]
     values = tuple(float(mean[0]) for mean in means)
     if len(means) == 1:
-        return Point(*means[0].tolist(), values)
+        value, low, high = means[0].tolist()
+        return Point(value, low, high, values)
     return Point(float(np.mean(values)), min(values), max(values), values)
 
 
@@ -265,7 +266,7 @@ def _over_layers(group: Group, drawn: Drawn) -> None:
     drawn.figures[name] = figure
 
 
-def _curve(axis: Axes, numbers: np.ndarray, label: str, look: Mapping[str, Any]) -> None:
+def _curve(axis: Axes, numbers: np.ndarray, label: str, look: dict[str, Any]) -> None:
     """Lines with bands over at least five layers in a row; other layers are points with bars, beside those of other curves."""
     measured = np.isfinite(numbers[0])
     stretches = np.split(np.flatnonzero(measured), np.flatnonzero(np.diff(np.flatnonzero(measured)) > 1) + 1)
@@ -290,8 +291,8 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 def _chance(group: Group, axis: Axes, layers: Sequence[str]) -> None:
     """A line at chance level where all layers share it."""
-    levels = {run.value("chance", layer, group.task.metric) for run in group.runs for layer in run.bases if layer in layers}
-    levels = {round(level, 6) for level in levels if level is not None}
+    found = (run.value("chance", layer, group.task.metric) for run in group.runs for layer in run.bases if layer in layers)
+    levels = {round(level, 6) for level in found if level is not None}
     if len(levels) == 1:
         axis.axhline(levels.pop(), color=style.GREY, ls=":", lw=1, label="chance")
 
@@ -396,17 +397,15 @@ def _selected(groups: Sequence[Group], drawn: Drawn) -> None:
     if not rows:
         return
     layers = in_order(layer for row in rows for _, layer in lines[row])
-    figure, axes = style.panels(
-        1, 1, style.breadth(layers, 7.5, beside=4.5, each=0.5), (0.24 + 0.1 * len(groups)) * len(rows) + 2.2
-    )
+    figure, axes = style.panels(1, 1, style.breadth(layers, 7.5, beside=4.5, each=0.5), 0.42 * len(rows) + 2.2)
     axis = axes[0, 0]
     for number, group in enumerate(groups):
         shift = 0.16 * (number - (len(groups) - 1) / 2) * (len(groups) > 1)  # markers of tasks do not cover each other
-        found = [
+        places = [
             (layers.index(layer), place + shift) for place, row in enumerate(rows) for n, layer in lines[row] if n == number
         ]
         look = style.series(number) | {"ls": "none"}
-        axis.plot([x for x, _ in found], [y for _, y in found], ms=7, label=f"{group.task.criterion} ({group.title})", **look)
+        axis.plot([x for x, _ in places], [y for _, y in places], ms=7, label=f"{group.task.criterion} ({group.title})", **look)
     style.name_layers(axis, layers)
     axis.set_yticks(range(len(rows)), [style.wrapped(row, 3.2, style.SMALL) for row in rows], fontsize=style.SMALL)
     axis.set(ylim=(len(rows) - 0.5, -0.5))
@@ -460,13 +459,13 @@ def _against(positions: Group, group: Group, drawn: Drawn) -> None:
     style.title(figure, head, shared, "a point: one layer; bars: 95 % intervals or range of seeds")
     named_points = [(layer, one.value, two.value) for _, points in found for layer, (one, two) in points.items()]
     if len(named_points) <= LINES:
-        _name_points(axis, named_points)
+        _name_points(figure, axis, named_points)
     drawn.figures[name] = figure
 
 
-def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+def _name_points(figure: Figure, axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Name points, each where its name covers the fewest other names and points and stays in the panel."""
-    axis.figure.draw_without_rendering()  # finds the layout
+    figure.draw_without_rendering()  # finds the layout
     taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in axis.transData.transform([place[1:] for place in points])]
     for name, x, y in points:
         text = axis.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=7, va="center")

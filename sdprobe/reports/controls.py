@@ -14,7 +14,7 @@ from rich.table import Table
 from sdprobe.metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
 from sdprobe.reports import style
 from sdprobe.reports.grouping import control_groups
-from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number, with_ends
+from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number, with_ends, within
 from sdprobe.reports.run import Run, spread
 from sdprobe.utilities.io import write_rows
 
@@ -51,7 +51,7 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
 }
 CAPTION = (
     "Position accuracy in 8 bins per axis, and differences of it. ±: half-width (longer side) of the 95 % interval over test "
-    "photographs ({photos}), paired if both controls were tested on the same ones. With three random networks it also covers "
+    "photographs ({photos}), or both ends if one side is much longer; paired if both controls were tested on the same ones. With three random networks it also covers "
     "the choice of seed; with one (one seed) it does not; with two there is none. flip: flip attribution, 1: position comes "
     "from the network, −1: from the layout of images; –: no position to attribute."
 )
@@ -177,7 +177,7 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
             parts = [
                 part
                 for each in found
-                for part in ((number(each.value, sign=True), number(each.half), "") if each else (MISSING, "", ""))
+                for part in ((number(each.value, sign=True), _within(each), "") if each else (MISSING, "", ""))
             ]
             table.add_row(_named(name, found), *parts)
     return table
@@ -191,7 +191,11 @@ def _named(name: str, found: Sequence[Estimate | None]) -> str:
 def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
     found = accuracy(run, layer, view)
     attribution = number(run.value("test", layer, "flip_attribution")) if view == "test" else ""
-    return (number(found.value), number(found.half), attribution) if found else (MISSING, "", "")
+    return (number(found.value), _within(found), attribution) if found else (MISSING, "", "")
+
+
+def _within(found: Estimate) -> str:
+    return MISSING if math.isnan(found.low) else within(found.value, found.low, found.high)
 
 
 def _views(run: Run) -> list[str]:

@@ -114,6 +114,7 @@ def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str)
             label = f"{model}, timestep {timestep}" if counts else None
             axis.plot(x, y, marker, color=colour, mfc=face, ms=5, alpha=0.8 if counts else 0.4, label=label)
     axis.axhline(0, color=style.DARK, lw=0.6)
+    style.least_span(axis)
     axis.grid(alpha=0.25)
 
 

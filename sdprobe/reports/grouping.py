@@ -242,7 +242,7 @@ def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
     rest = [name for name in differing(known) if name not in said]
     for run, each in zip(runs, known, strict=True):
         groups[", ".join(filter(None, (data(run), named(each, rest))))].append(run)
-    found = {}
+    found: dict[str, list[Run]] = {}
     for name, group in groups.items():
         images: dict[object, set[str]] = defaultdict(set)
         for run in group:

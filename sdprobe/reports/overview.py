@@ -87,7 +87,7 @@ def _group_table(group: Group, folder: Path) -> Table:
             layer, images = selected_layer(run)
             count = len([each for each in run.bases if each not in OUTPUTS])
             found = group.points([run])[layer]
-            row = [_name(run.folder, folder), *[Text(labels[id(run)])] * several]
+            row: list[Text | str] = [_name(run.folder, folder), *[Text(labels[id(run)])] * several]
             row += [Text(f"{layer} ({images} of {count})" if images else layer), _written(group.task, found.value)]
             row += [_ends(group.task, run, found.low, found.high)]
             row += [_raw(group, condition, layer)] * mitigated + [_random(group.task, run, layer)] * random
