@@ -65,7 +65,7 @@ def _usable(folder: Path) -> tuple[Run | None, str]:
 def _unfinished(folder: Path, what: str) -> str:
     """Whether a run without a complete result still runs, as far as its lock says."""
     runs, why = running(folder)
-    return f"is running, {why}" if runs else f"{what}: {why}"
+    return f"is running, {why}" if runs else f"{what}; {why}"
 
 
 def filtered(

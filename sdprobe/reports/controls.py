@@ -51,9 +51,9 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
 }
 CAPTION = (
     "Position accuracy in 8 bins per axis, and differences of it. ±: half-width (longer side) of the 95 % interval over test "
-    "photographs ({photos}), or both ends if one side is much longer; paired if both controls were tested on the same ones. With three random networks it also covers "
-    "the choice of seed; with one (one seed) it does not; with two there is none. flip: flip attribution, 1: position comes "
-    "from the network, −1: from the layout of images; –: no position to attribute."
+    "photographs ({photos}), or both ends if one side is much longer; paired if both controls were tested on the same ones. "
+    "With three random networks it also covers the choice of seed; with one (one seed) it does not; with two there is none. "
+    "flip: flip attribution, 1: position comes from the network, −1: from the layout of images; –: no position to attribute."
 )
 
 

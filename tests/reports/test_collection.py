@@ -22,7 +22,7 @@ DAMAGED = {
     "counts": (META | {"images": {"test": "many"}}, "metrics.json is not that of a run: meta.images is of another type"),
     "cut": ('{"a": 1', "metrics.json is unreadable (JSONDecodeError)"),
     "deep": ('{"a":' * 9999 + "1" + "}" * 9999, "metrics.json is unreadable (RecursionError)"),
-    "incomplete": (META | {"complete": False}, f"is incomplete: {NO_LOCK}"),
+    "incomplete": (META | {"complete": False}, f"is incomplete; {NO_LOCK}"),
     "infinite": ('{"test/mid/rmse/all": Infinity}', "metrics.json has a value that is no number: test/mid/rmse/all is 'inf'"),
     "layers": (META | {"layers": [1]}, "metrics.json is not that of a run: meta.layers is of another type"),
     "list": ("[]", "metrics.json is unreadable (TypeError)"),
@@ -66,7 +66,7 @@ def test_runs_are_read_in_order_and_others_are_named(tmp_path: Path) -> None:
     assert [run.folder.name for run in runs] == ["2", "3", "10"]
     assert {path.name: reason for path, reason in skipped.items()} == {
         "failed": "Expected a, but got b.",
-        "killed": f"has no result: {NO_LOCK}",
+        "killed": f"has no result; {NO_LOCK}",
         "maps": "maps.npz is unreadable (BadZipFile)",
     }
 
