@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/python -m tools.benchmarks.matching
 	$(BIN)/python -m tools.benchmarks.mitigations
 	$(BIN)/python -m tools.benchmarks.pair_memory
+	$(BIN)/python -m tools.benchmarks.registry
 	$(BIN)/python -m tools.benchmarks.statistics_overhead
 	$(BIN)/python -m tools.benchmarks.memory probe.solver=closed_form
 	$(BIN)/python -m tools.benchmarks.startup

@@ -127,7 +127,7 @@ def kept(kind: str, candidates: int) -> Simulation:
         if kind == "skewed":
             values[:, 0] = generator.exponential(size=n) - 1
         if kind == "shares":
-            values, shared = generator.binomial(64, np.clip(0.9 + 0.05 * shared, 0, 1), (n, candidates)) / 64, 0.0
+            values, shared = generator.binomial(64, np.clip(0.9 + 0.05 * shared, 0, 1), (n, candidates)) / 64, np.zeros((n, 1))
         values = values + shared
         return not surely_worse(values[:, 0], values[:, values.mean(0).argmax()], candidates - 1)
 

@@ -39,7 +39,7 @@ class Entry:
 
     Attributes:
         folder: of the run.
-        name: its path below the folder that was asked for.
+        name: its path below the folder that was asked for; its whole path if several were.
         state: ``finished``, ``running``, ``dead`` (its process has ended without a result), ``failed``, ``incomplete``,
             ``damaged``, or ``no result`` (nothing says whether its process runs).
         reason: why it is not finished.
@@ -103,7 +103,9 @@ def find(places: Sequence[Path], filters: Sequence[str] = (), wanted: Wanted | N
     for root in roots:
         if not root.is_dir():
             raise InputError(f"Expected a folder that contains runs, but got '{plain(str(root))}', which is none. Correct it.")
-    entries = [read(Path(folder), root, traces, wanted) for root in roots for folder, traces in _folders(str(root))]
+    above = roots[0] if len(roots) == 1 else Path()
+    found = {folder: traces for root in roots for folder, traces in _folders(str(root))}
+    entries = [read(Path(folder), above, traces, wanted) for folder, traces in found.items()]
     if not entries:
         looked = " and ".join(f"'{plain(str(root))}'" for root in roots) or f"no folder {' or '.join(DEFAULT)} here"
         raise InputError(f"Expected a folder that contains runs, but got {looked}. Give the folder of your runs.")

@@ -172,7 +172,7 @@ def require_same(entries: Sequence[Entry]) -> None:
     for what, names in AGREE.items():
         sections = tuple(name for name in names if name.endswith("."))
         known = {name for entry in firsts for name in entry.settings if name in names or name.startswith(sections or "\0")}
-        for name in sorted(known - set(FREE), key=lambda name: ("." in name, name)):
+        for name in sorted(known - set(FREE), key=lambda name: (_place(name, names), name)):
             having = [(first, group) for first, group in firsts.items() if name in first.settings]
             _require_one(what, name, [(entry, first.setting(name)) for first, group in having for entry in group])
     for seed in {_recorded(entry, "seed") for entry in entries}:
@@ -180,6 +180,11 @@ def require_same(entries: Sequence[Entry]) -> None:
         newer = all(_recorded(entry, "test_fingerprint") for entry in seeded)
         name = "test_fingerprint" if newer else "dataset_fingerprint"
         _require_one("data set", name, [(entry, value[:DIGITS]) for entry in seeded if (value := _recorded(entry, name))])
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    """The first of these names and sections that a setting belongs to."""
+    return next(i for i, other in enumerate(names) if name == other or (other.endswith(".") and name.startswith(other)))
 
 
 def _recorded(entry: Entry, name: str) -> str:
@@ -282,7 +287,7 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
     compared = others - unknown
     if compared:
         named = ", ".join(equal[:8]) + f" and {len(equal) - 8} more" * (len(equal) > 8)
-        say(f"Not told from it: {named or 'none'}; {compared - len(equal)} of {compared} compared are surely worse.")
+        say(f"Not told from it: {named or 'none'}; {compared - len(equal)} of {compared} compared are worse.")
     if unknown:
         late = f", or of runs after the best {READ}" * (runs > READ)
         say(f"Not compared: {unknown} with other photographs, without stored sums per photograph{late}.")
@@ -290,7 +295,7 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
     columns = ("rank", "run", "layer", "timestep", "mitigation", "seed")
     used = [name for name in columns if name in ("rank", "run", "layer") or len({str(record[name]) for record in records}) > 1]
     models = len({record["model"] for record in records}) > 1
-    heads = [*used, *["model"] * models, f"{metric} [95 %]", "null", "against the best"]
+    heads = [*used, *["model"] * models, f"{metric}\n[95 %]", "null", "against the best"]
     for head in heads:
         table.add_column(head, justify="right" if head in ("rank", "timestep", "seed", "null") else "left", overflow="fold")
     for record, cell in zip(records, cells, strict=False):

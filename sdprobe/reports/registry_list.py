@@ -93,7 +93,7 @@ def show_list(entries: Sequence[Entry], console: Console) -> None:
             console.print(Text(f"{', '.join(names[:5])}{' and others' * (len(names) > 5)}: {reason}"))
     if any(each["value"] is not None for each in rows):
         kinds = dict.fromkeys(each["probe"] for each in rows if each["value"] is not None)
-        labels = ", ".join(f"of {plain(kind)} {main_task(kind).label.removesuffix(', %')}" for kind in kinds)
+        labels = "; ".join(f"{main_task(kind).label.removesuffix(', %')} ({plain(kind)})" for kind in kinds)
         note = f"number: {labels}. at: the layer, the best on validation images where the run has some."
         console.print(Text(note, style="dim"))
 

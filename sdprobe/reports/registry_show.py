@@ -13,7 +13,7 @@ from sdprobe.reports.filters import overrides, settings_of
 from sdprobe.reports.numbers import MISSING, bare_table, tested
 from sdprobe.reports.registry import Entry, plain, when
 from sdprobe.reports.registry_best import units_id
-from sdprobe.reports.registry_list import mitigation_of, with_interval
+from sdprobe.reports.registry_list import with_interval
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER, tracked_of
 from sdprobe.reports.tracked import chosen, null_of
@@ -81,7 +81,8 @@ def show_run(entry: Entry, console: Console) -> None:
     if entry.run is None:
         return
     run, meta = entry.run, entry.run.meta
-    say(f"Network: {plain(run.setting)}. Mitigation: {plain(mitigation_of(run))}. {tested(run)}.")
+    compared = f" Mitigations compared: {plain(', '.join(run.labels))}." * bool(run.labels)
+    say(f"Network: {plain(run.setting)}.{compared} Tested on {tested(run)}.")
     origin = {name: meta[name] for name in ORIGIN if meta.get(name) not in (None, "", {}, [])}
     table = bare_table("", spaced=True)
     table.add_column("origin", no_wrap=True)
@@ -115,6 +116,8 @@ def differences(a: Entry, b: Entry) -> dict[str, dict[str, tuple[str, str]]]:
     # a setting that refers to another one in both runs says nothing new
     own = [settings_of(each.folder, each.run.meta if each.run else {}, references=False) for each in (a, b)]
     names = [name for name in dict.fromkeys((*own[0], *own[1])) if name not in PLACES]
+    # options of a mitigation that only one has follow from it
+    names = [name for name in names if not name.startswith("mitigation.") or (name in mine and name in theirs)]
     both = {name: (_value(mine, name), _value(theirs, name)) for name in names if mine.get(name) != theirs.get(name)}
     typed = [overrides(each.folder) for each in (a, b)]
     asked = {name for name in both if typed[0].get(name) != typed[1].get(name)}
@@ -213,7 +216,8 @@ def _numbers(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _value(settings: Mapping[str, tuple[str, ...]], name: str) -> str:
-    return ", ".join(settings[name]) if name in settings else MISSING
+    values = settings.get(name, (MISSING,))
+    return ", ".join(values[:4]) + ", …" * (len(values) > 4)
 
 
 def _text(value: Any) -> str:

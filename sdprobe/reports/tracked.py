@@ -80,9 +80,7 @@ def chosen(run: Run) -> tuple[str | None, str]:
     tested = {layer: value for layer in run.bases if (value := run.value("test", layer, task.metric)) is not None}
     if len(tested) < 2:
         return next(iter(tested), None), "the only layer"
-    keys = [Key.parse(text) for text in select(run.metrics, condition="val", statistic="")]
-    scored = {key.layer: key.metric for key in reversed(keys) if key.metric not in NO_SCORE}  # the first of each layer
-    validated = {layer: _validated(run, layer, scored[layer]) for layer in tested if layer in scored}
+    validated = {layer: score for layer, score in _validated(run).items() if layer in tested}
     complete = len(validated) == len(tested)
     scores = validated if complete else tested
     best = (max if task.highest else min)(scores, key=lambda layer: scores[layer])
@@ -90,10 +88,15 @@ def chosen(run: Run) -> tuple[str | None, str]:
     return best, f"{how}, of {len(scores)} layers"
 
 
-def _validated(run: Run, layer: str, metric: str) -> float:
-    """A layer's score on validation images."""
-    score, chance = run.value("val", layer, metric) or 0.0, run.value("chance", layer, metric) or 0.0
-    return (score - chance) / (1 - chance)
+def _validated(run: Run) -> dict[str, float]:
+    """Scores on validation images, by layer."""
+    scores: dict[str, float] = {}
+    for text, score in ((text, value) for text, value in run.metrics.items() if text.startswith("val/")):
+        key = Key.parse(text)
+        if not key.statistic and key.metric not in NO_SCORE and key.layer not in scores:
+            chance = run.value("chance", key.layer, key.metric, key.where) or 0.0
+            scores[key.layer] = (score - chance) / (1 - chance)
+    return scores
 
 
 def _numbers(run: Run, layer: str) -> Row:

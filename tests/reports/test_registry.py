@@ -270,7 +270,7 @@ def test_best_names_those_that_cannot_be_told_from_it(tmp_path: Path, capsys: py
     }  # fmt: skip
     shown = ask(capsys, "best", "binned_accuracy", str(tmp_path))
     assert shown.startswith("highest binned_accuracy of 5 layers in 3 runs: mid of a, .600 [.560, .640]")
-    assert "Not told from it: mid of b; 2 of 3 compared are surely worse." in shown and "Not compared: 1" in shown
+    assert "Not told from it: mid of b; 2 of 3 compared are worse." in shown and "Not compared: 1" in shown
     lowest = json.loads(ask(capsys, "best", "binned_accuracy", str(tmp_path), "--lowest", "--json"))
     assert [each["value"] for each in lowest] == sorted(each["value"] for each in lowest)
     only = json.loads(ask(capsys, "best", "binned_accuracy", str(tmp_path), "block=up_1", "timestep=50,261", "--json"))
@@ -416,6 +416,8 @@ def test_a_run_may_be_named_by_the_end_of_its_path(tmp_path: Path, monkeypatch: 
     for name in ("outputs/day/1", "outputs/other/1", "multirun/x/2"):
         write(tmp_path / name, fabricated("position"))
     assert one("2").folder == Path("multirun/x/2") and one("day/1").folder == Path("outputs/day/1")
+    assert [entry.name for entry in find([])] == ["outputs/day/1", "outputs/other/1", "multirun/x/2"]
+    assert {entry.name for entry in find([Path("outputs")])} == {"day/1", "other/1"}
     with pytest.raises(InputError, match=r"2 runs have this name: outputs/.*/1, outputs/.*/1\. Give its path"):
         one("1")
     with pytest.raises(InputError, match="there is none"):
