@@ -1,6 +1,7 @@
 """The tables of several runs: every run in one row, comparable runs together, and all layers as CSV."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def paragraph(text: str) -> Table:
 
 def _table(title: str, headers: Sequence[str], caption: str = "") -> Table:
     table = bare_table("", spaced=False)
-    table.title, table.caption = Text(f"\n{title}", style="bold not italic"), Text(caption) if caption else None
+    table.title = Text("\n" + textwrap.fill(title, WIDTH), style="bold not italic")
+    table.caption = Text(textwrap.fill(caption, WIDTH)) if caption else None
     table.width = WIDTH
     for header in headers:
         text = header in ("run", "settings", "layer", "reason", "what it is")
