@@ -328,7 +328,7 @@ def test_a_sweep_from_the_command_line(job, command, tmp_path: Path, caplog) -> 
     assert "1 of 3 jobs have no result" in caplog.text
     assert "  1 (" in caplog.text and caplog.text.count("timestep to be from 0 to 999, but got 1000") == 2
     assert "━" not in said and "\x1b" not in said, "bars are for terminals"
-    assert printed.count("2 runs with a result, 1 without") == 1 and "[HYDRA]" not in printed + said, "one table, that of the sweep"
+    assert printed.count("2 runs with a result, 1 without") == 1 and "[HYDRA]" not in printed + said, "that of the sweep"
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
     assert Run.read(tmp_path / "2").meta["complete"]
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3
