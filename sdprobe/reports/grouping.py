@@ -63,7 +63,7 @@ def measurement(run: Run) -> dict[str, str]:
     if run.meta.get("control"):
         found["images"] = "controls"
     elif "images" not in known:
-        found |= {"images": fingerprint(run), "test": _text(run.meta["images"].get("test"))}
+        found |= {"images": fingerprint(run), "test": _text((run.meta.get("images") or {}).get("test"))}
     return found
 
 
@@ -85,7 +85,7 @@ def conditions(run: Run) -> dict[str, str]:
     run that compares mitigations are measured without mitigation.
     """
     meta = run.meta
-    found = {"backbone": str(meta["model"]), "backbone.weights": str(meta["weights"]).replace("-", " weights ")}
+    found = {"backbone": str(meta["model"]), "backbone.weights": str(meta.get("weights", "stored")).replace("-", " weights ")}
     found |= {"mitigation": run.chain, "probe": run.kind, "concatenated": " + ".join(meta.get("concatenated") or ())}
     found |= {name: _text(meta.get(key)) for name, key in RECORDED.items()}
     if "train_steps" in meta and "images" not in settings(run):
@@ -321,7 +321,7 @@ def _by_measurement(runs: list[Run]) -> dict[str, list[Run]]:
     for run in runs:
         # training steps distinguish a trained probe from a closed-form one
         solver = f"solver {'adam' if run.meta.get('train_steps') else 'closed_form'}"
-        kinds[run.kind][data(run), fingerprint(run), str(sorted(run.meta["images"].items())), solver].append(run)
+        kinds[run.kind][data(run), fingerprint(run), str(sorted((run.meta.get("images") or {}).items())), solver].append(run)
     several = [kind for kind, each in kinds.items() if len(each) > 1]
     if not several:
         return {"": runs}
