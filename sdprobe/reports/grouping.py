@@ -22,7 +22,7 @@ Conditions = Mapping[str, str]  # setting, as on the command line where it has o
 Read = Callable[[Run], Conditions]
 log = logging.getLogger(__name__)
 OWN_TIMESTEP = "shared_261"  # this control sets its own timestep and joins the group whatever the others' timestep is
-PLAIN = ("", "null", "stored", "default")  # values that a name leaves out
+PLAIN = ("", "null", "stored", "default", "stratified")  # values that a name leaves out
 # what a name says instead of "<setting> <value>"
 BARE = ("backbone", "images", "backbone.weights", "probe.solver")
 # recorded in metrics.json under another name
@@ -110,8 +110,8 @@ def fingerprint(run: Run) -> str:
 
 
 def _tested(run: Run) -> str:
-    """The first eight digits of the digest of a run's test images; empty for runs of older versions."""
-    return str(run.meta.get("test_fingerprint") or "")[:8]
+    """First digits of the digest of a run's test images; empty for older runs, and for controls, whose images differ."""
+    return "" if run.meta.get("control") else str(run.meta.get("test_fingerprint") or "")[:8]
 
 
 def replicate(run: Run) -> tuple[str, str]:
@@ -247,9 +247,9 @@ def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
         images: dict[object, set[str]] = defaultdict(set)
         for run in group:
             images[run.kind, settings(run).get("probe.head"), replicate(run)].add(_tested(run))
-        changed = any(len(each) > 1 for each in images.values())
+        changed = any(len(each - {""}) > 1 for each in images.values())
         for run in group:
-            found.setdefault(f"{name}, files {_tested(run)}" if changed else name, []).append(run)
+            found.setdefault(f"{name}, files {_tested(run)}" if changed and _tested(run) else name, []).append(run)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
