@@ -327,7 +327,7 @@ def _timestep_curves(group: Group, known: list[Condition], table: dict[tuple[int
         place = next(place for place, each in enumerate(known) if each.runs is condition.runs)
         layers = {layer: [p.value for key, p in table.items() if key[0] == place and key[2] == layer] for *_, layer in table}
         ranked = sorted(
-            (layer for layer in layers if layers[layer] and layer not in OUTPUTS),
+            (layer for layer in layers if len(layers[layer]) > 1 and layer not in OUTPUTS),
             key=lambda x: -max(sign * v for v in layers[x]),
         )
         cut |= len(ranked) > each

@@ -62,7 +62,7 @@ def _text(text: TextType | None, console: Console, style: str) -> None:
 
 def _columns(table: Table, indices: Sequence[int]) -> Table:
     """These columns of a table, without title and caption."""
-    part = Table(box=table.box, padding=table.padding, show_edge=table.show_edge)
+    part = Table(box=table.box, padding=table.padding, show_edge=table.show_edge, show_header=table.show_header)
     chosen = [table.columns[index] for index in indices]
     for column in chosen:
         part.add_column(
