@@ -104,7 +104,7 @@ def launch(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
     def go(*overrides: str, figures: bool = False, **options: Any) -> Any:
         with user_errors(), monkeypatch.context() as patch:
             if not figures:
-                patch.setattr("sdprobe.runs.run.draw", lambda finished, folder: [])
+                patch.setattr("sdprobe.runs.run.draw", lambda finished, folder, form: [])
             finished = run(configure(*overrides, **options))
         for text in finished.metrics if finished else ():
             key = Key.parse(text)
