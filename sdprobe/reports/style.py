@@ -1,0 +1,200 @@
+"""Style of all figures: colours, markers, sizes, texts that fit, curves over layers, numbers in maps, files.
+
+Colours differ for readers with any of the three common colour deficiencies. Each has its own marker, so that no reader needs
+the colour.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+from sdprobe.utilities.io import write_figure
+
+matplotlib.use("Agg")  # no display on a cluster
+# names of layers, models and images are text: a $ in them starts no formula
+matplotlib.rcParams |= {"text.parse_math": False, "pdf.fonttype": 42, "figure.max_open_warning": 0}
+
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+AMBER, SKY, BROWN, DARK, GREY = "#e69f00", "#56b4e9", "#6b3a00", "#222222", "#666666"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, BROWN, DARK)  # of the first, second, … series
+MARKERS = "osD^vPX*"  # of the same series
+LINES = ("-", "--", "-.", ":")  # of the first eight series, the next eight, …
+FORMATS = ("png", "pdf")
+DPI = 130
+PIXELS = 2000  # longer side of a figure, at most
+INCHES = PIXELS / DPI
+FEW = 5  # fewer layers are points; a line between them would suggest values between layers
+PICTURED = 12  # pictures of so many layers at most
+SLANTED = 12  # more layer names than this are vertical
+SMALL, NORMAL, LARGE = 8, 9, 10.5  # font sizes: ticks and legends, panels, title
+LEAST = 0.1  # of an axis: smaller differences are not enlarged
+
+
+def series(index: int) -> dict[str, Any]:
+    """Colour, marker and line of a series; the first 32 differ."""
+    kind = index % len(COLOURS)
+    return {"color": COLOURS[kind], "marker": MARKERS[kind], "ls": LINES[index // len(COLOURS) % len(LINES)]}
+
+
+def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """(figure, axes of shape (rows, columns)); sides in inches, at most :data:`INCHES`."""
+    size = (min(width, INCHES), min(height, INCHES))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    return figure, axes
+
+
+def breadth(layers: Sequence[str], least: float, beside: float = 2.0, each: float = 0.3) -> float:
+    """Width of a figure over these layers, in inches; ``beside`` is for the axis and what is right of the panel."""
+    return min(max(least, each * len(layers) + beside), INCHES)
+
+
+def curve(
+    axis: Axes, values: Sequence[float], low: Sequence[float] = (), high: Sequence[float] = (), **style: Any
+) -> None:  # fmt: skip
+    """Draw a number over layers with its intervals, NaN where there is none; nothing if it was not measured.
+
+    Fewer than :data:`FEW` measured layers are points with error bars, side by side with those of other curves of the axis.
+    More are a line with a band.
+    """
+    measured = np.isfinite(np.array(values, dtype=float))
+    if not measured.any():
+        return
+    places = np.arange(len(values), dtype=float)
+    ends = np.array([low, high], dtype=float) if len(low) else np.full((2, len(values)), np.nan)
+    if measured.sum() >= FEW:
+        [line] = axis.plot(places, values, **({"ms": 3.5, "lw": 1.4} | style))
+        if np.isfinite(ends).any():
+            axis.fill_between(places, *ends, color=line.get_color(), alpha=0.15, lw=0)
+        return
+    drawn = sum(bool(line.get_gid()) for line in axis.get_lines())
+    places += 0.07 * ((drawn + 1) // 2) * (-1) ** drawn  # beside the points of other curves
+    marker = style.get("marker") or "_"
+    style |= {"ls": "none", "marker": marker, "ms": 14 if marker == "_" else 5, "mew": 1.6 if marker == "_" else 1}
+    [line] = axis.plot(places, values, gid="points", **style)
+    if np.isfinite(ends).any():
+        axis.vlines(places, *ends, color=line.get_color(), lw=1.4)
+
+
+def name_layers(axis: Axes, layers: Sequence[str], size: float = SMALL) -> None:
+    """Label the horizontal axis with layers: slanted, or vertical if there are many. All names, as long as they fit."""
+    many = len(layers) > SLANTED
+    inches = axis.figure.get_figwidth() - 1.5
+    step = max(1, int(np.ceil(len(layers) * 1.25 * size / 72 / inches)))
+    shown = range(0, len(layers), step)
+    rotated = {"rotation": 90} if many else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(shown, [layers[place] for place in shown], fontsize=size, **rotated)
+    axis.set_xlim(-0.6, len(layers) - 0.4)
+
+
+def least_span(axis: Axes, span: float = LEAST, low: float | None = None, high: float | None = None) -> None:
+    """Widen the vertical axis to a least span, so that it does not enlarge small differences; ends stay within limits."""
+    bottom, top = axis.get_ylim()
+    missing = max(0.0, span - abs(top - bottom)) / 2
+    down, up = min(bottom, top) - missing, max(bottom, top) + missing
+    if low is not None and down < low:
+        down, up = low, max(up, low + span)
+    if high is not None and up > high:
+        down, up = min(down, high - span), high
+    axis.set_ylim((down, up) if bottom < top else (up, down))
+
+
+def spread(names: Sequence[str], most: int = PICTURED) -> list[str]:
+    """All names, or of more than ``most`` as many evenly spread ones with the first and the last.
+
+    >>> spread(list("abcdefg"), 3)
+    ['a', 'd', 'g']
+    """
+    if len(names) <= most:
+        return list(names)
+    return [names[round(place)] for place in np.linspace(0, len(names) - 1, most)]
+
+
+def write_cells(axes: Sequence[Axes], size: float = 6.5) -> None:
+    """Write the numbers of maps into their cells, where they fit."""
+    shown = [axis for axis in axes if axis.images and max(axis.images[0].get_array().shape[:2]) <= 24]
+    if not shown:
+        return
+    shown[0].figure.draw_without_rendering()  # finds the layout
+    for axis in shown:
+        image = axis.images[0]
+        table = np.ma.filled(image.get_array(), np.nan)
+        box = axis.get_window_extent()
+        side = min(box.width / table.shape[1] / len("−.00"), box.height / table.shape[0] / 2)
+        if table.ndim != 2 or 72 * side / axis.figure.dpi < 0.62 * size:
+            continue
+        for (row, column), value in np.ndenumerate(table):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
+                text = f"{value:.2f}".replace("-", "−").replace("0.", ".", 1) if abs(value) < 1 else f"{value:.1f}"
+                axis.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else DARK)
+
+
+def title(figure: Figure, *lines: str) -> None:
+    """Title of a figure; lines are wrapped at its width."""
+    inches = figure.get_figwidth() - 0.3
+    figure.suptitle("\n".join(wrapped(line, inches, LARGE) for line in lines if line), fontsize=LARGE)
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], size: float = SMALL) -> None:
+    """Legend below all panels, in as many columns as fit."""
+    inches = figure.get_figwidth() - 0.3
+    texts = [wrapped(label, inches - 0.5, size) for label in labels]
+    widest = max((measured(line, size) for text in texts for line in text.splitlines()), default=1.0)
+    columns = max(1, min(len(texts), int(inches / (widest + 0.5))))
+    if texts:
+        figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
+
+
+def wrapped(text: str, inches: float, size: float) -> str:
+    """A text in lines that are no wider than this at a font size. Words that are wider are broken."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split(" "):
+            if line and measured(f"{line} {word}", size) > inches:
+                lines.append(line)
+                line = word
+            else:
+                line = f"{line} {word}" if line else word
+            while measured(line, size) > inches and len(line) > 1:
+                fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or measured(line[:n], size) <= inches)
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line)
+    return "\n".join(lines)
+
+
+@cache
+def _renderer() -> RendererAgg:
+    return RendererAgg(1, 1, 72)
+
+
+def measured(text: str, size: float) -> float:
+    """Width of a line of text, in inches."""
+    width, _, _ = _renderer().get_text_width_height_descent(text, FontProperties(size=size), False)
+    return float(width) / 72
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path, form: str = FORMATS[0]) -> list[Path]:
+    """Write figures by name, as ``png`` or ``pdf``, and close them; returns their paths."""
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.{form}")
+        write(paths[-1], figure)
+    return paths
+
+
+def write(path: Path, figure: Figure) -> None:
+    """Write a figure in the format of the file extension, with at most :data:`PIXELS` on its longer side, and close it."""
+    write_figure(path, figure, dpi=min(DPI, int(PIXELS / max(figure.get_size_inches()))))
+    plt.close(figure)
