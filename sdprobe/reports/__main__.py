@@ -13,6 +13,7 @@ from pathlib import Path
 EXAMPLES = """\
 examples:
   python -m sdprobe.reports outputs/2026-01-31/12-00-00-000000   the table and figures of one run
+  python -m sdprobe.reports RUN --format pdf --layers 'up_*'     the figures as PDF, with pictures of these layers
   python -m sdprobe.reports outputs                              compare all runs below a folder
   python -m sdprobe.reports similarity --image FILE --token 12,17   one token's similarity in every layer
 """
@@ -32,13 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "folder", type=Path, help="a run folder, such as outputs/2026-01-31/12-00-00-000000, or a folder that contains runs"
     )
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--format", default="png", choices=("png", "pdf"), help="file format of figures")
+    parser.add_argument(
+        "--layers", default="", metavar="A,B", help="layers of which pictures are drawn: names, globs, all; default: at most 12"
+    )
+    options = parser.parse_args(arguments)
+    folder = options.folder
 
     from rich.console import Console  # imports that take seconds; help and mistakes do without them
 
     from sdprobe.reports.collection import damage, damaged_maps, read_runs, show_runs, summarise
     from sdprobe.reports.dispatch import draw, show
     from sdprobe.reports.run import Run
+    from sdprobe.utilities.errors import InputError
 
     console = Console()
     if not (folder / "metrics.json").is_file():
@@ -55,8 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")
     run = Run.read(folder)
     show(run, console)
-    for path in draw(run, folder):
-        console.print(path)
+    try:
+        paths = draw(run, folder, options.format, list(filter(None, options.layers.split(","))))
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+    for path in paths:
+        console.print(path, soft_wrap=True)
+    if paths:
+        console.print(f"Open first: {paths[0]}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

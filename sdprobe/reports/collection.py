@@ -9,11 +9,12 @@ from sdprobe.reports.comparison import comparison_figures, run_comparison, write
 from sdprobe.reports.controls import controls_figures, controls_tables, write_controls
 from sdprobe.reports.credibility import credibility_tables
 from sdprobe.reports.credibility import write as write_validation
-from sdprobe.reports.curves import write_figures
 from sdprobe.reports.grouping import control_groups
-from sdprobe.reports.mitigations import WIDTH, mitigation_tables
+from sdprobe.reports.mitigations import mitigation_tables
 from sdprobe.reports.mitigations import write as write_mitigations
+from sdprobe.reports.printing import print_tables
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import write_figures
 from sdprobe.tokens.keys import select
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile
@@ -92,12 +93,9 @@ def summarise(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def show_runs(runs: list[Run], console: Console) -> None:
-    """Print the tables of an experiment, or one row per run; narrow terminals wrap cells instead of cutting them."""
+    """Print the tables of an experiment, or one row per run; see :mod:`~sdprobe.reports.printing`."""
     tables = [*controls_tables(runs), *mitigation_tables(runs), *credibility_tables(runs)]
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    for table in tables or [run_comparison(runs)]:
-        console.print(table)
+    print_tables(tables or [run_comparison(runs)], console)
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:

@@ -13,17 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import BLUE, GREEN, ORANGE, RED
 from sdprobe.reports.dispatch import REPORTS, report_of
 from sdprobe.reports.grouping import checkpoints, fingerprint, meta, mitigation, names
 from sdprobe.reports.numbers import MISSING, bare_table, ends, markdown, seeds, units
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import COLOURS
 from sdprobe.tokens.keys import ENDS
 from sdprobe.utilities.io import write_file, write_rows
 
 log = logging.getLogger(__name__)
 TASKS = {report.task.name: report.task for report in REPORTS.values() if report.task}
-COLOURS = (BLUE, ORANGE, GREEN, "#9065b0", "#c14c8a", "#64473a", RED, "#787774")
 MARKERS = "os^Dvp*X"
 MEANS = "means over seeds; intervals of the runs are in runs.csv"
 Cell = tuple[str, int, str]  # name of the run (checkpoint and conditions), timestep, layer

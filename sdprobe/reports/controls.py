@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
-from sdprobe.reports.curves import BLUE, DARK, GREY, ORANGE
 from sdprobe.reports.grouping import control_groups
 from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import BLUE, DARK, GREY, ORANGE
 from sdprobe.utilities.io import write_rows
 
 SEEDS = ("random_0", "random_1", "random_2")

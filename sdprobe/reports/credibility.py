@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import BLUE, DARK, GREEN, ORANGE, RED, write_figures
 from sdprobe.reports.mitigated_layers import LEAST_PCK
 from sdprobe.reports.numbers import MISSING, bare_table, six_digits, with_ends
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import COLOURS, DARK, write_figures
 from sdprobe.reports.validation import (
     FEWEST_CELLS,
     HARMS,
@@ -27,7 +27,6 @@ from sdprobe.reports.validation import (
 )
 from sdprobe.utilities.io import write_rows
 
-COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED)
 MARKERS = "os^Dv<>P"
 CAPTION = (
     f"point: one layer at one timestep; only points with a raw PCK@0.10 of at least {LEAST_PCK:.0%} count. ρ: Spearman "

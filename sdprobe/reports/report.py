@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import FORMATS
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables in printed order; figures by file name without ``.png``; other files by name; metrics that a tracker draws over
-    layers, see :mod:`sdprobe.reports.tracked`."""
+    """Tables in printed order; figures by file name without ending, the one to open first at the beginning; other files by
+    name; metrics that a tracker draws over layers, see :mod:`sdprobe.reports.tracked`."""
 
     tables: tuple[Callable[[Run], Table], ...]
     drawings: Mapping[str, Drawing]
@@ -47,7 +48,7 @@ class Report:
     @property
     def files(self) -> list[str]:
         """Every file that the report may write into a run folder."""
-        return [*(f"{name}.png" for name in self.drawings), *self.written]
+        return [*(f"{name}.{form}" for name in self.drawings for form in FORMATS), *self.written]
 
     def figures(self, run: Run) -> dict[str, Figure]:
         """Every figure that the run has data for, by file name."""

@@ -4,6 +4,7 @@ Colours differ for readers with any of the three common colour deficiencies. Eac
 the colour.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,6 @@ DPI = 130
 PIXELS = 2000  # longer side of a figure, at most
 INCHES = PIXELS / DPI
 FEW = 5  # fewer layers are points; a line between them would suggest values between layers
-PICTURED = 12  # pictures of so many layers at most
 SLANTED = 12  # more layer names than this are vertical
 SMALL, NORMAL, LARGE = 8, 9, 10.5  # font sizes: ticks and legends, panels, title
 LEAST = 0.1  # of an axis: smaller differences are not enlarged
@@ -50,6 +50,27 @@ def panels(rows: int, columns: int, width: float, height: float, **options: Any)
     size = (min(width, INCHES), min(height, INCHES))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     return figure, axes
+
+
+def sheet(titles: Sequence[str], columns: int = 0, widest: float = 2.6, head: float = 0.7) -> tuple[Figure, list[Axes]]:
+    """(figure, a square panel per title) with room for a colour bar at the right, and of ``head`` inches for the title.
+
+    ``columns``: panels in a row; 0: as many as give a sheet that is a little wider than high.
+    """
+    count = len(titles)
+    columns = columns or (count if count < 3 else math.ceil(math.sqrt(count)) if count < 10 else 4 if count <= 12 else 8)
+    lines = math.ceil(count / columns)
+    size = NORMAL if count < 3 else SMALL
+    side = min(widest, (INCHES - 1.2) / columns, (INCHES - head) / lines - 0.45)
+    texts = [wrapped(text, side - 0.1, size) for text in titles]
+    named = 0.1 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    figure, axes = panels(lines, columns, max(5.0, (side + 0.06) * columns + 1.1), (side + named) * lines + head)
+    used = list(axes.flat[:count])
+    for axis, text in zip(used, texts, strict=True):
+        axis.set_title(text, fontsize=size)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, used
 
 
 def breadth(layers: Sequence[str], least: float, beside: float = 2.0, each: float = 0.3) -> float:
@@ -85,37 +106,31 @@ def curve(
 
 
 def name_layers(axis: Axes, layers: Sequence[str], size: float = SMALL) -> None:
-    """Label the horizontal axis with layers: slanted, or vertical if there are many. All names, as long as they fit."""
-    many = len(layers) > SLANTED
+    """Label the horizontal axis with layers, slanted or vertical if there are many. All names, as long as they fit."""
     inches = axis.figure.get_figwidth() - 1.5
-    step = max(1, int(np.ceil(len(layers) * 1.25 * size / 72 / inches)))
+    step = max(1, math.ceil(len(layers) * 1.25 * size / 72 / inches))
     shown = range(0, len(layers), step)
-    rotated = {"rotation": 90} if many else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    rotated: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    if len(layers) > SLANTED:
+        rotated = {"rotation": 90}
+    elif max(measured(layer, size) for layer in layers) < 0.6 * inches / len(layers):
+        rotated = {}
     axis.set_xticks(shown, [layers[place] for place in shown], fontsize=size, **rotated)
     axis.set_xlim(-0.6, len(layers) - 0.4)
 
 
-def least_span(axis: Axes, span: float = LEAST, low: float | None = None, high: float | None = None) -> None:
-    """Widen the vertical axis to a least span, so that it does not enlarge small differences; ends stay within limits."""
-    bottom, top = axis.get_ylim()
+def least_span(
+    axis: Axes, span: float = LEAST, low: float | None = None, high: float | None = None, along: str = "y"
+) -> None:  # fmt: skip
+    """Widen an axis to a least span, so that it does not enlarge small differences; ends stay within limits."""
+    bottom, top = axis.get_ylim() if along == "y" else axis.get_xlim()
     missing = max(0.0, span - abs(top - bottom)) / 2
     down, up = min(bottom, top) - missing, max(bottom, top) + missing
     if low is not None and down < low:
         down, up = low, max(up, low + span)
     if high is not None and up > high:
         down, up = min(down, high - span), high
-    axis.set_ylim((down, up) if bottom < top else (up, down))
-
-
-def spread(names: Sequence[str], most: int = PICTURED) -> list[str]:
-    """All names, or of more than ``most`` as many evenly spread ones with the first and the last.
-
-    >>> spread(list("abcdefg"), 3)
-    ['a', 'd', 'g']
-    """
-    if len(names) <= most:
-        return list(names)
-    return [names[round(place)] for place in np.linspace(0, len(names) - 1, most)]
+    axis.set(**{f"{along}lim": (down, up) if bottom < top else (up, down)})
 
 
 def write_cells(axes: Sequence[Axes], size: float = 6.5) -> None:
@@ -135,7 +150,7 @@ def write_cells(axes: Sequence[Axes], size: float = 6.5) -> None:
             if np.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
-                text = f"{value:.2f}".replace("-", "−").replace("0.", ".", 1) if abs(value) < 1 else f"{value:.1f}"
+                text = f"{round(float(value), 2) + 0.0:.2f}".replace("0.", ".", 1).replace("-", "−")  # no −.00
                 axis.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else DARK)
 
 
@@ -153,6 +168,15 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], size: 
     columns = max(1, min(len(texts), int(inches / (widest + 0.5))))
     if texts:
         figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
+
+
+def beside(axis: Axes, heading: str = "", size: float = SMALL) -> None:
+    """Legend right of a panel, if anything has a label."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        texts = [wrapped(label, 2.2, size) for label in labels]
+        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+        axis.legend(handles, texts, frameon=False, fontsize=size, title=heading or None, title_fontsize=size, **place)
 
 
 def wrapped(text: str, inches: float, size: float) -> str:

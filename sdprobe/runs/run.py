@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sdprobe.reports.dispatch import draw, show
@@ -78,11 +78,15 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
     write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
     write_metrics(folder, measurement.results | random, meta)  # last: it marks the run as complete
     finished = Run.read(folder)
-    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), draw(finished, folder))
+    figures = draw(finished, folder, OmegaConf.select(cfg, "report.format", default="png"))
+    pictures = [path for path in figures if path.suffix == ".png"]  # trackers show no PDF
+    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), pictures)
     tracking.finish(logger)
     if not sweep.in_turns():
         show(finished, Console())
         log.info("Run folder: %s", folder)
+        if figures:
+            log.info("Open first: %s", figures[0])
     return finished
 
 

@@ -64,6 +64,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "": {
         "activation_budget": _at_least(0), "timestep": _whole(0, 999), "seed": _whole(0), "twins": _whole(0), "device": _device,
     },
+    "report": {"format": _one_of("png", "pdf")},
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": partial(expect.at_least, low=1, fix="Use null for all."), "crops": _at_least(1),

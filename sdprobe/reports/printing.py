@@ -1,0 +1,72 @@
+"""Prints tables so that no cell or heading is cut: a table that is wider than the terminal is continued below itself."""
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+WIDTH = 110  # characters, at least, where output is not a terminal
+BOUND = ("±", "paper")  # headings of columns that belong to the column before
+
+
+def print_tables(tables: Iterable[Table], console: Console) -> None:
+    """Print tables; where output is not a terminal, in as many characters as they need."""
+    shown = list(tables)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH, *map(_width, shown))
+    for table in shown:
+        for part in folded(table, console.width):
+            console.print(part)
+
+
+def printed(tables: Iterable[Table]) -> str:
+    """The text that :func:`print_tables` writes into a file: without colours."""
+    out = io.StringIO()
+    print_tables(tables, Console(file=out, force_terminal=False, color_system=None))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def folded(table: Table, width: int) -> list[Table]:
+    """The table, or parts of it below each other that fit; each part repeats the left-aligned columns at the beginning.
+
+    A heading of :data:`BOUND` stays with its neighbour. The first part has the title, the last the caption.
+    """
+    if _width(table) <= width:
+        return [table]
+    kept = next((i for i, column in enumerate(table.columns) if column.justify != "left"), len(table.columns))
+    groups: list[list[int]] = []
+    for index in range(kept, len(table.columns)):
+        bound = groups and str(table.columns[index].header).split("\n")[0] in BOUND
+        groups = [*groups[:-1], [*groups[-1], index]] if bound else [*groups, [index]]
+    parts: list[list[int]] = []
+    for group in groups:
+        fits = parts and _width(_columns(table, [*range(kept), *parts[-1], *group])) <= width
+        parts = [*parts[:-1], [*parts[-1], *group]] if fits else [*parts, group]
+    shown = [_columns(table, [*range(kept), *part]) for part in parts] or [table]
+    shown[0].title, shown[-1].caption = table.title, table.caption
+    return shown
+
+
+def _columns(table: Table, indices: Sequence[int]) -> Table:
+    """These columns of a table, without title and caption."""
+    part = Table(
+        box=table.box, padding=table.padding, show_edge=table.show_edge, title_justify=table.title_justify,
+        caption_justify=table.caption_justify,
+    )  # fmt: skip
+    chosen = [table.columns[index] for index in indices]
+    for column in chosen:
+        part.add_column(
+            column.header, justify=column.justify, style=column.style, no_wrap=column.no_wrap, overflow=column.overflow
+        )
+    cells = [list(column.cells) for column in chosen]
+    for number, row in enumerate(table.rows):
+        part.add_row(*(each[number] for each in cells), style=row.style, end_section=row.end_section)
+    return part
+
+
+def _width(table: Table) -> int:
+    """Characters that a table needs without its title and caption."""
+    console = Console(width=10_000, file=io.StringIO())
+    return Measurement.get(console, console.options, _columns(table, range(len(table.columns)))).maximum
