@@ -18,8 +18,9 @@ from sdprobe.tokens.keys import label_of, variant
 # line, marker and colour of a network and its baselines
 STYLES: dict[str, dict[str, Any]] = {
     "test": {"ls": "-", "marker": "o", "color": BLUE}, "random_weights": {"ls": "-", "marker": "s", "color": ORANGE},
-    "shuffled_labels": {"ls": "--", "marker": "v", "color": GREY}, "chance": {"ls": ":", "color": DARK},
-    "position_only": {"ls": "-.", "marker": "^", "color": GREEN}, "constant": {"ls": ":", "color": DARK},
+    "shuffled_labels": {"ls": "--", "marker": "v", "color": GREY, "main": False}, "chance": {"ls": ":", "color": DARK},
+    "position_only": {"ls": "-.", "marker": "^", "color": GREEN, "main": False},
+    "constant": {"ls": ":", "color": DARK, "main": False},
 }  # fmt: skip
 LABELS = {
     "test": "this network", "shuffled_labels": "shuffled labels", "chance": "chance", "position_only": "position only",
@@ -125,7 +126,7 @@ def heading(figure: Figure, title: str, run: Run, bands: bool = False, layers: S
     setting = (run.heading if bands else f"{run.heading}, {tested(run)}") + ("" if run.meta["complete"] else ", INCOMPLETE")
     shown, every = len([layer for layer in layers if not label_of(layer)]), len(run.bases)
     part = f"{shown} of {every} layers; all: python -m sdprobe.reports RUN --layers all" if 0 < shown < every else ""
-    style.title(figure, title, setting, _bands(run) if bands else "", part, unmeasured(run) if run.chain else "")
+    style.title(figure, title, setting, _bands(run) if bands else "", part, unmeasured(run).rstrip(".") if run.chain else "")
 
 
 def _bands(run: Run) -> str:

@@ -43,10 +43,11 @@ from sdprobe.utilities.io import write_file, write_rows
 
 COST = ("passes", "fit\nimages", "rank")
 CAPTION = (
-    "*: the value differs from that of none, p < .05, adjusted by joint sign flips for all layers and mitigations of the metric "
-    "(controls excluded). mitigations.csv has the differences and all intervals. position: accuracy in 8 bins of a newly trained probe. PCK: @0.10, for all "
-    "keypoints and by displacement between source and target. passes: network passes per image, relative to a plain pass. "
-    "works: yes, if position accuracy falls significantly, also compared with the random control of equal rank (the largest "
+    "*: the value differs from that of none, p < .05, adjusted by joint sign flips for all layers and mitigations of the "
+    "metric (controls excluded). mitigations.csv has the differences and all intervals. position: accuracy in 8 bins of a "
+    "newly trained probe. PCK: @0.10, for all keypoints and by displacement between source and target. passes: network passes "
+    "per image, relative to a plain pass. works: yes, if position accuracy falls significantly, also compared with the random "
+    "control of equal rank (the largest "
     f"one, if the mitigation has no rank), and if the interval of PCK's difference lies above −{NOTHING}, with a PCK of at "
     f"least {LEAST_PCK:.0%}; no, if PCK falls significantly; otherwise inconclusive."
 )

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from sdprobe.metrics.intervals import FEWEST, FEWEST_SEEDS
@@ -139,7 +140,7 @@ def intervals(run: Run) -> str:
     if count is not None and count < FEWEST:
         return f"Only {count} {name}: there are no intervals below {FEWEST}, and values near 0 or 1 are unreliable."
     over = f"{'' if count is None else f'{count} '}{name}"
-    return f"±: half-width (longer side) of the 95 % interval over {over}; [low, high] if a side is more than twice the other."
+    return f"±: half-width (longer side) of the 95 % interval over {over}; ends if a side is more than twice the other."
 
 
 def seeds(run: Run) -> str:
@@ -189,7 +190,7 @@ def unmeasured(run: Run) -> str:
 def bare_table(title: str, caption: str = "", spaced: bool = False) -> Table:
     """An empty table; columns are two spaces apart if ``spaced``, else one."""
     return Table(
-        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+        title=escape(title), caption=escape(caption) or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
         padding=(0, int(spaced), 0, 0), show_edge=False,
     )  # fmt: skip
 
@@ -234,5 +235,5 @@ def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
     _, name = units(run)
     why = f"fewer than {FEWEST} {name} contribute to it or differ in it, or few contribute most of it."
     note = f"{', '.join(marks)}: the number has no interval, because {why}" if marks else ""
-    shown.caption = sep.join(filter(None, (*sentences, note, unmeasured(run))))
+    shown.caption = escape(sep.join(filter(None, (*sentences, note, unmeasured(run)))))
     return shown

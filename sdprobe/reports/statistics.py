@@ -118,6 +118,7 @@ def norms_over_layers(run: Run) -> Figure:
     for index, (name, text) in enumerate(named.items()):
         curve(axes[1], run, "test", name, label=text, **style.series(index))
     axes[1].set(ylabel="share")
+    style.least_span(axes[1], low=0)
     return _finished(figure, axes, run, "Norms of tokens by group", several=axes)
 
 
@@ -202,7 +203,7 @@ def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> F
     pictures = run.maps["pictures"]
     layers = [layer for layer in _pictured(run) if f"{layer}/components" in run.maps]
     lines = len(pictures)
-    side = min(1.25, (style.INCHES - 1) / lines - 0.15)
+    side = min(1.9, style.INCHES / (len(layers) + 1), (style.INCHES - 1) / lines - 0.15)
     figure, axes = style.panels(lines, len(layers) + 1, max(6.0, side * (len(layers) + 1)), (side + 0.15) * lines + 0.8)
     for image, row in enumerate(axes):
         row[0].imshow(pictures[image])

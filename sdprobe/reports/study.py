@@ -111,9 +111,10 @@ def over_layers(run: Run) -> Figure:
         style.least_span(axis)
         style.beside(axis)
     style.name_layers(axes[2], run.layers)
+    raw = unmeasured(run).rstrip(".") if run.chain else ""
     style.title(
         figure, f"Filled: {run.heading}. Hollow: published values of {NAMES[model]} (Loos & Linhardt 2025)",
-        "95 % intervals: of the accuracy in 8 × 8 bins; the other numbers have none", unmeasured(run) if run.chain else "",
+        "95 % intervals: of the accuracy in 8 × 8 bins; the other numbers have none", raw,
     )  # fmt: skip
     return figure
 

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.transforms import ScaledTranslation
 
 from sdprobe.utilities.io import write_figure
 
@@ -79,12 +80,17 @@ def breadth(layers: Sequence[str], least: float, beside: float = 2.0, each: floa
 
 
 def curve(
-    axis: Axes, values: Sequence[float], low: Sequence[float] = (), high: Sequence[float] = (), **style: Any
+    axis: Axes,
+    values: Sequence[float],
+    low: Sequence[float] = (),
+    high: Sequence[float] = (),
+    main: bool = True,
+    **style: Any,
 ) -> None:  # fmt: skip
     """Draw a number over layers with its intervals, NaN where there is none; nothing if it was not measured.
 
-    Fewer than :data:`FEW` measured layers are points with error bars, side by side with those of other curves of the axis.
-    More are a line with a band.
+    Fewer than :data:`FEW` measured layers are points with error bars, side by side with those of other curves of the axis, and
+    a horizontal line without a marker. More are a line with a band, which is paler if the curve is not a ``main`` one.
     """
     measured = np.isfinite(np.array(values, dtype=float))
     if not measured.any():
@@ -94,15 +100,21 @@ def curve(
     if measured.sum() >= FEW:
         [line] = axis.plot(places, values, **({"ms": 3.5, "lw": 1.4} | style))
         if np.isfinite(ends).any():
-            axis.fill_between(places, *ends, color=line.get_color(), alpha=0.15, lw=0)
+            axis.fill_between(places, *ends, color=line.get_color(), alpha=0.15 if main else 0.06, lw=0)
         return
-    drawn = sum(bool(line.get_gid()) for line in axis.get_lines())
-    places += 0.07 * ((drawn + 1) // 2) * (-1) ** drawn  # beside the points of other curves
-    marker = style.get("marker") or "_"
-    style |= {"ls": "none", "marker": marker, "ms": 14 if marker == "_" else 5, "mew": 1.6 if marker == "_" else 1}
-    [line] = axis.plot(places, values, gid="points", **style)
+    if not style.get("marker"):  # a reference: a line as wide as the points of a layer
+        axis.hlines(values, places - 0.35, places + 0.35, **{name: style[name] for name in ("ls", "color", "label")}, lw=1.4)
+        return
+    [line] = axis.plot(places, values, gid="points", **(style | {"ls": "none", "ms": 5}))
+    drawn = [each for each in axis.get_lines() if each.get_gid() == "points"]
     if np.isfinite(ends).any():
-        axis.vlines(places, *ends, color=line.get_color(), lw=1.4)
+        axis.vlines(places, *ends, color=line.get_color(), lw=1.4, gid=f"bars {len(drawn)}")
+    step = min(0.1, 0.7 * (axis.figure.get_figwidth() - 1.5) / len(values) / len(drawn))
+    for number, each in enumerate(drawn):  # side by side, in the order of the legend
+        shift = ScaledTranslation(step * (number - (len(drawn) - 1) / 2), 0, axis.figure.dpi_scale_trans)
+        bars = [bar for bar in axis.collections if bar.get_gid() == f"bars {number + 1}"]
+        for artist in (each, *bars):
+            artist.set_transform(axis.transData + shift)
 
 
 def name_layers(axis: Axes, layers: Sequence[str], size: float = SMALL) -> None:
