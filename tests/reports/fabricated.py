@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdprobe.reports.correspondence import ALPHAS, COSTS, PUBLISHED, PUBLISHED_ALPHAS
+from sdprobe.reports.printing import print_tables
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
@@ -140,8 +141,7 @@ def printed(show: Callable[[Console], None] | Iterable[Table], width: int = 110)
     if callable(show):
         show(console)
     else:
-        for table in show:
-            console.print(table)
+        print_tables(show, console)
     return out.getvalue()
 
 

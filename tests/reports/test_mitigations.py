@@ -16,7 +16,7 @@ from scipy import stats
 
 from sdprobe.metrics.sign_flips import adjusted_p
 from sdprobe.reports.mitigated_layers import Family, MitigatedLayer, mitigated_layers, verdict
-from sdprobe.reports.mitigations import best, dominated, mitigation_tables, pareto_figure, pareto_figures, write
+from sdprobe.reports.mitigations import dominated, mitigation_tables, pareto_figure, write
 from sdprobe.reports.run import Run
 from tests.reports.fabricated import printed
 
