@@ -37,7 +37,7 @@ from sdprobe.reports.mitigated_layers import (
     verdict,
 )
 from sdprobe.reports.numbers import MISSING, add_columns, bare_table, markdown, six_digits, with_ends
-from sdprobe.reports.run import Run
+from sdprobe.reports.run import Run, without_folders
 from sdprobe.reports.style import DARK, GREY
 from sdprobe.utilities.io import write_file, write_rows
 
@@ -97,7 +97,13 @@ def _row(layer: MitigatedLayer, row: Row) -> list[str]:
 
 def _title(layer: MitigatedLayer) -> str:
     missing = "" if any(row.random for row in layer.rows) else "  (no random_rank: no verdict on what works)"
-    return f"Mitigations of {layer.layer}: {layer.setting}{missing}"
+    return f"Mitigations of {layer.layer}: {_setting(layer)}{missing}"
+
+
+def _setting(layer: MitigatedLayer) -> str:
+    """The setting of a layer, without the folders of a network."""
+    network, comma, conditions = layer.setting.partition(",")
+    return f"{without_folders(network)}{comma}{conditions}"
 
 
 def families(layer: MitigatedLayer) -> str:
@@ -203,7 +209,7 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
             _frame(axis, layer, key)
     several = len({layer.setting for layer in layers}) > 1
     for axis, layer in zip(axes[0], layers, strict=True):
-        text = f"{layer.layer}\n{layer.setting}" if several else layer.layer
+        text = f"{layer.layer}\n{_setting(layer)}" if several else layer.layer
         axis.set_title(style.wrapped(text, size[0] / len(layers) - 0.8, style.NORMAL), fontsize=style.NORMAL)
     grey = {"ls": "none", "color": GREY}
     others = [Line2D([], [], marker="o", ms=4, mfc="none", **grey), Line2D([], [], marker="x", ms=5, **grey)]
@@ -211,7 +217,7 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
     style.title(
         figure,
         "Position accuracy and task performance after mitigation",
-        "" if several else layers[0].setting,
+        "" if several else _setting(layers[0]),
         f"named: the {BEST} best of a panel; hollow: another mitigation is at least as good in both and better in one",
         "bars: 95 % intervals (they may overlap); dotted: chance",
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import TextType
 
 WIDTH = 110  # characters, at least, where output is not a terminal
 BOUND = ("±", "paper")  # headings of columns that belong to the column before
@@ -17,8 +18,10 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
     if not console.is_terminal:
         console.width = max(console.width, WIDTH, *map(_width, shown))
     for table in shown:
+        _text(table.title, console, "table.title")
         for part in folded(table, console.width):
             console.print(part)
+        _text(table.caption, console, "table.caption")
 
 
 def printed(tables: Iterable[Table]) -> str:
@@ -29,12 +32,12 @@ def printed(tables: Iterable[Table]) -> str:
 
 
 def folded(table: Table, width: int) -> list[Table]:
-    """The table, or parts of it below each other that fit; each part repeats the left-aligned columns at the beginning.
+    """The table without title and caption, or parts of it that fit; each repeats the left-aligned columns at the beginning.
 
-    A heading of :data:`BOUND` stays with its neighbour. The first part has the title, the last the caption.
+    A heading of :data:`BOUND` stays with its neighbour.
     """
     if _width(table) <= width:
-        return [table]
+        return [_columns(table, range(len(table.columns)))]
     kept = next((i for i, column in enumerate(table.columns) if column.justify != "left"), len(table.columns))
     groups: list[list[int]] = []
     for index in range(kept, len(table.columns)):
@@ -44,17 +47,18 @@ def folded(table: Table, width: int) -> list[Table]:
     for group in groups:
         fits = parts and _width(_columns(table, [*range(kept), *parts[-1], *group])) <= width
         parts = [*parts[:-1], [*parts[-1], *group]] if fits else [*parts, group]
-    shown = [_columns(table, [*range(kept), *part]) for part in parts] or [table]
-    shown[0].title, shown[-1].caption = table.title, table.caption
-    return shown
+    return [_columns(table, [*range(kept), *part]) for part in parts or [[]]]
+
+
+def _text(text: TextType | None, console: Console, style: str) -> None:
+    """A title or a caption, in lines of at most :data:`WIDTH` characters."""
+    if text:
+        console.print(text, style=style, highlight=False, width=min(console.width, WIDTH))
 
 
 def _columns(table: Table, indices: Sequence[int]) -> Table:
     """These columns of a table, without title and caption."""
-    part = Table(
-        box=table.box, padding=table.padding, show_edge=table.show_edge, title_justify=table.title_justify,
-        caption_justify=table.caption_justify,
-    )  # fmt: skip
+    part = Table(box=table.box, padding=table.padding, show_edge=table.show_edge)
     chosen = [table.columns[index] for index in indices]
     for column in chosen:
         part.add_column(

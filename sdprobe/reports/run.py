@@ -95,8 +95,7 @@ class Run:
     @property
     def network(self) -> str:
         """Name of the network: that of its folder, or of its repository with the owner."""
-        model = str(self.meta["model"])
-        return Path(model).name if model[:1] in "/~." or model.count("/") > 1 else model
+        return without_folders(str(self.meta["model"]))
 
     @property
     def setting(self) -> str:
@@ -126,6 +125,15 @@ class Run:
         """A number and both ends of its 95 % interval; each is None if it was not measured."""
         value, low, high = (self.value(condition, layer, metric, group, end) for end in ("", *ENDS))
         return value, low, high
+
+
+def without_folders(model: str) -> str:
+    """The last part of a path; names of repositories stay whole.
+
+    >>> [without_folders(model) for model in ("/data/models/sd15", "owner/name", "sd15")]
+    ['sd15', 'owner/name', 'sd15']
+    """
+    return Path(model).name if model[:1] in ("/", "~", ".") or model.count("/") > 1 else model
 
 
 def spread(names: Sequence[str], most: int = PICTURED) -> list[str]:

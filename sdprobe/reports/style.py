@@ -203,7 +203,9 @@ def wrapped(text: str, inches: float, size: float) -> str:
             else:
                 line = f"{line} {word}" if line else word
             while measured(line, size) > inches and len(line) > 1:
-                fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or measured(line[:n], size) <= inches)
+                fits = min(len(line) - 1, max(1, int(len(line) * inches / measured(line, size))))
+                while fits > 1 and measured(line[:fits], size) > inches:
+                    fits -= 1
                 lines.append(line[:fits])
                 line = line[fits:]
         lines.append(line)

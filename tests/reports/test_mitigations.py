@@ -16,8 +16,9 @@ from scipy import stats
 
 from sdprobe.metrics.sign_flips import adjusted_p
 from sdprobe.reports.mitigated_layers import Family, MitigatedLayer, mitigated_layers, verdict
-from sdprobe.reports.mitigations import dominated, mitigation_tables, pareto_figure, write
+from sdprobe.reports.mitigations import best, dominated, mitigation_tables, pareto_figure, pareto_figures, write
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import GREY, INCHES
 from tests.reports.fabricated import printed
 
 FAMILIES = {"position_mean_050": "PositionMean", "position_mean": "PositionMean", "leace": "Leace", "canvas": "Canvas"}
@@ -336,17 +337,42 @@ def markers(axis: Any) -> dict[str, bool]:
     return {line.get_gid(): line.get_markerfacecolor() == "white" for line in axis.get_lines() if line.get_gid()}
 
 
-def test_dominated_points_are_hollow_and_families_joined(tmp_path: Path) -> None:
+def test_dominated_points_are_hollow(tmp_path: Path) -> None:
     figure = pareto_figure(mitigated_layers(sweep(tmp_path)))
     assert figure is not None
     pck, content = figure.axes
-    assert {label for label, hollow in markers(pck).items() if not hollow} == {"position_mean_050", "position_mean"}
+    assert {label for label, hollow in markers(pck).items() if not hollow} == {
+        "position_mean_050", "position_mean", "random_rank", "shuffled_position",  # controls are crosses
+    }  # fmt: skip
     assert not markers(content)["none"] and markers(content)["canvas"]
-    joined = [line for line in pck.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]  # type: ignore[arg-type]
-    assert [list(line.get_xdata()) for line in joined] == [[0.25, 0.6]]  # type: ignore[call-overload]
     [star] = [line for line in pck.get_lines() if line.get_gid() == "none"]
     assert MarkerStyle(star.get_marker()).get_marker() == "*"  # type: ignore[arg-type]
     assert "chance" in figure.get_suptitle()
+
+
+def test_six_mitigations_have_a_name_and_the_others_are_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # each is worse than the one before it in both; two equal ones keep their order
+    numbers = {f"leace_{i}": (0.3 + 0.02 * min(i, 7), -0.5, 0.02) for i in range(9)}
+    pck = {label: (0.8 - values[0], 0.0, 0.02) for label, values in numbers.items()}
+    monkeypatch.setattr(
+        "tests.reports.test_mitigations.FAMILIES", dict.fromkeys(numbers, "Leace") | {"random_rank": "RandomRank"}
+    )
+    both = planted("binned_accuracy/all", {"none": (0.8,)} | numbers | {"random_rank": (0.1, 0.0, 0.02)})
+    both |= planted("pck_ours_point_0.10/all", {"none": (0.9,)} | pck | {"random_rank": (0.9, 0.0, 0.02)})
+    [layer] = mitigated_layers([run_of(both, tmp_path / "run", list(FAMILIES))])
+    assert best(layer, "pck_ours_point_0.10/all") == [f"leace_{i}" for i in range(6)]
+    figure = pareto_figure([layer])
+    assert figure is not None
+    assert {text.get_text() for text in figure.axes[0].texts if text.get_text()} == {"none", *(f"leace_{i}" for i in range(6))}
+    colours = {line.get_gid(): line.get_color() for line in figure.axes[0].get_lines() if line.get_gid()}
+    assert {colours[f"leace_{i}"] for i in (6, 7, 8)} == {GREY} == {colours["random_rank"]}
+    assert len({colours[f"leace_{i}"] for i in range(6)} - {GREY}) == 6
+
+
+def test_more_than_three_layers_have_several_figures(tmp_path: Path) -> None:
+    figures = pareto_figures(mitigated_layers(sweep(tmp_path, ("mid", "up_0", "up_1", "up_2"))))
+    assert {name: len(figure.axes) for name, figure in figures.items()} == {"mitigations_pareto": 6, "mitigations_pareto_2": 2}
+    assert all(max(figure.get_size_inches()) <= INCHES for figure in figures.values())
 
 
 def test_less_error_is_better(tmp_path: Path) -> None:
@@ -357,7 +383,11 @@ def test_less_error_is_better(tmp_path: Path) -> None:
     [axis] = figure.axes
     low, high = axis.get_ylim()
     assert low > high
-    assert {label for label, hollow in markers(axis).items() if not hollow} == {"position_mean"}
+    assert {label for label, hollow in markers(axis).items() if not hollow} == {
+        "position_mean",
+        "random_rank",
+        "shuffled_position",
+    }
 
 
 def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_path: Path) -> None:
@@ -365,7 +395,7 @@ def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_pat
     assert figure is not None
     for axis in figure.axes:
         texts = [text for text in axis.texts if text.get_text()]
-        assert {text.get_text() for text in texts} == {"none", *FAMILIES}
+        assert {text.get_text() for text in texts} == {"none", *FAMILIES} - {"random_rank", "shuffled_position"}
         boxes = [text.get_window_extent() for text in texts]
         assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
