@@ -54,7 +54,7 @@ def panels(rows: int, columns: int, width: float, height: float, **options: Any)
 
 
 def sheet(titles: Sequence[str], columns: int = 0, widest: float = 2.6, head: float = 0.7) -> tuple[Figure, list[Axes]]:
-    """(figure, a square panel per title) with room for a colour bar at the right, and of ``head`` inches for the title.
+    """(figure, a square panel per title) with a margin for a colour bar at the right, and of ``head`` inches for the title.
 
     ``columns``: panels in a row; 0: as many as give a sheet that is a little wider than high.
     """

@@ -210,16 +210,16 @@ def test_a_mitigation_works_only_if_nothing_speaks_against_it(tmp_path: Path) ->
 def test_without_a_random_control_nothing_works(tmp_path: Path) -> None:
     runs = sweep(tmp_path, without=["random_rank"])
     [layer] = mitigated_layers(runs)
-    assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "not decided: add mitigation random_rank"
+    assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "undecided: add mitigation random_rank"
     assert "yes" not in rows(layer).values()
     assert "no random_rank: no verdict on what works" in table_of(runs)
 
 
 def test_without_correspondence_it_says_so(tmp_path: Path) -> None:
     [layer] = mitigated_layers(sweep(tmp_path)[:1])
-    assert rows(layer)["position_mean_050"] == "not decided: run probe=correspondence"
+    assert rows(layer)["position_mean_050"] == "undecided: run probe=correspondence"
     [layer] = mitigated_layers(sweep_again(tmp_path)[1:])
-    assert rows(layer)["position_mean_050"] == "not decided: run probe=position"
+    assert rows(layer)["position_mean_050"] == "undecided: run probe=position"
 
 
 def test_where_matching_never_worked_nothing_is_said_to_work(tmp_path: Path) -> None:
