@@ -59,7 +59,7 @@ def sheet(titles: Sequence[str], columns: int = 0, widest: float = 2.6, head: fl
     ``columns``: panels in a row; 0: as many as give a sheet that is a little wider than high.
     """
     count = len(titles)
-    columns = columns or (count if count < 3 else math.ceil(math.sqrt(count)) if count < 10 else 4 if count <= 12 else 8)
+    columns = columns or (count if count < 4 else math.ceil(math.sqrt(count)) if count < 10 else 4 if count <= 12 else 8)
     lines = math.ceil(count / columns)
     size = NORMAL if count < 3 else SMALL
     side = min(widest, (INCHES - 1.2) / columns, (INCHES - head) / lines - 0.45)
