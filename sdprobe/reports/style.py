@@ -125,7 +125,7 @@ def name_layers(axis: Axes, layers: Sequence[str], size: float = SMALL) -> None:
     rotated: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     if len(layers) > SLANTED:
         rotated = {"rotation": 90}
-    elif max(measured(layer, size) for layer in layers) < 0.6 * inches / len(layers):
+    elif max(measured(layer, size) for layer in layers) < 0.9 * (inches - 2.5) / len(layers):  # 2.5: a legend beside it
         rotated = {}
     axis.set_xticks(shown, [layers[place] for place in shown], fontsize=size, **rotated)
     axis.set_xlim(-0.6, len(layers) - 0.4)
