@@ -274,7 +274,9 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
     # correct matches last, on top of the others, which are thin
     for _, x, y, true_x, true_y, found_x, found_y, verdict in sorted(scaled, key=lambda match: match[-1] == 1):
         _, kind = VERDICTS[int(verdict)]
-        rim = {"path_effects": [withStroke(linewidth=kind["lw"] + 1.2, foreground=style.DARK)]} if verdict == 1 else {}
+        rim: dict[str, Any] = (
+            {"path_effects": [withStroke(linewidth=kind["lw"] + 1.2, foreground=style.DARK)]} if verdict == 1 else {}
+        )
         panel.plot([x, right + found_x], [y, found_y], marker="o", ms=3, clip_on=False, **kind, **rim)
         panel.plot(right + true_x, true_y, "+", color="white", ms=6, mew=2.2, clip_on=False)
         panel.plot(right + true_x, true_y, "+", color=kind["color"], ms=5, mew=1.0, clip_on=False)

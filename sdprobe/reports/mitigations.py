@@ -211,7 +211,7 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
     for axis, layer in zip(axes[0], layers, strict=True):
         text = f"{layer.layer}\n{_setting(layer)}" if several else layer.layer
         axis.set_title(style.wrapped(text, size[0] / len(layers) - 0.8, style.NORMAL), fontsize=style.NORMAL)
-    grey = {"ls": "none", "color": GREY}
+    grey: dict[str, Any] = {"ls": "none", "color": GREY}
     others = [Line2D([], [], marker="o", ms=4, mfc="none", **grey), Line2D([], [], marker="x", ms=5, **grey)]
     style.legend(figure, others, ["other mitigations", "controls"])
     style.title(

@@ -128,7 +128,7 @@ def cka_matrix(run: Run) -> Figure:
     shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have only the first
     names = max(style.measured(layer, style.SMALL) for layer in run.bases)
     side = min(max(3.6, 0.16 * len(run.bases)), (style.INCHES - names - 1.2) / len(shown))
-    figure, axes = style.panels(1, len(shown), side * len(shown) + names + 1.2, side + names + 1.0, sharey=True)
+    figure, axes = style.panels(1, len(shown), side * len(shown) + names + 1.2, side + names + 1.3, sharey=True)
     size = style.SMALL if len(run.bases) < 30 else 7
     for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
         image = axis.imshow(run.maps[name], vmin=0, vmax=1, cmap="magma")

@@ -140,7 +140,7 @@ def _pairs(
     own, theirs = np.array(pairs, dtype=float).T  # None becomes NaN
     kind = style.series(index)
     style.curve(axis, own, *np.array(ends, dtype=float).reshape(-1, 2).T, label=label, **kind)
-    axis.plot(theirs, **(kind | {"ls": "none"}), mfc="none", ms=5, alpha=0.8)
+    style.curve(axis, theirs, **(kind | {"ls": "none"}), mfc="none", ms=5, alpha=0.8)
 
 
 def study_table(run: Run) -> Table:

@@ -59,7 +59,7 @@ def sheet(titles: Sequence[str], columns: int = 0, widest: float = 2.6, head: fl
     ``columns``: panels in a row; 0: as many as give a sheet that is a little wider than high.
     """
     count = len(titles)
-    columns = columns or (count if count < 3 else math.ceil(math.sqrt(count)) if count < 10 else 4 if count <= 12 else 8)
+    columns = columns or (count if count < 4 else math.ceil(math.sqrt(count)) if count < 10 else 4 if count <= 12 else 8)
     lines = math.ceil(count / columns)
     size = NORMAL if count < 3 else SMALL
     side = min(widest, (INCHES - 1.2) / columns, (INCHES - head) / lines - 0.45)
@@ -109,7 +109,7 @@ def curve(
     drawn = [each for each in axis.get_lines() if each.get_gid() == "points"]
     if np.isfinite(ends).any():
         axis.vlines(places, *ends, color=line.get_color(), lw=1.4, gid=f"bars {len(drawn)}")
-    step = min(0.1, 0.7 * (axis.figure.get_figwidth() - 1.5) / len(values) / len(drawn))
+    step = min(0.1, 0.7 * (_width(axis) - 1.5) / len(values) / len(drawn))
     for number, each in enumerate(drawn):  # side by side, in the order of the legend
         shift = ScaledTranslation(step * (number - (len(drawn) - 1) / 2), 0, axis.figure.dpi_scale_trans)
         bars = [bar for bar in axis.collections if bar.get_gid() == f"bars {number + 1}"]
@@ -119,16 +119,21 @@ def curve(
 
 def name_layers(axis: Axes, layers: Sequence[str], size: float = SMALL) -> None:
     """Label the horizontal axis with layers, slanted or vertical if there are many. All names, as long as they fit."""
-    inches = axis.figure.get_figwidth() - 1.5
+    inches = _width(axis) - 1.5
     step = max(1, math.ceil(len(layers) * 1.25 * size / 72 / inches))
     shown = range(0, len(layers), step)
     rotated: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     if len(layers) > SLANTED:
         rotated = {"rotation": 90}
-    elif max(measured(layer, size) for layer in layers) < 0.6 * inches / len(layers):
+    elif max(measured(layer, size) for layer in layers) < 0.9 * (inches - 2.5) / len(layers):  # 2.5: a legend beside it
         rotated = {}
     axis.set_xticks(shown, [layers[place] for place in shown], fontsize=size, **rotated)
     axis.set_xlim(-0.6, len(layers) - 0.4)
+
+
+def _width(axis: Axes) -> float:
+    """Width of the figure of an axis, in inches."""
+    return float(axis.figure.bbox.width / axis.figure.dpi)
 
 
 def least_span(
@@ -147,13 +152,14 @@ def least_span(
 
 def write_cells(axes: Sequence[Axes], size: float = 6.5) -> None:
     """Write the numbers of maps into their cells, where they fit."""
-    shown = [axis for axis in axes if axis.images and max(axis.images[0].get_array().shape[:2]) <= 24]
-    if not shown:
-        return
-    shown[0].figure.draw_without_rendering()  # finds the layout
-    for axis in shown:
+    tables: dict[Axes, np.ndarray] = {
+        axis: np.ma.filled(np.ma.asarray(axis.images[0].get_array()), np.nan) for axis in axes if axis.images
+    }
+    shown = {axis: table for axis, table in tables.items() if max(table.shape[:2]) <= 24}
+    for figure in {axis.figure for axis in shown if isinstance(axis.figure, Figure)}:
+        figure.draw_without_rendering()  # finds the layout
+    for axis, table in shown.items():
         image = axis.images[0]
-        table = np.ma.filled(image.get_array(), np.nan)
         box = axis.get_window_extent()
         side = min(box.width / table.shape[1] / len("−.00"), box.height / table.shape[0] / 2)
         if table.ndim != 2 or 72 * side / axis.figure.dpi < 0.62 * size:
@@ -187,7 +193,7 @@ def beside(axis: Axes, heading: str = "", size: float = SMALL) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         texts = [wrapped(label, 2.2, size) for label in labels]
-        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
         axis.legend(handles, texts, frameon=False, fontsize=size, title=heading or None, title_fontsize=size, **place)
 
 

@@ -100,7 +100,8 @@ def maps_of(kind: str, layers: Sequence[str]) -> dict[str, np.ndarray]:
     }[kind]  # fmt: skip
     maps = {f"{layer}/{name}": generator.random((SIDE, SIDE)) for layer in layers for name in tables}
     if kind == "statistics":
-        maps |= {name: generator.random((len(layers), len(layers))) for name in ("cka", "cka_positions")}
+        plain = sum("__" not in layer for layer in layers)
+        maps |= {name: generator.random((plain, plain)) for name in ("cka", "cka_positions")}
         maps |= {f"{layer}/components": generator.integers(0, 255, (2, SIDE, SIDE, 3), dtype=np.uint8) for layer in layers}
         maps |= {f"{layer}/high_norm": generator.random((2, SIDE, SIDE)) < 0.1 for layer in layers} | {
             "token": np.array([12, 17, 32])
