@@ -106,7 +106,7 @@ def launch(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
     def go(*overrides: str, figures: bool = False, **options: Any) -> Any:
         with user_errors(), monkeypatch.context() as patch:
             if not figures:
-                patch.setattr("sdprobe.runs.run.draw", lambda finished, folder: [])
+                patch.setattr("sdprobe.runs.run.draw", lambda finished, folder, form: [])
             cfg = configure(*overrides, **options)
             checks.fill_size(cfg)
             finished = run(cfg)

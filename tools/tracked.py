@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from sdprobe.reports.curves import BLUE, GREEN, ORANGE
+from sdprobe.reports.style import BLUE, GREEN, ORANGE
 from sdprobe.runs.record import ROOT
 from sdprobe.utilities.io import write_figure
 from tools.offline import Offline, parts

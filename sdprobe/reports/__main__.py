@@ -28,6 +28,7 @@ COMMANDS = {
 EXAMPLES = f"""\
 examples:
   python -m sdprobe.reports outputs/2026-01-31/12-00-00-000000   the table and figures of one run
+  python -m sdprobe.reports RUN --format pdf --layers 'up_*'     the figures as PDF, with pictures of these layers
   python -m sdprobe.reports outputs                              compare all runs below a folder
   python -m sdprobe.reports similarity --image FILE --token 12,17   one token's similarity in every layer
 
@@ -65,7 +66,15 @@ def _report(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "folder", type=Path, help="a run folder, such as outputs/2026-01-31/12-00-00-000000, or a folder that contains runs"
     )
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help=f"of a folder: {FILTERED}; may be repeated"
+    )
+    parser.add_argument("--format", default="png", choices=("png", "pdf"), help="file format of figures")
+    parser.add_argument(
+        "--layers", default="", metavar="A,B", help="layers of which pictures are drawn: names, globs, all; default: at most 12"
+    )
+    options = parser.parse_args(arguments)
+    folder = options.folder
     if not folder.is_dir():
         near = get_close_matches(str(folder), COMMANDS, n=1)
         fix = f"Did you mean {near[0]}?" if near else "Correct the path."
@@ -73,18 +82,17 @@ def _report(arguments: Sequence[str]) -> None:
 
     from rich.console import Console  # imports that take seconds; help and mistakes do without them
 
-    from sdprobe.reports.collection import damage, damaged_arrays, read_runs, show_runs, summarise
+    from sdprobe.reports.collection import damage, damaged_arrays, filtered, nothing, read_runs, summarise
     from sdprobe.reports.dispatch import draw, show
     from sdprobe.reports.recorded import fitting
     from sdprobe.reports.run import Run
+    from sdprobe.utilities.errors import InputError
 
     console = Console()
     if not (folder / "metrics.json").is_file():
-        runs, skipped = read_runs(folder)
-        for path, reason in skipped.items():
-            Console(stderr=True).print(f"Skipped {path}: {reason}", markup=False, soft_wrap=True)
+        runs, skipped = filtered(*read_runs(folder), options.where)
         if not runs:
-            parser.exit(1, f"Expected a run folder or a folder that contains runs, but '{folder}' has no complete run.\n")
+            raise InputError(nothing(folder, skipped))
         unchecked = [run.folder for run in runs if "checksum" not in run.meta]
         if unchecked:
             names = f"{unchecked[0]}{f' and {len(unchecked) - 1} more' if unchecked[1:] else ''}"
@@ -92,17 +100,22 @@ def _report(arguments: Sequence[str]) -> None:
                 f"Not checked for damage, since older versions wrote no checksum: {names}", markup=False, soft_wrap=True
             )
         with fitting(folder):
-            show_runs(runs, console)
-            for path in summarise(runs, folder):
-                console.print(path)
+            paths = summarise(runs, folder, skipped, console, options.format)
+        for path in paths:
+            console.print(path, markup=False, soft_wrap=True)
+        figures = [path for path in paths if path.suffix == f".{options.format}"]
+        console.print(f"Open first: {[paths[0], *figures[:1]][-1]}", markup=False, soft_wrap=True)
         return
     if reason := damage(folder) or damaged_arrays(folder):
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")
     run = Run.read(folder)
     with fitting(folder):
         show(run, console)
-        for path in draw(run, folder):
-            console.print(path)
+        paths = draw(run, folder, options.format, list(filter(None, options.layers.split(","))))
+    for path in paths:
+        console.print(path, markup=False, soft_wrap=True)
+    if paths:
+        console.print(f"Open first: {paths[0]}", markup=False, soft_wrap=True)
 
 
 def _answer(command: str, arguments: Sequence[str]) -> None:

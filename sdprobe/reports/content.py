@@ -20,7 +20,6 @@ def content_table(run: Run) -> Table:
     """A row per layer: R² for every token group, the gain over no mitigation if the run compares, and baselines."""
     compared = any(run.value("gain_over_none", layer, KIND) is not None for layer in run.layers)
     shown = probe_table(run, "Linear content probe", ["layer"], more=["gain"] * compared, after=["shuffled\nlabels"])
-    shown.columns[0].no_wrap, shown.columns[0].overflow = not compared, "fold"  # names of variants are long
     for layer in run.layers:
         nulls = [*random_cells(run, layer, KIND), number(run.value("shuffled_labels", layer, KIND))]
         shown.add_row(layer, *by_group(run, "test", layer, KIND), *[_gain(run, layer)] * compared, *nulls)
@@ -34,7 +33,7 @@ def over_layers(run: Run) -> Figure:
         "Linear content probe",
         {KIND: ""},
         ("random_weights", "shuffled_labels", "chance"),
-        height=4.5,
+        height=4.2,
         labels=LABELS | {"chance": "knowing the position only"},
         ylim=(None, 1.02),
         ylabel="R² of the clean latent under a token",
@@ -46,7 +45,8 @@ def _gain(run: Run, layer: str) -> str:
     if value is None:
         return ""
     within = half(run, "gain_over_none", layer, KIND)
-    return f"{number(value, sign=True)}{', ' if within in (FEW, SPARSE) else ' ± '}{within}"
+    between = ", " if within in (FEW, SPARSE) else " " if within.startswith("[") else " ± "
+    return f"{number(value, sign=True)}{between}{within}"
 
 
 REPORT = Report(

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.metrics.intervals import independent_interval, mean_interval, ratio_pseudovalues, two_way_interval
-from sdprobe.reports.curves import BLUE, DARK, GREY, ORANGE
+from sdprobe.reports import style
 from sdprobe.reports.grouping import control_groups
-from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number
-from sdprobe.reports.run import Run
+from sdprobe.reports.numbers import MISSING, add_columns, bare_table, number, with_ends, within
+from sdprobe.reports.run import Run, spread
 from sdprobe.utilities.io import write_rows
 
 SEEDS = ("random_0", "random_1", "random_2")
@@ -52,9 +51,9 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
 }
 CAPTION = (
     "Position accuracy in 8 bins per axis, and differences of it. ±: half-width (longer side) of the 95 % interval over test "
-    "photographs ({photos}), paired if both controls were tested on the same ones. With three random networks it also covers "
-    "the choice of seed; with one (one seed) it does not; with two there is none. flip: flip attribution, 1: position comes "
-    "from the network, −1: from the layout of images; –: no position to attribute."
+    "photographs ({photos}), or both ends if one side is much longer; paired if both controls were tested on the same ones. "
+    "With three random networks it also covers the choice of seed; with one (one seed) it does not; with two there is none. "
+    "flip: flip attribution, 1: position comes from the network, −1: from the layout of images; –: no position to attribute."
 )
 
 
@@ -178,7 +177,7 @@ def controls_table(title: str, known: dict[str, Run]) -> Table:
             parts = [
                 part
                 for each in found
-                for part in ((number(each.value, sign=True), number(each.half), "") if each else (MISSING, "", ""))
+                for part in ((number(each.value, sign=True), _within(each), "") if each else (MISSING, "", ""))
             ]
             table.add_row(_named(name, found), *parts)
     return table
@@ -192,7 +191,11 @@ def _named(name: str, found: Sequence[Estimate | None]) -> str:
 def _cell(run: Run, layer: str, view: str) -> tuple[str, str, str]:
     found = accuracy(run, layer, view)
     attribution = number(run.value("test", layer, "flip_attribution")) if view == "test" else ""
-    return (number(found.value), number(found.half), attribution) if found else (MISSING, "", "")
+    return (number(found.value), _within(found), attribution) if found else (MISSING, "", "")
+
+
+def _within(found: Estimate) -> str:
+    return MISSING if math.isnan(found.low) else within(found.value, found.low, found.high)
 
 
 def _views(run: Run) -> list[str]:
@@ -249,7 +252,8 @@ STEPS: tuple[tuple[str, Side, Side], ...] = (
     ("+ image\ncontent", UNTRAINED, PADDED),
     ("+ learned\nweights", TRAINED, UNTRAINED),
 )
-UP, DOWN, TOTAL = BLUE, ORANGE, DARK
+UP, DOWN, TOTAL, GREY = style.BLUE, style.ORANGE, style.DARK, style.GREY
+LEAST = 0.1  # of the axis of differences, on both sides of 0
 
 
 def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
@@ -263,20 +267,20 @@ def controls_figures(groups: Mapping[str, dict[str, Run]]) -> dict[str, Figure]:
 
 def controls_figure(title: str, known: dict[str, Run]) -> Figure:
     """Per layer. Left: a waterfall from chance to the trained network. Right: every contrast with its interval."""
-    layers = layers_of(known)
-    names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in layers)]
+    every = layers_of(known)
+    names = [name for name in CONTRASTS if any(contrast(known, name, layer) for layer in every)]
     height = max(2.8, 0.17 * len(names) + 0.6)
-    figure, axes = plt.subplots(
-        max(1, len(layers)), 2, figsize=(12.5, height * max(1, len(layers)) + 0.8), squeeze=False, layout="constrained",
-        gridspec_kw={"width_ratios": (1, 1.1)},
-    )  # fmt: skip
+    most = int((style.INCHES - 0.8) / height)
+    layers = spread(every, most)
+    figure, axes = style.panels(max(1, len(layers)), 2, 12.5, height * max(1, len(layers)) + 0.8, width_ratios=(1, 1.1))
     for row in axes[1:]:
         row[1].sharex(axes[0][1])
     for (left, right), layer in zip(axes, layers, strict=False):
         _waterfall(left, known, layer)
         _forest(right, known, layer, names)
     axes[-1][1].set_xlabel("difference in position accuracy\nline: 95 % interval; grey: includes 0; hollow: no interval")
-    figure.suptitle(f"Where position comes from: {title}\n{tested_photographs(known)} test photographs", fontsize=12)
+    left = f"; {len(layers)} of {len(every)} layers, all: controls.csv" * (len(layers) < len(every))
+    style.title(figure, f"Where position comes from: {title}", f"{tested_photographs(known)} test photographs{left}")
     return figure
 
 
@@ -297,7 +301,7 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
         place += 1
         axis.bar(place, total.value, color=TOTAL, width=0.6)
         axis.errorbar(place, total.value, [[total.value - total.low], [total.high - total.value]], color="black", capsize=3)
-        axis.text(place, np.nanmax([total.value, total.high]) + 0.02, f"{total.value:.2f}", ha="center", fontsize=9)
+        axis.text(place, np.nanmax([total.value, total.high]) + 0.02, with_ends(total.value), ha="center", fontsize=9)
         ticks.append("this\nnetwork")
     axis.axhline(chance, color=GREY, linewidth=1, linestyle=":")
     axis.set(ylim=(0, 1.12), ylabel="position accuracy (8 bins)")
@@ -313,7 +317,7 @@ def _step(axis: Axes, place: int, base: float, level: float, step: Estimate) -> 
     axis.bar(place, change, bottom=base, color=UP if change >= 0 else DOWN, width=0.6)
     axis.errorbar(place, level, [[step.value - step.low], [step.high - step.value]], color="black", capsize=3, linewidth=1)
     top = np.nanmax([base, level, level + step.high - step.value])
-    axis.text(place, top + 0.02, f"{change:+.2f}".replace("0.", "."), ha="center", fontsize=9)
+    axis.text(place, top + 0.02, with_ends(change, sign=True), ha="center", fontsize=9)
 
 
 def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) -> None:
@@ -327,10 +331,12 @@ def _forest(axis: Axes, runs: dict[str, Run], layer: str, names: Sequence[str]) 
         face = "none" if np.isnan(found.low) else colour
         axis.plot(found.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, -LEAST), max(high, LEAST))  # small differences stay small
     axis.set_yticks(
         range(len(names)), [_named(name, [found]) for name, found in zip(names, contrasts, strict=True)], fontsize=7.5
     )
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_ylim(max(1, len(names)) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)

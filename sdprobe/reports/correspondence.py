@@ -3,13 +3,16 @@
 import math
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from rich.table import Table
 
-from sdprobe.reports.curves import BLUE, DARK, ORANGE, Grid, curve, grids, heading, layers_figure, mitigated, name_layers
+from sdprobe.reports import style
+from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_figure, mitigated, of_layer, own
 from sdprobe.reports.numbers import (
     add_columns,
     captioned,
@@ -42,7 +45,7 @@ MATCHINGS = {
     "random_weights_zero_shot": "random weights, zero-shot", "shuffled_labels": "shuffled pairs",
     "same_position": "same position", "random_point": "random point",
 }  # fmt: skip
-COLOURS = {"test": BLUE, "zero_shot": "#5fa8d3", "random_weights": ORANGE, "same_position": DARK}
+CURVES = {"test": STYLES["test"], "zero_shot": style.series(5), "random_weights": STYLES["random_weights"]}
 GAINS = {
     "gain_over_zero_shot": "gain over zero-shot", "gain_over_random_weights": "gain over random weights",
     "gain_over_same_position": "gain over same position",
@@ -64,7 +67,11 @@ COSTS = [
     *((metric, name, text.format(name)) for name in MASKED for metric, text in HARMS),
 ]
 SAME = "all equal"  # replaces an interval of width 0
-VERDICTS = {1: ("correct", "#2ca02c"), 0: ("wrong", "#d62728"), 2: ("wrong, at the source's position", "#ffbf00")}
+VERDICTS: dict[int, tuple[str, dict[str, Any]]] = {  # label and line of a match
+    1: ("correct", {"color": style.SKY, "ls": "-", "lw": 1.8}),
+    0: ("wrong", {"color": style.ORANGE, "ls": "--", "lw": 1.1, "alpha": 0.9}),
+    2: ("wrong, at the source's position", {"color": style.PURPLE, "ls": ":", "lw": 1.4, "alpha": 0.9}),
+}
 CAPTION = (
     "PCK: percentage of keypoints with an error of at most α × the longer side of the target's box (docs/methods.md, section "
     "17).\n"
@@ -92,7 +99,7 @@ COST_CAPTION = (
 
 def pck_table(run: Run) -> Table:
     """PCK per layer and matching method, and gains over the baselines."""
-    shown = run_table(f"Semantic correspondence: {run.setting}, {tested(run)}", run, spaced=True)
+    shown = run_table(f"Semantic correspondence: {run.heading}, {tested(run)}", run, spaced=True)
     add_columns(shown, "layer", "matching", left=True)
     add_columns(shown, *(f"PCK\n@{alpha}" for alpha in ALPHAS), "±\n@0.10")
     names = matchings(run)
@@ -127,8 +134,8 @@ def cost_table(run: Run) -> Table:
     shown = run_table(f"PCK@0.10 and errors by keypoint group (percent){_chosen(run)}", run, spaced=True)
     add_columns(shown, "layer", "group", left=True)
     others = ["zero_shot"] * has_head(run) + ["random_weights"]
-    add_columns(shown, *["trained\nhead", "±"] * has_head(run), "zero-\nshot", *["±"] * (not has_head(run)))
-    add_columns(shown, random_header(run), "same\nposition", "key-\npoints", "pic-\ntures")
+    add_columns(shown, *["trained\nhead", "±"] * has_head(run), "zero-shot", *["±"] * (not has_head(run)))
+    add_columns(shown, random_header(run), "same\nposition", "keypoints", "pictures")
     sampled = {key: str(int(np.isfinite(values).sum())) for key, values in run.pseudovalues().items()}
     for layer in shown_layers(run):
         first = layer
@@ -195,27 +202,28 @@ def matching_best_at(run: Run) -> str:
 
 def over_layers(run: Run) -> Figure:
     """PCK@0.10 of every layer. Top: all keypoints, also with mitigations. Bottom: by displacement."""
-    figure, axes = layers_figure(run, 2, height=7)
+    figure, axes = layers_figure(run, 2, height=6.5, least=8.5, beside=4.0)
     names = matchings(run)
-    for condition in ("test", "zero_shot", "random_weights"):
-        curve(axes[0], run, condition, MAIN, scale=100, marker="o", color=COLOURS[condition], label=names[condition])
+    for condition, kind in CURVES.items():
+        label = own(run, names[condition]) if condition == "test" else names[condition]
+        curve(axes[0], run, condition, MAIN, scale=100, label=label, **kind)
     mitigated(axes[0], run, MAIN, scale=100)
-    same = run.value("same_position", "baseline", MAIN)
-    axes[0].axhline(100 * (same or 0), color=COLOURS["same_position"], ls=":", label=names["same_position"])
-    axes[0].set_title("all keypoints", loc="left", fontsize=10)
-    for name, colour in zip(DISPLACEMENTS, ("#08519c", "#3182bd", "#9ecae1"), strict=True):
-        group = f"displacement_{name}"
-        curve(axes[1], run, "test", MAIN, group, scale=100, marker="o", color=colour, label=f"{names['test']}, {name}")
-        same = run.value("same_position", "baseline", MAIN, group)
-        if same:
-            axes[1].axhline(100 * same, color=colour, ls=":", label=f"same position, {name}")
+    if (same := run.value("same_position", "baseline", MAIN)) is not None:
+        axes[0].axhline(100 * same, color=style.DARK, ls=":", label=names["same_position"])
+    axes[0].set_title("all keypoints", loc="left", fontsize=style.NORMAL)
+    for index, name in enumerate(DISPLACEMENTS):
+        group, kind = f"displacement_{name}", style.series(index)
+        curve(axes[1], run, "test", MAIN, group, scale=100, label=f"{names['test']}, {name}", **kind)
+        if (same := run.value("same_position", "baseline", MAIN, group)) is not None:
+            axes[1].axhline(100 * same, color=kind["color"], ls=":", label=f"same position, {name}")
     plain = ", without mitigation" if run.labels else ""
-    axes[1].set_title(f"by displacement between source and target point{plain}", loc="left", fontsize=10)
+    title = f"by displacement between source and target point{plain}"
+    axes[1].set_title(title, loc="left", fontsize=style.NORMAL)
     for axis in axes:
         axis.set(ylabel="PCK@0.10, %", ylim=(0, None))
-        axis.grid(axis="y", alpha=0.3)
-        axis.legend(frameon=False, fontsize=8, ncols=2)
-    name_layers(axes[1], run)
+        style.least_span(axis, 10, low=0)
+        style.beside(axis)
+    style.name_layers(axes[1], run.bases)
     heading(figure, "Semantic correspondence", run, bands=True)
     return figure
 
@@ -223,14 +231,15 @@ def over_layers(run: Run) -> Figure:
 def over_offset(run: Run) -> Figure:
     """Share of wrong matches over the offset from source point to matched point; grey: no matches."""
     panels = []
-    for layer in run.layers:
+    for layer in run.pictured:
         counts, wrong = run.maps[f"{layer}/offset_counts"], run.maps[f"{layer}/offset_errors"]
         rate = np.where(counts > 0, wrong / counts.clip(1), np.nan)
-        panels.append(Grid(f"{layer}  {percent(run.value('test', layer, MAIN))} %", rate, "x offset, sides", "y offset, sides"))
-    title, sides = "Errors by offset from source point to match", (-1, 1, 1, -1)
-    figure = grids(run, title, panels, "share of wrong matches", vmin=0, vmax=1, cmap="magma", extent=sides)
+        name = f"{of_layer(layer)}  {percent(run.value('test', layer, MAIN))} %"
+        panels.append(Grid(name, rate, "x offset, sides", "y offset, sides"))
+    title, sides = "PCK@0.10, and errors by offset from source point to match (grey: no matches)", (-1, 1, 1, -1)
+    colours = matplotlib.colormaps["magma"].with_extremes(bad="#dddddd")
+    figure = grids(run, title, panels, "share of wrong matches", vmin=0, vmax=1, cmap=colours, extent=sides)
     for axis in figure.axes[: len(panels)]:
-        axis.set_facecolor("#dddddd")
         axis.axhline(0, color="white", lw=0.4)
         axis.axvline(0, color="white", lw=0.4)
     return figure
@@ -243,13 +252,14 @@ def drawn_matches(run: Run) -> Figure:
     count = len(pictures) // 2
     columns = min(2, count)
     lines = math.ceil(count / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(6.2 * columns, 3.2 * lines + 0.6), squeeze=False, layout="constrained")
+    width = min(6.2, 2 * ((style.INCHES - 1) / lines - 0.2))
+    figure, axes = style.panels(lines, columns, max(6.2, width * columns), (width / 2 + 0.2) * lines + 1)
     for number, panel in enumerate(axes.flat):
         panel.set_axis_off()
         if number < count:
             _pair(panel, pictures[2 * number], pictures[2 * number + 1], table[table[:, 0] == number])
-    handles = [plt.Line2D([], [], color=colour, label=text) for text, colour in VERDICTS.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    handles = [Line2D([], [], **kind) for _, kind in VERDICTS.values()]
+    style.legend(figure, handles, [text for text, _ in VERDICTS.values()])
     why = " (highest PCK)" if len(run.bases) > 1 else ""
     heading(figure, f"Matches at {layer}{why}, crosses mark true positions", run)
     return figure
@@ -263,18 +273,15 @@ def _pair(panel: Axes, source: np.ndarray, target: np.ndarray, matches: np.ndarr
     scaled = matches * np.array([1, *[side] * 6, 1])
     # correct matches last, on top of the others, which are thin
     for _, x, y, true_x, true_y, found_x, found_y, verdict in sorted(scaled, key=lambda match: match[-1] == 1):
-        colour, correct = VERDICTS[int(verdict)][1], verdict == 1
-        line: dict[str, Any] = {
-            "color": colour,
-            "lw": 1.8 if correct else 0.7,
-            "alpha": 1.0 if correct else 0.55,
-            "clip_on": False,
-        }
-        panel.plot([x, right + found_x], [y, found_y], marker="o", ms=3, **line)
+        _, kind = VERDICTS[int(verdict)]
+        rim: dict[str, Any] = (
+            {"path_effects": [withStroke(linewidth=kind["lw"] + 1.2, foreground=style.DARK)]} if verdict == 1 else {}
+        )
+        panel.plot([x, right + found_x], [y, found_y], marker="o", ms=3, clip_on=False, **kind, **rim)
         panel.plot(right + true_x, true_y, "+", color="white", ms=6, mew=2.2, clip_on=False)
-        panel.plot(right + true_x, true_y, "+", color=colour, ms=5, mew=1.0, clip_on=False)
+        panel.plot(right + true_x, true_y, "+", color=kind["color"], ms=5, mew=1.0, clip_on=False)
     panel.set(xlim=(0, right + side), ylim=(side, 0))
-    panel.set_title(f"{(matches[:, -1] == 1).sum()} of {len(matches)} correct", fontsize=9)
+    panel.set_title(f"{(matches[:, -1] == 1).sum()} of {len(matches)} correct", fontsize=style.NORMAL)
 
 
 def _half(run: Run, condition: str, layer: str, metric: str, group: str = "all") -> str:
@@ -289,5 +296,4 @@ REPORT = Report(
         "errors_over_offset": Drawing(over_offset, mapped("offset_errors")),
         "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
     },
-    task=TASKS["correspondence"],
 )

@@ -6,17 +6,15 @@ from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import BLUE, DARK, GREEN, ORANGE, RED, write_figures
+from sdprobe.reports import style
 from sdprobe.reports.mitigated_layers import LEAST_PCK
 from sdprobe.reports.numbers import MISSING, bare_table, six_digits, with_ends
 from sdprobe.reports.run import Run
 from sdprobe.reports.validation import (
-    FEWEST_CELLS,
     HARMS,
     RISKS,
     Correlation,
@@ -27,8 +25,6 @@ from sdprobe.reports.validation import (
 )
 from sdprobe.utilities.io import write_rows
 
-COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED)
-MARKERS = "os^Dv<>P"
 CAPTION = (
     f"point: one layer at one timestep; only points with a raw PCK@0.10 of at least {LEAST_PCK:.0%} count. ρ: Spearman "
     "correlation within a model, averaged over models. 95 % intervals resample models, and within them layers with all their "
@@ -41,34 +37,27 @@ Found = dict[tuple[str, str], Validation]
 
 
 def credibility_tables(runs: Sequence[Run]) -> list[Table]:
-    """One table: every risk against both harms, and the verdict; empty if there are fewer points than one model needs."""
-    cells = _enough(runs)
-    return [_table(cells, _validated(cells))] if cells else []
+    """One table: every risk against both harms, and the verdict; empty if no model has enough points."""
+    cells, found = _validated(runs)
+    return [_table(cells, found)] if found else []
 
 
-def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write ``credibility_validation.csv`` (points), ``credibility_correlations.csv`` and ``credibility_validation.png``."""
-    cells = _enough(runs)
-    if not cells:
+def write(runs: Sequence[Run], folder: Path, form: str = "png") -> list[Path]:
+    """Write ``credibility_validation.csv`` (points), ``credibility_correlations.csv`` and a figure; nothing without a table."""
+    cells, found = _validated(runs)
+    if not found:
         return []
-    found = _validated(cells)
     paths = [folder / "credibility_validation.csv", folder / "credibility_correlations.csv"]
     _write_cells(cells, paths[0])
     _write_correlations(found, paths[1])
-    return paths + write_figures({"credibility_validation": validation_figure(cells, found)}, folder)
-
-
-def _enough(runs: Sequence[Run]) -> list[CredibilityCell]:
-    """All points, or none if there are fewer than one model needs."""
-    cells = credibility_cells(runs)
-    return cells if len(cells) >= FEWEST_CELLS else []
+    return paths + style.write_figures({"credibility_validation": validation_figure(cells, found)}, folder, form)
 
 
 def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
     """Harm over risk: a row per harm, a column per risk; points that do not count are hollow."""
     lines, columns = len(HARMS), len(RISKS)
     size = (3.3 * columns, 3.5 * lines + 0.8)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    figure, axes = style.panels(lines, columns, *size, sharey="row")
     for line, harm in enumerate(HARMS):
         for column, risk in enumerate(RISKS):
             axis = axes[line, column]
@@ -76,15 +65,18 @@ def validation_figure(cells: Sequence[CredibilityCell], found: Found) -> Figure:
             axis.set_title(f"ρ {_with_interval(found[risk, harm].risk)}", fontsize=9)
             axis.set(xlabel=RISKS[risk], ylabel=HARMS[harm] if column == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    style.legend(figure, handles, labels)
     each = found["credibility", "gain"]
     over = f"{each.models} model{'' if each.models == 1 else 's'}, {each.risk.cells} points"
-    figure.suptitle(f"{_verdict(found)}; {over}; hollow: raw PCK below {LEAST_PCK:.0%}", fontsize=11)
+    style.title(figure, f"{_verdict(found)}; {over}; hollow: raw PCK below {LEAST_PCK:.0%}")
     return figure
 
 
-def _validated(cells: Sequence[CredibilityCell]) -> Found:
-    return {(risk, harm): validation(cells, risk, harm) for risk, harm in product(RISKS, HARMS)}
+def _validated(runs: Sequence[Run]) -> tuple[list[CredibilityCell], Found]:
+    """(all points, every validation); no validation if no model has enough points with a gain."""
+    cells = credibility_cells(runs)
+    found = {(risk, harm): validation(cells, risk, harm) for risk, harm in product(RISKS, HARMS)}
+    return cells, found if found["credibility", "gain"].models else {}
 
 
 def _table(cells: Sequence[CredibilityCell], found: Found) -> Table:
@@ -116,12 +108,13 @@ def _scatter(axis: Axes, cells: Sequence[CredibilityCell], risk: str, harm: str)
     models, times = list(dict.fromkeys(c.model for c in cells)), sorted({c.timestep for c in cells})
     for (m, model), (t, timestep) in product(enumerate(models), enumerate(times)):
         shown = [c for c in cells if (c.model, c.timestep) == (model, timestep) and c.has(risk, harm)]
-        colour, marker = COLOURS[m % len(COLOURS)], MARKERS[t % len(MARKERS)]
+        colour, marker = style.COLOURS[m % len(style.COLOURS)], style.MARKERS[t % len(style.MARKERS)]
         for counts, face in ((True, colour), (False, "none")):
             x, y = ([getattr(c, name) for c in shown if c.counts == counts] for name in (risk, harm))
             label = f"{model}, timestep {timestep}" if counts else None
             axis.plot(x, y, marker, color=colour, mfc=face, ms=5, alpha=0.8 if counts else 0.4, label=label)
-    axis.axhline(0, color=DARK, lw=0.6)
+    axis.axhline(0, color=style.DARK, lw=0.6)
+    style.least_span(axis)
     axis.grid(alpha=0.25)
 
 

@@ -4,11 +4,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import Grid, beside_baselines, grids
+from sdprobe.reports.curves import Grid, beside_baselines, grids, of_layer
 from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import TASKS
 
 METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "AbsRel", "delta1": "δ < 1.25"}
 NULLS = {"position_only": "position only", "constant": "constant", "shuffled_labels": "shuffled"}
@@ -42,16 +41,19 @@ def over_layers(run: Run) -> Figure:
     """RMSE of every layer, compared with mitigations, random weights, position only and a constant."""
     baselines = ("random_weights", "position_only", "constant")
     return beside_baselines(
-        run, "Linear depth probe", {"rmse": ""}, baselines, height=4.5, ylim=(0, None), ylabel="RMSE of depth"
+        run, "Linear depth probe", {"rmse": ""}, baselines, height=4.2, ylim=(0, None), ylabel="RMSE of depth"
     )
 
 
 def over_grid(run: Run) -> Figure:
     """Mean absolute error at every grid position, one panel per layer, one colour scale from 0."""
-    errors = {layer: run.maps[f"{layer}/error"] for layer in run.layers}
+    errors = {layer: run.maps[f"{layer}/error"] for layer in run.pictured}
     most = max((float(np.nanmax(error)) for error in errors.values() if np.isfinite(error).any()), default=1.0)
-    panels = [Grid(f"{layer}  RMSE {number(run.value('test', layer, 'rmse'))}", error) for layer, error in errors.items()]
-    return grids(run, "Depth error over the grid", panels, "mean absolute error of depth", vmin=0, vmax=most, cmap="magma")
+    panels = [
+        Grid(f"{of_layer(layer)}  RMSE {number(run.value('test', layer, 'rmse'))}", error) for layer, error in errors.items()
+    ]
+    bar = "mean absolute error of depth"
+    return grids(run, "Depth error over the grid", panels, bar, cells=True, vmin=0, vmax=most, cmap="magma")
 
 
 REPORT = Report(
@@ -60,5 +62,4 @@ REPORT = Report(
         "depth_error_over_layers": Drawing(over_layers, several_layers),
         "depth_error_over_grid": Drawing(over_grid, mapped("error")),
     },
-    task=TASKS["depth"],
 )

@@ -1,52 +1,66 @@
 """Chooses the report of a run by its probe; prints it and draws it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
 
 from sdprobe.reports import content, correspondence, depth, position, statistics, study
-from sdprobe.reports.curves import write_figures
+from sdprobe.reports.printing import print_tables, printed
 from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import FORMATS, write_figures
+from sdprobe.utilities.io import write_file
 
-# no task: the experiment has its own comparison
-CONTROLS = Report(position.REPORT.tables, position.REPORT.drawings)
 REPORTS = {
     "position": position.REPORT,
-    "controls": CONTROLS,
+    "controls": position.REPORT,
     "study": study.REPORT,
     "statistics": statistics.REPORT,
     "correspondence": correspondence.REPORT,
     "depth": depth.REPORT,
     "content": content.REPORT,
 }
-FILES = tuple(
-    dict.fromkeys(name for report in REPORTS.values() for name in report.files)
-)  # that any report may write into a run folder
-WIDTH = 110  # characters of a table if output is not a terminal: wide enough for every cell
+TEXT = "report.txt"  # the printed tables
+# that any report may write into a run folder
+FILES = (TEXT, *dict.fromkeys(name for report in REPORTS.values() for name in report.files))
 
 
 def report_of(run: Run) -> Report:
-    """The report of a run's probe; an unknown probe gets the position report without a metric for comparisons."""
-    return REPORTS.get(run.kind, CONTROLS)
+    """The report of a run's probe; an unknown probe gets the position report."""
+    return REPORTS.get(run.kind, position.REPORT)
 
 
-def figures(run: Run) -> dict[str, Figure]:
-    """Every figure that a run has data for, by file name."""
-    return report_of(run).figures(run)
+def figures(run: Run, layers: Sequence[str] = ()) -> dict[str, Figure]:
+    """Every figure that a run has data for, by file name; ``layers``: see :meth:`~sdprobe.reports.run.Run.showing`."""
+    return report_of(run).figures(run.showing(layers))
 
 
-def draw(run: Run, folder: Path) -> list[Path]:
-    """Write the figures that a run has data for as PNG, and its other files; returns the paths of the figures."""
+def draw(run: Run, folder: Path, form: str = FORMATS[0], layers: Sequence[str] = ()) -> list[Path]:
+    """Write the figures that a run has data for, its tables as ``report.txt``, and its other files.
+
+    Args:
+        run: a run.
+        folder: where to write.
+        form: ``png`` or ``pdf``.
+        layers: layers of which pictures are drawn; none: at most twelve.
+
+    Returns:
+        The paths of the figures; the first is the one to open first.
+    """
+    write_file(folder / TEXT, printed(tables(run)))
     for name, write in report_of(run).written.items():
         write(run, folder / name)
-    return write_figures(figures(run), folder)
+    return write_figures(figures(run, layers), folder, form)
+
+
+def tables(run: Run) -> list[Table]:
+    """The tables of a run, as :func:`show` prints them."""
+    return [table(run) for table in report_of(run).tables]
 
 
 def show(run: Run, console: Console) -> None:
-    """Print the tables; if output is not a terminal, they are wide enough for every cell."""
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    for table in report_of(run).tables:
-        console.print(table(run))
+    """Print the tables."""
+    print_tables(tables(run), console)

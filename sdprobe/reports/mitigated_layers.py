@@ -153,7 +153,7 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
         return "control"
     position, pck = row.cells.get(POSITION), row.cells.get(PCK)
     if position is None:
-        return "position missing"
+        return "undecided: run probe=position"
     if math.isnan(position.p):
         few = POSITION in layer.families and layer.families[POSITION].units < FEWEST
         return "too few photographs" if few else "not tested: run again"
@@ -167,14 +167,14 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
         return "no: lowers PCK"
     control = counterpart(layer, row)
     if control is None:
-        return "random_rank missing"
+        return "undecided: add mitigation random_rank"
     if not row.beyond[1] < LEVEL:
         return f"vs. {control.label} inconclusive"
     if row.beyond[0] > 0:
         return f"no: removes less than {control.label}"
     if pck is None or math.isnan(pck.gain_ci_low):
         few = PCK in layer.families and layer.families[PCK].units < FEWEST
-        return "PCK missing" if pck is None else "too few pictures" if few else "PCK inconclusive"
+        return "undecided: run probe=correspondence" if pck is None else "too few pictures" if few else "PCK inconclusive"
     if layer.none.cells[PCK].value < LEAST_PCK:
         return f"PCK below {LEAST_PCK:.0%}"
     return "yes" if pck.gain_ci_low > -NOTHING else "PCK inconclusive"

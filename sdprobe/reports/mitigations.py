@@ -1,25 +1,25 @@
 """``experiment=mitigations``: how much position each mitigation removes from a layer, what it costs, and whether it works.
 
-The Pareto figure shows downstream metrics over position accuracy.
+The Pareto figures show downstream metrics over position accuracy, with the names of the best mitigations.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from rich.table import Table
 
 from sdprobe.metrics.intervals import FEWEST
-from sdprobe.reports.curves import BLUE, DARK, GREEN, ORANGE, RED, write_figures
+from sdprobe.reports import style
 from sdprobe.reports.mitigated_layers import (
     CONTENT,
     LEAST_PCK,
@@ -37,24 +37,25 @@ from sdprobe.reports.mitigated_layers import (
     verdict,
 )
 from sdprobe.reports.numbers import MISSING, add_columns, bare_table, markdown, six_digits, with_ends
-from sdprobe.reports.run import Run
+from sdprobe.reports.run import Run, without_folders
+from sdprobe.reports.style import DARK, GREY
 from sdprobe.utilities.io import write_file, write_rows
 
 COST = ("passes", "fit\nimages", "rank")
-WIDTH = 188  # characters of a table with every column
 CAPTION = (
-    "Each value is followed by its paired difference from none. *: p < .05, adjusted by joint sign flips for all layers and "
-    "mitigations of the metric (controls excluded). position: accuracy in 8 bins of a newly trained probe. PCK: @0.10, for all "
-    "keypoints and by displacement between source and target. passes: network passes per image, relative to a plain pass. "
-    "works: yes, if position accuracy falls significantly, also compared with the random control of equal rank (the largest "
+    "*: the value differs from that of none, p < .05, adjusted by joint sign flips for all layers and mitigations of the "
+    "metric (controls excluded). mitigations.csv has the differences and all intervals. position: accuracy in 8 bins of a "
+    "newly trained probe. PCK: @0.10, for all keypoints and by displacement between source and target. passes: network passes "
+    "per image, relative to a plain pass. works: yes, if position accuracy falls significantly, also compared with the random "
+    "control of equal rank (the largest "
     f"one, if the mitigation has no rank), and if the interval of PCK's difference lies above −{NOTHING}, with a PCK of at "
     f"least {LEAST_PCK:.0%}; no, if PCK falls significantly; otherwise inconclusive."
 )
 KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
 # metric → label, whether higher is better
 ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
-COLOURS = (BLUE, ORANGE, GREEN, "#ad1a72", "#6940a5", RED, "#a67c00", "#64473a", "#3d9aa8")
-MARKERS = "osD^v<>PXhp"
+BEST = 6  # mitigations of a panel with a name and a colour
+TOGETHER = 3  # layers of a figure, at most
 SHIFTS = [  # offset of a label from its point, in points, nearest first
     (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
     for reach in (9, 16, 26, 38, 52, 70)
@@ -67,16 +68,15 @@ def mitigation_tables(runs: Sequence[Run]) -> list[Table]:
     return [_table(layer) for layer in mitigated_layers(runs)]
 
 
-def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write ``mitigations.csv`` (all numbers), ``mitigations.md``, ``mitigations_pareto.png``; nothing without a comparison."""
+def write(runs: Sequence[Run], folder: Path, form: str = "png") -> list[Path]:
+    """Write ``mitigations.csv`` (all numbers), ``mitigations.md`` and Pareto figures; nothing without a comparison."""
     layers = mitigated_layers(runs)
     if not layers:
         return []
     paths = [folder / "mitigations.csv", folder / "mitigations.md"]
     _write_csv(layers, paths[0])
     write_file(paths[1], "\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION}\n")
-    figure = pareto_figure(layers)
-    return paths + (write_figures({"mitigations_pareto": figure}, folder) if figure else [])
+    return paths + style.write_figures(pareto_figures(layers), folder, form)
 
 
 def _table(layer: MitigatedLayer) -> Table:
@@ -90,14 +90,20 @@ def _table(layer: MitigatedLayer) -> Table:
     return table
 
 
-def _row(layer: MitigatedLayer, row: Row, ends: bool = False) -> list[str]:
+def _row(layer: MitigatedLayer, row: Row) -> list[str]:
     """Label, metrics, cost, verdict."""
-    return [row.label, *(_cell(row.cells.get(key), ends) for key in _measured(layer)), *_cost(row), verdict(layer, row)]
+    return [row.label, *(_cell(row.cells.get(key)) for key in _measured(layer)), *_cost(row), verdict(layer, row)]
 
 
 def _title(layer: MitigatedLayer) -> str:
     missing = "" if any(row.random for row in layer.rows) else "  (no random_rank: no verdict on what works)"
-    return f"Mitigations of {layer.layer}: {layer.setting}{missing}"
+    return f"Mitigations of {layer.layer}: {_setting(layer)}{missing}"
+
+
+def _setting(layer: MitigatedLayer) -> str:
+    """The setting of a layer, without the folders of a network."""
+    network, comma, conditions = layer.setting.partition(",")
+    return f"{without_folders(network)}{comma}{conditions}"
 
 
 def families(layer: MitigatedLayer) -> str:
@@ -122,13 +128,13 @@ def _measured(layer: MitigatedLayer) -> list[str]:
 
 
 def _markdown(layer: MitigatedLayer) -> str:
-    """The same table with intervals."""
+    """The same table, and what position was compared with."""
     heads = ["mitigation", *(METRICS[key] for key in _measured(layer)), *COST, "works", "compared with"]
     lines = [[head.replace("\n", " ") for head in heads], ["---"] * len(heads)]
     for row in layer.rows:
         control = counterpart(layer, row) if POSITION in row.cells and row.label != NONE and not row.control else None
         against = f"{control.label} (rank {_count(control.rank)})" if control else ""
-        lines.append([*_row(layer, row, ends=True), against])
+        lines.append([*(cell.strip() for cell in _row(layer, row)), against])
     return f"## {_title(layer)}\n\n{markdown(lines)}\n{families(layer)}\n"
 
 
@@ -144,14 +150,8 @@ def _write_csv(layers: Sequence[MitigatedLayer], path: Path) -> None:
     write_rows(path, rows)
 
 
-def _cell(cell: Cell | None, ends: bool = False) -> str:
-    if cell is None:
-        return MISSING
-    value = with_ends(cell.value, *((cell.ci_low, cell.ci_high) if ends else ()))
-    if math.isnan(cell.gain):
-        return value
-    gain = with_ends(cell.gain, *((cell.gain_ci_low, cell.gain_ci_high) if ends else (math.nan, math.nan)), sign=True)
-    return f"{value} {gain}{'*' if cell.significant else '' if ends else ' '}"
+def _cell(cell: Cell | None) -> str:
+    return f"{MISSING} " if cell is None else f"{with_ends(cell.value)}{'*' if cell.significant else ' '}"
 
 
 def _cost(row: Row) -> list[str]:
@@ -164,15 +164,34 @@ def _count(value: int | None) -> str:
 
 
 def dominated(points: np.ndarray) -> np.ndarray:
-    """Whether another point is at least as good in both coordinates and better in one, for points (n, 2).
+    """By how many others each of the points (n, 2) is dominated: as good in both coordinates and better in one.
 
     Lower is better for the first coordinate, higher for the second.
 
     >>> dominated(np.array([[0.2, 0.5], [0.3, 0.4], [0.3, 0.6], [0.2, 0.5]])).tolist()
-    [False, True, False, False]
+    [0, 3, 0, 0]
     """
     less, more = points[:, None, 0] - points[None, :, 0], points[None, :, 1] - points[:, None, 1]
-    return np.asarray(((less >= 0) & (more >= 0) & ((less > 0) | (more > 0))).any(1))
+    return np.asarray(((less >= 0) & (more >= 0) & ((less > 0) | (more > 0))).sum(1))
+
+
+def best(layer: MitigatedLayer, key: str) -> list[str]:
+    """The six best mitigations of a layer for a task: those dominated by the fewest others, of these the lowest position.
+
+    Controls, and the layer without mitigation, neither count nor are named.
+    """
+    points = [(row, x, y) for row, x, y in _points(layer, key) if row.label != NONE and not row.control]
+    counts = dominated(_oriented(points, key))
+    order = sorted(range(len(points)), key=lambda i: (counts[i], points[i][1], i))
+    return [points[i][0].label for i in order[:BEST]]
+
+
+def pareto_figures(layers: Sequence[MitigatedLayer]) -> dict[str, Figure]:
+    """Figures by name, each of at most three layers; none if no task was measured together with position accuracy."""
+    parts = [layers[start : start + TOGETHER] for start in range(0, len(layers), TOGETHER)]
+    drawn = [pareto_figure(part) for part in parts]
+    names = (f"mitigations_pareto{f'_{number}' if number > 1 else ''}" for number in range(1, len(drawn) + 1))
+    return {name: figure for name, figure in zip(names, drawn, strict=True) if figure}
 
 
 def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
@@ -180,27 +199,32 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
     tasks = [key for key in ROWS if any(len(_points(layer, key)) > 1 for layer in layers)]
     if not tasks:
         return None
-    size = (max(5.2 * len(layers), 7.0), 4.6 * len(tasks) + 1.0)
-    figure, axes = plt.subplots(len(tasks), len(layers), figsize=size, squeeze=False, layout="constrained")
-    families = list(dict.fromkeys(row.family for layer in layers for row in layer.rows[1:]))
-    styles = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(families)}
+    size = (max(4.8 * len(layers), 7.0), 4.2 * len(tasks) + 1.6)
+    figure, axes = style.panels(len(tasks), len(layers), *size)
+    named = list(dict.fromkeys(label for key in tasks for layer in layers for label in best(layer, key)))
+    styles = {label: style.series(i) for i, label in enumerate(named)}
     for line, key in enumerate(tasks):
         for axis, layer in zip(axes[line], layers, strict=True):
+            _scatter(axis, layer, key, styles)
             _frame(axis, layer, key)
-            _families(axis, layer, key, styles)
     several = len({layer.setting for layer in layers}) > 1
     for axis, layer in zip(axes[0], layers, strict=True):
-        axis.set_title(f"{layer.layer}\n{layer.setting}" if several else layer.layer, fontsize=9 if several else 11)
-    setting = "" if several else f", {layers[0].setting}"
-    figure.suptitle(
-        f"Position accuracy and task performance after mitigation{setting}\n"
-        "hollow: another mitigation is at least as good in both and better in one\n"
-        "bars: 95 % intervals (they may overlap); dotted: chance", fontsize=11,
-    )  # fmt: skip
+        text = f"{layer.layer}\n{_setting(layer)}" if several else layer.layer
+        axis.set_title(style.wrapped(text, size[0] / len(layers) - 0.8, style.NORMAL), fontsize=style.NORMAL)
+    grey: dict[str, Any] = {"ls": "none", "color": GREY}
+    others = [Line2D([], [], marker="o", ms=4, mfc="none", **grey), Line2D([], [], marker="x", ms=5, **grey)]
+    style.legend(figure, others, ["other mitigations", "controls"])
+    style.title(
+        figure,
+        "Position accuracy and task performance after mitigation",
+        "" if several else _setting(layers[0]),
+        f"named: the {BEST} best of a panel; hollow: another mitigation is at least as good in both and better in one",
+        "bars: 95 % intervals (they may overlap); dotted: chance",
+    )
     figure.canvas.draw()  # the layout must be known before labels are placed
     for line, key in enumerate(tasks):
         for axis, layer in zip(axes[line], layers, strict=True):
-            _labels(axis, _points(layer, key), styles)
+            _labels(axis, layer, key, styles)
     return figure
 
 
@@ -217,7 +241,9 @@ def _frame(axis: Axes, layer: MitigatedLayer, key: str) -> None:
         ylabel=f"{label} ({'higher' if higher else 'lower'} is better)\n{_sampled(layer, key)}",
     )
     axis.grid(alpha=0.25)
-    axis.margins(0.2)
+    axis.margins(0.15)
+    style.least_span(axis)
+    style.least_span(axis, along="x")
     if not higher:
         axis.invert_yaxis()
     if math.isfinite(layer.chance):
@@ -233,25 +259,24 @@ def _sampled(layer: MitigatedLayer, key: str) -> str:
     return f"{count} {'pictures' if key == PCK else 'photographs'}{few}"
 
 
-def _families(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, tuple[str, str]]) -> None:
-    points = _points(layer, key)
-    if not points:
-        return
+def _oriented(points: Sequence[tuple[Row, float, float]], key: str) -> np.ndarray:
+    """Points (n, 2) of which lower is better for the first coordinate, higher for the second."""
     sign = 1 if ROWS[key][1] else -1
-    hollow = dominated(np.array([[x, sign * y] for _, x, y in points]))
-    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for (row, x, y), open_ in zip(points, hollow, strict=True):
-        colour, marker = _style(row, styles)
+    return np.array([[x, sign * y] for _, x, y in points]).reshape(-1, 2)
+
+
+def _scatter(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, dict[str, Any]]) -> None:
+    points = _points(layer, key)
+    counting = [point for point in points if not point[0].control]
+    hollow = {row.label: count > 0 for (row, *_), count in zip(counting, dominated(_oriented(counting, key)), strict=True)}
+    names = best(layer, key)
+    for row, x, y in points:
+        kind = _style(row, styles, names)
         ends = [_bars(row, each) for each in (POSITION, key)]
-        axis.errorbar(x, y, xerr=ends[0], yerr=ends[1], color=colour, alpha=0.3, lw=0.8, zorder=1)
-        axis.plot(
-            x, y, marker, ms=13 if row.label == NONE else 6.5, color=colour, mfc="white" if open_ else colour, mew=1.4,
-            zorder=5 if row.label == NONE else 3, gid=row.label,
-        )  # fmt: skip
-        lines[row.family].append((x, y))
-    for name, line in lines.items():
-        if len(line) > 1:
-            axis.plot(*zip(*sorted(line), strict=True), color=styles[name][0], lw=1.2, alpha=0.8, zorder=2)
+        front = row.label in names or row.label == NONE
+        axis.errorbar(x, y, xerr=ends[0], yerr=ends[1], color=kind["color"], alpha=0.5 if front else 0.15, lw=0.9, zorder=1)
+        face = "white" if hollow.get(row.label) else kind["color"]
+        axis.plot(x, y, **kind, ls="none", mfc=face, mew=1.3, zorder=5 if front else 3, gid=row.label)
 
 
 def _bars(row: Row, key: str) -> list[list[float]] | None:
@@ -259,22 +284,26 @@ def _bars(row: Row, key: str) -> list[list[float]] | None:
     return None if math.isnan(cell.ci_low) else [[max(0.0, cell.value - cell.ci_low)], [max(0.0, cell.ci_high - cell.value)]]
 
 
-def _labels(axis: Axes, points: list[tuple[Row, float, float]], styles: dict[str, tuple[str, str]]) -> None:
-    """Place each label as near to its point as possible without covering points or labels."""
+def _labels(axis: Axes, layer: MitigatedLayer, key: str, styles: dict[str, dict[str, Any]]) -> None:
+    """Place each name as near to its point as possible without covering points or names."""
+    names = best(layer, key)
+    points = _points(layer, key)
     places = [axis.transData.transform((x, y)) for _, x, y in points]
     taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in places]
     for row, x, y in points:
-        colour, _ = _style(row, styles)
-        text = axis.annotate(row.label, (x, y), (0, 0), textcoords="offset points", fontsize=7.5, color=colour, va="center")
+        if row.label not in (NONE, *names):
+            continue
+        colour = _style(row, styles, names)["color"]
+        text = axis.annotate(row.label, (x, y), (0, 0), textcoords="offset points", fontsize=8, color=colour, va="center")
         text.set(zorder=6, path_effects=[withStroke(linewidth=2, foreground="white")])
         text.set_in_layout(False)
         tried = [_tried(axis, text, shift, taken) for shift in SHIFTS]
-        _, best = min(zip(tried, range(len(SHIFTS)), strict=True))  # the nearest of those with the fewest overlaps
-        _move(text, SHIFTS[best])
+        _, nearest = min(zip(tried, range(len(SHIFTS)), strict=True))  # the nearest of those with the fewest overlaps
+        _move(text, SHIFTS[nearest])
         taken.append(text.get_window_extent())
-        if math.hypot(*SHIFTS[best]) > 14:
+        if math.hypot(*SHIFTS[nearest]) > 14:
             line = {"arrowstyle": "-", "lw": 0.5, "color": DARK, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4}
-            axis.annotate("", (x, y), SHIFTS[best], textcoords="offset points", arrowprops=line).set_in_layout(False)
+            axis.annotate("", (x, y), SHIFTS[nearest], textcoords="offset points", arrowprops=line).set_in_layout(False)
 
 
 def _tried(axis: Axes, text: Annotation, shift: tuple[float, float], taken: list[Bbox]) -> int:
@@ -290,5 +319,12 @@ def _move(text: Annotation, shift: tuple[float, float]) -> None:
     text.set_horizontalalignment("left" if shift[0] > 1 else "right" if shift[0] < -1 else "center")
 
 
-def _style(row: Row, styles: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    return (DARK, "*") if row.label == NONE else styles[row.family]
+def _style(row: Row, styles: dict[str, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Colour, marker and size of a point."""
+    if row.label == NONE:
+        return {"color": DARK, "marker": "*", "ms": 13}
+    if row.control:
+        return {"color": GREY, "marker": "x", "ms": 5}
+    if row.label not in names:
+        return {"color": GREY, "marker": "o", "ms": 4}
+    return {"color": styles[row.label]["color"], "marker": styles[row.label]["marker"], "ms": 7}

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from sdprobe.metrics.intervals import FEWEST, FEWEST_SEEDS
@@ -17,6 +18,7 @@ SPARSE = "few"  # replaces an interval: too few units contribute to the number, 
 MARK = "†"  # follows the number of a group that has no interval
 GROUPS_OF_IMAGES = 20
 SHORT = 4  # a caption names at most so many mitigations
+LOPSIDED = 2  # an interval whose longer side is so many times the shorter one is given by its ends
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -64,12 +66,22 @@ def half(
     write: Callable[[float], str] = number,
     few: str = FEW,
 ) -> str:
-    """Half-width of a number's interval, the longer side if it is asymmetric; the reason if there is no interval, which is
+    """Half-width of a number's interval; both ends if one side is much longer; the reason if there is no interval, which is
     ``few`` for too few units; empty if the number was not measured."""
     value, low, high = run.estimate(condition, layer, metric, group)
     if value is None:
         return ""
-    return lacking(run, condition, few) if low is None or high is None else write(max(value - low, high - value))
+    return lacking(run, condition, few) if low is None or high is None else within(value, low, high, write)
+
+
+def within(value: float, low: float, high: float, write: Callable[[float], str] = number) -> str:
+    """Half-width of an interval (its longer side), or ``[low, high]`` if one side is more than twice as long as the other.
+
+    >>> within(0.5, 0.4, 0.61), within(0.001, 0.0, 0.365)
+    ('.110', '[.000, .365]')
+    """
+    short, long = sorted((value - low, high - value))
+    return f"[{write(low)}, {write(high)}]" if long > LOPSIDED * short else write(long)
 
 
 def ends(run: Run, condition: str, layer: str, metric: str, write: Callable[[float], str]) -> str:
@@ -127,7 +139,8 @@ def intervals(run: Run) -> str:
     count, name = units(run)
     if count is not None and count < FEWEST:
         return f"Only {count} {name}: there are no intervals below {FEWEST}, and values near 0 or 1 are unreliable."
-    return f"±: half-width (longer side) of the 95 % interval over {'' if count is None else f'{count} '}{name}."
+    over = f"{'' if count is None else f'{count} '}{name}"
+    return f"±: half-width (longer side) of the 95 % interval over {over}; ends if a side is more than twice the other."
 
 
 def seeds(run: Run) -> str:
@@ -163,8 +176,11 @@ def random_cells(run: Run, layer: str, metric: str, few: str = FEW) -> list[str]
     return cells + [half(run, "random_weights", layer, metric, few=few)] * over_seeds(run)
 
 
-def alone(run: Run) -> str:
-    """A sentence on what a comparison of several mitigations did not measure; empty for other runs."""
+def unmeasured(run: Run) -> str:
+    """A sentence on what a run with mitigations did not measure; empty for other runs."""
+    if run.chain:
+        both = "datamodule.compare=true measures both" if " → " not in run.chain else "mitigation=none measures it"
+        return f"raw: not measured; {both}."
     if len(run.labels) < 2:
         return ""
     chain = f"the chain {' → '.join(run.labels)}" if len(run.labels) <= SHORT else "the chain of all"
@@ -174,7 +190,7 @@ def alone(run: Run) -> str:
 def bare_table(title: str, caption: str = "", spaced: bool = False) -> Table:
     """An empty table; columns are two spaces apart if ``spaced``, else one."""
     return Table(
-        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+        title=escape(title), caption=escape(caption) or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
         padding=(0, int(spaced), 0, 0), show_edge=False,
     )  # fmt: skip
 
@@ -185,9 +201,11 @@ def run_table(title: str, run: Run, spaced: bool = False) -> Table:
 
 
 def add_columns(table: Table, *headers: str, left: bool = False, dim: bool = False) -> None:
-    """Add columns that never wrap: text aligned ``left``, numbers right."""
+    """Add columns: text aligned ``left``, which wraps if nothing else helps, and numbers aligned right, which never wrap."""
     for header in headers:
-        table.add_column(header, no_wrap=True, justify="left" if left else "right", style="dim" if dim else "")
+        table.add_column(
+            header, no_wrap=not left, overflow="fold", justify="left" if left else "right", style="dim" if dim else ""
+        )
 
 
 def probe_table(
@@ -203,7 +221,7 @@ def probe_table(
     Its columns are ``names`` (text), those of :func:`by_group`, ``more`` numbers, and dimmed baselines: ``before``,
     :func:`random_cells`, ``after``.
     """
-    table = run_table(f"{title}: {run.setting}, {tested(run)}", run)
+    table = run_table(f"{title}: {run.heading}, {tested(run)}", run)
     add_columns(table, *names, left=True)
     add_columns(table, "all", "±", *(group.replace("_", "\n") for group in GROUPS), *more)
     add_columns(table, *before, random_header(run), *["±"] * over_seeds(run), *after, dim=True)
@@ -217,5 +235,5 @@ def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
     _, name = units(run)
     why = f"fewer than {FEWEST} {name} contribute to it or differ in it, or few contribute most of it."
     note = f"{', '.join(marks)}: the number has no interval, because {why}" if marks else ""
-    shown.caption = sep.join(filter(None, (*sentences, note, alone(run))))
+    shown.caption = escape(sep.join(filter(None, (*sentences, note, unmeasured(run)))))
     return shown

@@ -1,13 +1,13 @@
 """Table and figures of a position run: accuracy over layers and over the grid, predicted against true position."""
 
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import Grid, beside_baselines, grids
-from sdprobe.reports.numbers import MISSING, by_group, captioned, intervals, number, probe_table, random_cells
+from sdprobe.reports.curves import Grid, beside_baselines, grids, of_layer
+from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import TASKS
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
@@ -40,30 +40,30 @@ def over_layers(run: Run) -> Figure:
     }
     baselines = ("random_weights", "shuffled_labels", "chance")
     return beside_baselines(
-        run, "Linear position probe", panels, baselines, height=7, ylim=(0, 1.02), ylabel="position accuracy"
+        run, "Linear position probe", panels, baselines, height=6.5, ylim=(0, 1.03), ylabel="position accuracy"
     )
 
 
 def over_grid(run: Run) -> Figure:
     """Axis accuracy at every grid position, one panel per layer, one colour scale from 0 to 1."""
     panels = []
-    for layer in run.layers:
+    for layer in run.pictured:
         values = [run.value(condition, layer, "axis_accuracy") for condition in ("test", "chance")]
-        own, chance = (MISSING if value is None else f"{value:.2f}" for value in values)
-        panels.append(Grid(f"{layer}  {own} (chance {chance})", run.maps[f"{layer}/accuracy"], "column", "row"))
-    return grids(run, "Axis accuracy over the grid", panels, "axis accuracy", vmin=0, vmax=1, cmap="viridis")
+        own, chance = (number(value, 2) for value in values)
+        panels.append(Grid(f"{of_layer(layer)}  {own} (chance {chance})", run.maps[f"{layer}/accuracy"], "column", "row"))
+    return grids(run, "Axis accuracy over the grid", panels, "axis accuracy", cells=True, vmin=0, vmax=1, cmap="viridis")
 
 
 def confusion(run: Run) -> Figure:
     """Confusion matrices of rows and of columns, side by side."""
     panels = []
-    for layer in run.layers:
+    for layer in run.pictured:
         for axis in ("rows", "cols"):
             table = run.maps[f"{layer}/{axis}"]
             shares = table / table.sum(1, keepdims=True).clip(1)
-            panels.append(Grid(f"{layer} {axis}", shares, f"predicted {axis[:-1]}", f"true {axis[:-1]}"))
+            panels.append(Grid(f"{of_layer(layer)} {axis}", shares, f"predicted {axis[:-1]}", f"true {axis[:-1]}"))
     title = "Predicted against true position"
-    return grids(run, title, panels, "share of tokens", beside=2, vmin=0, vmax=1, cmap="magma")
+    return grids(run, title, panels, "share of tokens", beside=2, cells=True, norm=PowerNorm(0.5, 0, 1), cmap="magma")
 
 
 REPORT = Report(
@@ -73,5 +73,4 @@ REPORT = Report(
         "accuracy_over_grid": Drawing(over_grid, mapped("accuracy")),
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },
-    task=TASKS["position"],
 )

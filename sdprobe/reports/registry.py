@@ -80,6 +80,14 @@ class Entry:
         return ", ".join(self.settings.get(name, ()))
 
 
+# what meta must have, and the types of what it may have
+NEEDED = {"complete": bool, "layers": list, "model": str, "weights": str, "timestep": int, "images": dict}
+OPTIONAL = {
+    "photographs": dict, "mitigations": dict, "pairs": dict, "shapes": dict, "probe": str,
+    "control": str, "concatenated": list, "train_steps": int, "schema": int,
+}  # fmt: skip
+
+
 def find(places: Sequence[Path], filters: Sequence[str] = (), wanted: Wanted | None = None) -> list[Entry]:
     """The runs below these folders, the oldest first.
 
@@ -162,8 +170,8 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
             raise
         raise InputError(f"metrics.json is unreadable ({type(error).__name__})") from error
     meta = content.pop("meta", None)
-    if lacking := _lacking(meta):
-        raise InputError(f"metrics.json is not that of a run: {lacking}")
+    if wrong := lacking(meta):
+        raise InputError(f"metrics.json is not that of a run: {wrong}")
     assert isinstance(meta, dict)
     numbers = {
         key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)
@@ -196,18 +204,19 @@ def _lines(text: bytes, name: bytes, end: int) -> Iterator[bytes]:
         at = text.find(name, stop, end)
 
 
-def _lacking(meta: Any) -> str:
+def lacking(meta: Any) -> str:
     """What the ``meta`` of a run has and this one has not; empty if nothing."""
     if not isinstance(meta, dict):
         return "it lacks meta"
-    kinds = {"complete": bool, "layers": list, "model": str, "weights": str, "timestep": int, "images": dict}
-    for name, kind in kinds.items():
+    for name, kind in NEEDED.items():
         if not isinstance(meta.get(name), kind):
             return f"it lacks meta.{name}" if name not in meta else f"meta.{name} is of another type"
-    optional = {"photographs": dict, "mitigations": dict, "pairs": dict, "probe": str}
-    wrong = [name for name, kind in optional.items() if not isinstance(meta.get(name, kind()), kind)]
-    if not wrong and not all(isinstance(layer, str) for layer in meta["layers"]):
+    wrong = [name for name, kind in OPTIONAL.items() if meta.get(name) is not None and not isinstance(meta[name], kind)]
+    if not wrong and not (meta["layers"] and all(isinstance(layer, str) for layer in meta["layers"])):
         wrong = ["layers"]
+    wrong = wrong or [
+        name for name in ("images", "photographs") if not all(type(n) is int for n in (meta.get(name) or {}).values())
+    ]
     return f"meta.{wrong[0]} is of another type" if wrong else ""
 
 

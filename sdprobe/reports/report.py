@@ -1,4 +1,4 @@
-"""The parts of a probe's report: tables, figures, files, and the metric by which runs are compared."""
+"""The parts of a probe's report: tables, figures, files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import Task
+from sdprobe.reports.style import FORMATS
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables in printed order; figures by file name without ``.png``; other files by name."""
+    """Tables in printed order; figures by file name without ending, the one to open first at the beginning; other files by
+    name."""
 
     tables: tuple[Callable[[Run], Table], ...]
     drawings: Mapping[str, Drawing]
-    task: Task | None = None
     written: Mapping[str, Callable[[Run, Path], None]] = field(default_factory=dict)
 
     @property
     def files(self) -> list[str]:
         """Every file that the report may write into a run folder."""
-        return [*(f"{name}.png" for name in self.drawings), *self.written]
+        return [*(f"{name}.{form}" for name in self.drawings for form in FORMATS), *self.written]
 
     def figures(self, run: Run) -> dict[str, Figure]:
         """Every figure that the run has data for, by file name."""

@@ -1,27 +1,33 @@
 """A run folder for reports: metrics by condition, layer, metric and group; maps by layer."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdprobe.reports.recorded import checked, shown_names
-from sdprobe.tokens.keys import ENDS, Key, label_of
+from sdprobe.tokens.keys import ENDS, Key, base_of, label_of
+from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, read_file, read_json
 
 SCHEMA = 2  # of metrics.json; older runs have no pseudo-values for significance tests
+NAMED = 3  # a title names at most so many mitigations
+PICTURED = 12  # pictures of so many layers at most
 
 
 @dataclass(frozen=True)
 class Run:
-    """metrics.json and maps.npz of one run."""
+    """metrics.json and maps.npz of one run. ``chosen``: the layers of which pictures are drawn, see :meth:`showing`."""
 
     metrics: dict[str, float]
     meta: dict[str, Any]
     maps: dict[str, np.ndarray]
     folder: Path = Path()
+    chosen: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, maps: bool = True) -> "Run":
@@ -89,6 +95,29 @@ class Run:
         return list(dict.fromkeys(filter(None, map(label_of, self.layers))))
 
     @property
+    def pictured(self) -> list[str]:
+        """The layers, each followed by its variants, of which pictures are drawn: at most twelve unless others were chosen."""
+        most = max(1, PICTURED // (1 + len(self.labels)))
+        bases = self.chosen or spread(self.bases, most)
+        return [layer for base in bases for layer in self.layers if layer.removesuffix(f"__{label_of(layer)}") == base]
+
+    def showing(self, patterns: Sequence[str]) -> "Run":
+        """The run with pictures of the layers that match; none of the patterns: of at most twelve layers.
+
+        Args:
+            patterns: names of layers, such as ``mid`` or ``up_*``, or ``all``.
+
+        Raises:
+            InputError: no layer matches.
+        """
+        wanted = [layer for layer in self.bases if any(p == "all" or fnmatchcase(base_of(layer), p) for p in patterns)]
+        if patterns and not wanted:
+            raise InputError(
+                f"Expected --layers to name layers of the run ({', '.join(self.bases)}), but got '{','.join(patterns)}'."
+            )
+        return replace(self, chosen=tuple(wanted))
+
+    @property
     def kind(self) -> str:
         """Kind of the probe: ``position``, ``statistics``, ``content``, …"""
         return str(self.meta.get("probe", "position"))
@@ -100,11 +129,27 @@ class Run:
         return " → ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", step).lower() for step in steps)
 
     @property
+    def network(self) -> str:
+        """Name of the network: that of its folder, or of its repository with the owner."""
+        return without_folders(str(self.meta["model"]))
+
+    @property
     def setting(self) -> str:
-        """Network, noise level and mitigations, for titles."""
-        weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
+        """Network with its path, noise level and mitigations. Equal for runs that may be compared."""
         mitigated = f", with mitigation {self.chain}" if self.chain else ""
-        return f"{self.meta['model']}{weights}, timestep {self.meta['timestep']}{mitigated}"
+        return self._conditions(str(self.meta["model"])) + mitigated
+
+    @property
+    def heading(self) -> str:
+        """Network, noise level and mitigations, for titles."""
+        few = len(self.labels) <= NAMED
+        labels = f"mitigation {', '.join(self.labels)}" if few else f"{len(self.labels)} mitigations"
+        mitigated = f", with mitigation {self.chain}" if self.chain else f", without and with {labels}" if self.labels else ""
+        return self._conditions(self.network) + mitigated
+
+    def _conditions(self, network: str) -> str:
+        weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
+        return f"{network}{weights}, timestep {self.meta['timestep']}"
 
     def value(self, condition: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, or None if it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
@@ -116,3 +161,23 @@ class Run:
         """A number and both ends of its 95 % interval; each is None if it was not measured."""
         value, low, high = (self.value(condition, layer, metric, group, end) for end in ("", *ENDS))
         return value, low, high
+
+
+def without_folders(model: str) -> str:
+    """The last part of a path; names of repositories stay whole.
+
+    >>> [without_folders(model) for model in ("/data/models/sd15", "owner/name", "sd15")]
+    ['sd15', 'owner/name', 'sd15']
+    """
+    return Path(model).name if model[:1] in ("/", "~", ".") or model.count("/") > 1 else model
+
+
+def spread(names: Sequence[str], most: int = PICTURED) -> list[str]:
+    """All names, or of more than ``most`` as many evenly spread ones with the first and the last.
+
+    >>> spread(list("abcdefg"), 3)
+    ['a', 'd', 'g']
+    """
+    if len(names) <= most:
+        return list(names)
+    return [names[round(place)] for place in np.linspace(0, len(names) - 1, most)]

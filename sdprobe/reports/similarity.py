@@ -6,22 +6,24 @@ and seed from a run, and writes the figure into its folder.
 
 import argparse
 import inspect
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 import yaml
 from matplotlib.backend_bases import FigureCanvasBase
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.reports.statistics import similarity_sheet
+from sdprobe.reports.style import write
 from sdprobe.tokens.groups import token_similarity
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
-from sdprobe.utilities.io import parsing, read_yaml, write_figure
+from sdprobe.utilities.io import parsing, read_yaml
 from sdprobe.utilities.pictures import check_size, opened, square, upright
 
 BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device"}  # this machine may lack that of the run
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.set_defaults(**defaults_of(options.run))
             options = parser.parse_args(arguments)  # typed options override those of the run
         token = position(options.token, options.side)
-        check_out(options.out)
+        out = options.out or (options.run or Path()) / file_name(options.image, token)
+        check_out(out)
         image = picture(options.image, options.size)
         backbone = FrozenSD.from_pretrained(**options.backbone, device=options.device)
         block = layers_of(options.block)
@@ -48,15 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         layer: token_similarity(grid[0], token, options.side, not options.raw).cpu().numpy() for layer, grid in grids.items()
     }
     name = f"{options.image.name}, token {options.token} of a {options.side} × {options.side} grid"
-    figure = similarity_sheet(
-        image.permute(1, 2, 0).numpy(),
-        maps,
-        token,
-        options.side,
-        f"{name}; {backbone.path}{weights}, timestep {options.timestep}",
-    )
-    write_figure(options.out, figure, dpi=120)
-    plt.close(figure)
+    setting = f"{Path(backbone.path).name}{weights}, timestep {options.timestep}"
+    write(out, similarity_sheet(image.permute(1, 2, 0).numpy(), maps, token, options.side, name, setting))
+    sys.stdout.write(f"{out}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=512, help="image side in pixels")
     parser.add_argument("--raw", action="store_true", help="do not subtract the mean token of the picture")
     parser.add_argument(
-        "--out", type=Path, default=Path("similarity.png"), help="default: similarity.png, in the run folder if --run is given"
+        "--out", type=Path, help="default: similarity_IMAGE_ROW_COL.png, in the run folder if --run is given, else here"
     )
     return parser
 
@@ -106,7 +103,16 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             raise InputError(
                 f"Expected {stored} to state {name}, but got '{shown(value)}'. Leave out --run, and type the options."
             )
-    return {"backbone": network, **drawn, "out": folder / "similarity.png"}
+    return {"backbone": network, **drawn}
+
+
+def file_name(image: Path, token: tuple[int, int]) -> str:
+    """Name of the figure: other pictures and other tokens have other names.
+
+    >>> file_name(Path("photos/a bird.jpg"), (12, 17))
+    'similarity_a_bird_12_17.png'
+    """
+    return f"similarity_{re.sub(r'[^A-Za-z0-9.-]+', '_', image.stem)}_{token[0]}_{token[1]}.png"
 
 
 def layers_of(block: str) -> list[str]:

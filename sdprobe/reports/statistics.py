@@ -1,16 +1,16 @@
 """Table and figures of an anomaly-statistics run."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from rich.table import Table
 
-from sdprobe.reports.curves import BLUE, COLUMNS, GREEN, GREY, ORANGE, curve, heading, mitigated, name_layers
+from sdprobe.reports import style
+from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_figure, mitigated, of_layer, own
 from sdprobe.reports.numbers import (
     add_columns,
     captioned,
@@ -24,11 +24,13 @@ from sdprobe.reports.numbers import (
     tested,
 )
 from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
-from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import TASKS
+from sdprobe.reports.run import PICTURED, Run
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
-OWN: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.4}
+MARK: dict[str, Any] = {  # a token on a picture: white with a dark rim, visible on any picture
+    "marker": "s", "facecolors": "none", "edgecolors": "white", "linewidths": 1.0,
+    "path_effects": [withStroke(linewidth=2.6, foreground=style.DARK)],
+}  # fmt: skip
 CAPTION = (
     "r_pos: share of variance that position explains. r_cor: similarity of corners beyond that of their content, for the kind "
     "of corner pairs that gives more: within (different corners of one image) or across (the same corner of different images). "
@@ -44,9 +46,9 @@ FEW = "n < 40"  # images
 
 def statistics_table(run: Run) -> Table:
     """A row per layer: risks, credibility, credibility of random weights, similarities, norms."""
-    shown = run_table(f"Anomaly statistics: {run.setting}, {tested(run)}", run)
+    shown = run_table(f"Anomaly statistics: {run.heading}, {tested(run)}", run)
     add_columns(shown, "layer", left=True)
-    add_columns(shown, "r_pos", "r_cor", "corner\npairs", "r_norm", "credi-\nbility", "±")
+    add_columns(shown, "r_pos", "r_cor", "corner\npairs", "r_norm", "credibility", "±")
     add_columns(shown, "random\nweights", dim=True)
     add_columns(shown, *["±"] * over_seeds(run), "corner\ncosine", "interior\ncosine", "corner\nnorm", "high\nnorm %")
     for layer in run.layers:
@@ -73,46 +75,50 @@ def _pairs(run: Run, layer: str) -> str:
 
 def credibility_over_layers(run: Run) -> Figure:
     """Top: credibility, also with mitigations. Bottom: its three risks. Each is compared with random weights."""
-    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    figure, axes = layers_figure(run, 2, 6.5, least=8.5, beside=4.0)
     weights = random_weights(run)
-    curve(axes[0], run, "test", "credibility", color=BLUE, label="this network", **OWN)
-    curve(axes[0], run, "random_weights", "credibility", color=ORANGE, label=weights, lw=1.4)
+    curve(axes[0], run, "test", "credibility", label=own(run), **STYLES["test"])
+    curve(axes[0], run, "random_weights", "credibility", label=weights, **STYLES["random_weights"])
     mitigated(axes[0], run, "credibility")
-    axes[0].set(ylim=(0, 1.02), ylabel="credibility (descriptive)")
-    for name, colour, text in (("r_pos", BLUE, "position"), ("r_cor", GREEN, "corners"), ("r_norm", ORANGE, "norms")):
-        curve(axes[1], run, "test", name, color=colour, label=text, **OWN)
-        curve(axes[1], run, "random_weights", name, color=colour, label=f"{text}, {weights}", ls=":", lw=1.4)
-    axes[1].set(ylim=(-0.05, 1.02), ylabel="risk")
+    axes[0].set(ylim=(0, 1.03), ylabel="credibility (descriptive)")
+    for index, (name, text) in enumerate((("r_pos", "position"), ("r_cor", "corners"), ("r_norm", "norms"))):
+        kind = style.series(index)
+        curve(axes[1], run, "test", name, label=text, **kind)
+        curve(axes[1], run, "random_weights", name, label=f"{text}, {weights}", **(kind | {"ls": ":", "mfc": "white"}))
+    axes[1].set(ylim=(-0.05, 1.03), ylabel="risk")
     return _finished(figure, axes, run, "Credibility and its risks", several=axes[1:])
 
 
 def similarity_over_layers(run: Run) -> Figure:
     """Mean pairwise cosine within token groups. Top: raw. Bottom: centred. Dashed: cropped images."""
-    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
+    figure, axes = layers_figure(run, 2, 6.5, least=8.5, beside=4.0)
     for axis, metric, title in (
         (axes[0], "similarity", "raw tokens"),
         (axes[1], "similarity_centred", "after subtracting the mean token"),
     ):
-        for group, colour in zip(PARTITION, (BLUE, GREEN, GREY), strict=True):
-            curve(axis, run, "test", metric, group, color=colour, label=group, **OWN)
-            label = f"{group}, image cropped"
-            curve(axis, run, "test", f"cropped_{metric}", group, band=False, color=colour, label=label, ls="--", lw=1.4)
+        for index, group in enumerate(PARTITION):
+            kind = style.series(index)
+            curve(axis, run, "test", metric, group, label=group, **kind)
+            cropped = kind | {"ls": "--", "mfc": "white"}
+            curve(axis, run, "test", f"cropped_{metric}", group, label=f"{group}, image cropped", **cropped)
         label = "same content as the cropped corners, in the whole image"
-        curve(axis, run, "test", metric, "corner_content", band=False, color=ORANGE, label=label, ls=":", lw=1.4)
+        curve(axis, run, "test", metric, "corner_content", label=label, **(style.series(len(PARTITION)) | {"ls": ":"}))
         axis.set(ylabel="mean cosine within group")
-        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_title(title, loc="left", fontsize=style.NORMAL)
     return _finished(figure, axes, run, "Similarity of tokens within groups", several=axes)
 
 
 def norms_over_layers(run: Run) -> Figure:
     """Top: relative norm of every token group. Bottom: share of high-norm tokens and of their energy."""
-    figure, axes = plt.subplots(2, 1, figsize=(_width(run), 6.5), sharex=True, layout="constrained")
-    for group, colour in zip(GROUPS, (BLUE, GREEN, GREY, ORANGE), strict=True):
-        curve(axes[0], run, "test", "relative_norm", group, color=colour, label=group.replace("_", "-"), **OWN)
+    figure, axes = layers_figure(run, 2, 6.5, least=8.5, beside=4.0)
+    for index, group in enumerate(GROUPS):
+        curve(axes[0], run, "test", "relative_norm", group, label=group.replace("_", "-"), **style.series(index))
     axes[0].set(ylabel="norm / mean norm of the image")
-    curve(axes[1], run, "test", "high_norm_share", color=ORANGE, label="share of tokens detected as high-norm", **OWN)
-    curve(axes[1], run, "test", "high_norm_energy", color=BLUE, label="their share of energy", **OWN)
+    named = {"high_norm_share": "share of tokens detected as high-norm", "high_norm_energy": "their share of energy"}
+    for index, (name, text) in enumerate(named.items()):
+        curve(axes[1], run, "test", name, label=text, **style.series(index))
     axes[1].set(ylabel="share")
+    style.least_span(axes[1], low=0)
     return _finished(figure, axes, run, "Norms of tokens by group", several=axes)
 
 
@@ -120,50 +126,53 @@ def cka_matrix(run: Run) -> Figure:
     """Debiased linear CKA between layers, and the part of it that shared positions explain."""
     titles = {"cka": "same positions of the same images", "cka_positions": "same positions of different images"}
     shown = {name: title for name, title in titles.items() if name in run.maps}  # older runs have only the first
-    side = max(4.5, 0.16 * len(run.bases) + 2)
-    size = (side * len(shown) + 1, side + 0.3)
-    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    names = max(style.measured(layer, style.SMALL) for layer in run.bases)
+    side = min(max(3.6, 0.16 * len(run.bases)), (style.INCHES - names - 1.2) / len(shown))
+    figure, axes = style.panels(1, len(shown), side * len(shown) + names + 1.2, side + names + 1.3, sharey=True)
+    size = style.SMALL if len(run.bases) < 30 else 7
     for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
         image = axis.imshow(run.maps[name], vmin=0, vmax=1, cmap="magma")
-        axis.set_title(title, loc="left", fontsize=9)
-        axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=7)
-    axes[0, 0].set_yticks(range(len(run.bases)), run.bases, fontsize=7)
-    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label="debiased linear CKA")
+        axis.set_title(title, loc="left", fontsize=style.NORMAL)
+        axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=size)
+    axes[0, 0].set_yticks(range(len(run.bases)), run.bases, fontsize=size)
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.7, aspect=30, label="debiased linear CKA")
     heading(figure, "Similarity of layers", run)
+    style.write_cells(list(axes.flat))
     return figure
 
 
 def norm_maps(run: Run) -> Figure:
     """Mean token norm over images at every position, relative to the layer's mean."""
-    figure, panels = _sheet(len(run.layers))
-    for layer, panel in zip(run.layers, panels, strict=True):
-        table = run.maps[f"{layer}/norm"]
-        image = panel.imshow(table / table.mean(), vmin=0.5, vmax=1.5, cmap="RdBu_r")
-        panel.set_title(layer, fontsize=8)
-    figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, label="norm / mean norm of the layer")
-    heading(figure, "Token norm over the grid, mean over images", run)
-    return figure
+    tables = {layer: run.maps[f"{layer}/norm"] for layer in run.pictured}
+    panels = [Grid(of_layer(layer), table / table.mean()) for layer, table in tables.items()]
+    bar, title = "norm / mean norm of the layer", "Token norm over the grid, mean over images"
+    return grids(run, title, panels, bar, cells=True, vmin=0.5, vmax=1.5, cmap="RdBu_r")
 
 
-def similarity_sheet(picture: np.ndarray, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, title: str) -> Figure:
+def similarity_sheet(
+    picture: np.ndarray, maps: dict[str, np.ndarray], token: tuple[int, int], side: int, *title: str
+) -> Figure:  # fmt: skip
     """The picture with the token marked, and per layer the cosine of every token with the marked one, −1 to 1."""
-    figure, panels = _sheet(len(maps) + 1)
+    figure, panels = style.sheet(["picture", *map(of_layer, maps)], widest=2.2)
+    for panel in panels:
+        panel.set_axis_off()
     panels[0].imshow(picture, extent=(0, side, side, 0))
-    panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, marker="s", facecolors="none", edgecolors="#ff0050")
-    for (layer, table), panel in zip(maps.items(), panels[1:], strict=True):
+    panels[0].scatter([token[1] + 0.5], [token[0] + 0.5], s=40, **MARK)
+    for table, panel in zip(maps.values(), panels[1:], strict=True):
         shown = panel.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
-        panel.set_title(layer, fontsize=8)
     figure.colorbar(shown, ax=panels, shrink=0.6, aspect=30, label="cosine with the marked token")
-    figure.suptitle(title, fontsize=10)
+    style.title(figure, *title)
     return figure
 
 
 def similarity(run: Run) -> Figure:
     """Similarity of one token of the first image in every layer."""
     row, col, side = run.maps["token"].tolist()
-    maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.bases}
-    title = f"Cosine of one token with all tokens of its image, after subtracting the mean token; {run.setting}"
-    return similarity_sheet(run.maps["pictures"][0], maps, (row, col), side, title)
+    maps = {layer: run.maps[f"{layer}/similarity"] for layer in run.pictured if f"{layer}/similarity" in run.maps}
+    title = f"Cosine of token {row},{col} ({side} × {side} grid) with all tokens of its image, without the mean token"
+    figure = similarity_sheet(run.maps["pictures"][0], maps, (row, col), side)
+    heading(figure, title, run, layers=list(maps))
+    return figure
 
 
 def principal_components(run: Run) -> Figure:
@@ -183,7 +192,7 @@ def high_norm_tokens(run: Run) -> Figure:
         picture = run.maps["pictures"][image]
         panel.imshow(picture, extent=(0, mask.shape[1], mask.shape[0], 0))
         rows, columns = np.nonzero(mask)
-        panel.scatter(columns + 0.5, rows + 0.5, s=14, marker="s", facecolors="none", edgecolors="#ff0050", linewidths=0.9)
+        panel.scatter(columns + 0.5, rows + 0.5, s=14, **MARK)
         panel.set(xlim=(0, mask.shape[1]), ylim=(mask.shape[0], 0))
         panel.set_xlabel(f"{len(rows)}", fontsize=7, labelpad=1)
 
@@ -191,53 +200,38 @@ def high_norm_tokens(run: Run) -> Figure:
 
 
 def _by_image(run: Run, show: Callable[[Axes, str, int], None], title: str) -> Figure:
-    pictures, layers = run.maps["pictures"], _stages(run.bases)
-    size = (1.25 * (len(layers) + 1), 1.4 * len(pictures) + 0.6)
-    figure, axes = plt.subplots(len(pictures), len(layers) + 1, figsize=size, squeeze=False, layout="constrained")
+    pictures = run.maps["pictures"]
+    layers = [layer for layer in _pictured(run) if f"{layer}/components" in run.maps]
+    lines = len(pictures)
+    side = min(1.9, style.INCHES / (len(layers) + 1), (style.INCHES - 1) / lines - 0.15)
+    figure, axes = style.panels(lines, len(layers) + 1, max(6.0, side * (len(layers) + 1)), (side + 0.15) * lines + 0.8)
     for image, row in enumerate(axes):
         row[0].imshow(pictures[image])
         for layer, panel in zip(layers, row[1:], strict=True):
             show(panel, layer, image)
             if image == 0:
-                panel.set_title(layer, fontsize=8)
+                panel.set_title(style.wrapped(of_layer(layer), side, style.SMALL), fontsize=style.SMALL)
         for panel in row:
             panel.set_xticks([])
             panel.set_yticks([])
-    figure.suptitle(f"{title}; {run.setting}", fontsize=10)
+    heading(figure, title, run, layers=layers)
     return figure
 
 
-def _stages(layers: Sequence[str]) -> list[str]:
-    """Outputs of stages if there are many layers, else all layers."""
-    stages = [name for name in layers if "_res_" not in name and "_attn_" not in name and "sample" not in name]
-    return stages if len(layers) > 12 and stages else list(layers)
+def _pictured(run: Run) -> list[str]:
+    """The layers of pictures: of many, the outputs of stages, at most twelve."""
+    stages = [name for name in run.bases if "_res_" not in name and "_attn_" not in name and "sample" not in name]
+    return run.showing(stages).pictured if len(run.bases) > PICTURED >= len(stages) > 0 and not run.chosen else run.pictured
 
 
 def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, several: Sequence[Axes]) -> Figure:
-    """Add grid lines, legends, layer names and title; the panels ``several`` show several numbers and no mitigations."""
+    """Add legends, layer names and title; the panels ``several`` show several numbers and no mitigations."""
     for axis in axes:
-        axis.grid(axis="y", alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            named = "without mitigation" if run.labels and axis in several else None
-            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=named, title_fontsize=8)
-    name_layers(axes[-1], run)
+        style.least_span(axis)
+        style.beside(axis, "without mitigation" if run.labels and axis in several else "")
+    style.name_layers(axes[-1], run.bases)
     heading(figure, title, run, bands=True)
     return figure
-
-
-def _sheet(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, COLUMNS)
-    lines = math.ceil(count / columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(1.7 * columns + 1, 1.9 * lines + 0.6), squeeze=False, layout="constrained"
-    )
-    for panel in axes.flat:
-        panel.set_axis_off()
-    return figure, list(axes.flat)[:count]
-
-
-def _width(run: Run) -> float:
-    return max(8.5, 0.3 * len(run.bases) + 4)
 
 
 REPORT = Report(
@@ -252,5 +246,4 @@ REPORT = Report(
         "high_norm_tokens": Drawing(high_norm_tokens, pictured),
         "similarity": Drawing(similarity, pictured),
     },
-    task=TASKS["statistics"],
 )

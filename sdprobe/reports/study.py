@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports import position, statistics
-from sdprobe.reports.curves import BLUE, GREEN, GREY, ORANGE
-from sdprobe.reports.numbers import MISSING, add_columns, bare_table
+from sdprobe.reports import position, statistics, style
+from sdprobe.reports.curves import layers_figure
+from sdprobe.reports.numbers import add_columns, bare_table, number, unmeasured
 from sdprobe.reports.report import Drawing, Report
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import PARTITION
@@ -23,7 +22,6 @@ PUBLISHED = Path(__file__).with_name("loos2025.json")
 MODELS = {"stable-diffusion-v1": "sd15", "stable-diffusion-2-1": "sd21", "sd-turbo": "sd_turbo"}
 NAMES = {"sd15": "SD-1.5", "sd21": "SD-2.1", "sd_turbo": "SD-Turbo"}
 RESOLUTIONS = (8, 16, 32, 64)
-COLOURS = (BLUE, GREEN, ORANGE, GREY)
 CAPTION = (
     "paper: published value. accuracy: mean of row and column accuracy in 8 bins. contrast: mean cosine within the group, "
     "image cropped before extraction minus grid cropped after it. anomaly norm: relative norm at {}. The table above has "
@@ -95,25 +93,29 @@ def over_layers(run: Run) -> Figure:
     model, reference = published(run)
     entries = {layer: reference.get(run.meta["published_names"][layer]) for layer in run.layers}
     numbers = [quantities(run, layer, entry) for layer, entry in entries.items()]
-    width = max(8.0, 0.3 * len(run.layers) + 2)
-    figure, axes = plt.subplots(3, 1, figsize=(width, 11), sharex=True, layout="constrained")
-    for bins, colour in zip(RESOLUTIONS, COLOURS, strict=True):
-        _pairs(axes[0], [each[f"accuracy_{bins}"] for each in numbers], colour, f"{bins} × {bins}")
-    axes[0].set(ylabel="position accuracy", ylim=(0, 1.02))
-    for group, colour in (("corner", BLUE), ("border", GREEN)):
+    figure, axes = layers_figure(run, 3, height=9.5, least=8.0)
+    for index, bins in enumerate(RESOLUTIONS):
+        ends = [run.estimate("test", layer, "binned_accuracy")[1:] if bins == 8 else (None, None) for layer in run.layers]
+        _pairs(axes[0], [each[f"accuracy_{bins}"] for each in numbers], index, f"{bins} × {bins}", ends)
+    axes[0].set(ylabel="position accuracy", ylim=(0, 1.03))
+    for index, group in enumerate(("corner", "border")):
         contrasts = [(contrast(run, layer, group), published_contrast(entry, group)) for layer, entry in entries.items()]
-        _pairs(axes[1], contrasts, colour, group)
+        _pairs(axes[1], contrasts, index, group)
     axes[1].set(ylabel="mean cosine within group,\nimage cropped − grid cropped")
     norms = [each["relative_norm_anomaly"] for each in numbers]
-    _pairs(axes[2], norms, ORANGE, f"at {anomalies(run)}")
+    _pairs(axes[2], norms, 0, f"at {anomalies(run)}")
     axes[2].set(ylabel="relative norm")
     here = _found(run, any(own for own, _ in norms))
-    axes[2].set_title(f"anomalies of this run: {here}; published: labelled by hand", loc="left", fontsize=9)
+    axes[2].set_title(f"anomalies of this run: {here}; published: labelled by hand", loc="left", fontsize=style.NORMAL)
     for axis in axes:
-        axis.grid(axis="y", alpha=0.3)
-        axis.legend(frameon=False, fontsize=8, ncols=4)
-    axes[2].set_xticks(range(len(run.layers)), run.layers, rotation=90, fontsize=8)
-    figure.suptitle(f"Lines: {run.setting}. Dots: published values of {NAMES[model]} (Loos & Linhardt 2025)", fontsize=11)
+        style.least_span(axis)
+        style.beside(axis)
+    style.name_layers(axes[2], run.layers)
+    raw = unmeasured(run).rstrip(".") if run.chain else ""
+    style.title(
+        figure, f"Filled: {run.heading}. Hollow: published values of {NAMES[model]} (Loos & Linhardt 2025)",
+        "95 % intervals: of the accuracy in 8 × 8 bins; the other numbers have none", raw,
+    )  # fmt: skip
     return figure
 
 
@@ -132,16 +134,19 @@ def _found(run: Run, some: bool) -> str:
     return how if some else f"{how}, none found"
 
 
-def _pairs(axis: Axes, pairs: Sequence[tuple[float | None, float | None]], colour: str, label: str) -> None:
+def _pairs(
+    axis: Axes, pairs: Sequence[tuple[float | None, float | None]], index: int, label: str, ends: Sequence[Any] = ()
+) -> None:  # fmt: skip
     own, theirs = np.array(pairs, dtype=float).T  # None becomes NaN
-    axis.plot(own, "-", color=colour, label=label, lw=1.5)
-    axis.plot(theirs, "o", color=colour, ms=3, alpha=0.6)
+    kind = style.series(index)
+    style.curve(axis, own, *np.array(ends, dtype=float).reshape(-1, 2).T, label=label, **kind)
+    style.curve(axis, theirs, **(kind | {"ls": "none"}), mfc="none", ms=5, alpha=0.8)
 
 
 def study_table(run: Run) -> Table:
     """Measured and published values per layer."""
     model, reference = published(run)
-    title = f"Comparison with Loos & Linhardt (2025): {run.setting}, against published {NAMES[model]}"
+    title = f"Comparison with Loos & Linhardt (2025): {run.heading}, against published {NAMES[model]}"
     table = bare_table(title, CAPTION.format(anomalies(run)))
     add_columns(table, "layer", left=True)
     for name in ("accuracy\n8 bins", "corner\ncontrast", "border\ncontrast", "anomaly\nnorm"):
@@ -152,7 +157,7 @@ def study_table(run: Run) -> Table:
         numbers = quantities(run, layer, entry)
         contrasts = [(contrast(run, layer, group), published_contrast(entry, group)) for group in ("corner", "border")]
         pairs = [numbers["accuracy_8"], *contrasts, numbers["relative_norm_anomaly"]]
-        table.add_row(layer, *(MISSING if value is None else f"{value:.3f}" for pair in pairs for value in pair))
+        table.add_row(layer, *(number(value) for pair in pairs for value in pair))
     return table
 
 
@@ -171,10 +176,9 @@ def write_differences(run: Run, path: Path) -> None:
 REPORT = Report(
     tables=(position.position_table, study_table),
     drawings={
-        **position.REPORT.drawings,
         "loos2025": Drawing(over_layers, lambda run: True),
+        **position.REPORT.drawings,
         "norm_maps": statistics.REPORT.drawings["norm_maps"],
     },
-    task=position.REPORT.task,
     written={"loos2025.csv": write_differences},
 )

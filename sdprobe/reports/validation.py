@@ -58,13 +58,14 @@ class CredibilityCell:
 
 
 def credibility_cells(runs: Iterable[Run]) -> list[CredibilityCell]:
-    """Every layer that a statistics run and a correspondence run of the same network and timestep measured.
+    """Every layer that a statistics run and a correspondence run of the same network and timestep measured, unmitigated.
 
     Depth is the layer's index in execution order among the measured ones; resolution is its tokens per side.
     """
-    statistics = {_key(run): run for run in runs if run.kind == "statistics"}
+    plain = [run for run in runs if not run.chain]  # harm and risk are those of the network without mitigation
+    statistics = {_key(run): run for run in plain if run.kind == "statistics"}
     found = []
-    for run in runs:
+    for run in plain:
         if run.kind == "correspondence" and _key(run) in statistics:
             other = statistics[_key(run)]
             found += [_cell(run, other, layer, depth) for depth, layer in enumerate(run.bases) if layer in other.layers]

@@ -347,7 +347,7 @@ def check_settings(cfg: DictConfig) -> None:
     sections = {"": cfg, "probe": cfg.probe}
     sections |= {name: cfg[name] for name in ("images", "backbone", "datamodule")}
     sections |= {settings.target_name(mitigation._target_): mitigation for mitigation in cfg.mitigation.values()}
-    sections |= {"logger": cfg.logger} if cfg.logger else {}
+    sections |= {name: cfg[name] for name in ("logger", "report") if cfg.get(name)}
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}

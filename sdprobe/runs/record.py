@@ -45,7 +45,7 @@ LIBRARY = (
 )  # fmt: skip
 # settings of devices and speed, which do not change what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
-IGNORED_IN_HASH = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control")
+IGNORED_IN_HASH = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control", "report")
 # axes of curves in reports, and what reports average over
 AXES = ("block", "timestep", "seed")
 OUTPUT_FILES = (*FILES, "error.txt")

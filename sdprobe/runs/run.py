@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sdprobe.reports.dispatch import draw, show
@@ -95,11 +95,15 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
     files["pseudovalues.npz"] = write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
     write_metrics(folder, measurement.results | random, meta | {"files": files})  # last: it marks the run as complete
     finished = Run.read(folder)
-    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), draw(finished, folder))
+    figures = draw(finished, folder, OmegaConf.select(cfg, "report.format", default="png"))
+    pictures = [path for path in figures if path.suffix == ".png"]  # trackers show no PDF
+    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), pictures)
     tracking.finish(logger)
     if not sweep.in_turns():
         show(finished, Console())
         log.info("Run folder: %s", folder)
+        if figures:
+            log.info("Open first: %s", figures[0])
     return finished
 
 

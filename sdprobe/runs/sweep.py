@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from sdprobe.reports.collection import read_folders, read_runs, show_runs, summarise
+from sdprobe.reports.collection import read_folders, read_runs, summarise
 from sdprobe.reports.run import Run
 from sdprobe.runs import cli, folders, interrupts
 from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
@@ -253,7 +253,7 @@ class Watch:
 class SweepSummary(Callback):
     """Hydra callback: counts the jobs of a sweep at its start, and reports at its end.
 
-    At the end it logs every job without a result, writes ``runs.csv``, ``runs.md`` and figures into the folder of the sweep,
+    At the end it logs every job without a result, writes ``report.txt``, ``runs.csv`` and figures into the folder of the sweep,
     and exits with code 1 if a job failed. ``configs/train.yaml`` lists it under ``hydra.callbacks``.
 
     Example:
@@ -298,7 +298,7 @@ class SweepSummary(Callback):
         self._watch.stop()
         try:
             write_json(folder / "sweep.json", self._plan)  # it may have been damaged meanwhile
-            _summarise(folder)
+            _summarise(folder, OmegaConf.select(config, "report.format", default="png"))
             failed = False
         except Exception:
             log.exception(
@@ -312,11 +312,10 @@ class SweepSummary(Callback):
             sys.exit(1)
 
 
-def _summarise(folder: Path) -> None:
-    runs, _ = planned(folder)
+def _summarise(folder: Path, form: str) -> None:
+    runs, skipped = planned(folder)
     if runs:
-        show_runs(runs, Console())
-        written = ", ".join(path.name for path in summarise(runs, folder))
+        written = ", ".join(path.name for path in summarise(runs, folder, skipped, Console(), form))
         log.info("Written to %s: %s", folder, written)
     if any(folder.glob("*/wandb/offline-run-*")):
         log.info("Tracked offline; upload with: wandb sync '%s'/*/wandb", folder)

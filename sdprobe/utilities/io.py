@@ -114,9 +114,10 @@ def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def write_figure(path: Path, figure: "Figure", dpi: int = 130) -> None:
-    """Write a figure in the format of the file extension."""
+    """Write a figure in the format of the file extension; the same figure gives the same bytes as PNG and PDF."""
+    kind = path.suffix[1:].lower()
     with replacing(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=dpi)
+        figure.savefig(file, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else None)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

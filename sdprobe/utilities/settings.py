@@ -67,6 +67,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "activation_budget": _at_least(0), "timestep": _whole(0, 999), "seed": _SEED, "twins": _whole(0, 1000),
         "device": _device, "control": expect.text,
     },
+    "report": {"format": _one_of("png", "pdf")},
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": _whole(1, 10**7), "crops": _whole(1, 1000), "seed": _SEED,

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
 from sdprobe.reports.correspondence import ALPHAS, COSTS, PUBLISHED, PUBLISHED_ALPHAS
+from sdprobe.reports.printing import print_tables
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
@@ -98,7 +100,8 @@ def maps_of(kind: str, layers: Sequence[str]) -> dict[str, np.ndarray]:
     }[kind]  # fmt: skip
     maps = {f"{layer}/{name}": generator.random((SIDE, SIDE)) for layer in layers for name in tables}
     if kind == "statistics":
-        maps |= {name: generator.random((len(layers), len(layers))) for name in ("cka", "cka_positions")}
+        plain = sum("__" not in layer for layer in layers)
+        maps |= {name: generator.random((plain, plain)) for name in ("cka", "cka_positions")}
         maps |= {f"{layer}/components": generator.integers(0, 255, (2, SIDE, SIDE, 3), dtype=np.uint8) for layer in layers}
         maps |= {f"{layer}/high_norm": generator.random((2, SIDE, SIDE)) < 0.1 for layer in layers} | {
             "token": np.array([12, 17, 32])
@@ -133,6 +136,22 @@ def stored(run: Run, folder: Path) -> Run:
     return Run.read(folder)
 
 
+def configured(folder: Path, images: str = "scenes", limit: int | None = 160, splits: str = "default", **settings: Any) -> Path:
+    """The files of ``.hydra/`` in a run folder: the settings that name data sets, and these, with __ in place of dots."""
+    tree: dict[str, Any] = {"images": {"limit": limit, "seed": 0}, "datamodule": {"splits": splits}}
+    for name, value in settings.items():
+        *sections, last = name.split("__")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(tree))
+    choices = f"hydra:\n  runtime:\n    choices:\n      images: {images}\n"
+    (folder / ".hydra" / "hydra.yaml").write_text(choices)
+    return folder
+
+
 def printed(show: Callable[[Console], None] | Iterable[Table], width: int = 110) -> str:
     """What a function, or these tables, print where output is no terminal."""
     out = io.StringIO()
@@ -140,8 +159,7 @@ def printed(show: Callable[[Console], None] | Iterable[Table], width: int = 110)
     if callable(show):
         show(console)
     else:
-        for table in show:
-            console.print(table)
+        print_tables(show, console)
     return out.getvalue()
 
 

@@ -29,6 +29,7 @@ def groups_of(metric: str) -> Numbers:
     return found | {"same content as the cropped corners, in the whole image": ("test", metric, "corner_content")}
 
 
+SIX = ("conv_in", "down_0", "down_1", "mid", "up_0", "up_1")
 RISKS = {"position": "r_pos", "corners": "r_cor", "norms": "r_norm"}
 SHUFFLED = {"shuffled_labels": "shuffled labels"}
 MATCHED = {"trained head": "test", "zero-shot": "zero_shot", RANDOM: "random_weights"}
@@ -49,7 +50,7 @@ CURVES: dict[str, tuple[str, list[Numbers], list[int], list[int]]] = {
         ],
         [2, 6], [1, 0],
     ),
-    "similarity_over_layers": ("statistics", [groups_of("similarity"), groups_of("similarity_centred")], [3, 3], [0, 0]),
+    "similarity_over_layers": ("statistics", [groups_of("similarity"), groups_of("similarity_centred")], [7, 7], [0, 0]),
     "norms_over_layers": (
         "statistics",
         [
@@ -73,13 +74,13 @@ CURVES: dict[str, tuple[str, list[Numbers], list[int], list[int]]] = {
 @pytest.mark.parametrize("name", CURVES)
 def test_curves_are_the_numbers_of_the_run_without_gaps_where_it_has_them(name: str) -> None:
     kind, panels, bands, variants = CURVES[name]
-    run = behind(kind, "leace", layers=["conv_in", "mid", "up_1"])
+    run = behind(kind, "leace", layers=SIX)
     run = without(run, "test/mid/high_norm_energy")
     figure = figures(run)[name]
     scale = 100 if kind == "correspondence" else 1
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == run.bases
     for axis, numbers, count, behinds in zip(figure.axes, panels, bands, variants, strict=True):
-        drawn = curves(axis)
+        drawn = {label.removesuffix(", without mitigation"): values for label, values in curves(axis).items()}
         for label, (what, metric, group) in numbers.items():
             values = np.array([run.value(what, layer, metric, group) for layer in run.bases], dtype=float)
             np.testing.assert_allclose(drawn.pop(label), scale * values, err_msg=label)
@@ -88,7 +89,7 @@ def test_curves_are_the_numbers_of_the_run_without_gaps_where_it_has_them(name: 
             values = np.array([run.value(what, f"{layer}__leace", metric, group) for layer in run.bases], dtype=float)
             np.testing.assert_allclose(drawn.pop("with leace"), scale * values)
         assert all(label.startswith("same position") for label in drawn), "no curve besides"
-        assert len(axis.collections) == count
+        assert len(axis.collections) == count + behinds
     bare = figures(Run({}, run.meta, run.maps))[name]
     assert not any(set(curves(axis)) - {"same position"} for axis in bare.axes), "nothing was measured"
     bare.canvas.draw()  # the layout is found when it is drawn
@@ -107,10 +108,9 @@ def test_bands_are_drawn_where_there_are_intervals_and_say_what_they_rest_on(
     kind: str, units: int, seeds: int, said: str
 ) -> None:
     name = next(name for name, (owner, *_) in CURVES.items() if owner == kind)
-    run = fabricated(kind, units=units, seeds=seeds)
     if kind == "statistics" and units < 6:
         return  # their intervals are over 20 groups of images, whatever there is
-    figure = figures(run)[name]
+    figure = figures(fabricated(kind, SIX, units=units, seeds=seeds))[name]
     rest = {"statistics": "20 groups of images", "correspondence": f"{units} test pictures"}.get(
         kind, f"{units} test photographs"
     )
@@ -119,7 +119,9 @@ def test_bands_are_drawn_where_there_are_intervals_and_say_what_they_rest_on(
 
 
 def test_no_band_stands_where_a_layer_has_no_interval() -> None:
-    band = figures(without(fabricated("statistics"), "conv_in/credibility/all/ci_low"))["credibility"].axes[0].collections[0]
+    band = (
+        figures(without(fabricated("statistics", SIX), "conv_in/credibility/all/ci_low"))["credibility"].axes[0].collections[0]
+    )
     assert band.get_datalim(band.axes.transData).x0 == 1
 
 
@@ -169,7 +171,7 @@ def test_panels_show_the_maps_they_are_given(name: str) -> None:
     panels = [axis for axis in figures(run)[name].axes if axis.images]
     for panel, table in zip(panels, tables(run), strict=True):
         np.testing.assert_allclose(np.ma.filled(panel.images[0].get_array(), np.nan), table)
-    titles = [panel.get_title().split()[0] for panel in panels if panel.get_title()]
+    titles = [panel.get_title().split()[0] for panel in panels if panel.get_title() not in ("", "picture")]
     assert titles == [layer for layer in run.layers for _ in range(2 if name == "predicted_against_true" else 1)] * (
         name != "cka"
     )
@@ -201,7 +203,10 @@ def test_many_layers_show_their_stages_only() -> None:
     names = [f"up_{i}_{kind}_{j}" for i in range(4) for kind in ("res", "attn") for j in range(2)] + ["mid", "up_3"]
     drawn = figures(fabricated("statistics", names))
     assert [panel.get_title() for panel in drawn["principal_components"].axes[:3]] == ["", "mid", "up_3"]
-    assert [panel.get_title() for panel in drawn["norm_maps"].axes if panel.images][: len(names)] == names
+    shown = [panel.get_title() for panel in drawn["norm_maps"].axes if panel.images and panel.get_title()]
+    assert len(shown) == 12 and [shown[0], shown[-1]] == [names[0], names[-1]]
+    every = figures(fabricated("statistics", names), ["all"])["norm_maps"]
+    assert [panel.get_title() for panel in every.axes if panel.images and panel.get_title()] == names
 
 
 def test_matches_join_the_points_of_their_pair() -> None:

@@ -16,8 +16,9 @@ from scipy import stats
 
 from sdprobe.metrics.sign_flips import adjusted_p
 from sdprobe.reports.mitigated_layers import Family, MitigatedLayer, mitigated_layers, verdict
-from sdprobe.reports.mitigations import WIDTH, dominated, mitigation_tables, pareto_figure, write
+from sdprobe.reports.mitigations import best, dominated, mitigation_tables, pareto_figure, pareto_figures, write
 from sdprobe.reports.run import Run
+from sdprobe.reports.style import GREY, INCHES
 from tests.reports.fabricated import printed
 
 FAMILIES = {"position_mean_050": "PositionMean", "position_mean": "PositionMean", "leace": "Leace", "canvas": "Canvas"}
@@ -123,7 +124,7 @@ def rows(layer: MitigatedLayer) -> dict[str, str]:
 
 
 def table_of(runs: Sequence[Run]) -> str:
-    return " ".join(printed(mitigation_tables(runs), WIDTH).split())
+    return " ".join(printed(mitigation_tables(runs)).split())
 
 
 # --- families --------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_below_six_photographs_no_star_is_possible_and_the_table_says_so(tmp_pat
     [layer] = mitigated_layers(runs)
     assert rows(layer)["position_mean"] == "too few photographs"
     text = table_of(runs)
-    assert "5 photographs (fewer than 6: no star is possible)" in text and "−.55*" not in text
+    assert "5 photographs (fewer than 6: no star is possible)" in text and ".25*" not in text
 
 
 @pytest.mark.parametrize("schema", [None, 1])
@@ -165,7 +166,7 @@ def test_runs_of_an_older_schema_have_no_stars(tmp_path: Path, schema: int | Non
     [layer] = mitigated_layers(runs)
     assert rows(layer)["position_mean"] == "not tested: run again" and not layer.families
     text = table_of(runs)
-    assert "−.55*" not in text and "come from an older version" in text
+    assert ".25*" not in text and "come from an older version" in text
     assert write(runs, tmp_path)
 
 
@@ -188,7 +189,7 @@ def test_tables_are_those_of_the_snapshot(tmp_path: Path, snapshot: Callable[[st
     runs = sweep(tmp_path)
     paths = write(runs, tmp_path)
     assert [path.name for path in paths] == ["mitigations.csv", "mitigations.md", "mitigations_pareto.png"]
-    snapshot("mitigations", printed(mitigation_tables(runs), WIDTH) + "\n".join(path.read_text() for path in paths[:2]))
+    snapshot("mitigations", printed(mitigation_tables(runs)) + "\n".join(path.read_text() for path in paths[:2]))
     with Image.open(paths[2]) as image:
         assert image.height > 900 and np.asarray(image.convert("L")).std() > 5
 
@@ -209,16 +210,16 @@ def test_a_mitigation_works_only_if_nothing_speaks_against_it(tmp_path: Path) ->
 def test_without_a_random_control_nothing_works(tmp_path: Path) -> None:
     runs = sweep(tmp_path, without=["random_rank"])
     [layer] = mitigated_layers(runs)
-    assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "random_rank missing"
+    assert rows(layer)["position_mean_050"] == rows(layer)["leace"] == "undecided: add mitigation random_rank"
     assert "yes" not in rows(layer).values()
     assert "no random_rank: no verdict on what works" in table_of(runs)
 
 
 def test_without_correspondence_it_says_so(tmp_path: Path) -> None:
     [layer] = mitigated_layers(sweep(tmp_path)[:1])
-    assert rows(layer)["position_mean_050"] == "PCK missing"
+    assert rows(layer)["position_mean_050"] == "undecided: run probe=correspondence"
     [layer] = mitigated_layers(sweep_again(tmp_path)[1:])
-    assert rows(layer)["position_mean_050"] == "position missing"
+    assert rows(layer)["position_mean_050"] == "undecided: run probe=position"
 
 
 def test_where_matching_never_worked_nothing_is_said_to_work(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def worse(point: np.ndarray, other: np.ndarray) -> bool:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
 def test_dominated_is_brute_force(points: list[tuple[int, int]]) -> None:
     array = np.array(points, dtype=float)
-    expected = [any(worse(point, other) for other in array) for point in array]
+    expected = [sum(worse(point, other) for other in array) for point in array]
     assert dominated(array).tolist() == expected
     assert not all(expected)
 
@@ -336,17 +337,42 @@ def markers(axis: Any) -> dict[str, bool]:
     return {line.get_gid(): line.get_markerfacecolor() == "white" for line in axis.get_lines() if line.get_gid()}
 
 
-def test_dominated_points_are_hollow_and_families_joined(tmp_path: Path) -> None:
+def test_dominated_points_are_hollow(tmp_path: Path) -> None:
     figure = pareto_figure(mitigated_layers(sweep(tmp_path)))
     assert figure is not None
     pck, content = figure.axes
-    assert {label for label, hollow in markers(pck).items() if not hollow} == {"position_mean_050", "position_mean"}
+    assert {label for label, hollow in markers(pck).items() if not hollow} == {
+        "position_mean_050", "position_mean", "random_rank", "shuffled_position",  # controls are crosses
+    }  # fmt: skip
     assert not markers(content)["none"] and markers(content)["canvas"]
-    joined = [line for line in pck.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]  # type: ignore[arg-type]
-    assert [list(line.get_xdata()) for line in joined] == [[0.25, 0.6]]  # type: ignore[call-overload]
     [star] = [line for line in pck.get_lines() if line.get_gid() == "none"]
     assert MarkerStyle(star.get_marker()).get_marker() == "*"  # type: ignore[arg-type]
     assert "chance" in figure.get_suptitle()
+
+
+def test_six_mitigations_have_a_name_and_the_others_are_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # each is worse than the one before it in both; two equal ones keep their order
+    numbers = {f"leace_{i}": (0.3 + 0.02 * min(i, 7), -0.5, 0.02) for i in range(9)}
+    pck = {label: (0.8 - values[0], 0.0, 0.02) for label, values in numbers.items()}
+    monkeypatch.setattr(
+        "tests.reports.test_mitigations.FAMILIES", dict.fromkeys(numbers, "Leace") | {"random_rank": "RandomRank"}
+    )
+    both = planted("binned_accuracy/all", {"none": (0.8,)} | numbers | {"random_rank": (0.1, 0.0, 0.02)})
+    both |= planted("pck_ours_point_0.10/all", {"none": (0.9,)} | pck | {"random_rank": (0.9, 0.0, 0.02)})
+    [layer] = mitigated_layers([run_of(both, tmp_path / "run", list(FAMILIES))])
+    assert best(layer, "pck_ours_point_0.10/all") == [f"leace_{i}" for i in range(6)]
+    figure = pareto_figure([layer])
+    assert figure is not None
+    assert {text.get_text() for text in figure.axes[0].texts if text.get_text()} == {"none", *(f"leace_{i}" for i in range(6))}
+    colours = {line.get_gid(): line.get_color() for line in figure.axes[0].get_lines() if line.get_gid()}
+    assert {colours[f"leace_{i}"] for i in (6, 7, 8)} == {GREY} == {colours["random_rank"]}
+    assert len({colours[f"leace_{i}"] for i in range(6)} - {GREY}) == 6
+
+
+def test_more_than_three_layers_have_several_figures(tmp_path: Path) -> None:
+    figures = pareto_figures(mitigated_layers(sweep(tmp_path, ("mid", "up_0", "up_1", "up_2"))))
+    assert {name: len(figure.axes) for name, figure in figures.items()} == {"mitigations_pareto": 6, "mitigations_pareto_2": 2}
+    assert all(max(figure.get_size_inches()) <= INCHES for figure in figures.values())
 
 
 def test_less_error_is_better(tmp_path: Path) -> None:
@@ -357,7 +383,11 @@ def test_less_error_is_better(tmp_path: Path) -> None:
     [axis] = figure.axes
     low, high = axis.get_ylim()
     assert low > high
-    assert {label for label, hollow in markers(axis).items() if not hollow} == {"position_mean"}
+    assert {label for label, hollow in markers(axis).items() if not hollow} == {
+        "position_mean",
+        "random_rank",
+        "shuffled_position",
+    }
 
 
 def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_path: Path) -> None:
@@ -365,7 +395,7 @@ def test_every_point_has_a_name_inside_its_panel_and_none_covers_another(tmp_pat
     assert figure is not None
     for axis in figure.axes:
         texts = [text for text in axis.texts if text.get_text()]
-        assert {text.get_text() for text in texts} == {"none", *FAMILIES}
+        assert {text.get_text() for text in texts} == {"none", *FAMILIES} - {"random_rank", "shuffled_position"}
         boxes = [text.get_window_extent() for text in texts]
         assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -1,5 +1,6 @@
 """Tables, files and the command, for a run of every probe."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 
 from sdprobe.metrics.pck import ALPHAS, PROTOCOLS
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.correspondence import PUBLISHED_ALPHAS, reference
-from sdprobe.reports.dispatch import REPORTS, draw, figures, report_of, show
+from sdprobe.reports.dispatch import FILES, REPORTS, draw, figures, show, tables
+from sdprobe.reports.printing import printed as printed_text
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task
 from sdprobe.reports.tracked import COLUMNS, chosen, headline, layer_rows, long_table
@@ -60,7 +64,48 @@ def test_tables_of_special_runs_are_those_of_the_snapshots(name: str, run: Run, 
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_cell_is_cut(kind: str, width: int) -> None:
     for run in (fabricated(kind, ["down_0_attn_0", "mid"]), behind(kind, "position_mean")):
-        assert "…" not in printed(lambda console, run=run: show(run, console), width)  # type: ignore[misc]
+        out = io.StringIO()
+        show(run, Console(file=out, width=width, force_terminal=True, color_system=None))
+        shown = out.getvalue()
+        assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+        words = {
+            word for table in tables(run) for column in table.columns for text in (column.header, *column.cells)
+            for word in Text.from_markup(str(text)).plain.split()
+        }  # fmt: skip
+        assert words <= set(shown.split()), "every heading and number is whole"
+        console = Console(file=io.StringIO(), color_system=None)
+        show(run, console)
+        assert printed_text(tables(run)) == without_ends(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def without_ends(text: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def test_the_printed_tables_are_a_file_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stored(fabricated("content"), tmp_path)
+    main([str(tmp_path), "--format", "pdf"])
+    said = without_ends(capsys.readouterr().out)
+    text = (tmp_path / "report.txt").read_text()
+    assert said.startswith(text) and "\x1b" not in text
+    first = f"{next(iter(figures(run)))}.pdf"
+    assert f"Open first: {tmp_path / first}" in said
+    once = (tmp_path / first).read_bytes()
+    draw(run, tmp_path, "pdf")
+    assert (tmp_path / first).read_bytes() == once and not list(tmp_path.glob("*.png"))
+
+
+def test_an_uneven_interval_is_given_by_its_ends() -> None:
+    run = fabricated("content", ["mid"])
+    run.metrics.update(
+        {f"test/mid/content_r2/all{end}": value for end, value in (("", 0.001), ("/ci_low", 0), ("/ci_high", 0.365))}
+    )
+    assert ".001 [.000, .365]" in printed(lambda console: show(run, console))
+
+
+def test_names_with_markup_are_text() -> None:
+    run = fabricated("position", ["mid"], model="a[bold]$b_c$")
+    assert "a[bold]$b_c$" in printed(lambda console: show(run, console))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,7 +123,8 @@ def test_an_interrupted_run_is_shown_and_drawn(tmp_path: Path, kind: str, metric
 def test_a_report_writes_the_files_that_it_declares(tmp_path: Path, kind: str) -> None:
     paths = draw(stored(fabricated(kind), tmp_path), tmp_path)
     assert [path.name for path in paths] == [name for name in REPORTS[kind].files if name.endswith(".png")]
-    assert all((tmp_path / name).is_file() for name in REPORTS[kind].files)
+    assert all((tmp_path / name).is_file() for name in REPORTS[kind].files if not name.endswith(".pdf"))
+    assert set(REPORTS[kind].files) < set(FILES)
     for path in paths:
         with Image.open(path) as picture:
             assert np.asarray(picture.convert("L")).std() > 5, f"{path.name} is a blank sheet"
@@ -93,7 +139,7 @@ def test_a_layer_and_what_is_behind_a_mitigation_are_no_two_layers(kind: str) ->
 
 def test_a_probe_without_a_report_is_shown_as_one_of_position() -> None:
     run = fabricated("position", probe="somethingelse")
-    assert set(figures(run)) == set(REPORTS["position"].drawings) and report_of(run).task is None
+    assert set(figures(run)) == set(REPORTS["position"].drawings)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +173,13 @@ def test_the_command_shows_a_folder_again(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "Expected a run folder or a folder that contains runs, but '{}' has no complete run."),
+        ({}, "Expected a run folder or a folder that contains runs, but '{}' has no run. Correct the path."),
         ({"metrics.json": '{"a": 1'}, "Expected '{}' to contain a run, but its metrics.json is unreadable (JSONDecodeError)."),
         ({"metrics.json": "{}"}, "Expected '{}' to contain a run, but its metrics.json is unreadable (KeyError)."),
-        ({"metrics.json": '{"meta": {}}'}, "Expected '{}' to contain a run, but its metrics.json lacks meta.layers."),
+        (
+            {"metrics.json": '{"meta": {}}'},
+            "Expected '{}' to contain a run, but its metrics.json is not that of a run: it lacks meta.complete.",
+        ),
         ({"maps.npz": "PK\x03\x04 cut off"}, "Expected '{}' to contain a run, but its maps.npz is unreadable (BadZipFile)."),
     ],
 )

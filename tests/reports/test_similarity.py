@@ -81,7 +81,7 @@ def test_the_sheet_has_the_picture_with_the_token_and_a_panel_per_layer(photo: P
     figure = similarity_sheet(picture(photo, SIZE).permute(1, 2, 0).numpy(), maps, (2, 5), SIDE, "a title")
     marked, *panels = [panel for panel in figure.axes if panel.images]
     assert marked.collections[0].get_offsets().tolist() == [[5.5, 2.5]], "x is the column, y the row"
-    assert [panel.get_title() for panel in panels] == LAYERS
+    assert [panel.get_title() for panel in figure.axes if panel.images] == ["picture", *LAYERS]
     for panel, table in zip(panels, maps.values(), strict=True):
         np.testing.assert_array_equal(panel.images[0].get_array(), table)
     plt.close(figure)
@@ -109,14 +109,19 @@ def test_the_command_writes_a_sheet(sheet: Callable[..., None], tmp_path: Path) 
 
 
 def test_a_run_gives_network_and_noise_and_keeps_the_sheet(
-    sheet: Callable[..., None], run_folder: Path, tmp_path: Path
+    sheet: Callable[..., None], run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def drawn(path: Path) -> np.ndarray:
         with Image.open(path) as opened:
             return np.asarray(opened.convert("RGB"))
 
+    kept = run_folder / "similarity.png"
+    kept.write_bytes(b"the figure of the run")
     sheet("--run", run_folder)
-    own = run_folder / "similarity.png"
+    own = run_folder / "similarity_bird_2_5.png"
+    assert capsys.readouterr().out == f"{own}\n" and kept.read_bytes() == b"the figure of the run"
+    sheet("--run", run_folder, "--token", "2,6")
+    assert own.is_file() and (run_folder / "similarity_bird_2_6.png").is_file(), "another token has its own file"
     typed = ["--size", SIZE, "--timestep", 261, "--prompt", "a red bird", "--seed", 7]
     others = {"early": [*typed, "--timestep", 50], "seed": [*typed, "--seed", 8]}
     for name, options in others.items():
@@ -132,7 +137,6 @@ def test_a_run_tells_how_its_network_was_made(run_folder: Path) -> None:
     wanted = {"path": "tiny", "revision": "abc", "noise": "shared", "precision": "fp32", "weights": "stored"}
     assert wanted.items() <= found["backbone"].items()
     assert "device" not in found["backbone"], "this machine may lack the run's"
-    assert found["out"] == run_folder / "similarity.png"
 
 
 @pytest.mark.parametrize(

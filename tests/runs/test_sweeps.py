@@ -24,6 +24,7 @@ from datamodules.images.scenes import Scenes
 from datamodules.latents import LatentCache, LatentStore
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import choose_device
+from sdprobe.reports.registry import NO_LOCK
 from sdprobe.reports.run import Run
 from sdprobe.runs import cli, sweep
 from sdprobe.runs.cli import UserError
@@ -281,7 +282,7 @@ def test_killed_and_unborn_jobs_are_named_too(tmp_path: Path, caplog) -> None:
         OmegaConf.save([f"seed={number}"], tmp_path / str(number) / ".hydra" / "overrides.yaml")
     assert named(tmp_path) == [
         "  0 (seed=0): Expected a.",
-        "  1 (seed=1): has no result: it is still running or was killed",
+        f"  1 (seed=1): has no result; {NO_LOCK}",
         "  2 of 4 jobs never started",
     ]
     assert "4 of 4 jobs have no result" in caplog.text
@@ -359,7 +360,7 @@ def test_a_sweep_from_the_command_line(job, command, tmp_path: Path, caplog) -> 
     assert "1 of 3 jobs have no result" in caplog.text
     assert "  1 (" in caplog.text and caplog.text.count("timestep to be from 0 to 999, but got 1000") == 2
     assert "━" not in said and "\x1b" not in said, "bars are for terminals"
-    assert printed.count("2 runs, each at") == 1 and "[HYDRA]" not in printed + said, "one table, that of the sweep"
+    assert printed.count("2 runs with a result, 1 without") == 1 and "[HYDRA]" not in printed + said, "that of the sweep"
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
     assert Run.read(tmp_path / "2").meta["complete"]
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3
