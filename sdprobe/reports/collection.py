@@ -15,7 +15,8 @@ from sdprobe.reports.mitigations import mitigation_tables
 from sdprobe.reports.mitigations import write as write_mitigations
 from sdprobe.reports.overview import overview, paragraph, write_csv
 from sdprobe.reports.printing import print_tables, printed
-from sdprobe.reports.registry import lacking, running
+from sdprobe.reports.recorded import lacking
+from sdprobe.reports.registry import running
 from sdprobe.reports.run import Run
 from sdprobe.reports.style import write_figures
 from sdprobe.tokens.keys import select

@@ -65,6 +65,7 @@ KINDS: dict[str, tuple[Kind, str]] = {
     "mitigations": (_optional(_by_name(_applied)), "entries by name, each with texts as steps"),
     "seconds": (_by_name(_number), "numbers by name"),
 }
+NEEDED = ("complete", "layers", "model", "weights", "timestep", "images")
 OF_LAYERS = ("published_names", "shapes")
 
 
@@ -109,6 +110,13 @@ def checked(content: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         if absent := [layer for layer in meta.get("layers", ()) if layer not in meta[name]]:
             raise ValueError(f"meta.{name} lacks {absent[0]}")
     return metrics, meta | ({"command": shown(command, LONGEST)} if command is not None else {})
+
+
+def lacking(meta: Any) -> str:
+    """What the ``meta`` of every run has and this one has not; empty if nothing."""
+    if not isinstance(meta, dict):
+        return "it lacks meta"
+    return next((f"it lacks meta.{name}" for name in NEEDED if name not in meta), "")
 
 
 def shown_names(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,23 @@ from typing import Any
 import numpy as np
 
 from sdprobe.reports.filters import Settings, settings_of, where
+from sdprobe.reports.recorded import checked, lacking
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.io import DamagedFile, read_json
 
 DEFAULT = ("outputs", "multirun")  # where train.py writes
 TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
-INSIDE = ("checkpoints", "mitigation", "wandb", "lightning_logs", "tensorboard")  # subfolders of a run that hold no other
+INSIDE = (
+    "checkpoints",
+    "mitigation",
+    "heads",
+    "wandb",
+    "lightning_logs",
+    "tensorboard",
+)  # subfolders without other runs
 LARGEST = 256 * 2**20  # bytes of a metrics.json that are read
 NO_LOCK = "it has no lock: it failed, was stopped, or is run by an older version"
 _META = b'\n "meta": {'
@@ -80,14 +89,6 @@ class Entry:
         return ", ".join(self.settings.get(name, ()))
 
 
-# what meta must have, and the types of what it may have
-NEEDED = {"complete": bool, "layers": list, "model": str, "weights": str, "timestep": int, "images": dict}
-OPTIONAL = {
-    "photographs": dict, "mitigations": dict, "pairs": dict, "shapes": dict, "probe": str,
-    "control": str, "concatenated": list, "train_steps": int, "schema": int,
-}  # fmt: skip
-
-
 def find(places: Sequence[Path], filters: Sequence[str] = (), wanted: Wanted | None = None) -> list[Entry]:
     """The runs below these folders, the oldest first.
 
@@ -102,12 +103,12 @@ def find(places: Sequence[Path], filters: Sequence[str] = (), wanted: Wanted | N
     roots = list(places) or [Path(name) for name in DEFAULT if Path(name).is_dir()]
     for root in roots:
         if not root.is_dir():
-            raise InputError(f"Expected a folder that contains runs, but got '{plain(str(root))}', which is none. Correct it.")
+            raise InputError(f"Expected a folder that contains runs, but got '{shown(str(root))}', which is none. Correct it.")
     above = roots[0] if len(roots) == 1 else Path()
     found = {folder: traces for root in roots for folder, traces in _folders(str(root))}
     entries = [read(Path(folder), above, traces, wanted) for folder, traces in found.items()]
     if not entries:
-        looked = " and ".join(f"'{plain(str(root))}'" for root in roots) or f"no folder {' or '.join(DEFAULT)} here"
+        looked = " and ".join(f"'{shown(str(root))}'" for root in roots) or f"no folder {' or '.join(DEFAULT)} here"
         raise InputError(f"Expected a folder that contains runs, but got {looked}. Give the folder of your runs.")
     return where(sorted(entries, key=lambda entry: entry.changed), filters, lambda entry: entry.settings)
 
@@ -123,8 +124,8 @@ def one(text: str) -> Entry:
         traces = dict(_folders(str(folder))).get(str(folder), {})
         if not traces:
             raise InputError(
-                f"Expected a run folder, but '{plain(text)}' has no metrics.json. "
-                f"python -m sdprobe.reports ls '{plain(text)}' lists the runs below it."
+                f"Expected a run folder, but '{shown(text)}' has no metrics.json. "
+                f"python -m sdprobe.reports ls '{shown(text)}' lists the runs below it."
             )
         return read(folder, Path(), traces)
     parts = folder.parts
@@ -135,7 +136,7 @@ def one(text: str) -> Entry:
         return read(found[0][0], Path(), found[0][1])
     names = [path.as_posix() for path, _ in found]
     got = f"{len(names)} runs have this name: {', '.join(names[:4])}{', …' * (len(names) > 4)}" if names else "there is none"
-    raise InputError(f"Expected '{plain(text)}' to be a run folder, but {got}. Give its path.")
+    raise InputError(f"Expected '{shown(text)}' to be a run folder, but {got}. Give its path.")
 
 
 def read(folder: Path, root: Path, traces: dict[str, float], wanted: Wanted | None = None) -> Entry:
@@ -148,7 +149,7 @@ def read(folder: Path, root: Path, traces: dict[str, float], wanted: Wanted | No
         except InputError as error:
             damage = str(error)
     state, reason = _state(folder, run, damage, traces)
-    return Entry(folder, plain(name), state, plain(reason), max(traces.values()), run)
+    return Entry(folder, shown(name), state, shown(reason), max(traces.values()), run)
 
 
 def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
@@ -172,11 +173,11 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
     meta = content.pop("meta", None)
     if wrong := lacking(meta):
         raise InputError(f"metrics.json is not that of a run: {wrong}")
-    assert isinstance(meta, dict)
-    numbers = {
-        key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)
-    }  # fmt: skip
-    return Run(numbers, meta, {}, folder)
+    numbers = {key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)}
+    try:
+        return Run(*checked({**numbers, "meta": meta}), {}, folder)
+    except ValueError as error:
+        raise InputError(f"metrics.json is not that of a run: {error}") from error
 
 
 def _parts(text: bytes, wanted: Wanted) -> dict[str, Any] | None:
@@ -202,22 +203,6 @@ def _lines(text: bytes, name: bytes, end: int) -> Iterator[bytes]:
         if text[at + len(name) : at + len(name) + 1] in (b'"', b"/"):
             yield text[text.rfind(b"\n", 0, at) + 1 : stop]
         at = text.find(name, stop, end)
-
-
-def lacking(meta: Any) -> str:
-    """What the ``meta`` of a run has and this one has not; empty if nothing."""
-    if not isinstance(meta, dict):
-        return "it lacks meta"
-    for name, kind in NEEDED.items():
-        if not isinstance(meta.get(name), kind):
-            return f"it lacks meta.{name}" if name not in meta else f"meta.{name} is of another type"
-    wrong = [name for name, kind in OPTIONAL.items() if meta.get(name) is not None and not isinstance(meta[name], kind)]
-    if not wrong and not (meta["layers"] and all(isinstance(layer, str) for layer in meta["layers"])):
-        wrong = ["layers"]
-    wrong = wrong or [
-        name for name in ("images", "photographs") if not all(type(n) is int for n in (meta.get(name) or {}).values())
-    ]
-    return f"meta.{wrong[0]} is of another type" if wrong else ""
 
 
 @cache
@@ -296,15 +281,6 @@ def _folders(root: str) -> Iterator[tuple[str, dict[str, float]]]:
             traces.setdefault(".hydra", os.stat(os.path.join(folder, ".hydra")).st_mtime)
         if traces.keys() - {"train.log"}:
             yield folder, traces
-
-
-def plain(text: str) -> str:
-    """Text with control characters written out.
-
-    >>> plain("a\\x1b[31m")
-    'a\\\\x1b[31m'
-    """
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def when(seconds: float) -> str:

@@ -19,13 +19,14 @@ from sdprobe.metrics.gains import simultaneous_quantile, surely_worse
 from sdprobe.metrics.intervals import FEWEST
 from sdprobe.reports.filters import DIGITS, parsed
 from sdprobe.reports.numbers import MISSING, bare_table
-from sdprobe.reports.registry import Entry, plain, read_run
+from sdprobe.reports.registry import Entry, read_run
 from sdprobe.reports.registry_list import with_interval
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER
 from sdprobe.reports.tracked import null_of
 from sdprobe.tokens.keys import CONDITIONS, OVER_NONE, Key, base_of, label_of, timestep_of
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 # what must agree → settings of it, or the sections that hold them
 AGREE = {
@@ -60,7 +61,7 @@ class Cell:
     told: bool | None = None
 
     def __str__(self) -> str:
-        return f"{plain(self.layer)} of {self.entry.name}"
+        return f"{shown(self.layer)} of {self.entry.name}"
 
     @property
     def run(self) -> Run:
@@ -105,7 +106,7 @@ class Metric:
         if len(parts) not in (1, 2) or "" in parts:
             raise InputError(
                 f"Expected a metric such as binned_accuracy, binned_accuracy/corner or {OVER_NONE}/binned_accuracy, "
-                f"but got '{plain(text)}'. Correct it."
+                f"but got '{shown(text)}'. Correct it."
             )
         return cls(condition, parts[0], parts[1] if len(parts) == 2 else "all")
 
@@ -199,10 +200,10 @@ def _require_one(what: str, name: str, values: Sequence[tuple[Entry, str]]) -> N
     if len(groups) > 1:
         most = max(groups, key=lambda value: len(groups[value]))
         such = {value: f"{len(runs)} run{'s' * (len(runs) > 1)}, such as {runs[0]}" for value, runs in groups.items()}
-        there = ", ".join(f"'{plain(value)}' ({runs})" for value, runs in list(such.items())[:4])
+        there = ", ".join(f"'{shown(value)}' ({runs})" for value, runs in list(such.items())[:4])
         raise InputError(
             f"Expected runs of one {what}, but got {name} {there}{', …' * (len(groups) > 4)}. "
-            f"Add --where {name}={plain(most)}, or another of them."
+            f"Add --where {name}={shown(most)}, or another of them."
         )
 
 
@@ -233,7 +234,7 @@ def _absent(entries: Sequence[Entry], metric: Metric) -> str:
     near = get_close_matches(str(metric), [*short, *sorted(there)], n=1, cutoff=0.5)
     fix = f"Use {near[0]}." if near else "Use one of these."
     listed = ", ".join(main[:15]) + ", …" * (len(main) > 15)
-    return plain(f"Expected a metric that one of these {len(finished)} runs has, but got '{metric}'. They have {listed}. {fix}")
+    return shown(f"Expected a metric that one of these {len(finished)} runs has, but got '{metric}'. They have {listed}. {fix}")
 
 
 def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:
@@ -303,7 +304,7 @@ def show_best(cells: Sequence[Cell], metric: Metric, highest: bool, left_out: in
         null = MISSING if cell.null is None else with_interval(cell.null)
         texts = [str(record["name" if name == "run" else name]) for name in used]
         texts += [str(record["model"]).rpartition("/")[2]] * models
-        table.add_row(*(Text(plain(text)) for text in (*texts, with_interval(cell.value, cell.low, cell.high), null, told)))
+        table.add_row(*(Text(shown(text)) for text in (*texts, with_interval(cell.value, cell.low, cell.high), null, told)))
     console.print(table)
     notes = [f"{len(cells) - SHOWN} more rows: --json has all."] * (len(cells) > SHOWN)
     nulls = sorted({cell.null_is for cell in cells if cell.null_is})

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from sdprobe.reports.numbers import MISSING, bare_table, number, units
-from sdprobe.reports.registry import Entry, plain
+from sdprobe.reports.registry import Entry
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task
 from sdprobe.reports.tracked import chosen, null_of
+from sdprobe.utilities.foreign import shown
 
 NAMED = 3  # of more layers their number is shown
 RIGHT = ("n", "timestep")
@@ -73,17 +74,17 @@ def show_list(entries: Sequence[Entry], console: Console) -> None:
     states = {state: sum(each["state"] == state for each in rows) for state in dict.fromkeys(each["state"] for each in rows)}
     title = f"{len(rows)} run{'s' * (len(rows) != 1)}: " + ", ".join(f"{count} {state}" for state, count in states.items())
     common = ", ".join(f"{name} {value}" for name, value in agreed.items() if value not in ("", MISSING) and name != "state")
-    shown = [name for name in HEADERS if name not in agreed]
+    columns = [name for name in HEADERS if name not in agreed]
     for name in LEAST:
-        if console.is_terminal and sum(_width(name, cells) for name in shown) > console.width:
-            shown = [other for other in shown if other != name]
+        if console.is_terminal and sum(_width(name, cells) for name in columns) > console.width:
+            columns = [other for other in columns if other != name]
     table = bare_table("", spaced=True)
-    for name in shown:
+    for name in columns:
         table.add_column(HEADERS[name], no_wrap=name not in ("name", "layers"), justify="right" if name in RIGHT else "left")
     for each in cells:
-        table.add_row(*(Text(plain(each[name])) for name in shown))
-    console.width = console.width if console.is_terminal else max(console.width, sum(_width(name, cells) for name in shown))
-    console.print(Text(title + (f". All: {plain(common)}" if common else "")))
+        table.add_row(*(Text(shown(each[name])) for name in columns))
+    console.width = console.width if console.is_terminal else max(console.width, sum(_width(name, cells) for name in columns))
+    console.print(Text(title + (f". All: {shown(common)}" if common else "")))
     console.print(table)
     reasons: dict[str, list[str]] = {}
     for each in rows:
@@ -93,7 +94,7 @@ def show_list(entries: Sequence[Entry], console: Console) -> None:
             console.print(Text(f"{', '.join(names[:5])}{' and others' * (len(names) > 5)}: {reason}"))
     if any(each["value"] is not None for each in rows):
         kinds = dict.fromkeys(each["probe"] for each in rows if each["value"] is not None)
-        labels = "; ".join(f"{main_task(kind).label.removesuffix(', %')} ({plain(kind)})" for kind in kinds)
+        labels = "; ".join(f"{main_task(kind).label.removesuffix(', %')} ({shown(kind)})" for kind in kinds)
         note = f"number: {labels}. at: the layer, the best on validation images where the run has some."
         console.print(Text(note, style="dim"))
 
@@ -104,12 +105,12 @@ def _width(name: str, cells: Sequence[dict[str, str]]) -> int:
 
 def _cells(each: dict[str, Any]) -> dict[str, str]:
     """A row as texts."""
-    shown = {name: MISSING if each.get(name) is None else str(each[name]) for name in HEADERS}
-    shown["when"] = each["when"][5:16].replace("T", " ")
-    shown["layers"] = compact(each["layers"] or [])
-    shown["at"] = each["layer"] or MISSING
-    shown["value"] = with_interval(each["value"], each["low"], each["high"])
-    return shown
+    texts = {name: MISSING if each.get(name) is None else str(each[name]) for name in HEADERS}
+    texts["when"] = each["when"][5:16].replace("T", " ")
+    texts["layers"] = compact(each["layers"] or [])
+    texts["at"] = each["layer"] or MISSING
+    texts["value"] = with_interval(each["value"], each["low"], each["high"])
+    return texts
 
 
 def compact(layers: Sequence[str]) -> str:

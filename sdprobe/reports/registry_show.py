@@ -11,7 +11,7 @@ from rich.text import Text
 from sdprobe.metrics.gains import paired_gains
 from sdprobe.reports.filters import overrides, settings_of
 from sdprobe.reports.numbers import MISSING, bare_table, tested
-from sdprobe.reports.registry import Entry, plain, when
+from sdprobe.reports.registry import Entry, when
 from sdprobe.reports.registry_best import units_id
 from sdprobe.reports.registry_list import with_interval
 from sdprobe.reports.run import Run
@@ -19,6 +19,7 @@ from sdprobe.reports.tasks import LOWER, tracked_of
 from sdprobe.reports.tracked import chosen, null_of
 from sdprobe.tokens.keys import ENDS, Key
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 # no settings, or those that differ in every run and change no number
 PLACES = ("run_dir", "resume", "hydra.run.dir", "hydra.sweep.dir", "dataset_fingerprint", "test_fingerprint")
@@ -56,7 +57,7 @@ def run_of(entry: Entry) -> Run:
     """
     if entry.run is None:
         raise InputError(
-            f"Expected '{plain(str(entry.folder))}' to have a result, but it is {entry.state}: {entry.reason}. Repeat the run."
+            f"Expected '{shown(str(entry.folder))}' to have a result, but it is {entry.state}: {entry.reason}. Repeat the run."
         )
     return entry.run
 
@@ -75,20 +76,20 @@ def record(entry: Entry) -> dict[str, Any]:
 def show_run(entry: Entry, console: Console) -> None:
     """Print a run: what was set, where it comes from, its main numbers."""
     say = partial(console.print, markup=False, highlight=False)
-    say(f"{plain(str(entry.folder))}: {entry.state}, {when(entry.changed)}{f' ({entry.reason})' * bool(entry.reason)}")
-    typed = ", ".join(f"{plain(name)}={plain(value)}" for name, value in _typed(entry).items())
+    say(f"{shown(str(entry.folder))}: {entry.state}, {when(entry.changed)}{f' ({entry.reason})' * bool(entry.reason)}")
+    typed = ", ".join(f"{shown(name)}={shown(value)}" for name, value in _typed(entry).items())
     say(f"Set for this run: {typed or 'nothing'}")
     if entry.run is None:
         return
     run, meta = entry.run, entry.run.meta
-    compared = f" Mitigations compared: {plain(', '.join(run.labels))}." * bool(run.labels)
-    say(f"Network: {plain(run.setting)}.{compared} Tested on {tested(run)}.")
+    compared = f" Mitigations compared: {shown(', '.join(run.labels))}." * bool(run.labels)
+    say(f"Network: {shown(run.setting)}.{compared} Tested on {tested(run)}.")
     origin = {name: meta[name] for name in ORIGIN if meta.get(name) not in (None, "", {}, [])}
     table = bare_table("", spaced=True)
     table.add_column("origin", no_wrap=True)
     table.add_column("", overflow="fold")
     for name, value in origin.items():
-        table.add_row(name, Text(plain(_text(value))))
+        table.add_row(name, Text(shown(_text(value))))
     console.print(table)
     metrics = _measured(run)
     if not metrics:
@@ -103,11 +104,11 @@ def show_run(entry: Entry, console: Console) -> None:
     for layer in run.layers:
         cells = [with_interval(*run.estimate("test", layer, metric)) for metric in metrics]
         texts = (layer, *cells, with_interval(nulls[layer][1]))
-        numbers.add_row(*(Text(plain(text)) for text in texts), style="bold" if layer == best and several else "")
+        numbers.add_row(*(Text(shown(text)) for text in texts), style="bold" if layer == best and several else "")
     console.print(numbers)
     kinds = ", ".join(sorted({str(kind) for kind, _ in nulls.values() if kind}))
     notes = [f"Bold: {how}."] * several + [f"null: {kinds} of {metrics[0]}."] * bool(kinds)
-    say(" ".join([*notes, f"All tables and figures: python -m sdprobe.reports {plain(str(entry.folder))}"]), style="dim")
+    say(" ".join([*notes, f"All tables and figures: python -m sdprobe.reports {shown(str(entry.folder))}"]), style="dim")
 
 
 def differences(a: Entry, b: Entry) -> dict[str, dict[str, tuple[str, str]]]:
@@ -155,13 +156,13 @@ def show_difference(a: Entry, b: Entry, console: Console) -> None:
     """Print what was set differently, what followed, and the differences of the main numbers."""
     say = partial(console.print, markup=False, highlight=False)
     found = differences(a, b)
-    say(f"A: {plain(str(a.folder))}\nB: {plain(str(b.folder))}")
+    say(f"A: {shown(str(a.folder))}\nB: {shown(str(b.folder))}")
     titles = {"set": "Set differently", "settings": "Other settings that differ", "meta": "Measured with"}
     for part, title in titles.items():
         if found[part]:
             say(f"{title}:")
             for name, (mine, theirs) in found[part].items():
-                say(Text(f"  {plain(name)}: {plain(mine)} → {plain(theirs)}"))
+                say(Text(f"  {shown(name)}: {shown(mine)} → {shown(theirs)}"))
         elif part == "set":
             say("No setting differs.")
     for name, entry in (("A", a), ("B", b)):
@@ -182,7 +183,7 @@ def show_difference(a: Entry, b: Entry, console: Console) -> None:
     for row in rows:
         change = with_interval(row.change, row.low, row.high, sign=True)
         texts = (row.key.layer, row.key.metric, with_interval(row.value), with_interval(row.other), change)
-        table.add_row(*(Text(plain(text)) for text in texts))
+        table.add_row(*(Text(shown(text)) for text in texts))
     console.print(table)
     lower = sorted({row.key.metric for row in rows} & set(LOWER))
     notes = [f"Lower is better: {', '.join(lower)}."] * bool(lower)
