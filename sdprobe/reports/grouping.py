@@ -305,7 +305,7 @@ def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
         def variant(run: Run) -> dict[str, str]:
             known = conditions(run)
             seeds = {"seed": _text(run.meta.get("seed")), "images.size": _text(run.meta.get("image_size"))}
-            return seeds | {name: known[name] for name in kept}
+            return seeds | {name: known.get(name, "") for name in kept}
 
         for name, group in split([run for run in compared if run.setting == setting], variant).items():
             for which, each in _by_measurement(group).items():

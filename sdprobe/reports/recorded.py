@@ -93,11 +93,11 @@ def checked(content: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError: something else than what a run writes.
     """
-    command = content["meta"].get("command") if isinstance(content.get("meta"), dict) else None
+    if not isinstance(content.get("meta"), dict):
+        raise ValueError("it lacks meta")
+    command = content["meta"].get("command")
     metrics = _shown(content)
     meta = metrics.pop("meta")
-    if not isinstance(meta, dict):
-        raise ValueError("meta is no object")
     for key, value in metrics.items():
         if not _number(value):
             raise ValueError(f"{shown(key)} is no number")

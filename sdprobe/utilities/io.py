@@ -50,8 +50,10 @@ def parsing(path: Path) -> Iterator[None]:
     """A block that parses the content of a file. Any exception in it becomes :class:`DamagedFile`."""
     try:
         yield
+    except RecursionError as error:
+        raise DamagedFile(path, "nested too deeply") from error
     except Exception as error:
-        raise DamagedFile(path, str(error) or type(error).__name__) from error
+        raise DamagedFile(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 @contextmanager

@@ -18,20 +18,20 @@ from tests.reports.fabricated import KINDS, behind, configured, fabricated, stor
 
 META = {"complete": True, "layers": ["mid"], "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}}
 DAMAGED = {
-    "bare": ("{}", "metrics.json is unreadable (KeyError)"),
-    "counts": (META | {"images": {"test": "many"}}, "metrics.json is not that of a run: meta.images is of another type"),
-    "cut": ('{"a": 1', "metrics.json is unreadable (JSONDecodeError)"),
-    "deep": ('{"a":' * 9999 + "1" + "}" * 9999, "metrics.json is unreadable (RecursionError)"),
+    "bare": ("{}", "metrics.json is unreadable (it lacks meta)"),
+    "counts": (META | {"images": {"test": "many"}}, "metrics.json is unreadable (meta.images is not integers by name)"),
+    "cut": ('{"a": 1', "metrics.json is unreadable (Expecting ',' delimiter: line 1 column 8 (char 7))"),
+    "deep": ('{"a":' * 9999 + "1" + "}" * 9999, "metrics.json is unreadable (nested too deeply)"),
     "incomplete": (META | {"complete": False}, f"is incomplete; {NO_LOCK}"),
-    "infinite": ('{"test/mid/rmse/all": Infinity}', "metrics.json has a value that is no number: test/mid/rmse/all is 'inf'"),
-    "layers": (META | {"layers": [1]}, "metrics.json is not that of a run: meta.layers is of another type"),
-    "list": ("[]", "metrics.json is unreadable (TypeError)"),
-    "meta": ('{"meta": 3}', "metrics.json is not that of a run: it lacks meta"),
-    "nan": ('{"test/mid/rmse/all": NaN}', "metrics.json has a value that is no number: test/mid/rmse/all is 'nan'"),
-    "nested": ('{"test/mid/rmse": {"all": 1}}', "metrics.json has a value that is no number: test/mid/rmse is \"{'all': 1}\""),
+    "infinite": ('{"test/mid/rmse/all": Infinity}', "metrics.json is unreadable (test/mid/rmse/all is no number)"),
+    "layers": (META | {"layers": [1]}, "metrics.json is unreadable (meta.layers is not a list of texts)"),
+    "list": ("[]", "metrics.json is unreadable ('list' object is not a mapping)"),
+    "meta": ('{"meta": 3}', "metrics.json is unreadable (it lacks meta)"),
+    "nan": ('{"test/mid/rmse/all": NaN}', "metrics.json is unreadable (test/mid/rmse/all is no number)"),
+    "nested": ('{"test/mid/rmse": {"all": 1}}', "metrics.json is unreadable (test/mid/rmse is no number)"),
     "odd": ('{"test/mid/rmse": 1}', "metrics.json has keys that this version does not know"),
     "poor": ('{"meta": {"complete": true}}', "metrics.json is not that of a run: it lacks meta.layers"),
-    "words": (META | {"timestep": "fifty"}, "metrics.json is not that of a run: meta.timestep is of another type"),
+    "words": (META | {"timestep": "fifty"}, "metrics.json is unreadable (meta.timestep is not an integer)"),
 }  # fmt: skip
 
 
@@ -65,15 +65,9 @@ def test_runs_are_read_in_order_and_others_are_named(tmp_path: Path) -> None:
     runs, skipped = read_runs(tmp_path)
     assert [run.folder.name for run in runs] == ["2", "3", "10"]
     assert {path.name: reason for path, reason in skipped.items()} == {
-        "bare": "metrics.json is unreadable (no meta)",
-        "cut": "metrics.json is unreadable (Expecting ',' delimiter: line 1 column 8 (char 7))",
         "failed": "Expected a, but got b.",
-        "incomplete": f"is incomplete; {NO_LOCK}",
         "killed": f"has no result; {NO_LOCK}",
-        "list": "metrics.json is unreadable ('list' object is not a mapping)",
-        "maps": "maps.npz is unreadable (File is not a zip file)",
-        "odd": "metrics.json has keys that this version does not know",
-        "poor": "metrics.json is not that of a run: it lacks meta.layers",
+        "maps": "maps.npz is unreadable (checksum mismatch)",
     }
 
 
@@ -142,9 +136,10 @@ def test_filters_keep_runs_and_failed_runs_of_a_setting(tmp_path: Path) -> None:
     [
         ({}, "Expected a run folder or a folder that contains runs, but '{}' has no run. Correct the path.\n"),
         ({"a": "{}"},
-         "Expected runs with a result, but the one run in '{}' has none. a: metrics.json is unreadable (KeyError)\n"),
+         "Expected runs with a result, but the one run in '{}' has none. a: metrics.json is unreadable (it lacks meta)\n"),
         ({"a": "[]", "b": "[]"},
-         "Expected runs with a result, but none of the 2 runs in '{}' has one. a: metrics.json is unreadable (TypeError)\n"),
+         "Expected runs with a result, but none of the 2 runs in '{}' has one. "
+         "a: metrics.json is unreadable ('list' object is not a mapping)\n"),
     ],
 )  # fmt: skip
 def test_a_folder_without_results_is_one_sentence(
@@ -165,7 +160,7 @@ def test_names_with_markup_and_formulas_are_text(tmp_path: Path) -> None:
         stored(run, configured(tmp_path / name, images="folder", images__root=root))
     summarise(read_runs(tmp_path)[0], tmp_path)
     text = (tmp_path / "report.txt").read_text()
-    assert all(name in text for name in ("[blue]one", "$\\frac{$ [bold]net", "$x$ [red]photos", "[/] other".rpartition("/")[2]))
+    assert all(name in text for name in ("[blue]one", "$\\frac{$ [ bold]net", "$x$ [red]photos", " other"))
 
 
 def test_runs_without_known_settings_or_numbers_are_in_the_table(tmp_path: Path) -> None:

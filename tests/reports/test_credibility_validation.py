@@ -26,6 +26,7 @@ from sdprobe.reports.validation import (
     spearman,
     validation,
 )
+from sdprobe.tokens.keys import base_of
 from tests.reports.fabricated import printed
 
 LAYERS = [("conv_in", 64), ("down_1", 32), ("down_2", 16), ("mid", 8), ("up_0", 16), ("up_1", 32), ("up_2", 64), ("up_3", 64)]
@@ -189,7 +190,12 @@ def stored(cells: Sequence[CredibilityCell], folder: Path) -> list[Run]:
     for model, timestep in dict.fromkeys((cell.model, cell.timestep) for cell in cells):
         here = [cell for cell in cells if (cell.model, cell.timestep) == (model, timestep)]
         names = [name for cell in here for name in (cell.layer, f"{cell.layer}__position_mean")]
-        shapes = {name: [64, int(cell.resolution), int(cell.resolution)] for cell in here for name in (cell.layer,)}
+        shapes = {
+            name: [64, int(cell.resolution), int(cell.resolution)]
+            for cell in here
+            for name in names
+            if base_of(name) == cell.layer
+        }
         said = {"layers": names, "model": model, "weights": "stored", "timestep": timestep, "seed": 0, "shapes": shapes}
         statistics, matching = {}, {}
         for cell in here:

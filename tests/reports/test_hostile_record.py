@@ -1,5 +1,7 @@
 """A stranger's metrics.json: its numbers and names are text wherever they are shown, and never a traceback."""
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -13,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from sdprobe.reports.__main__ import main
-from sdprobe.reports.collection import damage, read_runs, show_runs
+from sdprobe.reports.collection import damage, read_runs, summarise
 from sdprobe.reports.dispatch import draw, show
 from sdprobe.reports.recorded import KINDS
 from sdprobe.reports.run import Run
@@ -130,7 +132,7 @@ def test_what_is_no_record_is_told(name: str, tmp_path: Path, capsys) -> None:
 def test_texts_are_shown_as_text(name: str, tmp_path: Path) -> None:
     run = called(TEXTS[name], **dict.fromkeys(NAMED, TEXTS[name]))
     found = Run.read(stored(tmp_path / "run", run), maps=False)
-    shown = printed(lambda console: show(found, console)), printed(lambda console: show_runs([found], console))
+    shown = printed(lambda console: show(found, console)), printed(lambda console: summarise([found], tmp_path, None, console))
     assert all(map(is_harmless, shown)) and "\x1b" not in colours(found)
 
 
@@ -182,11 +184,10 @@ def test_arrays_that_do_not_fit_the_numbers_are_told(content: dict[str, Any], tm
 
 def ended(folder: Path) -> str:
     """What the command ends with; nothing where it shows what there is."""
-    try:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
         main([str(folder)])
-    except SystemExit as error:
-        return str(error.code)
-    return ""
+    return said.getvalue().strip()
 
 
 @pytest.mark.parametrize("member", ["objects", "bomb", "path"])
