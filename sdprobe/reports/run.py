@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sdprobe.reports.recorded import checked, shown_names
-from sdprobe.tokens.keys import ENDS, Key, base_of, label_of
+from sdprobe.tokens.keys import ENDS, Key, base_of, label_of, variant
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, read_file, read_json
 
@@ -99,7 +99,9 @@ class Run:
         """The layers, each followed by its variants, of which pictures are drawn: at most twelve unless others were chosen."""
         most = max(1, PICTURED // (1 + len(self.labels)))
         bases = self.chosen or spread(self.bases, most)
-        return [layer for base in bases for layer in self.layers if layer.removesuffix(f"__{label_of(layer)}") == base]
+        return [
+            layer for base in bases for layer in self.layers if layer in {variant(base, label) for label in ("", *self.labels)}
+        ]
 
     def showing(self, patterns: Sequence[str]) -> "Run":
         """The run with pictures of the layers that match; none of the patterns: of at most twelve layers.

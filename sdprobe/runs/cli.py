@@ -230,7 +230,8 @@ def check_kind(cfg: DictConfig, defaults: DictConfig, key: str) -> None:
         raise InputError(f"Expected {key} to be a finite number, but got {value}. The default is {default}.")
     if OmegaConf.is_config(default) and (linked := _linked(defaults, key)):
         raise InputError(f"Expected {key} to be left alone, but got {_spelt(value)}. Set {linked}= instead.")
-    if OmegaConf.is_dict(default) and not OmegaConf.is_dict(value):
+    of_hydra = key.startswith("hydra.")  # where null leaves a node out
+    if OmegaConf.is_dict(default) and not OmegaConf.is_dict(value) and not (value is None and of_hydra):
         raise InputError(f"Expected {key} to have settings of its own, but got {_spelt(value)}. Write {key}.NAME=VALUE.")
     kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind == (int, float))):

@@ -36,9 +36,11 @@ def stored_overrides(folder: Path) -> list[str]:
         DamagedFile: the record is no list of texts.
     """
     file = folder / OVERRIDES
-    if not file.is_file():
+    if not file.exists():
         return []
     with parsing(file):
+        if not file.is_file():
+            raise ValueError("no file")
         if file.stat().st_size > LARGEST:
             raise ValueError(f"more than {LARGEST:,} bytes")
     text = read_yaml(file)
@@ -59,7 +61,7 @@ def resumed_overrides(folder: Path, typed: Sequence[str] = ()) -> list[str]:
     Raises:
         InputError: no run folder, an override that does more, or a link out of the folder.
     """
-    if not (folder / OVERRIDES).is_file():
+    if not (folder / OVERRIDES).exists():
         raise InputError(
             f"Expected resume to be a run folder with .hydra/overrides.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."

@@ -147,7 +147,7 @@ class Measurement:
         try:
             stored = read_state(path)
         except DamagedFile as error:
-            log.warning("%s is damaged (%s). Training starts again.", *error.args)
+            log.warning("%s is damaged (%s). Training starts again.", path, str(error.args[1]).splitlines()[0])
             return None
         if "config_hash" not in stored:
             log.warning("An older version wrote %s. Whether it is of the same settings is not checked.", path)

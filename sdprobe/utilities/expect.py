@@ -51,22 +51,37 @@ def between(name: str, value: object, low: float, high: float, fix: str = "Use a
         _refuse(name, f"from {low} to {high}", value, fix)
 
 
-def whole(name: str, value: object, low: int, high: float = math.inf) -> None:
-    """A whole number, ``low`` ≤ ``value`` ≤ ``high``."""
-    number = finite(name, value)
-    if number != int(number):
+def integer(name: str, value: object) -> int:
+    """``value`` is a whole number; returns it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf or value != int(value):
         _refuse(name, "an integer", value, "Correct the value.")
-    if number < low and high == math.inf:
-        at_least(name, value, low)
-    between(name, value, low, high)
+    return int(value)
+
+
+def whole(name: str, value: object, low: int, high: int) -> None:
+    """A whole number of a range, ``low`` ≤ ``value`` ≤ ``high``."""
+    between(name, integer(name, value), low, high)
+
+
+def count(name: str, value: object, low: int, high: int, fix: str = "") -> None:
+    """A whole number ≥ ``low``; above ``high`` it can only be a mistake."""
+    at_least(name, integer(name, value), low, fix)
+    at_most(name, value, high)
+
+
+def at_most(name: str, value: object, high: float) -> None:
+    """``value`` ≤ ``high``."""
+    if not finite(name, value) <= high:
+        _refuse(name, f"at most {high}", value, f"Use {high} or less.")
 
 
 def multiple(name: str, value: object, step: int, high: int = LARGEST) -> None:
-    """``value`` = k · ``step``, k ≥ 1, at most ``high``, which is a multiple of ``step``."""
-    number = finite(name, value)
-    if not step <= number <= high or number % step:
-        near = min(max(step, int(number // step) * step), high - step)
-        _refuse(name, f"a multiple of {step} from {step} to {high}", value, f"Use {near} or {near + step}.")
+    """``value`` = k · ``step``, k ≥ 1, and at most ``high``."""
+    number = integer(name, value)
+    if number < step or number % step:
+        near = min(max(step, number // step * step), high - step)
+        _refuse(name, f"a positive multiple of {step}", value, f"Use {near} or {near + step}.")
+    at_most(name, value, high)
 
 
 def text(name: str, value: object) -> None:

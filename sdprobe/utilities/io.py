@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from io import BytesIO, StringIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -223,7 +224,10 @@ def read_state(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(BytesIO(content)) as members:
             if members.testzip() is not None:  # torch does not compare the checksums of members
                 raise ValueError("checksum mismatch")
-        return {**torch.load(BytesIO(content), map_location="cpu", weights_only=True)}
+        try:
+            return {**torch.load(BytesIO(content), map_location="cpu", weights_only=True)}
+        except UnpicklingError as error:  # its own message explains how to run the code
+            raise ValueError("more than tensors, numbers and texts") from error
 
 
 def _sealed(archive: bytes) -> bytes:

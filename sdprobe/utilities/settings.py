@@ -6,7 +6,6 @@ A section is a configuration group, one choice of a group, or a mitigation. Type
 import re
 from collections.abc import Callable
 from functools import partial
-from math import inf
 from typing import Any
 
 from sdprobe.utilities import expect
@@ -43,8 +42,8 @@ def _between(low: float, high: float) -> Rule:
     return partial(expect.between, low=low, high=high)
 
 
-def _whole(low: int, high: float = inf) -> Rule:
-    return partial(expect.whole, low=low, high=high)
+def _count(low: int, high: int, fix: str = "") -> Rule:
+    return partial(expect.count, low=low, high=high, fix=fix)
 
 
 def _device(name: str, value: object) -> None:
@@ -53,7 +52,7 @@ def _device(name: str, value: object) -> None:
 
 
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
-_SEED = _whole(0, 2**32 - 1)  # what random number generators take
+_SEED = _count(0, 2**32 - 1)  # what random number generators take
 
 OPTIONAL = {"limit", "cosines", "rank", "control", "variant", "pairs_per_category"}  # with null the class chooses
 _POSITION_MEAN: dict[str, Rule] = {
@@ -64,13 +63,13 @@ _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
     "": {
-        "activation_budget": _at_least(0), "timestep": _whole(0, 999), "seed": _SEED, "twins": _whole(0, 1000),
-        "device": _device, "control": expect.text,
+        "activation_budget": _at_least(0), "timestep": partial(expect.whole, low=0, high=999), "seed": _SEED,
+        "twins": _count(0, 1000), "device": _device, "control": expect.text,
     },
     "report": {"format": _one_of("png", "pdf")},
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
-        "size": _MULTIPLE, "limit": _whole(1, 10**7), "crops": _whole(1, 1000), "seed": _SEED,
+        "size": _MULTIPLE, "limit": _count(1, 10**7, "Use null for all."), "crops": _count(1, 1000), "seed": _SEED,
         "pairs_per_category": _at_least(1),
         "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),
         "depth_per_metre": expect.positive, "resize": _one_of(*RESIZES), "keypoints": _one_of("pair", "image"),
@@ -80,7 +79,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "vae_input": _one_of("symmetric", "unit"), "posterior": _one_of("mode", "sample"), "padding": _one_of(*PADDINGS),
     },
     "datamodule": {
-        "batch_size": _at_least(1), "num_workers": _whole(0, 64), "sampling": _one_of("stratified", "all"),
+        "batch_size": _at_least(1), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),
         "token_batch": _at_least(1), "mixing_images": _at_least(1), "repeats": _at_least(0), "margin": _at_least(1),
         "pair_batch": _at_least(1), "background": _between(1, 64), "splits": _one_of("default", "loos2025"),
     },

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.loading import check_card
@@ -45,8 +46,13 @@ def pickled(file: Path, name: str) -> None:
     torch.save(Pickled(), file.with_name(name))
 
 
+def first(weights: str) -> str:
+    return weights.replace(".", "-00001-of-00001.", 1)
+
+
 def sharded(part: Path, weights: str, shard: str) -> None:
-    """The weights of a part, behind an index that names one shard."""
+    """The weights of a part, behind an index that names one shard. A shard of the usual name is there, too."""
+    shutil.copy(part / weights, part / first(weights))
     tensors = load_file(part / weights)
     size = sum(tensor.nbytes for tensor in tensors.values())
     merge(part / f"{weights}.index.json", metadata={"total_size": size}, weight_map=dict.fromkeys(tensors, shard))
@@ -56,6 +62,7 @@ def elsewhere(part: Path, weights: str, shard: str, *, link: bool = False, file:
     sharded(part, weights, shard)
     (part / weights).rename(part.parents[1] / file)
     if link:
+        (part / shard).unlink()
         (part / shard).symlink_to(part.parents[1] / file)
 
 
@@ -78,8 +85,8 @@ REFUSED: dict[str, Attack] = CODE | {
     "shards above": lambda f: elsewhere(f / "unet", UNET, "../../elsewhere.safetensors"),
     "shards above, encoder": lambda f: elsewhere(f / "text_encoder", ENCODER, "../../elsewhere.safetensors"),
     "shards at an absolute path": lambda f: elsewhere(f / "text_encoder", ENCODER, str(f.parent / "elsewhere.safetensors")),
-    "shards behind a link": lambda f: elsewhere(f / "text_encoder", ENCODER, "a.safetensors", link=True),
-    "shards behind a link, network": lambda f: elsewhere(f / "unet", UNET, "a.safetensors", link=True),
+    "shards behind a link": lambda f: elsewhere(f / "text_encoder", ENCODER, first(ENCODER), link=True),
+    "shards behind a link, network": lambda f: elsewhere(f / "unet", UNET, first(UNET), link=True),
     "shards in a folder": lambda f: (sharded(f / "vae", UNET, f"x/../{UNET}"), (f / "vae" / "x").mkdir()),
     "pickled shards": lambda f: (sharded(f / "text_encoder", ENCODER, "a.bin"), pickled(f / "text_encoder" / ENCODER, "a.bin")),
     "index of numbers": lambda f: merge(f / "unet" / f"{UNET}.index.json", weight_map={"a": 1}),
@@ -88,6 +95,7 @@ REFUSED: dict[str, Attack] = CODE | {
     "configuration that is a list": lambda f: (f / "vae" / "config.json").write_text("[]"),
     "word for a number": lambda f: merge(f / "unet" / "config.json", block_out_channels="x"),
     "endless schedule": lambda f: merge(f / "scheduler" / "scheduler_config.json", num_train_timesteps=10**12),
+    "schedule of a stranger": lambda f: merge(f / "scheduler" / "scheduler_config.json", _class_name=["evil", "Evil"]),
     "adapter": lambda f: merge(f / "text_encoder" / "adapter_config.json", base_model_name_or_path="evil/x", peft_type="LORA"),
     "card that lists a device": lambda f: (f / "README.md").write_text("---\nsha256: {/dev/zero: x}\n---\n"),
     "card that lists files above": lambda f: (f / "README.md").write_text("---\nsha256: {../elsewhere: x}\n---\n"),
@@ -105,6 +113,7 @@ def test_a_checkpoint_runs_nothing_and_stays_in_its_folder(name: str, folder: Pa
     with pytest.raises(InputError) as caught:
         load(folder)
     assert not mark.exists() and str(caught.value).isprintable()
+    assert ("to name .safetensors files beside it" in str(caught.value)) == ("shards" in name or name.startswith("index"))
 
 
 def test_code_beside_a_checkpoint_stays_unread(folder: Path, mark: Path) -> None:
@@ -114,7 +123,6 @@ def test_code_beside_a_checkpoint_stays_unread(folder: Path, mark: Path) -> None
             (folder / part / f"{module}.py").write_text(EVIL)
     parts = {"unet": ["evil", "Evil"], "text_encoder": ["evil", "CLIPTextModel"], "custom_pipeline": "pipeline"}
     merge(folder / "model_index.json", _class_name=["pipeline", "Evil"], trust_remote_code=True, **parts)
-    merge(folder / "scheduler" / "scheduler_config.json", _class_name=["evil", "Evil"])
     before = set(sys.modules)
     load(folder)
     assert not mark.exists() and not {name for name in set(sys.modules) - before if "evil" in name}
@@ -124,8 +132,7 @@ def test_shards_of_the_cache_of_the_hub_are_links(folder: Path, tmp_path: Path) 
     """Its layout is a folder of links into a folder of contents, beside each other."""
     snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
     (snapshot.parents[1] / "blobs").mkdir(parents=True)
-    sharded(folder / "unet", UNET, "a.safetensors")
-    save_file(load_file(folder / "unet" / UNET), folder / "unet" / "a.safetensors", {"format": "pt"})
+    sharded(folder / "unet", UNET, first(UNET))
     (folder / "unet" / UNET).unlink()
     for number, file in enumerate(path for path in folder.rglob("*") if path.is_file()):
         blob, link = snapshot.parents[1] / "blobs" / str(number), snapshot / file.relative_to(folder)

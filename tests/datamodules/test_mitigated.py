@@ -30,6 +30,7 @@ from sdprobe.mitigations import (
     save,
 )
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import write_json
 
 LAYERS = ("down_0", "mid")
 FIT, TEST = range(8), range(8, 12)
@@ -194,7 +195,7 @@ def test_a_damaged_or_mixed_mitigation_is_refused_and_one_of_an_older_version_is
             load(tmp_path / "old")
     tensors.write_bytes(whole)
     record = json.loads((tmp_path / "old" / "mitigation.json").read_text())
-    record.pop("digest")
+    del record["digest"], record["meta"]
     (tmp_path / "old" / "mitigation.json").write_text(json.dumps(record))
     save_file(load_file(tensors), tensors)
     assert load(tmp_path / "old")["mid"].transform(grid).equal(fits["old"].transform(grid))
@@ -206,7 +207,7 @@ def test_a_damaged_or_mixed_mitigation_is_refused_and_one_of_an_older_version_is
 def test_a_record_cannot_name_anything_but_a_mitigation(apart: ActivationStream, tmp_path: Path) -> None:
     fitted(apart, {"standardize": Standardize()}).save(tmp_path)
     record = tmp_path / "mitigation" / "mitigation.json"
-    record.write_text(record.read_text().replace('"Standardize"', '"load"'))
+    write_json(record, json.loads(record.read_text().replace('"Standardize"', '"load"')))
     with pytest.raises(InputError, match="no mitigation is called load"):
         load(tmp_path)
 

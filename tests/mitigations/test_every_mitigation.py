@@ -106,7 +106,7 @@ def test_a_saved_map_is_the_same_map(make: Callable[[], Mitigation], tmp_path: P
 def test_a_file_with_a_tensor_less_or_more_is_refused(make: Callable[[], Mitigation], tmp_path: Path) -> None:
     save(tmp_path, {"mid": fed(make())})
     record, tensors = tmp_path / "mitigation.json", tmp_path / "mitigation.safetensors"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "digest": None}))  # as of an older version
+    record.write_text(json.dumps({**json.loads(record.read_text()), "digest": None, "meta": {}}))  # as of an older version
     state = load_file(tensors)
     for name in state:
         save_file({key: value for key, value in state.items() if key != name}, tensors)

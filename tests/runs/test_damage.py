@@ -39,7 +39,8 @@ def test_a_run_with_a_damaged_file_is_not_complete_and_its_mitigation_not_used(l
     shutil.copytree(first, whole)
     names = [*Run.read(first).files, "metrics.json"]
     assert {Path(name).name for name in names} == {
-        "maps.npz", "pseudovalues.npz", "mitigation.json", "mitigation.safetensors", "metrics.json",
+        "maps.npz", "pseudovalues.npz", "mitigation.json", "mitigation.safetensors", "heads.json", "heads.safetensors",
+        "metrics.json",
     }  # fmt: skip
     assert complete(first) and load(first / "mitigation" / "standardize")
     for name in names:

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from lightning import Callback
 
 from sdprobe.reports.similarity import defaults_of
 from sdprobe.runs import tracking
-from sdprobe.runs.measurement import NumbersVersion, check_checkpoint
+from sdprobe.runs.measurement import Bound, Measurement
+from sdprobe.runs.record import VERSION
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_state
 
 SMALL = [
     "block=up_0", "backbone=tiny", "images.size=128", "images.limit=30", "probe.min_steps=10", "trainer.max_epochs=5",
@@ -33,35 +37,46 @@ class Evil:
 
 @pytest.mark.parametrize("function", ["os.system", "open", "eval", "torch.load", "os.mkdir", "builtins.getattr"])
 @pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
-def test_a_pickle_of_a_stranger_is_not_run(function: str, protocol: str, tmp_path: Path, monkeypatch) -> None:
-
+def test_a_pickle_of_a_stranger_is_not_run(function: str, protocol: str, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.chdir(tmp_path)
     evil = {
         "os.system": Evil(os.system, "touch evil"), "open": Evil(open, "evil", "w"), "eval": Evil(eval, "open('evil', 'w')"),
         "torch.load": Evil(torch.load, "other.ckpt"), "os.mkdir": Evil(os.mkdir, "evil"),
         "builtins.getattr": Evil(getattr, str, "upper"),
     }[function]  # fmt: skip
-    file, content = tmp_path / "last.ckpt", {"state_dict": {}, "callbacks": evil}
+    file, content = tmp_path / "checkpoints" / "last.ckpt", {"state_dict": {}, "callbacks": evil}
+    file.parent.mkdir()
     if protocol == "pickle":
         file.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=protocol == "zip")
-    with pytest.raises(InputError, match="tensors, numbers and texts"):
-        check_checkpoint(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    before = file.read_bytes()
+    with pytest.raises(DamagedFile, match="more than tensors, numbers and texts" if protocol == "zip" else "checksum mismatch"):
+        read_state(file)
+    assert starts_again(tmp_path, caplog)
+    assert [*tmp_path.rglob("*")] == [file.parent, file] and file.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04", bytes(1000), b"\x80\x02" + b"(" * 10_000])
-def test_what_is_no_checkpoint_is_told(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(InputError, match="tensors, numbers and texts"):
-        check_checkpoint(tmp_path / "last.ckpt")
+def test_what_is_no_checkpoint_is_told(content: bytes, tmp_path: Path, caplog) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(content)
+    assert starts_again(tmp_path, caplog)
+
+
+def starts_again(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether a resumed run of this folder trains from the start, and says so in one line."""
+    run = SimpleNamespace(cfg=SimpleNamespace(run_dir=folder, resume=folder))
+    checkpoint = Measurement._checkpoint(run)  # type: ignore[arg-type]
+    [line] = caplog.messages
+    said = re.fullmatch(rf"{re.escape(str(folder))}/checkpoints/last\.ckpt is damaged \(.+\)\. Training starts again\.", line)
+    return checkpoint is None and said is not None
 
 
 def test_paths_in_a_checkpoint_are_left_out() -> None:
     """Lightning would delete the file that a ModelCheckpoint wrote last, wherever that is."""
     checkpoint = {"callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "/x"}, "EarlyStopping{}": {"wait": 1}}}
-    NumbersVersion().on_load_checkpoint(None, None, checkpoint)
+    Bound("a").on_load_checkpoint(None, None, checkpoint | {"numbers_version": VERSION})
     assert checkpoint == {"callbacks": {"EarlyStopping{}": {"wait": 1}}}
 
 
@@ -83,6 +98,15 @@ def test_a_checkpoint_deletes_no_file_elsewhere(launch, interrupt, tmp_path: Pat
     torch.save(checkpoint, file)
     assert launch(f"resume={part.folder}", folder="cut").meta["complete"]
     assert note.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_run_with_the_checkpoint_of_a_stranger_is_trained_again(launch, interrupt, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, part = launch(folder="whole"), interrupt(Interrupt())
+    torch.save({"state_dict": {}, "callbacks": Evil(open, "evil", "w")}, part.folder / "checkpoints" / "last.ckpt")
+    assert launch(f"resume={part.folder}", folder="cut").metrics == whole.metrics
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("number", ["../../x", "..", "a/b", "x" * 1000, "a\nb", "*", "", "\x1b[2J", "ab cd"])

@@ -243,7 +243,7 @@ def test_a_folder_of_something_else_is_not_cleared(tmp_path: Path, configure) ->
         with pytest.raises(InputError, match=r"'maps\.npz'"):
             cli.check_folders(cli.composed([*FREE, f"{setting}={other}"]))
     with pytest.raises(InputError, match=r"'maps\.npz'"):  # an argument of the command that a launcher starts
-        run(configure(*FREE))
+        run(configure(*FREE, "images.size=128"))
     assert {path.read_text() for path in other.rglob("*") if path.is_file()} == {"mine"}
     for content in ((), ("train.log",), (".hydra/overrides.yaml", "maps.npz"), ("config_hash", "checkpoints/x")):
         taken = tmp_path / f"taken{len(content)}{len(str(content))}"

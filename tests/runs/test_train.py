@@ -155,16 +155,17 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_resumes_to_the_same_numbers(launch, interrupt, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_numbers(launch, interrupt, tmp_path: Path, caplog) -> None:
     options = ["trainer.max_epochs=5", "twins=0"]
     whole = launch(*options, folder="whole")
     part = interrupt(Interrupt(), *options)
     assert "val/up_0/axis_accuracy/all" in part.metrics
     file = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
-    del checkpoint["numbers_version"]  # as they were before there were versions
+    del checkpoint["config_hash"]  # as older versions wrote it, without a checksum
     torch.save(checkpoint, file)
     resumed = launch(*options, f"resume={part.folder}", folder="cut")
+    assert sum(message.startswith(f"An older version wrote {file}.") for message in caplog.messages) == 1
     assert resumed.metrics == whole.metrics
     assert resumed.meta["train_steps"] == whole.meta["train_steps"]
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sdprobe.tokens.keys import GROUPS
 from tools.benchmarks.timing import hardware
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("conv_in", "down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3", "conv_out")
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
-GROUPS = ("all", "corner", "border", "interior", "high_norm")
+WHERE = ("all", *GROUPS)
 CONDITIONS = ("test", "random_partition", "random_weights", "shuffled_labels", "chance")
 PHOTOGRAPHS = 32
 COMMANDS = {
@@ -82,7 +83,7 @@ def write_run(folder: Path, number: int) -> None:
     units: dict[str, np.ndarray] = {}
     for layer in LAYERS:
         for metric in METRICS:
-            for group in GROUPS:
+            for group in WHERE:
                 values = generator.random() / 2 + generator.normal(0, 0.05, PHOTOGRAPHS)
                 units[f"test/{layer}/{metric}/{group}"] = values
                 for condition in CONDITIONS:
