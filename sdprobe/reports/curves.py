@@ -118,7 +118,8 @@ def grids(
 
 def of_layer(layer: str) -> str:
     """A layer in the title of a panel: ``mid``, or ``mid, leace`` with a mitigation."""
-    return layer.replace(f"__{label_of(layer)}", f", {label_of(layer)}") if label_of(layer) else layer
+    label = label_of(layer)
+    return f"{layer.removesuffix(variant('', label))}, {label}" if label else layer
 
 
 def heading(figure: Figure, title: str, run: Run, bands: bool = False, layers: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from sdprobe import heads
 from sdprobe.mitigations import load
 from sdprobe.reports.__main__ import main as reports
 from sdprobe.reports.collection import read_folders
@@ -42,7 +43,7 @@ def test_a_run_with_a_damaged_file_is_not_complete_and_its_mitigation_not_used(l
         "maps.npz", "pseudovalues.npz", "mitigation.json", "mitigation.safetensors", "heads.json", "heads.safetensors",
         "metrics.json",
     }  # fmt: skip
-    assert complete(first) and load(first / "mitigation" / "standardize")
+    assert complete(first) and load(first / "mitigation" / "standardize") and heads.load(first)
     for name in names:
         for way in WAYS:
             damage(first / name, way, random, [second / name])
@@ -50,6 +51,9 @@ def test_a_run_with_a_damaged_file_is_not_complete_and_its_mitigation_not_used(l
             if name.startswith("mitigation"):
                 with pytest.raises(InputError, match="Expected"):
                     load(first / "mitigation" / "standardize")
+            elif name.startswith("heads"):
+                with pytest.raises(InputError, match="Expected"):
+                    heads.load(first)
             elif name != "maps.npz" and way not in ("folder", "other"):
                 assert list(read_folders([first])[1]) == [first], (name, way)
             shutil.rmtree(first)
