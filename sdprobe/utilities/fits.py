@@ -40,6 +40,11 @@ def read_fit(path: Path, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]
     record, (tensors, stored) = read_json(path / f"{name}.json"), read_tensors(path / f"{name}.safetensors", unchecked=True)
     if record.get("digest") != stored.get("digest"):  # older versions wrote neither
         raise DamagedFile(path, f"{name}.json of another fit than {name}.safetensors")
+    if "digest" in stored and stored.keys() - {
+        "digest",
+        "header",
+    }:  # the name of a checksum is damaged, so nothing was compared
+        raise DamagedFile(path, "checksum mismatch")
     if "checksum" not in record.get("meta", {}):
         log.warning("The %s in %s has no checksum, because an older version wrote it.", name, path)
     return record, tensors
