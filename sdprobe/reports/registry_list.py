@@ -101,7 +101,8 @@ def show_list(entries: Sequence[Entry], console: Console) -> None:
     if any(each["value"] is not None for each in rows):
         kinds = dict.fromkeys(each["probe"] for each in rows if each["value"] is not None)
         labels = "; ".join(f"{main_task(kind).label.removesuffix(', %')} ({shown(kind)})" for kind in kinds)
-        note = f"number: {labels}. at: the layer, the best on validation images where the run has some, without outputs such as conv_out."
+        at = "at: the layer, the best on validation images where the run has some; outputs such as conv_out are not chosen."
+        note = f"number: {labels}. {at}"
         console.print(Text(note, style="dim"))
 
 
