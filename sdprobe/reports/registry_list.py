@@ -65,7 +65,7 @@ def row(entry: Entry) -> dict[str, Any]:
 
 def mitigation_of(run: Run) -> str:
     """The mitigations of a run: those that it compares, or the chain that all layers have, or ``none``."""
-    return ", ".join(run.labels) or run.chain or "none"
+    return f"compares {', '.join(run.labels)}" if run.labels else run.chain or "none"
 
 
 def show_list(entries: Sequence[Entry], console: Console) -> None:
