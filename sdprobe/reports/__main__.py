@@ -120,7 +120,7 @@ def _report(arguments: Sequence[str]) -> None:
 
 def _answer(command: str, arguments: Sequence[str]) -> None:
     """A question about runs; none of them imports torch or draws."""
-    options = _parser(command).parse_args(arguments)
+    options = _parser(command).parse_intermixed_args(arguments)  # folders may follow options
     folders = [Path(text) for text in options.runs if "=" not in text or Path(text).is_dir()]
     filters = [text for text in options.runs if Path(text) not in folders] + getattr(options, "where", [])
 

@@ -24,11 +24,10 @@ from sdprobe.reports.grouping import Condition, comparable, conditions, curves, 
 from sdprobe.reports.numbers import units
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import TASKS, Task
-from sdprobe.reports.tracked import chosen
+from sdprobe.reports.tracked import OUTPUTS, chosen
 
 MOST = 8  # curves of a figure
 LINES = 24  # rows of a map
-OUTPUTS = ("conv_out", "latent", "noisy_latent")  # no activations inside the network, so never selected
 SHARED = ("backbone", "backbone.weights", "mitigation", "timestep", "probe.solver")  # that titles say
 SHIFTS = ((5, 4), (5, -6), (-5, 4), (-5, -6), (0, 10), (0, -11), (6, 14), (6, -16), (-6, 14), (-6, -16))  # of names, in points
 STAGE = re.compile(r"(conv_in|down_\d+|mid|up_\d+|conv_out)(?:_(res|attn)_(\d+)|_(upsample|downsample))?")
@@ -107,7 +106,7 @@ def selected_layer(run: Run) -> tuple[str, str]:
     inside = [layer for layer in run.bases if layer not in OUTPUTS and value_of(run, layer) is not None]
     if run.kind not in TASKS:
         return "", ""
-    layer, how = chosen(replace(run, meta=run.meta | {"layers": inside or run.bases}))
+    layer, how = chosen(run)
     images = "" if len(inside) < 2 else "val" if "validation" in how else "test"
     return layer or "", images
 

@@ -167,7 +167,8 @@ def verdict(layer: MitigatedLayer, row: Row) -> str:
         return "no: lowers PCK"
     control = counterpart(layer, row)
     if control is None:
-        return "undecided: add mitigation random_rank"
+        there = any(each.random for each in layer.rows)  # in the runs of another probe
+        return f"undecided: {'run probe=position with' if there else 'add'} mitigation random_rank"
     if not row.beyond[1] < LEVEL:
         return f"vs. {control.label} inconclusive"
     if row.beyond[0] > 0:

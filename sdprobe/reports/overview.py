@@ -9,11 +9,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sdprobe.reports.comparison import OUTPUTS, Group, selected_layer
+from sdprobe.reports.comparison import Group, selected_layer
 from sdprobe.reports.grouping import Condition, conditions, curves, data, fingerprint, measurement, named
 from sdprobe.reports.numbers import MISSING, bare_table, lacking, number, seeds, units
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import TASKS, Task
+from sdprobe.reports.tracked import OUTPUTS
 from sdprobe.tokens.keys import ENDS
 from sdprobe.utilities.io import write_rows
 

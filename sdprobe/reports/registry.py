@@ -48,7 +48,7 @@ class Entry:
 
     Attributes:
         folder: of the run.
-        name: its path below the folder that was asked for; its whole path if several were.
+        name: its path below the folder that was asked for; its whole path if several were, or the run itself was.
         state: ``finished``, ``running``, ``dead`` (its process has ended without a result), ``failed``, ``incomplete``,
             ``damaged``, or ``no result`` (nothing says whether its process runs).
         reason: why it is not finished.
@@ -141,7 +141,7 @@ def one(text: str) -> Entry:
 
 def read(folder: Path, root: Path, traces: dict[str, float], wanted: Wanted | None = None) -> Entry:
     """A run folder; ``traces``: its files among :data:`TRACES` with the time of their last change."""
-    name = os.path.relpath(folder, root) if root != Path() else str(folder)
+    name = os.path.relpath(folder, root) if root not in (Path(), folder) else str(folder)
     run, damage = None, ""
     if "metrics.json" in traces:
         try:
@@ -189,9 +189,9 @@ def _parts(text: bytes, wanted: Wanted) -> dict[str, Any] | None:
     if set(meta) != {"meta"} or not isinstance(meta["meta"], dict):
         return None
     lines = [line for name in wanted(meta["meta"]) for line in _lines(text, f"/{name}".encode(), start)]
-    if (first := text.find(b'\n "val/')) >= 0:  # these keys are neighbours, since keys are sorted
-        last = text.rfind(b'\n "val/')
-        lines.append(text[first + 1 : text.find(b"\n", last + 1)])
+    for condition in (b'\n "chance/', b'\n "val/'):  # a layer is chosen by both; keys are sorted, so these are neighbours
+        if (first := text.find(condition)) >= 0:
+            lines.append(text[first + 1 : text.find(b"\n", text.rfind(condition) + 1)])
     return {**json.loads(b"{" + b"\n".join(lines).rstrip(b",") + b"}"), **meta}
 
 

@@ -22,7 +22,7 @@ from sdprobe.reports.numbers import MISSING, bare_table
 from sdprobe.reports.registry import Entry, read_run
 from sdprobe.reports.registry_list import with_interval
 from sdprobe.reports.run import Run
-from sdprobe.reports.tasks import LOWER
+from sdprobe.reports.tasks import LOWER, main_task
 from sdprobe.reports.tracked import null_of
 from sdprobe.tokens.keys import CONDITIONS, OVER_NONE, Key, base_of, label_of, timestep_of
 from sdprobe.utilities.errors import InputError
@@ -230,11 +230,14 @@ def _absent(entries: Sequence[Entry], metric: Metric) -> str:
         except InputError:
             continue
     short = sorted({name.removeprefix("test/").removesuffix("/all") for name in there if name.startswith("test/")})
-    main = [name for name in short if "/" not in name]
-    near = get_close_matches(str(metric), [*short, *sorted(there)], n=1, cutoff=0.5)
+    first = sorted({main_task(entry.run.kind).metric for entry in finished if entry.run} & set(short))
+    main = [*first, *(name for name in short if "/" not in name and name not in first)]
+    near = [name for name in main if str(metric) in name][:1]
+    near = near or get_close_matches(str(metric), [*short, *sorted(there)], n=1, cutoff=0.5)
     fix = f"Use {near[0]}." if near else "Use one of these."
     listed = ", ".join(main[:15]) + ", …" * (len(main) > 15)
-    return shown(f"Expected a metric that one of these {len(finished)} runs has, but got '{metric}'. They have {listed}. {fix}")
+    expected = f"Expected a metric that one of these {len(finished)} runs has, but got '{shown(metric)}'."
+    return f"{expected} They have {shown(listed, longest=400)}. {shown(fix)}"
 
 
 def _compared(ordered: Sequence[Cell], metric: Metric, sign: int) -> list[Cell]:

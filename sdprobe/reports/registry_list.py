@@ -20,7 +20,9 @@ HEADERS = {
     "name": "run", "state": "state", "probe": "probe", "backbone": "backbone", "layers": "layers", "timestep": "t",
     "mitigation": "mitigation", "n": "n", "value": "number [95 %]", "at": "at", "when": "when",
 }  # fmt: skip
-LEAST = ("when", "n", "backbone")  # columns that a narrow terminal does without, in this order
+LEAST = ("when", "n", "backbone", "layers")  # columns that a narrow terminal does without, in this order
+WRAPPED = ("name", "layers", "mitigation", "at")  # columns that a narrow terminal continues in the next line
+LEAST_WIDTH = 7  # characters of these, at least; their headings stay whole
 SHARED = ("state", "probe", "backbone", "layers", "timestep", "mitigation", "n", "at")  # left out where all runs agree
 
 
@@ -63,7 +65,7 @@ def row(entry: Entry) -> dict[str, Any]:
 
 def mitigation_of(run: Run) -> str:
     """The mitigations of a run: those that it compares, or the chain that all layers have, or ``none``."""
-    return ", ".join(run.labels) or run.chain or "none"
+    return f"compares {', '.join(run.labels)}" if run.labels else run.chain or "none"
 
 
 def show_list(entries: Sequence[Entry], console: Console) -> None:
@@ -80,7 +82,11 @@ def show_list(entries: Sequence[Entry], console: Console) -> None:
             columns = [other for other in columns if other != name]
     table = bare_table("", spaced=True)
     for name in columns:
-        table.add_column(HEADERS[name], no_wrap=name not in ("name", "layers"), justify="right" if name in RIGHT else "left")
+        if name in WRAPPED:
+            least = min(_width(name, cells) - 2, max(LEAST_WIDTH, len(HEADERS[name])))
+            table.add_column(HEADERS[name], overflow="fold", min_width=least)
+        else:
+            table.add_column(HEADERS[name], justify="right" if name in RIGHT else "left", no_wrap=True)
     for each in cells:
         table.add_row(*(Text(shown(each[name])) for name in columns))
     console.width = console.width if console.is_terminal else max(console.width, sum(_width(name, cells) for name in columns))
@@ -95,7 +101,8 @@ def show_list(entries: Sequence[Entry], console: Console) -> None:
     if any(each["value"] is not None for each in rows):
         kinds = dict.fromkeys(each["probe"] for each in rows if each["value"] is not None)
         labels = "; ".join(f"{main_task(kind).label.removesuffix(', %')} ({shown(kind)})" for kind in kinds)
-        note = f"number: {labels}. at: the layer, the best on validation images where the run has some."
+        at = "at: the layer, the best on validation images where the run has some; outputs such as conv_out are not chosen."
+        note = f"number: {labels}. {at}"
         console.print(Text(note, style="dim"))
 
 

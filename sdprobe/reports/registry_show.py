@@ -11,6 +11,7 @@ from rich.text import Text
 from sdprobe.metrics.gains import paired_gains
 from sdprobe.reports.filters import overrides, settings_of
 from sdprobe.reports.numbers import MISSING, bare_table, tested
+from sdprobe.reports.printing import print_tables
 from sdprobe.reports.registry import Entry, when
 from sdprobe.reports.registry_best import units_id
 from sdprobe.reports.registry_list import with_interval
@@ -95,8 +96,9 @@ def show_run(entry: Entry, console: Console) -> None:
     if not metrics:
         return
     numbers = bare_table("", spaced=True)
-    for head in ("layer", *(f"{metric}\n[95 %]" for metric in metrics)):
-        numbers.add_column(head, no_wrap=True)
+    numbers.add_column("layer", no_wrap=True)
+    for metric in metrics:
+        numbers.add_column(f"{metric}\n[95 %]", no_wrap=True, justify="right")
     numbers.add_column("null", justify="right")
     best, how = chosen(run)
     several = len(run.layers) > 1
@@ -105,7 +107,7 @@ def show_run(entry: Entry, console: Console) -> None:
         cells = [with_interval(*run.estimate("test", layer, metric)) for metric in metrics]
         texts = (layer, *cells, with_interval(nulls[layer][1]))
         numbers.add_row(*(Text(shown(text)) for text in texts), style="bold" if layer == best and several else "")
-    console.print(numbers)
+    print_tables([numbers], console)
     kinds = ", ".join(sorted({str(kind) for kind, _ in nulls.values() if kind}))
     notes = [f"Bold: {how}."] * several + [f"null: {kinds} of {metrics[0]}."] * bool(kinds)
     say(" ".join([*notes, f"All tables and figures: python -m sdprobe.reports {shown(str(entry.folder))}"]), style="dim")
@@ -125,7 +127,7 @@ def differences(a: Entry, b: Entry) -> dict[str, dict[str, tuple[str, str]]]:
     first = sorted(asked or both, key=lambda name: (name.startswith(SPEED), list(both).index(name)))
     meta = [each.run.meta if each.run else {} for each in (a, b)]
     every = [name for name in dict.fromkeys((*meta[0], *meta[1])) if name not in DERIVED]
-    kept = [name for name in every if meta[0].get(name) != meta[1].get(name)]
+    kept = [name for name in every if all(meta) and meta[0].get(name) != meta[1].get(name)]
     return {
         "set": {name: both[name] for name in first},
         "settings": {name: value for name, value in both.items() if name not in first},

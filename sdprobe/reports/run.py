@@ -166,12 +166,12 @@ class Run:
 
 
 def without_folders(model: str) -> str:
-    """The last part of a path; names of repositories stay whole.
+    """The last part of a path, as of the checkpoint in ``assets``; names of repositories stay whole.
 
-    >>> [without_folders(model) for model in ("/data/models/sd15", "owner/name", "sd15")]
-    ['sd15', 'owner/name', 'sd15']
+    >>> [without_folders(model) for model in ("/data/models/sd15", "assets/demo", "owner/name", "sd15")]
+    ['sd15', 'demo', 'owner/name', 'sd15']
     """
-    return Path(model).name if model[:1] in ("/", "~", ".") or model.count("/") > 1 else model
+    return Path(model).name if model.startswith(("/", "~", ".", "assets/")) or model.count("/") > 1 else model
 
 
 def spread(names: Sequence[str], most: int = PICTURED) -> list[str]:

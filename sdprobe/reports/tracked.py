@@ -13,6 +13,7 @@ DEPTH = "layers/depth"
 GAIN = "gain_over_random_weights"
 # condition and, where it is not the layer's own, layer of the null that the summary shows: the first that was measured
 NULLS = (("chance", ""), ("same_position", "baseline"), ("constant", ""), ("position_only", ""), ("shuffled_labels", ""))
+OUTPUTS = ("conv_out", "latent", "noisy_latent")  # no activations inside the network, so not chosen among several layers
 NO_SCORE = ("loss", "ridge_level")  # what validation has beside a probe's score
 Row = dict[str, Any]
 
@@ -74,10 +75,12 @@ def headline(run: Run, network: Sequence[str]) -> Row:
 def chosen(run: Run) -> tuple[str | None, str]:
     """(layer, how it was chosen): the only one, or the best on validation images; on test images where none were validated.
 
-    Accuracies whose chance differs between layers are compared by their share of what chance leaves, (a - c) / (1 - c).
+    An output is never chosen from several layers. Accuracies whose chance differs between layers are compared by their share
+    of what chance leaves, (a - c) / (1 - c).
     """
     task = main_task(run.kind)
-    tested = {layer: value for layer in run.bases if (value := run.value("test", layer, task.metric)) is not None}
+    every = {layer: value for layer in run.bases if (value := run.value("test", layer, task.metric)) is not None}
+    tested = {layer: value for layer, value in every.items() if base_of(layer) not in OUTPUTS} or every
     if len(tested) < 2:
         return next(iter(tested), None), "the only layer"
     validated = {layer: score for layer, score in _validated(run).items() if layer in tested}

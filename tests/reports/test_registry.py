@@ -1,6 +1,7 @@
 """The registry: which runs there are, which is best, how two differ. Numbers equal pandas on the exported file."""
 
 import fcntl
+import io
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from sdprobe.metrics.gains import surely_worse
 from sdprobe.reports import registry
@@ -22,9 +24,10 @@ from sdprobe.reports.__main__ import COMMANDS, main
 from sdprobe.reports.filters import settings_of, where
 from sdprobe.reports.registry import find, one, read_run, running
 from sdprobe.reports.registry_best import Metric, rank
-from sdprobe.reports.registry_list import main_numbers, row
-from sdprobe.reports.registry_show import differences
+from sdprobe.reports.registry_list import main_numbers, row, show_list
+from sdprobe.reports.registry_show import differences, show_run
 from sdprobe.reports.run import Run
+from sdprobe.reports.tracked import chosen
 from sdprobe.utilities.errors import InputError
 from tests.reports.fabricated import KINDS, behind, fabricated
 
@@ -107,6 +110,45 @@ def test_the_lines_that_are_read_have_the_numbers_of_the_whole_file(kind: str, t
         }
     entries = find([tmp_path], [], main_numbers)
     assert len({json.dumps(row(entry) | {"folder": "", "name": "", "when": ""}) for entry in entries}) == 1
+
+
+def test_ls_chooses_a_layer_as_the_whole_file_does(tmp_path: Path) -> None:
+    run = fabricated("position", ["mid", "up_0"], mitigations={})
+    # up_0 has the larger share of what chance leaves, .47 and .46, and the lower accuracy
+    beside = {"val/mid": 0.53, "val/up_0": 0.50, "chance/mid": 0.125, "chance/up_0": 0.0625}
+    numbers = run.metrics | {f"{place}/axis_accuracy/all": value for place, value in beside.items()}
+    write(tmp_path / "a", Run(dict(sorted(numbers.items())), run.meta, {}))
+    (entry,) = find([tmp_path], [], main_numbers)
+    assert row(entry)["layer"] == chosen(read_run(entry.folder))[0] == "up_0"
+
+
+def test_a_narrow_terminal_cuts_no_name(tmp_path: Path) -> None:
+    for day in range(2):
+        run = fabricated("position", ["mid", "up_0_res_0"], mitigations={})
+        write(tmp_path / f"2026-01-31/12-00-0{day}-000000", run)
+    write(tmp_path / "b", fabricated("correspondence", ["mid"]))
+    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    show_list(find([tmp_path], [], main_numbers), console)
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "2026-01-" in text and "finished" in text and "correspondence" in text
+
+
+def test_a_run_that_is_asked_for_itself_is_named_and_folders_may_follow_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "a", fabricated("depth", mitigations={}))
+    main(["best", "rmse", "--json", str(folder)])
+    assert {cell["name"] for cell in json.loads(capsys.readouterr().out)} == {str(folder)}
+
+
+def test_show_continues_a_wide_table_below_itself(tmp_path: Path) -> None:
+    layers = ["down_2_res_0", "down_2_attn_0"]
+    write(tmp_path / "a", fabricated("statistics", layers))
+    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    show_run(one(str(tmp_path / "a")), console)
+    lines = console.export_text().splitlines()
+    assert sum(line.startswith(layers[0]) for line in lines) > 1 and max(map(len, lines)) <= 80
 
 
 DAMAGED = {
@@ -331,7 +373,7 @@ def test_accuracies_with_other_chance_levels_are_not_ranked(tmp_path: Path) -> N
 
 def test_a_metric_that_no_run_has_is_refused_with_those_there_are(tmp_path: Path) -> None:
     write(tmp_path / "a", fabricated("depth"))
-    with pytest.raises(InputError, match=r"They have abs_rel, delta1, rmse, rmse_per_image\. Use rmse\."):
+    with pytest.raises(InputError, match=r"They have rmse, abs_rel, delta1, rmse_per_image\. Use rmse\."):
         rank(find([tmp_path]), Metric.parse("rmsee"), [], True)
     with pytest.raises(InputError, match="Expected a metric such as"):
         Metric.parse("test/a/b/c")
