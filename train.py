@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     from sdprobe.runs.run import run
 
     cli.silence_libraries()
-    with cli.user_errors(), sweep.job(cfg) as free:
+    with cli.ended_by_a_sentence(), sweep.job(cfg) as free:
         if not free:
             return
         checks.fill_size(cfg)

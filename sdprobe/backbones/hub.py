@@ -15,8 +15,10 @@ WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(-\d+-of-\d+)?(?:
 INDEX = re.compile(r"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.(\w+))?\.json")
 
 
-def download(path: str, revision: str | None, variant: str | None) -> Path:
+def download(path: str, revision: str | None, variant: str | None, weights: bool = True) -> Path:
     """The folder of a hub repository in the cache, with the needed files: safetensors, configurations, tokenizers.
+
+    Without ``weights`` only the configurations of U-Net and VAE are fetched.
 
     Raises:
         InputError: ``path`` is no name of a repository, the hub refuses or cannot be reached, or the repository holds no
@@ -31,7 +33,8 @@ def download(path: str, revision: str | None, variant: str | None) -> Path:
     parts = ("unet", "vae", "text_encoder*")
     include = ("*.json", "tokenizer*/*", *(f"{part}/*model{ending}tensors" for part in parts))
     repository = Repository(path, revision, "model", "backbone", include, "backbone=local backbone.path=DIR")
-    return repository.fetch(needed_files(repository.files, variant, path))
+    needed = needed_files(repository.files, variant, path)
+    return repository.fetch(needed if weights else ["unet/config.json", "vae/config.json"])
 
 
 def needed_files(names: Collection[str], variant: str | None, where: str) -> list[str]:

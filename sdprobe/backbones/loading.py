@@ -77,14 +77,16 @@ def load(
 
 
 def native_size(path: str, revision: str | None = None, variant: str | None = None) -> int:
-    """Side in pixels of the images that a checkpoint was made for. The configuration of a hub repository is downloaded with it.
+    """Side in pixels of the images that a checkpoint was made for. Of a hub repository two configurations are fetched.
 
     Raises:
         InputError: nothing usable at ``path``, or its configuration has no size.
     """
     if "architecture" in presets().get(path, {}):
         return int(preset_config(path)["sample_size"]) * STRIDE
-    folder = _found(presets().get(path, {"path": path})["path"], revision, None if variant == "preset" else variant)
+    place, variant = presets().get(path, {"path": path})["path"], None if variant == "preset" else variant
+    there = place == EMBEDDED or Path(place).expanduser().exists()
+    folder = _found(place, revision, variant) if there else download(place, revision, variant, weights=False)
     side, widths = (read_json(folder / part / "config.json").get(key) for part, key in SIZES.items())
     if not isinstance(side, int) or not isinstance(widths, list):
         raise InputError(

@@ -454,6 +454,16 @@ def explained(error: OmegaConfBaseException) -> str:
     return f"Expected a usable value for {error.full_key or 'the configuration'}, but got an error: {reason}."
 
 
+@contextmanager
+def ended_by_a_sentence() -> Iterator[None]:
+    """End the process with the sentence of :class:`UserError` alone, without the lines that Hydra prints around it."""
+    try:
+        with user_errors():
+            yield
+    except UserError as error:
+        sys.exit(str(error))
+
+
 class UserError(CompactHydraException):
     """A message for the user. Hydra prints it without a traceback and exits with code 1."""
 

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.architectures import presets
 from sdprobe.backbones.hub import download, needed_files, weight_files
+from sdprobe.backbones.loading import native_size
 from sdprobe.backbones.random_pipeline import random_pipeline
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.runs import cli, console
@@ -76,6 +77,12 @@ def test_only_what_is_needed_is_fetched_and_a_second_run_makes_no_request(hub: H
     hub.forget()
     assert load("me/tune").unet_hash == sd.unet_hash
     assert hub.requests == []
+
+
+def test_the_size_of_images_is_read_before_any_weights_are_fetched(hub: Hub, saved: Path) -> None:
+    hub.add("me/tune", saved)
+    assert native_size("me/tune") == native_size(str(saved))
+    assert hub.fetched() == {"unet/config.json", "vae/config.json"}
 
 
 def test_a_commit_is_fetched_once_and_other_revisions_are_asked_for(hub: Hub, saved: Path) -> None:
