@@ -20,6 +20,7 @@ from sdprobe.mitigations.saved import read as read_mitigation
 from sdprobe.tokens.keys import base_of, label_of
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
+from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.rng import keyed_generator
 
 __all__ = ["Head", "load", "save"]
@@ -253,20 +254,37 @@ def load(folder: str | Path, **expected: Any) -> dict[str, Head]:
             if entry["predicts"] not in PREDICTIONS:
                 raise ValueError(f"no head predicts {entry['predicts']}")
             own = {name.removeprefix(f"{layer}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{layer}/")}
-            found[layer] = Head(layer, entry["predicts"], tuple(entry["shape"]), own)
+            shape = tuple(entry["shape"])
+            if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+                raise ValueError(f"a shape {entry['shape']}")
+            wanted = {"weight": 2, "bias": 1} | ({"mean": 3, "scale": 1} if entry["predicts"] == "content" else {})
+            if {name: tensor.ndim for name, tensor in own.items()} != wanted or own["weight"].shape != (
+                len(own["bias"]),
+                shape[0],
+            ):
+                raise ValueError(f"tensors of {layer} that do not fit its shape")
+            if not all(tensor.is_floating_point() for tensor in own.values()):
+                raise ValueError(f"tensors of {layer} that are no floating-point numbers")
+            found[layer] = Head(layer, entry["predicts"], shape, own)
+        applied = {
+            label: (bool(steps["maps"]), [step["name"] for step in steps["extraction"]])
+            for label, steps in fitted_on.get("mitigations", {}).items()
+        }
+        if outside := [label for label in applied if label == ".." or Path(label).name != label]:
+            raise ValueError(f"a mitigation in '{outside[0]}'")
     check_bound("set of heads", path, fitted_on, expected)
-    for label, steps in fitted_on.get("mitigations", {}).items():
+    for label, (mapped, extraction) in applied.items():
         names = [layer for layer in found if label_of(layer) == label]
-        if steps["maps"]:
+        if mapped:
             _, chains, _ = read_mitigation(path.parent / "mitigation" / label, {})
             # concatenated layers have chains of their own, applied before
             chained = [layer for layer in names if base_of(layer) in chains]
             found.update({layer: replace(found[layer], mitigation=chains[base_of(layer)]) for layer in chained})
-        if steps["extraction"]:
-            extraction = steps["extraction"][0]["name"]
+        if extraction:
             log.warning(
-                "Heads of %s were fitted on activations that %s extracted. Give them such.", ", ".join(names), extraction
-            )
+                "Heads of %s were fitted on activations that %s extracted. Give them such.",
+                shown(", ".join(names)), shown(extraction[0]),
+            )  # fmt: skip
     return found
 
 

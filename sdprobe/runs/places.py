@@ -38,6 +38,8 @@ def check_file(name: str, file: object) -> None:
     """
 
     def opened() -> None:
+        if _path(file).exists() and not (_path(file).is_file() or _path(file).is_dir()):
+            raise OSError(0, "a pipe or a device")  # to open a pipe has no end
         with open(_path(file), "rb"):
             pass
 

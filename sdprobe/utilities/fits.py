@@ -55,7 +55,7 @@ def intact(what: str, path: Path) -> Iterator[None]:
     """Raises InputError if the block cannot read a fit; ``what`` is its noun in the sentence."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"Expected an intact {what} in {path}, but got '{error.args[-1]}'. Fit it again.") from error
 
 

@@ -93,6 +93,8 @@ def read_file(path: Path, expected: str | None = None) -> bytes:
         PermissionError: it may not be read.
         DamagedFile: its content is not what was written, or something else is in its place.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # to read a pipe or a device has no end
+        raise DamagedFile(path, "no file")
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
