@@ -3,11 +3,13 @@
 import io
 from pathlib import Path
 
+from huggingface_hub import constants
 from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.images.source import Images, check_limit, decoding, digest
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown, within
 from sdprobe.utilities.pictures import VERSION, opened, square, upright
 
 
@@ -105,4 +107,13 @@ class HubImages(Images):
         cell = self.rows[index][self.column]
         if cell is None:
             return b""  # cannot be decoded
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        if cell["bytes"] is not None:
+            return bytes(cell["bytes"])
+        root = Path(self.path) if Path(self.path).is_dir() else Path(constants.HF_HUB_CACHE)
+        file = root / str(cell["path"])
+        if not (within(file, root) and file.is_file()):  # rows may come from someone else
+            raise InputError(
+                f"Expected {self.path}/{self.name(index)} to hold a picture or to name a file of its folder, but got "
+                f"'{shown(cell['path'])}'. Save the dataset with its pictures."
+            )
+        return file.read_bytes()

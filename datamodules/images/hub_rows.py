@@ -84,7 +84,8 @@ def _local(path: str, name: str | None, split: str) -> datasets.Dataset:
             f"Expected images.path to be owner/name on the Hugging Face hub or a dataset folder, but got '{path}', {got}. {fix}"
         )
     if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-        stored = datasets.load_from_disk(path)
+        with _reading(path, split):
+            stored = datasets.load_from_disk(path)
         if not isinstance(stored, datasets.DatasetDict):
             return stored
         expect.one_of("images.split", split, stored)

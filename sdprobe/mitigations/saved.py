@@ -128,6 +128,8 @@ def _chain(layer: str, mitigations: Sequence[Mitigation], state: dict[str, Tenso
     maps = []
     for number, mitigation in enumerate(mitigations):
         seen, *fitted = (state.pop(f"{layer}/maps.{number}.{name}") for name in ("seen", *mitigation.fitted))
+        if seen.numel() != 1 or not 0 <= float(seen) < 2**53:
+            raise KeyError(f"{layer}/maps.{number}.seen that is a number of images")
         maps.append(Map(mitigation, int(seen), dict(zip(mitigation.fitted, fitted, strict=True))))
     return Chain(tuple(maps))
 

@@ -212,7 +212,10 @@ def pareto_figure(layers: Sequence[MitigatedLayer]) -> Figure | None:
         text = f"{layer.layer}\n{_setting(layer)}" if several else layer.layer
         axis.set_title(style.wrapped(text, size[0] / len(layers) - 0.8, style.NORMAL), fontsize=style.NORMAL)
     grey: dict[str, Any] = {"ls": "none", "color": GREY}
-    marks = {"other mitigations": {"marker": "o", "ms": 4, "mfc": "none"}, "controls": {"marker": "x", "ms": 5}}
+    marks: dict[str, dict[str, Any]] = {
+        "other mitigations": {"marker": "o", "ms": 4, "mfc": "none"},
+        "controls": {"marker": "x", "ms": 5},
+    }
     drawn = {line.get_marker() for axis in axes.flat for line in axis.get_lines() if line.get_color() == GREY}
     used = {name: mark for name, mark in marks.items() if mark["marker"] in drawn}
     style.legend(figure, [Line2D([], [], **mark, **grey) for mark in used.values()], list(used))

@@ -155,7 +155,23 @@ def rank(entries: Sequence[Entry], metric: Metric, filters: Sequence[str], highe
     _require_one_null(cells, metric)
     sign = 1 if highest else -1
     ordered = sorted(cells, key=lambda cell: -sign * cell.value)
+    for entry in dict.fromkeys(cell.entry for cell in ordered[:SHOWN]):
+        read_whole(entry)
     return [ordered[0], *_compared(ordered, metric, sign)]
+
+
+def read_whole(entry: Entry) -> None:
+    """Read the whole ``metrics.json`` of a run that is shown, since many are listed by a few of their lines.
+
+    Raises:
+        InputError: it is not what the run wrote.
+    """
+    try:
+        read_run(entry.folder)
+    except InputError as error:
+        raise InputError(
+            f"Expected the runs that are ranked first to be intact, but got {entry.name}: {error}. Repeat it, or delete it."
+        ) from error
 
 
 def require_same(entries: Sequence[Entry]) -> None:

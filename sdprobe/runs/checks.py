@@ -17,6 +17,7 @@ from sdprobe.backbones.precision import choose_device
 from sdprobe.utilities.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+MOST = 10**6  # of epochs and steps between two lines
 LISTS = {str: "a list of names", int: "a list of integers"}
 
 
@@ -77,10 +78,12 @@ def check_types(cfg: DictConfig) -> None:
             if not _fits(value, hint):
                 shown = linked.group(1) if linked else f"{name}.{key}"
                 raise InputError(f"Expected {shown} to be {_spoken(hint)}, but got {value!r}. Correct the value.")
-    for key, value in {"twins": cfg.twins, "trainer.max_epochs": cfg.trainer.max_epochs}.items():
-        least = 0 if key == "twins" else 1
-        if not _fits(value, int) or value < least:
-            raise InputError(f"Expected {key} to be an integer of at least {least}, but got {value!r}. Correct the value.")
+    least = {"twins": 0, "trainer.max_epochs": 1, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 1}
+    for key, low in least.items():
+        value = OmegaConf.select(cfg, key)
+        if not _fits(value, int) or not low <= value <= MOST:
+            bound = f"of at most {MOST}" if _fits(value, int) and value > MOST else f"of at least {low}"
+            raise InputError(f"Expected {key} to be an integer {bound}, but got {value!r}. Correct the value.")
     if not _fits(cfg.activation_budget, float):
         raise InputError(f"Expected activation_budget to be a number, but got {cfg.activation_budget!r}. Correct the value.")
 

@@ -17,11 +17,11 @@ from hydra.errors import HydraException
 
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import is_shown, shown, within
-from sdprobe.utilities.io import DamagedFile, parsing, read_yaml
+from sdprobe.utilities.io import DamagedFile, parsing, read_json, read_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERRIDES = Path(".hydra", "overrides.yaml")
-RUN = (OVERRIDES, Path("metrics.json"), Path("error.txt"), Path("config_hash"))  # a run folder has one of them
+RUN = (OVERRIDES, Path("error.txt"), Path("config_hash"))  # a run folder has one of them, or a metrics.json with meta
 LARGEST = 2**16  # bytes of a list of overrides
 KEY = re.compile(r"(?!hydra\b)[A-Za-z]\w*(\.(?!_)[\w-]+)*")
 # settings that say where to write; of loggers, name and version do so too
@@ -103,6 +103,9 @@ def _stored_size(folder: Path) -> list[int]:
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         return []
+    with parsing(file):
+        if file.stat().st_size > 4 * LARGEST:
+            raise ValueError(f"more than {4 * LARGEST:,} bytes")
     text = read_yaml(file)
     with parsing(file):
         config = yaml.safe_load(text)
@@ -135,6 +138,8 @@ def _beyond(override: Override, text: str, folder: Path) -> str:
         options = {file.stem for file in (CONFIGS / key).glob("[!_]*.yaml")}
         unknown = [name for name in (value if isinstance(value, list) else [value]) if name is not None and name not in options]
         return f"is no option of {key}" if unknown else ""
+    if NAMES.fullmatch(key) and isinstance(value, list):
+        return "is no name"
     named = NAMES.fullmatch(key) and {"/", ".."} & {*Path(str(value)).parts}
     return "says where to write" if named or (PLACES.fullmatch(key) and key != "cache_dir") else ""
 
@@ -160,12 +165,22 @@ def check_place(folder: Path) -> None:
     if not folder.is_dir():
         return
     others = [path.name for path in folder.iterdir() if not path.name.startswith(".") and path.suffix != ".log"]
-    if others and not any((folder / name).is_file() for name in RUN):
+    if others and not any((folder / name).is_file() for name in RUN) and not _is_record(folder / "metrics.json"):
         raise InputError(
             f"Expected the run folder to be new, empty or the folder of a run, but '{folder}' holds other files, such as "
             f"'{shown(min(others))}'. Choose another folder."
         )
     check_links(folder)
+
+
+def _is_record(file: Path) -> bool:
+    """Whether a ``metrics.json`` is that of a run: other programs use the name, too."""
+    try:
+        return isinstance(read_json(file).get("meta"), dict)
+    except DamagedFile:
+        return b'"meta"' in file.read_bytes()[-LARGEST:]
+    except OSError:
+        return False
 
 
 def check_links(folder: Path) -> None:

@@ -79,8 +79,8 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "vae_input": _one_of("symmetric", "unit"), "posterior": _one_of("mode", "sample"), "padding": _one_of(*PADDINGS),
     },
     "datamodule": {
-        "batch_size": _at_least(1), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),
-        "token_batch": _at_least(1), "mixing_images": _at_least(1), "repeats": _at_least(0), "margin": _at_least(1),
+        "batch_size": _count(1, 4096), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),
+        "token_batch": _count(1, 10**6), "mixing_images": _count(1, 10**6), "repeats": _at_least(0), "margin": _at_least(1),
         "pair_batch": _at_least(1), "background": _between(1, 64), "splits": _one_of("default", "loos2025"),
     },
     "probe": {

@@ -97,6 +97,20 @@ def test_pictures_stored_as_paths_are_read(tmp_path: Path) -> None:
     assert torch.allclose(image.permute(1, 2, 0) * 255, torch.tensor(picture(3)[:, 16:80]).float(), atol=1e-3)
 
 
+def test_a_row_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for name in ("secret.png", "rows/own.png"):
+        (tmp_path / name).write_bytes(encoded(3))
+    cells = [{"bytes": None, "path": path} for path in (str(tmp_path / "secret.png"), "../secret.png", "own.png")]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "rows/a.parquet")
+    images = HubImages(str(tmp_path / "rows"), size=64)
+    for index in (0, 1):
+        with pytest.raises(InputError, match="to name a file of its folder, but got"):
+            images[index]
+    assert images[2]["image"].shape == (3, 64, 64)
+
+
 def test_content_keys_name_bytes(tmp_path: Path) -> None:
     table([{"bytes": encoded(i), "path": None} for i in (0, 1, 0)]).save_to_disk(tmp_path / "rows")
     images = HubImages(str(tmp_path / "rows"), size=64)

@@ -29,6 +29,7 @@ from sdprobe.reports.registry_show import differences, show_run
 from sdprobe.reports.run import Run
 from sdprobe.reports.tracked import chosen
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import write_json
 from tests.reports.fabricated import KINDS, behind, fabricated
 
 CONFIG: dict[str, Any] = {
@@ -561,3 +562,15 @@ def test_mistakes_get_a_sentence(
         main(arguments)
     captured = capsys.readouterr()
     assert ended.value.code == 1 and sentence in captured.err and not captured.out and captured.err.count("\n") == 1
+
+
+def test_a_number_that_was_changed_is_not_ranked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fabricated("position")
+    key = "test/mid/binned_accuracy/all"
+    file = tmp_path / "a" / "metrics.json"
+    file.parent.mkdir()
+    write_json(file, {**dict(sorted(run.metrics.items())), "meta": run.meta})
+    file.write_text(file.read_text().replace(f'"{key}": {json.dumps(run.metrics[key])}', f'"{key}": 0.999'))
+    with pytest.raises(SystemExit):
+        main(["best", "binned_accuracy", str(tmp_path), "block=mid"])
+    assert "to be intact, but got a: metrics.json is unreadable" in capsys.readouterr().err
