@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -26,7 +27,7 @@ from sdprobe.backbones.weights import config_hash, weight_hash
 from sdprobe.utilities import expect, progress
 from sdprobe.utilities.errors import InputError
 
-Grids = dict[str, Float[Tensor, "*axes c h w"]]
+Grids = dict[str, Float[Tensor, "..."]]  # layer → ([T], [D], B, C, h, w)
 
 class FrozenSD:
     """A frozen Stable Diffusion checkpoint that turns images into activation grids.
@@ -214,7 +215,7 @@ class FrozenSD:
             f"{self.weights} weights)"
         )
 
-    @property
+    @cached_property
     def layers(self) -> dict[str, tuple[int, int, int]]:
         """Layer → (C, h, w) in execution order, for images of the native size (512 pixels if there is none)."""
         return self.shapes(self.native_size or 512, tuple(self.unet.layers))
@@ -330,11 +331,11 @@ class FrozenSD:
 
     def activations(
         self,
-        images: Any,  # as above; other kinds are refused with a sentence
+        images: Any,  # as above; a sentence refuses other kinds
         layers: str | Sequence[str],
-        timestep: int | Iterable[int] = 50,
+        timestep: Any = 50,
         seed: int = 0,
-        prompt: str | Sequence[str] = "",
+        prompt: Any = "",
         ids: Sequence[str] | None = None,
         draw: int = 0,
         *,
@@ -537,7 +538,7 @@ def _digest(image: Tensor) -> str:
     return hashlib.blake2b(image.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
-def _one_per_image(name: str, texts: Sequence[str], count: int) -> list[str]:
+def _one_per_image(name: str, texts: Sequence[Any], count: int) -> list[str]:
     if len(texts) != count or not all(isinstance(text, str) for text in texts):
         kinds = " or ".join(sorted({type(text).__name__ for text in texts}))
         raise InputError(

@@ -7,6 +7,7 @@ white, grey in three channels.
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,11 @@ CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, colour, colour with alpha
 STORED = ("uint8", "uint16", "bool")  # what files hold
 
 
-def tensors_of(images: Images, size: int | None, stride: int) -> Tensor | list[Tensor]:
+def tensors_of(images: Any, size: int | None, stride: int) -> Tensor | list[Tensor]:
     """A float tensor (B, 3, H, W) as it is, anything else as a list of float tensors (3, H, W) that may differ in size.
 
     Args:
-        images: an image, a stack (four axes) or a list of images. Channels come first or last.
+        images: :data:`Images`; another kind is refused. Stacks have four axes. Channels come first or last.
         size: side in pixels of the largest centred square that is taken of each image; None leaves images as they are.
         stride: sides must be multiples of it.
 
@@ -44,7 +45,7 @@ def tensors_of(images: Images, size: int | None, stride: int) -> Tensor | list[T
     return [_tensor(name, image, size, stride) for name, image in named]
 
 
-def _named(images: Images) -> Iterator[tuple[str, OneOrMore]]:
+def _named(images: Any) -> Iterator[tuple[str, Any]]:
     """Every image with its name in messages."""
     if not isinstance(images, (*KINDS, list, tuple)):
         raise InputError(
@@ -61,7 +62,7 @@ def _named(images: Images) -> Iterator[tuple[str, OneOrMore]]:
         yield "images", images
 
 
-def _tensor(name: str, image: OneOrMore, size: int | None, stride: int) -> Tensor:
+def _tensor(name: str, image: Any, size: int | None, stride: int) -> Tensor:
     """One image as a float tensor (3, H, W)."""
     if isinstance(image, np.ndarray | Tensor):
         image = _channels_last(name, image)
@@ -83,7 +84,7 @@ def _tensor(name: str, image: OneOrMore, size: int | None, stride: int) -> Tenso
     return pixels(picture)
 
 
-def _picture(image: OneOrMore) -> Image.Image:
+def _picture(image: Any) -> Image.Image:
     """The upright RGB picture of a file, a PIL image or an array (H, W, C) of what files hold."""
     if isinstance(image, Image.Image):
         return upright(image)
@@ -108,6 +109,7 @@ def _floats(name: str, image: np.ndarray | Tensor, size: int | None, stride: int
         )
     image = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
     image = image.permute(2, 0, 1).float()
+    _check_sides(name, *image.shape[-2:], stride)
     low, high = image.min().item(), image.max().item()
     if not (low >= 0 and high <= 1):  # also false for NaN
         found = f"values from {low:.3g} to {high:.3g}" if low == low else "NaN"
@@ -115,7 +117,6 @@ def _floats(name: str, image: np.ndarray | Tensor, size: int | None, stride: int
             f"Expected images in the range [0, 1], but {name} has {found}. "
             "Divide 8-bit images by 255; undo any other normalisation."
         )
-    _check_sides(name, *image.shape[-2:], stride)
     if len(image) in (2, 4):
         image = image[:-1] * image[-1:] + (1 - image[-1:])
     return image.expand(3, -1, -1)
