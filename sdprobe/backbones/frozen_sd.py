@@ -29,6 +29,7 @@ from sdprobe.utilities.errors import InputError
 
 Grids = dict[str, Float[Tensor, "..."]]  # layer → ([T], [D], B, C, h, w)
 
+
 class FrozenSD:
     """A frozen Stable Diffusion checkpoint that turns images into activation grids.
 
@@ -393,7 +394,9 @@ class FrozenSD:
         for step in steps:
             self.noise.check(step)
         if not steps:
-            raise InputError("Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50.")
+            raise InputError(
+                "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
+            )
         expect.whole("draws", draws, 1)
         names = self._resolve(layers)
         tensors = tensors_of(images, size, self.encoder.stride)
@@ -404,7 +407,9 @@ class FrozenSD:
         def passes(indices: list[int]) -> Grids:
             """Grids ([T], [D], B, C, h, w) of images of one size."""
             whole = isinstance(tensors, Tensor)
-            pixels = tensors[indices[0] : indices[-1] + 1] if whole else torch.stack([tensors[i].to(self.device) for i in indices])
+            pixels = (
+                tensors[indices[0] : indices[-1] + 1] if whole else torch.stack([tensors[i].to(self.device) for i in indices])
+            )
             named, texts = [ids[i] for i in indices], [prompts[i] for i in indices]
             latents = self.encoder(pixels, named, seed, with_grad)
             found = []
@@ -560,7 +565,8 @@ def _mean(drawn: Iterator[Grids], dtype: torch.dtype | None) -> Grids:
     for grids in drawn:
         total, count = {layer: grid.float() + grids[layer] for layer, grid in total.items()}, count + 1
     return {
-        layer: (grid / count if count > 1 else grid).to(dtype or first[layer].dtype).contiguous() for layer, grid in total.items()
+        layer: (grid / count if count > 1 else grid).to(dtype or first[layer].dtype).contiguous()
+        for layer, grid in total.items()
     }
 
 

@@ -162,7 +162,9 @@ def _cast_while_running(module: nn.Module, dtype: torch.dtype | None) -> None:
         own.update(module._parameters)
         for name, parameter in own.items():
             module._parameters[name] = _cast(parameter, dtype)  # type: ignore[assignment]
-        return tuple(each.to(dtype) if dtype and torch.is_tensor(each) and each.is_floating_point() else each for each in inputs)
+        return tuple(
+            each.to(dtype) if dtype and torch.is_tensor(each) and each.is_floating_point() else each for each in inputs
+        )
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         module._parameters.update(own)

@@ -17,7 +17,7 @@ from datamodules.images.folder import FolderImages
 from sdprobe.backbones import FrozenSD, frozen_sd
 from sdprobe.utilities.errors import InputError
 
-LAYERS = ["latent", "mid", "up_1"]
+LAYERS = ["latent", "mid"]
 Array = np.ndarray[Any, Any]
 
 
@@ -76,7 +76,7 @@ def reference(sd: FrozenSD) -> Callable[[tuple[int, ...], int], list[dict[str, T
     return grids
 
 
-@pytest.mark.parametrize("timestep", [50, [50], [261, 1]], ids=str)
+@pytest.mark.parametrize("timestep", [50, [261, 1]], ids=str)
 @pytest.mark.parametrize("sides", [(64,), (64, 64), (64, 128, 64)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_equals_the_tensor_path(
