@@ -176,7 +176,8 @@ class FrozenSD:
 
         The pipeline does not change, and its weights are shared, not copied. Its text-to-image, image-to-image and inpainting
         classes do, with a U-Net of four channels. The result computes, at the dtype and on the device of the pipeline, what
-        :meth:`from_pretrained` computes with the saved pipeline. Hooks on its modules work here, too; compiled modules run
+        :meth:`from_pretrained` computes with the saved pipeline, bit for bit if its weights were loaded from a file. (How some
+        CPU kernels round depends on where tensors begin in memory.) Hooks on its modules work here, too; compiled modules run
         uncompiled. Call this again after you have changed the pipeline.
 
         Args:
@@ -191,8 +192,8 @@ class FrozenSD:
             the checkpoint, on the device of the pipeline.
 
         Raises:
-            InputError: no pipeline; one with ControlNet, T2I or IP-Adapter, PAG, a tiled VAE or a U-Net that takes other inputs;
-                one that is offloaded or quantised; or an option that does not exist.
+            InputError: no pipeline; one with ControlNet, T2I or IP-Adapter, PAG, a tiled VAE or a U-Net of other inputs; one
+                that is offloaded or quantised; or an option that does not exist.
 
         Example:
             >>> from sdprobe import FrozenSD
@@ -353,8 +354,8 @@ class FrozenSD:
 
         Args:
             images: a PIL image, path, array or tensor, a stack (B, 3, H, W), or a list of these. Pixels are floats in [0, 1] or
-                8-bit integers; channels come first or last. Grey becomes three channels, transparency white. Sides are multiples
-                of 8 pixels; with multiples of 64 every grid divides evenly.
+                8-bit integers; channels come first or last. Grey becomes three channels, transparency white. Sides are
+                multiples of 8 pixels; with multiples of 64 every grid divides evenly.
             layers: a name, a list of names, a glob such as ``up_*``, ``stages``, ``all`` or ``loos2025``.
                 ``python -m sdprobe.backbones NAME`` lists the names. Published names (``up_blocks[1].resnets[2]``) work, too.
             timestep: noise level, an integer in [0, 1000), or several. Features are usually read between 1 and 300.
@@ -371,13 +372,13 @@ class FrozenSD:
             with_grad: record gradients with respect to the images.
 
         Returns:
-            layer → (B, C, h, w), on the device of the U-Net, in execution order, contiguous. Several timesteps add a first axis,
-            kept draws the next one: (T, D, B, C, h, w). A list of images of several sizes gives a list with a dictionary per
+            layer → (B, C, h, w), on the device of the U-Net, in execution order, contiguous. Several timesteps add a first
+            axis, kept draws the next one: (T, D, B, C, h, w). A list of images of several sizes gives a list with a dictionary per
             image, where B is 1.
 
         Raises:
-            InputError: something that is no image (the message says which), images outside [0, 1] or of an unfit size, an unknown
-                layer, a timestep out of range, another number of prompts or ids than of images, or activations that are NaN or
+            InputError: something that is no image (the message says which), images outside [0, 1] or of an unfit size, an
+                unknown layer, a timestep out of range, another number of prompts or ids than of images, or activations that are NaN or
                 infinite.
 
         Example:
@@ -406,10 +407,10 @@ class FrozenSD:
 
         def passes(indices: list[int]) -> Grids:
             """Grids ([T], [D], B, C, h, w) of images of one size."""
-            whole = isinstance(tensors, Tensor)
-            pixels = (
-                tensors[indices[0] : indices[-1] + 1] if whole else torch.stack([tensors[i].to(self.device) for i in indices])
-            )
+            if isinstance(tensors, Tensor):
+                pixels = tensors[indices[0] : indices[-1] + 1]
+            else:
+                pixels = torch.stack([tensors[i].to(self.device) for i in indices])
             named, texts = [ids[i] for i in indices], [prompts[i] for i in indices]
             latents = self.encoder(pixels, named, seed, with_grad)
             found = []
@@ -432,7 +433,7 @@ class FrozenSD:
             raise InputError(re.sub(r"\bblock\b", "layers", error.message())) from None
 
     def _batches(self, tensors: Tensor | list[Tensor]) -> Any:
-        """Indices of images that go through the networks together: of one size, and as many as fit in a quarter of the memory."""
+        """Indices of images that go through the networks together: of one size, as many as a quarter of the memory holds."""
         sizes: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(tensors):
             sizes.setdefault(image.shape[-2:], []).append(index)
@@ -547,7 +548,8 @@ def _one_per_image(name: str, texts: Sequence[Any], count: int) -> list[str]:
     if len(texts) != count or not all(isinstance(text, str) for text in texts):
         kinds = " or ".join(sorted({type(text).__name__ for text in texts}))
         raise InputError(
-            f"Expected {name} to be one text per image, but got {len(texts)} of type {kinds or 'str'} for {count} images. Correct it."
+            f"Expected {name} to be one text per image, but got {len(texts)} of type {kinds or 'str'} for {count} images. "
+            "Correct it."
         )
     return list(texts)
 

@@ -109,7 +109,7 @@ def _floats(name: str, image: np.ndarray | Tensor, size: int | None, stride: int
         )
     image = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
     image = image.permute(2, 0, 1).float()
-    _check_sides(name, *image.shape[-2:], stride)
+    _check_sides(name, image.shape[1], image.shape[2], stride)
     low, high = image.min().item(), image.max().item()
     if not (low >= 0 and high <= 1):  # also false for NaN
         found = f"values from {low:.3g} to {high:.3g}" if low == low else "NaN"

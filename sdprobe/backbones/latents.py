@@ -60,7 +60,8 @@ class LatentEncoder:
         padding = "" if self.padding == "zeros" else f"-{self.padding}"
         scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
         scale += f"-{self.moments.tolist()}" if self.moments is not None else ""
-        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.dtype or self.vae.dtype)}{padding}"
+        dtype = name_of(self.dtype or self.vae.dtype)
+        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{dtype}{padding}"
 
     @property
     def stride(self) -> int:

@@ -67,9 +67,8 @@ def _parts(pipe: Any) -> Mapping[str, Any]:
     for name, needed in (NETWORKS | ENCODERS).items():
         optional = name == "text_encoder_2" and parts.get(name) is None
         if not optional and not isinstance(parts.get(name), needed):
-            raise InputError(
-                f"Expected pipe.{name} to be of type {needed.__name__}, but got {type(parts.get(name)).__name__} in {kind}. {OWN}"
-            )
+            found = type(parts.get(name)).__name__
+            raise InputError(f"Expected pipe.{name} to be of type {needed.__name__}, but got {found} in {kind}. {OWN}")
     other = [name for name in parts if parts[name] is not None and name not in {*NETWORKS, *ENCODERS, *HARMLESS}]
     other += ["pag"] if hasattr(pipe, "set_pag_applied_layers") else []
     if other:
@@ -79,7 +78,8 @@ def _parts(pipe: Any) -> Mapping[str, Any]:
         )
     if getattr(parts["unet"], "encoder_hid_proj", None) is not None:
         raise InputError(
-            "Expected a pipeline that is conditioned on text alone, but it has an IP-Adapter. Call pipe.unload_ip_adapter() first."
+            "Expected a pipeline that is conditioned on text alone, but it has an IP-Adapter. "
+            "Call pipe.unload_ip_adapter() first."
         )
     if parts["vae"].use_tiling:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What activations takes and returns: every kind of image equals the tensor path bit for bit; shapes, order, dtype, refusals."""
+"""What activations takes and returns: every kind of image equals the tensor path bit for bit; shapes, dtype, refusals."""
 
 import itertools
 from collections.abc import Callable
