@@ -373,13 +373,13 @@ class FrozenSD:
 
         Returns:
             layer → (B, C, h, w), on the device of the U-Net, in execution order, contiguous. Several timesteps add a first
-            axis, kept draws the next one: (T, D, B, C, h, w). A list of images of several sizes gives a list with a dictionary per
-            image, where B is 1.
+            axis, kept draws the next one: (T, D, B, C, h, w). A list of images of several sizes gives a list with a dictionary
+            per image, where B is 1.
 
         Raises:
             InputError: something that is no image (the message says which), images outside [0, 1] or of an unfit size, an
-                unknown layer, a timestep out of range, another number of prompts or ids than of images, or activations that are NaN or
-                infinite.
+                unknown layer, a timestep out of range, another number of prompts or ids than of images, or activations that are
+                NaN or infinite.
 
         Example:
             >>> from PIL import Image
@@ -402,7 +402,7 @@ class FrozenSD:
         names = self._resolve(layers)
         tensors = tensors_of(images, size, self.encoder.stride)
         prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))
-        ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else ids, len(tensors))
+        ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else [*map(str, ids)], len(tensors))
         dtype = dtype or (torch.float32 if self.device.type == "cpu" else None)
 
         def passes(indices: list[int]) -> Grids:
