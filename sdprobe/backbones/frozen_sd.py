@@ -398,7 +398,7 @@ class FrozenSD:
             raise InputError(
                 "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
             )
-        expect.whole("draws", draws, 1)
+        expect.count("draws", draws, 1, 1000)
         names = self._resolve(layers)
         tensors = tensors_of(images, size, self.encoder.stride)
         prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))

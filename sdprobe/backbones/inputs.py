@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.pictures import check_size, opened, pixels, square, upright
+from sdprobe.utilities.pictures import opened, pixels, square, upright
 
 OneOrMore = Image.Image | str | os.PathLike[str] | np.ndarray | Tensor
 Images = OneOrMore | Sequence[OneOrMore]
@@ -36,7 +37,7 @@ def tensors_of(images: Any, size: int | None, stride: int) -> Tensor | list[Tens
         InputError: something else than an image, which is named, or no image at all.
     """
     if size is not None:
-        check_size(size)
+        expect.multiple("size", size, settings.COARSEST)
     named = list(_named(images))
     if not named:
         raise InputError("Expected images to hold at least one image, but got none. Pass an image or a list of images.")

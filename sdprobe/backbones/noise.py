@@ -87,7 +87,7 @@ class NoiseSchedule:
         """Raises InputError unless ``timestep`` is an integer in [0, T)."""
         last = len(self.alphas_cumprod) - 1
         expect.between("timestep", timestep, 0, last, "Features are usually read between 1 and 300.")
-        expect.whole("timestep", timestep, 0)
+        expect.integer("timestep", timestep)
 
     def _noise(self, shape: torch.Size, image: str, seed: int, draw: int) -> Tensor:
         if self.mode == "none":

@@ -295,7 +295,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no pixels": ({"images": RGB[:, :0]}, r"images"),
     "missing": ({"images": [RGB, "missing.png"]}, r"images\[1\] \('missing.png'\) to be an intact image"),
     "PostScript": ({"images": [RGB, Path(__file__)]}, r"images\[1\] \('.*test_inputs.py'\) to be an intact image"),
-    "size": ({"images": RGB, "size": 65}, r"size to be a multiple of 64"),
+    "size": ({"images": RGB, "size": 65}, r"Expected size to be a positive multiple of 64"),
     "size of floats": ({"images": RGB, "size": 64}, r"for size=64, but images is torch.float32"),
     "prompts": ({"prompt": ["a", "b"]}, r"prompt to be one text per image, but got 2 of type str for 1 images"),
     "prompt": ({"prompt": [3]}, r"prompt to be one text per image, but got 1 of type int"),
