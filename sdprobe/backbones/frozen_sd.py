@@ -1,30 +1,39 @@
 """FrozenSD: a checkpoint's encoder, noise schedule, prompt encoder and U-Net in one object. Data path steps 2 to 4."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
-from sdprobe.backbones.loading import Components, load
+from sdprobe.backbones.loading import Components, load, vae_dtype
 from sdprobe.backbones.noise import NoiseSchedule
 from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
-from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, name_of
+from sdprobe.backbones.pipelines import components_of
+from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
 from sdprobe.backbones.unet import FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
+from sdprobe.utilities import expect, progress
+from sdprobe.utilities.errors import InputError
+
+Grids = dict[str, Float[Tensor, "..."]]  # layer → ([T], [D], B, C, h, w)
 
 
 class FrozenSD:
     """A frozen Stable Diffusion checkpoint that turns images into activation grids.
 
-    Use :meth:`from_pretrained` to load one. Nothing trains, and no gradient is recorded.
+    Use :meth:`from_pretrained` to load one, or :meth:`from_pipeline` for one that is in memory. Nothing trains.
 
     Args:
         components: the loaded networks, see :func:`sdprobe.backbones.loading.load`.
@@ -76,12 +85,15 @@ class FrozenSD:
         self.path = path
         self.weights = weights
         self.unet = FrozenUNet(components.unet)
-        self.encoder = LatentEncoder(components.vae, vae_input, posterior)
+        computed_in = vae_dtype(components.vae.dtype) if components.borrowed else None
+        self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in)
         self.prompts = components.prompts
         self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler)
         self.unet_hash = weight_hash(components.unet)
         self._pad(padding)
-        self.to(device)
+        self.device = torch.device(device)
+        if not components.borrowed:
+            self.to(device)
 
     @classmethod
     def from_pretrained(
@@ -149,6 +161,67 @@ class FrozenSD:
         label = weights if weights == "stored" else f"{weights}-{weights_seed}"
         return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, chosen_device, padding)
 
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        *,
+        noise: str = "independent",
+        vae_input: str = "symmetric",
+        posterior: str = "mode",
+        scale_again: bool = False,
+        padding: str = "zeros",
+    ) -> "FrozenSD":
+        """Read the networks of a diffusers pipeline that is in memory, with its LoRA, textual inversion and scheduler.
+
+        The pipeline does not change, and its weights are shared, not copied. Its text-to-image, image-to-image and inpainting
+        classes do, with a U-Net of four channels. The result computes, at the dtype and on the device of the pipeline, what
+        :meth:`from_pretrained` computes with the saved pipeline, bit for bit if its weights were loaded from a file. (How some
+        CPU kernels round depends on where tensors begin in memory.) Hooks on its modules work here, too; compiled modules run
+        uncompiled. Call this again after you have changed the pipeline.
+
+        Args:
+            pipe: such as ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+            noise: as in :meth:`from_pretrained`.
+            vae_input: as in :meth:`from_pretrained`.
+            posterior: as in :meth:`from_pretrained`.
+            scale_again: as in :meth:`from_pretrained`.
+            padding: as in :meth:`from_pretrained`.
+
+        Returns:
+            the checkpoint, on the device of the pipeline.
+
+        Raises:
+            InputError: no pipeline; one with ControlNet, T2I or IP-Adapter, PAG, a tiled VAE or a U-Net of other inputs; one
+                that is offloaded or quantised; or an option that does not exist.
+
+        Example:
+            >>> from sdprobe import FrozenSD
+            >>> from sdprobe.backbones.random_pipeline import random_pipeline
+            >>> pipe = random_pipeline("tiny")  # in place of StableDiffusionPipeline.from_pretrained(...)
+            >>> sd = FrozenSD.from_pipeline(pipe)
+            >>> sd.unet.unet.conv_in.weight.data_ptr() == pipe.unet.conv_in.weight.data_ptr()
+            True
+        """
+        check_padding(padding)
+        components = components_of(pipe)
+        path = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+        device = components.unet.device
+        return cls(components, path, "stored", noise, vae_input, posterior, scale_again, device, padding)
+
+    def __repr__(self) -> str:
+        """The checkpoint, its number of layers, precision, device and weights."""
+        size = f", made for {self.native_size} px" if self.native_size else ""
+        return (
+            f"FrozenSD({self.path!r}: {len(self.unet.layers)} layers{size}, {name_of(self.dtype)} on {self.device}, "
+            f"{self.weights} weights)"
+        )
+
+    @cached_property
+    def layers(self) -> dict[str, tuple[int, int, int]]:
+        """Layer → (C, h, w) in execution order, for images of the native size (512 pixels if there is none)."""
+        return self.shapes(self.native_size or 512, tuple(self.unet.layers))
+
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the U-Net."""
@@ -161,6 +234,8 @@ class FrozenSD:
 
     def to(self, device: torch.device | str) -> "FrozenSD":
         """Move all networks to a device. Convolutions use the channels-last memory format.
+
+        After :meth:`from_pipeline` this copies weights, and the pipeline stays where it is.
 
         Args:
             device: such as ``cuda``.
@@ -220,40 +295,156 @@ class FrozenSD:
             set_padding(network, mode)
         self.encoder.padding = mode
 
+    @overload
     def activations(
         self,
-        images: Float[Tensor, "b 3 height width"],
+        images: OneOrMore,
         layers: str | Sequence[str],
-        timestep: int = 50,
+        timestep: int | Iterable[int] = 50,
         seed: int = 0,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         ids: Sequence[str] | None = None,
         draw: int = 0,
-    ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
-        """Activation grids of a batch of images. The U-Net stops after the deepest layer asked for.
+        *,
+        draws: int = 1,
+        keep_draws: bool = False,
+        size: int | None = None,
+        dtype: torch.dtype | None = None,
+        with_grad: bool = False,
+    ) -> Grids: ...
+
+    @overload
+    def activations(
+        self,
+        images: Images,
+        layers: str | Sequence[str],
+        timestep: int | Iterable[int] = 50,
+        seed: int = 0,
+        prompt: str | Sequence[str] = "",
+        ids: Sequence[str] | None = None,
+        draw: int = 0,
+        *,
+        draws: int = 1,
+        keep_draws: bool = False,
+        size: int | None = None,
+        dtype: torch.dtype | None = None,
+        with_grad: bool = False,
+    ) -> Any: ...
+
+    def activations(
+        self,
+        images: Any,  # as above; a sentence refuses other kinds
+        layers: str | Sequence[str],
+        timestep: Any = 50,
+        seed: int = 0,
+        prompt: Any = "",
+        ids: Sequence[str] | None = None,
+        draw: int = 0,
+        *,
+        draws: int = 1,
+        keep_draws: bool = False,
+        size: int | None = None,
+        dtype: torch.dtype | None = None,
+        with_grad: bool = False,
+    ) -> Any:
+        """Activation grids of images. The U-Net stops after the deepest layer asked for.
+
+        Latents and prompts are encoded once per call. Images of one size go through the networks together, as many at once as
+        a quarter of the device's memory holds; a bar shows the progress if there are several batches.
 
         Args:
-            images: float (B, 3, H, W) in [0, 1]. Sides are multiples of 8 pixels; with multiples of 64 every grid divides
-                evenly.
+            images: a PIL image, path, array or tensor, a stack (B, 3, H, W), or a list of these. Pixels are floats in [0, 1] or
+                8-bit integers; channels come first or last. Grey becomes three channels, transparency white. Sides are
+                multiples of 8 pixels; with multiples of 64 every grid divides evenly.
             layers: a name, a list of names, a glob such as ``up_*``, ``stages``, ``all`` or ``loos2025``.
-                ``python -m sdprobe.backbones NAME`` lists the names.
-            timestep: noise level, an integer in [0, 1000). Features are usually read between 1 and 300.
+                ``python -m sdprobe.backbones NAME`` lists the names. Published names (``up_blocks[1].resnets[2]``) work, too.
+            timestep: noise level, an integer in [0, 1000), or several. Features are usually read between 1 and 300.
             seed: together with ``ids`` it determines the noise of each image.
-            prompt: conditioning text.
-            ids: one name per image. The default is a digest of the pixels, so that noise does not depend on the batch.
+            prompt: conditioning text, or one per image.
+            ids: one name per image. The default is a digest of the pixels, so that noise does not depend on the batch. Pass
+                ids when you optimise pixels, or the noise changes with them.
             draw: number of the noise draw; another number gives other noise on the same image.
+            draws: how many draws are taken, from number ``draw`` on.
+            keep_draws: keep each draw on an axis of its own instead of averaging them (in float32).
+            size: take the largest centred square of each picture and resize it to this side, a multiple of 64, as
+                ``images=folder`` does. Only for files, PIL images and 8-bit arrays.
+            dtype: of the grids. The default is float32 on a CPU and the dtype of the U-Net on a GPU.
+            with_grad: record gradients with respect to the images.
 
         Returns:
-            layer → (B, C, h, w), on the device and in the dtype of the U-Net, in execution order.
+            layer → (B, C, h, w), on the device of the U-Net, in execution order, contiguous. Several timesteps add a first
+            axis, kept draws the next one: (T, D, B, C, h, w). A list of images of several sizes gives a list with a dictionary
+            per image, where B is 1.
 
         Raises:
-            InputError: images outside [0, 1] or of an unfit size, an unknown layer, a timestep out of range, or activations
-                that are NaN or infinite.
+            InputError: something that is no image (the message says which), images outside [0, 1] or of an unfit size, an
+                unknown layer, a timestep out of range, another number of prompts or ids than of images, or activations that are
+                NaN or infinite.
+
+        Example:
+            >>> from PIL import Image
+            >>> from sdprobe import FrozenSD
+            >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+            >>> photographs = [Image.new("RGB", (300, 200), colour) for colour in ("red", "blue")]
+            >>> grids = sd.activations(photographs, "mid", timestep=[50, 261], draws=2, size=128)
+            >>> grids["mid"].numpy().shape
+            (2, 2, 64, 2, 2)
         """
-        self.noise.check(timestep)
-        names = self.unet.resolve(layers)
-        ids = [_digest(image) for image in images] if ids is None else ids
-        return self.grids(self.encoder(images, ids, seed), ids, names, timestep, seed, prompt, draw)
+        several = np.iterable(timestep) and not isinstance(timestep, str)
+        steps = [getattr(step, "item", lambda step=step: step)() for step in (timestep if several else [timestep])]
+        for step in steps:
+            self.noise.check(step)
+        if not steps:
+            raise InputError(
+                "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
+            )
+        expect.count("draws", draws, 1, 1000)
+        names = self._resolve(layers)
+        tensors = tensors_of(images, size, self.encoder.stride)
+        prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))
+        ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else [*map(str, ids)], len(tensors))
+        dtype = dtype or (torch.float32 if self.device.type == "cpu" else None)
+
+        def passes(indices: list[int]) -> Grids:
+            """Grids ([T], [D], B, C, h, w) of images of one size."""
+            if isinstance(tensors, Tensor):
+                pixels = tensors[indices[0] : indices[-1] + 1]
+            else:
+                pixels = torch.stack([tensors[i].to(self.device) for i in indices])
+            named, texts = [ids[i] for i in indices], [prompts[i] for i in indices]
+            latents = self.encoder(pixels, named, seed, with_grad)
+            found = []
+            for step in steps:
+                numbers = range(draw, draw + draws)
+                drawn = (self.grids(latents, named, names, int(step), seed, texts, n, with_grad) for n in numbers)
+                found.append(_stacked(drawn, dtype) if keep_draws else _mean(drawn, dtype))
+            return _stacked(found, None) if several else found[0]
+
+        batches = self._batches(tensors)
+        if len(batches) > 1:
+            batches = progress.track(batches, "extract activations", "batch", len(batches))
+        mixed = len({image.shape[-2:] for image in tensors}) > 1
+        return _in_order([(indices, passes(indices)) for indices in batches], bool(several) + keep_draws, mixed)
+
+    def _resolve(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        try:
+            return self.unet.resolve(layers)
+        except InputError as error:  # the command line calls layers `block`
+            raise InputError(re.sub(r"\bblock\b", "layers", error.message())) from None
+
+    def _batches(self, tensors: Tensor | list[Tensor]) -> Any:
+        """Indices of images that go through the networks together: of one size, as many as a quarter of the memory holds."""
+        sizes: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(tensors):
+            sizes.setdefault(image.shape[-2:], []).append(index)
+        vae = self.encoder.vae
+        # at full resolution the encoder holds about six tensors of its first width
+        per_pixel = 6 * vae.config.block_out_channels[0] * (self.encoder.dtype or vae.dtype).itemsize
+        batches = []
+        for (height, width), indices in sizes.items():
+            most = max(1, int(memory_of(self.device) / 4 / (per_pixel * height * width)))
+            batches += [indices[start : start + most] for start in range(0, len(indices), most)]
+        return batches
 
     def grids(
         self,
@@ -262,8 +453,9 @@ class FrozenSD:
         layers: Sequence[str],
         timestep: int,
         seed: int,
-        prompt: str,
+        prompt: str | Sequence[str],
         draw: int = 0,
+        with_grad: bool = False,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of latents.
 
@@ -273,8 +465,9 @@ class FrozenSD:
             layers: canonical names, see :meth:`sdprobe.backbones.unet.FrozenUNet.resolve`.
             timestep: noise level, an integer in [0, 1000).
             seed: together with ``ids`` it determines the noise.
-            prompt: conditioning text.
+            prompt: conditioning text, or one per latent.
             draw: number of the noise draw.
+            with_grad: record gradients with respect to the latents.
 
         Returns:
             layer → (B, C, h, w), on the device.
@@ -291,7 +484,8 @@ class FrozenSD:
         inner = [name for name in layers if name not in INPUTS]
         if inner:
             conditioning = self.prompts(prompt, self.device, self.dtype)
-            grids |= self.unet(noisy.to(self.dtype, memory_format=torch.channels_last), timestep, conditioning, inner)
+            noisy = noisy.to(self.dtype, memory_format=torch.channels_last)
+            grids |= self.unet(noisy, timestep, conditioning, inner, with_grad)
         check_finite(grids, ids, self.dtype)
         return grids
 
@@ -348,3 +542,44 @@ class FrozenSD:
 
 def _digest(image: Tensor) -> str:
     return hashlib.blake2b(image.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def _one_per_image(name: str, texts: Sequence[Any], count: int) -> list[str]:
+    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        kinds = " or ".join(sorted({type(text).__name__ for text in texts}))
+        raise InputError(
+            f"Expected {name} to be one text per image, but got {len(texts)} of type {kinds or 'str'} for {count} images. "
+            "Correct it."
+        )
+    return list(texts)
+
+
+def _stacked(parts: Iterable[Grids], dtype: torch.dtype | None) -> Grids:
+    """Grids on a new first axis."""
+    parts = list(parts)
+    return {layer: torch.stack([part[layer].to(dtype) for part in parts]).contiguous() for layer in parts[0]}
+
+
+def _mean(drawn: Iterator[Grids], dtype: torch.dtype | None) -> Grids:
+    """Mean over draws, summed in float32; a single draw is as it is."""
+    first = next(drawn)
+    total, count = first, 1
+    for grids in drawn:
+        total, count = {layer: grid.float() + grids[layer] for layer, grid in total.items()}, count + 1
+    return {
+        layer: (grid / count if count > 1 else grid).to(dtype or first[layer].dtype).contiguous()
+        for layer, grid in total.items()
+    }
+
+
+def _in_order(results: list[tuple[list[int], Grids]], axis: int, mixed: bool) -> Grids | list[Grids]:
+    """Grids of all images, or of each image if their sizes are ``mixed``; ``axis`` is that of images."""
+    if not mixed:
+        parts = [grids for _, grids in results]
+        return parts[0] if len(parts) == 1 else {layer: torch.cat([part[layer] for part in parts], axis) for layer in parts[0]}
+    each = {
+        index: {layer: grid.narrow(axis, place, 1).contiguous().clone() for layer, grid in grids.items()}
+        for indices, grids in results
+        for place, index in enumerate(indices)
+    }
+    return [each[index] for index in sorted(each)]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from diffusers import AutoencoderKL
@@ -31,18 +32,26 @@ class LatentEncoder:
         vae_input: range that images are mapped to: ``symmetric`` ([-1, 1], as Stable Diffusion was trained) or ``unit`` ([0,
             1], as Loos & Linhardt (2025) used it).
         posterior: ``mode``, or ``sample`` with noise keyed by seed and image id.
+        dtype: that the VAE computes in; None is the dtype of its weights.
 
     Raises:
         InputError: an option that does not exist, or a mean or deviation that does not fit the VAE.
     """
 
-    def __init__(self, vae: AutoencoderKL, vae_input: str = "symmetric", posterior: str = "mode") -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        vae_input: str = "symmetric",
+        posterior: str = "mode",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.vae = vae.eval().requires_grad_(False)
         settings.check("backbone", vae_input=vae_input, posterior=posterior)
         self.vae_input, self.posterior = vae_input, posterior
         self.padding = "zeros"  # padding of the VAE's convolutions; code that changes it must set this, too
         self.passes = 0
-        self.weights = weight_hash(vae)
+        self.dtype = dtype
+        self.weights = weight_hash(vae, dtype)
         self.moments = _moments(vae)
 
     def key(self, seed: int) -> str:
@@ -51,16 +60,16 @@ class LatentEncoder:
         padding = "" if self.padding == "zeros" else f"-{self.padding}"
         scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
         scale += f"-{self.moments.tolist()}" if self.moments is not None else ""
-        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{name_of(self.vae.dtype)}{padding}"
+        dtype = name_of(self.dtype or self.vae.dtype)
+        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{dtype}{padding}"
 
     @property
     def stride(self) -> int:
         """Pixels per latent cell, 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    @torch.no_grad()
     def __call__(
-        self, images: Float[Tensor, "b 3 height width"], ids: Sequence[str], seed: int = 0
+        self, images: Float[Tensor, "b 3 height width"], ids: Sequence[str], seed: int = 0, with_grad: bool = False
     ) -> Float[Tensor, "b 4 h w"]:
         """Latents, float32, on the VAE's device.
 
@@ -68,10 +77,15 @@ class LatentEncoder:
             images: in [0, 1]; height and width multiples of ``stride``.
             ids: names of the images; with ``seed`` they key the posterior samples.
             seed: of posterior samples; the mode does not depend on it.
+            with_grad: record gradients with respect to the images.
 
         Raises:
             InputError: images outside [0, 1] or of an unfit size.
         """
+        with nullcontext() if with_grad else torch.no_grad():
+            return self._latents(images, ids, seed)
+
+    def _latents(self, images: Tensor, ids: Sequence[str], seed: int) -> Tensor:
         posterior = self._posterior(images, ids)
         latents = posterior.mean.float()
         if self.posterior == "sample":
@@ -97,7 +111,7 @@ class LatentEncoder:
     def _posterior(self, images: Tensor, ids: Sequence[str]) -> DiagonalGaussianDistribution:
         self._check(images, ids)
         parameter = next(self.vae.parameters())
-        pixels = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+        pixels = images.to(parameter.device, self.dtype or parameter.dtype, memory_format=torch.channels_last)
         if self.vae_input == "symmetric":
             pixels = pixels * 2 - 1
         self.passes += len(images)

@@ -40,13 +40,14 @@ transformers_logging.disable_progress_bar()  # loading weights is quick; downloa
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of a checkpoint that a frozen backbone needs."""
+    """The parts of a checkpoint that a frozen backbone needs. ``borrowed`` networks stay where they are."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     prompts: PromptEncoder
     alphas_cumprod: Tensor
     euler: bool
+    borrowed: bool = False
 
 
 def load(
@@ -128,7 +129,7 @@ def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: 
         shuffle_entries(unet, weights_seed)
     return Components(
         unet=unet,
-        vae=_network(AutoencoderKL, folder, "vae", variant, _vae_dtype(dtype)),
+        vae=_network(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype)),
         prompts=_prompts(folder, variant),
         alphas_cumprod=alphas_cumprod,
         euler="Euler" in schedule["_class_name"],
@@ -179,7 +180,7 @@ def _variant_of(folder: Path, variant: str | None) -> str | None:
     return variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
 
 
-def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
     """Stable Diffusion's VAEs overflow in fp16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
@@ -192,7 +193,7 @@ def _tiny(weights: str, seed: int, dtype: torch.dtype) -> Components:
         shuffle_entries(unet, seed)
     return Components(
         unet=unet,
-        vae=pipeline.vae.to(_vae_dtype(dtype)),
+        vae=pipeline.vae.to(vae_dtype(dtype)),
         prompts=PromptEncoder([pipeline.tokenizer], [pipeline.text_encoder]),
         alphas_cumprod=pipeline.scheduler.alphas_cumprod,
         euler=False,

@@ -83,10 +83,11 @@ class NoiseSchedule:
         noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise.to(latents.device)
         return noisy * alpha**0.5 if self.scale_again else noisy
 
-    def check(self, timestep: int) -> None:
-        """Raises InputError unless ``timestep`` lies in [0, T)."""
+    def check(self, timestep: object) -> None:
+        """Raises InputError unless ``timestep`` is an integer in [0, T)."""
         last = len(self.alphas_cumprod) - 1
         expect.between("timestep", timestep, 0, last, "Features are usually read between 1 and 300.")
+        expect.integer("timestep", timestep)
 
     def _noise(self, shape: torch.Size, image: str, seed: int, draw: int) -> Tensor:
         if self.mode == "none":

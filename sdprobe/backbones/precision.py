@@ -1,5 +1,6 @@
 """Choice of device and dtype of a backbone, and the check that its activations are finite."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,13 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has, used or not, so that the same machine gives the same batches."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedModel
 
@@ -28,16 +29,21 @@ class PromptEncoder:
         self.tokenizers = tokenizers
         self.encoders = [encoder.eval().requires_grad_(False) for encoder in encoders]
         self.zeros_for_empty = zeros_for_empty
-        self.weights = "-".join([weight_hash(encoder) for encoder in encoders] + ["zeros"] * zeros_for_empty)
+        self.weights = "-".join([weight_hash(encoder, torch.float32) for encoder in encoders] + ["zeros"] * zeros_for_empty)
         self._known: dict[str, Conditioning] = {}
 
-    def __call__(self, prompt: str, device: torch.device, dtype: torch.dtype) -> Conditioning:
-        """Conditioning of one prompt; ``""`` is the unconditional one of the checkpoint's pipeline."""
+    def __call__(self, prompt: str | Sequence[str], device: torch.device, dtype: torch.dtype) -> Conditioning:
+        """Conditioning of one prompt, or of one per image; ``""`` is the unconditional one of the checkpoint's pipeline."""
+        if not isinstance(prompt, str):
+            if len(set(prompt)) == 1:
+                return self(prompt[0], device, dtype)
+            each = [self(text, device, dtype) for text in prompt]
+            pooled = [one.pooled for one in each if one.pooled is not None]
+            return Conditioning(torch.cat([one.states for one in each]), torch.cat(pooled) if pooled else None)
         if prompt not in self._known:
             self._known[prompt] = self._encode(prompt)
         known = self._known[prompt]
-        pooled = known.pooled if known.pooled is None else known.pooled.to(device, dtype)
-        return Conditioning(known.states.to(device, dtype), pooled)
+        return Conditioning(known.states.to(device, dtype), None if known.pooled is None else known.pooled.to(device, dtype))
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> Conditioning:
@@ -55,7 +61,8 @@ class PromptEncoder:
         device = next(self.encoders[0].parameters()).device
         return [
             tokenizer(
-                prompt,
+                # a word of textual inversion may stand for several vectors
+                TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer),
                 padding="max_length",
                 # a tokenizer that states no length has 1e30
                 max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),

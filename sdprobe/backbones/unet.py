@@ -1,7 +1,7 @@
 """FrozenUNet: noisy latents → activation grids of the requested layers; stops after the deepest. Data path step 4."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,13 @@ from sdprobe.utilities.errors import InputError
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Inputs of a U-Net besides the noisy latent: text states (1, L, D) and, for SDXL, a pooled text state (1, P)."""
+    """Inputs of a U-Net besides the noisy latent: text states (1, L, D) and, for SDXL, a pooled text state (1, P).
 
-    states: Float[Tensor, "1 _l _d"]
-    pooled: Float[Tensor, "1 _p"] | None = None
+    The first axis is 1 for the whole batch, or has one entry per image.
+    """
+
+    states: Float[Tensor, "_b _l _d"]
+    pooled: Float[Tensor, "_b _p"] | None = None
 
 
 # inputs besides text that a U-Net may need, and the setting of its configuration that shows it
@@ -70,20 +73,26 @@ class FrozenUNet(nn.Module):
         """Stay in evaluation mode, also if a Trainer asks for training mode."""
         return super().train(False)
 
-    @torch.no_grad()  # not inference_mode: probes train on these tensors
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timestep: int, conditioning: Conditioning, layers: Sequence[str]
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        timestep: int,
+        conditioning: Conditioning,
+        layers: Sequence[str],
+        with_grad: bool = False,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of ``layers``; no module after the deepest of them runs.
 
         Args:
             noisy: noisy latents (B, 4, H, W), of any height and width.
             timestep: noise level, the same for the whole batch.
-            conditioning: shared by the whole batch.
+            conditioning: shared by the whole batch, or one per image.
             layers: canonical names, see :func:`sdprobe.backbones.layers.resolve`.
+            with_grad: record gradients with respect to ``noisy``.
         """
         grids: dict[str, Tensor] = {}
-        with self._capture(layers, grids), suppress(_Deepest):
+        # not inference_mode: probes train on these tensors
+        with nullcontext() if with_grad else torch.no_grad(), self._capture(layers, grids), suppress(_Deepest):
             self._run(self.unet, noisy, timestep, conditioning)
         self.passes += len(noisy)
         return grids

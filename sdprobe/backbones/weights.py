@@ -11,10 +11,18 @@ from torch import nn
 from sdprobe.utilities.rng import keyed_generator
 
 
-def weight_hash(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all parameters and buffers, as loaded. Equal weights have equal digests."""
+def weight_hash(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over names, dtypes and bytes of all parameters and buffers, as loaded. Equal weights have equal digests.
+
+    With ``dtype``, floating-point tensors count as cast to it. The scales of attached LoRA adapters count, too.
+    """
     digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        if isinstance(scales := getattr(part, "scaling", None), dict):
+            state = sorted(scales.items()), getattr(part, "active_adapters", None), getattr(part, "disable_adapters", None)
+            digest.update(f"{name}:{state}".encode())
     for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -43,7 +43,11 @@ def check_size(size: int) -> None:
 def square(picture: Image.Image, size: int, box: tuple[int, int, int] | None = None) -> Float[Tensor, "3 size size"]:
     """An upright RGB picture's centre crop, or its crop at ``box`` = (left, top, side) in pixels, Lanczos-resized to [0, 1]."""
     left, top, side = box if box is not None else centre_box(*picture.size)
-    picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return pixels(picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
+
+
+def pixels(picture: Image.Image) -> Float[Tensor, "3 height width"]:
+    """An RGB picture's pixels in [0, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 

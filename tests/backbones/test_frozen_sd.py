@@ -124,12 +124,14 @@ def test_sides_may_differ(sd: FrozenSD, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_grids_have_the_dtype_and_device_of_the_backbone(
+def test_grids_have_the_device_of_the_backbone_and_float32_or_the_dtype_asked_for(
     precision: str, dtype: torch.dtype, saved: Path, images: Tensor, grids: dict[str, Tensor]
 ) -> None:
     sd = FrozenSD.from_pretrained(str(saved), precision=precision, device="cpu")
+    own = sd.activations(images, "mid", ids=IDS, dtype=dtype)["mid"]
     grid = sd.activations(images, "mid", ids=IDS)["mid"]
-    assert grid.dtype == dtype and grid.device == sd.device == torch.device("cpu")
+    assert own.dtype == sd.dtype == dtype and torch.equal(grid, own.float())
+    assert grid.numpy().flags.c_contiguous and grid.device == sd.device == torch.device("cpu")
     error = (grid.float() - grids["mid"]).norm() / grids["mid"].norm()
     assert error < (1e-5 if dtype == torch.float32 else 0.05)
 
