@@ -176,6 +176,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr("sdprobe.runs.interrupts.begin", lambda: None)  # Ctrl-C stays pytest's, too
         with pytest.raises(SystemExit) as caught:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        return caught.value.code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        if isinstance(caught.value.code, str):  # Python prints the text of SystemExit and exits with 1
+            return 1, out, f"{err}{caught.value.code}\n"
+        return caught.value.code, out, err
 
     return call

@@ -17,6 +17,7 @@ from sdprobe.reports.dispatch import figures, show
 from sdprobe.reports.run import Run
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import OUTPUT_FILES
+from tests.reports.fabricated import curves
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -107,16 +108,16 @@ def test_the_table_holds_layers_groups_nulls_and_gains_without_cutting(width: in
 
 
 def test_the_figure_draws_a_line_per_network_null_and_mitigation() -> None:
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in over_layers(fabricated(["conv_in", "mid"])).axes[0].lines}
-    assert drawn == {
+    drawn = curves(over_layers(fabricated(["conv_in", "mid"])).axes[0])
+    assert {label: values for label, values in drawn.items() if not label.startswith("_")} == {
         "this network": [0.5, 0.625],
         "random weights, one seed": [0.3125] * 2,
         "shuffled labels": [-0.0625] * 2,
         "knowing the position only": [0, 0],
     }
     both = over_layers(fabricated(["conv_in", "conv_in__leace", "mid", "mid__leace"])).axes[0]
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in both.lines}
-    assert drawn["this network"] == [0.5, 0.75] and drawn["with leace"] == [0.625, 0.875]
+    drawn = curves(both)
+    assert drawn["this network, without mitigation"] == [0.5, 0.75] and drawn["with leace"] == [0.625, 0.875]
     assert set(figures(fabricated(["conv_in", "mid"]))) == {"content_over_layers"}
     assert "content_over_layers.png" in OUTPUT_FILES, "what an earlier run drew is removed"
     assert figures(fabricated(["mid", "mid__leace"])) == {}

@@ -35,6 +35,7 @@ from sdprobe.runs.record import OUTPUT_FILES
 from sdprobe.scenes.spair_export import export
 from sdprobe.tokens.batch import Keypoints
 from tests.datamodules.pair_trees import add_spair
+from tests.reports.fabricated import curves
 
 ROOT = Path(__file__).parent.parent
 MAIN = "pck_ours_point_0.10"
@@ -278,7 +279,7 @@ def test_missing_intervals_say_what_there_is_too_little_of(
     assert [found["zero-shot"], found["random weights"]] == [own, random]
     assert found["gain over random weights"] == ("37.0 to 39.0" if random == "1.0" else random)
     assert f"20 test pairs of {pictures} pictures" in str(shown.title)
-    said = "over 16 test pictures." if pictures == 16 else "Only 4 test pictures: there are no intervals below 6"
+    said = "over 16 test pictures;" if pictures == 16 else "Only 4 test pictures: there are no intervals below 6"
     assert said in str(shown.caption)
 
 
@@ -286,8 +287,8 @@ def test_of_many_layers_the_one_is_shown_where_matching_is_best(tmp_path: Path) 
     run = fabricated(tmp_path, {"down_0": 0.1, "down_0__leace": 0.9, "mid": 0.3, "mid__leace": 0.2})
     assert matching_best_at(run) == "mid" and shown_layers(run) == ["mid"], "a mitigation is no layer"
     assert "at mid, without mitigation (highest PCK)" in str(cost_table(run).title)
-    drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in over_layers(run).axes[0].lines}
-    assert drawn["zero-shot"] == pytest.approx([10, 30]) and drawn["with leace"] == pytest.approx([90, 20])
+    drawn = curves(over_layers(run).axes[0])
+    assert drawn["zero-shot, without mitigation"] == pytest.approx([10, 30]) and drawn["with leace"] == pytest.approx([90, 20])
     one = fabricated(tmp_path, {"mid": 0.3, "mid__leace": 0.2})
     assert "highest" not in str(cost_table(one).title) and "pck_over_layers" not in figures(one)
     plt.close("all")

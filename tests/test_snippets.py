@@ -149,14 +149,18 @@ def accepts(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) 
     if not arguments:
         return
     runnable = importlib.import_module(f"{module}.__main__" if spec.submodule_search_locations else module)
-    parse, parsed = argparse.ArgumentParser.parse_args, []
+    parsed: list[argparse.Namespace] = []
 
-    def parse_only(self: argparse.ArgumentParser, *given: Any, **named: Any) -> None:
-        parsed.append(parse(self, *given, **named))
-        raise KeyboardInterrupt  # nothing else of the module runs
+    def only(parse: Any) -> Any:
+        def parse_only(self: argparse.ArgumentParser, *given: Any, **named: Any) -> None:
+            parsed.append(parse(self, *given, **named))
+            raise KeyboardInterrupt  # nothing else of the module runs
+
+        return parse_only
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        for name in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, name, only(getattr(argparse.ArgumentParser, name)))
         with pytest.raises(KeyboardInterrupt):
             runnable.main(arguments)
     assert parsed

@@ -137,7 +137,7 @@ def named(known: Conditions, names: Iterable[str]) -> str:
     """A name that says these settings; what is not set is left out.
 
     >>> named({"backbone": "tiny", "mitigation": "", "probe.solver": "adam"}, ["backbone", "mitigation", "probe.solver"])
-    'tiny, solver adam'
+    'tiny, adam'
     """
     parts = []
     for name in names:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from rich.console import Console
 from rich.table import Table
 
@@ -164,5 +165,9 @@ def printed(show: Callable[[Console], None] | Iterable[Table], width: int = 110)
 
 
 def curves(axis: Axes) -> dict[str, list[float]]:
-    """Label → the values drawn under it."""
-    return {str(line.get_label()): np.asarray(line.get_ydata(), dtype=float).tolist() for line in axis.get_lines()}
+    """Label → the values drawn under it: curves, points, and the levels that references of few layers are."""
+    levels = {
+        str(each.get_label()): [float(segment[0][1]) for segment in each.get_segments()]
+        for each in axis.collections if isinstance(each, LineCollection)
+    }  # fmt: skip
+    return levels | {str(line.get_label()): np.asarray(line.get_ydata(), dtype=float).tolist() for line in axis.get_lines()}
