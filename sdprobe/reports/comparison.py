@@ -125,7 +125,8 @@ def point(task: Task, runs: Sequence[Run], layer: str, seeds: Sequence[object]) 
     if len(means) == 1:
         value, low, high = means[0].tolist()
         return Point(value, low, high, values)
-    return Point(float(np.mean(values)), min(values), max(values), values)
+    ends = [end for mean in means for end in mean.tolist() if np.isfinite(end)]  # of every seed, or the bar would be too short
+    return Point(float(np.mean(values)), min(ends), max(ends), values)
 
 
 def in_order(layers: Iterable[str]) -> list[str]:
@@ -213,7 +214,7 @@ def _spread(group: Group, shown: Sequence[Condition]) -> str:
     several = {len({replicate(run) for run in condition.runs}) > 1 for condition in shown}
     counts = sorted({count for run in group.runs if (count := units(run)[0]) is not None})
     sampled = f"{'–'.join(map(str, sorted({counts[0], counts[-1]})))} {units(group.runs[0])[1]}" if counts else "test units"
-    seeds = "where several seeds were measured: their mean, lowest and highest" if True in several else ""
+    seeds = "where several seeds were measured: their mean, and the outer ends of their intervals" if True in several else ""
     return f"bars, bands: 95 % intervals over {sampled}{'; ' * bool(seeds)}{seeds}"
 
 

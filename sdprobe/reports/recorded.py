@@ -129,6 +129,8 @@ def shown_names(arrays: dict[str, Any]) -> dict[str, Any]:
 def _shown(node: Any) -> Any:
     """A value with its texts in one line, without control characters, and without what rich takes for a style."""
     if isinstance(node, str):
+        if len(node) <= LONGEST and node.isascii() and node.isprintable() and "[" not in node:  # most are, of a thousand runs
+            return node
         return _TAG.sub("[ ", shown(node, LONGEST))
     if isinstance(node, dict):
         return {_shown(key): _shown(value) for key, value in node.items()}
