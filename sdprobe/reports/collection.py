@@ -24,18 +24,22 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, write_file
 
 TRACES = ("metrics.json", "error.txt", "config_hash")  # any of these files marks the folder of a run
+STARTED = Path(".hydra", "overrides.yaml")  # and so does this one, which a run has from its start
 LARGEST = 2**28  # bytes of a metrics.json; that of 45 layers with 30 mitigations has a tenth of it
 
 
 def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
     """(complete runs in a folder and its subfolders, by path; folder → reason, for the runs that are left out)."""
-    return read_folders({file.parent for name in TRACES for file in folder.rglob(name)})
+    traced = {file.parent for name in TRACES for file in folder.rglob(name)}
+    return read_folders(traced | {file.parents[1] for file in folder.rglob(str(STARTED))})
 
 
 def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     """(complete runs in exactly these folders, by path; folder → reason, for the runs that are left out)."""
     runs, skipped = [], {}
-    for path in sorted((path for path in folders if any((path / name).is_file() for name in TRACES)), key=_by_number):
+    for path in sorted(
+        (path for path in folders if any((path / name).is_file() for name in (*TRACES, STARTED))), key=_by_number
+    ):
         run, reason = _usable(path)
         if run is None or reason:
             skipped[path] = reason

@@ -71,6 +71,12 @@ def test_runs_are_read_in_order_and_others_are_named(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_that_only_began_is_named(tmp_path: Path) -> None:
+    (tmp_path / "begun" / ".hydra").mkdir(parents=True)
+    (tmp_path / "begun" / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+    assert read_runs(tmp_path) == ([], {tmp_path / "begun": f"has no result; {NO_LOCK}"})
+
+
 def test_an_enormous_result_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdprobe.reports.collection.LARGEST", 10)
     write(tmp_path / "huge", META)
