@@ -109,7 +109,7 @@ def layer_heads(outputs: dict[str, tuple[int, int]], variants: Sequence[str], se
 class Head:
     """The head that a probe fitted at one layer, without its controls. :func:`load` reads those of a run.
 
-    ``head(grid)`` maps activations (B, C, h, w), as :meth:`~sdprobe.backbones.frozen_sd.FrozenSD.activations` returns them, to
+    ``head(grid)`` maps activations (B, C, h, w), as ``FrozenSD.activations`` returns them, to
     predictions (B, K, h, w). The mitigations of the run are applied first.
 
     ============  ===  ===================================================================================================
