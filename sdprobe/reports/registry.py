@@ -22,6 +22,7 @@ from sdprobe.reports.filters import Settings, settings_of, where
 from sdprobe.reports.recorded import checked, lacking
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
+from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.io import DamagedFile, read_json
@@ -241,7 +242,7 @@ def running(folder: Path) -> tuple[bool | None, str]:
     import fcntl
 
     try:
-        file = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(folder / locks.NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None, NO_LOCK
     try:
