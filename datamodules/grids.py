@@ -71,15 +71,16 @@ class GridDataModule(StreamDataModule):
     ) -> None:
         settings.check("datamodule", repeats=repeats, splits=splits)
         super().__init__(images, backbone, block, labels, labels_side, **options)
-        timestep = self.base_stream.reads.timestep
+        timesteps = self.base_stream.reads.timesteps
         if other_timestep is None:
-            other_timestep = 50 if timestep == 261 else 261
-        backbone.noise.check(other_timestep)
-        if repeats and other_timestep == timestep:
-            raise InputError(
-                f"Expected datamodule.other_timestep to differ from timestep, but both are {timestep}. Choose another, or "
-                "datamodule.repeats=0."
-            )
+            others = tuple(50 if timestep == 261 else 261 for timestep in timesteps)
+        else:
+            others = backbone.noise.steps(other_timestep) * len(timesteps)
+            if repeats and other_timestep in timesteps:
+                raise InputError(
+                    f"Expected datamodule.other_timestep to differ from timestep, but both are {other_timestep}. Choose "
+                    "another, or datamodule.repeats=0."
+                )
         self.margin, self.repeats = margin, repeats
         split = split_by_photo([images.photo(i) for i in range(len(images))], splits, self.seed)
         self.split = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
@@ -89,7 +90,7 @@ class GridDataModule(StreamDataModule):
                 f"Expected at least {least} images to measure, but got {measured} of {len(images)}, since others give the "
                 f"mean token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
             )
-        views = (View(), View(crop=margin), View(reseed=1), View(timestep=other_timestep))
+        views = (View(), View(crop=margin), View(reseed=1), View(timesteps=others))
         self.views = [self.base_stream.viewed(view) for view in views]
 
     @property

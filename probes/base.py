@@ -13,7 +13,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from sdprobe.metrics.intervals import present_units
-from sdprobe.tokens.keys import OVER_NONE, base_of, label_of, qualified
+from sdprobe.tokens.keys import OVER_NONE, label_of, qualified, unmitigated
 from sdprobe.utilities.errors import InputError
 
 Shapes = dict[str, tuple[int, int, int]]
@@ -86,7 +86,7 @@ class Probe(lightning.LightningModule):
             score: Any = scores[f"{tested}/{layer}"]
             self._units |= qualified(tested, layer, score.pseudovalues())
             if label_of(layer):
-                self.results |= qualified(OVER_NONE, layer, score.gain(scores[f"{tested}/{base_of(layer)}"]))
+                self.results |= qualified(OVER_NONE, layer, score.gain(scores[f"{tested}/{unmitigated(layer)}"]))
 
     def training_state(self) -> str:
         """Return in words how far training is; empty where nothing is trained in steps."""

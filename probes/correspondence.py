@@ -24,7 +24,7 @@ from sdprobe.metrics.matches import Matches
 from sdprobe.metrics.pck import PROTOCOLS
 from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.geometry import tokens_at
-from sdprobe.tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
+from sdprobe.tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select, unmitigated
 from sdprobe.utilities import settings
 from sdprobe.utilities.rng import keyed_generator
 
@@ -181,7 +181,7 @@ class CorrespondenceProbe(LinearProbe):
             if self.learns:
                 gains["gain_over_zero_shot"] = reported.correct(matches, "zero_shot")
             if label_of(layer):
-                gains[OVER_NONE] = reported.correct(self._of(base_of(layer)), "test")
+                gains[OVER_NONE] = reported.correct(self._of(unmitigated(layer)), "test")
             for name, other in gains.items():
                 self.results |= qualified(name, layer, reported.gain(reported.correct(matches, "test"), other))
         self.log_dict(select(self.results, condition="test", metric=MAIN, where="all", statistic=""))

@@ -19,7 +19,7 @@ from sdprobe.metrics.group_similarity import MIN_SIDE
 from sdprobe.metrics.layer_tokens import TokenMeans
 from sdprobe.metrics.linear_cka import LinearCKA
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.tokens.keys import OVER_NONE, label_of, qualified, select, unmitigated
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -157,7 +157,7 @@ class StatisticsProbe(Probe):
             self.results |= qualified("test", layer, self._of(layer).compute())
             self._units |= qualified("test", layer, self._of(layer).pseudovalues())
             if label_of(layer):
-                gained = self._of(layer).gain(self._of(base_of(layer)))
+                gained = self._of(layer).gain(self._of(unmitigated(layer)))
                 self.results |= qualified(OVER_NONE, layer, gained)
         self.log_dict(select(self.results, metric="credibility", where="all", statistic=""))
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from jaxtyping import Float
@@ -82,6 +83,18 @@ class NoiseSchedule:
         noise = torch.stack([self._noise(latents.shape[1:], image, seed, draw) for image in ids])
         noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise.to(latents.device)
         return noisy * alpha**0.5 if self.scale_again else noisy
+
+    def steps(self, timestep: Any) -> tuple[int, ...]:
+        """One timestep, or several, as integers. Raises InputError unless there is one, and each is in [0, T)."""
+        steps = list(timestep) if np.iterable(timestep) and not isinstance(timestep, str) else [timestep]
+        if not steps:
+            raise InputError(
+                "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
+            )
+        steps = [getattr(step, "item", lambda step=step: step)() for step in steps]  # of arrays and tensors
+        for step in steps:
+            self.check(step)
+        return tuple(map(int, steps))
 
     def check(self, timestep: object) -> None:
         """Raises InputError unless ``timestep`` is an integer in [0, T)."""

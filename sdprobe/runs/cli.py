@@ -33,8 +33,14 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # plugin in a launcher's _target_ → extra of pyproject.toml
 EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}]'."
+NUMBERS = ("timestep",)  # settings that take a number or a list of numbers
 # settings that take a list, and groups whose choice may be meant as a path: what to write instead
-LISTED = {"block": "several layers", "mitigation": "several one after the other", "logger.tags": "several tags"}
+LISTED = {
+    "block": "several layers",
+    "timestep": "several noise levels",
+    "mitigation": "several one after the other",
+    "logger.tags": "several tags",
+}
 OF_PATHS = {"backbone": "backbone=local backbone.path={}", "images": "images=folder images.root={}"}
 # the disk is full, protected or read-only, or a folder has the name of a file
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
@@ -233,6 +239,8 @@ def check_kind(cfg: DictConfig, defaults: DictConfig, key: str) -> None:
     of_hydra = key.startswith("hydra.")  # where null leaves a node out
     if OmegaConf.is_dict(default) and not OmegaConf.is_dict(value) and not (value is None and of_hydra):
         raise InputError(f"Expected {key} to have settings of its own, but got {_spelt(value)}. Write {key}.NAME=VALUE.")
+    if key in NUMBERS and OmegaConf.is_list(value):
+        return
     kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind == (int, float))):
         spoken = "true or false" if kind is bool else "a number"

@@ -185,7 +185,7 @@ class Measurement:
                 "layers": list(self.data.layers),
                 "published_names": self.data.backbone.published_names(self.data.layers),
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
-                "timestep": self.cfg.timestep,
+                "timestep": self.data.timestep,
                 "prompt": self.cfg.prompt,
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),

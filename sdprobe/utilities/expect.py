@@ -7,7 +7,7 @@ default last sentence.
 import difflib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 from sdprobe.utilities.errors import InputError
@@ -61,6 +61,20 @@ def integer(name: str, value: object) -> int:
 def whole(name: str, value: object, low: int, high: int) -> None:
     """A whole number of a range, ``low`` ≤ ``value`` ≤ ``high``."""
     between(name, integer(name, value), low, high)
+
+
+def ascending(name: str, value: object, low: int, high: int) -> None:
+    """A whole number of a range, or a list of them, each larger than the one before."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return whole(name, value, low, high)
+    for item in value:
+        whole(name, item, low, high)
+    numbers = list(value)
+    if not numbers:
+        _refuse(name, "a number or a list of numbers", numbers, "Put at least one into the list.")
+    if numbers != sorted(set(numbers)):
+        fix = f"Write {name}=[{','.join(map(str, sorted(set(numbers))))}]."
+        _refuse(name, "in ascending order, without repetition", numbers, fix)
 
 
 def count(name: str, value: object, low: int, high: int, fix: str = "") -> None:

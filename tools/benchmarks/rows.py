@@ -67,7 +67,7 @@ def stream_of(sd: FrozenSD, pictures: Pictures, block: str, cache: Path, batch: 
     """Activations of pictures whose latents are in the cache afterwards."""
     store = LatentStore(pictures, sd.encoder, LatentCache(cache), SEED, batch, num_workers=0)
     store.prepare(range(len(pictures)))
-    return ActivationStream(sd, store, Pass(sd.unet.resolve(block), TIMESTEP, SEED), batch)
+    return ActivationStream(sd, store, Pass(sd.unet.resolve(block), (TIMESTEP,), SEED), batch)
 
 
 def drain(stream: ActivationStream) -> None:
