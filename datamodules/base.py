@@ -126,6 +126,12 @@ class StreamDataModule(LightningDataModule):
         return self.base_stream.reads.timestep
 
     @property
+    def noise_level(self) -> float | list[float]:
+        """σ of the noise level, or of all of them; see :attr:`sdprobe.backbones.noise.NoiseSchedule.noise_levels`."""
+        levels = self.backbone.noise.noise_levels[list(self.base_stream.reads.timesteps)].tolist()
+        return levels if len(levels) > 1 else levels[0]
+
+    @property
     def photos(self) -> int:
         """Number of photographs; the photo indices of batches are smaller."""
         return len(self.base_stream.photos)

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, normalize
 from datamodules.images.pairs import Pair, PairSource, Point
 from sdprobe.tokens.batch import GridBatch, Keypoints
 from sdprobe.tokens.geometry import at_grid, flatten, sampled_at, tokens_at
-from sdprobe.tokens.keys import base_of
+from sdprobe.tokens.keys import base_of, by_timestep, variant
 from sdprobe.utilities.rng import keyed_generator
 
 CONCATENATED = "concatenated"
@@ -138,26 +138,33 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
     )
 
 
-def concatenated_shape(shapes: dict[str, Shape]) -> Shape:
-    """(C, h, w) of the concatenated layers: the sum of their channels, the finest grid.
+def concatenated_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """(C, h, w) of the concatenated layers of each noise level: the sum of their channels, the finest grid.
 
-    >>> concatenated_shape({"mid": (4, 8, 8), "up_1": (2, 32, 32)})
-    (6, 32, 32)
+    >>> concatenated_shapes({"mid": (4, 8, 8), "up_1": (2, 32, 32)})
+    {'concatenated': (6, 32, 32)}
     """
-    _, height, width = max(shapes.values(), key=lambda shape: shape[1])
-    return sum(channels for channels, _, _ in shapes.values()), height, width
+    found = {}
+    for level, names in by_timestep(shapes).items():
+        _, height, width = max((shapes[name] for name in names), key=lambda shape: shape[1])
+        found[variant(CONCATENATED, timestep=level)] = sum(shapes[name][0] for name in names), height, width
+    return found
 
 
 def concatenated(batch: GridBatch) -> GridBatch:
-    """The same images with concatenated layers: tokens of norm 1, coarser grids enlarged bilinearly (align_corners=False).
+    """The same images with the concatenated layers of each noise level: tokens of norm 1, coarser grids enlarged bilinearly
+    (align_corners=False).
 
     Token groups are those of the finest grid. A token has a high norm if it has one in any layer.
     """
-    finest = max(batch.grids, key=lambda layer: batch.grids[layer].shape[2])
-    side = batch.grids[finest].shape[2:]
-    unit = [normalize(grid.float(), dim=1) for grid in batch.grids.values()]
-    larger = [grid if grid.shape[2:] == side else interpolate(grid, side, mode="bilinear") for grid in unit]
-    high = torch.stack([at_grid(masks["high_norm"], *side) for masks in batch.masks.values()]).any(0)
-    masks = batch.masks[finest] | {"high_norm": high}
-    dtype = batch.grids[finest].dtype
-    return GridBatch({CONCATENATED: torch.cat(larger, 1).to(dtype)}, {CONCATENATED: masks}, batch.image, batch.photo)
+    grids, masks = {}, {}
+    for level, names in by_timestep(batch.grids).items():
+        finest = max(names, key=lambda name: batch.grids[name].shape[2])
+        side, dtype = batch.grids[finest].shape[2:], batch.grids[finest].dtype
+        unit = [normalize(batch.grids[name].float(), dim=1) for name in names]
+        larger = [grid if grid.shape[2:] == side else interpolate(grid, side, mode="bilinear") for grid in unit]
+        high = torch.stack([at_grid(batch.masks[name]["high_norm"], *side) for name in names]).any(0)
+        together = variant(CONCATENATED, timestep=level)
+        grids[together] = torch.cat(larger, 1).to(dtype)
+        masks[together] = batch.masks[finest] | {"high_norm": high}
+    return GridBatch(grids, masks, batch.image, batch.photo)

@@ -16,7 +16,7 @@ from datamodules.variants import Variant, extract
 from sdprobe.mitigations.base import Chain, Configured
 from sdprobe.mitigations.saved import named, read, save
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import is_label, unmitigated
+from sdprobe.tokens.keys import is_label, place_of, unmitigated
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
@@ -186,7 +186,9 @@ def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[s
             f"Expected the mitigation in {folder} to record what it was fitted on, but got no {', '.join(lacking)}. "
             "Save it by a run, or use it in your own code."
         )
-    if absent := [layer for layer in stream.reads.names if layer not in chains]:
+    fitted = {place_of(name, variant.fitted_on["timestep"]): chain for name, chain in chains.items()}
+    places = {name: place_of(name, stream.reads.timestep) for name in stream.reads.names}
+    if absent := [name for name, place in places.items() if place not in fitted]:
         raise InputError(
             f"Expected the mitigation in {folder} to be used at {', '.join(chains)}, which it was fitted at, but got "
             f"{', '.join(absent)}. Fit it anew for other layers."
@@ -196,7 +198,7 @@ def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[s
             f"Expected images that the mitigation in {folder} was not fitted on, but {len(both)} of the tested ones are among "
             "its fit images. Test on others."
         )
-    variant.fitted = {layer: chains[layer].to(stream.backbone.device) for layer in stream.reads.names}
+    variant.fitted = {name: fitted[place].to(stream.backbone.device) for name, place in places.items()}
 
 
 def _picture(key: str) -> str:

@@ -21,11 +21,10 @@ from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
 from datamodules.keypoints import (
-    CONCATENATED,
     KeypointTokens,
     SourceTokens,
     concatenated,
-    concatenated_shape,
+    concatenated_shapes,
     keypoint_table,
     slots_of,
 )
@@ -111,7 +110,7 @@ class PairDataModule(StreamDataModule):
             )
         self.concatenate, self.learns = concatenate, head != "none"
         if concatenate:
-            self.shapes = {CONCATENATED: concatenated_shape(self.shapes)}
+            self.shapes = concatenated_shapes(self.shapes)
         self.pair_batch, self.background = pair_batch, background
         self.activation_budget = activation_budget
         self._usable: set[int] | None = None

@@ -19,7 +19,7 @@ from sdprobe.metrics.group_similarity import MIN_SIDE
 from sdprobe.metrics.layer_tokens import TokenMeans
 from sdprobe.metrics.linear_cka import LinearCKA
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import OVER_NONE, label_of, qualified, select, unmitigated
+from sdprobe.tokens.keys import OVER_NONE, by_timestep, label_of, qualified, select, timestep_of, unmitigated, variant
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -94,7 +94,7 @@ class StatisticsProbe(Probe):
         self.size, self.pictured, self.seed = size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
-        self.cka: LinearCKA | None = None
+        self.cka = nn.ModuleDict()  # between the layers of each noise level
         self.pictures = Pictures(token)
 
     def on_fit_start(self) -> None:
@@ -130,8 +130,12 @@ class StatisticsProbe(Probe):
                 for layer, shape in self.shapes.items()
             }
         ).to(self.device)
-        self.cka = LinearCKA(
-            {layer: shape for layer, shape in self.shapes.items() if not label_of(layer)}, measured, seed=self.seed
+        levels = by_timestep(layer for layer in self.shapes if not label_of(layer))
+        self.cka = nn.ModuleDict(
+            {
+                variant("cka", timestep=level): LinearCKA({name: self.shapes[name] for name in names}, measured, seed=self.seed)
+                for level, names in levels.items()
+            }
         ).to(self.device)
 
     def test_step(self, batch: GridBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -145,8 +149,8 @@ class StatisticsProbe(Probe):
             else:
                 statistics.repeated(dataloader_idx == OTHER_NOISE, masks["high_norm"], batch.image)
         if dataloader_idx == WHOLE:
-            assert self.cka is not None
-            self.cka.update({layer: grid for layer, grid in batch.grids.items() if not label_of(layer)})
+            for cka in self.cka.values():
+                cka.update(batch.grids)  # type: ignore[operator]
             if batch_idx == 0 and self.pictured:
                 self.pictures.take(batch, self.pictured)
 
@@ -165,11 +169,13 @@ class StatisticsProbe(Probe):
         """Arrays by name.
 
         Returns:
-            ``<layer>/norm`` (h, w); ``cka`` and ``cka_positions`` (L, L); those of :meth:`~probes.pictures.Pictures.maps`.
+            ``<layer>/norm`` (h, w); ``cka`` and ``cka_positions`` (L, L), with several noise levels as ``cka__t261`` and
+            ``cka_positions__t261`` of each; those of :meth:`~probes.pictures.Pictures.maps`.
         """
         maps: dict[str, np.ndarray] = {f"{layer}/norm": self._of(layer).norms.maps()["norm"] for layer in self.shapes}
-        if self.cka is not None:
-            maps |= {name: table.cpu().numpy() for name, table in self.cka.compute().items()}
+        for level, cka in self.cka.items():
+            tables: dict[str, Tensor] = cka.compute()  # type: ignore[operator]
+            maps |= {variant(name, timestep=timestep_of(level)): table.cpu().numpy() for name, table in tables.items()}
         return maps | self.pictures.maps()
 
     def _compare_with_floor(self) -> None:

@@ -96,6 +96,33 @@ class NoiseSchedule:
             self.check(step)
         return tuple(map(int, steps))
 
+    @property
+    def noise_levels(self) -> Float[Tensor, " t"]:
+        """σ of every timestep, float64: the time in (0, 1) at which rectified flow, x = (1 − σ) z + σ ε, has the same
+        signal-to-noise ratio. x is then that of this schedule divided by √ᾱ + √(1 − ᾱ)."""
+        signal, noise = self.alphas_cumprod.double().sqrt(), (1 - self.alphas_cumprod.double()).sqrt()
+        return noise / (signal + noise)
+
+    def nearest(self, noise_level: Any) -> tuple[int, ...]:
+        """The timesteps whose :attr:`noise_levels` are nearest to one or several.
+
+        Raises:
+            InputError: a level that no timestep has, or two that are nearest to one timestep.
+        """
+        known = self.noise_levels
+        low, high = round(known[0].item(), 3), round(known[-1].item(), 3)
+        found: dict[int, float] = {}
+        for level in noise_level if np.iterable(noise_level) else [noise_level]:
+            expect.between("noise_level", level, low, high, "These are the levels of the checkpoint's schedule.")
+            step = int((known - level).abs().argmin())
+            if step in found:
+                raise InputError(
+                    f"Expected noise_level to name different timesteps, but got {found[step]} and {level}, both nearest to "
+                    f"timestep {step}. Leave one out."
+                )
+            found[step] = level
+        return tuple(found)
+
     def check(self, timestep: object) -> None:
         """Raises InputError unless ``timestep`` is an integer in [0, T)."""
         last = len(self.alphas_cumprod) - 1

@@ -58,6 +58,7 @@ KINDS: dict[str, tuple[Kind, str]] = {
     **dict.fromkeys(("model", "weights", "probe", "config_hash", "settings_hash"), (_text, "text")),
     **dict.fromkeys(("control", "labels", "target_box", "dataset_fingerprint", "prompt"), (_optional(_text), "text or null")),
     "schema": (_integer, "an integer"),
+    "noise_level": (_one_or_several(_number), "a number or several"),
     "timestep": (_one_or_several(_integer), "an integer or several"),
     **dict.fromkeys(("twins", "seed", "train_steps", "image_size"), (_optional(_integer), "an integer or null")),
     **dict.fromkeys(("images", "photographs", "pairs"), (_by_name(_integer), "integers by name")),

@@ -134,11 +134,12 @@ def identity(cfg: DictConfig) -> Identity:
     choices = HydraConfig.get().runtime.choices
     weights = "" if cfg.backbone.weights == "stored" else f" {cfg.backbone.weights}"
     labels = list(cfg.mitigation)
+    levels = list(cfg.timestep) if OmegaConf.is_list(cfg.timestep) else [cfg.timestep]
     plain = {
         "probe": choices["probe"],
         "backbone": _named(choices["backbone"], cfg.backbone, "local") + weights,
         "block": "+".join(map(str, _listed(cfg.block))),
-        "timestep": cfg.timestep,
+        "timestep": levels if len(levels) > 1 else levels[0],
         "mitigation": _mitigation(labels, bool(cfg.datamodule.get("compare"))),
         "seed": cfg.seed,
         "images": _named(choices["images"], cfg.images, "folder"),
@@ -146,9 +147,14 @@ def identity(cfg: DictConfig) -> Identity:
         "control": cfg.control,
         "sweep": sweep.name(),
     }
-    told = (plain["mitigation"] if labels else None, plain["control"], f"t{plain['timestep']}")
-    tags = {name: [plain[name]] for name in ("probe", "backbone", "timestep", "images")}
-    tags |= {"layer": _listed(cfg.block), "mitigation": labels or ["none"], "sweep": _listed(plain["sweep"])}
+    told = (plain["mitigation"] if labels else None, plain["control"], f"t{'+'.join(map(str, levels))}")
+    tags = {name: [plain[name]] for name in ("probe", "backbone", "images")}
+    tags |= {
+        "timestep": levels,
+        "layer": _listed(cfg.block),
+        "mitigation": labels or ["none"],
+        "sweep": _listed(plain["sweep"]),
+    }
     return Identity(
         " · ".join(filter(None, (plain["probe"], plain["backbone"], plain["block"], *told))),
         " · ".join(plain[name] for name in ("probe", "images", "protocol")),
