@@ -8,9 +8,9 @@ from torch import Tensor
 
 from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.source import ImageSource
-from datamodules.mixing import GridLoader
-from datamodules.splits import split_by_photo
+from datamodules.loaders import GridLoader
 from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.tokens.views import View
 from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
@@ -28,8 +28,8 @@ class GridDataModule(StreamDataModule):
         images: an image source with pictures.
         backbone: a frozen checkpoint.
         block: layers to read, see :class:`~datamodules.base.StreamDataModule`.
-        splits: ``default`` or ``loos2025``, see :func:`~datamodules.splits.split_by_photo`. ``loos2025`` has no fit split: the
-            training images give the mean token and are measured too.
+        splits: ``default`` or ``loos2025``, see :func:`~sdprobe.tokens.splits.split_by_photo`. ``loos2025`` has no fit split:
+            the training images give the mean token and are measured too.
         margin: pixels to crop on every side, at least 1. It has to be a whole number of tokens in every layer; 64 is one token
             of Stable Diffusion's coarsest grid.
         other_timestep: noise level of the view of that name, in [0, 1000); None takes 261, or 50 where ``timestep`` is 261.

@@ -4,41 +4,22 @@ Several layers can be concatenated to one: their unit tokens side by side, on th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from datamodules.images.pairs import Pair, PairSource, Point
 from sdprobe.tokens.batch import GridBatch, Keypoints
-from sdprobe.tokens.geometry import at_grid, flatten, sampled_at, tokens_at
+from sdprobe.tokens.geometry import at_grid, flatten, tokens_at
+from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.tokens.keys import base_of, by_timestep, variant
 from sdprobe.utilities.rng import keyed_generator
 
 CONCATENATED = "concatenated"
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class SourceTokens:
-    """One layer under n points: the tokens, the grid sampled at the centres of the points' pixels, the token groups."""
-
-    tokens: Float[Tensor, "n _c"]
-    sampled: Float[Tensor, "n _c"]
-    masks: dict[str, Bool[Tensor, " n"]]
-
-    def at(self, index: Int[Tensor, " k"]) -> "SourceTokens":
-        """Return the tokens of k of the points."""
-        masks = {name: mask[index] for name, mask in self.masks.items()}
-        return SourceTokens(self.tokens[index], self.sampled[index], masks)
-
-    @classmethod
-    def joined(cls, pieces: Sequence["SourceTokens"]) -> "SourceTokens":
-        """Return the tokens of several images, concatenated."""
-        masks = {name: torch.cat([piece.masks[name] for piece in pieces]) for name in pieces[0].masks}
-        return cls(torch.cat([piece.tokens for piece in pieces]), torch.cat([piece.sampled for piece in pieces]), masks)
 
 
 class KeypointTokens:
@@ -78,14 +59,12 @@ class KeypointTokens:
 
     def for_matching(self, batch: GridBatch, k: int, index: int) -> dict[str, SourceTokens]:
         """Return layer → tokens under the points of item ``index``, number ``k`` of a batch."""
+        points = self._points(index)
+        spots, centres = self._to_input(index, points), self._to_input(index, points.floor() + 0.5)
         sources = {}
-        centres = self._to_input(index, self._points(index).floor() + 0.5)
         for layer, grid in batch.grids.items():
-            _, height, width = grid[k].shape
-            under = self.under(index, height, width).to(grid.device)
-            sampled = sampled_at(grid[k].float(), centres.to(grid.device, torch.float32), self.images.size / height)
-            masks = {group: mask[k].flatten()[under] for group, mask in batch.masks[layer].items()}
-            sources[layer] = SourceTokens(flatten(grid[k : k + 1])[0][under], sampled.to(grid.dtype), masks)
+            masks = {group: mask[k] for group, mask in batch.masks[layer].items()}
+            sources[layer] = SourceTokens.under(spots, centres, grid[k], masks, self.images.size)
         return sources
 
     def _points(self, index: int) -> Float[Tensor, "k 2"]:

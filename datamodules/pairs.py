@@ -22,16 +22,16 @@ from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
 from datamodules.keypoints import (
     KeypointTokens,
-    SourceTokens,
     concatenated,
     concatenated_shapes,
     keypoint_table,
     slots_of,
 )
-from datamodules.mixing import Loader
+from datamodules.loaders import Loader
 from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
+from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress, settings
 from sdprobe.utilities.distributed import Processes

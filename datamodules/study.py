@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from datamodules.activations import ActivationDataModule
-from datamodules.mixing import GridLoader
+from datamodules.loaders import GridLoader
 from datamodules.stream import ActivationStream
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.keys import base_of

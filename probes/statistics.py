@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from probes.base import Data, Probe, Shapes
 from probes.pictures import Pictures
-from sdprobe.estimators.layer_statistics import LayerStatistics
+from sdprobe.estimators.layer_statistics import LayerStatistics, reported
 from sdprobe.metrics.folds import FOLDS, require_images
 from sdprobe.metrics.group_similarity import MIN_SIDE
 from sdprobe.metrics.layer_tokens import TokenMeans
 from sdprobe.metrics.linear_cka import LinearCKA
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import OVER_NONE, by_timestep, label_of, qualified, select, timestep_of, unmitigated, variant
+from sdprobe.tokens.keys import by_timestep, label_of, select, timestep_of, variant
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -157,12 +157,9 @@ class StatisticsProbe(Probe):
     def collect(self) -> None:
         """Write the statistics of every layer; credibility is logged."""
         self._compare_with_floor()
-        for layer in self.shapes:
-            self.results |= qualified("test", layer, self._of(layer).compute())
-            self._units |= qualified("test", layer, self._of(layer).pseudovalues())
-            if label_of(layer):
-                gained = self._of(layer).gain(self._of(unmitigated(layer)))
-                self.results |= qualified(OVER_NONE, layer, gained)
+        results, units = reported({layer: self._of(layer) for layer in self.shapes})
+        self.results |= results
+        self._units |= units
         self.log_dict(select(self.results, metric="credibility", where="all", statistic=""))
 
     def maps(self) -> dict[str, np.ndarray]:

@@ -13,10 +13,10 @@ import torch
 
 from datamodules.grids import GridDataModule
 from datamodules.images.folder import FolderImages
-from datamodules.mixing import GridLoader
-from datamodules.splits import split_by_photo
+from datamodules.loaders import GridLoader
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, joined
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.utilities.errors import InputError
 
 COUNT, REPEATS, MARGIN = 12, 3, 32

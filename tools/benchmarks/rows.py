@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.activations import ActivationDataModule
 from datamodules.latents import LatentCache, LatentStore
-from datamodules.mixing import CELLS, batches_per_pass
 from datamodules.stream import ActivationStream, Pass
 from probes import PositionProbe
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import name_of
+from sdprobe.tokens.mixing import CELLS, batches_per_pass
 from tools.benchmarks.published_study import in_one_run, published
 from tools.benchmarks.rivals import SEED, TIMESTEP, Sdhelper, disagreement, ours, require_equal
 from tools.benchmarks.shaped import Pictures, write_pipeline
