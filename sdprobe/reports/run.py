@@ -202,7 +202,8 @@ class Run:
 
     def _conditions(self, network: str) -> str:
         weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
-        return f"{network}{weights}, timestep {', '.join(map(str, self.timesteps))}"
+        several = "s" * (len(self.timesteps) > 1)
+        return f"{network}{weights}, timestep{several} {', '.join(map(str, self.timesteps))}"
 
     def value(self, condition: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, or None if it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""

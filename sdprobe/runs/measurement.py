@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from sdprobe.runs import workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
-from sdprobe.tokens.keys import base_of
+from sdprobe.tokens.keys import at_level, base_of
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
@@ -108,12 +108,15 @@ class Measurement:
 
     def summary(self) -> str:
         """Return a line on what is measured: device, precision, layers and images."""
-        layers = [f"{layer} ({height} × {width} tokens)" for layer, (_, height, width) in self.data.shapes.items()]
+        level, *others = levels if isinstance(levels := self.data.timestep, list) else [levels]
+        shapes = {at_level(name, level): sides for name, (_, *sides) in self.data.shapes.items()}  # the same at every level
+        layers = [f"{layer} ({height} × {width} tokens)" for layer, (height, width) in shapes.items() if layer]
         named = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} to {layers[-1]}"
         backbone = self.data.backbone.describe()
         return (
             f"Device {backbone['device']}, precision {backbone['precision']}. {self.data.counts()}. "
-            f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}: {named}."
+            f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}: {named}"
+            f"{f', at timesteps {level}' if others else ''}{''.join(f', {other}' for other in others)}."
         )
 
     def prepare(self) -> None:

@@ -54,7 +54,15 @@ def _device(name: str, value: object) -> None:
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
 _SEED = _count(0, 2**32 - 1)  # what random number generators take
 
-OPTIONAL = {"limit", "cosines", "rank", "control", "variant", "pairs_per_category"}  # with null the class chooses
+OPTIONAL = {
+    "limit",
+    "cosines",
+    "rank",
+    "control",
+    "variant",
+    "pairs_per_category",
+    "noise_level",
+}  # with null the class chooses
 _POSITION_MEAN: dict[str, Rule] = {
     "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0),
 }  # fmt: skip
