@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from sdprobe.metrics.gains import holding
 from sdprobe.metrics.intervals import two_way_interval, with_ends
 from sdprobe.runs.measurement import Measurement
-from sdprobe.runs.record import VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
+from sdprobe.runs.record import CHOICE, VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
 from sdprobe.tokens.keys import Key, select
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
@@ -116,6 +116,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
         {
             "backbone": {"weights": "random", "weights_seed": _seed(cfg, number)},
             "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
+            **dict.fromkeys(CHOICE),
         },
     )
     assert isinstance(config, DictConfig)
