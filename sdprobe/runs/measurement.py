@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from sdprobe.runs import choice, workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
+from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
@@ -192,6 +193,8 @@ class Measurement:
     @property
     def meta(self) -> dict[str, Any]:
         """What is needed to repeat this run, and what it cost."""
+        published = self.data.backbone.published_names([*map(base_of, self.data.layers)])
+        published_names = {name: published[base_of(name)] for name in self.data.layers}
         return (
             provenance(self.cfg)
             | workers.merged(self._data or [self.data.describe()])
@@ -199,9 +202,10 @@ class Measurement:
                 "devices": self.trainer.world_size,
                 "probe": self.probe.kind,
                 "layers": list(self.data.layers),
-                "published_names": self.data.backbone.published_names(self.data.layers),
+                "published_names": published_names,
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
-                "timestep": self.cfg.timestep,
+                "timestep": self.data.timestep,
+                "noise_level": self.data.noise_level,
                 "prompt": self.cfg.prompt,
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),

@@ -66,7 +66,8 @@ _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
     "": {
-        "activation_budget": _at_least(0), "timestep": partial(expect.whole, low=0, high=999), "seed": _SEED,
+        "activation_budget": _at_least(0), "timestep": expect.ascending(partial(expect.whole, low=0, high=999)),
+        "noise_level": expect.ascending(_between(0, 1)), "seed": _SEED,
         "twins": _count(0, 1000), "device": _device, "control": expect.text,
         "position_bound": _between(0, 1), "position_run": expect.text,
     },
