@@ -58,6 +58,14 @@ def test_scores_are_those_of_the_validation_photographs(launch: Launch, monkeypa
     assert found and all(swap.metrics[f"test/{key}"] == value for key, value in found.items())
 
 
+def test_one_choice_of_layer_and_noise_level(launch: Launch) -> None:
+    run = launch("choose=[layer,timestep]", "timestep=[10,261,600]")
+    [choice] = run.meta["choices"]
+    assert choice["cells"] == 6 and choice["chosen"] in run.layers
+    assert f"t = {choice['chosen'].partition('__t')[2]}" in printed(tables(run))
+
+
+@pytest.mark.slow
 def test_a_choice_among_layers_and_mitigations_beside_one_per_mitigation(launch: Launch) -> None:
     mitigated = ["mitigation=[standardize,position_mean]", "datamodule.compare=true"]
     whole = launch("choose=[layer,mitigation]", *mitigated)
@@ -92,6 +100,7 @@ def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launc
         launch(*PAIRS, "choose=layer", limits[0], "position_bound=0.01", small=False, folder="none")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_the_same_choice(launch: Launch, interrupt: Callable[..., Any], tmp_path: Path) -> None:
     import lightning
 
