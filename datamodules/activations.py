@@ -155,8 +155,8 @@ class ActivationDataModule(StreamDataModule):
             yield from mixing_buffer(pieces, self.mixing_images, self.token_batch, *key)
 
     def _whole_images(self, stream: ActivationStream | MitigatedStream) -> "Loader[TokenBatch]":
-        """Every token of the test images of a stream."""
-        grids = GridLoader(stream, self.split["test"])
+        """Every token of the tested images of a stream."""
+        grids = GridLoader(stream, self.split[self.tested])
         return Loader(lambda: map(self._flattened, grids), len(grids))
 
     def _pieces(self, indices: Sequence[int]) -> Iterator[TokenBatch]:

@@ -4,7 +4,8 @@ Data path steps 1 to 6.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypedDict
 
 from lightning import LightningDataModule
@@ -15,6 +16,7 @@ from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import Mitigations, provenance
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
+from sdprobe.metrics.choice import check_photographs
 from sdprobe.mitigations.base import Configured
 from sdprobe.tokens.keys import cells
 from sdprobe.utilities import progress, settings
@@ -112,6 +114,7 @@ class StreamDataModule(LightningDataModule):
         self.base_stream = ActivationStream(backbone, self.store, Pass(layers, timesteps, seed, prompt), batch_size, marks)
         self.stream = self.mitigations.wrap(self.base_stream)
         self.split: dict[str, list[int]] = {}
+        self.tested = "test"
         self.seconds: dict[str, float] = {}
         self._prepared = False
 
@@ -162,6 +165,23 @@ class StreamDataModule(LightningDataModule):
             step.note = "" if step.done else "all in the cache"
         self.seconds["encode"] = time.perf_counter() - started
         self._prepared = True
+
+    def validate_choice(self) -> None:
+        """Keep the validation split for a choice among layers.
+
+        Raises:
+            InputError: it has fewer than 10 photographs.
+        """
+        check_photographs(len({self.images.photo(i) for i in self.split.get("val", ())}))
+
+    @contextmanager
+    def testing(self, split: str) -> Iterator[None]:
+        """Within the block, the test dataloader has the images of this split."""
+        self.tested = split
+        try:
+            yield
+        finally:
+            self.tested = "test"
 
     def counts(self) -> str:
         """Return in words how many images each split has, and how many photographs they show."""

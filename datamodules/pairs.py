@@ -30,6 +30,7 @@ from datamodules.keypoints import (
 from datamodules.loaders import Loader
 from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
+from sdprobe.metrics.choice import check_photographs
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.tokens.views import View
@@ -114,6 +115,8 @@ class PairDataModule(StreamDataModule):
         self.pair_batch, self.background = pair_batch, background
         self.activation_budget = activation_budget
         self._usable: set[int] | None = None
+        self._chooses = False
+        self._tables: dict[str, Keypoints] = {}
         self._tokens: dict[_Key, dict[str, Tensor]] = {}
 
     @property
@@ -138,18 +141,34 @@ class PairDataModule(StreamDataModule):
         return [p for p in pairs if usable is None or (p.source in usable and p.target in usable)]
 
     def keypoints(self) -> Keypoints:
-        """Return every keypoint to find in the test split, a row each."""
-        return self._table
+        """Return every keypoint to find in the tested split, a row each."""
+        if self.tested not in self._tables:
+            self._tables[self.tested] = keypoint_table(self.tested_pairs(), self.pair_source, self._slots)
+        return self._tables[self.tested]
 
-    @cached_property
-    def _table(self) -> Keypoints:
-        return keypoint_table(self.pairs("test"), self.pair_source, self._slots)
+    def tested_pairs(self) -> list[Pair]:
+        """Return the pairs of the tested split. Those of ``val`` share no photograph with training or test pairs."""
+        pairs = self.pairs(self.tested)
+        if self.tested == "test":
+            return pairs
+        others = self._photographs([*self.pair_source.pairs("train"), *self.pair_source.pairs("test")])
+        return [pair for pair in pairs if not others & self._photographs([pair])]
+
+    def validate_choice(self) -> None:
+        """Keep the validation pairs for a choice among layers.
+
+        Raises:
+            InputError: fewer than 10 photographs are in no other pair.
+        """
+        self._chooses = True
+        with self.testing("val"):
+            check_photographs(len(self._photographs(self.tested_pairs())))
 
     def keypoint_names(self) -> dict[str, np.ndarray]:
         """Return column → names for every row of :meth:`keypoints`: of its category, its two pictures and its keypoint."""
         rows = [
             (pair.category, self.images.name(pair.source), self.images.name(pair.target), name)
-            for pair in self.pairs("test")
+            for pair in self.tested_pairs()
             for name in pair.ids
         ]
         columns = ("category_name", "source_name", "target_name", "keypoint")
@@ -172,6 +191,14 @@ class PairDataModule(StreamDataModule):
     @property
     def _splits(self) -> tuple[str, ...]:
         return PAIR_SPLITS if self.learns else ("test",)
+
+    @property
+    def _read_splits(self) -> tuple[str, ...]:
+        """The splits in use, and that which a choice is made on."""
+        return ("val", "test") if self._chooses and not self.learns else self._splits
+
+    def _photographs(self, pairs: Sequence[Pair]) -> set[str]:
+        return {self.images.photo(index) for pair in pairs for index in (pair.source, pair.target)}
 
     def counts(self) -> str:
         """Return in words how many pairs each split has."""
@@ -221,8 +248,8 @@ class PairDataModule(StreamDataModule):
         return Loader(lambda: self._steps(pairs), -(-len(pairs) // self.pair_batch)) if pairs else []
 
     def test_dataloader(self) -> "Loader[MatchBatch]":
-        """Return batches of one target picture with all keypoints to find in it, category by category."""
-        return Loader(self._matches, len({(pair.category, pair.target) for pair in self.pairs("test")}))
+        """Return batches of one target picture with all keypoints to find in it, category by category; of the tested split."""
+        return Loader(self._matches, len({(pair.category, pair.target) for pair in self.tested_pairs()}))
 
     def release(self) -> None:
         """Free the memory of the device: the network and the keypoint tokens."""
@@ -231,8 +258,10 @@ class PairDataModule(StreamDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return the description of :class:`~datamodules.base.StreamDataModule`, with pairs, categories and dropped pairs."""
-        used = sorted(self._usable or ())  # including fit images
         pairs = {split: self.pairs(split) for split in self._splits}
+        validated = {i for split in self._read_splits for p in self.pair_source.pairs(split) for i in (p.source, p.target)}
+        measured = {i for split in self._splits for p in self.pair_source.pairs(split) for i in (p.source, p.target)}
+        used = sorted((self._usable or set()) - (validated - measured - set(self.fit_images)))
         described = super().describe()
         del described["photographs"]
         encoded = self.store.encoded
@@ -255,7 +284,7 @@ class PairDataModule(StreamDataModule):
             raise InputError("Expected pairs to test on, but the images have none. Check images.root and its test split.")
         if self.learns and not source.pairs("train"):
             raise InputError("Expected pairs to train on, but the images have none. Use probe.head=none.")
-        wanted = dict.fromkeys(i for split in self._splits for p in source.pairs(split) for i in (p.source, p.target))
+        wanted = dict.fromkeys(i for split in self._read_splits for p in source.pairs(split) for i in (p.source, p.target))
         self._usable = set(self.store.prepare(list(dict.fromkeys([*wanted, *self.fit_images]))))
         used = [index for index in wanted if index in self._usable]
         self.mitigations.prepare(self.base_stream, used, self.fit_images)
@@ -310,7 +339,7 @@ class PairDataModule(StreamDataModule):
     @cached_property
     def _slots(self) -> dict[int, dict[tuple[float, float], int]]:
         """Item → point → its number among the item's distinct points."""
-        return slots_of(pair for split in self._splits for pair in self.pair_source.pairs(split))
+        return slots_of(pair for split in self._read_splits for pair in self.pair_source.pairs(split))
 
     @cached_property
     def _points(self) -> KeypointTokens:
@@ -335,8 +364,8 @@ class PairDataModule(StreamDataModule):
 
     def _matches(self) -> Iterator[MatchBatch]:
         """Per category: extract the keypoint tokens of all pictures, then yield every target with the keypoints to find."""
-        table = self._table
-        for number, category in enumerate(self.categories):
+        table = self.keypoints()
+        for number, category in enumerate(sorted({pair.category for pair in self.tested_pairs()})):
             rows = (table.category == number).nonzero()[:, 0]
             targets = table.target[rows].unique().tolist()
             pictures = sorted({*targets, *table.source[rows].tolist()})

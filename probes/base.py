@@ -46,6 +46,7 @@ class Probe(lightning.LightningModule):
     reads: ClassVar[str]
     fitting: str = "train heads"  # name of the step that sees training images, empty where there is none
     optional: ClassVar[bool] = False  # whether the data module may be None
+    score: ClassVar[str] = ""  # <metric>/<where> of the test that choose= maximises; empty where there is none
 
     def __init__(self, shapes: Shapes, data: Data | None) -> None:
         super().__init__()

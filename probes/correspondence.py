@@ -88,6 +88,7 @@ class CorrespondenceProbe(LinearProbe):
     kind, reads = "correspondence", "pairs"
     data: PairData
     variants, metric, predicts = TRAINED, "retrieval_accuracy", "projection"
+    score = f"{MAIN}/all"
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class PositionProbe(LinearProbe):
 
     kind, reads, optional = "position", "activations", True
     variants, metric = VARIANTS, "axis_accuracy"
+    score = "binned_accuracy/all"  # comparable between grids
 
     def __init__(
         self,

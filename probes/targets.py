@@ -138,7 +138,7 @@ class DepthProbe(TargetProbe):
     """
 
     kind, reads, predicts = "depth", "depth", "depth"
-    metric = "rmse"
+    metric, score = "rmse", "delta1/all"
     conditions = (*VARIANTS, "constant", "position_only")
 
     def __init__(
@@ -266,7 +266,7 @@ class ContentProbe(TargetProbe):
     """
 
     kind, reads, predicts = "content", "content", "content"
-    metric = KIND
+    metric, score = KIND, f"{KIND}/all"
     nulls = ("chance", "position_only")  # both predict the training mean at the token's position, so R² = 0
 
     def __init__(self, shapes: Shapes, photos: int, data: Data, seed: int = 0) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdprobe.reports import content, correspondence, depth, position, statistics, study
+from sdprobe.reports.choice import choice_tables
 from sdprobe.reports.comparison import COMPARISONS, comparison_figures, groups_of
 from sdprobe.reports.printing import print_tables, printed
 from sdprobe.reports.report import Report
@@ -68,7 +69,7 @@ def draw(run: Run, folder: Path, form: str = FORMATS[0], layers: Sequence[str] =
 
 def tables(run: Run) -> list[Table]:
     """The tables of a run, as :func:`show` prints them."""
-    return [table(run) for table in report_of(run).tables]
+    return [*(table(run) for table in report_of(run).tables), *choice_tables(run)]
 
 
 def show(run: Run, console: Console) -> None:

@@ -53,6 +53,19 @@ def _applied(value: Any) -> bool:
     return isinstance(value, dict) and _list(_text)(value.get("steps", []))
 
 
+def _choice(value: Any) -> bool:
+    """What ``choose=`` found."""
+    texts, counts, numbers = ("chosen", "metric"), ("cells", "photographs"), ("bound", "position", "within_bound")
+    return (
+        isinstance(value, dict)
+        and all(_text(value.get(name)) for name in texts)
+        and all(_integer(value.get(name)) for name in counts)
+        and all(_list(_text)(value.get(name)) for name in ("by", "equal", "left_out"))
+        and all(_number(value[name]) for name in numbers if name in value)
+        and ("bound" not in value or "within_bound" in value)
+    )
+
+
 # entries of meta that reports use → what they are, and how a message calls it
 KINDS: dict[str, tuple[Kind, str]] = {
     **dict.fromkeys(("model", "weights", "probe", "config_hash", "settings_hash"), (_text, "text")),
@@ -70,6 +83,7 @@ KINDS: dict[str, tuple[Kind, str]] = {
     "shapes": (_by_name(lambda shape: _list(_integer)(shape) and len(shape) == 3), "three integers by name"),
     "mitigations": (_optional(_by_name(_applied)), "entries by name, each with texts as steps"),
     "seconds": (_by_name(_number), "numbers by name"),
+    "choices": (_list(_choice), "a list of what was chosen"),
 }
 NEEDED = ("complete", "layers", "model", "weights", "timestep", "images")
 OF_LAYERS = ("published_names", "shapes")

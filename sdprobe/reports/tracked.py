@@ -102,11 +102,15 @@ def headline(run: Run, network: Sequence[str]) -> Row:
 
 
 def chosen(run: Run) -> tuple[str | None, str]:
-    """(layer, how it was chosen): the only one, or the best on validation images; on test images where none were validated.
+    """(layer, how it was chosen): by ``choose=``, the only one, or the best on validation images, or else on test images.
 
     An output is never chosen from several layers. Accuracies whose chance differs between layers are compared by their share
     of what chance leaves, (a - c) / (1 - c).
     """
+    choices = run.meta.get("choices") or []
+    if len(choices) == 1 and choices[0]["chosen"] in run.layers:
+        choice = choices[0]
+        return choice["chosen"], f"chosen on {choice['photographs']} validation photographs, of {choice['cells']}"
     task = main_task(run.kind)
     every = {layer: value for layer in run.bases if (value := run.value("test", layer, task.metric)) is not None}
     tested = {layer: value for layer, value in every.items() if base_of(layer) not in OUTPUTS} or every
@@ -137,7 +141,7 @@ def _numbers(run: Run, layer: str) -> Row:
     for metric in tracked_of(run.kind):
         for condition in CONDITIONS:
             value = run.value(condition, layer, metric)
-            if value is not None and condition not in ("val", OVER_NONE):
+            if value is not None and condition not in ("val", "choice", OVER_NONE):
                 row["/".join(["layers", metric, *([] if condition == "test" else [condition])])] = value
         if (gain := _gain(run, layer, metric)[0]) is not None:
             row[f"layers/{metric}/{GAIN}"] = gain

@@ -11,11 +11,11 @@ from sdprobe.utilities.errors import InputError
 
 # settings whose value is text: spaces, commas, brackets, = and apostrophes belong to it
 TEXT = re.compile(
-    r"prompt|cache_dir|run_dir|resume|(images\.)+(root|path|split|column|revision)|backbone\.(path|revision)|datamodule\.labels"
+    r"prompt|cache_dir|run_dir|position_run|resume|(images\.)+(root|path|split|column|revision)|backbone\.(path|revision)|datamodule\.labels"
     r"|mitigation\.saved\.folder|logger\.(?!tags)\w+|hydra\.(run|sweep)\.dir"
 )
 # those of them that are places on this machine, where ~ is the home folder
-PLACES = re.compile(r".*(_dir|\.dir|resume|root|path|labels|folder)")
+PLACES = re.compile(r".*(_dir|_run|\.dir|resume|root|path|labels|folder)")
 _OURS = re.compile(r"""(["']).*\1|(choice|range|glob|sort|shuffle|tag|interval)\(.*\)|.*\$\{.*|null|""", re.S)
 
 
@@ -48,7 +48,9 @@ def _override(argument: str, jobs: bool) -> str:
             f"Expected arguments of the form key=value, but got '{argument}'. Put quotes around spaces and brackets."
         )
     name = key.lstrip("+~")
-    if name == "block":
+    if name == "choose" and "," in value and not value.startswith("["):  # one choice, not a job per value
+        value = f"[{value}]"
+    elif name == "block":
         value = re.sub(r"(?<=[a-z])\[(\d+)\]", r".\1", value)
     elif TEXT.fullmatch(name) and not _OURS.fullmatch(value) and not (jobs and "," in value and _reason(argument) is None):
         if PLACES.fullmatch(name) and value.startswith("~"):

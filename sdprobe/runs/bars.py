@@ -52,7 +52,7 @@ class StepBars(ProgressBar):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the step; all dataloaders count as one pass."""
-        self._open("test", "batch")
+        self._open("choose" if trainer.datamodule and trainer.datamodule.tested == "val" else "test", "batch")
         self._begin(total=sum(trainer.num_test_batches))
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.metrics.networks import Network, merged, renamed
 from sdprobe.runs.measurement import Measurement
-from sdprobe.runs.record import VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
+from sdprobe.runs.record import CHOICE, VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, write_arrays
@@ -79,6 +79,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Network:
         {
             "backbone": {"weights": "random", "weights_seed": _seed(cfg, number)},
             "run_dir": str(Path(cfg.run_dir) / f"random_weights_{number}"),
+            **dict.fromkeys(CHOICE),
         },
     )
     assert isinstance(config, DictConfig)

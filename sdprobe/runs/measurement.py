@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 
-from sdprobe.runs import workers
+from sdprobe.runs import choice, workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
 from sdprobe.tokens.keys import at_level, base_of
 from sdprobe.utilities.distributed import Processes
@@ -98,13 +98,25 @@ class Measurement:
         self.trainer.callbacks.append(Bound(config_hash(self.cfg)))
         self.seconds: dict[str, float] = {}
         self.complete = False
+        self.choices: list[dict[str, Any]] = []
+        self._chosen_by: dict[str, float] = {}
+        choice.check(cfg)
+        if choice.coordinates(cfg):
+            if not self.probe.score:
+                raise InputError(
+                    f"Expected a probe with a score to maximise, but probe={self.probe.kind} has none. Use probe=position, "
+                    "correspondence, depth or content, or leave out choose=."
+                )
+            choice.check_chance(self.probe)
+            self.data.validate_choice()
         self._data: list[dict[str, Any]] = []
 
     @property
     def steps(self) -> list[str]:
         """What :meth:`run` does, as :mod:`sdprobe.utilities.progress` numbers it."""
         fitting = [self.probe.fitting] if self.probe.fitting else []
-        return [*self.data.steps(self.probe.automatic_optimization), *fitting, "test"]
+        choosing = ["choose"] if choice.coordinates(self.cfg) else []
+        return [*self.data.steps(self.probe.automatic_optimization), *fitting, *choosing, "test"]
 
     def summary(self) -> str:
         """Return a line on what is measured: device, precision, layers and images."""
@@ -138,6 +150,10 @@ class Measurement:
                 " with random weights" if self.cfg.backbone.weights == "random" else "", self.trainer.max_epochs,
             )  # fmt: skip
         self.seconds["train"] = trained - started - self.data.seconds.get("extract", 0.0)
+        if choice.coordinates(self.cfg):
+            self._chosen_by, self.choices = choice.measure(self)
+            self.seconds["choose"] = time.perf_counter() - trained
+            trained = time.perf_counter()
         self.trainer.test(self.probe, datamodule=self.data, verbose=False)
         self.seconds["test"] = time.perf_counter() - trained
         self._data = Processes.current().all_gather(self.data.describe())
@@ -175,7 +191,7 @@ class Measurement:
     @property
     def results(self) -> dict[str, float]:
         """Metrics by ``<condition>/<layer>/<metric>/<where>``."""
-        return dict(self.probe.results)
+        return dict(self.probe.results) | self._chosen_by
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -196,6 +212,7 @@ class Measurement:
                 "prompt": self.cfg.prompt,
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),
+                **({"choices": self.choices} if self.choices else {}),
                 "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
                 "peak_memory_gib": round(peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,

@@ -51,6 +51,7 @@ IGNORED_IN_HASH = (
 )  # fmt: skip
 # axes of curves in reports, and what reports average over
 AXES = ("block", "timestep", "seed")
+CHOICE = ("choose", "position_run", "position_bound")  # they add numbers, and change none
 OUTPUT_FILES = (*FILES, "error.txt")
 
 
@@ -103,7 +104,7 @@ def config_hash(cfg: DictConfig) -> str:
 
 def settings_hash(cfg: DictConfig) -> str:
     """Digest of the same settings without layers, timestep and seed: equal for runs that are points of one curve."""
-    return digest({name: value for name, value in result_settings(cfg).items() if name not in AXES})
+    return digest({name: value for name, value in result_settings(cfg).items() if name not in (*AXES, *CHOICE)})
 
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -113,7 +114,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
-    result: dict[str, Any] = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH}
+    # a setting that is null changes nothing, so that a new one leaves the hashes of older runs as they are
+    result = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH and value is not None}
     for name in ("callbacks", *DEVICES):
         result["trainer"].pop(name, None)
     # a list, because their order matters and digests sort dictionaries
