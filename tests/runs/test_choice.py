@@ -133,9 +133,9 @@ def test_a_choice_that_cannot_be_made_is_refused(launch: Launch, overrides: list
 
 
 def test_a_probe_without_a_score_is_refused(launch: Launch) -> None:
-    statistics = ["backbone=tiny", "probe=statistics", "datamodule=grids", "images=texture_latents", "images.size=128"]
+    statistics = ["backbone=tiny", "probe=statistics", "datamodule=grids", "images=texture", "images.size=192"]
     with pytest.raises(UserError, match="Expected a probe with a score to maximise, but probe=statistics has none"):
-        launch(*statistics, "images.limit=128", "logger=none", "choose=layer", small=False)
+        launch(*statistics, "images.limit=128", "block=up_1", "logger=none", "choose=layer", small=False)
 
 
 def test_commas_need_no_brackets(command: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
