@@ -53,7 +53,7 @@ def prepare(patch: Any) -> None:
 
     for module in (datamodules.activations, datamodules.pairs):
         patch.setattr(module, "STEPS_PER_EPOCH", 10)
-    patch.setattr(sdprobe.runs.run, "draw", lambda finished, folder: [])
+    patch.setattr(sdprobe.runs.run, "draw", lambda *_: [])
 
 
 def ended(process: int) -> int:
