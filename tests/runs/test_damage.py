@@ -203,7 +203,7 @@ def use(what: str, work: Path, log: Path) -> tuple[int, str, dict[Path, str]]:
     if what in ("continue", "resume"):
         if what == "continue":
             (first / "metrics.json").unlink()
-        return *command(f"resume={first}", log=log), {first: str(first.relative_to(work))}
+        return *command(f"resume={first}", cached(work), log=log), {first: str(first.relative_to(work))}
     if what == "sweep":
         if kind:
             (work / "sweep" / "0" / "metrics.json").unlink(missing_ok=True)
@@ -216,7 +216,7 @@ def use(what: str, work: Path, log: Path) -> tuple[int, str, dict[Path, str]]:
 
 
 def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Generator) -> str:
-    """Damage a file, use it, and return what became of it: ``same`` numbers, or a ``sentence``."""
+    """Damage a file, use it, and return what became of it: the numbers are the ``same``, or it was ``rebuilt`` or ``told``."""
     work, whole, log = place / "work", place / "whole", place / "log"
     shutil.rmtree(work)
     shutil.copytree(whole, work)
@@ -232,12 +232,13 @@ def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Gene
     assert "Traceback" not in printed, case
     if code:
         assert re.search(r"^(Error: )?(Expected .*\.|\d+ of \d+ jobs have no result)", printed, re.M), case
-        return "sentence"
+        assert any(name in printed for name in (path.name, str(path.parent))), case
+        return "told"
     if what == "report":
-        return "sentence" if "Skipped" in printed else "same"
+        return "told" if "Skipped" in printed else "same"
     for folder, reference in folders.items():
         assert numbers(folder) == same(whole / reference), case
-    return "same"
+    return "rebuilt" if "damaged" in printed else "same"
 
 
 @pytest.mark.slow
@@ -245,11 +246,13 @@ def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Gene
 def test_a_damaged_file_is_rebuilt_or_told_and_changes_no_number(place: Path, part: int) -> None:
     cases = [(pattern, way, what) for pattern, uses in KINDS.items() for what in uses for way in WAYS]
     order = np.random.default_rng(0).permutation(np.resize(np.arange(len(cases)), CORRUPTIONS))
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[tuple[str, str]] = Counter()
     for number in order[part::SLICES]:
-        outcomes[tried(place, *cases[number], np.random.default_rng([part, int(number)]))] += 1
-    sys.stdout.write(f"part {part}: {dict(outcomes)}\n")
-    assert outcomes["same"] and outcomes["sentence"]
+        outcome = tried(place, *cases[number], np.random.default_rng([part, int(number)]))
+        outcomes[cases[number][0], outcome] += 1
+    for (pattern, outcome), count in sorted(outcomes.items()):
+        sys.stdout.write(f"part {part}: {pattern} {outcome} {count}\n")
+    assert {outcome for _, outcome in outcomes} >= {"same", "rebuilt", "told"}
 
 
 # --- killed processes --------------------------------------------------------------------------------------------------
@@ -277,13 +280,13 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
         arguments = sweep(work) if several else [*POSITION, "seed=0", cached(work), f"hydra.run.dir={work / 'run'}"]
         for _ in range(5):
             again = not several and (work / "run" / ".hydra" / "overrides.yaml").is_file()
-            given = [f"resume={work / 'run'}"] if again else arguments
+            given = [f"resume={work / 'run'}", cached(work)] if again else arguments
             log.unlink(missing_ok=True)
             kills += killed(*given, log=log, after=lasting * random.uniform(0, 1.2 if several else 1))
             moments[last_step(log.read_text() if log.exists() else "")] += 1
             assert "Traceback" not in (log.read_text() if log.exists() else ""), log.read_text()
         again = not several and (work / "run" / ".hydra" / "overrides.yaml").is_file()
-        code, printed = command(*([f"resume={work / 'run'}"] if again else arguments), log=log)
+        code, printed = command(*([f"resume={work / 'run'}", cached(work)] if again else arguments), log=log)
         assert code == 0 and "damaged" not in printed, printed
         wanted = {f"sweep/{seed}": f"sweep/{seed}" for seed in "01"} if several else {"run": "position/0"}
         for name, reference in wanted.items():
