@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.loading import check_card
+from sdprobe.backbones.cards import check_card
 from sdprobe.utilities.errors import InputError
 
 UNET, ENCODER = "diffusion_pytorch_model.safetensors", "model.safetensors"
