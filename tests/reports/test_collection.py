@@ -11,9 +11,9 @@ from PIL import Image
 
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.collection import filtered, read_runs, summarise
-from sdprobe.reports.registry import NO_LOCK
 from sdprobe.reports.run import Run
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.locks import NO_LOCK
 from tests.reports.fabricated import KINDS, behind, configured, fabricated, stored
 
 META = {"complete": True, "layers": ["mid"], "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}}
