@@ -1,5 +1,6 @@
 """The command in a forked process, which has everything imported already: a second per run, and it can be killed."""
 
+import gc
 import json
 import os
 import runpy
@@ -45,15 +46,21 @@ def begin(arguments: Sequence[str], log: Path, program: str = "train.py") -> int
 
 
 def prepare(patch: Any) -> None:
-    """Import what a run imports, once, and leave out what costs time: long epochs and figures."""
+    """Import what a run imports, once, and leave out what costs time: long epochs, figures, and versions of packages."""
     import datamodules.activations
     import datamodules.pairs
-    import probes.correspondence  # noqa: F401
+    import probes.correspondence
+    import probes.position  # noqa: F401
     import sdprobe.runs.run
+    import sdprobe.runs.tracking
+    from sdprobe.runs import record
 
     for module in (datamodules.activations, datamodules.pairs):
-        patch.setattr(module, "STEPS_PER_EPOCH", 10)
+        patch.setattr(module, "STEPS_PER_EPOCH", 4)
     patch.setattr(sdprobe.runs.run, "draw", lambda *_: [])
+    patch.setattr(record, "_version", {name: record._version(name) for name in record.PACKAGES}.get)
+    gc.collect()
+    gc.freeze()
 
 
 def ended(process: int) -> int:

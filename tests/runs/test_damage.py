@@ -26,9 +26,10 @@ from sdprobe.utilities.io import DamagedFile, read_state, write_state, write_yam
 from tests.runs.forks import begin, command, ended, killed, numbers, prepare
 
 SMALL = [
-    "backbone=tiny", "block=up_0", "images.size=64", "images.limit=12", "trainer.max_epochs=4", "logger=none", "device=cpu",
+    "backbone=tiny", "block=up_0", "images.size=64", "images.limit=12", "trainer.max_epochs=3", "logger=none", "device=cpu",
 ]  # fmt: skip
-POSITION = [*SMALL, "probe=position", "mitigation=[standardize]", "datamodule.compare=true"]
+# a regression: its errors are no counts, so that every change of a number shows
+POSITION = [*SMALL, "probe=position", "probe.head=regression", "mitigation=[standardize]", "datamodule.compare=true"]
 MATCHING = [*SMALL, "probe=correspondence", "images=scene_pairs", "images.limit=48", "probe.head=none"]
 CORRUPTIONS, KILLS, SLICES = 320, 320, 16
 
@@ -114,6 +115,9 @@ def measured(place: Path) -> Path:
     for arguments in [*commands, sweep(work), [*saved(work), f"hydra.run.dir={work / 'saved'}"]]:
         code, printed = command(*arguments, log=place / "log")
         assert code == 0, printed
+    for name in ("position", "matching"):
+        first, second = (numbers(work / name / seed) for seed in "01")
+        assert sum(first[key] != second[key] for key in first.keys() & second.keys()) > 20, "the control: seeds differ"
     shutil.copytree(work, place / "whole")
     return place
 
@@ -133,7 +137,14 @@ def sweep(work: Path) -> list[str]:
 
 def saved(work: Path) -> list[str]:
     folder = work / "position" / "0" / "mitigation" / "standardize"
-    return [*SMALL, "probe=position", "mitigation=saved", f"mitigation.saved.folder={folder}", cached(work)]
+    return [
+        *SMALL,
+        "probe=position",
+        "probe.head=regression",
+        "mitigation=saved",
+        f"mitigation.saved.folder={folder}",
+        cached(work),
+    ]
 
 
 # --- damaged files -----------------------------------------------------------------------------------------------------
