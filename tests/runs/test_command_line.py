@@ -91,6 +91,8 @@ def test_the_argument_that_cannot_be_read_is_named_with_a_spelling_that_works(wo
         (["probe=positon"], "The nearest is 'position'"),
         (["images.root=x"], "Add images=folder or images=nyu or images=pf_pascal or images=pf_willow or images=spair."),
         (["block=mid,up_1"], "Write block=[mid,up_1] for several layers in one run, or add -m for a job per value."),
+        (["backbone=[tiny,tiny]"], "Expected backbone to be one of demo, local, sd14,"),
+        (["experiment=[null,controls]"], "Write experiment=NAME."),
         (["timestep=10,50"], "Expected one value of timestep, but got '10,50'. Add -m for a job per value."),
     ],
 )
