@@ -6,6 +6,7 @@ The front matter of ``README.md`` lists them as ``sha256: {file: digest}``.
 import hashlib
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard, metadata_load, metadata_save
 
 from sdprobe.utilities.errors import InputError
@@ -41,7 +42,7 @@ def check_card(folder: Path) -> None:
 
 def listed(card: Path) -> dict[str, str]:
     """File → digest, as the front matter of the card lists them; empty without such a list."""
-    with parsing(card):
+    with parsing(card, yaml.YAMLError, AttributeError):
         entries = dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {})
     return {str(name): str(value) for name, value in entries.items()}
 

@@ -20,7 +20,7 @@ from sdprobe.mitigations.outlier_tokens import OutlierTokens
 from sdprobe.mitigations.position_mean import PositionMean
 from sdprobe.mitigations.shift_anova import ShiftAnova
 from sdprobe.mitigations.standardize import Standardize
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
 from sdprobe.utilities.signatures import declared, fits, spoken
 
@@ -108,7 +108,7 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
     with intact(NAME, path):
         record, state = read_fit(path, NAME)
         if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
-            raise ValueError(f"no mitigation is called {unknown[0]}")
+            raise Unfit(f"no mitigation is called {unknown[0]}")
         steps = [_made(entry["name"], entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
     check_bound(NAME, path, fitted_on, expected)
@@ -126,10 +126,10 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
 
 
 def _made(name: str, options: Mapping[str, Any]) -> Mitigation | Extraction:
-    """A mitigation of these options; raises ValueError if one is of another type than its argument."""
+    """A mitigation of these options; raises Unfit if one is of another type than its argument."""
     for option, hint in declared(KINDS[name]).items():
         if option in options and not fits(options[option], hint):
-            raise ValueError(f"{option} of {name} is not {spoken(hint)}")
+            raise Unfit(f"{option} of {name} is not {spoken(hint)}")
     return KINDS[name](**options)
 
 

@@ -22,6 +22,7 @@ import yaml
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import base_of, label_of
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_file
 
 Settings = Mapping[str, tuple[str, ...]]  # name → value; several of a list
 Item = TypeVar("Item")
@@ -94,7 +95,7 @@ def _recorded(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """A file of ``.hydra/``; empty where there is none, or a damaged one."""
     try:
-        return parse(path.read_text())
+        return parse(read_file(path).decode())
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
 

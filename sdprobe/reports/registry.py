@@ -23,9 +23,9 @@ from sdprobe.reports.recorded import checked, lacking
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities import locks
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.foreign import shown
-from sdprobe.utilities.io import DamagedFile, read_json
+from sdprobe.utilities.io import DamagedFile, parsing, read_file, read_json, reason
 
 DEFAULT = ("outputs", "multirun")  # where train.py writes
 TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
@@ -160,22 +160,24 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"metrics.json is larger than {LARGEST // 2**20} MiB")
-        content = _parts(path.read_bytes(), wanted) if wanted else None
+        text = read_file(path)
+        with parsing(path):
+            content = _parts(text, wanted) if wanted else None
         content = read_json(path) if content is None else content
-    except DamagedFile as error:
-        raise InputError(f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})") from error
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"metrics.json is unreadable ({type(error).__name__})") from error
-    meta = content.pop("meta", None)
-    if wrong := lacking(meta):
-        raise InputError(f"metrics.json is not that of a run: {wrong}")
-    numbers = {key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)}
-    try:
+        if wrong := lacking(meta := content.pop("meta", None)):
+            raise InputError(f"metrics.json is not that of a run: {wrong}")
+        numbers = {
+            key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)
+        }
         return Run(*checked({**numbers, "meta": meta}), {}, folder)
-    except ValueError as error:
+    except Unfit as error:
         raise InputError(f"metrics.json is not that of a run: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"metrics.json is not that of a run: {reason(error)}") from error
+    except DamagedFile as error:
+        raise InputError(f"metrics.json is unreadable ({error.args[1]})") from error
+    except OSError as error:
+        raise InputError(f"metrics.json is unreadable ({error.strerror})") from error
 
 
 def _parts(text: bytes, wanted: Wanted) -> dict[str, Any] | None:

@@ -93,7 +93,7 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
     text = read_yaml(stored)
-    with parsing(stored):
+    with parsing(stored, yaml.YAMLError, AttributeError):
         config = yaml.safe_load(text)
         network = {name: value for name, value in config["backbone"].items() if name in BACKBONE}
         drawn = {"size": config["images"]["size"], **{name: config[name] for name in ("timestep", "prompt", "seed")}}

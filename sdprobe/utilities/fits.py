@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_file, read_json, read_tensors, write_json, write_tensors
+from sdprobe.utilities.io import FORM, DamagedFile, read_file, read_json, read_tensors, reason, write_json, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 DEPTH = 2  # folders between a fit and its run: RUN/mitigation/LABEL
+_WRONG: tuple[type[Exception], ...] = (*FORM, AttributeError, OSError)
 UNBOUND = {"device", "precision", "model"}  # where a fit ran, not what it is
 
 
@@ -72,8 +73,8 @@ def intact(what: str, path: Path) -> Iterator[None]:
     """Raises InputError if the block cannot read a fit; ``what`` is its noun in the sentence."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"Expected an intact {what} in {path}, but got '{error.args[-1]}'. Fit it again.") from error
+    except _WRONG as error:
+        raise InputError(f"Expected an intact {what} in {path}, but got '{reason(error)}'. Fit it again.") from error
 
 
 def check_bound(what: str, path: Path, fitted_on: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

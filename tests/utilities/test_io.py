@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -226,7 +227,7 @@ def without_sum(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def listed(path: Path, text: str) -> list[Any]:
-    with parsing(path):
+    with parsing(path, yaml.YAMLError):
         return [*OmegaConf.create(text)]
 
 
