@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,9 +76,12 @@ def command(*arguments: str, log: Path, program: str = "train.py") -> tuple[int,
     return code, log.read_text()
 
 
-def killed(*arguments: str, log: Path, after: float) -> bool:
-    """Start the command and kill it after so many seconds. Returns whether it still ran."""
+def killed(*arguments: str, log: Path, since: str, after: float) -> bool:
+    """Start the command and kill it so many seconds after it printed a text. Returns whether it still ran."""
+    log.unlink(missing_ok=True)
     process = begin(arguments, log)
+    while not (log.exists() and since in log.read_text()) and os.waitid(os.P_PID, process, ENDED) is None:
+        time.sleep(0.01)
     time.sleep(after)
     os.kill(process, signal.SIGKILL)
     return ended(process) == -signal.SIGKILL
