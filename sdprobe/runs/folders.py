@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
-from sdprobe.utilities.errors import InputError, Unfit
+from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import below, is_shown, kind, shown, within
-from sdprobe.utilities.io import DamagedFile, parsing, read_json, read_yaml
+from sdprobe.utilities.io import DamagedFile, read_json, read_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERRIDES = Path(".hydra", "overrides.yaml")
@@ -41,16 +40,9 @@ def stored_overrides(folder: Path) -> list[str]:
     file = folder / OVERRIDES
     if not file.exists():
         return []
-    with parsing(file):
-        if not file.is_file():
-            raise Unfit("no file")
-        if file.stat().st_size > LARGEST:
-            raise Unfit(f"more than {LARGEST:,} bytes")
-    text = read_yaml(file)
-    with parsing(file, yaml.YAMLError):
-        listed = yaml.safe_load(text)
-        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-            raise Unfit("no list of overrides")
+    listed = read_yaml(file, LARGEST)
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise DamagedFile(file, "no list of overrides")
     return listed
 
 
@@ -106,12 +98,7 @@ def _stored_size(folder: Path) -> list[int]:
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         return []
-    with parsing(file):
-        if file.stat().st_size > 4 * LARGEST:
-            raise Unfit(f"more than {4 * LARGEST:,} bytes")
-    text = read_yaml(file)
-    with parsing(file, yaml.YAMLError):
-        config = yaml.safe_load(text)
+    config = read_yaml(file)
     images = config.get("images") if isinstance(config, dict) else None
     size = images.get("size") if isinstance(images, dict) else None
     return [size] if isinstance(size, int) else []

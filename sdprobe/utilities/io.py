@@ -39,6 +39,7 @@ _HEADING = "# checksum: "
 _NO_COMMENT, _COMMENT = b"\0\0", b"\x20\0"
 
 
+LARGEST_YAML = 2**18  # bytes of a configuration: that of a run has a twentieth of it
 LARGEST = 2**31  # bytes of the arrays in a file: a small compressed file can hold far more than memory does
 
 
@@ -110,11 +111,13 @@ def write_file(path: Path, content: str | bytes) -> str:
     return checksum(content)
 
 
-def read_file(path: Path, expected: str | None = None) -> bytes:
+def read_file(path: Path, expected: str | None = None, largest: int | None = None) -> bytes:
     """The content of a file.
 
     Args:
+        path: of the file.
         expected: its checksum, if that is known.
+        largest: bytes that it may have.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -124,6 +127,8 @@ def read_file(path: Path, expected: str | None = None) -> bytes:
     if strange := special(path):
         raise DamagedFile(path, strange)
     try:
+        if largest is not None and path.stat().st_size > largest:
+            raise DamagedFile(path, f"more than {largest:,} bytes")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise
@@ -189,18 +194,44 @@ def write_yaml(path: Path, text: str) -> None:
     write_file(path, f"{_HEADING}{checksum(text.encode())}\n{text}")
 
 
-def read_yaml(path: Path) -> str:
-    """YAML that :func:`write_yaml` wrote, or that of an older version, which has no comment.
+def read_yaml(path: Path, largest: int = LARGEST_YAML) -> Any:
+    """The content of YAML that :func:`write_yaml` wrote, or an older version, which wrote no comment.
 
     Raises:
-        DamagedFile: it is not what was written.
+        DamagedFile: it is larger, no YAML as :func:`parsed_yaml` takes it, or not what was written.
     """
-    content = read_file(path)
-    with parsing(path):
+    content = read_file(path, largest=largest)
+    with parsing(path, yaml.YAMLError):
         heading, _, text = content.decode().partition("\n")
         if not content or (heading.startswith("#") and heading != f"{_HEADING}{checksum(text.encode())}"):
             raise Unfit("checksum mismatch")
-        return content.decode()
+        return parsed_yaml(content.decode())
+
+
+class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Objects, lists, texts, dates, and numbers of at most so many digits."""
+
+    DIGITS = 20
+
+    def integer(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > self.DIGITS:
+            raise Unfit(f"an integer of more than {self.DIGITS} digits")
+        return int(self.construct_yaml_int(node))
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.integer)
+
+
+def parsed_yaml(text: str) -> Any:
+    """The content of YAML from others, without aliases: with a few of them a small text stands for more than memory holds.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+        ValueError: it has an alias, or a number that is none.
+    """
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Plain)):
+        raise Unfit("aliases")
+    return yaml.load(text, Loader=_Plain)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
