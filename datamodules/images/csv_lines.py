@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_file
 
 SEPARATORS = (",", ";", "\t")
 
@@ -21,7 +22,7 @@ def csv_lines(file: Path, fix: str) -> list[tuple[int, list[str]]]:
         InputError: the file cannot be read as CSV; ``fix`` is the last sentence of the message.
     """
     try:
-        content = file.read_bytes()
+        content = read_file(file)
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if wide else "utf-8-sig")  # spreadsheets write a byte-order mark
         header = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
@@ -29,7 +30,8 @@ def csv_lines(file: Path, fix: str) -> list[tuple[int, list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=separator)
         lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"Expected {file} to be a CSV file in UTF-8, but it cannot be read ({error}). {fix}") from error
+        reason = error.args[1] if isinstance(error, DamagedFile) else error
+        raise InputError(f"Expected {file} to be a CSV file in UTF-8, but it cannot be read ({reason}). {fix}") from error
     if separator != ";":
         return lines
     return [(number, [_with_points(cell) for cell in cells]) for number, cells in lines]

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import DamagedFile, read_file
 from sdprobe.utilities.pictures import check_size
 
 # folders of network storage, archivers and wastebaskets
@@ -139,8 +140,8 @@ class FileImages(Images):
         """Return the hex digest of a file's bytes."""
         if file not in self._digests:
             try:
-                self._digests[file] = digest(file.read_bytes())
-            except OSError:
+                self._digests[file] = digest(read_file(file))
+            except (OSError, DamagedFile):
                 self._digests[file] = f"unreadable {file}"  # decoding raises the error
         return self._digests[file]
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from datamodules.images.pairs import SPLITS, BadPair, Box, Entry, Layout, PairFiles, Point, Statement, inside
 from sdprobe.utilities import settings
+from sdprobe.utilities.io import DamagedFile, read_file
 
 PAIRS = {"trn": 53_340, "val": 5_384, "test": 12_234}
 TEST_PAIRS = {
@@ -158,7 +159,7 @@ class SPairImages(PairFiles):
 
 def _record(file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_bytes())
+        record = json.loads(read_file(file))
     except FileNotFoundError as error:
         # some file systems and archivers replace ':' in names
         message = f"Expected {file} to be the annotation of a pair, but it is missing; an archiver may have replaced the ':'."
@@ -179,7 +180,9 @@ def _marks(file: Path) -> dict[str, Point]:
 
 
 def _unreadable(file: Path, error: Exception) -> BadPair:
-    reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    reason = (
+        f"no key {error}" if isinstance(error, KeyError) else str(error.args[-1] if isinstance(error, DamagedFile) else error)
+    )
     return BadPair("unreadable annotation", f"Expected {file} to annotate a pair, but it cannot be read ({reason}).")
 
 

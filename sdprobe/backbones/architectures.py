@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import read_json
 
 HERE = Path(__file__).parent
 PACKAGED = HERE.parent / "assets" / "demo"
@@ -33,7 +34,7 @@ def preset_config(model: str) -> dict[str, Any]:
     """
     folder = DEMO if model == "demo" else Path(model)
     if (folder / "unet" / "config.json").is_file():
-        return json.loads((folder / "unet" / "config.json").read_text())
+        return read_json(folder / "unet" / "config.json")
     architecture = presets().get(model, {}).get("architecture")
     if architecture is None:
         raise InputError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.foreign import within
+from sdprobe.utilities.foreign import special, within
 from sdprobe.utilities.io import DamagedFile, read_json
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -41,6 +41,9 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_parts(folder: Path) -> None:
+    for path in folder.glob("*/*"):
+        if strange := special(path):
+            raise DamagedFile(path, strange)
     for part in PARTS:
         for name in CONFIGURATIONS:
             if (folder / part / name).is_file():

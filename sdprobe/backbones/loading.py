@@ -1,9 +1,6 @@
-"""Checkpoint folders → networks: find (or download) a diffusers folder, check it, and load safetensors only.
+"""Checkpoint folders → networks: find (or download) a diffusers folder, check it, and load safetensors only."""
 
-Weight files are compared with the SHA-256 digests in a model card: ``sha256: {file: digest}`` in its front matter.
-"""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +8,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones.architectures import DEMO, preset_config, presets
+from sdprobe.backbones.cards import check_card
 from sdprobe.backbones.foreign import check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import alphas_of
@@ -26,13 +23,12 @@ from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import parsing, read_json
+from sdprobe.utilities.io import read_json
 
 EMBEDDED = "assets/demo"
 STRIDE = 8  # pixels per cell of a latent, of all presets
 SCHEDULER = "scheduler/scheduler_config.json"
 SIZES = {"unet": "sample_size", "vae": "block_out_channels"}
-REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 CONVERT = (
     "Convert a single-file checkpoint with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR), or "
     "StableDiffusionXLPipeline for SDXL; then use backbone=local backbone.path=DIR."
@@ -237,39 +233,3 @@ def _check(folder: Path, variant: str | None) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def check_card(folder: Path) -> None:
-    """Compare every file that the card ``folder/README.md`` lists with its digest. A folder without such a list passes.
-
-    Raises:
-        InputError: a listed file is missing or has other content.
-    """
-    card = folder / "README.md"
-    if not card.is_file():
-        return
-    for name, expected in listed(card).items():
-        file = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"Expected {card} to list files of its folder, but got '{name}'. {REMEDY}")
-        if not file.is_file():
-            raise InputError(f"Expected {folder} to hold {name}, which its card lists, but there is none. {REMEDY}")
-        actual = digest(file)
-        if actual != expected:
-            raise InputError(
-                f"Expected {file} to have the SHA-256 {expected[:12]}… of its card, but got {actual[:12]}… "
-                f"({file.stat().st_size:,} bytes): it is truncated or altered. {REMEDY}"
-            )
-
-
-def listed(card: Path) -> dict[str, str]:
-    """File → digest, as the front matter of the card lists them; empty without such a list."""
-    with parsing(card):
-        entries = dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("sha256") or {})
-    return {str(name): str(value) for name, value in entries.items()}
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from diffusers import DiffusionPipeline
 
+from sdprobe.backbones import cards
 from sdprobe.utilities.io import read_json, replacing, write_file
 
 LAST = ("unet/config.json", "model_index.json")  # nothing loads a folder without them
@@ -17,7 +18,7 @@ def save_folder(pipeline: DiffusionPipeline, folder: Path) -> None:
 
     By default diffusers loads its own parts in fp32, but transformers 5 loads a text encoder in the ``dtype`` of its
     configuration. If that is ``float16``, the first sample fails because Half meets Float. An interrupted write leaves a
-    folder that does not load.
+    folder that does not load. The card lists digests of all files, which loading compares.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -26,6 +27,9 @@ def save_folder(pipeline: DiffusionPipeline, folder: Path) -> None:
             config = read_json(path)
             config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
             write_file(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if (folder / cards.NAME).is_file():
+            shutil.copyfile(folder / cards.NAME, Path(temporary, cards.NAME))
+        cards.list_files(Path(temporary))
         for name in LAST:
             (folder / name).unlink(missing_ok=True)
         names = [path.relative_to(temporary).as_posix() for path in Path(temporary).rglob("*") if path.is_file()]

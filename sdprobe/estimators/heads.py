@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sdprobe.mitigations.base import Chain
 from sdprobe.mitigations.saved import read as read_mitigation
 from sdprobe.tokens.keys import base_of, label_of, unmitigated
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
 from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.rng import keyed_generator
@@ -253,26 +253,26 @@ def load(folder: str | Path, **expected: Any) -> dict[str, Head]:
         found = _Heads(path)
         for layer, entry in record["heads"].items():
             if entry["predicts"] not in PREDICTIONS:
-                raise ValueError(f"no head predicts {entry['predicts']}")
+                raise Unfit(f"no head predicts {entry['predicts']}")
             own = {name.removeprefix(f"{layer}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{layer}/")}
             shape = tuple(entry["shape"])
             if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
-                raise ValueError(f"a shape {entry['shape']}")
+                raise Unfit(f"a shape {entry['shape']}")
             wanted = {"weight": 2, "bias": 1} | ({"mean": 3, "scale": 1} if entry["predicts"] == "content" else {})
             if {name: tensor.ndim for name, tensor in own.items()} != wanted or own["weight"].shape != (
                 len(own["bias"]),
                 shape[0],
             ):
-                raise ValueError(f"tensors of {layer} that do not fit its shape")
+                raise Unfit(f"tensors of {layer} that do not fit its shape")
             if not all(tensor.is_floating_point() for tensor in own.values()):
-                raise ValueError(f"tensors of {layer} that are no floating-point numbers")
+                raise Unfit(f"tensors of {layer} that are no floating-point numbers")
             found[layer] = Head(layer, entry["predicts"], shape, own)
         applied = {
             label: (bool(steps["maps"]), [step["name"] for step in steps["extraction"]])
             for label, steps in fitted_on.get("mitigations", {}).items()
         }
         if outside := [label for label in applied if label == ".." or Path(label).name != label]:
-            raise ValueError(f"a mitigation in '{outside[0]}'")
+            raise Unfit(f"a mitigation in '{outside[0]}'")
     check_bound("set of heads", path, fitted_on, expected)
     for label, (mapped, extraction) in applied.items():
         names = [layer for layer in found if label_of(layer) == label]

@@ -35,7 +35,7 @@ class RandomRank(LowRank):
     second = False
 
     def __init__(self, rank: int | None = None, seed: int = 0) -> None:
-        settings.check("random_rank", rank=rank)
+        settings.check("random_rank", rank=rank, seed=seed)
         self.rank, self.seed = rank, seed
 
     def factors(self, sums: TokenSums) -> tuple[Float[Tensor, "c r"], Float[Tensor, "r c"]]:
@@ -101,6 +101,7 @@ class ShuffledPosition(PositionMean):
         self, basis: str = "additive", gamma: float = 1.0, cosines: int = 4, ridge: float = 0.0, seed: int = 0
     ) -> None:
         super().__init__(basis=basis, gamma=gamma, cosines=cosines, ridge=ridge)
+        settings.check("shuffled_position", seed=seed)
         self.seed = seed
 
     def solve(self, sums: TokenSums) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Weights are read from safetensors only. Classes are looked up by name among those of this package.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from sdprobe.mitigations.outlier_tokens import OutlierTokens
 from sdprobe.mitigations.position_mean import PositionMean
 from sdprobe.mitigations.shift_anova import ShiftAnova
 from sdprobe.mitigations.standardize import Standardize
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
+from sdprobe.utilities.signatures import declared, fits, spoken
 
 NAME = "mitigation"
 # what a record may name; no other class is ever made from a file
@@ -106,8 +108,8 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
     with intact(NAME, path):
         record, state = read_fit(path, NAME)
         if unknown := [entry["name"] for entry in record["mitigations"] if entry["name"] not in KINDS]:
-            raise ValueError(f"no mitigation is called {unknown[0]}")
-        steps = [KINDS[entry["name"]](**entry["options"]) for entry in record["mitigations"]]
+            raise Unfit(f"no mitigation is called {unknown[0]}")
+        steps = [_made(entry["name"], entry["options"]) for entry in record["mitigations"]]
         fitted_on, layers = dict(record["fitted_on"]), list(record["layers"])
     check_bound(NAME, path, fitted_on, expected)
     extraction = next((step for step in steps if isinstance(step, Extraction)), None)
@@ -123,6 +125,14 @@ def read(folder: str | Path, expected: dict[str, Any]) -> tuple[Extraction | Non
     return extraction, chains, fitted_on
 
 
+def _made(name: str, options: Mapping[str, Any]) -> Mitigation | Extraction:
+    """A mitigation of these options; raises Unfit if one is of another type than its argument."""
+    for option, hint in declared(KINDS[name]).items():
+        if option in options and not fits(options[option], hint):
+            raise Unfit(f"{option} of {name} is not {spoken(hint)}")
+    return KINDS[name](**options)
+
+
 def _chain(layer: str, mitigations: Sequence[Mitigation], state: dict[str, Tensor]) -> Chain:
     """The chain of a layer, whose tensors are taken out of ``state``; raises KeyError where one is missing."""
     maps = []
@@ -131,7 +141,20 @@ def _chain(layer: str, mitigations: Sequence[Mitigation], state: dict[str, Tenso
         if seen.numel() != 1 or not 0 <= float(seen) < 2**53:
             raise KeyError(f"{layer}/maps.{number}.seen that is a number of images")
         maps.append(Map(mitigation, int(seen), dict(zip(mitigation.fitted, fitted, strict=True))))
+        if not _is_usable(maps[-1]):
+            raise KeyError(f"{layer}/maps.{number} that can be applied")
     return Chain(tuple(maps))
+
+
+def _is_usable(fitted: Map) -> bool:
+    """Whether tensors of a file have the shapes of such a map: it is tried on an empty grid."""
+    try:
+        channels = 1 if fitted.settings.fit_images == 0 else len(fitted.fitted[fitted.settings.fitted[0]])
+        mapped = fitted.transform(torch.zeros(1, channels, 4, 4))
+        described = [value for value in fitted.describe().values() if isinstance(value, int | float)]
+    except (InputError, RuntimeError, LookupError, TypeError, ValueError):  # torch has no kind of its own for shapes
+        return False
+    return bool(mapped.isfinite().all()) and all(map(math.isfinite, described))
 
 
 class Saved(Configured):

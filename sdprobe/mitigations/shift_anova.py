@@ -95,7 +95,7 @@ class ShiftAnova(Mitigation):
     fitted = ("code", "unidentified")
 
     def __init__(self, larger: int = 192, step: int = 64, images: int = 32) -> None:
-        settings.check("shift_anova", step=step, images=images)
+        settings.check("shift_anova", larger=larger, step=step, images=images)
         if larger <= step or larger % step:
             raise InputError(f"Expected larger to be a multiple of step ({step}) above it, but got {larger}. Use {3 * step}.")
         self.step, self.fit_images = step, images

@@ -16,30 +16,30 @@ from sdprobe.reports.mitigations import write as write_mitigations
 from sdprobe.reports.overview import overview, paragraph, write_csv
 from sdprobe.reports.printing import print_tables, printed
 from sdprobe.reports.recorded import lacking
-from sdprobe.reports.registry import running
+from sdprobe.reports.registry import folders, traces
 from sdprobe.reports.run import Run
 from sdprobe.reports.style import write_figures
 from sdprobe.tokens.keys import select
+from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, write_file
 
-TRACES = ("metrics.json", "error.txt", "config_hash")  # any of these files marks the folder of a run
-STARTED = Path(".hydra", "overrides.yaml")  # and so does this one, which a run has from its start
 LARGEST = 2**28  # bytes of a metrics.json; that of 45 layers with 30 mitigations has a tenth of it
 
 
 def read_runs(folder: Path) -> tuple[list[Run], dict[Path, str]]:
     """(complete runs in a folder and its subfolders, by path; folder → reason, for the runs that are left out)."""
-    traced = {file.parent for name in TRACES for file in folder.rglob(name)}
-    return read_folders(traced | {file.parents[1] for file in folder.rglob(str(STARTED))})
+    return _read_all(path for path, _ in folders(folder))
 
 
-def read_folders(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+def read_folders(given: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     """(complete runs in exactly these folders, by path; folder → reason, for the runs that are left out)."""
+    return _read_all(folder for folder in given if traces(folder))
+
+
+def _read_all(given: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     runs, skipped = [], {}
-    for path in sorted(
-        (path for path in folders if any((path / name).is_file() for name in (*TRACES, STARTED))), key=_by_number
-    ):
+    for path in sorted(given, key=_by_number):
         run, reason = _usable(path)
         if run is None or reason:
             skipped[path] = reason
@@ -68,7 +68,7 @@ def _usable(folder: Path) -> tuple[Run | None, str]:
 
 def _unfinished(folder: Path, what: str) -> str:
     """Whether a run without a complete result still runs, as far as its lock says."""
-    runs, why = running(folder)
+    runs, why = locks.state(folder)
     return f"is running, {why}" if runs else f"{what}; {why}"
 
 

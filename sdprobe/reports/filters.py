@@ -22,6 +22,7 @@ import yaml
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import base_of, label_of
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.io import LARGEST_YAML, parsed_yaml, read_file
 
 Settings = Mapping[str, tuple[str, ...]]  # name → value; several of a list
 Item = TypeVar("Item")
@@ -34,7 +35,7 @@ RECORDED = {
 FINGERPRINTS = ("dataset_fingerprint", "test_fingerprint")
 DIGITS = 8  # of fingerprints, as tables show them
 MOST = 2000  # settings of a run that are read: a hundred times those of a real one
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DEEPEST = 20  # sections within sections
 
 
 def where(runs: Sequence[Item], filters: Sequence[str], settings: Callable[[Item], Settings]) -> list[Item]:
@@ -96,7 +97,7 @@ def _recorded(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """A file of ``.hydra/``; empty where there is none, or a damaged one."""
     try:
-        return parse(path.read_text())
+        return parse(read_file(path, largest=LARGEST_YAML).decode())
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
 
@@ -111,7 +112,7 @@ def _sections(text: str) -> dict[str, Any]:
 
 def overrides(folder: Path) -> dict[str, str]:
     """The settings that were typed on the command line, and their values."""
-    texts = _read(folder / ".hydra" / "overrides.yaml", lambda text: {"": yaml.load(text, _LOADER)}).get("")
+    texts = _read(folder / ".hydra" / "overrides.yaml", lambda text: {"": parsed_yaml(text)}).get("")
     pairs = [str(text).partition("=") for text in texts] if isinstance(texts, list) else []
     return {name.lstrip("+~"): value for name, _, value in pairs}
 
@@ -124,7 +125,7 @@ def _choices(text: str) -> dict[str, Any]:
 
 @cache
 def _parsed(section: str) -> dict[str, Any]:
-    content = yaml.load(section, _LOADER)
+    content = parsed_yaml(section)
     return content if isinstance(content, dict) else {}
 
 
@@ -132,7 +133,7 @@ def _flat(node: Any, root: Any, name: str = "") -> Iterator[tuple[str, tuple[str
     """(dotted name, value) of every setting, with references to other settings replaced by their value."""
     if name == "mitigation" and isinstance(node, dict):
         yield name, tuple(map(str, node)) or ("none",)
-    if isinstance(node, dict):
+    if isinstance(node, dict) and name.count(".") < DEEPEST:
         for key, value in node.items():
             if not str(key).startswith("_"):
                 yield from _flat(value, root, f"{name}.{key}".removeprefix("."))

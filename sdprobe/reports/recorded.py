@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.foreign import shown
 
 LONGEST = 2000  # characters of a text
@@ -100,7 +100,7 @@ def fitting(folder: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # an array is missing, or of another shape or kind
         raise InputError(
             f"Expected the files in '{folder}' to fit each other, but they cannot be shown ({type(error).__name__}). "
             "Repeat the run, or delete its folder."
@@ -111,24 +111,24 @@ def checked(content: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """(numbers by key, meta), with texts that are fit to be shown.
 
     Raises:
-        ValueError: something else than what a run writes.
+        Unfit: something else than what a run writes.
     """
     if not isinstance(content.get("meta"), dict):
-        raise ValueError("it lacks meta")
+        raise Unfit("it lacks meta")
     command = content["meta"].get("command")
     metrics = _shown(content)
     meta = metrics.pop("meta")
     for key, value in metrics.items():
         if not _number(value):
-            raise ValueError(f"{shown(key)} is no number")
+            raise Unfit(f"{shown(key)} is no number")
     for name, (fits, kind) in KINDS.items():
         if name in meta and not fits(meta[name]):
-            raise ValueError(f"meta.{name} is not {kind}")
+            raise Unfit(f"meta.{name} is not {kind}")
     if not meta.get("layers", True):
-        raise ValueError("meta.layers is empty")
+        raise Unfit("meta.layers is empty")
     for name in [name for name in OF_LAYERS if name in meta]:
         if absent := [layer for layer in meta.get("layers", ()) if layer not in meta[name]]:
-            raise ValueError(f"meta.{name} lacks {absent[0]}")
+            raise Unfit(f"meta.{name} lacks {absent[0]}")
     return metrics, meta | ({"command": shown(command, LONGEST)} if command is not None else {})
 
 
@@ -140,9 +140,9 @@ def lacking(meta: Any) -> str:
 
 
 def shown_names(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Arrays under names that agree with those that :func:`checked` returns. Raises ValueError unless all are numbers."""
+    """Arrays under names that agree with those that :func:`checked` returns. Raises Unfit unless all are numbers."""
     if strange := [name for name, array in arrays.items() if array.dtype.kind not in "biufU"]:
-        raise ValueError(f"{shown(strange[0])} holds no numbers")
+        raise Unfit(f"{shown(strange[0])} holds no numbers")
     return {_shown(name): array for name, array in arrays.items()}
 
 

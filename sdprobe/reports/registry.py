@@ -7,9 +7,9 @@ data of others: what cannot be a run's is a state with a reason, and texts are s
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import isfinite
@@ -23,9 +23,9 @@ from sdprobe.reports.recorded import checked, lacking
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities import locks
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.foreign import shown
-from sdprobe.utilities.io import DamagedFile, read_json
+from sdprobe.utilities.io import DamagedFile, parsing, read_file, read_json, reason
 
 DEFAULT = ("outputs", "multirun")  # where train.py writes
 TRACES = ("metrics.json", "error.txt", "config_hash", "train.log")  # any of these files marks the folder of a run
@@ -38,7 +38,6 @@ INSIDE = (
     "tensorboard",
 )  # subfolders without other runs
 LARGEST = 256 * 2**20  # bytes of a metrics.json that are read
-NO_LOCK = "it has no lock: it failed, was stopped, or is run by an older version"
 _META = b'\n "meta": {'
 Wanted = Callable[[dict[str, Any]], Sequence[str]]  # meta → <metric>/<where> to read
 
@@ -106,8 +105,8 @@ def find(places: Sequence[Path], filters: Sequence[str] = (), wanted: Wanted | N
         if not root.is_dir():
             raise InputError(f"Expected a folder that contains runs, but got '{shown(str(root))}', which is none. Correct it.")
     above = roots[0] if len(roots) == 1 else Path()
-    found = {folder: traces for root in roots for folder, traces in _folders(str(root))}
-    entries = [read(Path(folder), above, traces, wanted) for folder, traces in found.items()]
+    found = {folder: traced for root in roots for folder, traced in folders(root)}
+    entries = [read(folder, above, traced, wanted) for folder, traced in found.items()]
     if not entries:
         looked = " and ".join(f"'{shown(str(root))}'" for root in roots) or f"no folder {' or '.join(DEFAULT)} here"
         raise InputError(f"Expected a folder that contains runs, but got {looked}. Give the folder of your runs.")
@@ -122,17 +121,15 @@ def one(text: str) -> Entry:
     """
     folder = Path(text)
     if folder.is_dir():
-        traces = dict(_folders(str(folder))).get(str(folder), {})
-        if not traces:
+        if not (traced := traces(folder)):
             raise InputError(
                 f"Expected a run folder, but '{shown(text)}' has no metrics.json. "
                 f"python -m sdprobe.reports ls '{shown(text)}' lists the runs below it."
             )
-        return read(folder, Path(), traces)
+        return read(folder, Path(), traced)
     parts = folder.parts
     roots = [Path(name) for name in DEFAULT if Path(name).is_dir()]
-    every = [(Path(name), traces) for root in roots for name, traces in _folders(str(root))]
-    found = [(path, traces) for path, traces in every if path.parts[-len(parts) :] == parts]
+    found = [(path, traced) for root in roots for path, traced in folders(root) if path.parts[-len(parts) :] == parts]
     if len(found) == 1:
         return read(found[0][0], Path(), found[0][1])
     names = [path.as_posix() for path, _ in found]
@@ -140,17 +137,17 @@ def one(text: str) -> Entry:
     raise InputError(f"Expected '{shown(text)}' to be a run folder, but {got}. Give its path.")
 
 
-def read(folder: Path, root: Path, traces: dict[str, float], wanted: Wanted | None = None) -> Entry:
-    """A run folder; ``traces``: its files among :data:`TRACES` with the time of their last change."""
+def read(folder: Path, root: Path, traced: dict[str, float], wanted: Wanted | None = None) -> Entry:
+    """A run folder with its :func:`traces`."""
     name = os.path.relpath(folder, root) if root not in (Path(), folder) else str(folder)
     run, damage = None, ""
-    if "metrics.json" in traces:
+    if "metrics.json" in traced:
         try:
             run = read_run(folder, wanted)
         except InputError as error:
             damage = str(error)
-    state, reason = _state(folder, run, damage, traces)
-    return Entry(folder, shown(name), state, shown(reason), max(traces.values()), run)
+    state, reason = _state(folder, run, damage, traced)
+    return Entry(folder, shown(name), state, shown(reason), max(traced.values()), run)
 
 
 def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
@@ -163,22 +160,24 @@ def read_run(folder: Path, wanted: Wanted | None = None) -> Run:
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"metrics.json is larger than {LARGEST // 2**20} MiB")
-        content = _parts(path.read_bytes(), wanted) if wanted else None
+        text = read_file(path)
+        with parsing(path):
+            content = _parts(text, wanted) if wanted else None
         content = read_json(path) if content is None else content
-    except DamagedFile as error:
-        raise InputError(f"metrics.json is unreadable ({type(error.__cause__ or error).__name__})") from error
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"metrics.json is unreadable ({type(error).__name__})") from error
-    meta = content.pop("meta", None)
-    if wrong := lacking(meta):
-        raise InputError(f"metrics.json is not that of a run: {wrong}")
-    numbers = {key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)}
-    try:
+        if wrong := lacking(meta := content.pop("meta", None)):
+            raise InputError(f"metrics.json is not that of a run: {wrong}")
+        numbers = {
+            key: value for key, value in content.items() if type(value) in (int, float) and isfinite(value) and _is_key(key)
+        }
         return Run(*checked({**numbers, "meta": meta}), {}, folder)
-    except ValueError as error:
+    except Unfit as error:
         raise InputError(f"metrics.json is not that of a run: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"metrics.json is not that of a run: {reason(error)}") from error
+    except DamagedFile as error:
+        raise InputError(f"metrics.json is unreadable ({error.args[1]})") from error
+    except OSError as error:
+        raise InputError(f"metrics.json is unreadable ({error.strerror})") from error
 
 
 def _parts(text: bytes, wanted: Wanted) -> dict[str, Any] | None:
@@ -214,14 +213,14 @@ def _is_key(text: str) -> bool:
         return False
 
 
-def _state(folder: Path, run: Run | None, damage: str, traces: dict[str, float]) -> tuple[str, str]:
+def _state(folder: Path, run: Run | None, damage: str, traced: dict[str, float]) -> tuple[str, str]:
     """(state, reason) of a run folder."""
     if run is not None and run.meta["complete"]:
         return "finished", ""
-    runs, why = running(folder)
+    runs, why = locks.state(folder)
     if runs:
         return "running", why
-    if "error.txt" in traces:
+    if "error.txt" in traced:
         try:
             lines = (folder / "error.txt").read_text(errors="replace").splitlines()
         except OSError:
@@ -234,54 +233,37 @@ def _state(folder: Path, run: Run | None, damage: str, traces: dict[str, float])
     return ("no result" if runs is None else "dead"), why
 
 
-def running(folder: Path) -> tuple[bool | None, str]:
-    """(whether a process runs in a folder, why), from its lock; None if there is none, or one of another computer.
-
-    A run holds the lock of its folder. The system takes it away when the process ends, however it ends.
-    """
-    import fcntl
-
-    try:
-        file = os.open(folder / locks.NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None, NO_LOCK
-    try:
-        holder = json.loads(os.read(file, 4096))
-        host, since = str(holder["host"]), f"begun {when(float(holder['started']))}"
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True, f"{since} on {host}"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # no lock of a run, or no locks on this file system
-        return None, NO_LOCK
-    finally:
-        os.close(file)
-    if host == socket.gethostname():
-        return False, f"{since}; its process ended without a result"
-    return None, f"{since} on {host}, whose lock cannot be seen from here"
-
-
-def _folders(root: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """(run folder, its traces with the time of their last change) below a folder, itself included."""
-    waiting = [root]
+def folders(root: Path) -> Iterator[tuple[Path, dict[str, float]]]:
+    """(run folder, its traces) below a folder, itself included. Links to folders are not followed."""
+    waiting = [str(root)]
     while waiting:
         folder = waiting.pop()
-        traces: dict[str, float] = {}
-        started = False
-        try:
-            with os.scandir(folder) as files:
-                for file in files:
-                    if file.name in TRACES and file.is_file():
-                        traces[file.name] = file.stat().st_mtime
-                    elif file.is_dir(follow_symlinks=False):
-                        started |= file.name == ".hydra"
-                        if not file.name.startswith((".", "random_weights_")) and file.name not in INSIDE:
-                            waiting.append(file.path)
-        except OSError:
-            continue
-        if started:
-            traces.setdefault(".hydra", os.stat(os.path.join(folder, ".hydra")).st_mtime)
-        if traces.keys() - {"train.log"}:
-            yield folder, traces
+        traces, below = _look(folder)
+        waiting += below
+        if traces:
+            yield Path(folder), traces
+
+
+def traces(folder: Path) -> dict[str, float]:
+    """The files of a run that a folder has, and the time of their last change; empty if it is none."""
+    return _look(str(folder))[0]
+
+
+def _look(folder: str) -> tuple[dict[str, float], list[str]]:
+    """(traces of a run, subfolders that may hold others); the subfolders that a run writes, and hidden ones, are left out."""
+    found: dict[str, float] = {}
+    below = []
+    with suppress(OSError), os.scandir(folder) as files:
+        for file in files:
+            with suppress(OSError):  # a link to itself
+                if file.is_dir(follow_symlinks=False):
+                    if file.name == ".hydra":
+                        found[file.name] = file.stat().st_mtime
+                    elif not file.name.startswith((".", "random_weights_")) and file.name not in INSIDE:
+                        below.append(file.path)
+                elif file.name in TRACES and file.is_file():
+                    found[file.name] = file.stat().st_mtime
+    return found if found.keys() - {"train.log"} else {}, below
 
 
 def when(seconds: float) -> str:

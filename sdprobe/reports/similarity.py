@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from matplotlib.backend_bases import FigureCanvasBase
 
 from sdprobe.backbones import FrozenSD
@@ -92,9 +91,8 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             f"Expected --run to be a run folder with .hydra/config.yaml, but '{folder}' has none. "
             "Give the folder of one run, such as outputs/2026-01-31/12-00-00-000000."
         )
-    text = read_yaml(stored)
-    with parsing(stored):
-        config = yaml.safe_load(text)
+    config = read_yaml(stored)
+    with parsing(stored, AttributeError):
         network = {name: value for name, value in config["backbone"].items() if name in BACKBONE}
         drawn = {"size": config["images"]["size"], **{name: config[name] for name in ("timestep", "prompt", "seed")}}
     for name, value in (network | drawn).items():

@@ -14,6 +14,7 @@ from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import CHOICE, VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
+from sdprobe.utilities.errors import Unfit
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, write_arrays
 
 _UNITS = "pseudovalues/"
@@ -111,9 +112,9 @@ def _stored(path: Path, predicts: bool) -> Network | None:
     """Stored results; None if a file cannot be read, is damaged, or is that of another network."""
     try:
         arrays = read_arrays(path)
-        with parsing(path):
+        with parsing(path, OSError):  # pyarrow
             if arrays["name"].tobytes().decode() != path.name:
-                raise ValueError("the results of another network")
+                raise Unfit("the results of another network")
             predictions = unpacked(arrays["predictions"].tobytes()) if predicts else {}
             pseudovalues = {name.removeprefix(_UNITS): array for name, array in arrays.items() if name.startswith(_UNITS)}
             return Network({**json.loads(arrays["results"].tobytes())}, pseudovalues, predictions)

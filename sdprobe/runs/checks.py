@@ -2,9 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
-from types import UnionType
-from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +14,9 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from sdprobe.backbones.precision import choose_device
 from sdprobe.runs import cli
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.signatures import declared, fits, spoken
 
-SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 MOST = 10**6  # of epochs and steps between two lines
-LISTS = {str: "a list of names", int: "a list of integers"}
 
 
 def check(cfg: DictConfig) -> None:
@@ -94,16 +90,16 @@ def check_types(cfg: DictConfig) -> None:
             if value is None and key == "size" and cfg.images.get("size", 0) is None:
                 continue  # fill_size comes later
             linked = re.fullmatch(r"\$\{(\w+)\}", str(raw[key]))  # type: ignore[index,call-overload]
-            if not _fits(value, hint):
+            if not fits(value, hint):
                 shown = linked.group(1) if linked else f"{name}.{key}"
-                raise InputError(f"Expected {shown} to be {_spoken(hint)}, but got {value!r}. Correct the value.")
+                raise InputError(f"Expected {shown} to be {spoken(hint)}, but got {value!r}. Correct the value.")
     least = {"twins": 0, "trainer.max_epochs": 1, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 1}
     for key, low in least.items():
         value = OmegaConf.select(cfg, key)
-        if not _fits(value, int) or not low <= value <= MOST:
-            bound = f"of at most {MOST}" if _fits(value, int) and value > MOST else f"of at least {low}"
+        if not fits(value, int) or not low <= value <= MOST:
+            bound = f"of at most {MOST}" if fits(value, int) and value > MOST else f"of at least {low}"
             raise InputError(f"Expected {key} to be an integer {bound}, but got {value!r}. Correct the value.")
-    if not _fits(cfg.activation_budget, float):
+    if not fits(cfg.activation_budget, float):
         raise InputError(f"Expected activation_budget to be a number, but got {cfg.activation_budget!r}. Correct the value.")
 
 
@@ -118,7 +114,7 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
         InputError: not a valid number of devices, more than there are, or more than one in a sweep.
     """
     count = cfg.trainer.get("devices", 1)
-    if not _fits(count, int) or count < 1:
+    if not fits(count, int) or count < 1:
         raise InputError(f"Expected trainer.devices to be an integer of at least 1, but got {count!r}. Use trainer.devices=2.")
     if count == 1:
         return
@@ -135,32 +131,3 @@ def check_devices(cfg: DictConfig, sweep: bool) -> None:
     there, unit = (torch.cuda.device_count(), "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
     if count > there:
         raise InputError(f"Expected trainer.devices to be at most {there}, the number of {unit}, but got {count}. Lower it.")
-
-
-def declared(target: Any) -> dict[str, Any]:
-    """Argument → declared type of a constructor, with those in a dictionary of options."""
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    options = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is Unpack}
-    types = {name: hint for name, hint in hints.items() if name not in options}
-    return types | {name: hint for option in options.values() for name, hint in get_type_hints(option).items()}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML or the command line has a declared type. Any value fits a type of unknown kind."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if any(option not in SPOKEN and get_origin(option) is not Sequence for option in options):
-        return True
-    return any(_is(value, option) for option in options)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Sequence:
-        return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _spoken(hint: Any) -> str:
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return " or ".join(SPOKEN.get(option) or LISTS[get_args(option)[0]] for option in options)

@@ -198,19 +198,19 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Refuse numbers, dictionaries and empty text where a choice of a group is meant.
+    """Refuse numbers, dictionaries, lists and empty text where one choice of a group is meant. Several mitigations may be.
 
     Raises:
         InputError: such a value.
     """
     for text in _choices(overrides):
         override = OverridesParser.create().parse_override(text)
-        values = [None] if override.is_sweep_override() or text.startswith("~") else override.value()
-        for value in values if isinstance(values, list) else [values]:
-            if not (value is None or isinstance(value, str | QuotedString)) or not str(value).strip("'\""):
-                group = override.key_or_group
-                options = ", ".join(_options(group))
-                raise InputError(f"Expected {group} to be one of {options}, but got {_spelt(value)}. Write {group}=NAME.")
+        value = None if override.is_sweep_override() or text.startswith("~") else override.value()
+        names = value if isinstance(value, list) and override.key_or_group in LISTED else [value]
+        if any(not (name is None or isinstance(name, str | QuotedString)) or not str(name).strip("'\"") for name in names):
+            group = override.key_or_group
+            options = ", ".join(_options(group))
+            raise InputError(f"Expected {group} to be one of {options}, but got {_spelt(value)}. Write {group}=NAME.")
 
 
 def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -343,7 +343,7 @@ def check_folders(cfg: DictConfig) -> None:
         InputError: such a folder.
     """
     if cfg.hydra.mode == RunMode.MULTIRUN:
-        folders.check_links(Path(str(cfg.hydra.sweep.dir)))  # its jobs check their own folders
+        folders.check_files(Path(str(cfg.hydra.sweep.dir)))  # its jobs check their own folders
         return
     for place in (cfg.hydra.run.dir, _known(cfg, "run_dir")):
         if place is not None:

@@ -4,25 +4,27 @@ A folder may come from someone else. What it says is compared with what a run ca
 typed on the command line is the user's own, and is not restricted here.
 """
 
+import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.foreign import is_shown, shown, within
-from sdprobe.utilities.io import DamagedFile, parsing, read_json, read_yaml
+from sdprobe.utilities.foreign import below, is_shown, kind, shown, within
+from sdprobe.utilities.io import DamagedFile, read_json, read_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERRIDES = Path(".hydra", "overrides.yaml")
 RUN = (OVERRIDES, Path("error.txt"), Path("config_hash"))  # a run folder has one of them, or a metrics.json with meta
 LARGEST = 2**16  # bytes of a list of overrides
+DEEPEST = 50  # folders below that of a run; wandb makes about five
 KEY = re.compile(r"(?!hydra\b)[A-Za-z]\w*(\.(?!_)[\w-]+)*")
 # settings that say where to write; of loggers, name and version do so too
 PLACES = re.compile(r"(.*\.)?(cache_dir|save_dir|dirpath|filename|default_root_dir)|logger\.folder|trainer\.callbacks.*")
@@ -38,16 +40,9 @@ def stored_overrides(folder: Path) -> list[str]:
     file = folder / OVERRIDES
     if not file.exists():
         return []
-    with parsing(file):
-        if not file.is_file():
-            raise ValueError("no file")
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"more than {LARGEST:,} bytes")
-    text = read_yaml(file)
-    with parsing(file):
-        listed = yaml.safe_load(text)
-        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-            raise ValueError("no list of overrides")
+    listed = read_yaml(file, LARGEST)
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise DamagedFile(file, "no list of overrides")
     return listed
 
 
@@ -92,7 +87,7 @@ def resumed_overrides(folder: Path, typed: Sequence[str] = ()) -> list[str]:
                 f"'{shown(text)}'. Add {shown(shlex.quote(text))} to the command if this cache is yours."
             )
         kept.append(text)
-    check_links(folder)
+    check_files(folder)
     if not any(text.startswith("images.size=") for text in kept):
         kept += [f"images.size={size}" for size in _stored_size(folder)]
     return [*kept, *typed]
@@ -103,12 +98,7 @@ def _stored_size(folder: Path) -> list[int]:
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         return []
-    with parsing(file):
-        if file.stat().st_size > 4 * LARGEST:
-            raise ValueError(f"more than {4 * LARGEST:,} bytes")
-    text = read_yaml(file)
-    with parsing(file):
-        config = yaml.safe_load(text)
+    config = read_yaml(file)
     images = config.get("images") if isinstance(config, dict) else None
     size = images.get("size") if isinstance(images, dict) else None
     return [size] if isinstance(size, int) else []
@@ -157,7 +147,7 @@ def _same(place: object, folder: Path) -> bool:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse to write where something else than a run is, or a link leads out.
+    """Refuse to write where something else than a run is, and what :func:`check_files` refuses.
 
     Raises:
         InputError: such a folder.
@@ -170,7 +160,7 @@ def check_place(folder: Path) -> None:
             f"Expected the run folder to be new, empty or the folder of a run, but '{folder}' holds other files, such as "
             f"'{shown(min(others))}'. Choose another folder."
         )
-    check_links(folder)
+    check_files(folder)
 
 
 def _is_record(file: Path) -> bool:
@@ -178,20 +168,37 @@ def _is_record(file: Path) -> bool:
     try:
         return isinstance(read_json(file).get("meta"), dict)
     except DamagedFile:
-        return b'"meta"' in file.read_bytes()[-LARGEST:]
+        return file.is_file() and b'"meta"' in file.read_bytes()[-LARGEST:]
     except OSError:
         return False
 
 
-def check_links(folder: Path) -> None:
-    """Raises InputError if a link below a run folder leads out of it: what is written would end there."""
-    for path in _links(folder):
-        if not within(path, folder):
+def check_files(folder: Path) -> None:
+    """Check that everything below a run folder is a file or a folder of its own: a run may write to any of them.
+
+    Raises:
+        InputError: a link that leads out, a file that has another name elsewhere, a pipe or a device, or folders too deep.
+    """
+    for entry in below(folder):
+        path = Path(entry.path)
+        if reason := _not_its_own(entry, path, folder):
+            name = shown(path.relative_to(folder))
             raise InputError(
-                f"Expected the run folder '{folder}' to hold files of its own, but '{path.relative_to(folder)}' is a link to "
-                f"'{path.resolve()}'. Remove the link, or use another folder."
+                f"Expected the run folder '{folder}' to hold files of its own, but '{name}' is {reason}. "
+                "Remove it, or use another folder."
             )
 
 
-def _links(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.rglob("*") if path.is_symlink())
+def _not_its_own(entry: os.DirEntry[str], path: Path, folder: Path) -> str:
+    """Why a run must not write to a path below its folder; empty if it may."""
+    if entry.is_symlink():
+        return "" if within(path, folder) else f"a link to '{shown(path.readlink())}'"
+    if len(path.parts) - len(folder.parts) > DEEPEST:
+        return f"more than {DEEPEST} folders below it"
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # of a run that just replaced it
+        return ""
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        return "a hard link, which has another name elsewhere"
+    return kind(status.st_mode)

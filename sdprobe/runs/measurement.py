@@ -57,7 +57,7 @@ class Bound(lightning.Callback):
         if checkpoint.get("config_hash", self.settings) != self.settings:
             raise InputError(
                 "Expected a checkpoint of this run to continue, but got one of a run with other settings. "
-                "Delete checkpoints/last.ckpt in the run folder to train from the start."
+                "If .hydra/overrides.yaml has the settings of this run, delete checkpoints/last.ckpt to train from the start."
             )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.foreign import shown
+from sdprobe.utilities.foreign import shown, special
 
 
 def check_folder(name: str, folder: object) -> None:
@@ -38,8 +38,8 @@ def check_file(name: str, file: object) -> None:
     """
 
     def opened() -> None:
-        if _path(file).exists() and not (_path(file).is_file() or _path(file).is_dir()):
-            raise OSError(0, "a pipe or a device")  # to open a pipe has no end
+        if strange := special(_path(file)):
+            raise OSError(0, strange)
         with open(_path(file), "rb"):
             pass
 

@@ -1,4 +1,4 @@
-"""The exception for input that cannot be used."""
+"""Exceptions for input that cannot be used."""
 
 from sdprobe.utilities.foreign import shown
 
@@ -19,3 +19,7 @@ class InputError(ValueError):
     def message(self) -> str:
         """Return the message as it was raised."""
         return super().__str__()
+
+
+class Unfit(ValueError):
+    """The content of a file is not what this program writes. The message is a reason for the user, as a part of a sentence."""

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_json, read_tensors, write_json, write_tensors
+from sdprobe.utilities.io import FORM, DamagedFile, read_file, read_json, read_tensors, reason, write_json, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+DEPTH = 2  # folders between a fit and its run: RUN/mitigation/LABEL
+_WRONG: tuple[type[Exception], ...] = (*FORM, AttributeError, OSError)
 UNBOUND = {"device", "precision", "model"}  # where a fit ran, not what it is
 
 
@@ -36,7 +38,11 @@ def find_fit(folder: str | Path, name: str, remedy: str) -> Path:
 
 
 def read_fit(path: Path, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
-    """Record and tensors. Raises DamagedFile if one is damaged, or if they are of two fits, as after an interruption."""
+    """Record and tensors. Raises DamagedFile if one is damaged, or if they are of two fits, as after an interruption.
+
+    A fit in a run folder is also compared with the checksums that the run recorded, since both files may be of another run.
+    """
+    _check_recorded(path, name)
     record, (tensors, stored) = read_json(path / f"{name}.json"), read_tensors(path / f"{name}.safetensors", unchecked=True)
     if record.get("digest") != stored.get("digest"):  # older versions wrote neither
         raise DamagedFile(path, f"{name}.json of another fit than {name}.safetensors")
@@ -50,13 +56,25 @@ def read_fit(path: Path, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]
     return record, tensors
 
 
+def _check_recorded(path: Path, name: str) -> None:
+    """Raise DamagedFile if the folder is within that of a run, and the run wrote other files."""
+    above = [folder for folder in (path, *path.absolute().parents[:DEPTH]) if (folder / "metrics.json").is_file()]
+    for run in above[:1]:
+        meta = read_json(run / "metrics.json").get("meta")
+        files = meta.get("files") if isinstance(meta, dict) else None
+        for file in (path / f"{name}.json", path / f"{name}.safetensors"):
+            expected = files.get(file.absolute().relative_to(run.absolute()).as_posix()) if isinstance(files, dict) else None
+            if expected is not None:
+                read_file(file, str(expected))
+
+
 @contextmanager
 def intact(what: str, path: Path) -> Iterator[None]:
     """Raises InputError if the block cannot read a fit; ``what`` is its noun in the sentence."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"Expected an intact {what} in {path}, but got '{error.args[-1]}'. Fit it again.") from error
+    except _WRONG as error:
+        raise InputError(f"Expected an intact {what} in {path}, but got '{reason(error)}'. Fit it again.") from error
 
 
 def check_bound(what: str, path: Path, fitted_on: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -1,6 +1,10 @@
 """Text that others wrote, made fit to be shown, and where their paths lead; docs/trust.md says what may be trusted."""
 
+import os
 import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # control characters, which terminals obey, and those that change the order of characters
@@ -23,5 +27,37 @@ def is_shown(text: str) -> bool:
 
 
 def within(path: Path, folder: Path) -> bool:
-    """Whether a path, with all links followed, is the folder or lies in it."""
-    return path.resolve().is_relative_to(folder.resolve())
+    """Whether a path, with all links followed, is the folder or lies in it. A link that leads to itself does not."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return False
+
+
+def below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder. Links are not followed, and what may not be listed is left out."""
+    waiting = [str(folder)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+def special(path: Path) -> str:
+    """What a path is if it is neither a file nor a folder nor a link to one: to open a pipe has no end. Empty otherwise."""
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # it does not exist, or may not be seen
+        return ""
+
+
+def kind(mode: int) -> str:
+    """What a mode of :func:`os.stat` says, for a message; empty for files, folders and links.
+
+    >>> kind(stat.S_IFIFO | 0o644), kind(stat.S_IFREG)
+    ('a pipe', '')
+    """
+    names = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return names.get(stat.S_IFMT(mode), "")

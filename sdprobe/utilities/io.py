@@ -10,9 +10,12 @@ PyTorch in the archive's comment. Older versions wrote none into JSON, YAML and 
 import csv
 import errno
 import json
+import lzma
 import os
 import secrets
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -22,8 +25,10 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import yaml
 
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.errors import InputError, Unfit
+from sdprobe.utilities.foreign import shown, special
 
 if TYPE_CHECKING:  # reports do not import torch
     from matplotlib.figure import Figure
@@ -34,6 +39,7 @@ _HEADING = "# checksum: "
 _NO_COMMENT, _COMMENT = b"\0\0", b"\x20\0"
 
 
+LARGEST_YAML = 2**18  # bytes of a configuration: that of a run has a twentieth of it
 LARGEST = 2**31  # bytes of the arrays in a file: a small compressed file can hold far more than memory does
 
 
@@ -46,15 +52,38 @@ class DamagedFile(InputError):
         return f"Expected {path} to be intact, but got '{reason}' while reading it. Delete it, and repeat what wrote it."
 
 
+# what values of another kind, names that are missing and deep nesting raise where content is parsed
+FORM: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, MemoryError)
+_ARCHIVE: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, SyntaxError,
+)  # fmt: skip
+_REASONS: dict[type[Exception] | tuple[type[Exception], ...], str] = {
+    json.JSONDecodeError: "no JSON", UnicodeError: "no UTF-8", yaml.YAMLError: "no YAML", RecursionError: "nested too deeply",
+    MemoryError: "more than memory holds", _ARCHIVE: "no whole archive",
+}  # fmt: skip
+
+
 @contextmanager
-def parsing(path: Path) -> Iterator[None]:
-    """A block that parses the content of a file. Any exception in it becomes :class:`DamagedFile`."""
+def parsing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """A block that parses the content of a file, whose exceptions of :data:`FORM` become :class:`DamagedFile`.
+
+    Args:
+        path: of the file.
+        kinds: exceptions of the library that parses, which become this, too.
+    """
     try:
         yield
-    except RecursionError as error:
-        raise DamagedFile(path, "nested too deeply") from error
-    except Exception as error:
-        raise DamagedFile(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
+    except (*FORM, *kinds) as error:
+        raise DamagedFile(path, reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """Why content cannot be used, for a message: libraries describe it in their own terms, which are left out."""
+    if isinstance(error, DamagedFile):
+        return str(error.args[1])
+    if isinstance(error, Unfit | InputError):
+        return str(error)
+    return next((text for kinds, text in _REASONS.items() if isinstance(error, kinds)), "another form")
 
 
 @contextmanager
@@ -82,23 +111,29 @@ def write_file(path: Path, content: str | bytes) -> str:
     return checksum(content)
 
 
-def read_file(path: Path, expected: str | None = None) -> bytes:
+def read_file(path: Path, expected: str | None = None, largest: int | None = None) -> bytes:
     """The content of a file.
 
     Args:
+        path: of the file.
         expected: its checksum, if that is known.
+        largest: bytes that it may have.
 
     Raises:
         FileNotFoundError: there is no file.
         PermissionError: it may not be read.
         DamagedFile: its content is not what was written, or something else is in its place.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):  # to read a pipe or a device has no end
-        raise DamagedFile(path, "no file")
+    if strange := special(path):
+        raise DamagedFile(path, strange)
     try:
+        if largest is not None and path.stat().st_size > largest:
+            raise DamagedFile(path, f"more than {largest:,} bytes")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise
+    except MemoryError as error:
+        raise DamagedFile(path, "more bytes than memory has") from error
     except OSError as error:
         raise DamagedFile(path, error.strerror) from error
     if expected is not None and checksum(content) != expected:
@@ -139,10 +174,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     content = read_file(path)
     with parsing(path):
-        read = {**json.loads(content)}
+        read: dict[str, Any] = json.loads(content)
+        if not isinstance(read, dict):
+            raise Unfit("no object")
         meta = read.get("meta")
         if isinstance(meta, dict) and "checksum" in meta and meta["checksum"] != _json_checksum(read):
-            raise ValueError("checksum mismatch")
+            raise Unfit("checksum mismatch")
         return read
 
 
@@ -157,18 +194,44 @@ def write_yaml(path: Path, text: str) -> None:
     write_file(path, f"{_HEADING}{checksum(text.encode())}\n{text}")
 
 
-def read_yaml(path: Path) -> str:
-    """YAML that :func:`write_yaml` wrote, or that of an older version, which has no comment.
+def read_yaml(path: Path, largest: int = LARGEST_YAML) -> Any:
+    """The content of YAML that :func:`write_yaml` wrote, or an older version, which wrote no comment.
 
     Raises:
-        DamagedFile: it is not what was written.
+        DamagedFile: it is larger, no YAML as :func:`parsed_yaml` takes it, or not what was written.
     """
-    content = read_file(path)
-    with parsing(path):
+    content = read_file(path, largest=largest)
+    with parsing(path, yaml.YAMLError):
         heading, _, text = content.decode().partition("\n")
         if not content or (heading.startswith("#") and heading != f"{_HEADING}{checksum(text.encode())}"):
-            raise ValueError("checksum mismatch")
-        return content.decode()
+            raise Unfit("checksum mismatch")
+        return parsed_yaml(content.decode())
+
+
+class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Objects, lists, texts, dates, and numbers of at most so many digits."""
+
+    DIGITS = 20
+
+    def integer(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > self.DIGITS:
+            raise Unfit(f"an integer of more than {self.DIGITS} digits")
+        return int(self.construct_yaml_int(node))
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.integer)
+
+
+def parsed_yaml(text: str) -> Any:
+    """The content of YAML from others, without aliases: with a few of them a small text stands for more than memory holds.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+        ValueError: it has an alias, or a number that is none.
+    """
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Plain)):
+        raise Unfit("aliases")
+    return yaml.load(text, Loader=_Plain)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -190,15 +253,15 @@ def read_arrays(path: Path, *, expected: str | None = None, unchecked: bool = Fa
         DamagedFile: its content is not what was written.
     """
     content = read_file(path, expected)
-    with parsing(path):
+    with parsing(path, *_ARCHIVE):
         _check_seal(content, unchecked)
         with zipfile.ZipFile(BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
-                raise ValueError(f"arrays of more than {LARGEST:,} bytes")
+                raise Unfit(f"arrays of more than {LARGEST:,} bytes")
         with np.load(BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if name.endswith(ending)}
             if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-                raise ValueError(f"{foreign[0]} is no array")
+                raise Unfit(f"{shown(foreign[0])} is no array")
             return arrays
 
 
@@ -221,15 +284,15 @@ def read_state(path: Path) -> dict[str, Any]:
     import torch
 
     content = read_file(path)
-    with parsing(path):
+    with parsing(path, *_ARCHIVE, UnpicklingError, AttributeError, AssertionError):
         _check_seal(content, unchecked=True)
         with zipfile.ZipFile(BytesIO(content)) as members:
             if members.testzip() is not None:  # torch does not compare the checksums of members
-                raise ValueError("checksum mismatch")
+                raise Unfit("checksum mismatch")
         try:
             return {**torch.load(BytesIO(content), map_location="cpu", weights_only=True)}
         except UnpicklingError as error:  # its own message explains how to run the code
-            raise ValueError("more than tensors, numbers and texts") from error
+            raise Unfit("more than tensors, numbers and texts") from error
 
 
 def _sealed(archive: bytes) -> bytes:
@@ -239,13 +302,13 @@ def _sealed(archive: bytes) -> bytes:
 
 
 def _check_seal(archive: bytes, unchecked: bool) -> None:
-    """Raise ValueError if the archive is not what was sealed, or, unless ``unchecked``, was not sealed."""
+    """Raise Unfit if the archive is not what was sealed, or, unless ``unchecked``, was not sealed."""
     start, comment = archive[:-32], archive[-32:]
     if start.endswith(_COMMENT):
         if checksum(start[: -len(_COMMENT)]).encode() != comment:
-            raise ValueError("checksum mismatch")
+            raise Unfit("checksum mismatch")
     elif not (unchecked and archive.endswith(_NO_COMMENT)):
-        raise ValueError("checksum mismatch")
+        raise Unfit("checksum mismatch")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], **texts: str) -> str:
@@ -267,17 +330,18 @@ def read_tensors(path: Path, unchecked: bool = False) -> tuple[dict[str, "Tensor
     Raises:
         DamagedFile: its content is not what was written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     content = read_file(path)
-    with parsing(path):
+    with parsing(path, SafetensorError):
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         texts: dict[str, str] = header.get("__metadata__", {})
         sums = _checksums(tensors, texts)
         # latents of older versions have no checksum of their header
         if sums | texts != texts | sums or not (unchecked or "digest" in texts):
-            raise ValueError("checksum mismatch")
+            raise Unfit("checksum mismatch")
     return tensors, texts
 
 

@@ -15,9 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 NAME = ".lock"
-PATIENCE = 0.2  # seconds until a start is refused, because is_locked() holds a lock for a moment
+PATIENCE = 0.2  # seconds until a start is refused, because state() holds a lock for a moment
+LARGEST = 4096  # bytes of a lock that are read
+NO_LOCK = "it has no lock: it failed, was stopped, or is run by an older version"
 _held: dict[Path, int] = {}  # file → its descriptor
 
 
@@ -41,7 +44,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as parent, locked(f"{parent}/run"):
-        ...     print(is_locked(f"{parent}/run"))
+        ...     print(state(f"{parent}/run")[0])
         True
     """
     acquire(folder)
@@ -51,21 +54,36 @@ def locked(folder: str | Path) -> Iterator[None]:
         release(folder)
 
 
-def is_locked(folder: str | Path) -> bool:
-    """Whether a process holds the lock of a folder. False where that cannot be found out."""
+def state(folder: str | Path) -> tuple[bool | None, str]:
+    """Whether a process holds the lock of a folder, and what is known about it, in words.
+
+    Args:
+        folder: of a run or of a sweep.
+
+    Returns:
+        True: a process holds it. False: its process ended on this computer without releasing it. None: there is no lock, or it
+        cannot be seen from here.
+    """
     try:
         file = os.open(Path(folder) / NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None, NO_LOCK
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return None, NO_LOCK
+        host, holder = _holder(os.read(file, LARGEST))
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return True, holder or "another process"
     except OSError:  # no locks on this file system
-        return False
+        return None, NO_LOCK
     finally:
         os.close(file)
-    return False
+    if not host:
+        return None, NO_LOCK
+    if host == shown(socket.gethostname()):
+        return False, f"{holder}, ended without a result"
+    return None, f"{holder}; the lock of another computer cannot be seen from here"
 
 
 def acquire(folder: str | Path) -> None:
@@ -74,9 +92,9 @@ def acquire(folder: str | Path) -> None:
     deadline, late = time.monotonic() + PATIENCE, False
     while (file := _lock(path, late)) is None:
         if late:
-            raise FolderInUse(
-                f"Expected {folder} to be free, but {_holder(path)} uses it. Wait until it ends, or use another folder."
-            )
+            runs, holder = state(folder)
+            user = holder if runs else "another process"
+            raise FolderInUse(f"Expected {folder} to be free, but {user} uses it. Wait until it ends, or use another folder.")
         time.sleep(PATIENCE / 20)
         late = time.monotonic() > deadline
     os.ftruncate(file, 0)
@@ -130,14 +148,15 @@ def _lock(path: Path, last: bool) -> int | None:
     return None
 
 
-def _holder(path: Path) -> str:
-    """Who holds a lock, in words."""
+def _holder(content: bytes) -> tuple[str, str]:
+    """(computer, which process since when) as a lock says, fit to be shown; empty texts if it says nothing yet."""
     try:
-        holder = json.loads(path.read_bytes())
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
-        return f"process {int(holder['pid'])} on {holder['host']}, begun {since},"
-    except (OSError, ValueError, KeyError, TypeError):  # it is about to write this
-        return "another process"
+        holder = json.loads(content)
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(holder["started"])))
+        host = shown(holder["host"])
+        return host, f"process {int(holder['pid'])} on {host}, begun {began}"
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return "", ""
 
 
 def _forget() -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdprobe.utilities import settings
+from sdprobe.utilities.foreign import special
 
 # version of `square` and `upright` (folders, hub, NYUv2) and of random crops; increase it when a pixel changes
 VERSION = 2
@@ -27,8 +28,11 @@ def opened(file: Path | BytesIO) -> Iterator[Image.Image]:
     """A picture file in one of the :data:`FORMATS`, whose pixels are not decoded yet.
 
     Raises:
-        ValueError: more than :data:`LARGEST` pixels. PIL raises a dozen unrelated types for files that it cannot read.
+        ValueError: more than :data:`LARGEST` pixels, or no file. PIL raises a dozen unrelated types for files that it cannot
+            read.
     """
+    if isinstance(file, Path) and (strange := special(file)):
+        raise ValueError(f"it is {strange}")
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
         if picture.width * picture.height > LARGEST:
             raise ValueError(f"{picture.width:,} × {picture.height:,} pixels are more than {LARGEST:,}")

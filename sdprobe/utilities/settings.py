@@ -59,7 +59,7 @@ OPTIONAL = {
     "limit", "cosines", "rank", "control", "variant", "pairs_per_category", "noise_level", "position_run", "position_bound",
 }  # fmt: skip
 _POSITION_MEAN: dict[str, Rule] = {
-    "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0),
+    "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _count(1, 10**4), "ridge": _at_least(0),
 }  # fmt: skip
 _NAME = partial(expect.matching, pattern=r"[\w.-]+", meaning="letters, digits, dots and dashes")
 _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
@@ -75,7 +75,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": _count(1, 10**7, "Use null for all."), "crops": _count(1, 1000), "seed": _SEED,
-        "pairs_per_category": _at_least(1),
+        "pairs_per_category": _count(1, 10**7),
         "on_error": _one_of("raise", "skip"), "photograph": _one_of("file", "folder"),
         "depth_per_metre": expect.positive, "resize": _one_of(*RESIZES), "keypoints": _one_of("pair", "image"),
     },
@@ -85,12 +85,14 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     },
     "datamodule": {
         "batch_size": _count(1, 4096), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),
-        "token_batch": _count(1, 10**6), "mixing_images": _count(1, 10**6), "repeats": _at_least(0), "margin": _at_least(1),
-        "pair_batch": _at_least(1), "background": _between(1, 64), "splits": _one_of("default", "loos2025"),
+        "token_batch": _count(1, 10**6), "mixing_images": _count(1, 10**6), "repeats": _count(0, 10**4),
+        "margin": _count(1, expect.LARGEST), "pair_batch": _count(1, 10**6),
+        "background": partial(expect.whole, low=1, high=64), "splits": _one_of("default", "loos2025"),
     },
     "probe": {
-        "patience": _at_least(1), "min_steps": _at_least(0), "learning_rate": expect.positive, "pictured": _at_least(0),
-        "dimensions": expect.positive, "temperature": expect.positive, "solver": _one_of("adam", "closed_form"),
+        "patience": _count(1, 10**6), "min_steps": _count(0, 10**9), "learning_rate": expect.positive,
+        "pictured": _count(0, 10**4), "dimensions": _count(1, 10**6), "temperature": expect.positive,
+        "solver": _one_of("adam", "closed_form"),
     },
     "probe=position": _POSITION,
     "probe=controls": _POSITION,
@@ -98,16 +100,16 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "probe=correspondence": {"head": _one_of("linear", "none")},
     "canvas": {"margin": _MULTIPLE},
     "channel_discard": {"ratio": _at_least(1)},
-    "empty_image": {"draws": _at_least(1)},
-    "leace": {"columns": _one_of("auto", "additive", "cosine"), "tolerance": expect.positive, "cosines": _at_least(1)},
+    "empty_image": {"draws": _count(1, 10**6)},
+    "leace": {"columns": _one_of("auto", "additive", "cosine"), "tolerance": expect.positive, "cosines": _count(1, 10**4)},
     "outlier_tokens": {"threshold": expect.positive, "mode": _one_of("project", "inpaint", "mask", "clip")},
     "padding_swap": {"mode": _one_of(*PADDINGS[1:])},
-    "pca_drop": {"rank": _at_least(1)},
+    "pca_drop": {"rank": _count(1, 10**6)},
     "position_mean": _POSITION_MEAN,
-    "shuffled_position": _POSITION_MEAN,
-    "random_rank": {"rank": _at_least(1)},
-    "shift_anova": {"step": _at_least(1), "images": _at_least(1)},
-    "shift_flip_noise": {"shift": _MULTIPLE, "views": _between(2, 18)},
+    "shuffled_position": _POSITION_MEAN | {"seed": _SEED},
+    "random_rank": {"rank": _count(1, 10**6), "seed": _SEED},
+    "shift_anova": {"larger": _count(1, expect.LARGEST), "step": _count(1, expect.LARGEST), "images": _count(1, 10**7)},
+    "shift_flip_noise": {"shift": _MULTIPLE, "views": partial(expect.whole, low=2, high=18)},
     "standardize": {"shrinkage": expect.positive, "mode": _one_of("centre", "zscore", "zca")},
 }  # fmt: skip
 

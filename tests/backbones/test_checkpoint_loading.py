@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.architectures import meta_unet, preset_config, presets
+from sdprobe.backbones.cards import listed
 from sdprobe.backbones.random_pipeline import main, random_pipeline
 from sdprobe.backbones.unet import FrozenUNet
 from sdprobe.backbones.weights import random_unet, weight_hash
@@ -118,6 +119,22 @@ def test_the_command_writes_a_folder_that_both_libraries_load(
     assert loaded("a bird", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)  # no Half against Float
     grid = load(tmp_path / "new").activations(images[:1], "mid")["mid"]
     torch.testing.assert_close(grid, load("tiny").activations(images[:1], "mid")["mid"], rtol=0.05, atol=0.05)
+
+
+def test_a_folder_that_was_written_is_compared_with_the_digests_in_its_card(tmp_path: Path) -> None:
+    main(["tiny", str(tmp_path)])
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text() + "# My model\n")
+    main(["tiny", str(tmp_path), "--seed", "1"])
+    load(tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("# My model\n")
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "README.md"]
+    assert {path.relative_to(tmp_path).as_posix() for path in files} == set(listed(tmp_path / "README.md"))
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        with pytest.raises(InputError):
+            load(tmp_path)
+        file.write_bytes(content)
 
 
 def test_a_folder_whose_writing_was_interrupted_is_refused_and_one_that_was_written_is_shared(

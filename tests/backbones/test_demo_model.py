@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.architectures import DEMO, meta_unet, preset_config
+from sdprobe.backbones.cards import digest, listed
 from sdprobe.backbones.layers import layer_table
-from sdprobe.backbones.loading import digest, listed
 from sdprobe.utilities.errors import InputError
 from tools.demo.card import write
 

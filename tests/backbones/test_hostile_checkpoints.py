@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.loading import check_card
+from sdprobe.backbones.cards import check_card
 from sdprobe.utilities.errors import InputError
 
 UNET, ENCODER = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -88,6 +88,8 @@ REFUSED: dict[str, Attack] = CODE | {
     "shards behind a link": lambda f: elsewhere(f / "text_encoder", ENCODER, first(ENCODER), link=True),
     "shards behind a link, network": lambda f: elsewhere(f / "unet", UNET, first(UNET), link=True),
     "shards in a folder": lambda f: (sharded(f / "vae", UNET, f"x/../{UNET}"), (f / "vae" / "x").mkdir()),
+    "pipe for weights": lambda f: ((f / "unet" / UNET).unlink(), os.mkfifo(f / "unet" / UNET)),
+    "pipe for words": lambda f: ((f / "tokenizer" / "tokenizer.json").unlink(), os.mkfifo(f / "tokenizer" / "tokenizer.json")),
     "pickled shards": lambda f: (sharded(f / "text_encoder", ENCODER, "a.bin"), pickled(f / "text_encoder" / ENCODER, "a.bin")),
     "index of numbers": lambda f: merge(f / "unet" / f"{UNET}.index.json", weight_map={"a": 1}),
     "index of nothing": lambda f: merge(f / "unet" / f"{UNET}.index.json", weight_map=None),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdprobe.backbones.loading import check_card, digest, listed
+from sdprobe.backbones.cards import check_card, digest, listed
 from sdprobe.utilities.errors import InputError
 
 NAME = "unet/weights.safetensors"

@@ -11,21 +11,21 @@ from PIL import Image
 
 from sdprobe.reports.__main__ import main
 from sdprobe.reports.collection import filtered, read_runs, summarise
-from sdprobe.reports.registry import NO_LOCK
 from sdprobe.reports.run import Run
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.locks import NO_LOCK
 from tests.reports.fabricated import KINDS, behind, configured, fabricated, stored
 
 META = {"complete": True, "layers": ["mid"], "model": "sd", "weights": "stored", "timestep": 50, "images": {"test": 7}}
 DAMAGED = {
     "bare": ("{}", "metrics.json is unreadable (it lacks meta)"),
     "counts": (META | {"images": {"test": "many"}}, "metrics.json is unreadable (meta.images is not integers by name)"),
-    "cut": ('{"a": 1', "metrics.json is unreadable (Expecting ',' delimiter: line 1 column 8 (char 7))"),
+    "cut": ('{"a": 1', "metrics.json is unreadable (no JSON)"),
     "deep": ('{"a":' * 9999 + "1" + "}" * 9999, "metrics.json is unreadable (nested too deeply)"),
     "incomplete": (META | {"complete": False}, f"is incomplete; {NO_LOCK}"),
     "infinite": ('{"test/mid/rmse/all": Infinity}', "metrics.json is unreadable (test/mid/rmse/all is no number)"),
     "layers": (META | {"layers": [1]}, "metrics.json is unreadable (meta.layers is not a list of texts)"),
-    "list": ("[]", "metrics.json is unreadable ('list' object is not a mapping)"),
+    "list": ("[]", "metrics.json is unreadable (no object)"),
     "meta": ('{"meta": 3}', "metrics.json is unreadable (it lacks meta)"),
     "nan": ('{"test/mid/rmse/all": NaN}', "metrics.json is unreadable (test/mid/rmse/all is no number)"),
     "nested": ('{"test/mid/rmse": {"all": 1}}', "metrics.json is unreadable (test/mid/rmse is no number)"),
@@ -145,7 +145,7 @@ def test_filters_keep_runs_and_failed_runs_of_a_setting(tmp_path: Path) -> None:
          "Expected runs with a result, but the one run in '{}' has none. a: metrics.json is unreadable (it lacks meta)\n"),
         ({"a": "[]", "b": "[]"},
          "Expected runs with a result, but none of the 2 runs in '{}' has one. "
-         "a: metrics.json is unreadable ('list' object is not a mapping)\n"),
+         "a: metrics.json is unreadable (no object)\n"),
     ],
 )  # fmt: skip
 def test_a_folder_without_results_is_one_sentence(

@@ -22,12 +22,13 @@ from sdprobe.metrics.gains import surely_worse
 from sdprobe.reports import registry
 from sdprobe.reports.__main__ import COMMANDS, main
 from sdprobe.reports.filters import settings_of, where
-from sdprobe.reports.registry import find, one, read_run, running
+from sdprobe.reports.registry import find, one, read_run
 from sdprobe.reports.registry_best import Metric, rank
 from sdprobe.reports.registry_list import main_numbers, row, show_list
 from sdprobe.reports.registry_show import differences, show_run
 from sdprobe.reports.run import Run
 from sdprobe.reports.tracked import chosen
+from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import write_json
 from tests.reports.fabricated import KINDS, behind, fabricated
@@ -214,17 +215,17 @@ def test_a_running_job_is_told_from_a_dead_one(tmp_path: Path) -> None:
         lock(tmp_path / "elsewhere", "another-host")
         states = {entry.name: entry.state for entry in find([tmp_path])}
     assert states == {"running": "running", "dead": "dead", "elsewhere": "no result", "unlocked": "no result"}
-    assert running(tmp_path / "running")[0] is False, "the lock went with its holder"
-    assert "another-host" in running(tmp_path / "elsewhere")[1]
+    assert locks.state(tmp_path / "running")[0] is False, "the lock went with its holder"
+    assert "another-host" in locks.state(tmp_path / "elsewhere")[1]
 
 
 def test_a_foreign_lock_file_says_nothing(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", '{"host": 3, "started": "x"}'):
         (tmp_path / ".lock").write_text(text)
-        assert running(tmp_path)[0] is None
+        assert locks.state(tmp_path)[0] is None
     (tmp_path / ".lock").unlink()
     os.mkfifo(tmp_path / ".lock")
-    assert running(tmp_path)[0] is None, "and does not wait for a writer"
+    assert locks.state(tmp_path)[0] is None, "and does not wait for a writer"
 
 
 def test_failed_and_incomplete_runs_say_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

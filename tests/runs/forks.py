@@ -1,5 +1,6 @@
 """The command in a forked process, which has everything imported already: a second per run, and it can be killed."""
 
+import gc
 import json
 import os
 import runpy
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,15 +47,21 @@ def begin(arguments: Sequence[str], log: Path, program: str = "train.py") -> int
 
 
 def prepare(patch: Any) -> None:
-    """Import what a run imports, once, and leave out what costs time: long epochs and figures."""
+    """Import what a run imports, once, and leave out what costs time: long epochs, figures, and versions of packages."""
     import datamodules.activations
     import datamodules.pairs
-    import probes.correspondence  # noqa: F401
+    import probes.correspondence
+    import probes.position  # noqa: F401
     import sdprobe.runs.run
+    import sdprobe.runs.tracking
+    from sdprobe.runs import record
 
     for module in (datamodules.activations, datamodules.pairs):
-        patch.setattr(module, "STEPS_PER_EPOCH", 10)
-    patch.setattr(sdprobe.runs.run, "draw", lambda finished, folder: [])
+        patch.setattr(module, "STEPS_PER_EPOCH", 4)
+    patch.setattr(sdprobe.runs.run, "draw", lambda *_: [])
+    patch.setattr(record, "_version", {name: record._version(name) for name in record.PACKAGES}.get)
+    gc.collect()
+    gc.freeze()
 
 
 def ended(process: int) -> int:
@@ -68,9 +76,12 @@ def command(*arguments: str, log: Path, program: str = "train.py") -> tuple[int,
     return code, log.read_text()
 
 
-def killed(*arguments: str, log: Path, after: float) -> bool:
-    """Start the command and kill it after so many seconds. Returns whether it still ran."""
+def killed(*arguments: str, log: Path, since: str, after: float) -> bool:
+    """Start the command and kill it so many seconds after it printed a text. Returns whether it still ran."""
+    log.unlink(missing_ok=True)
     process = begin(arguments, log)
+    while not (log.exists() and since in log.read_text()) and os.waitid(os.P_PID, process, ENDED) is None:
+        time.sleep(0.01)
     time.sleep(after)
     os.kill(process, signal.SIGKILL)
     return ended(process) == -signal.SIGKILL

@@ -26,9 +26,10 @@ from sdprobe.utilities.io import DamagedFile, read_state, write_state, write_yam
 from tests.runs.forks import begin, command, ended, killed, numbers, prepare
 
 SMALL = [
-    "backbone=tiny", "block=up_0", "images.size=64", "images.limit=12", "trainer.max_epochs=4", "logger=none", "device=cpu",
+    "backbone=tiny", "block=up_0", "images.size=64", "images.limit=12", "trainer.max_epochs=3", "logger=none", "device=cpu",
 ]  # fmt: skip
-POSITION = [*SMALL, "probe=position", "mitigation=[standardize]", "datamodule.compare=true"]
+# a regression: its errors are no counts, so that every change of a number shows
+POSITION = [*SMALL, "probe=position", "probe.head=regression", "mitigation=[standardize]", "datamodule.compare=true"]
 MATCHING = [*SMALL, "probe=correspondence", "images=scene_pairs", "images.limit=48", "probe.head=none"]
 CORRUPTIONS, KILLS, SLICES = 320, 320, 16
 
@@ -114,6 +115,9 @@ def measured(place: Path) -> Path:
     for arguments in [*commands, sweep(work), [*saved(work), f"hydra.run.dir={work / 'saved'}"]]:
         code, printed = command(*arguments, log=place / "log")
         assert code == 0, printed
+    for name in ("position", "matching"):
+        first, second = (numbers(work / name / seed) for seed in "01")
+        assert sum(first[key] != second[key] for key in first.keys() & second.keys()) > 20, "the control: seeds differ"
     shutil.copytree(work, place / "whole")
     return place
 
@@ -133,7 +137,14 @@ def sweep(work: Path) -> list[str]:
 
 def saved(work: Path) -> list[str]:
     folder = work / "position" / "0" / "mitigation" / "standardize"
-    return [*SMALL, "probe=position", "mitigation=saved", f"mitigation.saved.folder={folder}", cached(work)]
+    return [
+        *SMALL,
+        "probe=position",
+        "probe.head=regression",
+        "mitigation=saved",
+        f"mitigation.saved.folder={folder}",
+        cached(work),
+    ]
 
 
 # --- damaged files -----------------------------------------------------------------------------------------------------
@@ -203,7 +214,7 @@ def use(what: str, work: Path, log: Path) -> tuple[int, str, dict[Path, str]]:
     if what in ("continue", "resume"):
         if what == "continue":
             (first / "metrics.json").unlink()
-        return *command(f"resume={first}", log=log), {first: str(first.relative_to(work))}
+        return *command(f"resume={first}", cached(work), log=log), {first: str(first.relative_to(work))}
     if what == "sweep":
         if kind:
             (work / "sweep" / "0" / "metrics.json").unlink(missing_ok=True)
@@ -216,7 +227,7 @@ def use(what: str, work: Path, log: Path) -> tuple[int, str, dict[Path, str]]:
 
 
 def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Generator) -> str:
-    """Damage a file, use it, and return what became of it: ``same`` numbers, or a ``sentence``."""
+    """Damage a file, use it, and return what became of it: the numbers are the ``same``, or it was ``rebuilt`` or ``told``."""
     work, whole, log = place / "work", place / "whole", place / "log"
     shutil.rmtree(work)
     shutil.copytree(whole, work)
@@ -232,12 +243,13 @@ def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Gene
     assert "Traceback" not in printed, case
     if code:
         assert re.search(r"^(Error: )?(Expected .*\.|\d+ of \d+ jobs have no result)", printed, re.M), case
-        return "sentence"
+        assert any(name in printed for name in (path.name, str(path.parent))), case
+        return "told"
     if what == "report":
-        return "sentence" if "Skipped" in printed else "same"
+        return "told" if "Skipped" in printed else "same"
     for folder, reference in folders.items():
         assert numbers(folder) == same(whole / reference), case
-    return "same"
+    return "rebuilt" if "damaged" in printed else "same"
 
 
 @pytest.mark.slow
@@ -245,20 +257,34 @@ def tried(place: Path, pattern: str, way: str, what: str, random: np.random.Gene
 def test_a_damaged_file_is_rebuilt_or_told_and_changes_no_number(place: Path, part: int) -> None:
     cases = [(pattern, way, what) for pattern, uses in KINDS.items() for what in uses for way in WAYS]
     order = np.random.default_rng(0).permutation(np.resize(np.arange(len(cases)), CORRUPTIONS))
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[tuple[str, str]] = Counter()
+    failed = []
     for number in order[part::SLICES]:
-        outcomes[tried(place, *cases[number], np.random.default_rng([part, int(number)]))] += 1
-    sys.stdout.write(f"part {part}: {dict(outcomes)}\n")
-    assert outcomes["same"] and outcomes["sentence"]
+        try:
+            outcome = tried(place, *cases[number], np.random.default_rng([part, int(number)]))
+        except AssertionError as error:
+            outcome = "failed"
+            failed.append(str(error))
+        outcomes[cases[number][0], outcome] += 1
+    for (pattern, outcome), count in sorted(outcomes.items()):
+        sys.stdout.write(f"part {part}: {pattern} {outcome} {count}\n")
+    assert not failed, "\n".join(failed)
+    assert {outcome for _, outcome in outcomes} >= {"same", "rebuilt", "told"}
 
 
 # --- killed processes --------------------------------------------------------------------------------------------------
 
 
-def last_step(printed: str) -> str:
-    """What a run did when it was killed, by the last step that it had finished."""
-    steps = re.findall(r"^\d+ of \d+: ([a-z ]+)", printed, re.M)
-    return f"after {steps[-1].strip()}" if steps else "before the first step"
+STEPS = "Steps: "  # a run prints this when it begins to measure
+
+
+def moment(printed: str, several: bool) -> str:
+    """What a run did when it was killed: the step after the last one that it had finished; of a sweep, which job."""
+    if several:
+        return f"job {len(re.findall('^Job .*', printed, re.M)) + 1} of a sweep"
+    steps = re.findall(r"\d ([a-z ]+)", printed.partition(STEPS)[2].partition("\n")[0])
+    done = len(re.findall(r"^\d+ of \d+: ", printed, re.M))
+    return "start" if not steps else [*steps, "end"][done]
 
 
 @pytest.mark.slow
@@ -267,9 +293,9 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
     random, log = np.random.default_rng(part), tmp_path / "log"
     moments: Counter[str] = Counter()
     kills = rounds = 0
-    begun = time.monotonic()
+    began = time.monotonic()
     assert command(*POSITION, "seed=0", cached(tmp_path), f"hydra.run.dir={tmp_path / 'timed'}", log=log)[0] == 0
-    lasting = time.monotonic() - begun
+    lasting = time.monotonic() - began
     while kills < KILLS // SLICES:
         rounds += 1
         work = tmp_path / str(rounds)
@@ -277,19 +303,21 @@ def test_a_kill_at_any_moment_changes_no_number(place: Path, part: int, tmp_path
         arguments = sweep(work) if several else [*POSITION, "seed=0", cached(work), f"hydra.run.dir={work / 'run'}"]
         for _ in range(5):
             again = not several and (work / "run" / ".hydra" / "overrides.yaml").is_file()
-            given = [f"resume={work / 'run'}"] if again else arguments
-            log.unlink(missing_ok=True)
-            kills += killed(*given, log=log, after=lasting * random.uniform(0, 1.2 if several else 1))
-            moments[last_step(log.read_text() if log.exists() else "")] += 1
+            given = [f"resume={work / 'run'}", cached(work)] if again else arguments
+            since = "" if random.uniform() < 0.1 else "A sweep" if several else STEPS
+            if killed(*given, log=log, since=since, after=lasting * random.uniform(0, 1.2 if several else 0.7)):
+                kills += 1
+                moments[moment(log.read_text() if log.exists() else "", several)] += 1
             assert "Traceback" not in (log.read_text() if log.exists() else ""), log.read_text()
         again = not several and (work / "run" / ".hydra" / "overrides.yaml").is_file()
-        code, printed = command(*([f"resume={work / 'run'}"] if again else arguments), log=log)
+        code, printed = command(*([f"resume={work / 'run'}", cached(work)] if again else arguments), log=log)
         assert code == 0 and "damaged" not in printed, printed
         wanted = {f"sweep/{seed}": f"sweep/{seed}" for seed in "01"} if several else {"run": "position/0"}
         for name, reference in wanted.items():
             assert numbers(work / name) == same(place / "whole" / reference), printed
         shutil.rmtree(work)
-    sys.stdout.write(f"part {part}: {kills} kills in {rounds} rounds, {dict(moments)}\n")
+    for name, count in sorted(moments.items()):
+        sys.stdout.write(f"part {part}: {name} {count}\n")
 
 
 # --- two starts --------------------------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
 """A run folder that a stranger wrote: continuing it runs none of his code, reads no secret and writes nowhere else."""
 
+import contextlib
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from sdprobe.reports.__main__ import main as reports
 from sdprobe.runs import cli, folders
 from sdprobe.runs.arguments import as_overrides
 from sdprobe.runs.folders import CONFIGS
@@ -224,6 +229,80 @@ def test_nothing_is_written_through_a_link(name: str, existing: bool, tmp_path: 
     with pytest.raises(InputError, match="link"):
         folders.check_place(folder)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+PLANTED: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "socket": lambda path: plant_socket(path),
+    "hard link": lambda path: path.hardlink_to(outside(path)),
+    "link to a pipe": lambda path: (os.mkfifo(outside(path).with_name("pipe")), path.symlink_to(path.parents[4] / "pipe")),
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link in a circle": lambda path: (path.symlink_to("y"), path.with_name("y").symlink_to(path.name)),
+    "deep folders": lambda path: plant_deep(path),
+}  # fmt: skip
+
+
+def outside(path: Path) -> Path:
+    path.parents[4].joinpath("note.txt").write_text("mine")
+    return path.parents[4] / "note.txt"
+
+
+def plant_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # an address of a socket is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def plant_deep(path: Path) -> None:
+    here = os.getcwd()
+    path.mkdir()
+    os.chdir(path)
+    try:
+        for _ in range(1500):
+            os.mkdir("a")
+            os.chdir("a")
+    finally:
+        os.chdir(here)
+
+
+WRITTEN = ("train.log", "metrics.json", ".hydra/config.yaml", ".hydra/overrides.yaml", "checkpoints/last.ckpt", "wandb/x",
+           "mitigation/a/mitigation.json", "config_hash", "error.txt", "run_id", "maps.npz")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [*((name, "train.log") for name in PLANTED), *((name, place) for name in ("pipe", "hard link") for place in WRITTEN[1:])],
+)
+def test_what_is_no_file_of_the_folder_is_neither_waited_for_nor_written(name: str, place: str, tmp_path: Path) -> None:
+    """By a run that is continued or started there, by the list of runs, nor by a report."""
+    inner = tmp_path / "a" / "b" / "c"
+    inner.mkdir(parents=True)
+    folder = run_folder(inner, FREE)
+    path = folder / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    PLANTED[name](path)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(5)
+    try:
+        with pytest.raises(InputError):
+            cli.expanded([f"resume={folder}"])
+        with pytest.raises(InputError):
+            folders.check_place(folder)
+        for words in (["ls", str(folder), "probe=x"], ["ls", str(folder)], ["show", str(folder)], [str(folder)], [str(inner)]):
+            with contextlib.suppress(SystemExit):
+                reports(words)
+    finally:
+        signal.alarm(0)
+    note = tmp_path / "note.txt"
+    assert not note.exists() or note.read_text() == "mine"
+    if name == "deep folders":
+        subprocess.run(["rm", "-r", str(path)], check=True)  # deeper than Python's own rmtree goes
 
 
 def test_links_of_wandb_within_the_folder_stay(tmp_path: Path) -> None:

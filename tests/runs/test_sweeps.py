@@ -24,7 +24,6 @@ from datamodules.images.scenes import Scenes
 from datamodules.latents import LatentCache, LatentStore
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import choose_device
-from sdprobe.reports.registry import NO_LOCK
 from sdprobe.reports.run import Run
 from sdprobe.runs import cli, sweep
 from sdprobe.runs.cli import UserError
@@ -32,6 +31,7 @@ from sdprobe.runs.record import VERSION, config_hash
 from sdprobe.runs.sweep import SweepSummary, jobs, named
 from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.locks import NO_LOCK
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

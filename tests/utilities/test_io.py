@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from sdprobe.runs.record import unpacked, write_predictions
@@ -201,7 +200,7 @@ FORMATS: dict[str, tuple[Callable[[Path, int], object], Callable[[Path], str]]] 
     ),
     "yaml": (
         lambda path, seed: write_yaml(path, f"- probe=position\n- seed={seed}\n"),
-        lambda path: repr(listed(path, read_yaml(path))),
+        lambda path: repr(listed(path)),
     ),
     "arrays": (
         lambda path, seed: write_arrays(path, {"mid/accuracy": np.arange(6.0) + seed, "b": np.arange(3)}),
@@ -225,9 +224,10 @@ def without_sum(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in content.items() if key != "meta"} | {"seed": content["meta"]["seed"]}
 
 
-def listed(path: Path, text: str) -> list[Any]:
+def listed(path: Path) -> list[Any]:
+    content = read_yaml(path)
     with parsing(path):
-        return [*OmegaConf.create(text)]
+        return [*content]
 
 
 @pytest.mark.parametrize("name", FORMATS)

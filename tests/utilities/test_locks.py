@@ -14,7 +14,7 @@ import pytest
 
 from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.locks import FolderInUse, is_locked, locked
+from sdprobe.utilities.locks import FolderInUse, locked, state
 
 FORK = multiprocessing.get_context("fork")
 
@@ -27,10 +27,10 @@ def holding(folder: Path, begun: Any, end: Any) -> None:
 
 def test_the_lock_is_held_within_the_block_and_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    assert not is_locked(folder)
+    assert state(folder)[0] is None
     with locked(folder):
-        assert is_locked(folder)
-    assert not is_locked(folder) and not folder.exists() and folder.parent.exists()
+        assert state(folder)[0] is True
+    assert state(folder)[0] is None and not folder.exists() and folder.parent.exists()
     with locked(folder):
         (folder / "metrics.json").touch()
     assert [path.name for path in folder.iterdir()] == ["metrics.json"], "a folder with results stays, without the lock"
@@ -43,9 +43,9 @@ def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> Non
     begun.wait()
     before = (tmp_path / "run" / ".lock").read_bytes()
     assert json.loads(before)["pid"] == process.pid
-    with pytest.raises(FolderInUse, match=rf"to be free, but process {process.pid} on \S+, begun 20\S+ \S+, uses it\. Wait"):
+    with pytest.raises(FolderInUse, match=rf"to be free, but process {process.pid} on \S+, begun 20\S+ \S+ uses it\. Wait"):
         locks.acquire(tmp_path / "run")
-    assert is_locked(tmp_path / "run") and (tmp_path / "run" / ".lock").read_bytes() == before
+    assert state(tmp_path / "run")[0] is True and (tmp_path / "run" / ".lock").read_bytes() == before
     with locked(tmp_path / "other"):  # another folder is free
         end.set()
         process.join()
@@ -65,11 +65,11 @@ def test_a_killed_process_keeps_nothing_even_if_its_worker_lives_on(tmp_path: Pa
     process = FORK.Process(target=parent)
     process.start()
     begun.wait()
-    assert is_locked(tmp_path)
+    assert state(tmp_path)[0] is True
     assert process.pid
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert not is_locked(tmp_path) and (tmp_path / ".lock").exists()
+    assert state(tmp_path)[0] is False and (tmp_path / ".lock").exists()
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_bytes())["pid"] == os.getpid()
     os.write(ends, b"1")
@@ -93,7 +93,7 @@ def test_of_many_processes_one_holds_the_lock_while_folders_come_and_go(tmp_path
     for process in processes:
         process.start()
     while any(process.is_alive() for process in processes):
-        is_locked(tmp_path / "run")  # asking disturbs nobody
+        state(tmp_path / "run")  # asking disturbs nobody
     assert [process.exitcode for process in processes] == [0] * 4
     assert sum(counts) > 50 and not (tmp_path / "run").exists()
 
@@ -108,7 +108,7 @@ def test_a_lock_that_is_no_file_of_its_own_is_refused(tmp_path: Path) -> None:
         plant(tmp_path / str(number) / ".lock")
         with pytest.raises(InputError, match=r"\.lock to be a file.* Delete it\."):
             locks.acquire(tmp_path / str(number))
-        assert not is_locked(tmp_path / str(number))
+        assert state(tmp_path / str(number))[0] is None
     assert victim.read_text() == "keep"
 
 
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_costs_no_run(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(locks.fcntl, "flock", unsupported)
     with locked(tmp_path):
-        assert not is_locked(tmp_path)
+        assert state(tmp_path)[0] is None
     assert not list(tmp_path.iterdir()) if tmp_path.exists() else True
 
 

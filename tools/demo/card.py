@@ -13,7 +13,7 @@ import yaml
 from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 
-from sdprobe.backbones.loading import digest
+from sdprobe.backbones.cards import digest
 from sdprobe.utilities.io import write_figure, write_file
 from tools.demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
 from tools.demo.train import CONFIG

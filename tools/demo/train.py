@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from transformers import CLIPTokenizer
 
+from sdprobe.backbones import cards
 from sdprobe.backbones.saving import save_folder
 from sdprobe.scenes.composition import compose
 from sdprobe.utilities.io import read_json, write_file
@@ -62,6 +63,7 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
     write_file(folder / "tokenizer" / "vocab.json", json.dumps(pairs["vocab"], ensure_ascii=False))
     merges = "\n".join(" ".join(pair) for pair in pairs["merges"])
     write_file(folder / "tokenizer" / "merges.txt", f"#version: 0.2\n{merges}\n")
+    cards.list_files(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
