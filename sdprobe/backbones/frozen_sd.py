@@ -219,7 +219,10 @@ class FrozenSD:
 
     @cached_property
     def layers(self) -> dict[str, tuple[int, int, int]]:
-        """Layer → (C, h, w) in execution order, for images of the native size (512 pixels if there is none)."""
+        """Layer → (C, h, w) in execution order, for images of the native size (512 pixels if there is none).
+
+        :meth:`shapes` also gives those inside attention.
+        """
         return self.shapes(self.native_size or 512, tuple(self.unet.layers))
 
     @property
@@ -356,8 +359,9 @@ class FrozenSD:
             images: a PIL image, path, array or tensor, a stack (B, 3, H, W), or a list of these. Pixels are floats in [0, 1] or
                 8-bit integers; channels come first or last. Grey becomes three channels, transparency white. Sides are
                 multiples of 8 pixels; with multiples of 64 every grid divides evenly.
-            layers: a name, a list of names, a glob such as ``up_*``, ``stages``, ``all`` or ``loos2025``.
-                ``python -m sdprobe.backbones NAME`` lists the names. Published names (``up_blocks[1].resnets[2]``) work, too.
+            layers: a name, a list of names, a glob such as ``up_*``, ``stages``, ``all``, ``inside`` or ``loos2025``.
+                ``python -m sdprobe.backbones NAME`` lists the names, with ``--inside`` those inside attention, such as
+                ``up_1_attn_1_key``. Published names (``up_blocks[1].resnets[2]``) work, too.
             timestep: noise level, an integer in [0, 1000), or several. Features are usually read between 1 and 300.
             seed: together with ``ids`` it determines the noise of each image.
             prompt: conditioning text, or one per image.
@@ -483,21 +487,30 @@ class FrozenSD:
         check_finite(grids, ids, self.dtype)
         return grids
 
-    def shapes(self, size: int, layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    def shapes(self, size: int, layers: str | Sequence[str]) -> dict[str, tuple[int, int, int]]:
         """Shapes of layers, without running the network.
 
         Args:
             size: side of square images in pixels.
-            layers: canonical names.
+            layers: as in :meth:`activations`; ``inside`` gives those inside attention.
 
         Returns:
-            layer → (C, h, w).
+            layer → (C, h, w), in execution order.
+
+        Raises:
+            InputError: an unknown layer.
+
+        Example:
+            >>> from sdprobe import FrozenSD
+            >>> FrozenSD.from_pretrained("tiny").shapes(512, ["mid", "mid_attn_0_query"])
+            {'mid_attn_0_query': (64, 8, 8), 'mid': (64, 8, 8)}
         """
         side = size // self.encoder.stride
-        inner = [name for name in layers if name not in INPUTS]
+        names = self._resolve(layers)
+        inner = [name for name in names if name not in INPUTS]
         shapes = self.unet.shapes((side, side), inner) if inner else {}
         channels = self.unet.config.in_channels
-        return {name: (channels, side, side) if name in INPUTS else shapes[name] for name in layers}
+        return {name: (channels, side, side) if name in INPUTS else shapes[name] for name in names}
 
     def published_names(self, layers: Sequence[str]) -> dict[str, str]:
         """The names that papers and diffusers use.
@@ -508,7 +521,7 @@ class FrozenSD:
         Returns:
             layer → name, such as ``up_blocks[1].upsamplers[0]``.
         """
-        return {name: self.unet.layers[name].published if name in self.unet.layers else name for name in layers}
+        return {name: self.unet.table[name].published if name in self.unet.table else name for name in layers}
 
     def describe(self) -> dict[str, Any]:
         """What identifies this backbone in the record of a run.

@@ -1,6 +1,5 @@
 """Checkpoint folders → networks: find (or download) a diffusers folder, check it, and load safetensors only."""
 
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

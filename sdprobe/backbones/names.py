@@ -8,41 +8,66 @@ from sdprobe.utilities.errors import InputError
 
 INPUTS = ("latent", "noisy_latent")
 EMPTY = "Expected block to name at least one layer, but got an empty list. Use block=mid, for example."
-LISTING = "`python -m sdprobe.backbones <backbone>` lists all of them"
-SETS = ("stages", "all", "loos2025")
-GRAMMAR = re.compile(r"conv_in|conv_out|(mid|(down|up)_\d+)(_(res|attn)_\d+|_upsample|_downsample)?")
+SETS = ("stages", "all", "loos2025", "inside")
+# what is inside attention, in execution order: end of the name → path within one of diffusers' transformer blocks
+PARTS = {
+    "query": "attn1.to_q", "key": "attn1.to_k", "value": "attn1.to_v", "out": "attn1",
+    "cross_query": "attn2.to_q", "cross_out": "attn2", "ff": "ff",
+}  # fmt: skip
+GRAMMAR = re.compile(
+    rf"conv_in|conv_out|(mid|(down|up)_\d+)(_res_\d+|_attn_\d+(_(b\d+_)?({'|'.join(PARTS)}))?|_upsample|_downsample)?"
+)
 # paths of modules in diffusers: up_blocks.1.resnets.2, up_blocks[1].resnets[2], mid_block
-_PATH = re.compile(r"(mid_block|(down|up)_blocks(\.\d+|\[\d+\]))(\.\w+(\.\d+|\[\d+\]))?")
+_INDEX = r"(\.\d+|\[\d+\])"
+_MODULE = rf"transformer_blocks{_INDEX}\.({'|'.join(map(re.escape, PARTS.values()))})(\.to_out{_INDEX})?"
+_PATH = re.compile(rf"(mid_block|(down|up)_blocks{_INDEX})(\.\w+{_INDEX}(\.{_MODULE})?)?")
+_WORDS = re.compile(r".*(cross_(key|value)|attn2\.to_[kv])")
 _STAGES = ("mid", *(f"{side}_{number}" for side in ("down", "up") for number in range(4)))
 _COMMON = (
     "conv_in",
     "conv_out",
     *_STAGES,
     *(f"{stage}_{kind}_{i}" for stage in _STAGES for kind in ("res", "attn") for i in (0, 1)),
+    *(f"{stage}_attn_{i}_{part}" for stage in _STAGES for i in (0, 1) for part in PARTS),
 )
 
 
 def check_names(block: str | Iterable[str]) -> None:
     """Refuse what no network could have: neither a name, a path, a glob, nor one of the sets.
 
-    >>> check_names(["mid", "up_*", "up_blocks[1].resnets[2]"])
+    >>> check_names(["mid", "up_*", "up_blocks[1].resnets[2]", "up_1_attn_0_key"])
 
     Raises:
-        InputError: the message names the nearest one.
+        InputError: the message names the nearest one. Keys and values of cross-attention belong to words, which it says.
     """
     items = [block] if isinstance(block, str) else [str(item) for item in block]
     if not items:
         raise InputError(EMPTY)
     for item in items:
         known = item in (*INPUTS, *SETS) or GRAMMAR.fullmatch(item) or _PATH.fullmatch(item) or set("*?[") & set(item)
-        if not known:
+        if not known or _WORDS.fullmatch(item):
             raise unknown(item, (*_COMMON, *INPUTS))
 
 
 def unknown(item: str, names: Iterable[str]) -> InputError:
     """The error for an item that is none of these names and no set of them."""
+    if _WORDS.fullmatch(item):
+        return InputError(
+            f"Expected block to name a layer with a token per place of the image, but got '{item}': keys and values of "
+            "cross-attention belong to the words of the prompt. Use cross_query, cross_out, or key and value of self-attention."
+        )
     [nearest] = difflib.get_close_matches(item, [*names, *SETS], n=1, cutoff=0.0)
     return InputError(
-        f"Expected block to be a layer, a list, a glob, 'stages', 'all' or 'loos2025', but got '{item}'. "
-        f"The nearest name is '{nearest}'; {LISTING}."
+        f"Expected block to be a layer, a list, a glob, 'stages', 'all', 'inside' or 'loos2025', but got '{item}'. "
+        f"The nearest name is '{nearest}'; {listing(item)}."
     )
+
+
+def listing(item: str) -> str:
+    """The command that lists the layers among which a user looks for ``item``.
+
+    >>> listing("up_1_attn_9_key")
+    '`python -m sdprobe.backbones <backbone> --inside` lists all of them'
+    """
+    option = " --inside" if re.search(r"attn_\d+_|attn\d\.", item) else ""
+    return f"`python -m sdprobe.backbones <backbone>{option}` lists all of them"

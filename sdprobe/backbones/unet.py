@@ -1,6 +1,6 @@
 """FrozenUNet: noisy latents → activation grids of the requested layers; stops after the deepest. Data path step 4."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sdprobe.backbones.architectures import meta_unet
 from sdprobe.backbones.layers import layer_table, resolve
@@ -44,6 +45,10 @@ def check_conditions(config: Mapping[str, Any]) -> None:
             )
 
 
+FUSED = ("to_q", "to_k", "to_v")  # projections that diffusers can fuse, in this order
+DEFAULT = "Use the pipeline without what changes attention (pipe.unet.set_default_attn_processor())."
+
+
 class _Deepest(Exception):
     """Raised by the hook on the deepest requested layer to end the forward pass."""
 
@@ -51,7 +56,8 @@ class _Deepest(Exception):
 class FrozenUNet(nn.Module):
     """A diffusers U-Net that never trains and returns the outputs of any of its layers.
 
-    ``layers`` maps every canonical name to its layer, in execution order. ``passes`` counts the images that went through.
+    ``layers`` maps every canonical name to its layer, in execution order. ``table`` also has those inside attention.
+    ``passes`` counts the images that went through.
 
     Raises:
         InputError: a U-Net that needs other inputs than text, see :func:`check_conditions`.
@@ -61,6 +67,7 @@ class FrozenUNet(nn.Module):
         super().__init__()
         check_conditions(unet.config)
         self.unet = unet.eval().requires_grad_(False)
+        self.table = layer_table(unet, inside=True)
         self.layers = layer_table(unet)
         self.passes = 0
 
@@ -83,18 +90,27 @@ class FrozenUNet(nn.Module):
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of ``layers``; no module after the deepest of them runs.
 
+        Sequences of tokens inside attention become grids.
+
         Args:
             noisy: noisy latents (B, 4, H, W), of any height and width.
             timestep: noise level, the same for the whole batch.
             conditioning: shared by the whole batch, or one per image.
             layers: canonical names, see :func:`sdprobe.backbones.layers.resolve`.
             with_grad: record gradients with respect to ``noisy``.
+
+        Raises:
+            InputError: attention that computes otherwise than diffusers' own, so that a layer inside it has no grid.
         """
         grids: dict[str, Tensor] = {}
         # not inference_mode: probes train on these tensors
         with nullcontext() if with_grad else torch.no_grad(), self._capture(layers, grids), suppress(_Deepest):
             self._run(self.unet, noisy, timestep, conditioning)
         self.passes += len(noisy)
+        if absent := [name for name in layers if name not in grids]:
+            raise InputError(
+                f"Expected {absent[0]} to be computed by the module {self.table[absent[0]].path}, but it did not run. {DEFAULT}"
+            )
         return grids
 
     def shapes(self, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -104,30 +120,51 @@ class FrozenUNet(nn.Module):
         pooled = torch.empty(1, self._pooled_width(), device="meta") if self._takes_pooled() else None
         noisy = torch.empty(1, self.config.in_channels, *latent, device="meta")
         grids = copy(noisy, 0, Conditioning(states, pooled), layers)
-        return {name: tuple(grids[name].shape[1:]) for name in self.layers if name in grids}
+        return {name: tuple(grids[name].shape[1:]) for name in self.table if name in grids}
 
     def resolve(self, block: str | Sequence[str]) -> tuple[str, ...]:
         """Canonical names for a user's ``block``, in execution order; see :func:`sdprobe.backbones.layers.resolve`."""
-        return resolve(block, self.layers)
+        return resolve(block, self.table)
 
     @contextmanager
     def _capture(self, layers: Sequence[str], grids: dict[str, Tensor]) -> Iterator[None]:
-        deepest = max(layers, key=list(self.layers).index)
+        """Fill ``grids``, and end the pass when they have every layer."""
 
-        def hook_of(name: str) -> Any:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                grids[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-                if name == deepest:
-                    raise _Deepest
+        def keep(name: str, grid: Tensor) -> None:
+            grids[name] = grid
+            if len(grids) == len(set(layers)):
+                raise _Deepest
 
-            return hook
-
-        handles = [self.unet.get_submodule(self.layers[name].path).register_forward_hook(hook_of(name)) for name in layers]
+        handles: list[RemovableHandle] = []
         try:
+            for name in layers:
+                handles.extend(self._hooks(name, keep))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _hooks(self, name: str, keep: Callable[[str, Tensor], None]) -> Iterator[RemovableHandle]:
+        """Hooks that give the grid of a layer to ``keep``."""
+        layer = self.table[name]
+        module = self.unet.get_submodule(layer.path)
+        if not layer.inside:
+            yield module.register_forward_hook(
+                lambda _module, _inputs, output: keep(
+                    name, output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+                )
+            )
+            return
+        shapes: list[torch.Size] = []  # of the grid that goes into the attention module
+        attention = self.unet.get_submodule(layer.path.partition(".transformer_blocks.")[0])
+        yield attention.register_forward_pre_hook(lambda _module, inputs: shapes.append(inputs[0].shape))
+        yield module.register_forward_hook(lambda _module, _inputs, output: keep(name, _grid(name, output, shapes[-1])))
+        parent, _, last = layer.path.rpartition(".")
+        fused = getattr(self.unet.get_submodule(parent), "to_qkv", None)  # runs in their place after fuse_qkv_projections
+        if fused is not None and last in FUSED:
+            yield fused.register_forward_hook(
+                lambda _module, _inputs, output: keep(name, _grid(name, output.chunk(3, dim=-1)[FUSED.index(last)], shapes[-1]))
+            )
 
     def _run(self, unet: nn.Module, noisy: Tensor, timestep: int, conditioning: Conditioning) -> None:
         batch = len(noisy)
@@ -151,3 +188,14 @@ class FrozenUNet(nn.Module):
 
     def _pooled_width(self) -> int:
         return self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
+
+
+def _grid(name: str, tokens: Float[Tensor, "_b _n _c"], shape: torch.Size) -> Float[Tensor, "_b _c _h _w"]:
+    """Tokens inside attention as a grid; ``shape`` is that of the grid (B, _, h, w) that the attention module got."""
+    batch, _, height, width = shape
+    if tokens.shape[:2] != (batch, height * width):
+        raise InputError(
+            f"Expected {name} to have a token for each of {height}×{width} places of {batch} images, but got "
+            f"{tuple(tokens.shape[:2])} (images, tokens): tokens are merged, tiled or computed in parts. {DEFAULT}"
+        )
+    return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()

@@ -36,7 +36,10 @@ COMPARISONS = (
     "selected_layers",
     *(f"{name}_{task}" for task in dict.fromkeys(task.name for task in TASKS.values()) for name in NOISE),
 )
-STAGE = re.compile(r"(conv_in|down_\d+|mid|up_\d+|conv_out)(?:_(res|attn)_(\d+)|_(upsample|downsample))?")
+PARTS = ("query", "key", "value", "out", "cross_query", "cross_out", "ff")  # inside attention, in execution order
+STAGE = re.compile(
+    rf"(conv_in|down_\d+|mid|up_\d+|conv_out)(?:_(res|attn)_(\d+)|_(upsample|downsample))?(?:_(?:b(\d+)_)?({'|'.join(PARTS)}))?"
+)
 STAGES = {"conv_in": 0, "down": 1, "mid": 2, "up": 3, "conv_out": 4}
 
 
@@ -140,6 +143,8 @@ def in_order(layers: Iterable[str]) -> list[str]:
 
     >>> in_order(["up_1", "conv_out", "mid", "mid_attn_0", "down_0_res_1", "down_0_attn_0", "up_0_upsample", "down_0"])
     ['down_0_attn_0', 'down_0_res_1', 'down_0', 'mid_attn_0', 'mid', 'up_0_upsample', 'up_1', 'conv_out']
+    >>> in_order(["mid_attn_0", "mid_attn_0_b1_query", "mid_attn_0_ff", "mid_attn_0_key", "mid_res_0"])
+    ['mid_res_0', 'mid_attn_0_key', 'mid_attn_0_ff', 'mid_attn_0_b1_query', 'mid_attn_0']
     """
     return sorted(dict.fromkeys(layers), key=_place)
 
@@ -150,10 +155,11 @@ def _place(layer: str) -> tuple[int, ...]:
     found = STAGE.fullmatch(layer)
     if found is None:
         return (9,)
-    stage, kind, number, resampled = found.groups()
+    stage, kind, number, resampled, block, part = found.groups()
     name, _, index = stage.rpartition("_") if stage not in STAGES else (stage, "", "0")
     within = (int(number), int(kind == "attn")) if kind else (98, 0) if resampled else (99, 0)  # a stage's output is its last
-    return STAGES[name], int(index), *within
+    inside = (0, int(block or 0), PARTS.index(part)) if part else (1,)
+    return STAGES[name], int(index), *within, *inside
 
 
 def comparison_figures(groups: Sequence[Group]) -> Drawn:

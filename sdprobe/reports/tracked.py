@@ -1,5 +1,6 @@
 """A run's numbers as a tracker compares runs: rows over layers, a few numbers of one layer, and a long table of all."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ NOISE = "noise/timestep"
 GAIN = "gain_over_random_weights"
 # condition and, where it is not the layer's own, layer of the null that the summary shows: the first that was measured
 NULLS = (("chance", ""), ("same_position", "baseline"), ("constant", ""), ("position_only", ""), ("shuffled_labels", ""))
+INSIDE = re.compile(r"\w+_attn_\d+_\w+")  # layers inside attention
 OUTPUTS = ("conv_out", "latent", "noisy_latent")  # no activations inside the network, so not chosen among several layers
 NO_SCORE = ("loss", "ridge_level")  # what validation has beside a probe's score
 Row = dict[str, Any]
@@ -34,8 +36,9 @@ def long_table(run: Run) -> list[list[Any]]:
 def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
     """A row per measured layer, in execution order; none for the network's inputs, which have no depth.
 
-    ``layers/depth`` is 0 for the first layer of the network and 1 for the last, whichever layers were measured. With several
-    noise levels there is a row per layer and level, and ``layers_t261/<metric>`` takes the place of ``layers/<metric>``.
+    ``layers/depth`` is 0 for the first layer of the network and 1 for the last, whichever layers were measured. Those inside
+    attention lie between the others. With several noise levels there is a row per layer and level, and
+    ``layers_t261/<metric>`` takes the place of ``layers/<metric>``.
     ``layers/<metric>`` is the probe's number, ``layers/<metric>/<condition>`` the same under each null, and
     ``layers/<metric>/gain_over_random_weights`` what it has above the random-weights baseline. In a run that compares
     mitigations, ``mitigations/<metric>/<mitigation>`` is the main number behind each and, as ``none``, without one.
@@ -45,10 +48,11 @@ def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
         network: every layer of the network, in execution order.
     """
     rows = []
+    places = _places(network)
+    last = max(*places.values(), 1)
     for layer in run.bases:
-        if base_of(layer) in network:
-            index = list(network).index(base_of(layer))
-            row = {DEPTH: index / max(len(network) - 1, 1), "layers/index": index, "layers/name": base_of(layer)}
+        if (index := places.get(base_of(layer))) is not None:
+            row = {DEPTH: index / last, "layers/index": index, "layers/name": base_of(layer)}
             measured = _numbers(run, layer) | _mitigated(run, layer)
             if (level := timestep_of(layer)) is not None:
                 sections = {"layers": f"layers_t{level}", "mitigations": f"mitigations_t{level}"}
@@ -78,6 +82,23 @@ def noise_rows(run: Run) -> list[Row]:
                     row[f"noise/{main}/{layer}/{condition}"] = null
         rows.append(row)
     return rows
+
+
+def _places(network: Sequence[str]) -> dict[str, float]:
+    """Number of each layer. Those inside attention lie at even distances between the layers around them.
+
+    >>> _places(["conv_in", "mid_attn_0_query", "mid_attn_0"])
+    {'conv_in': 0, 'mid_attn_0_query': 0.5, 'mid_attn_0': 1}
+    """
+    places: dict[str, float] = {}
+    within: list[str] = []
+    number = -1
+    for layer in network:
+        within.append(layer)
+        if not INSIDE.fullmatch(layer):
+            places |= {name: number + place / len(within) for place, name in enumerate(within, 1)} | {layer: number + 1}
+            number, within = number + 1, []
+    return places
 
 
 def headline(run: Run, network: Sequence[str]) -> Row:

@@ -97,7 +97,7 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
     finished = Run.read(folder)
     figures = draw(finished, folder, OmegaConf.select(cfg, "report.format", default="png"))
     pictures = [path for path in figures if path.suffix == ".png"]  # trackers show no PDF
-    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.layers), pictures)
+    tracking.log_results(logger, finished, list(measurement.data.backbone.unet.table), pictures)
     tracking.finish(logger)
     if not sweep.in_turns():
         show(finished, Console())

@@ -192,17 +192,19 @@ def test_an_attached_lora_equals_the_pipelines_own_network(images: Tensor) -> No
     attach(pipe.unet, "to_q", "to_v")
     attach(pipe.text_encoder, "q_proj")
     sd = FrozenSD.from_pipeline(pipe)
-    names = sd.unet.resolve(["mid_attn_0", "up_1_attn_0", "up_3_res_0"])
+    names = sd.unet.resolve(["mid_attn_0", "up_1_attn_0_[qv]*", "up_1_attn_0", "up_3_res_0"])
+    assert isinstance(sd.unet.unet.get_submodule(sd.unet.table["up_1_attn_0_value"].path), Lora)
     found = sd.activations(images[:2], ["noisy_latent", *names], prompt="a cat")
     assert torch.equal(found["noisy_latent"], without.activations(images[:2], "noisy_latent")["noisy_latent"])
-    assert not torch.allclose(
-        found["up_1_attn_0"], without.activations(images[:2], "up_1_attn_0", prompt="a cat")["up_1_attn_0"]
-    )
+    for name, grid in without.activations(images[:2], ["up_1_attn_0", "up_1_attn_0_value"], prompt="a cat").items():
+        assert not torch.allclose(found[name], grid)
     pipe.unet.to(memory_format=torch.channels_last)  # so that both run the same kernels
     noisy = found["noisy_latent"].to(memory_format=torch.channels_last)
     for name in names:
-        output = by_hand(pipe, noisy, sd.unet.layers[name].path, "a cat")
-        assert torch.equal(found[name], output[0] if isinstance(output, tuple) else output), name
+        output = by_hand(pipe, noisy, sd.unet.table[name].path, "a cat")
+        output = output[0] if isinstance(output, tuple) else output
+        grid = output.mT.unflatten(2, (4, 4)) if sd.unet.table[name].inside else output
+        assert torch.equal(found[name], grid), name
 
 
 def test_the_scale_of_a_lora_identifies_the_weights(images: Tensor) -> None:
