@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import gc
 import importlib.util
 import logging
 import math
@@ -82,6 +83,7 @@ def start(main: Callable[[], None]) -> None:
     try:
         if is_rank_zero():  # worker processes get the arguments of the first process
             sys.argv[1:] = prepare(sys.argv[1:])
+        gc.freeze()  # modules stay; without them the collection after each network takes no time
         main()
     except InputError as error:
         sys.exit(str(error))
