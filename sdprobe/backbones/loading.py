@@ -83,7 +83,7 @@ def load(
         return _tiny(weights, weights_seed, dtype, kept)
     folder = _found(path, revision, variant)
     kept.turn_to((pool.state_of(folder), variant, dtype, device))
-    kept.part("checks", lambda: (check_folder(folder), check_card(folder)))
+    kept.part("checked", lambda: _checked(folder))
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype, kept)
     except Exception as error:  # diffusers and transformers raise a dozen unrelated types
@@ -123,6 +123,13 @@ def _found(path: str, revision: str | None, variant: str | None) -> Path:
     folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant)
     _check(folder, variant)
     return folder
+
+
+def _checked(folder: Path) -> bool:
+    """True, if the folder holds networks without code, and the weights that its card lists. Raises InputError otherwise."""
+    check_folder(folder)
+    check_card(folder)
+    return True
 
 
 def _embedded() -> Path:
@@ -179,9 +186,7 @@ def _components(
     key = ("unet", weights, None if weights == "stored" else weights_seed)
     vae_network, vae_hash = kept.part("vae", encoder)
     unet_network, unet_hash = kept.part(key, made, spare=weights != "stored")
-    return Components(
-        unet_network, vae_network, prompts, alphas_cumprod, euler, unet_hash=unet_hash, vae_hash=vae_hash
-    )
+    return Components(unet_network, vae_network, prompts, alphas_cumprod, euler, unet_hash=unet_hash, vae_hash=vae_hash)
 
 
 def _network(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:

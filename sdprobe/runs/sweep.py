@@ -29,7 +29,7 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, folders, interrupts
+from sdprobe.runs import cli, folders, interrupts, launchers
 from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
 from sdprobe.utilities import locks
 from sdprobe.utilities.foreign import shown
@@ -263,6 +263,10 @@ class SweepSummary(Callback):
         'SweepSummary'
     """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Hydra sends its callbacks with every job, and those of a job in another process do nothing."""
+        return {}
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write ``sweep.json``: the number of jobs, the folders they will have, and the time.
 
@@ -271,6 +275,10 @@ class SweepSummary(Callback):
             **kwargs: not used.
         """
         folder = Path(config.hydra.sweep.dir)
+        if "submitit" in str(OmegaConf.select(config, "hydra.launcher._target_")):
+            import submitit
+
+            launchers.start_again(submitit.AutoExecutor)
         try:
             with cli.user_errors():
                 locks.acquire(folder)
