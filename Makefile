@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python -m tools.benchmarks.early_exit
 	$(BIN)/python -m tools.benchmarks.matching
 	$(BIN)/python -m tools.benchmarks.mitigations
+	$(BIN)/python -m tools.benchmarks.levels
 	$(BIN)/python -m tools.benchmarks.pair_memory
 	$(BIN)/python -m tools.benchmarks.registry
 	$(BIN)/python -m tools.benchmarks.statistics_overhead

@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> None:
         if not free:
             return
         checks.fill_size(cfg)
+        checks.fill_timestep(cfg)
         if sweep.finished(cfg):
             return
         sweep.begin(cfg)

@@ -13,12 +13,13 @@ import torch
 
 from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.source import ImageSource
+from datamodules.loaders import GridLoader, Loader
 from datamodules.mitigated import MitigatedStream
-from datamodules.mixing import CELLS, GridLoader, Loader, all_tokens, batches_per_pass, draw_tokens, flattened, mixing_buffer
-from datamodules.splits import split_by_photo
 from datamodules.stream import ActivationStream, DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.mixing import CELLS, all_tokens, batches_per_pass, draw_tokens, flattened, mixing_buffer
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress, settings
 from sdprobe.utilities.rng import keyed_generator
@@ -38,7 +39,7 @@ class ActivationDataModule(StreamDataModule):
         backbone: a frozen checkpoint.
         block: layers to read, see :class:`~datamodules.base.StreamDataModule`.
         splits: ``default`` (40 % fit, 32 % train, 8 % val, 20 % test) or ``loos2025`` (80 % train, 20 % test); see
-            :func:`~datamodules.splits.split_by_photo`.
+            :func:`~sdprobe.tokens.splits.split_by_photo`.
         sampling: ``stratified`` draws 64 tokens per image and layer, so that layers of every size weigh the same; ``all``
             takes every token, as the published study does, and one pass over the images is an epoch.
         token_batch: tokens per layer and training step, at least 1; 512 is the published study's.

@@ -16,6 +16,7 @@ from datamodules.mitigated import Mitigations, provenance
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
+from sdprobe.tokens.keys import cells
 from sdprobe.utilities import progress, settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
@@ -25,7 +26,8 @@ class StreamOptions(TypedDict, total=False):
     """Keyword arguments that every data module takes.
 
     Args:
-        timestep: noise level of the network's input, an integer in [0, 1000). The default is 50, as in the published study.
+        timestep: noise level of the network's input, an integer in [0, 1000), or several in ascending order, at each of which
+            every layer is read under a name such as ``mid__t261``. The default is 50, as in the published study.
         seed: seed of splits, noise, token draws and mixing, an integer; 0 by default.
         prompt: text that conditions the network, the same for every image; empty by default.
         batch_size: images per pass of the U-Net and of the encoder, at least 1; 8 by default. It changes speed and memory only.
@@ -36,7 +38,7 @@ class StreamOptions(TypedDict, total=False):
             :mod:`sdprobe.tokens.keys`; False by default.
     """
 
-    timestep: int
+    timestep: int | Sequence[int]
     seed: int
     prompt: str
     batch_size: int
@@ -62,7 +64,7 @@ class StreamDataModule(LightningDataModule):
             :func:`sdprobe.backbones.layers.resolve`.
         labels: file of hand-labelled high-norm tokens, see :class:`~datamodules.labels.Labels`; None for none.
         labels_side: tokens per side of the grid that was labelled; 32 is that of the published labels.
-        timestep: noise level in [0, 1000).
+        timestep: noise level in [0, 1000), or several in ascending order.
         seed: seed of splits, noise, token draws and mixing.
         prompt: text that conditions the network.
         batch_size: images per pass of the U-Net and of the encoder, at least 1.
@@ -74,7 +76,7 @@ class StreamDataModule(LightningDataModule):
     The arguments from ``timestep`` on are explained at :class:`StreamOptions`.
 
     Raises:
-        InputError: an unknown layer, a timestep out of range, an option out of range, labels that cannot be read.
+        InputError: an unknown layer, timesteps out of range or order, an option out of range, labels that cannot be read.
     """
 
     kind: ClassVar[str]
@@ -87,7 +89,7 @@ class StreamDataModule(LightningDataModule):
         labels: str | None = None,
         labels_side: int = 32,
         *,
-        timestep: int = 50,
+        timestep: int | Sequence[int] = 50,
         seed: int = 0,
         prompt: str = "",
         batch_size: int = 8,
@@ -98,14 +100,16 @@ class StreamDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         settings.check("datamodule", batch_size=batch_size, num_workers=num_workers)
-        backbone.noise.check(timestep)
+        timesteps = backbone.noise.steps(timestep)
+        settings.check("", timestep=timesteps)
         self.images, self.backbone, self.seed = images, backbone, seed
         layers = backbone.unet.resolve(block)
         self.mitigations = Mitigations(mitigation, compare)
-        self.shapes = self.mitigations.shapes(backbone.shapes(images.size, layers))
+        shapes = backbone.shapes(images.size, layers)
+        self.shapes = self.mitigations.shapes({name: shapes[layer] for name, (layer, _) in cells(layers, timesteps).items()})
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
         marks = Labels(labels, labels_side, images) if labels else None
-        self.base_stream = ActivationStream(backbone, self.store, Pass(layers, timestep, seed, prompt), batch_size, marks)
+        self.base_stream = ActivationStream(backbone, self.store, Pass(layers, timesteps, seed, prompt), batch_size, marks)
         self.stream = self.mitigations.wrap(self.base_stream)
         self.split: dict[str, list[int]] = {}
         self.seconds: dict[str, float] = {}
@@ -115,6 +119,17 @@ class StreamDataModule(LightningDataModule):
     def layers(self) -> tuple[str, ...]:
         """Names of the layers and of their variants, as batches have them."""
         return tuple(self.shapes)
+
+    @property
+    def timestep(self) -> int | list[int]:
+        """The noise level, or all of them."""
+        return self.base_stream.reads.timestep
+
+    @property
+    def noise_level(self) -> float | list[float]:
+        """σ of the noise level, or of all of them; see :attr:`sdprobe.backbones.noise.NoiseSchedule.noise_levels`."""
+        levels = self.backbone.noise.noise_levels[list(self.base_stream.reads.timesteps)].tolist()
+        return levels if len(levels) > 1 else levels[0]
 
     @property
     def photos(self) -> int:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.source import ImageSource
-from datamodules.mixing import GridLoader
-from datamodules.splits import split_by_photo
+from datamodules.loaders import GridLoader
 from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.tokens.views import View
 from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
@@ -28,8 +28,8 @@ class GridDataModule(StreamDataModule):
         images: an image source with pictures.
         backbone: a frozen checkpoint.
         block: layers to read, see :class:`~datamodules.base.StreamDataModule`.
-        splits: ``default`` or ``loos2025``, see :func:`~datamodules.splits.split_by_photo`. ``loos2025`` has no fit split: the
-            training images give the mean token and are measured too.
+        splits: ``default`` or ``loos2025``, see :func:`~sdprobe.tokens.splits.split_by_photo`. ``loos2025`` has no fit split:
+            the training images give the mean token and are measured too.
         margin: pixels to crop on every side, at least 1. It has to be a whole number of tokens in every layer; 64 is one token
             of Stable Diffusion's coarsest grid.
         other_timestep: noise level of the view of that name, in [0, 1000); None takes 261, or 50 where ``timestep`` is 261.
@@ -71,15 +71,16 @@ class GridDataModule(StreamDataModule):
     ) -> None:
         settings.check("datamodule", repeats=repeats, splits=splits)
         super().__init__(images, backbone, block, labels, labels_side, **options)
-        timestep = self.base_stream.reads.timestep
+        timesteps = self.base_stream.reads.timesteps
         if other_timestep is None:
-            other_timestep = 50 if timestep == 261 else 261
-        backbone.noise.check(other_timestep)
-        if repeats and other_timestep == timestep:
-            raise InputError(
-                f"Expected datamodule.other_timestep to differ from timestep, but both are {timestep}. Choose another, or "
-                "datamodule.repeats=0."
-            )
+            others = tuple(50 if timestep == 261 else 261 for timestep in timesteps)
+        else:
+            others = backbone.noise.steps(other_timestep) * len(timesteps)
+            if repeats and other_timestep in timesteps:
+                raise InputError(
+                    f"Expected datamodule.other_timestep to differ from timestep, but both are {other_timestep}. Choose "
+                    "another, or datamodule.repeats=0."
+                )
         self.margin, self.repeats = margin, repeats
         split = split_by_photo([images.photo(i) for i in range(len(images))], splits, self.seed)
         self.split = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
@@ -89,7 +90,7 @@ class GridDataModule(StreamDataModule):
                 f"Expected at least {least} images to measure, but got {measured} of {len(images)}, since others give the "
                 f"mean token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
             )
-        views = (View(), View(crop=margin), View(reseed=1), View(timestep=other_timestep))
+        views = (View(), View(crop=margin), View(reseed=1), View(timesteps=others))
         self.views = [self.base_stream.viewed(view) for view in views]
 
     @property

@@ -4,41 +4,22 @@ Several layers can be concatenated to one: their unit tokens side by side, on th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from datamodules.images.pairs import Pair, PairSource, Point
 from sdprobe.tokens.batch import GridBatch, Keypoints
-from sdprobe.tokens.geometry import at_grid, flatten, sampled_at, tokens_at
-from sdprobe.tokens.keys import base_of
+from sdprobe.tokens.geometry import at_grid, flatten, tokens_at
+from sdprobe.tokens.keypoints import SourceTokens
+from sdprobe.tokens.keys import base_of, by_timestep, variant
 from sdprobe.utilities.rng import keyed_generator
 
 CONCATENATED = "concatenated"
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class SourceTokens:
-    """One layer under n points: the tokens, the grid sampled at the centres of the points' pixels, the token groups."""
-
-    tokens: Float[Tensor, "n _c"]
-    sampled: Float[Tensor, "n _c"]
-    masks: dict[str, Bool[Tensor, " n"]]
-
-    def at(self, index: Int[Tensor, " k"]) -> "SourceTokens":
-        """Return the tokens of k of the points."""
-        masks = {name: mask[index] for name, mask in self.masks.items()}
-        return SourceTokens(self.tokens[index], self.sampled[index], masks)
-
-    @classmethod
-    def joined(cls, pieces: Sequence["SourceTokens"]) -> "SourceTokens":
-        """Return the tokens of several images, concatenated."""
-        masks = {name: torch.cat([piece.masks[name] for piece in pieces]) for name in pieces[0].masks}
-        return cls(torch.cat([piece.tokens for piece in pieces]), torch.cat([piece.sampled for piece in pieces]), masks)
 
 
 class KeypointTokens:
@@ -78,14 +59,12 @@ class KeypointTokens:
 
     def for_matching(self, batch: GridBatch, k: int, index: int) -> dict[str, SourceTokens]:
         """Return layer → tokens under the points of item ``index``, number ``k`` of a batch."""
+        points = self._points(index)
+        spots, centres = self._to_input(index, points), self._to_input(index, points.floor() + 0.5)
         sources = {}
-        centres = self._to_input(index, self._points(index).floor() + 0.5)
         for layer, grid in batch.grids.items():
-            _, height, width = grid[k].shape
-            under = self.under(index, height, width).to(grid.device)
-            sampled = sampled_at(grid[k].float(), centres.to(grid.device, torch.float32), self.images.size / height)
-            masks = {group: mask[k].flatten()[under] for group, mask in batch.masks[layer].items()}
-            sources[layer] = SourceTokens(flatten(grid[k : k + 1])[0][under], sampled.to(grid.dtype), masks)
+            masks = {group: mask[k] for group, mask in batch.masks[layer].items()}
+            sources[layer] = SourceTokens.under(spots, centres, grid[k], masks, self.images.size)
         return sources
 
     def _points(self, index: int) -> Float[Tensor, "k 2"]:
@@ -138,26 +117,33 @@ def keypoint_table(pairs: Sequence[Pair], images: PairSource, slots: dict[int, d
     )
 
 
-def concatenated_shape(shapes: dict[str, Shape]) -> Shape:
-    """(C, h, w) of the concatenated layers: the sum of their channels, the finest grid.
+def concatenated_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """(C, h, w) of the concatenated layers of each noise level: the sum of their channels, the finest grid.
 
-    >>> concatenated_shape({"mid": (4, 8, 8), "up_1": (2, 32, 32)})
-    (6, 32, 32)
+    >>> concatenated_shapes({"mid": (4, 8, 8), "up_1": (2, 32, 32)})
+    {'concatenated': (6, 32, 32)}
     """
-    _, height, width = max(shapes.values(), key=lambda shape: shape[1])
-    return sum(channels for channels, _, _ in shapes.values()), height, width
+    found = {}
+    for level, names in by_timestep(shapes).items():
+        _, height, width = max((shapes[name] for name in names), key=lambda shape: shape[1])
+        found[variant(CONCATENATED, timestep=level)] = sum(shapes[name][0] for name in names), height, width
+    return found
 
 
 def concatenated(batch: GridBatch) -> GridBatch:
-    """The same images with concatenated layers: tokens of norm 1, coarser grids enlarged bilinearly (align_corners=False).
+    """The same images with the concatenated layers of each noise level: tokens of norm 1, coarser grids enlarged bilinearly
+    (align_corners=False).
 
     Token groups are those of the finest grid. A token has a high norm if it has one in any layer.
     """
-    finest = max(batch.grids, key=lambda layer: batch.grids[layer].shape[2])
-    side = batch.grids[finest].shape[2:]
-    unit = [normalize(grid.float(), dim=1) for grid in batch.grids.values()]
-    larger = [grid if grid.shape[2:] == side else interpolate(grid, side, mode="bilinear") for grid in unit]
-    high = torch.stack([at_grid(masks["high_norm"], *side) for masks in batch.masks.values()]).any(0)
-    masks = batch.masks[finest] | {"high_norm": high}
-    dtype = batch.grids[finest].dtype
-    return GridBatch({CONCATENATED: torch.cat(larger, 1).to(dtype)}, {CONCATENATED: masks}, batch.image, batch.photo)
+    grids, masks = {}, {}
+    for level, names in by_timestep(batch.grids).items():
+        finest = max(names, key=lambda name: batch.grids[name].shape[2])
+        side, dtype = batch.grids[finest].shape[2:], batch.grids[finest].dtype
+        unit = [normalize(batch.grids[name].float(), dim=1) for name in names]
+        larger = [grid if grid.shape[2:] == side else interpolate(grid, side, mode="bilinear") for grid in unit]
+        high = torch.stack([at_grid(batch.masks[name]["high_norm"], *side) for name in names]).any(0)
+        together = variant(CONCATENATED, timestep=level)
+        grids[together] = torch.cat(larger, 1).to(dtype)
+        masks[together] = batch.masks[finest] | {"high_norm": high}
+    return GridBatch(grids, masks, batch.image, batch.photo)

@@ -16,7 +16,7 @@ from datamodules.variants import Variant, extract
 from sdprobe.mitigations.base import Chain, Configured
 from sdprobe.mitigations.saved import named, read, save
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import base_of, is_label
+from sdprobe.tokens.keys import is_label, place_of, unmitigated
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
@@ -173,7 +173,7 @@ class MitigatedStream:
                 grids[variant.name(layer)] = variant.fitted[layer].transform(grid)
                 masks[variant.name(layer)] = shown[source].masks[layer]
         batch = next(iter(shown.values()))
-        order = sorted(grids, key=lambda name: self.stream.reads.layers.index(base_of(name)))
+        order = sorted(grids, key=lambda name: self.stream.reads.names.index(unmitigated(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
 
 
@@ -186,7 +186,9 @@ def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[s
             f"Expected the mitigation in {folder} to record what it was fitted on, but got no {', '.join(lacking)}. "
             "Save it by a run, or use it in your own code."
         )
-    if absent := [layer for layer in stream.reads.layers if layer not in chains]:
+    fitted = {place_of(name, variant.fitted_on["timestep"]): chain for name, chain in chains.items()}
+    places = {name: place_of(name, stream.reads.timestep) for name in stream.reads.names}
+    if absent := [name for name, place in places.items() if place not in fitted]:
         raise InputError(
             f"Expected the mitigation in {folder} to be used at {', '.join(chains)}, which it was fitted at, but got "
             f"{', '.join(absent)}. Fit it anew for other layers."
@@ -196,7 +198,7 @@ def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[s
             f"Expected images that the mitigation in {folder} was not fitted on, but {len(both)} of the tested ones are among "
             "its fit images. Test on others."
         )
-    variant.fitted = {layer: chains[layer].to(stream.backbone.device) for layer in stream.reads.layers}
+    variant.fitted = {name: fitted[place].to(stream.backbone.device) for name, place in places.items()}
 
 
 def _picture(key: str) -> str:
@@ -238,7 +240,7 @@ def fit_or_load(variants: Sequence[Variant], stream: ActivationStream, fit: Sequ
     gather = Processes.current().all_gather  # a fit that one process lacks is repeated by all
     missing = [variant for variant, folder in folders.items() if not all(gather(_load(variant, stream, folder)))]
     for variant in missing:
-        variant.fitted = dict.fromkeys(stream.reads.layers, Chain())
+        variant.fitted = dict.fromkeys(stream.reads.names, Chain())
     for depth in range(max((len(variant.mitigations) for variant in missing), default=0)):
         _round([variant for variant in missing if depth < len(variant.mitigations)], depth, stream, fit)
     for variant in missing:
@@ -253,7 +255,7 @@ def _key(variant: Variant, stream: ActivationStream, fit: Sequence[int]) -> str:
     steps = named([variant.extraction, *variant.mitigations])
     content = digest("".join(stream.store.images.content_key(i) for i in fit))
     backbone = f"{stream.backbone.describe()} {stream.backbone.encoder.key(stream.reads.seed)}"
-    return digest(f"{variant.fitted_on} {content} {steps} {list(stream.reads.layers)} {stream.reads.seed} {backbone} {VERSION}")
+    return digest(f"{variant.fitted_on} {content} {steps} {list(stream.reads.names)} {stream.reads.seed} {backbone} {VERSION}")
 
 
 def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
@@ -261,9 +263,9 @@ def _load(variant: Variant, stream: ActivationStream, folder: Path) -> bool:
     with suppress(InputError, OSError):
         extraction, chains, fitted_on = read(folder, {})
         stored = named([extraction, *(fit.settings for chain in chains.values() for fit in chain.maps)])
-        wanted = named([variant.extraction, *variant.mitigations * len(stream.reads.layers)])
+        wanted = named([variant.extraction, *variant.mitigations * len(stream.reads.names)])
         bound = variant.fitted_on | {"entry": folder.name}
-        if (list(chains), stored, fitted_on) == (list(stream.reads.layers), wanted, bound):
+        if (list(chains), stored, fitted_on) == (list(stream.reads.names), wanted, bound):
             variant.fitted = {layer: chain.to(stream.backbone.device) for layer, chain in chains.items()}
     return bool(variant.fitted)
 
@@ -282,7 +284,7 @@ def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fi
             )
         steps = [variant.mitigations[depth] for variant in members]
         wanted = [len(fit) if step.fit_images is None else min(step.fit_images, len(fit)) for step in steps]
-        fitters = [{layer: step.fitter(stream.store.images.size) for layer in stream.reads.layers} for step in steps]
+        fitters = [{layer: step.fitter(stream.store.images.size) for layer in stream.reads.names} for step in steps]
         with progress.step("fit mitigations", "image") as bar:
             bar.begin(total=max(wanted))
             starts = range(0, max(wanted), stream.step)

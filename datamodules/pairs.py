@@ -21,18 +21,17 @@ from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.pairs import PAIR_SPLITS, Pair, PairSource
 from datamodules.images.source import ImageSource
 from datamodules.keypoints import (
-    CONCATENATED,
     KeypointTokens,
-    SourceTokens,
     concatenated,
-    concatenated_shape,
+    concatenated_shapes,
     keypoint_table,
     slots_of,
 )
-from datamodules.mixing import Loader
+from datamodules.loaders import Loader
 from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
+from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress, settings
 from sdprobe.utilities.distributed import Processes
@@ -111,7 +110,7 @@ class PairDataModule(StreamDataModule):
             )
         self.concatenate, self.learns = concatenate, head != "none"
         if concatenate:
-            self.shapes = {CONCATENATED: concatenated_shape(self.shapes)}
+            self.shapes = concatenated_shapes(self.shapes)
         self.pair_batch, self.background = pair_batch, background
         self.activation_budget = activation_budget
         self._usable: set[int] | None = None

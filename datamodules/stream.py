@@ -18,6 +18,7 @@ from datamodules.latents import LatentStore
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.groups import token_groups
+from sdprobe.tokens.keys import cells
 from sdprobe.tokens.views import View
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
@@ -28,28 +29,38 @@ Piece = TypeVar("Piece", TokenBatch, GridBatch)
 
 @dataclass(frozen=True)
 class Pass:
-    """The layers that a pass of the network reads, and its conditions.
+    """The layers that are read, and the conditions. Each noise level takes a pass of the network.
 
     Args:
         layers: canonical names.
-        timestep: noise level in [0, 1000).
+        timesteps: noise levels in [0, 1000).
         seed: seed of the noise, which also depends on the image's id.
         prompt: text that conditions the network.
     """
 
     layers: tuple[str, ...]
-    timestep: int
+    timesteps: tuple[int, ...]
     seed: int = 0
     prompt: str = ""
 
+    @property
+    def timestep(self) -> int | list[int]:
+        """The noise level, or a list of several, as records have it."""
+        return list(self.timesteps) if len(self.timesteps) > 1 else self.timesteps[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the grids: the layers; with several timesteps, every layer at every timestep."""
+        return tuple(cells(self.layers, self.timesteps))
+
 
 class ActivationStream:
-    """Item indices → activation grids with token-group masks; one pass of the network per image reads all layers.
+    """Item indices → activation grids with token-group masks. A pass per image and noise level reads all layers.
 
     Args:
         backbone: a frozen checkpoint.
         store: latents of the images.
-        reads: layers, noise level, seed and prompt.
+        reads: layers, noise levels, seed and prompt.
         batch_size: images per pass; halved once if device memory runs out.
         labels: hand labels, which become the token group ``labelled``.
     """
@@ -58,6 +69,7 @@ class ActivationStream:
         self, backbone: FrozenSD, store: LatentStore, reads: Pass, batch_size: int = 8, labels: Labels | None = None
     ) -> None:
         self.backbone, self.store, self.reads, self.labels = backbone, store, reads, labels
+        self.levels = reads.timesteps  # those of a view may be others than their grids are named after
         self.draw = 0
         self.padding: str | None = None
         self._size = _BatchSize(batch_size)
@@ -108,7 +120,7 @@ class ActivationStream:
         """
         reads = Pass(
             self.reads.layers if layers is None else tuple(layers),
-            self.reads.timestep if view.timestep is None else view.timestep,
+            self.reads.timesteps,
             self.reads.seed + view.reseed,
             self.reads.prompt if prompt is None else prompt,
         )
@@ -117,6 +129,7 @@ class ActivationStream:
         if (view, reads) not in self._others:
             other = copy.copy(self)
             other.store, other.reads, other._others = self.store.viewed(view), reads, {}
+            other.levels = view.timesteps or self.levels
             other.draw, other.padding = view.draw or self.draw, view.padding or self.padding
             other.labels = self.labels if view == View() else None
             self._others[view, reads] = other
@@ -136,8 +149,12 @@ class ActivationStream:
         reads = self.reads
         with self._padded(), suppress(torch.OutOfMemoryError):
             latents = torch.stack([self.store[index] for index in indices])
-            grids = self.backbone.grids(latents, ids, reads.layers, reads.timestep, reads.seed, reads.prompt, self.draw)
-            return self._batch(indices, grids)
+            passes = {
+                level: self.backbone.grids(latents, ids, reads.layers, level, reads.seed, reads.prompt, self.draw)
+                for level in dict.fromkeys(self.levels)
+            }
+            grids = [passes[level][layer] for layer in reads.layers for level in self.levels]
+            return self._batch(indices, dict(zip(reads.names, grids, strict=True)))
         return None
 
     def _batch(self, indices: Sequence[int], grids: dict[str, Tensor]) -> GridBatch:

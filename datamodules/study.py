@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from datamodules.activations import ActivationDataModule
-from datamodules.mixing import GridLoader
+from datamodules.loaders import GridLoader
 from datamodules.stream import ActivationStream
 from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.keys import base_of
 from sdprobe.tokens.views import View
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
@@ -62,10 +63,12 @@ class StudyDataModule(ActivationDataModule):
     def crops(self) -> dict[int, ActivationStream]:
         """Margin in pixels → stream of the images cropped by it, with the layers that have so many pixels per token."""
         layers = {
-            margin: [layer for layer, (_, side, _) in self.shapes.items() if self.images.size == side * margin]
+            margin: dict.fromkeys(
+                base_of(name) for name, (_, side, _) in self.shapes.items() if self.images.size == side * margin
+            )
             for margin in MARGINS
         }
-        return {margin: self.base_stream.viewed(View(crop=margin), some) for margin, some in layers.items() if some}
+        return {margin: self.base_stream.viewed(View(crop=margin), list(some)) for margin, some in layers.items() if some}
 
     @cached_property
     def _shown(self) -> set[int]:

@@ -69,6 +69,6 @@ def extract(
     size = stream.store.images.size
     views = extraction.passes(size)
     passes = [known[view] if view in known else joined(list(stream.viewed(view)(indices))) for view in views]
-    grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.reads.layers}
+    grids = {layer: extraction.merge([each.grids[layer] for each in passes], size) for layer in stream.reads.names}
     masks = {layer: token_groups(grid) for layer, grid in grids.items()}
     return GridBatch(grids, masks, passes[0].image, passes[0].photo)

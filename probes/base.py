@@ -12,8 +12,8 @@ import numpy as np
 from torch import nn
 from torchmetrics import Metric
 
+from sdprobe.estimators.scores import reported
 from sdprobe.metrics.intervals import present_units
-from sdprobe.tokens.keys import OVER_NONE, base_of, label_of, qualified
 from sdprobe.utilities.errors import InputError
 
 Shapes = dict[str, tuple[int, int, int]]
@@ -79,14 +79,9 @@ class Probe(lightning.LightningModule):
 
         Pseudo-values are kept of the first condition; variants also get their gain over their layer.
         """
-        tested = conditions[0]
-        for layer in self.shapes:
-            for condition in conditions:
-                self.results |= qualified(condition, layer, scores[f"{condition}/{layer}"].compute())  # type: ignore[operator]
-            score: Any = scores[f"{tested}/{layer}"]
-            self._units |= qualified(tested, layer, score.pseudovalues())
-            if label_of(layer):
-                self.results |= qualified(OVER_NONE, layer, score.gain(scores[f"{tested}/{base_of(layer)}"]))
+        results, units = reported(scores, self.shapes, conditions)
+        self.results |= results
+        self._units |= units
 
     def training_state(self) -> str:
         """Return in words how far training is; empty where nothing is trained in steps."""

@@ -18,13 +18,12 @@ from torch.nn.functional import normalize
 
 from probes.base import Data, Shapes
 from probes.linear import LinearProbe
-from sdprobe.estimators.matching import best, cosines, random_mask, refined, upsampled_argmax
-from sdprobe.metrics.correspondence import MAIN, Correspondence, Units
+from sdprobe.estimators.correspondence import add, add_pixels, over_networks, reported
+from sdprobe.estimators.matching import cosines
+from sdprobe.metrics.correspondence import MAIN, Correspondence
 from sdprobe.metrics.matches import Matches
-from sdprobe.metrics.pck import PROTOCOLS
 from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
-from sdprobe.tokens.geometry import tokens_at
-from sdprobe.tokens.keys import MASKED, OVER_NONE, Key, base_of, label_of, qualified, select
+from sdprobe.tokens.keys import base_of, label_of, select
 from sdprobe.utilities import settings
 from sdprobe.utilities.rng import keyed_generator
 
@@ -136,54 +135,17 @@ class CorrespondenceProbe(LinearProbe):
 
     def test_step(self, batch: MatchBatch, batch_idx: int) -> None:
         """Match the keypoints of one target picture in every layer and condition."""
-        for layer, (_, height, width) in self.shapes.items():
-            masks = batch.target_masks[layer]
-            key = (self.seed, base_of(layer), int(self._points.target[batch.row[0]]))
-            other = {group: random_mask(masks, group, *key, group) for group in MASKED}
+        for layer in self.shapes:
             similarities = self._similarities(layer, batch)
-            true = tokens_at(self._points.target_input[batch.row], self._points.size / height, height, width)
-            self._of(layer).update(
-                batch.row,
-                {condition: best(similarity) for condition, similarity in similarities.items()},
-                {
-                    condition: {group: best(similarity, masks[group].flatten()) for group in MASKED}
-                    for condition, similarity in similarities.items()
-                },
-                {
-                    condition: {group: best(similarity, other[group]) for group in MASKED}
-                    for condition, similarity in similarities.items()
-                },
-                true[:, 0] * width + true[:, 1],
-                batch.source_masks[layer],
-                masks,
-                other,
-            )
-            if label_of(layer):
-                continue  # variants are evaluated by one protocol
-            self._of(layer).put_refined(
-                batch.row, {condition: refined(similarity, width) for condition, similarity in similarities.items()}
-            )
-            if self.enlarged:
-                self._of(layer).put_pixels(batch.row, self._pixels(layer, batch))
+            add(self._of(layer), layer, batch, similarities, self._points, self.seed)
+            if self.enlarged and not label_of(layer):  # variants are evaluated by one protocol
+                add_pixels(self._of(layer), layer, batch, self._points)
 
     def collect(self) -> None:
         """Write the results of every condition, baselines and paired gains."""
-        reported = self._reports
-        for name, values in reported.baselines().items():
-            self.results |= qualified(name, "baseline", values)
-        for layer in self.shapes:
-            matches = self._of(layer)
-            for condition in self.conditions:
-                units: Units = {}
-                self.results |= qualified(condition, layer, self._reported(layer, reported, matches, condition, units))
-                self._units |= qualified(condition, layer, units)
-            gains = {"gain_over_same_position": reported.same_position()}
-            if self.learns:
-                gains["gain_over_zero_shot"] = reported.correct(matches, "zero_shot")
-            if label_of(layer):
-                gains[OVER_NONE] = reported.correct(self._of(base_of(layer)), "test")
-            for name, other in gains.items():
-                self.results |= qualified(name, layer, reported.gain(reported.correct(matches, "test"), other))
+        results, units = reported(self._reports, {layer: self._of(layer) for layer in self.shapes}, self.raw)
+        self.results |= results
+        self._units |= units
         self.log_dict(select(self.results, condition="test", metric=MAIN, where="all", statistic=""))
 
     def compare(self, networks: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -195,15 +157,8 @@ class CorrespondenceProbe(LinearProbe):
         Returns:
             ``gain_over_random_weights/<layer>/…`` → difference to their mean, with interval.
         """
-        gains: dict[str, float] = {}
-        reported = self._reports
-        for layer in self.shapes:
-            mine = reported.correct(self._of(layer), "test").double()
-            gained = reported.gain_over_seeds(
-                mine, [torch.from_numpy(network[f"{layer}/hit"]).to(mine) for network in networks]
-            )
-            gains |= qualified("gain_over_random_weights", layer, gained)
-        return gains
+        hits = [{layer: torch.from_numpy(network[f"{layer}/hit"]) for layer in self.shapes} for network in networks]
+        return over_networks(self._reports, {layer: self._of(layer) for layer in self.shapes}, hits)
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """Return ``<condition>/<layer>/<metric>/<where>`` → contribution of every picture (pictures,), NaN without one."""
@@ -216,7 +171,7 @@ class CorrespondenceProbe(LinearProbe):
             Column → values (keypoints,): columns of :class:`~sdprobe.tokens.batch.Keypoints` and names; by condition
             ``<layer>/<condition>/cell`` (row-major index of the matched token) and others; ``<layer>/hit`` of ``test``.
         """
-        points, reported = self._points, self._reports
+        points, reports = self._points, self._reports
         table: dict[str, np.ndarray] = dict(self.data.keypoint_names())
         for field in fields(points):
             values = getattr(points, field.name)
@@ -226,7 +181,7 @@ class CorrespondenceProbe(LinearProbe):
         for layer in self.shapes:
             matches = self._of(layer)
             table |= {f"{layer}/{name}": column for name, column in matches.columns().items()}
-            table[f"{layer}/hit"] = reported.correct(matches, "test").cpu().numpy()
+            table[f"{layer}/hit"] = reports.correct(matches, "test").cpu().numpy()
             if self.enlarged and not label_of(layer):
                 pixel = matches.pixel.cpu().numpy()
                 table |= {f"{layer}/{self.raw}/pixel_x": pixel[:, 0], f"{layer}/{self.raw}/pixel_y": pixel[:, 1]}
@@ -242,7 +197,7 @@ class CorrespondenceProbe(LinearProbe):
             the source, true and matched point (x, y) as shares of the side, and 1 for right, 2 for wrong at the source
             position, 0 for wrong elsewhere.
         """
-        points, reported = self._points, self._reports
+        points = self._points
         pairs = self._drawn_pairs()
         rows = torch.isin(points.pair, pairs)
         first = [int((points.pair == pair).nonzero()[0]) for pair in pairs]
@@ -250,9 +205,9 @@ class CorrespondenceProbe(LinearProbe):
         maps = {"pictured": np.array(pictured, dtype=int)} if pictured else {}
         number = torch.searchsorted(pairs, points.pair[rows])
         for layer in self.shapes:
-            counts, wrong = reported.offsets(self._of(layer), "test")
+            counts, wrong = self._reports.offsets(self._of(layer), "test")
             maps |= {f"{layer}/offset_counts": counts.cpu().numpy(), f"{layer}/offset_errors": wrong.cpu().numpy()}
-            predicted, verdict = reported.verdicts(self._of(layer), "test")
+            predicted, verdict = self._reports.verdicts(self._of(layer), "test")
             table = [
                 number[:, None],
                 points.source_input[rows],
@@ -309,25 +264,6 @@ class CorrespondenceProbe(LinearProbe):
             for v, condition in enumerate(TRAINED):
                 similarities[condition] = cosines(source[:, v], target[:, v].T.unflatten(1, (height, width)))
         return similarities
-
-    def _pixels(self, layer: str, batch: MatchBatch) -> Int[Tensor, "n 2"]:
-        first = int(batch.row[0])
-        width, height = (int(side) for side in self._points.target_size[first].tolist())
-        placement = self._points.target_placement(first)
-        return upsampled_argmax(batch.sampled[layer], batch.target[layer], placement, width, height, self._points.size)
-
-    def _reported(
-        self, layer: str, reported: Correspondence, matches: Matches, condition: str, units: Units
-    ) -> dict[str, float]:
-        if condition == "shuffled_labels":
-            numbers = reported.pck(matches, condition, ("ours",))
-            return {text: value for text, value in numbers.items() if Key.parse(text).metric.startswith("pck_ours_point")}
-        if label_of(layer):  # variants are evaluated by one protocol
-            return reported.pck(matches, condition, ("ours",), units) | reported.costs(matches, condition, units)
-        values = reported.pck(
-            matches, condition, tuple(name for name in PROTOCOLS if name != "dift" or condition == self.raw), units
-        )
-        return values | reported.costs(matches, condition, units)
 
     def _of(self, layer: str) -> Matches:
         return cast(Matches, self.measures[layer])

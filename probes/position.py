@@ -8,26 +8,17 @@ References:
     Loos & Linhardt (2025), arXiv 2504.07008. Hewitt & Liang (2019), Designing and Interpreting Probes with Control Tasks.
 """
 
-from typing import cast
-
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from probes.base import Data, Shapes
 from probes.linear import LinearProbe
-from sdprobe.estimators.closed_form import Moments, coordinates
-from sdprobe.estimators.heads import grid_positions
-from sdprobe.metrics.grid_accuracy import GridAccuracy, chance
-from sdprobe.metrics.r2 import CoordinateR2
+from sdprobe.estimators.closed_form import Moments
+from sdprobe.estimators.position import VARIANTS, PositionScores, PositionTask, solution
 from sdprobe.tokens.batch import TokenBatch
-from sdprobe.tokens.keys import GROUPS, base_of, qualified, select
+from sdprobe.tokens.keys import select
 from sdprobe.utilities import settings
-from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.rng import keyed_generator
-
-VARIANTS = ("test", "shuffled_labels", "random_partition")
 
 
 class PositionProbe(LinearProbe):
@@ -91,25 +82,12 @@ class PositionProbe(LinearProbe):
         seed: int = 0,
     ) -> None:
         settings.check("probe=position", head=head, solver=solver)
-        outputs = {layer: 2 if head == "regression" else h + w for layer, (_, h, w) in shapes.items()}
+        regresses = head == "regression"
+        tasks = {layer: PositionTask(layer, shape, regresses, seed) for layer, shape in shapes.items()}
+        outputs = {layer: task.outputs for layer, task in tasks.items()}
         super().__init__(shapes, data, outputs, solver, learning_rate, min_steps, patience, seed)
-        for layer, (_, height, width) in shapes.items():
-            if min(height, width) < 2:
-                raise InputError(
-                    f"Expected grids of at least 2×2 tokens to probe positions, but got {height}×{width} in layer {layer}. "
-                    "Use larger images; images.size=128 gives 2×2 in the layer mid of Stable Diffusion."
-                )
-        self.regresses = head == "regression"
-        self.predicts = "coordinates" if self.regresses else "position"
-        self.partitions = {layer: _random_partition(h, w, seed, layer) for layer, (_, h, w) in shapes.items()}
-        self.accuracy = nn.ModuleDict(
-            {
-                f"{variant}/{layer}": GridAccuracy(h, w, GROUPS, photos)
-                for variant in VARIANTS
-                for layer, (_, h, w) in shapes.items()
-            }
-        )
-        self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer in shapes} if self.regresses else {})
+        self.regresses, self.predicts = regresses, "coordinates" if regresses else "position"
+        self.tasks, self.scores = tasks, PositionScores(tasks, photos)
         self._maps: dict[str, np.ndarray] = {}
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor | None:
@@ -118,7 +96,7 @@ class PositionProbe(LinearProbe):
         epoch = self.trainer.current_epoch
         # keyed by the layer's own step, since layers may differ in their number of steps
         labels = {
-            layer: self._labels(layer, positions, "train", epoch, self._seen[layer])
+            layer: self.tasks[layer].labels(positions, "train", epoch, self._seen[layer])
             for layer, positions in batch.positions.items()
         }
         if self.closed_form:
@@ -135,32 +113,22 @@ class PositionProbe(LinearProbe):
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and axis accuracy of every head."""
         for layer, tokens in batch.tokens.items():
-            labels = self._labels(layer, batch.positions[layer], "val", batch_idx)
+            labels = self.tasks[layer].labels(batch.positions[layer], "val", batch_idx)
             right = (self._predict(layer, tokens) == labels).double().mean((0, 2))
             self._validate(layer, self._losses(layer, tokens, labels), right, 1)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Update the metrics of every head with tokens of whole grids."""
         for layer, tokens in batch.tokens.items():
-            positions, masks, photo = batch.positions[layer], batch.masks[layer], batch.photo[layer]
-            predicted = self._predict(layer, tokens)
-            for i, variant in enumerate(VARIANTS):
-                target = self._partition(layer, positions) if variant == "random_partition" else positions
-                self._accuracy(variant, layer).update(predicted[:, i], target, masks, photo)
-            if self.regresses:
-                self._r2(layer).update(self._head(layer)(tokens)[:, 0], self._coordinates(layer, positions), photo)
+            outputs = self._head(layer)(tokens)
+            self.scores.update(layer, outputs, batch.positions[layer], batch.masks[layer], batch.photo[layer])
 
     def collect(self) -> None:
         """Write the results of probes and controls, and the chance level of every grid."""
-        self.collect_scores(self.accuracy, ("test", "shuffled_labels"))
-        for layer, (_, height, width) in self.shapes.items():
-            # random classes have no neighbours, so only axis accuracy is meaningful
-            partition = select(self._accuracy("random_partition", layer).compute(), metric="axis_accuracy")
-            self.results |= qualified("random_partition", layer, partition)
-            self.results |= {f"chance/{layer}/{kind}/all": value for kind, value in chance(height, width).items()}
-            if self.regresses:
-                self.results |= qualified("test", layer, self._r2(layer).compute())
-            self._maps |= {f"{layer}/{name}": table for name, table in self._accuracy("test", layer).maps().items()}
+        results, units = self.scores.compute()
+        self.results |= results
+        self._units |= units
+        self._maps |= self.scores.maps()
         self.log_dict(select(self.results, condition="test", statistic=""))
 
     def maps(self) -> dict[str, Float[np.ndarray, "_h _w"]]:
@@ -172,60 +140,18 @@ class PositionProbe(LinearProbe):
         """
         return dict(self._maps)
 
-    def _labels(self, layer: str, positions: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
-        """(row, col) labels of every variant, in the order of VARIANTS."""
-        shuffle = torch.randperm(len(positions), generator=keyed_generator("shuffle", self.seed, base_of(layer), *key))
-        return torch.stack([positions, positions[shuffle.to(positions.device)], self._partition(layer, positions)], dim=1)
-
-    def _partition(self, layer: str, positions: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
-        classes = self.partitions[layer] = self.partitions[layer].to(positions.device)
-        return classes[positions[:, 0] * self.shapes[layer][2] + positions[:, 1]]
-
     def _losses(self, layer: str, tokens: Float[Tensor, "n c"], labels: Int[Tensor, "n v 2"]) -> Float[Tensor, " v"]:
         """Mean loss of every variant."""
-        outputs, count = self._head(layer)(tokens), len(tokens)
-        if self.regresses:
-            return (outputs - self._coordinates(layer, labels)).square().sum(-1).sum(0) / count
-        height = self.shapes[layer][1]
-        logits = outputs[..., :height], outputs[..., height:]
-        losses = [_cross_entropy(axis_logits, labels[..., axis]) / count for axis, axis_logits in enumerate(logits)]
-        return torch.stack(losses).sum(0)
+        return self.tasks[layer].losses(self._head(layer)(tokens), labels)
 
     def _predict(self, layer: str, tokens: Float[Tensor, "n c"]) -> Int[Tensor, "n v 2"]:
         """Predicted (row, col) of every variant."""
-        _, height, width = self.shapes[layer]
-        return grid_positions(self._head(layer)(tokens), height, width, self.regresses)
-
-    def _coordinates(self, layer: str, index: Int[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
-        _, height, width = self.shapes[layer]
-        return torch.stack([coordinates(index[..., 0], height), coordinates(index[..., 1], width)], dim=-1)
-
-    def _accuracy(self, variant: str, layer: str) -> GridAccuracy:
-        return cast(GridAccuracy, self.accuracy[f"{variant}/{layer}"])
-
-    def _r2(self, layer: str) -> CoordinateR2:
-        return cast(CoordinateR2, self.r2[layer])
+        return self.tasks[layer].predict(self._head(layer)(tokens))
 
     def _moments_of(self, layer: str) -> Moments:
         if layer not in self._moments:
-            channels, *sides = self.shapes[layer]
-            self._moments[layer] = Moments(channels, sides, len(VARIANTS), self.device)
+            self._moments[layer] = self.tasks[layer].moments(self.device)
         return self._moments[layer]
 
     def _solution(self, moments: Moments) -> tuple[Float[Tensor, "v k c"], Float[Tensor, "v k"]]:
-        solve = moments.ridge if self.regresses else moments.discriminants
-        weights, biases = zip(*[solve(variant) for variant in range(len(VARIANTS))], strict=True)
-        return torch.stack(weights), torch.stack(biases)
-
-
-def _cross_entropy(logits: Float[Tensor, "n v k"], labels: Int[Tensor, "n v"]) -> Float[Tensor, " v"]:
-    """Sum over tokens of −log softmax(logits)[label], for every variant."""
-    chosen = logits.gather(-1, labels[..., None])[..., 0]
-    return (logits.logsumexp(-1) - chosen).sum(0)
-
-
-def _random_partition(height: int, width: int, seed: int, layer: str) -> Int[Tensor, "{height*width} 2"]:
-    """Two random balanced labellings of the positions, with as many classes as there are rows and columns."""
-    generator = keyed_generator("partition", seed, base_of(layer))
-    order = [torch.randperm(height * width, generator=generator) for _ in range(2)]
-    return torch.stack([order[0] % height, order[1] % width], dim=1)
+        return solution(moments, self.regresses)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from probes.base import Data, Probe, Shapes
 from probes.pictures import Pictures
-from sdprobe.estimators.layer_statistics import LayerStatistics
+from sdprobe.estimators.layer_statistics import LayerStatistics, reported
 from sdprobe.metrics.folds import FOLDS, require_images
 from sdprobe.metrics.group_similarity import MIN_SIDE
 from sdprobe.metrics.layer_tokens import TokenMeans
 from sdprobe.metrics.linear_cka import LinearCKA
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import OVER_NONE, base_of, label_of, qualified, select
+from sdprobe.tokens.keys import by_timestep, label_of, select, timestep_of, variant
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
@@ -94,7 +94,7 @@ class StatisticsProbe(Probe):
         self.size, self.pictured, self.seed = size, pictured, seed
         self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
-        self.cka: LinearCKA | None = None
+        self.cka = nn.ModuleDict()  # between the layers of each noise level
         self.pictures = Pictures(token)
 
     def on_fit_start(self) -> None:
@@ -130,8 +130,12 @@ class StatisticsProbe(Probe):
                 for layer, shape in self.shapes.items()
             }
         ).to(self.device)
-        self.cka = LinearCKA(
-            {layer: shape for layer, shape in self.shapes.items() if not label_of(layer)}, measured, seed=self.seed
+        levels = by_timestep(layer for layer in self.shapes if not label_of(layer))
+        self.cka = nn.ModuleDict(
+            {
+                variant("cka", timestep=level): LinearCKA({name: self.shapes[name] for name in names}, measured, seed=self.seed)
+                for level, names in levels.items()
+            }
         ).to(self.device)
 
     def test_step(self, batch: GridBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -145,31 +149,30 @@ class StatisticsProbe(Probe):
             else:
                 statistics.repeated(dataloader_idx == OTHER_NOISE, masks["high_norm"], batch.image)
         if dataloader_idx == WHOLE:
-            assert self.cka is not None
-            self.cka.update({layer: grid for layer, grid in batch.grids.items() if not label_of(layer)})
+            for cka in self.cka.values():
+                cka.update(batch.grids)  # type: ignore[operator]
             if batch_idx == 0 and self.pictured:
                 self.pictures.take(batch, self.pictured)
 
     def collect(self) -> None:
         """Write the statistics of every layer; credibility is logged."""
         self._compare_with_floor()
-        for layer in self.shapes:
-            self.results |= qualified("test", layer, self._of(layer).compute())
-            self._units |= qualified("test", layer, self._of(layer).pseudovalues())
-            if label_of(layer):
-                gained = self._of(layer).gain(self._of(base_of(layer)))
-                self.results |= qualified(OVER_NONE, layer, gained)
+        results, units = reported({layer: self._of(layer) for layer in self.shapes})
+        self.results |= results
+        self._units |= units
         self.log_dict(select(self.results, metric="credibility", where="all", statistic=""))
 
     def maps(self) -> dict[str, np.ndarray]:
         """Arrays by name.
 
         Returns:
-            ``<layer>/norm`` (h, w); ``cka`` and ``cka_positions`` (L, L); those of :meth:`~probes.pictures.Pictures.maps`.
+            ``<layer>/norm`` (h, w); ``cka`` and ``cka_positions`` (L, L), with several noise levels as ``cka__t261`` and
+            ``cka_positions__t261`` of each; those of :meth:`~probes.pictures.Pictures.maps`.
         """
         maps: dict[str, np.ndarray] = {f"{layer}/norm": self._of(layer).norms.maps()["norm"] for layer in self.shapes}
-        if self.cka is not None:
-            maps |= {name: table.cpu().numpy() for name, table in self.cka.compute().items()}
+        for level, cka in self.cka.items():
+            tables: dict[str, Tensor] = cka.compute()  # type: ignore[operator]
+            maps |= {variant(name, timestep=timestep_of(level)): table.cpu().numpy() for name, table in tables.items()}
         return maps | self.pictures.maps()
 
     def _compare_with_floor(self) -> None:

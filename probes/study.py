@@ -19,7 +19,7 @@ from sdprobe.metrics.layer_tokens import LayerTokens
 from sdprobe.metrics.token_norms import TokenNorms
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.geometry import at_grid, border_groups
-from sdprobe.tokens.keys import GROUPS, PARTITION, Key, qualified
+from sdprobe.tokens.keys import GROUPS, PARTITION, Key, qualified, timestep_of, variant
 
 ANOMALIES = "up_1"  # the layer whose high-norm tokens the study labelled by hand
 TOKENS, WHOLE = 0, 1  # the first two test dataloaders; the others stream crops
@@ -83,10 +83,11 @@ class StudyProbe(PositionProbe):
         order = torch.tensor([self._rank[index] for index in batch.image.tolist()], dtype=torch.long)
         for layer, grid in batch.grids.items():
             masks = dict(batch.masks[layer])
+            anomalous = variant(ANOMALIES, timestep=timestep_of(layer))
             if "labelled" in masks:
                 masks["anomaly"] = masks["labelled"]
-            elif ANOMALIES in batch.masks:
-                masks["anomaly"] = at_grid(batch.masks[ANOMALIES]["high_norm"], grid.shape[2], grid.shape[3])
+            elif anomalous in batch.masks:
+                masks["anomaly"] = at_grid(batch.masks[anomalous]["high_norm"], grid.shape[2], grid.shape[3])
             measure = self._measure(layer, grid.device, "anomaly" in masks)
             tokens = LayerTokens.of(grid, masks, rank=order)
             measure.norms.update(tokens)

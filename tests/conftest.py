@@ -109,6 +109,7 @@ def launch(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
                 patch.setattr("sdprobe.runs.run.draw", lambda finished, folder, form: [])
             cfg = configure(*overrides, **options)
             checks.fill_size(cfg)
+            checks.fill_timestep(cfg)
             finished = run(cfg)
         for text in finished.metrics if finished else ():
             key = Key.parse(text)

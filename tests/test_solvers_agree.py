@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.activations import ActivationDataModule
 from datamodules.images.scenes import Scenes
-from datamodules.mixing import flattened
 from probes import PositionProbe
 from sdprobe.backbones import FrozenSD
+from sdprobe.tokens.mixing import flattened
 
 LAYERS = ["down_1", "mid", "up_1"]
 

@@ -392,13 +392,7 @@ class FrozenSD:
             (2, 2, 64, 2, 2)
         """
         several = np.iterable(timestep) and not isinstance(timestep, str)
-        steps = [getattr(step, "item", lambda step=step: step)() for step in (timestep if several else [timestep])]
-        for step in steps:
-            self.noise.check(step)
-        if not steps:
-            raise InputError(
-                "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
-            )
+        steps = self.noise.steps(timestep)
         expect.count("draws", draws, 1, 1000)
         names = self._resolve(layers)
         tensors = tensors_of(images, size, self.encoder.stride)
@@ -417,7 +411,7 @@ class FrozenSD:
             found = []
             for step in steps:
                 numbers = range(draw, draw + draws)
-                drawn = (self.grids(latents, named, names, int(step), seed, texts, n, with_grad) for n in numbers)
+                drawn = (self.grids(latents, named, names, step, seed, texts, n, with_grad) for n in numbers)
                 found.append(_stacked(drawn, dtype) if keep_draws else _mean(drawn, dtype))
             return _stacked(found, None) if several else found[0]
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sdprobe.utilities.errors import InputError
@@ -15,10 +15,10 @@ WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(-\d+-of-\d+)?(?:
 INDEX = re.compile(r"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.(\w+))?\.json")
 
 
-def download(path: str, revision: str | None, variant: str | None, weights: bool = True) -> Path:
+def download(path: str, revision: str | None, variant: str | None, only: Sequence[str] = ()) -> Path:
     """The folder of a hub repository in the cache, with the needed files: safetensors, configurations, tokenizers.
 
-    Without ``weights`` only the configurations of U-Net and VAE are fetched.
+    ``only``: fetch these files of it and no others.
 
     Raises:
         InputError: ``path`` is no name of a repository, the hub refuses or cannot be reached, or the repository holds no
@@ -34,7 +34,7 @@ def download(path: str, revision: str | None, variant: str | None, weights: bool
     include = ("*.json", "tokenizer*/*", *(f"{part}/*model{ending}tensors" for part in parts))
     repository = Repository(path, revision, "model", "backbone", include, "backbone=local backbone.path=DIR")
     needed = needed_files(repository.files, variant, path)
-    return repository.fetch(needed if weights else ["unet/config.json", "vae/config.json"])
+    return repository.fetch(list(only) or needed)
 
 
 def needed_files(names: Collection[str], variant: str | None, where: str) -> list[str]:

@@ -4,7 +4,7 @@ Weight files are compared with the SHA-256 digests in a model card: ``sha256: {f
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from sdprobe.backbones.noise import alphas_of
 from sdprobe.backbones.parts import check_complete, check_kinds
 from sdprobe.backbones.pool import Pool
 from sdprobe.backbones.prompts import PromptEncoder
-from sdprobe.backbones.random_pipeline import random_pipeline
+from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries, weight_hash
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -32,6 +32,7 @@ from sdprobe.utilities.io import parsing, read_json
 
 EMBEDDED = "assets/demo"
 STRIDE = 8  # pixels per cell of a latent, of all presets
+SCHEDULER = "scheduler/scheduler_config.json"
 SIZES = {"unet": "sample_size", "vae": "block_out_channels"}
 REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the weights."
 CONVERT = (
@@ -103,9 +104,7 @@ def native_size(path: str, revision: str | None = None, variant: str | None = No
     """
     if "architecture" in presets().get(path, {}):
         return int(preset_config(path)["sample_size"]) * STRIDE
-    place, variant = presets().get(path, {"path": path})["path"], None if variant == "preset" else variant
-    there = place == EMBEDDED or Path(place).expanduser().exists()
-    folder = _found(place, revision, variant) if there else download(place, revision, variant, weights=False)
+    folder = _configured(path, revision, variant, [f"{part}/config.json" for part in SIZES])
     side, widths = (read_json(folder / part / "config.json").get(key) for part, key in SIZES.items())
     if not isinstance(side, int) or not isinstance(widths, list):
         raise InputError(
@@ -113,6 +112,26 @@ def native_size(path: str, revision: str | None = None, variant: str | None = No
             f"vae/config.json, but got {side} and {widths}. Set images.size, to 512 for example."
         )
     return side * 2 ** (len(widths) - 1)
+
+
+def schedule(path: str, revision: str | None = None, variant: str | None = None) -> Tensor:
+    """ᾱ of a checkpoint's noise schedule, (T,). Of a hub repository one configuration is fetched.
+
+    Raises:
+        InputError: nothing usable at ``path``, or no schedule of betas.
+    """
+    if path == "tiny":
+        return alphas_of({"_class_name": "DDIMScheduler", **SCHEDULE})
+    folder = _configured(path, revision, variant, [SCHEDULER])
+    check_folder(folder)
+    return alphas_of(read_json(folder / SCHEDULER))
+
+
+def _configured(path: str, revision: str | None, variant: str | None, files: Sequence[str]) -> Path:
+    """The folder of a checkpoint with at least these files, which are fetched if it is a hub repository."""
+    place, variant = presets().get(path, {"path": path})["path"], None if variant == "preset" else variant
+    there = place == EMBEDDED or Path(place).expanduser().exists()
+    return _found(place, revision, variant) if there else download(place, revision, variant, files)
 
 
 def _found(path: str, revision: str | None, variant: str | None) -> Path:
@@ -146,8 +165,8 @@ def _load_folder(
     folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype, kept: Pool
 ) -> Components:
     check_kinds(folder)
-    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
-    alphas_cumprod = alphas_of(schedule)
+    scheduler = read_json(folder / SCHEDULER)
+    alphas_cumprod = alphas_of(scheduler)
 
     def unet() -> UNet2DConditionModel:
         if weights == "random":
@@ -158,7 +177,7 @@ def _load_folder(
         return _network(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
 
     prompts = kept.part("prompts", lambda: _prompts(folder, variant))
-    return _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in schedule["_class_name"], weights, weights_seed)
+    return _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
 
 
 def _components(
@@ -255,7 +274,7 @@ def _tiny(weights: str, seed: int, dtype: torch.dtype, kept: Pool) -> Components
 
 def _check(folder: Path, variant: str | None) -> None:
     needed = [f"{part}/config.json" for part in NETWORKS]
-    needed += ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
+    needed += [SCHEDULER, "tokenizer/tokenizer_config.json"]
     if (folder / "text_encoder_2").is_dir():
         needed.append("tokenizer_2/tokenizer_config.json")
     for name in needed:

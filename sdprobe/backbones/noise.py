@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from jaxtyping import Float
@@ -82,6 +83,45 @@ class NoiseSchedule:
         noise = torch.stack([self._noise(latents.shape[1:], image, seed, draw) for image in ids])
         noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise.to(latents.device)
         return noisy * alpha**0.5 if self.scale_again else noisy
+
+    def steps(self, timestep: Any) -> tuple[int, ...]:
+        """One timestep, or several, as integers. Raises InputError unless there is one, and each is in [0, T)."""
+        steps = list(timestep) if np.iterable(timestep) and not isinstance(timestep, str) else [timestep]
+        if not steps:
+            raise InputError(
+                "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
+            )
+        steps = [getattr(step, "item", lambda step=step: step)() for step in steps]  # of arrays and tensors
+        for step in steps:
+            self.check(step)
+        return tuple(map(int, steps))
+
+    @property
+    def noise_levels(self) -> Float[Tensor, " t"]:
+        """σ of every timestep, float64: the time in (0, 1) at which rectified flow, x = (1 − σ) z + σ ε, has the same
+        signal-to-noise ratio. x is then that of this schedule divided by √ᾱ + √(1 − ᾱ)."""
+        signal, noise = self.alphas_cumprod.double().sqrt(), (1 - self.alphas_cumprod.double()).sqrt()
+        return noise / (signal + noise)
+
+    def nearest(self, noise_level: Any) -> tuple[int, ...]:
+        """The timesteps whose :attr:`noise_levels` are nearest to one or several.
+
+        Raises:
+            InputError: a level that no timestep has, or two that are nearest to one timestep.
+        """
+        known = self.noise_levels
+        low, high = round(known[0].item(), 3), round(known[-1].item(), 3)
+        found: dict[int, float] = {}
+        for level in noise_level if np.iterable(noise_level) else [noise_level]:
+            expect.between("noise_level", level, low, high, "These are the levels of the checkpoint's schedule.")
+            step = int((known - level).abs().argmin())
+            if step in found:
+                raise InputError(
+                    f"Expected noise_level to name different timesteps, but got {found[step]} and {level}, both nearest to "
+                    f"timestep {step}. Leave one out."
+                )
+            found[step] = level
+        return tuple(found)
 
     def check(self, timestep: object) -> None:
         """Raises InputError unless ``timestep`` is an integer in [0, T)."""

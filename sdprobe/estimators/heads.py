@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sdprobe.mitigations.base import Chain
 from sdprobe.mitigations.saved import read as read_mitigation
-from sdprobe.tokens.keys import base_of, label_of
+from sdprobe.tokens.keys import base_of, label_of, unmitigated
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.fits import check_bound, find_fit, intact, read_fit, write_fit
 from sdprobe.utilities.foreign import shown
@@ -123,7 +123,8 @@ class Head:
     ============  ===  ===================================================================================================
 
     Args:
-        layer: name of the layer, or of its variant after a mitigation, such as ``mid__leace``.
+        layer: name of the layer, or of its variant at one of several timesteps or after a mitigation, such as ``mid__t261`` and
+            ``mid__leace``.
         predicts: a name of the table.
         shape: (C, h, w) of the layer's activations. Channels have the order of the network.
         tensors: ``weight`` (K, C) and ``bias`` (K,) of :meth:`outputs`; for content also ``mean`` (h, w, 4) and ``scale`` (4,),
@@ -278,8 +279,8 @@ def load(folder: str | Path, **expected: Any) -> dict[str, Head]:
         if mapped:
             _, chains, _ = read_mitigation(path.parent / "mitigation" / label, {})
             # concatenated layers have chains of their own, applied before
-            chained = [layer for layer in names if base_of(layer) in chains]
-            found.update({layer: replace(found[layer], mitigation=chains[base_of(layer)]) for layer in chained})
+            chained = [layer for layer in names if unmitigated(layer) in chains]
+            found.update({layer: replace(found[layer], mitigation=chains[unmitigated(layer)]) for layer in chained})
         if extraction:
             log.warning(
                 "Heads of %s were fitted on activations that %s extracted. Give them such.",

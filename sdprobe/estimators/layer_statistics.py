@@ -1,5 +1,7 @@
 """LayerStatistics: all statistics of position, corner and high-norm artefacts of one layer."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +27,7 @@ from sdprobe.metrics.layer_tokens import LayerTokens, TokenMeans
 from sdprobe.metrics.position_rsa import PositionRSA
 from sdprobe.metrics.position_variance import PositionVariance
 from sdprobe.metrics.token_norms import TokenNorms
-from sdprobe.tokens.keys import GROUPS, PARTITION, Key
+from sdprobe.tokens.keys import GROUPS, OVER_NONE, PARTITION, Key, label_of, qualified, unmitigated
 
 CLIPPED = ("r_cor", "r_norm")  # risks that are reported clipped to [0, 1]
 CONTENT = "corner_content"  # tokens of the whole image with the same content as the corners of the cropped image
@@ -182,3 +184,15 @@ class LayerStatistics(nn.Module):
             "within": tuple(corner_risk(*parts) for parts in zip(inner, outer, strict=True)),  # type: ignore[dict-item]
             "across": tuple(corner_risk(*parts) for parts in zip(*across, strict=True)),  # type: ignore[dict-item]
         }
+
+
+def reported(measures: Mapping[str, LayerStatistics]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Numbers and pseudo-values of all layers under their full keys. Variants also get their gain over their layer."""
+    results: dict[str, float] = {}
+    units: dict[str, np.ndarray] = {}
+    for layer, statistics in measures.items():
+        results |= qualified("test", layer, statistics.compute())
+        units |= qualified("test", layer, statistics.pseudovalues())
+        if label_of(layer):
+            results |= qualified(OVER_NONE, layer, statistics.gain(measures[unmitigated(layer)]))
+    return results, units

@@ -81,6 +81,7 @@ def filtered(
         InputError: see :func:`sdprobe.reports.filters.where`.
     """
     every: list[Run | Path] = [*runs, *skipped]
+    every = [level for each in every for level in (each.levels if isinstance(each, Run) else [each])]
     kept = where(
         every, filters, lambda each: settings_of(each, {}) if isinstance(each, Path) else settings_of(each.folder, each.meta)
     )
@@ -154,6 +155,7 @@ def summarise(
         console: where tables are printed; None prints nothing.
         form: format of the figures, ``png`` or ``pdf``.
     """
+    runs = [level for run in runs for level in run.levels]
     groups = groups_of(runs)
     drawn = comparison_figures(groups)
     tables = [*overview(groups, runs, skipped or {}, folder), *map(paragraph, drawn.notes)]

@@ -27,9 +27,15 @@ from sdprobe.reports.tasks import TASKS, Task
 from sdprobe.reports.tracked import OUTPUTS, chosen
 
 MOST = 8  # curves of a figure
+NOISE = ("layers", "timesteps", "layers_timesteps")  # figures of a task
 LINES = 24  # rows of a map
 SHARED = ("backbone", "backbone.weights", "mitigation", "timestep", "probe.solver")  # that titles say
 SHIFTS = ((5, 4), (5, -6), (-5, 4), (-5, -6), (0, 10), (0, -11), (6, 14), (6, -16), (-6, 14), (-6, -16))  # of names, in points
+# figures of the noise levels of one run
+COMPARISONS = (
+    "selected_layers",
+    *(f"{name}_{task}" for task in dict.fromkeys(task.name for task in TASKS.values()) for name in NOISE),
+)
 STAGE = re.compile(r"(conv_in|down_\d+|mid|up_\d+|conv_out)(?:_(res|attn)_(\d+)|_(upsample|downsample))?")
 STAGES = {"conv_in": 0, "down": 1, "mid": 2, "up": 3, "conv_out": 4}
 

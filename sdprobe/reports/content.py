@@ -51,5 +51,5 @@ def _gain(run: Run, layer: str) -> str:
 
 REPORT = Report(
     tables=(content_table,),
-    drawings={"content_over_layers": Drawing(over_layers, several_layers)},
+    drawings={"content_over_layers": Drawing(over_layers, several_layers, over_layers=True)},
 )

@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from rich.table import Table
 
 from sdprobe.reports import style
-from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_figure, mitigated, of_layer, own
+from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_figure, mitigated, own
 from sdprobe.reports.numbers import (
     add_columns,
     captioned,
@@ -26,7 +26,7 @@ from sdprobe.reports.numbers import (
     tested,
 )
 from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
-from sdprobe.reports.run import Run
+from sdprobe.reports.run import Run, of_layer
 from sdprobe.reports.tasks import TASKS
 from sdprobe.tokens.keys import GROUPS, MASKED, select
 
@@ -223,7 +223,7 @@ def over_layers(run: Run) -> Figure:
         axis.set(ylabel="PCK@0.10, %", ylim=(0, None))
         style.least_span(axis, 10, low=0)
         style.beside(axis)
-    style.name_layers(axes[1], run.bases)
+    style.name_layers(axes[1], run.axis)
     heading(figure, "Semantic correspondence", run, bands=True)
     return figure
 
@@ -292,7 +292,7 @@ def _half(run: Run, condition: str, layer: str, metric: str, group: str = "all")
 REPORT = Report(
     tables=(pck_table, cost_table, protocol_table),
     drawings={
-        "pck_over_layers": Drawing(over_layers, several_layers),
+        "pck_over_layers": Drawing(over_layers, several_layers, over_layers=True),
         "errors_over_offset": Drawing(over_offset, mapped("offset_errors")),
         "matches": Drawing(drawn_matches, lambda run: mapped("offset_errors")(run) and pictured(run)),
     },

@@ -52,8 +52,8 @@ def own(run: Run, name: str = LABELS["test"]) -> str:
 
 def layers_figure(run: Run, panels: int, height: float, least: float = 6.5, beside: float = 2.0) -> tuple[Figure, list[Axes]]:
     """Panels below each other; the width grows with the number of layers, the height with their longest name."""
-    width = style.breadth(run.bases, least, beside)
-    names = max(style.measured(layer, style.SMALL) for layer in run.bases)
+    width = style.breadth(run.axis, least, beside)
+    names = max(style.measured(name, style.SMALL) for name in run.axis)
     figure, axes = style.panels(panels, 1, width, height + names, sharex=True)
     for axis in axes[:, 0]:
         axis.grid(axis="y", alpha=0.3)
@@ -79,7 +79,7 @@ def beside_baselines(
         axis.set(**settings)
         axis.set_title(text, loc="left", fontsize=style.NORMAL)
     style.legend(figure, *axes[0].get_legend_handles_labels())
-    style.name_layers(axes[-1], run.bases)
+    style.name_layers(axes[-1], run.axis)
     heading(figure, title, run, bands=True)
     return figure
 
@@ -114,12 +114,6 @@ def grids(
     if cells:
         style.write_cells(axes)
     return figure
-
-
-def of_layer(layer: str) -> str:
-    """A layer in the title of a panel: ``mid``, or ``mid, leace`` with a mitigation."""
-    label = label_of(layer)
-    return f"{layer.removesuffix(variant('', label))}, {label}" if label else layer
 
 
 def heading(figure: Figure, title: str, run: Run, bands: bool = False, layers: Sequence[str] = ()) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import Grid, beside_baselines, grids, of_layer
+from sdprobe.reports.curves import Grid, beside_baselines, grids
 from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
-from sdprobe.reports.run import Run
+from sdprobe.reports.run import Run, of_layer
 
 METRICS = {"rmse": "RMSE", "rmse_per_image": "RMSE per image", "abs_rel": "AbsRel", "delta1": "δ < 1.25"}
 NULLS = {"position_only": "position only", "constant": "constant", "shuffled_labels": "shuffled"}
@@ -59,7 +59,7 @@ def over_grid(run: Run) -> Figure:
 REPORT = Report(
     tables=(depth_table,),
     drawings={
-        "depth_error_over_layers": Drawing(over_layers, several_layers),
+        "depth_error_over_layers": Drawing(over_layers, several_layers, over_layers=True),
         "depth_error_over_grid": Drawing(over_grid, mapped("error")),
     },
 )

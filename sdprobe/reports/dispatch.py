@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdprobe.reports import content, correspondence, depth, position, statistics, study
+from sdprobe.reports.comparison import COMPARISONS, comparison_figures, groups_of
 from sdprobe.reports.printing import print_tables, printed
 from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
@@ -25,7 +26,11 @@ REPORTS = {
 }
 TEXT = "report.txt"  # the printed tables
 # that any report may write into a run folder
-FILES = (TEXT, *dict.fromkeys(name for report in REPORTS.values() for name in report.files))
+FILES = (
+    TEXT,
+    *dict.fromkeys(name for report in REPORTS.values() for name in report.files),
+    *(f"{name}.{form}" for name in COMPARISONS for form in FORMATS),
+)
 
 
 def report_of(run: Run) -> Report:
@@ -34,8 +39,13 @@ def report_of(run: Run) -> Report:
 
 
 def figures(run: Run, layers: Sequence[str] = ()) -> dict[str, Figure]:
-    """Every figure that a run has data for, by file name; ``layers``: see :meth:`~sdprobe.reports.run.Run.showing`."""
-    return report_of(run).figures(run.showing(layers))
+    """Every figure that a run has data for, by file name; ``layers``: see :meth:`~sdprobe.reports.run.Run.showing`.
+
+    Several layers at several noise levels also have the figures of a comparison of their levels.
+    """
+    own = report_of(run).figures(run.showing(layers))
+    several = len(run.timesteps) > 1 and len(run.network_layers) > 1
+    return comparison_figures(groups_of(run.levels)).figures | own if several else own
 
 
 def draw(run: Run, folder: Path, form: str = FORMATS[0], layers: Sequence[str] = ()) -> list[Path]:

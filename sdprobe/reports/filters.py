@@ -73,6 +73,8 @@ def settings_of(folder: Path, meta: Mapping[str, Any], references: bool = True) 
     found = _recorded(meta) | dict(islice(_flat(configured, configured if references else None), MOST))
     for group, choice in _read(folder / ".hydra" / "hydra.yaml", _choices).items():
         found |= {} if "/" in group or group == "mitigation" else {group: _values(choice)}
+    if "timestep" in meta:  # noise_level= sets it, and a run at several levels is compared level by level
+        found["timestep"] = _values(meta["timestep"])
     if model := meta.get("model"):  # backbone=local backbone.path=… has the name of its checkpoint
         found["backbone"] = tuple(dict.fromkeys((*found.get("backbone", ()), Path(str(model)).name)))
     if isinstance(meta.get("layers"), list):

@@ -36,7 +36,8 @@ def overview(groups: Sequence[Group], runs: Sequence[Run], skipped: Mapping[Path
     """Every run: a table per group of runs that may be compared, then the runs without a main number, then those skipped."""
     shown = {id(run) for group in groups for run in group.runs}
     others = [run for run in runs if id(run) not in shown]
-    count = f"{len(runs)} run{'s' * (len(runs) != 1)} with a result"
+    results = len([run for run in runs if run.level is None]) + len({run.folder for run in runs if run.level is not None})
+    count = f"{results} run{'s' * (results != 1)} with a result"
     head = f"{count}, {len(skipped)} without" if skipped else count
     tables = [paragraph(f"{head}. Runs in one table may be compared. All settings and layers: runs.csv.")]
     tables += [_group_table(group, folder) for group in groups]

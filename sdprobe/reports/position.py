@@ -4,10 +4,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from sdprobe.reports.curves import Grid, beside_baselines, grids, of_layer
+from sdprobe.reports.curves import Grid, beside_baselines, grids
 from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
-from sdprobe.reports.run import Run
+from sdprobe.reports.run import Run, of_layer
 
 METRICS = ("axis_accuracy", "cell_accuracy", "binned_accuracy")
 CAPTION = (
@@ -69,7 +69,7 @@ def confusion(run: Run) -> Figure:
 REPORT = Report(
     tables=(position_table,),
     drawings={
-        "accuracy_over_layers": Drawing(over_layers, several_layers),
+        "accuracy_over_layers": Drawing(over_layers, several_layers, over_layers=True),
         "accuracy_over_grid": Drawing(over_grid, mapped("accuracy")),
         "predicted_against_true": Drawing(confusion, mapped("rows")),
     },

@@ -40,6 +40,10 @@ def _list(kind: Kind) -> Kind:
     return lambda value: isinstance(value, list) and all(map(kind, value))
 
 
+def _one_or_several(kind: Kind) -> Kind:
+    return lambda value: kind(value) or (bool(value) and _list(kind)(value))
+
+
 def _by_name(kind: Kind) -> Kind:
     return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
 
@@ -53,7 +57,9 @@ def _applied(value: Any) -> bool:
 KINDS: dict[str, tuple[Kind, str]] = {
     **dict.fromkeys(("model", "weights", "probe", "config_hash", "settings_hash"), (_text, "text")),
     **dict.fromkeys(("control", "labels", "target_box", "dataset_fingerprint", "prompt"), (_optional(_text), "text or null")),
-    **dict.fromkeys(("schema", "timestep"), (_integer, "an integer")),
+    "schema": (_integer, "an integer"),
+    "noise_level": (_one_or_several(_number), "a number or several"),
+    "timestep": (_one_or_several(_integer), "an integer or several"),
     **dict.fromkeys(("twins", "seed", "train_steps", "image_size"), (_optional(_integer), "an integer or null")),
     **dict.fromkeys(("images", "photographs", "pairs"), (_by_name(_integer), "integers by name")),
     "complete": (_flag, "true or false"),

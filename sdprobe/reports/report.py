@@ -9,14 +9,20 @@ from rich.table import Table
 
 from sdprobe.reports.run import Run
 from sdprobe.reports.style import FORMATS
+from sdprobe.tokens.keys import variant
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of a run, and whether the run has the data for it."""
+    """A figure of a run, and whether the run has the data for it.
+
+    ``over_layers``: whether its horizontal axis are the layers. Of several noise levels there is then a figure of each; of a
+    single layer at several noise levels, the axis are these.
+    """
 
     draw: Callable[[Run], Figure]
     applies: Callable[[Run], bool]
+    over_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,24 @@ class Report:
 
     @property
     def files(self) -> list[str]:
-        """Every file that the report may write into a run folder."""
-        return [*(f"{name}.{form}" for name in self.drawings for form in FORMATS), *self.written]
+        """Patterns of every file that the report may write into a run folder."""
+        names = [name for name in self.drawings for name in (name, f"{name}__t*", _over_noise(name))]
+        return [*(f"{name}.{form}" for name in dict.fromkeys(names) for form in FORMATS), *self.written]
 
     def figures(self, run: Run) -> dict[str, Figure]:
         """Every figure that the run has data for, by file name."""
-        return {name: drawing.draw(run) for name, drawing in self.drawings.items() if drawing.applies(run)}
+        found = {}
+        for name, drawing in self.drawings.items():
+            apart = drawing.over_layers and len(run.network_layers) > 1
+            for level in run.levels if apart else [run]:
+                if drawing.applies(level):
+                    named = _over_noise(name) if drawing.over_layers and len(level.timesteps) > 1 else name
+                    found[variant(named, timestep=level.level)] = drawing.draw(level)
+        return found
+
+
+def _over_noise(name: str) -> str:
+    return name.replace("over_layers", "over_noise")
 
 
 def several_layers(run: Run) -> bool:

@@ -1,19 +1,20 @@
 """A run folder for reports: metrics by condition, layer, metric and group; maps by layer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sdprobe.reports.recorded import checked, shown_names
-from sdprobe.tokens.keys import ENDS, Key, base_of, label_of, variant
+from sdprobe.tokens.keys import ENDS, Key, at_level, base_of, label_of, timestep_of, variant
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, read_file, read_json
 
+Value = TypeVar("Value")
 SCHEMA = 2  # of metrics.json; older runs have no pseudo-values for significance tests
 NAMED = 3  # a title names at most so many mitigations
 PICTURED = 12  # pictures of so many layers at most
@@ -21,13 +22,18 @@ PICTURED = 12  # pictures of so many layers at most
 
 @dataclass(frozen=True)
 class Run:
-    """metrics.json and maps.npz of one run. ``chosen``: the layers of which pictures are drawn, see :meth:`showing`."""
+    """metrics.json and maps.npz of one run.
+
+    ``chosen``: the layers of which pictures are drawn, see :meth:`showing`. ``level``: the timestep if this is one of several
+    noise levels of a run, see :attr:`levels`.
+    """
 
     metrics: dict[str, float]
     meta: dict[str, Any]
     maps: dict[str, np.ndarray]
     folder: Path = Path()
     chosen: tuple[str, ...] = ()
+    level: int | None = None
 
     @classmethod
     def read(cls, folder: Path, maps: bool = True) -> "Run":
@@ -77,7 +83,40 @@ class Run:
         """
         if int(self.meta.get("schema", 1)) < SCHEMA:
             return {}
-        return self._arrays("pseudovalues.npz", f"/{quantity}" if quantity else "")
+        return self._at_level(self._arrays("pseudovalues.npz", f"/{quantity}" if quantity else ""), self.level)
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The noise levels of the run."""
+        timestep = self.meta["timestep"]
+        return list(timestep) if isinstance(timestep, list) else [timestep]
+
+    @property
+    def levels(self) -> list["Run"]:
+        """The run at each of its noise levels, with the names of a run at this level alone; of one level, the run itself."""
+        return list(map(self._one, self.timesteps)) if len(self.timesteps) > 1 else [self]
+
+    def _one(self, level: int) -> "Run":
+        """The run at one of several noise levels."""
+        meta = self.meta | {"timestep": level, "layers": list(self._at_level(dict.fromkeys(self.layers), level))}
+        meta |= {name: self._at_level(meta[name], level) for name in ("published_names", "shapes") if name in meta}
+        if isinstance(sigma := meta.get("noise_level"), list):
+            meta["noise_level"] = sigma[self.timesteps.index(level)]
+        meta["mitigations"] = {
+            label: each | {"fits": self._at_level(each.get("fits", {}), level)}
+            for label, each in (meta.get("mitigations") or {}).items()
+        }
+        chosen = tuple(self._at_level(dict.fromkeys(self.chosen), level))
+        metrics, maps = self._at_level(self.metrics, level), self._at_level(self.maps, level)
+        return replace(self, metrics=metrics, meta=meta, maps=maps, chosen=chosen, level=level)
+
+    @staticmethod
+    def _at_level(numbers: Mapping[str, Value], level: int | None) -> dict[str, Value]:
+        """What is of one of several noise levels, or of none, by the names of a run at this level alone."""
+        if level is None:
+            return dict(numbers)
+        names = {text: at_level(text, level) for text in numbers}
+        return {name: numbers[text] for text, name in names.items() if name is not None}
 
     @property
     def layers(self) -> list[str]:
@@ -88,6 +127,18 @@ class Run:
     def bases(self) -> list[str]:
         """Measured layers, without their variants with mitigations."""
         return [layer for layer in self.layers if not label_of(layer)]
+
+    @property
+    def network_layers(self) -> list[str]:
+        """Measured layers, at whichever noise level and without their variants with mitigations."""
+        return list(dict.fromkeys(map(base_of, self.layers)))
+
+    @property
+    def axis(self) -> list[str]:
+        """How figures name the measured layers; of a single layer its noise levels."""
+        if len(self.network_layers) > 1 or len(self.timesteps) < 2:
+            return list(map(of_layer, self.bases))
+        return [f"timestep {timestep_of(layer)}" for layer in self.bases]
 
     @property
     def labels(self) -> list[str]:
@@ -151,7 +202,8 @@ class Run:
 
     def _conditions(self, network: str) -> str:
         weights = "" if self.meta["weights"] == "stored" else f" with {self.meta['weights'].replace('-', ' weights, seed ')}"
-        return f"{network}{weights}, timestep {self.meta['timestep']}"
+        several = "s" * (len(self.timesteps) > 1)
+        return f"{network}{weights}, timestep{several} {', '.join(map(str, self.timesteps))}"
 
     def value(self, condition: str, layer: str, metric: str, group: str = "all", end: str = "") -> float | None:
         """A number of the run, or None if it was not measured; ``end`` is ``ci_low`` or ``ci_high``."""
@@ -163,6 +215,16 @@ class Run:
         """A number and both ends of its 95 % interval; each is None if it was not measured."""
         value, low, high = (self.value(condition, layer, metric, group, end) for end in ("", *ENDS))
         return value, low, high
+
+
+def of_layer(layer: str) -> str:
+    """A layer in figures, with its noise level if it is one of several, and its mitigation.
+
+    >>> of_layer("mid"), of_layer("mid__leace"), of_layer("mid__t261")
+    ('mid', 'mid, leace', 'mid, timestep 261')
+    """
+    level = timestep_of(layer)
+    return ", ".join(filter(None, (base_of(layer), "" if level is None else f"timestep {level}", label_of(layer))))
 
 
 def without_folders(model: str) -> str:

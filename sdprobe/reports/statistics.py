@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from rich.table import Table
 
 from sdprobe.reports import style
-from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_figure, mitigated, of_layer, own
+from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_figure, mitigated, own
 from sdprobe.reports.numbers import (
     add_columns,
     captioned,
@@ -24,7 +24,7 @@ from sdprobe.reports.numbers import (
     tested,
 )
 from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
-from sdprobe.reports.run import PICTURED, Run
+from sdprobe.reports.run import PICTURED, Run, of_layer
 from sdprobe.tokens.keys import GROUPS, PARTITION
 
 MARK: dict[str, Any] = {  # a token on a picture: white with a dark rim, visible on any picture
@@ -133,8 +133,8 @@ def cka_matrix(run: Run) -> Figure:
     for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
         image = axis.imshow(run.maps[name], vmin=0, vmax=1, cmap="magma")
         axis.set_title(title, loc="left", fontsize=style.NORMAL)
-        axis.set_xticks(range(len(run.bases)), run.bases, rotation=90, fontsize=size)
-    axes[0, 0].set_yticks(range(len(run.bases)), run.bases, fontsize=size)
+        axis.set_xticks(range(len(run.bases)), run.axis, rotation=90, fontsize=size)
+    axes[0, 0].set_yticks(range(len(run.bases)), run.axis, fontsize=size)
     figure.colorbar(image, ax=list(axes.flat), shrink=0.7, aspect=30, label="debiased linear CKA")
     heading(figure, "Similarity of layers", run)
     style.write_cells(list(axes.flat))
@@ -229,7 +229,7 @@ def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, severa
     for axis in axes:
         style.least_span(axis)
         style.beside(axis, "without mitigation" if run.labels and axis in several else "")
-    style.name_layers(axes[-1], run.bases)
+    style.name_layers(axes[-1], run.axis)
     heading(figure, title, run, bands=True)
     return figure
 
@@ -237,10 +237,10 @@ def _finished(figure: Figure, axes: Sequence[Axes], run: Run, title: str, severa
 REPORT = Report(
     tables=(statistics_table,),
     drawings={
-        "credibility": Drawing(credibility_over_layers, several_layers),
-        "similarity_over_layers": Drawing(similarity_over_layers, several_layers),
-        "norms_over_layers": Drawing(norms_over_layers, several_layers),
-        "cka": Drawing(cka_matrix, lambda run: several_layers(run) and "cka" in run.maps),
+        "credibility": Drawing(credibility_over_layers, several_layers, over_layers=True),
+        "similarity_over_layers": Drawing(similarity_over_layers, several_layers, over_layers=True),
+        "norms_over_layers": Drawing(norms_over_layers, several_layers, over_layers=True),
+        "cka": Drawing(cka_matrix, lambda run: several_layers(run) and "cka" in run.maps, over_layers=True),
         "norm_maps": Drawing(norm_maps, mapped("norm")),
         "principal_components": Drawing(principal_components, pictured),
         "high_norm_tokens": Drawing(high_norm_tokens, pictured),

@@ -110,7 +110,7 @@ def over_layers(run: Run) -> Figure:
     for axis in axes:
         style.least_span(axis)
         style.beside(axis)
-    style.name_layers(axes[2], run.layers)
+    style.name_layers(axes[2], run.axis)
     raw = unmeasured(run).rstrip(".") if run.chain else ""
     style.title(
         figure, f"Filled: {run.heading}. Hollow: published values of {NAMES[model]} (Loos & Linhardt 2025)",
@@ -176,7 +176,7 @@ def write_differences(run: Run, path: Path) -> None:
 REPORT = Report(
     tables=(position.position_table, study_table),
     drawings={
-        "loos2025": Drawing(over_layers, lambda run: True),
+        "loos2025": Drawing(over_layers, lambda run: True, over_layers=True),
         **position.REPORT.drawings,
         "norm_maps": statistics.REPORT.drawings["norm_maps"],
     },

@@ -10,6 +10,7 @@ from sdprobe.tokens.keys import CONDITIONS, ENDS, OVER_NONE, Key, base_of, label
 
 COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n", "seeds")
 DEPTH = "layers/depth"
+NOISE = "noise/timestep"
 GAIN = "gain_over_random_weights"
 # condition and, where it is not the layer's own, layer of the null that the summary shows: the first that was measured
 NULLS = (("chance", ""), ("same_position", "baseline"), ("constant", ""), ("position_only", ""), ("shuffled_labels", ""))
@@ -33,7 +34,8 @@ def long_table(run: Run) -> list[list[Any]]:
 def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
     """A row per measured layer, in execution order; none for the network's inputs, which have no depth.
 
-    ``layers/depth`` is 0 for the first layer of the network and 1 for the last, whichever layers were measured.
+    ``layers/depth`` is 0 for the first layer of the network and 1 for the last, whichever layers were measured. With several
+    noise levels there is a row per layer and level, and ``layers_t261/<metric>`` takes the place of ``layers/<metric>``.
     ``layers/<metric>`` is the probe's number, ``layers/<metric>/<condition>`` the same under each null, and
     ``layers/<metric>/gain_over_random_weights`` what it has above the random-weights baseline. In a run that compares
     mitigations, ``mitigations/<metric>/<mitigation>`` is the main number behind each and, as ``none``, without one.
@@ -47,7 +49,34 @@ def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
         if base_of(layer) in network:
             index = list(network).index(base_of(layer))
             row = {DEPTH: index / max(len(network) - 1, 1), "layers/index": index, "layers/name": base_of(layer)}
-            rows.append(row | {"layers/timestep": _timestep(run, layer)} | _numbers(run, layer) | _mitigated(run, layer))
+            measured = _numbers(run, layer) | _mitigated(run, layer)
+            if (level := timestep_of(layer)) is not None:
+                sections = {"layers": f"layers_t{level}", "mitigations": f"mitigations_t{level}"}
+                parts = {name: name.partition("/") for name in measured}
+                measured = {f"{sections[parts[name][0]]}/{parts[name][2]}": value for name, value in measured.items()}
+            rows.append(row | {"layers/timestep": _timestep(run, layer)} | measured)
+    return rows
+
+
+def noise_rows(run: Run) -> list[Row]:
+    """A row per noise level of a run with several: ``noise/<metric>/<layer>`` and, of its main metric, the same of its null and
+    of random weights. ``noise/timestep`` and ``noise/level`` are the two names of a level."""
+    rows = []
+    levels = run.meta.get("noise_level")
+    for place, level in enumerate(run.levels if len(run.timesteps) > 1 else ()):
+        row: Row = {NOISE: level.meta["timestep"], **({"noise/level": levels[place]} if isinstance(levels, list) else {})}
+        for layer in level.layers:
+            for metric in tracked_of(run.kind):
+                if (value := level.value("test", layer, metric)) is not None:
+                    row[f"noise/{metric}/{layer}"] = value
+            main = main_task(run.kind).metric
+            for condition, null in (
+                null_of(level, layer, main),
+                ("random_weights", level.value("random_weights", layer, main)),
+            ):
+                if null is not None:
+                    row[f"noise/{main}/{layer}/{condition}"] = null
+        rows.append(row)
     return rows
 
 
@@ -66,7 +95,7 @@ def headline(run: Run, network: Sequence[str]) -> Row:
     found = {
         "metric": task.metric, "value": value, "value_low": low, "value_high": high, "null": null, "null_is": null_is,
         "random_weights": run.value("random_weights", layer, task.metric), "gain": gain, "gain_low": gain_low,
-        "gain_high": gain_high, "n": units(run)[0], "layer": layer, "layer_is": why,
+        "gain_high": gain_high, "n": units(run)[0], "layer": base_of(layer), "layer_is": why, "timestep": timestep_of(layer),
         "depth": next((row[DEPTH] for row in layer_rows(run, network) if row["layers/name"] == base_of(layer)), None),
     }  # fmt: skip
     return {name: number for name, number in found.items() if number is not None}
@@ -88,7 +117,7 @@ def chosen(run: Run) -> tuple[str | None, str]:
     scores = validated if complete else tested
     best = (max if task.highest else min)(scores, key=lambda layer: scores[layer])
     how = "most readable at, on validation images" if complete else f"{task.criterion}, on test images"
-    return best, f"{how}, of {len(scores)} layers"
+    return best, f"{how}, of {len(scores)} layers{' and noise levels' * (len(run.timesteps) > 1)}"
 
 
 def _validated(run: Run) -> dict[str, float]:
@@ -141,6 +170,7 @@ def null_of(run: Run, layer: str, metric: str) -> tuple[str | None, float | None
     return None, None
 
 
-def _timestep(run: Run, layer: str) -> int:
+def _timestep(run: Run, layer: str) -> int | None:
+    """The noise level of a layer; None for what a run at several has but once, such as a baseline without a network."""
     found = timestep_of(layer)
-    return int(run.meta["timestep"]) if found is None else found
+    return (run.timesteps[0] if len(run.timesteps) == 1 else None) if found is None else found

@@ -2,33 +2,23 @@
 
 import json
 import logging
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from sdprobe.metrics.gains import holding
-from sdprobe.metrics.intervals import two_way_interval, with_ends
+from sdprobe.metrics.networks import Network, merged, renamed
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
-from sdprobe.tokens.keys import Key, select
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, write_arrays
 
-# prefixes of metrics within [0, 1]
-SHARES = (
-    "axis_accuracy", "cell_accuracy", "binned_accuracy", "pck_", "delta1", "copy_share", "r_cor", "r_norm", "credibility",
-)  # fmt: skip
-Value = TypeVar("Value")
 _UNITS = "pseudovalues/"
 
 log = logging.getLogger(__name__)
-# conditions that are stored, and their names in the baseline
-WHAT = {"test": "random_weights", "zero_shot": "random_weights_zero_shot"}
 # what the numbers depend on besides configuration, :data:`VERSION` and packages
 _DATA = (
     "unet_config_hash",
@@ -41,15 +31,6 @@ _DATA = (
     "precision",
     "hardware",
 )
-
-
-@dataclass(frozen=True)
-class Twin:
-    """Results of one random-weights network: numbers, pseudo-values by key, and predictions if the probe keeps them."""
-
-    results: dict[str, float]
-    pseudovalues: dict[str, np.ndarray]
-    predictions: dict[str, np.ndarray]
 
 
 def steps(cfg: DictConfig) -> list[str]:
@@ -88,28 +69,10 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
         return {}
     twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
     gains = probe.compare([twin.predictions for twin in twins]) if isinstance(probe, Predicts) and twins else {}
-    return _merged(twins) | gains
+    return merged(twins) | gains
 
 
-def _merged(twins: list[Twin]) -> dict[str, float]:
-    """Means over the networks that have a key, their number, and an interval if pseudo-values are available."""
-    merged: dict[str, float] = {}
-    for key in dict.fromkeys(key for twin in twins for key in select(twin.results, statistic="")):
-        having = [twin for twin in twins if key in twin.results]
-        merged |= {key: float(np.mean([twin.results[key] for twin in having])), f"{key}/seeds": len(having)}
-        if f"{key}/n" in having[0].results:
-            merged[f"{key}/n"] = having[0].results[f"{key}/n"]
-        tables = [twin.pseudovalues[key] for twin in having if key in twin.pseudovalues]
-        if len(tables) == len(having) and len({len(table) for table in tables}) == 1:
-            low, high = two_way_interval(np.stack(tables))
-            if Key.parse(key).metric.startswith(SHARES):
-                low, high = (float(np.clip(end, 0, 1)) for end in (low, high))
-            # risks are reported clipped, but their pseudo-values are not
-            merged |= holding(key, merged[key], with_ends(key, merged[key], low, high))
-    return merged
-
-
-def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
+def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Network:
     """One random-weights network, measured or taken from the cache."""
     config = OmegaConf.merge(
         cfg,
@@ -126,12 +89,12 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Twin:
         # all processes measure this network, or none does, because they may see different files
         if processes.all_gather(twin is not None)[0]:
             step.note = f"taken from {stored}"
-            return twin or Twin({}, {}, {})
+            return twin or Network({}, {}, {})
         measurement = Measurement(config)
         measurement.run()
         measurement.release()
     predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
-    twin = Twin(_renamed(measurement.results), _renamed(measurement.probe.pseudovalues()), predictions)
+    twin = Network(renamed(measurement.results), renamed(measurement.probe.pseudovalues()), predictions)
     if processes.rank == 0:
         _store(stored, twin)
     return twin
@@ -143,16 +106,7 @@ def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
     return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
 
 
-def _renamed(numbers: dict[str, Value]) -> dict[str, Value]:
-    """The stored numbers, under their names in the baseline."""
-    return {
-        str(replace(Key.parse(text), condition=name)): value
-        for condition, name in WHAT.items()
-        for text, value in select(numbers, condition=condition).items()
-    }
-
-
-def _stored(path: Path, predicts: bool) -> Twin | None:
+def _stored(path: Path, predicts: bool) -> Network | None:
     """Stored results; None if a file cannot be read, is damaged, or is that of another network."""
     try:
         arrays = read_arrays(path)
@@ -161,7 +115,7 @@ def _stored(path: Path, predicts: bool) -> Twin | None:
                 raise ValueError("the results of another network")
             predictions = unpacked(arrays["predictions"].tobytes()) if predicts else {}
             pseudovalues = {name.removeprefix(_UNITS): array for name, array in arrays.items() if name.startswith(_UNITS)}
-            return Twin({**json.loads(arrays["results"].tobytes())}, pseudovalues, predictions)
+            return Network({**json.loads(arrays["results"].tobytes())}, pseudovalues, predictions)
     except DamagedFile as error:
         log.warning("%s is damaged (%s); this network is measured again.", *error.args)
     except OSError:
@@ -169,7 +123,7 @@ def _stored(path: Path, predicts: bool) -> Twin | None:
     return None
 
 
-def _store(path: Path, twin: Twin) -> None:
+def _store(path: Path, twin: Network) -> None:
     """Store the results in one file, since those of two processes could mix. If that fails, they are measured next time."""
     contents = {"name": path.name.encode(), "results": json.dumps(twin.results).encode()}
     contents |= {"predictions": packed(twin.predictions)} if twin.predictions else {}

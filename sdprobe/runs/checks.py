@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import get_object
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from sdprobe.backbones.precision import choose_device
+from sdprobe.runs import cli
 from sdprobe.utilities.errors import InputError
 
 SPOKEN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -46,6 +48,23 @@ def fill_size(cfg: DictConfig) -> None:
         from sdprobe.backbones.loading import native_size  # seconds of import that wrong settings must not wait for
 
         cfg.images.size = native_size(cfg.backbone.path, cfg.backbone.revision, cfg.backbone.variant)
+
+
+def fill_timestep(cfg: DictConfig) -> None:
+    """Replace ``noise_level`` by the nearest timesteps of the checkpoint's schedule, and a list of one timestep by it.
+
+    Raises:
+        InputError: levels that the schedule has not, the checkpoint cannot be found, or ``timestep`` is given, too.
+    """
+    if cfg.noise_level is not None:
+        cli.check_levels(cfg, HydraConfig.get().overrides.task)
+        from sdprobe.backbones.loading import schedule  # seconds of import that wrong settings must not wait for
+        from sdprobe.backbones.noise import NoiseSchedule
+
+        alphas = schedule(cfg.backbone.path, cfg.backbone.revision, cfg.backbone.variant)
+        cfg.timestep = list(NoiseSchedule(alphas).nearest(cfg.noise_level))
+    if OmegaConf.is_list(cfg.timestep) and len(cfg.timestep) == 1:
+        cfg.timestep = cfg.timestep[0]
 
 
 def check_types(cfg: DictConfig) -> None:

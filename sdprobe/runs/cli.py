@@ -34,8 +34,15 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # part of a launcher's _target_ → module it needs, and the extra of pyproject.toml that has it
 EXTRAS = {"RayWorkers": ("ray", "ray"), "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm")}
 INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}]'."
+LEVELS = ("timestep", "noise_level")  # settings that take a number or a list of numbers; one of them is given
 # settings that take a list, and groups whose choice may be meant as a path: what to write instead
-LISTED = {"block": "several layers", "mitigation": "several one after the other", "logger.tags": "several tags"}
+LISTED = {
+    "block": "several layers",
+    "timestep": "several noise levels",
+    "noise_level": "several noise levels",
+    "mitigation": "several one after the other",
+    "logger.tags": "several tags",
+}
 OF_PATHS = {"backbone": "backbone=local backbone.path={}", "images": "images=folder images.root={}"}
 # the disk is full, protected or read-only, or a folder has the name of a file
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
@@ -173,6 +180,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
     try:
         check_kinds(cfg, overrides)
         check_settings(cfg)
+        check_levels(cfg, [*overrides, *(f"{key}=" for key in cfg.hydra.sweeper.get("params") or ())])
         check_names(cfg.block)
     except InputError:
         raise
@@ -236,6 +244,8 @@ def check_kind(cfg: DictConfig, defaults: DictConfig, key: str) -> None:
     of_hydra = key.startswith("hydra.")  # where null leaves a node out
     if OmegaConf.is_dict(default) and not OmegaConf.is_dict(value) and not (value is None and of_hydra):
         raise InputError(f"Expected {key} to have settings of its own, but got {_spelt(value)}. Write {key}.NAME=VALUE.")
+    if key in LEVELS and OmegaConf.is_list(value):
+        return
     kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, int | float) else object
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind == (int, float))):
         spoken = "true or false" if kind is bool else "a number"
@@ -297,8 +307,10 @@ def asked_for(cfg: DictConfig) -> str:
     'Probe position, backbone demo, block mid and up_1, timestep 50, images scenes.'
     """
     choices = cfg.hydra.runtime.choices
-    block = " and ".join(map(str, cfg.block)) if OmegaConf.is_list(cfg.block) else cfg.block
-    names = {"probe": choices.probe, "backbone": cfg.backbone.path, "block": block, "timestep": cfg.timestep}
+    level = "timestep" if cfg.noise_level is None else "noise_level"
+    names = {"probe": choices.probe, "backbone": cfg.backbone.path}
+    for name in ("block", level):
+        names[name.replace("_", " ")] = " and ".join(map(str, cfg[name])) if OmegaConf.is_list(cfg[name]) else cfg[name]
     names |= {"images": choices.images, "mitigation": choices.get("mitigation", "of its own")}
     text = ", ".join(f"{name} {value}" for name, value in names.items() if value != "none")
     return f"{'A sweep; its first job: ' if cfg.hydra.mode == RunMode.MULTIRUN else ''}{text[0].upper()}{text[1:]}."
@@ -355,6 +367,20 @@ def check_settings(cfg: DictConfig) -> None:
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}
         settings.check(section, **{key: value for key, value in given.items() if value is not None})
+
+
+def check_levels(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse noise levels that are given twice, as ``timestep`` and as ``noise_level``.
+
+    Raises:
+        InputError: both are given, or a choice of another group sets ``timestep``.
+    """
+    given = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    if cfg.noise_level is not None and ("timestep" in given or cfg.timestep != OmegaConf.load(CONFIGS / "train.yaml").timestep):
+        raise InputError(
+            f"Expected timestep or noise_level, but got both, timestep {_spelt(cfg.timestep)} and noise_level "
+            f"{_spelt(cfg.noise_level)}. Leave one out."
+        )
 
 
 def _known(node: DictConfig, key: str) -> Any:

@@ -20,6 +20,7 @@ EXAMPLES = {
     "python train.py probe=statistics block=all backbone=sd15": "corners, norms and credibility of all layers of SD-1.5",
     "python train.py probe=position images=folder images.root=DIR": "on your photographs",
     "python train.py probe=correspondence mitigation=position_mean": "matching with a repair",
+    "python train.py timestep=[10,50,261]": "several noise levels in one run",
     "python train.py -m timestep=10,50,261": "a sweep, one job per value",
     "python train.py experiment=mitigations": "what removes position, and what it costs",
 }

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from sdprobe.backbones import pool
 from sdprobe.runs import workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
+from sdprobe.tokens.keys import at_level, base_of
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
@@ -109,12 +110,15 @@ class Measurement:
 
     def summary(self) -> str:
         """Return a line on what is measured: device, precision, layers and images."""
-        layers = [f"{layer} ({height} × {width} tokens)" for layer, (_, height, width) in self.data.shapes.items()]
+        level, *others = levels if isinstance(levels := self.data.timestep, list) else [levels]
+        shapes = {at_level(name, level): sides for name, (_, *sides) in self.data.shapes.items()}  # the same at every level
+        layers = [f"{layer} ({height} × {width} tokens)" for layer, (height, width) in shapes.items() if layer]
         named = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} to {layers[-1]}"
         backbone = self.data.backbone.describe()
         return (
             f"Device {backbone['device']}, precision {backbone['precision']}. {self.data.counts()}. "
-            f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}: {named}."
+            f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}: {named}"
+            f"{f', at timesteps {level}' if others else ''}{''.join(f', {other}' for other in others)}."
         )
 
     def prepare(self) -> None:
@@ -178,6 +182,8 @@ class Measurement:
     @property
     def meta(self) -> dict[str, Any]:
         """What is needed to repeat this run, and what it cost."""
+        published = self.data.backbone.published_names([*map(base_of, self.data.layers)])
+        published_names = {name: published[base_of(name)] for name in self.data.layers}
         return (
             provenance(self.cfg)
             | workers.merged(self._data or [self.data.describe()])
@@ -185,9 +191,10 @@ class Measurement:
                 "devices": self.trainer.world_size,
                 "probe": self.probe.kind,
                 "layers": list(self.data.layers),
-                "published_names": self.data.backbone.published_names(self.data.layers),
+                "published_names": published_names,
                 "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
-                "timestep": self.cfg.timestep,
+                "timestep": self.data.timestep,
+                "noise_level": self.data.noise_level,
                 "prompt": self.cfg.prompt,
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),

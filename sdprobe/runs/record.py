@@ -45,7 +45,10 @@ LIBRARY = (
 )  # fmt: skip
 # settings of devices and speed, which do not change what is measured
 DEVICES = ("devices", "strategy", "use_distributed_sampler")
-IGNORED_IN_HASH = ("run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control", "report")
+# noise_level is replaced by the timesteps that it stands for
+IGNORED_IN_HASH = (
+    "run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control", "report", "noise_level",
+)  # fmt: skip
 # axes of curves in reports, and what reports average over
 AXES = ("block", "timestep", "seed")
 OUTPUT_FILES = (*FILES, "error.txt")

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sdprobe.reports.run import Run
-from sdprobe.reports.tracked import COLUMNS, DEPTH, headline, layer_rows, long_table
+from sdprobe.reports.tracked import COLUMNS, DEPTH, NOISE, headline, layer_rows, long_table, noise_rows
 from sdprobe.runs import sweep
 from sdprobe.tokens.keys import CONDITIONS, Key
 from sdprobe.utilities import expect
@@ -35,8 +35,11 @@ UPLOAD = 120
 MODES = ("online", "offline", "disabled", "shared")
 # axis of each set of curves; no curve has an entry in the summary, which is written at the end
 STEP = "trainer/global_step"
-AXES = {"train/*": STEP, "val/*": STEP, "layers/*": DEPTH, "mitigations/*": DEPTH}
-HIDDEN = (STEP, "epoch", "part", DEPTH)
+AXES = {
+    "train/*": STEP, "val/*": STEP, "layers/*": DEPTH, "mitigations/*": DEPTH, "layers_t*": DEPTH, "mitigations_t*": DEPTH,
+    "noise/*": NOISE,
+}  # fmt: skip
+HIDDEN = (STEP, "epoch", "part", DEPTH, NOISE)
 # steps that every further part of a run that was resumed offline begins at, so that no two parts share one
 PART = 1_000_000
 FEW = 3  # mitigations that a name lists
@@ -134,11 +137,12 @@ def identity(cfg: DictConfig) -> Identity:
     choices = HydraConfig.get().runtime.choices
     weights = "" if cfg.backbone.weights == "stored" else f" {cfg.backbone.weights}"
     labels = list(cfg.mitigation)
+    levels = list(cfg.timestep) if OmegaConf.is_list(cfg.timestep) else [cfg.timestep]
     plain = {
         "probe": choices["probe"],
         "backbone": _named(choices["backbone"], cfg.backbone, "local") + weights,
         "block": "+".join(map(str, _listed(cfg.block))),
-        "timestep": cfg.timestep,
+        "timestep": levels if len(levels) > 1 else levels[0],
         "mitigation": _mitigation(labels, bool(cfg.datamodule.get("compare"))),
         "seed": cfg.seed,
         "images": _named(choices["images"], cfg.images, "folder"),
@@ -146,9 +150,14 @@ def identity(cfg: DictConfig) -> Identity:
         "control": cfg.control,
         "sweep": sweep.name(),
     }
-    told = (plain["mitigation"] if labels else None, plain["control"], f"t{plain['timestep']}")
-    tags = {name: [plain[name]] for name in ("probe", "backbone", "timestep", "images")}
-    tags |= {"layer": _listed(cfg.block), "mitigation": labels or ["none"], "sweep": _listed(plain["sweep"])}
+    told = (plain["mitigation"] if labels else None, plain["control"], f"t{'+'.join(map(str, levels))}")
+    tags = {name: [plain[name]] for name in ("probe", "backbone", "images")}
+    tags |= {
+        "timestep": levels,
+        "layer": _listed(cfg.block),
+        "mitigation": labels or ["none"],
+        "sweep": _listed(plain["sweep"]),
+    }
     return Identity(
         " · ".join(filter(None, (plain["probe"], plain["backbone"], plain["block"], *told))),
         " · ".join(plain[name] for name in ("probe", "images", "protocol")),
@@ -319,7 +328,7 @@ def log_results(logger: Logger | None, run: Run, network: Sequence[str], figures
 def _to_wandb(begun: Any, run: Run, network: Sequence[str], figures: Sequence[Path]) -> None:
     provenance = {name: value for name, value in run.meta.items() if name not in PER_LAYER}
     begun.config.update({"provenance": provenance}, allow_val_change=True)
-    for row in layer_rows(run, network):
+    for row in [*layer_rows(run, network), *noise_rows(run)]:
         begun.log(row)
     pictures = {f"figures/{figure.stem}": wandb.Image(str(figure)) for figure in figures}
     begun.log({"results": wandb.Table(columns=list(COLUMNS), data=long_table(run)), **pictures})
@@ -327,10 +336,12 @@ def _to_wandb(begun: Any, run: Run, network: Sequence[str], figures: Sequence[Pa
 
 
 def _to_tensorboard(logger: TensorBoardLogger, run: Run, network: Sequence[str], figures: Sequence[Path]) -> None:
-    """TensorBoard's steps are integers, so the step is the index of the layer. Text is left out."""
+    """TensorBoard's steps are integers: the index of the layer, or the timestep over noise levels. Text is left out."""
     for row in layer_rows(run, network):
         numbers = {name: value for name, value in row.items() if not isinstance(value, str)}
         logger.log_metrics(numbers, step=row["layers/index"])
+    for row in noise_rows(run):
+        logger.log_metrics(row, step=row[NOISE])
     for figure in figures:
         with opened(figure) as picture:
             logger.experiment.add_image(figure.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")

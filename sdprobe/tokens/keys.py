@@ -4,12 +4,13 @@
 ``<metric>`` on; a probe puts condition and layer in front (:func:`qualified`). ``<where>`` is ``all``, a token group, a
 stratum, an output band or a later layer.
 
-Variants are treated like further layers: ``mid__leace`` is the layer ``mid`` after the mitigation ``leace``. Random draws for
-a layer are keyed by :func:`base_of`, so that a variant differs from its layer in the mitigation only, and the two can be
-compared in pairs.
+Variants are treated like further layers: ``mid__leace`` is the layer ``mid`` after the mitigation ``leace``. So are the noise
+levels of a run with several: ``mid__t261`` is the layer ``mid`` at timestep 261. Random draws for a layer are keyed by
+:func:`base_of`, so that a variant differs from its layer in the mitigation or the noise level only, and the two can be compared
+in pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -102,6 +103,30 @@ def variant(layer: str, label: str = "", timestep: int | None = None) -> str:
     return _SEPARATOR.join([layer, *([] if timestep is None else [f"t{timestep}"]), *filter(None, [label])])
 
 
+def cells(layers: Sequence[str], timesteps: Sequence[int]) -> dict[str, tuple[str, int]]:
+    """Name → (layer, timestep) of every layer at every timestep. At a single one layers keep their names.
+
+    >>> cells(["mid", "up_1"], [50])
+    {'mid': ('mid', 50), 'up_1': ('up_1', 50)}
+    >>> list(cells(["mid", "up_1"], [50, 261]))
+    ['mid__t50', 'mid__t261', 'up_1__t50', 'up_1__t261']
+    """
+    several = len(timesteps) > 1
+    return {variant(layer, timestep=t if several else None): (layer, t) for layer in layers for t in timesteps}
+
+
+def by_timestep(names: Iterable[str]) -> dict[int | None, list[str]]:
+    """Timestep → the names with it, in order; None for names without one.
+
+    >>> by_timestep(["mid__t50", "mid__t261", "up_1__t50"])
+    {50: ['mid__t50', 'up_1__t50'], 261: ['mid__t261']}
+    """
+    found: dict[int | None, list[str]] = {}
+    for name in names:
+        found.setdefault(timestep_of(name), []).append(name)
+    return found
+
+
 def base_of(name: str) -> str:
     """The layer of a variant.
 
@@ -121,6 +146,16 @@ def timestep_of(name: str) -> int | None:
     return int(timestep) if timestep else None
 
 
+def place_of(name: str, timestep: Value) -> tuple[str, int | Value]:
+    """(layer, timestep) of a name, in a run at this timestep or at several.
+
+    >>> place_of("mid__t261__leace", [50, 261]), place_of("mid", 50)
+    (('mid', 261), ('mid', 50))
+    """
+    own = timestep_of(name)
+    return base_of(name), timestep if own is None else own
+
+
 def label_of(name: str) -> str:
     """The mitigation in a name; empty for the layer itself.
 
@@ -128,6 +163,29 @@ def label_of(name: str) -> str:
     ('leace', 'leace', '')
     """
     return _split(name)[2]
+
+
+def at_level(text: str, timestep: int) -> str | None:
+    """The name that a number or a map of a run at several timesteps has in a run at this one; None if it is of another.
+
+    >>> at_level("test/mid__t261__leace/r_pos/all", 261), at_level("mid__t50/norm", 261), at_level("pictures", 261)
+    ('test/mid__leace/r_pos/all', None, 'pictures')
+    """
+    if f"{_SEPARATOR}t" not in text:
+        return text
+    parts = text.split("/")
+    if any(timestep_of(part) not in (None, timestep) for part in parts):
+        return None
+    return "/".join(variant(base_of(part), label_of(part)) for part in parts)
+
+
+def unmitigated(name: str) -> str:
+    """The same layer at the same timestep, without the mitigation.
+
+    >>> unmitigated("mid__t261__leace"), unmitigated("mid__leace"), unmitigated("mid")
+    ('mid__t261', 'mid', 'mid')
+    """
+    return variant(base_of(name), timestep=timestep_of(name))
 
 
 def is_label(text: str) -> bool:

@@ -25,7 +25,7 @@ class View:
         rotated: by 180°.
         draw: number of the noise draw; views with equal draws and equal shapes share their noise.
         reseed: added to the seed of the noise.
-        timestep: noise level; None takes that of the pass.
+        timesteps: noise levels in place of those of the pass, one for each of them; None takes those of the pass.
         padding: padding mode of every convolution with a kernel above 1; None does not change it.
     """
 
@@ -39,13 +39,13 @@ class View:
     rotated: bool = False
     draw: int = 0
     reseed: int = 0
-    timestep: int | None = None
+    timesteps: tuple[int, ...] | None = None
     padding: str | None = None
 
     @property
     def shows(self) -> "View":
         """The view with only what changes the picture. Views that agree in it share latents, unless their padding differs."""
-        return replace(self, draw=0, reseed=0, timestep=None, padding=None)
+        return replace(self, draw=0, reseed=0, timesteps=None, padding=None)
 
     def show(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _h _w"]:
         """The picture for the network. ``image`` is already cropped and rotated, and for a window ``larger`` pixels larger."""

@@ -7,8 +7,8 @@ default last sentence.
 import difflib
 import math
 import re
-from collections.abc import Collection
-from typing import NoReturn
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
 
 from sdprobe.utilities.errors import InputError
 
@@ -61,6 +61,22 @@ def integer(name: str, value: object) -> int:
 def whole(name: str, value: object, low: int, high: int) -> None:
     """A whole number of a range, ``low`` ≤ ``value`` ≤ ``high``."""
     between(name, integer(name, value), low, high)
+
+
+def ascending(rule: Callable[[str, Any], object]) -> Callable[[str, Any], None]:
+    """The check of a number that meets a rule, or of a list of such numbers, each larger than the one before."""
+
+    def check(name: str, value: Any) -> None:
+        numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        if not numbers:
+            _refuse(name, "a number or a list of numbers", numbers, "Put at least one into the list.")
+        for number in numbers:
+            rule(name, number)
+        if numbers != sorted(set(numbers)):
+            fix = f"Write {name}=[{','.join(map(str, sorted(set(numbers))))}]."
+            _refuse(name, "in ascending order, without repetition", numbers, fix)
+
+    return check
 
 
 def count(name: str, value: object, low: int, high: int, fix: str = "") -> None:

@@ -60,14 +60,22 @@ def intact(what: str, path: Path) -> Iterator[None]:
 
 
 def check_bound(what: str, path: Path, fitted_on: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises InputError if a name that both have differs; device, precision and model path are not compared."""
+    """Raises InputError if a name that both have differs; device, precision and model path are not compared.
+
+    Of a fit at several timesteps, ``expected`` may have some of them.
+    """
     for key in sorted(expected.keys() & fitted_on.keys() - UNBOUND):
-        if fitted_on[key] != expected[key]:
+        if not (_levels(expected[key]) <= _levels(fitted_on[key]) if key == "timestep" else expected[key] == fitted_on[key]):
             was, is_now = (_shown(key, values) for values in (fitted_on, expected))
             raise InputError(
                 f"Expected the {what} in {path} to be used with {key} {was}, which it was fitted on, but got {is_now}. Fit it "
                 "anew for other layers, models, timesteps and protocols."
             )
+
+
+def _levels(timestep: Any) -> set[Any]:
+    """One timestep, or a list of several."""
+    return set(timestep) if isinstance(timestep, list | tuple) else {timestep}
 
 
 def _shown(key: str, values: Mapping[str, Any]) -> str:

@@ -54,7 +54,15 @@ def _device(name: str, value: object) -> None:
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
 _SEED = _count(0, 2**32 - 1)  # what random number generators take
 
-OPTIONAL = {"limit", "cosines", "rank", "control", "variant", "pairs_per_category"}  # with null the class chooses
+OPTIONAL = {
+    "limit",
+    "cosines",
+    "rank",
+    "control",
+    "variant",
+    "pairs_per_category",
+    "noise_level",
+}  # with null the class chooses
 _POSITION_MEAN: dict[str, Rule] = {
     "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _at_least(1), "ridge": _at_least(0),
 }  # fmt: skip
@@ -63,7 +71,8 @@ _POSITION: dict[str, Rule] = {"head": _one_of("classification", "regression")}
 
 SETTINGS: dict[str, dict[str, Rule]] = {
     "": {
-        "activation_budget": _at_least(0), "timestep": partial(expect.whole, low=0, high=999), "seed": _SEED,
+        "activation_budget": _at_least(0), "timestep": expect.ascending(partial(expect.whole, low=0, high=999)),
+        "noise_level": expect.ascending(_between(0, 1)), "seed": _SEED,
         "twins": _count(0, 1000), "device": _device, "control": expect.text,
     },
     "report": {"format": _one_of("png", "pdf")},

@@ -49,6 +49,45 @@ def test_no_noise_only_shrinks(timestep: int) -> None:
     torch.testing.assert_close(noisy, ALPHAS[timestep].sqrt() * latents())
 
 
+SCHEDULES = {
+    "Stable Diffusion": (ALPHAS, {50: 0.184, 100: 0.256, 261: 0.420}),
+    "linear betas": (alphas_of({"_class_name": "DDIMScheduler"}), {50: 0.150, 100: 0.255, 261: 0.504}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_noise_level_is_the_time_of_a_flow_with_the_same_noise(name: str) -> None:
+    """x_flow = (1 − σ) z + σ ε = x_DDPM / (√ᾱ + √(1 − ᾱ)) at every timestep."""
+    alphas, known = SCHEDULES[name]
+    schedule, clean = NoiseSchedule(alphas), latents(2, 4)
+    noise = torch.stack([schedule._noise(clean.shape[1:], image, 0, 0) for image in NAMES[:2]])
+    for timestep, sigma in enumerate(schedule.noise_levels.tolist()):
+        alpha = alphas[timestep].double()
+        flow = schedule(clean, timestep, NAMES[:2]).double() / (alpha.sqrt() + (1 - alpha).sqrt())
+        torch.testing.assert_close(flow, (1 - sigma) * clean + sigma * noise, rtol=0, atol=1e-6, check_dtype=False)
+    assert {t: round(schedule.noise_levels[t].item(), 3) for t in known} == known
+    assert (schedule.noise_levels.diff() > 0).all()
+
+
+@given(st.lists(st.floats(0.029, 0.935), min_size=1, max_size=4, unique=True))
+def test_the_nearest_timestep_has_a_noise_level(levels: list[float]) -> None:
+    schedule = NoiseSchedule(ALPHAS)
+    known = schedule.noise_levels.tolist()
+    expected = [min(range(1000), key=lambda t, level=level: abs(known[t] - level)) for level in levels]
+    if len(set(expected)) == len(expected):
+        assert list(schedule.nearest(levels)) == expected
+    else:
+        with pytest.raises(InputError, match="both nearest to timestep"):
+            schedule.nearest(levels)
+    assert schedule.nearest(known) == tuple(range(1000)) and schedule.nearest(known[261]) == (261,)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.95, 2, "x"])
+def test_a_noise_level_that_no_timestep_has_is_refused(level: object) -> None:
+    with pytest.raises(InputError, match="noise_level to be"):
+        NoiseSchedule(ALPHAS).nearest(level)
+
+
 def test_folders_with_an_euler_scheduler_get_the_same_noisy_latents(euler_folder: Path, sd: FrozenSD) -> None:
     euler = FrozenSD.from_pretrained(str(euler_folder), precision="fp32", device="cpu")
     noise = epsilon(sd.noise, latents(), NAMES)

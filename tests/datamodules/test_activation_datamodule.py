@@ -13,10 +13,10 @@ from PIL import Image
 
 from datamodules.activations import STEPS_PER_EPOCH, ActivationDataModule
 from datamodules.images.folder import FolderImages
-from datamodules.mixing import flattened
-from datamodules.splits import split_by_photo
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import TokenBatch
+from sdprobe.tokens.mixing import flattened
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.utilities.errors import InputError
 
 COUNT = 25

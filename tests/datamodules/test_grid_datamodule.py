@@ -13,10 +13,10 @@ import torch
 
 from datamodules.grids import GridDataModule
 from datamodules.images.folder import FolderImages
-from datamodules.mixing import GridLoader
-from datamodules.splits import split_by_photo
+from datamodules.loaders import GridLoader
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, joined
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.utilities.errors import InputError
 
 COUNT, REPEATS, MARGIN = 12, 3, 32
@@ -170,8 +170,8 @@ def test_no_repeats_are_no_batches(make: Callable[..., GridDataModule]) -> None:
 
 
 def test_the_other_timestep_is_another_one_by_default(make: Callable[..., GridDataModule]) -> None:
-    assert make(timestep=50).views[3].reads.timestep == 261
-    assert make(timestep=261).views[3].reads.timestep == 50
+    assert make(timestep=50).views[3].levels == (261,)
+    assert make(timestep=261).views[3].levels == (50,)
 
 
 def test_without_noise_there_is_no_other_noise(photos: Path) -> None:

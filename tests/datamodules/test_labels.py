@@ -215,7 +215,7 @@ def test_labels_reach_the_masks_of_every_layer(
     marks = labels(HEADER + "p003.png,0,7\np003.png,5,2\n1,6,6\n")
     store = LatentStore(images, sd.encoder, LatentCache(tmp_path / "cache"), 0, 8, 0)
     store.prepare(range(COUNT))
-    stream = ActivationStream(sd, store, Pass(("conv_in", "down_0", "mid"), timestep=50), batch_size=3, labels=marks)
+    stream = ActivationStream(sd, store, Pass(("conv_in", "down_0", "mid"), (50,)), batch_size=3, labels=marks)
     seen = set()
     for batch in stream([3, 1, 0, 2]):
         for layer, grid in batch.grids.items():

@@ -43,7 +43,7 @@ def stream(sd: FrozenSD, save_photos: Callable[..., Path], tmp_path_factory: pyt
     images = FolderImages(str(save_photos(root / "photos", 12)), size=SIZE)
     store = LatentStore(images, sd.encoder, LatentCache(root / "cache"), 0, 8, 0)
     store.prepare(range(12))
-    return ActivationStream(sd, store, Pass(LAYERS, 50), 4)
+    return ActivationStream(sd, store, Pass(LAYERS, (50,)), 4)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_what_a_run_saved_is_used_again_and_only_where_it_belongs(apart: Activat
         load(tmp_path / "run", timestep=261)
     with pytest.raises(InputError, match="4 of the tested ones are among its fit images"):
         Mitigations({"saved": Saved(str(tmp_path / "run"))}).fit(apart, [], [0, 1, 2, 3])
-    other = ActivationStream(apart.backbone, apart.store, Pass(("up_0",), 50))
+    other = ActivationStream(apart.backbone, apart.store, Pass(("up_0",), (50,)))
     with pytest.raises(InputError, match="at down_0, mid, which it was fitted at, but got up_0"):
         Mitigations({"saved": Saved(str(tmp_path / "run"))}).fit(other, [], list(TEST))
     with pytest.raises(InputError, match="to hold mitigation"):

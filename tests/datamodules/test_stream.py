@@ -31,7 +31,7 @@ def store(sd: FrozenSD, save_photos: Callable[..., Path], tmp_path_factory: pyte
 
 def stream_of(sd: FrozenSD, store: LatentStore, **options: Any) -> ActivationStream:
     batch_size = options.pop("batch_size", 8)
-    return ActivationStream(sd, store, Pass(**({"layers": LAYERS, "timestep": 50} | options)), batch_size)
+    return ActivationStream(sd, store, Pass(**({"layers": LAYERS, "timesteps": (50,)} | options)), batch_size)
 
 
 def together(batches: list[GridBatch]) -> dict[str, torch.Tensor]:
@@ -120,7 +120,7 @@ def test_masks_are_those_of_the_raw_grid(sd: FrozenSD, store: LatentStore) -> No
 def test_noise_is_keyed_by_seed_and_timestep_matters(sd: FrozenSD, store: LatentStore) -> None:
     base, again, seed, step = (
         together(list(stream_of(sd, store, layers=("noisy_latent",), **options)([0, 1])))["noisy_latent"]
-        for options in ({}, {}, {"seed": 1}, {"timestep": 500})
+        for options in ({}, {}, {"seed": 1}, {"timesteps": (500,)})
     )
     assert torch.equal(base, again)
     assert not torch.allclose(base, seed, atol=1e-3)

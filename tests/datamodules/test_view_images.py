@@ -6,7 +6,7 @@ import torch
 from datamodules.images.scenes import Scenes
 from datamodules.images.texture import LatentTextures, Textures
 from datamodules.images.views import Cropped, FlipBalanced, RandomCrops, Rotated, Viewed, rotated
-from datamodules.splits import split_by_photo
+from sdprobe.tokens.splits import split_by_photo
 from sdprobe.tokens.views import View
 from sdprobe.utilities.errors import InputError
 

@@ -7,8 +7,8 @@ import torch
 
 from datamodules.images.scenes import Scenes
 from datamodules.mitigated import _names, digest
-from datamodules.splits import split_by_photo
 from sdprobe.mitigations import load
+from sdprobe.tokens.splits import split_by_photo
 
 SAVED = Path(__file__).with_name("saved")
 

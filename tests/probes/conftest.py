@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.mixing import all_tokens, flattened, mixing_buffer
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.groups import token_groups
+from sdprobe.tokens.mixing import all_tokens, flattened, mixing_buffer
 
 
 class Planted(lightning.LightningDataModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 from datamodules.images.pairs import Pair
 from datamodules.images.scenes import ScenePairs
 from datamodules.keypoints import keypoint_table, slots_of
-from datamodules.mixing import Loader
+from datamodules.loaders import Loader
 from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.geometry import sampled_at, tokens_at
 from sdprobe.tokens.groups import token_groups

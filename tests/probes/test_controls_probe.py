@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.mixing import all_tokens, flattened
 from probes import ControlsProbe, PositionProbe
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.geometry import positions
 from sdprobe.tokens.groups import token_groups
+from sdprobe.tokens.mixing import all_tokens, flattened
 
 IMAGES, SIDE, CHANNELS = 40, 4, 24
 TEST = range(30, IMAGES)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.mixing import all_tokens, flattened
 from probes import StudyProbe
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.geometry import at_grid
 from sdprobe.tokens.groups import border_groups, token_groups
+from sdprobe.tokens.mixing import all_tokens, flattened
 from sdprobe.utilities.errors import InputError
 from tests.planted import corner_code, high_norm_patches
 

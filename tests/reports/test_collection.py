@@ -31,7 +31,7 @@ DAMAGED = {
     "nested": ('{"test/mid/rmse": {"all": 1}}', "metrics.json is unreadable (test/mid/rmse is no number)"),
     "odd": ('{"test/mid/rmse": 1}', "metrics.json has keys that this version does not know"),
     "poor": ('{"meta": {"complete": true}}', "metrics.json is not that of a run: it lacks meta.layers"),
-    "words": (META | {"timestep": "fifty"}, "metrics.json is unreadable (meta.timestep is not an integer)"),
+    "words": (META | {"timestep": "fifty"}, "metrics.json is unreadable (meta.timestep is not an integer or several)"),
 }  # fmt: skip
 
 

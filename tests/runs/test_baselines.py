@@ -10,22 +10,23 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from sdprobe.metrics.intervals import two_way_interval
+from sdprobe.metrics.networks import Network, merged
 from sdprobe.runs import baselines
-from sdprobe.runs.baselines import _DATA, Twin, _identity, _merged, _store, _stored
+from sdprobe.runs.baselines import _DATA, _identity, _store, _stored
 
 KEY = "random_weights/mid/axis_accuracy/all"
 
 
-def twins(table: np.ndarray, results: np.ndarray | None = None) -> list[Twin]:
+def twins(table: np.ndarray, results: np.ndarray | None = None) -> list[Network]:
     """A network a row; it reports the mean of its row unless told otherwise."""
     values = table.mean(1) if results is None else results
     ends = {f"{KEY}/ci_low": -9.0, f"{KEY}/ci_high": 9.0, f"{KEY}/n": 640}  # of one network, over photographs alone
-    return [Twin({KEY: float(value)} | ends, {KEY: row}, {}) for value, row in zip(values, table, strict=True)]
+    return [Network({KEY: float(value)} | ends, {KEY: row}, {}) for value, row in zip(values, table, strict=True)]
 
 
 def test_a_stored_twin_comes_back_whole_or_not_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "twins" / "a.twin.npz"
-    twin = Twin({KEY: 0.5}, {KEY: np.arange(9.0)}, {"cell": np.arange(50), "name": np.array(["a", "b"] * 25)})
+    twin = Network({KEY: 0.5}, {KEY: np.arange(9.0)}, {"cell": np.arange(50), "name": np.array(["a", "b"] * 25)})
     assert _stored(path, predicts=True) is None
     _store(path, twin)
     found = _stored(path, predicts=True)
@@ -36,12 +37,12 @@ def test_a_stored_twin_comes_back_whole_or_not_at_all(tmp_path: Path, caplog: py
     path.rename(path.with_name("b.twin.npz"))
     assert _stored(path.with_name("b.twin.npz"), predicts=True) is None
     assert "b.twin.npz is damaged (the results of another network); this network is measured again." in caplog.text
-    _store(path, Twin(twin.results, twin.pseudovalues, {}))
+    _store(path, Network(twin.results, twin.pseudovalues, {}))
     assert _stored(path, predicts=False) is not None and _stored(path, predicts=True) is None
 
 
 def test_without_networks_there_is_nothing() -> None:
-    assert _merged([]) == {}
+    assert merged([]) == {}
 
 
 @given(st.integers(1, 5), st.integers(1, 10), st.floats(0, 0.3), st.integers(0, 10**6))
@@ -52,7 +53,7 @@ def test_a_mean_has_the_two_way_interval_from_three_networks_and_six_photographs
     table = (
         generator.uniform(size=units) + spread * generator.normal(size=(seeds, 1)) + 0.1 * generator.normal(size=(seeds, units))
     )
-    found = _merged(twins(table))
+    found = merged(twins(table))
     assert found[KEY] == pytest.approx(table.mean())
     assert (found[f"{KEY}/seeds"], found[f"{KEY}/n"]) == (seeds, 640), "photographs' tokens and networks are two keys"
     assert (f"{KEY}/ci_low" in found) == (f"{KEY}/ci_high" in found) == (seeds >= 3 and units >= 6)
@@ -65,7 +66,7 @@ def test_a_mean_has_the_two_way_interval_from_three_networks_and_six_photographs
 def test_a_clipped_mean_lies_in_its_interval() -> None:
     table = np.random.default_rng(0).normal(-0.1, 0.02, (3, 20))  # a risk below 0, reported as 0
     assert two_way_interval(table)[1] < 0
-    found = _merged(twins(table, results=np.zeros(3)))
+    found = merged(twins(table, results=np.zeros(3)))
     assert found[f"{KEY}/ci_low"] <= found[KEY] == 0 == found[f"{KEY}/ci_high"]
 
 
@@ -75,20 +76,20 @@ def test_only_shares_end_at_zero_and_one() -> None:
     assert low < 0 and high > 1
     for metric, ends in (("axis_accuracy", (0, 1)), ("relative_norm", (low, high))):
         key = f"random_weights/mid/{metric}/all"
-        found = _merged([Twin({key: float(row.mean())}, {key: row}, {}) for row in table])
+        found = merged([Network({key: float(row.mean())}, {key: row}, {}) for row in table])
         assert (found[f"{key}/ci_low"], found[f"{key}/ci_high"]) == pytest.approx(ends)
 
 
 def test_networks_that_lack_a_key_or_its_units_do_not_count_for_an_interval() -> None:
     table = np.random.default_rng(0).uniform(size=(4, 8))
     some = twins(table)
-    some[1] = Twin({}, {}, {})
-    assert _merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" in _merged(some)
-    assert _merged(some)[KEY] == pytest.approx(table[[0, 2, 3]].mean())
-    some[2] = Twin(some[2].results, {}, {})
-    assert _merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" not in _merged(some)
+    some[1] = Network({}, {}, {})
+    assert merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" in merged(some)
+    assert merged(some)[KEY] == pytest.approx(table[[0, 2, 3]].mean())
+    some[2] = Network(some[2].results, {}, {})
+    assert merged(some)[f"{KEY}/seeds"] == 3 and f"{KEY}/ci_low" not in merged(some)
     unlike = [*twins(table[:3]), *twins(table[3:, :5])]
-    assert f"{KEY}/ci_low" not in _merged(unlike), "other photographs"
+    assert f"{KEY}/ci_low" not in merged(unlike), "other photographs"
 
 
 def test_a_kept_network_is_found_by_settings_data_packages_and_version(monkeypatch: pytest.MonkeyPatch) -> None:

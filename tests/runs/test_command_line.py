@@ -91,7 +91,7 @@ def test_the_argument_that_cannot_be_read_is_named_with_a_spelling_that_works(wo
         (["probe=positon"], "The nearest is 'position'"),
         (["images.root=x"], "Add images=folder or images=nyu or images=pf_pascal or images=pf_willow or images=spair."),
         (["block=mid,up_1"], "Write block=[mid,up_1] for several layers in one run, or add -m for a job per value."),
-        (["timestep=10,50"], "Expected one value of timestep, but got '10,50'. Add -m for a job per value."),
+        (["seed=1,2"], "Expected one value of seed, but got '1,2'. Add -m for a job per value."),
     ],
 )
 def test_wrong_settings_are_found_before_torch_is_imported(words: list[str], message: str) -> None:
@@ -100,7 +100,40 @@ def test_wrong_settings_are_found_before_torch_is_imported(words: list[str], mes
 
 
 @pytest.mark.parametrize(
-    "words", [["activation_budget=.5"], ["block=[mid,up_1]"], ["probe.learning_rate=1"], ["images.limit=null"]]
+    ("words", "message"),
+    [
+        (["timestep=10,50"], "Write timestep=[10,50] for several noise levels in one run, or add -m for a job per value."),
+        (["timestep=[]"], "Expected timestep to be a number or a list of numbers, but got []."),
+        (["timestep=[10,1000]"], "Expected timestep to be from 0 to 999, but got 1000."),
+        (["timestep=[10,many]"], "Expected timestep to be an integer, but got 'many'."),
+        (["timestep=[261,10]"], "to be in ascending order, without repetition, but got [261, 10]. Write timestep=[10,261]."),
+        (["timestep=[10,10]"], "to be in ascending order, without repetition, but got [10, 10]. Write timestep=[10]."),
+        (["noise_level=[.4,.2]"], "Write noise_level=[0.2,0.4]."),
+        (["noise_level=1.5"], "Expected noise_level to be from 0 to 1, but got 1.5."),
+        (["noise_level=low"], "Expected noise_level to be a finite number, but got 'low'."),
+        (["noise_level=.2", "timestep=50"], "Expected timestep or noise_level, but got both, timestep 50 and noise_level 0.2."),
+        (["noise_level=.2", "control=shared_261"], "but got both, timestep 261 and noise_level 0.2. Leave one out."),
+        (["noise_level=.2", "sweep=timesteps"], "Expected timestep or noise_level, but got both"),
+    ],
+)
+def test_noise_levels_that_cannot_be_meant_get_a_sentence(words: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        cli.check(words)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["timestep=[10,50]"],
+        ["noise_level=[.1,.2]"],
+        ["-m", "noise_level=.1,.2"],
+        ["-m", "timestep=[10,50],[261]"],
+        ["activation_budget=.5"],
+        ["block=[mid,up_1]"],
+        ["probe.learning_rate=1"],
+        ["images.limit=null"],
+    ],
 )
 def test_values_of_another_kind_than_the_default_that_are_meant_pass(words: list[str]) -> None:
     assert cli.check(words) is not None

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sdprobe.tokens.keys import (
     PARTITION,
     STATISTICS,
     Key,
+    at_level,
     base_of,
     is_label,
     label_of,
@@ -130,3 +132,11 @@ def library() -> Iterator[Path]:
     """Every module but the grammar's own."""
     for room in LEVELS:
         yield from (file for file in (ROOT / room.replace(".", "/")).rglob("*.py") if file.name != "keys.py")
+
+
+@given(st.sampled_from(WRITTEN), st.sampled_from([0, 50, 261]))
+def test_a_level_has_the_names_of_a_run_at_this_level(text: str, timestep: int) -> None:
+    key = Key.parse(text)
+    several = str(replace(key, layer=variant(base_of(key.layer), label_of(key.layer), timestep)))
+    assert at_level(several, timestep) == text and at_level(several, 100) is None
+    assert at_level(text, timestep) == text, "a baseline without a network is of every level"

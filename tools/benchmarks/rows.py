@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.activations import ActivationDataModule
 from datamodules.latents import LatentCache, LatentStore
-from datamodules.mixing import CELLS, batches_per_pass
 from datamodules.stream import ActivationStream, Pass
 from probes import PositionProbe
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import name_of
+from sdprobe.tokens.mixing import CELLS, batches_per_pass
 from tools.benchmarks.published_study import in_one_run, published
 from tools.benchmarks.rivals import SEED, TIMESTEP, Sdhelper, disagreement, ours, require_equal
 from tools.benchmarks.shaped import Pictures, write_pipeline
@@ -67,7 +67,7 @@ def stream_of(sd: FrozenSD, pictures: Pictures, block: str, cache: Path, batch: 
     """Activations of pictures whose latents are in the cache afterwards."""
     store = LatentStore(pictures, sd.encoder, LatentCache(cache), SEED, batch, num_workers=0)
     store.prepare(range(len(pictures)))
-    return ActivationStream(sd, store, Pass(sd.unet.resolve(block), TIMESTEP, SEED), batch)
+    return ActivationStream(sd, store, Pass(sd.unet.resolve(block), (TIMESTEP,), SEED), batch)
 
 
 def drain(stream: ActivationStream) -> None:

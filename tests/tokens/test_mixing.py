@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.mixing import batches_per_pass, mixing_buffer
 from sdprobe.tokens.batch import TokenBatch, concatenated
+from sdprobe.tokens.mixing import batches_per_pass, mixing_buffer
 
 counts_per_layer = st.dictionaries(st.sampled_from(["mid", "up_0", "up_1"]), st.integers(1, 30), min_size=1)
 image_counts, block_sizes, batch_sizes = st.integers(0, 12), st.integers(1, 5), st.integers(1, 40)

@@ -1,19 +1,17 @@
 """From whole grids to batches of tokens: how tokens are drawn and mixed. Data path step 7."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sdprobe.tokens.batch import GridBatch, TokenBatch, concatenated, joined
+from sdprobe.tokens.batch import GridBatch, TokenBatch, concatenated
 from sdprobe.tokens.geometry import bin_starts, flatten, positions
 from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.rng import keyed_generator
 
 CELLS = 8
-Batch = TypeVar("Batch")
 
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:
@@ -135,52 +133,3 @@ def _picked(batch: GridBatch, i: int, index: dict[str, Int[Tensor, " k"]]) -> To
         batch.photo[i : i + 1],
     )
     return flattened(one).select({layer: pick.to(batch.grids[layer].device) for layer, pick in index.items()})
-
-
-class Loader(Iterable[Batch]):
-    """A sized iterable over a fresh generator."""
-
-    def __init__(self, make: Callable[[], Iterator[Batch]], length: int) -> None:
-        self.make, self.length = make, length
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.make()
-
-    def __len__(self) -> int:
-        return self.length
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """Item indices → grids in batches of at most ``batch_size``."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def __call__(self, indices: Sequence[int]) -> Iterator[GridBatch]: ...
-
-
-class GridLoader(Loader[GridBatch]):
-    """Whole grids of these images, in batches of the size that the stream has now.
-
-    The size stays even if the stream halves its own, since Lightning stops after the number of batches it was told.
-    ``images`` is the number of images.
-    """
-
-    def __init__(self, stream: Stream, indices: Sequence[int]) -> None:
-        size = stream.batch_size
-        super().__init__(lambda: grouped(stream(indices), size), -(-len(indices) // size))
-        self.images = len(indices)
-
-
-def grouped(batches: Iterable[GridBatch], size: int) -> Iterator[GridBatch]:
-    """The same images in batches of ``size``; the last one may be smaller."""
-    waiting: list[GridBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        while (count := sum(len(batch.image) for batch in waiting)) >= size:
-            together = joined(waiting)
-            yield together.select(range(size))
-            waiting = [together.select(range(size, count))] if count > size else []
-    if waiting:
-        yield joined(waiting)

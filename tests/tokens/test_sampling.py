@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.mixing import all_tokens, draw_tokens, flattened, stratified
 from sdprobe.tokens.batch import GridBatch, TokenBatch
+from sdprobe.tokens.mixing import all_tokens, draw_tokens, flattened, stratified
 from sdprobe.utilities.rng import keyed_generator
 
 LAYERS = {"mid": (5, 2, 3), "up_1": (4, 9, 16)}

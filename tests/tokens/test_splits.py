@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.splits import DEFAULT_SHARES, split_by_photo
+from sdprobe.tokens.splits import DEFAULT_SHARES, split_by_photo
 from sdprobe.utilities.errors import InputError
 
 photo_lists = st.lists(st.integers(0, 60), min_size=10, max_size=150).map(lambda numbers: [f"p{n}.jpg" for n in numbers])
