@@ -86,10 +86,10 @@ class FrozenSD:
         self.weights = weights
         self.unet = FrozenUNet(components.unet)
         computed_in = vae_dtype(components.vae.dtype) if components.borrowed else None
-        self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in)
+        self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in, components.vae_hash)
         self.prompts = components.prompts
         self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler)
-        self.unet_hash = weight_hash(components.unet)
+        self.unet_hash = components.unet_hash or weight_hash(components.unet)
         self._pad(padding)
         self.device = torch.device(device)
         if not components.borrowed:
@@ -157,6 +157,7 @@ class FrozenSD:
             weights,
             weights_seed,
             choose_dtype(precision, chosen_device),
+            chosen_device,
         )
         label = weights if weights == "stored" else f"{weights}-{weights_seed}"
         return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, chosen_device, padding)
@@ -225,10 +226,10 @@ class FrozenSD:
         """
         return self.shapes(self.native_size or 512, tuple(self.unet.layers))
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """dtype of the U-Net."""
-        return self.unet.unet.dtype
+        return self.unet.unet.dtype  # diffusers walks through all modules
 
     @property
     def passes(self) -> dict[str, int]:

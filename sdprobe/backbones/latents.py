@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKL
@@ -33,6 +34,7 @@ class LatentEncoder:
             1], as Loos & Linhardt (2025) used it).
         posterior: ``mode``, or ``sample`` with noise keyed by seed and image id.
         dtype: that the VAE computes in; None is the dtype of its weights.
+        weights: hash of the weights in this dtype; None computes it.
 
     Raises:
         InputError: an option that does not exist, or a mean or deviation that does not fit the VAE.
@@ -44,6 +46,7 @@ class LatentEncoder:
         vae_input: str = "symmetric",
         posterior: str = "mode",
         dtype: torch.dtype | None = None,
+        weights: str | None = None,
     ) -> None:
         self.vae = vae.eval().requires_grad_(False)
         settings.check("backbone", vae_input=vae_input, posterior=posterior)
@@ -51,17 +54,21 @@ class LatentEncoder:
         self.padding = "zeros"  # padding of the VAE's convolutions; code that changes it must set this, too
         self.passes = 0
         self.dtype = dtype
-        self.weights = weight_hash(vae, dtype)
+        self.weights = weights or weight_hash(vae, dtype)
         self.moments = _moments(vae)
 
     def key(self, seed: int) -> str:
         """What a latent depends on besides the image: version, weights, scale, range, posterior (its seed), dtype, padding."""
         posterior = self.posterior if self.posterior == "mode" else f"sample{seed}"
         padding = "" if self.padding == "zeros" else f"-{self.padding}"
+        scale, dtype = self._scale_and_dtype
+        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{dtype}{padding}"
+
+    @cached_property
+    def _scale_and_dtype(self) -> tuple[str, str]:
         scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
         scale += f"-{self.moments.tolist()}" if self.moments is not None else ""
-        dtype = name_of(self.dtype or self.vae.dtype)
-        return f"{VERSION}-{self.weights[:16]}-{scale}-{self.vae_input}-{posterior}-{dtype}{padding}"
+        return scale, name_of(self.dtype or self.vae.dtype)  # diffusers walks through all modules for the dtype
 
     @property
     def stride(self) -> int:

@@ -1,6 +1,6 @@
 """Checkpoint folders → networks: find (or download) a diffusers folder, check it, and load safetensors only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,17 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from sdprobe.backbones import pool
 from sdprobe.backbones.architectures import DEMO, preset_config, presets
 from sdprobe.backbones.cards import check_card
 from sdprobe.backbones.foreign import check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import alphas_of
 from sdprobe.backbones.parts import check_complete, check_kinds
+from sdprobe.backbones.pool import Pool
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
-from sdprobe.backbones.weights import random_unet, shuffle_entries
+from sdprobe.backbones.weights import random_unet, shuffle_entries, weight_hash
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
@@ -37,7 +39,10 @@ transformers_logging.disable_progress_bar()  # loading weights is quick; downloa
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of a checkpoint that a frozen backbone needs. ``borrowed`` networks stay where they are."""
+    """The parts of a checkpoint that a frozen backbone needs. ``borrowed`` networks stay where they are.
+
+    The hashes are those of the weights as loaded; None where they are still to be computed.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -45,26 +50,38 @@ class Components:
     alphas_cumprod: Tensor
     euler: bool
     borrowed: bool = False
+    unet_hash: str | None = None
+    vae_hash: str | None = None
 
 
 def load(
-    path: str, revision: str | None, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype
+    path: str,
+    revision: str | None,
+    variant: str | None,
+    weights: str,
+    weights_seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Components:
     """Components of a local folder, a hub repository, the embedded demo model (``assets/demo``) or ``tiny``.
 
     The VAE runs in ``dtype``, except for fp16, where the VAEs of Stable Diffusion overflow. Then it runs in fp32.
+    Parts that the pool of this process has are not loaded again, see :func:`sdprobe.backbones.pool.shared`. They are on the
+    CPU or on ``device``.
 
     Raises:
         InputError: nothing usable at ``path``; the message says what is missing.
     """
     settings.check("backbone", weights=weights)
+    kept = pool.current()
     if path == "tiny":
-        return _tiny(weights, weights_seed, dtype)
+        kept.turn_to((path, dtype, device))
+        return _tiny(weights, weights_seed, dtype, kept)
     folder = _found(path, revision, variant)
-    check_folder(folder)
-    check_card(folder)
+    kept.turn_to((pool.state_of(folder), variant, dtype, device))
+    kept.part("checked", lambda: _checked(folder))
     try:
-        return _load_folder(folder, variant, weights, weights_seed, dtype)
+        return _load_folder(folder, variant, weights, weights_seed, dtype, kept)
     except Exception as error:  # diffusers and transformers raise a dozen unrelated types
         if type(error) is InputError:
             raise
@@ -122,6 +139,13 @@ def _found(path: str, revision: str | None, variant: str | None) -> Path:
     return folder
 
 
+def _checked(folder: Path) -> bool:
+    """True, if the folder holds networks without code, and the weights that its card lists. Raises InputError otherwise."""
+    check_folder(folder)
+    check_card(folder)
+    return True
+
+
 def _embedded() -> Path:
     """Folder of the demo model, independent of the working directory."""
     if not DEMO.is_dir():
@@ -132,23 +156,51 @@ def _embedded() -> Path:
     return DEMO
 
 
-def _load_folder(folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype) -> Components:
+def _load_folder(
+    folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype, kept: Pool
+) -> Components:
     check_kinds(folder)
     scheduler = read_json(folder / SCHEDULER)
     alphas_cumprod = alphas_of(scheduler)
-    if weights == "random":
-        unet = random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
-    else:
-        unet = _network(UNet2DConditionModel, folder, "unet", variant, dtype)
-    if weights == "shuffled":
-        shuffle_entries(unet, weights_seed)
-    return Components(
-        unet=unet,
-        vae=_network(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype)),
-        prompts=_prompts(folder, variant),
-        alphas_cumprod=alphas_cumprod,
-        euler="Euler" in scheduler["_class_name"],
-    )
+
+    def unet() -> UNet2DConditionModel:
+        if weights == "random":
+            return random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
+        return _network(UNet2DConditionModel, folder, "unet", variant, dtype)
+
+    def vae() -> AutoencoderKL:
+        return _network(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
+
+    prompts = kept.part("prompts", lambda: _prompts(folder, variant))
+    return _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
+
+
+def _components(
+    kept: Pool,
+    unet: Callable[[], UNet2DConditionModel],
+    vae: Callable[[], AutoencoderKL],
+    prompts: PromptEncoder,
+    alphas_cumprod: Tensor,
+    euler: bool,
+    weights: str,
+    weights_seed: int,
+) -> Components:
+    """Components whose networks come from the pool, with the hashes of their weights."""
+
+    def made() -> tuple[UNet2DConditionModel, str]:
+        network = unet()
+        if weights == "shuffled":
+            shuffle_entries(network, weights_seed)
+        return network, weight_hash(network)
+
+    def encoder() -> tuple[AutoencoderKL, str]:
+        network = vae()
+        return network, weight_hash(network)
+
+    key = ("unet", weights, None if weights == "stored" else weights_seed)
+    vae_network, vae_hash = kept.part("vae", encoder)
+    unet_network, unet_hash = kept.part(key, made, spare=weights != "stored")
+    return Components(unet_network, vae_network, prompts, alphas_cumprod, euler, unet_hash=unet_hash, vae_hash=vae_hash)
 
 
 def _network(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
@@ -200,18 +252,18 @@ def vae_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _tiny(weights: str, seed: int, dtype: torch.dtype) -> Components:
-    pipeline = random_pipeline("tiny", 0)
-    # its stored weights have seed 0
-    unet = random_unet(dict(pipeline.unet.config), seed + 1 if weights == "random" else 0, dtype)
-    if weights == "shuffled":
-        shuffle_entries(unet, seed)
-    return Components(
-        unet=unet,
-        vae=pipeline.vae.to(vae_dtype(dtype)),
-        prompts=PromptEncoder([pipeline.tokenizer], [pipeline.text_encoder]),
-        alphas_cumprod=pipeline.scheduler.alphas_cumprod,
-        euler=False,
+def _tiny(weights: str, seed: int, dtype: torch.dtype, kept: Pool) -> Components:
+    pipeline = kept.part("pipeline", lambda: random_pipeline("tiny", 0))
+    return _components(
+        kept,
+        # its stored weights have seed 0
+        lambda: random_unet(dict(pipeline.unet.config), seed + 1 if weights == "random" else 0, dtype),
+        lambda: pipeline.vae.to(vae_dtype(dtype)),
+        kept.part("prompts", lambda: PromptEncoder([pipeline.tokenizer], [pipeline.text_encoder])),
+        pipeline.scheduler.alphas_cumprod,
+        False,
+        weights,
+        seed,
     )
 
 

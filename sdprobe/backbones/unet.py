@@ -1,8 +1,10 @@
 """FrozenUNet: noisy latents → activation grids of the requested layers; stops after the deepest. Data path step 4."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -115,12 +117,8 @@ class FrozenUNet(nn.Module):
 
     def shapes(self, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
         """(C, h, w) of every layer for latents of this height and width, in execution order, without running the network."""
-        copy = FrozenUNet(meta_unet(dict(self.config)))
-        states = torch.empty(1, 1, self._state_width(), device="meta")
-        pooled = torch.empty(1, self._pooled_width(), device="meta") if self._takes_pooled() else None
-        noisy = torch.empty(1, self.config.in_channels, *latent, device="meta")
-        grids = copy(noisy, 0, Conditioning(states, pooled), layers)
-        return {name: tuple(grids[name].shape[1:]) for name in self.table if name in grids}
+        settings = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
+        return dict(_shapes(json.dumps(settings), latent, tuple(layers)))
 
     def resolve(self, block: str | Sequence[str]) -> tuple[str, ...]:
         """Canonical names for a user's ``block``, in execution order; see :func:`sdprobe.backbones.layers.resolve`."""
@@ -179,6 +177,13 @@ class FrozenUNet(nn.Module):
         step = torch.tensor(timestep, device=noisy.device)
         unet(noisy, step, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False)
 
+    def _shapes(self, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        states = torch.empty(1, 1, self._state_width(), device="meta")
+        pooled = torch.empty(1, self._pooled_width(), device="meta") if self._takes_pooled() else None
+        noisy = torch.empty(1, self.config.in_channels, *latent, device="meta")
+        grids = self(noisy, 0, Conditioning(states, pooled), layers)
+        return {name: tuple(grids[name].shape[1:]) for name in self.table if name in grids}
+
     def _takes_pooled(self) -> bool:
         return self.config.addition_embed_type == "text_time"
 
@@ -199,3 +204,9 @@ def _grid(name: str, tokens: Float[Tensor, "_b _n _c"], shape: torch.Size) -> Fl
             f"{tuple(tokens.shape[:2])} (images, tokens): tokens are merged, tiled or computed in parts. {DEFAULT}"
         )
     return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+
+
+@lru_cache(256)
+def _shapes(config: str, latent: tuple[int, int], layers: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+    """:meth:`FrozenUNet.shapes` of a U-Net of this configuration; networks of one architecture share them."""
+    return FrozenUNet(meta_unet(json.loads(config)))._shapes(latent, layers)

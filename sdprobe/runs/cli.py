@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import gc
 import importlib.util
 import logging
 import math
@@ -30,8 +31,8 @@ from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# plugin in a launcher's _target_ → extra of pyproject.toml
-EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
+# part of a launcher's _target_ → module it needs, and the extra of pyproject.toml that has it
+EXTRAS = {"RayWorkers": ("ray", "ray"), "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm")}
 INSTALL = "Install it: pip install --constraint constraints.txt --editable '.[{}]'."
 LEVELS = ("timestep", "noise_level")  # settings that take a number or a list of numbers; one of them is given
 # settings that take a list, and groups whose choice may be meant as a path: what to write instead
@@ -89,6 +90,8 @@ def start(main: Callable[[], None]) -> None:
     try:
         if is_rank_zero():  # worker processes get the arguments of the first process
             sys.argv[1:] = prepare(sys.argv[1:])
+        if not gc.get_freeze_count():
+            gc.freeze()  # modules stay; without them the collection after each network takes no time
         main()
     except InputError as error:
         sys.exit(str(error))
@@ -268,9 +271,8 @@ def check_launcher(cfg: DictConfig) -> None:
     Raises:
         InputError: the launcher is not installed.
     """
-    plugin = next((name for name in EXTRAS if name in cfg.hydra.launcher._target_), None)
-    if plugin and not _installed(f"hydra_plugins.{plugin}"):
-        extra = EXTRAS[plugin]
+    module, extra = next((needed for name, needed in EXTRAS.items() if name in cfg.hydra.launcher._target_), (None, None))
+    if module and not _installed(module):
         raise InputError(
             f"Expected hydra/launcher to be installed, but got one that needs the extra '{extra}'. {INSTALL.format(extra)}"
         )

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 
+from sdprobe.backbones import pool
 from sdprobe.runs import choice, workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
 from sdprobe.tokens.keys import at_level, base_of
@@ -85,7 +86,8 @@ class Measurement:
         forget_peak()
         self.cfg = cfg
         cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
-        self.data = instantiate(cfg.datamodule)
+        with pool.shared():  # jobs of one process, and the random-weights baseline, share what they load
+            self.data = instantiate(cfg.datamodule)
         self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos, data=self.data)
         device = self.data.backbone.device
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(

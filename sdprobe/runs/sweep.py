@@ -8,6 +8,7 @@ lists failed jobs, and writes the table and figures of the others.
 import atexit
 import logging
 import math
+import re
 import shlex
 import sys
 import threading
@@ -29,7 +30,7 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, folders, interrupts
+from sdprobe.runs import cli, folders, interrupts, launchers
 from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
 from sdprobe.utilities import locks
 from sdprobe.utilities.foreign import shown
@@ -263,6 +264,10 @@ class SweepSummary(Callback):
         'SweepSummary'
     """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Hydra sends its callbacks with every job, and those of a job in another process do nothing."""
+        return {}
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write ``sweep.json``: the number of jobs, the folders they will have, and the time.
 
@@ -271,6 +276,10 @@ class SweepSummary(Callback):
             **kwargs: not used.
         """
         folder = Path(config.hydra.sweep.dir)
+        if "submitit" in str(OmegaConf.select(config, "hydra.launcher._target_")):
+            import submitit
+
+            launchers.start_again(submitit.AutoExecutor)
         try:
             with cli.user_errors():
                 locks.acquire(folder)
@@ -281,6 +290,8 @@ class SweepSummary(Callback):
         plan = {"jobs": count, "swept": swept(config), "folders": _folders(config, count), "started": time.time()}
         write_json(folder / "sweep.json", plan)
         self._plan = plan
+        if sentence := one_pass(config):
+            cli.say(sentence)
         interrupts.expect(f"Interrupted; the same command with hydra.sweep.dir={shlex.quote(str(folder))} continues the sweep.")
         # if a worker is killed, the launcher raises and Hydra does not call on_multirun_end
         self._unsaid = atexit.register(lambda: interrupts.happened() or named(folder))
@@ -372,13 +383,46 @@ def swept(config: DictConfig) -> list[str]:
     return [key for key, count in _counts(config).items() if count > 1]
 
 
+def one_pass(config: DictConfig) -> str:
+    """A sentence on jobs that one run would do in the same passes of the network, with its command; empty if there are none.
+
+    Layers and noise levels are read together where they are a list: images, network and prompts are loaded once, and all layers
+    take one pass.
+    """
+    values = _values(config)
+    lists = {key: _listed(key, values[key]) for key in (*cli.LEVELS, "block") if len(values.get(key, [])) > 1}
+    if not lists or not all(lists.values()):
+        return ""
+    words = [text for text in config.hydra.overrides.task if text.lstrip("+~").partition("=")[0] not in lists]
+    others = [key for key, found in values.items() if len(found) > 1 and key not in lists]
+    start = ["python", "train.py", *(["-m"] if others else [])]
+    what = " and ".join("layer" if key == "block" else "noise level" for key in lists)
+    which = f"Jobs that differ only in {what}" if others else f"These {jobs(config)} jobs differ only in {what}: they"
+    command = shlex.join([*start, *words, *(f"{key}=[{','.join(found)}]" for key, found in lists.items())])
+    return f"{which} can be one run, with the same numbers in less time: {command}"
+
+
+def _listed(key: str, values: list[str]) -> list[str]:
+    """Values of separate jobs as those of one list; empty where one of them is more than a name or a number."""
+    if not all(re.fullmatch(r"\w+" if key == "block" else r"[\d.e-]+", value) for value in values):
+        return []
+    distinct = list(dict.fromkeys(values))
+    return distinct if key == "block" else sorted(distinct, key=float)
+
+
 def _counts(config: DictConfig) -> dict[str, int]:
     """Key → number of its values, those of the preset first."""
+    return {key: len(values) for key, values in _values(config).items()}
+
+
+def _values(config: DictConfig) -> dict[str, list[str]]:
+    """Key → its values as text, those of the preset first."""
     presets = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
-    counts: dict[str, int] = {}
+    values: dict[str, list[str]] = {}
     hydra = GlobalHydra.instance()
     loader = hydra.config_loader() if hydra.is_initialized() else None  # it lists the choices of a glob
     for override in OverridesParser.create(loader).parse_overrides([*presets, *config.hydra.overrides.task]):
         swept = override.is_sweep_override() and override.is_discrete_sweep()
-        counts[override.get_key_element()] = len(list(override.sweep_string_iterator())) if swept else 1
-    return counts
+        texts = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+        values[override.get_key_element()] = texts
+    return values

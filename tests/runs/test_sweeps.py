@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch) -> None:
         choose_device("cuda:2")
 
 
-@pytest.mark.parametrize(("preset", "count"), [("stages", 3), ("layers", 3), ("timesteps", 12), ("models", 24)])
+@pytest.mark.parametrize(("preset", "count"), [("stages", 3), ("layers", 3), ("timesteps", 2), ("models", 8)])
 def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("train", overrides=[f"sweep={preset}"], return_hydra_config=True)
@@ -254,6 +255,34 @@ def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) 
     assert jobs(cfg) == count
     cfg.hydra.overrides.task = [f"sweep={preset}", "probe=position", "seed=range(0,4)"]
     assert jobs(cfg) == 4 * count // (3 if count == 3 else 2), "the command line wins over the preset"
+
+
+@pytest.mark.parametrize(
+    ("task", "which", "command"),
+    [
+        ("timestep=50,1,10 seed=3", "These 3 jobs differ only in noise level: they", "seed=3 'timestep=[1,10,50]'"),
+        (
+            "noise_level=.2,.05 block=mid,up_1", "These 4 jobs differ only in noise level and layer: they",
+            "'noise_level=[0.05,0.2]' 'block=[mid,up_1]'",
+        ),
+        (
+            "probe=position,depth timestep=range(1,4)", "Jobs that differ only in noise level",
+            "-m probe=position,depth 'timestep=[1,2,3]'",
+        ),
+        ("probe=position,depth timestep=[1,50]", "", ""),  # one run already
+        ("block=[mid,up_1],up_2", "", ""),  # a list of lists has no such form
+        ("seed=1,2", "", ""),
+    ],
+)  # fmt: skip
+def test_jobs_that_are_one_pass_are_named_with_the_command_of_one_run(task: str, which: str, command: str) -> None:
+    cfg = OmegaConf.create({"hydra": {"sweeper": {}, "overrides": {"task": task.split()}}})
+    sentence = f"{which} can be one run, with the same numbers in less time: python train.py {command}"
+    assert sweep.one_pass(cfg) == (sentence if which else "")
+    if which:  # the command is accepted, and there is nothing more to offer
+        words = shlex.split(command)
+        cfg.hydra.overrides.task = [word for word in words if word != "-m"]
+        assert sweep.one_pass(cfg) == ""
+        assert cli.check(words) is not None
 
 
 def test_a_glob_has_as_many_jobs_as_choices() -> None:
