@@ -19,7 +19,7 @@ from sdprobe.scenes.composition import compose
 from sdprobe.utilities.io import read_json, write_file
 from tools.demo import autoencoder, diffusion
 from tools.demo.captions import caption
-from tools.demo.latents import encoded
+from tools.demo.latents import Painters, Pool, shards
 from tools.demo.text import tokenizer
 
 CONFIG = Path(__file__).with_name("config.yaml")
@@ -64,13 +64,25 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
     write_file(folder / "tokenizer" / "merges.txt", f"#version: 0.2\n{merges}\n")
 
 
+def pools(config: DictConfig, painters: Painters, work: Path) -> dict[tuple[str, int], Pool]:
+    """The pictures of every (kind, size) that a stage uses."""
+    found: dict[tuple[str, int], Pool] = {}
+    for number, stage in enumerate(config.stages):
+        for kind, size in ((view.kind, view.size) for view in stage.views):
+            if (kind, size) not in found:
+                pictures = config.pictures[kind]
+                parts = shards(kind, pictures.seed, pictures.counts[size], size, painters.model, work)
+                found[kind, size] = Pool(painters, parts, number)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the training stages that are not finished, then write the pipeline."""
     config = configured(sys.argv[1:] if arguments is None else arguments)
     work = Path(config.work)
     fabric = Fabric(accelerator=config.device, devices=config.devices, precision=config.precision)
     fabric.launch()
-    if fabric.device.type == "cpu":
+    if fabric.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
     if config.start:
         vae = AutoencoderKL.from_pretrained(config.start, subfolder="vae", torch_dtype=torch.float32)
@@ -78,15 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
     vocabulary = words(config.diffusion.pictures.scenes.seed)
     trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric, config.start)
-    while trainer.stage < len(config.diffusion.stages):
-        stage = config.diffusion.stages[trainer.stage]
-        with fabric.rank_zero_first():
-            data = {
-                (kind, size): encoded(vae, kind, pictures.seed, pictures.counts[size], size, work, fabric.device)
-                for kind, pictures in config.diffusion.pictures.items()
-                for size in sorted({view.size for view in stage.views if view.kind == kind})
-            }
-        trainer.run_stage(stage, data, config.save_every)
+    if trainer.stage < len(config.diffusion.stages):
+        painters = Painters(vae, config.painters if fabric.is_global_zero else 0)
+        try:
+            data = pools(config.diffusion, painters, work)
+            while trainer.stage < len(config.diffusion.stages):
+                trainer.run_stage(config.diffusion.stages[trainer.stage], data, config.save_every)
+        finally:
+            painters.close()
     if fabric.is_global_zero:
         export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
 
