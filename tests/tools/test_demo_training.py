@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from sdprobe.backbones.architectures import DEMO
 from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import compose, main_category
 from sdprobe.scenes.materials import Material
 from sdprobe.scenes.truth import render
 from sdprobe.utilities.io import read_state, write_state
-from tools.demo import autoencoder, depth, diffusion, train
+from tools.demo import autoencoder, depth, diffusion, networks, train
 from tools.demo.captions import caption, colour, parts
 from tools.demo.latents import Latents, Painters, Pool, shards
 from tools.demo.parts import names, part_map
@@ -97,6 +98,33 @@ def test_a_stage_cuts_skip_connections_for_good(tmp_path: Path) -> None:
     assert 0 < (trained - torch.eye(16)).abs().max() < 0.1, "it began as the identity and was trained"
 
 
+def test_a_transformer_is_trained_saved_and_sampled_by_diffusers_alone(tmp_path: Path) -> None:
+    folder, stage = tmp_path / "model", "{samples: 4, batch: 2, views: [{kind: portraits, size: 64, window: 8}]}"
+    options = ["recipe=dit", f"vae={DEMO}", "painters=0", f"work={tmp_path / 'work'}", f"folder={folder}", "diffusion.warmup=1"]
+    options.append("dit={heads: 2, head_width: 8, blocks: 2, aligned: 0, text_width: 16, text_layers: 1}")
+    options.append("diffusion.pictures={portraits: {seed: 2, counts: {64: 3}}, scenes: {seed: 1, counts: {}}}")
+    train.main([*options, f"diffusion.stages=[{stage}]"])
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    assert type(pipe).__name__ == "PixArtAlphaPipeline"
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn(prompt: str) -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            prompt, num_inference_steps=2, height=64, width=64, max_sequence_length=24, clean_caption=False,
+            use_resolution_binning=False, generator=generator, output_type="np",
+        ).images[0]  # fmt: skip
+
+    bird = drawn("a bird")
+    assert (
+        bird.shape == (64, 64, 3) and np.array_equal(bird, drawn("a bird")) and not np.array_equal(bird, drawn("a red house"))
+    )
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = load_file(weights)
+    train.main([*options, f"diffusion.stages=[{stage}, {stage}]"])
+    assert any(not torch.equal(before[name], value) for name, value in load_file(weights).items()), "it went on"
+
+
 def test_a_finished_run_only_writes_the_folder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tmp_path)
     monkeypatch.setattr(diffusion, "losses", None)  # training again would fail
@@ -131,7 +159,7 @@ def test_the_diffusion_loss_falls_on_one_image() -> None:
     widths = [16, 16, 16, 16]
     config = OmegaConf.create({"block_out_channels": widths, "attention_heads": 2, "text_width": 16, "text_layers": 1})
     words = train.words(10002)
-    model = diffusion.Denoiser(config, words)
+    model = networks.UNet(config, words)
     latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
     tokens = words(["a bird"] * 4, padding="max_length", return_tensors="pt").input_ids
     where = torch.randint(len(names()), (1, 8, 8)).expand(4, -1, -1)

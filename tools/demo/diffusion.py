@@ -1,4 +1,4 @@
-"""The demo model's U-Net and text encoder, trained together to denoise latents of scenes.
+"""A denoising network and its text encoder, trained together on latents of scenes.
 
 Velocity prediction (Salimans & Ho, 2022, arXiv 2202.00512) on Stable Diffusion's noise schedule. Step s draws from a
 generator of its own, keyed by (seed, s): a run that was stopped goes on to the same weights.
@@ -8,65 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from sdprobe.backbones.random_pipeline import SCHEDULE
 from sdprobe.utilities.io import read_state, write_state
 from tools.demo import depth
 from tools.demo.latents import CAPTIONS, Latents, Pool
-from tools.demo.parts import names
+from tools.demo.networks import Denoiser
 from tools.demo.states import Clock, log_line
-from tools.demo.text import text_encoder
 
 LOG_EVERY = 50  # steps
-ALIGNED = 2  # index of block_out_channels for the output of up_1
-DEEP = ("mid", "up_0", "up_1")  # stages whose outputs are trained to predict the clean latent, pooled to their grid
-ATTENDING = (False, True, True, False)  # down stages with attention: 64, 32, 16, 8 tokens per side; the middle (8) has it, too
-
-
-class Denoiser(nn.Module):
-    """A U-Net and the text encoder that conditions it; in training also linear maps from up_1's tokens to parts and from the
-    tokens of the deep stages to the clean latent.
-    """
-
-    def __init__(self, config: DictConfig, words: CLIPTokenizer) -> None:
-        super().__init__()
-        self.text = text_encoder(words, config.text_width, config.text_layers)
-        self.unet = UNet2DConditionModel(
-            sample_size=64,
-            layers_per_block=2,
-            block_out_channels=tuple(config.block_out_channels),
-            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in ATTENDING),
-            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(ATTENDING)),
-            attention_head_dim=config.attention_heads,
-            cross_attention_dim=config.text_width,
-            norm_num_groups=16,
-        )
-        self.parts = nn.Conv2d(config.block_out_channels[ALIGNED], len(names()), 1)
-        *_, before, last = config.block_out_channels
-        self.clean = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in (last, last, before))
-
-    def forward(
-        self, noisy: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], tokens: Int[Tensor, "b l"]
-    ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b k h w"], list[Float[Tensor, "b 4 _ _"]]]:
-        """(The predicted velocity, logits of the part at every cell, the clean latent as each of `DEEP` predicts it.)"""
-        seen: list[Tensor] = []
-        stages = (self.unet.mid_block, *self.unet.up_blocks[:2])
-        hooks = [stage.register_forward_hook(lambda module, inputs, output: seen.append(output)) for stage in stages]
-        try:
-            velocity: Tensor = self.unet(noisy, timesteps, self.text(tokens).last_hidden_state).sample
-        finally:
-            for hook in hooks:
-                hook.remove()
-        seen = [tokens.to(self.parts.weight.dtype) for tokens in seen]
-        logits = nn.functional.interpolate(self.parts(seen[-1]), noisy.shape[2:], mode="bilinear")
-        return velocity, logits, [read(tokens) for read, tokens in zip(self.clean, seen, strict=True)]
 
 
 def scheduler() -> DDIMScheduler:
@@ -109,26 +66,21 @@ def losses(
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.get_velocity(latents, noise, timesteps)
     velocity, logits, deep = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
-    pooled = [nn.functional.adaptive_avg_pool2d(latents, read.shape[2:]) for read in deep]
-    unread = torch.stack([(read.float() - goal).square().mean() for read, goal in zip(deep, pooled, strict=True)])
-    return (velocity.float() - target).square().mean(), nn.functional.cross_entropy(logits.float(), parts), unread.mean()
+    unread = velocity.new_zeros(())
+    for read in deep:
+        pooled = nn.functional.adaptive_avg_pool2d(latents, read.shape[2:])
+        unread = unread + (read.float() - pooled).square().mean() / len(deep)
+    return (velocity.float() - target).square().mean(), nn.functional.cross_entropy(logits.float(), parts), unread
 
 
 class Trainer:
     """One diffusion training run: model, optimiser, average weights, and progress."""
 
     def __init__(
-        self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric,
-        start: str | None = None,
-    ) -> None:  # fmt: skip
-        torch.manual_seed(seed)
+        self, config: DictConfig, model: Denoiser, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric
+    ) -> None:
         self.config, self.words, self.seed, self.work, self.fabric = config, words, seed, work, fabric
-        self.model = Denoiser(shape, words)
-        if start:
-            self.model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start, subfolder="unet").float().state_dict())
-            stored = CLIPTextModel.from_pretrained(start, subfolder="text_encoder").float()
-            self.model.text.load_state_dict(stored.state_dict())
-        self.model.unet.to(memory_format=torch.channels_last)
+        self.model = model
         self.schedule = scheduler()
         fused = fabric.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(self.model.parameters(), config.rate, weight_decay=config.weight_decay, fused=fused)
@@ -160,9 +112,9 @@ class Trainer:
 
     def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Pool], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
-        if not depth.is_cut(self.model.unet, stage.get("cut", {})):
-            depth.open_path(self.model.unet, stage.cut)
-            depth.cut(self.model.unet, stage.cut)
+        if stage.get("cut") and not depth.is_cut(self.model.network, stage.cut):
+            depth.open_path(self.model.network, stage.cut)
+            depth.cut(self.model.network, stage.cut)
             self.average = self._average()  # the weights before the cut are another network's
             self.average.to(self.fabric.device)
         clock, total, first = Clock(save_every), torch.zeros(3), self.step
@@ -200,7 +152,8 @@ class Trainer:
         self.fabric.backward(error + self.config.alignment * misread + stage.get("clean", 0.0) * unread)
         self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
         self.optimiser.step()
-        depth.cut(self.model.unet, stage.get("cut", {}))
+        if stage.get("cut"):
+            depth.cut(self.model.network, stage.cut)
         self.average.step(self.model.parameters())
         self.step, self.done = self.step + 1, self.done + stage.batch
         return torch.stack([error.detach(), misread.detach(), unread.detach()]).cpu()

@@ -1,4 +1,7 @@
-"""Train the demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: tools/demo/config.yaml."""
+"""Train a demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: tools/demo/config.yaml.
+
+`recipe=dit` trains the transformer of tools/demo/dit.yaml instead of the U-Net.
+"""
 
 import json
 import os
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from transformers import CLIPTokenizer
@@ -17,7 +20,7 @@ from transformers import CLIPTokenizer
 from sdprobe.backbones.saving import save_folder
 from sdprobe.scenes.composition import compose
 from sdprobe.utilities.io import read_json, write_file
-from tools.demo import autoencoder, diffusion
+from tools.demo import autoencoder, diffusion, networks
 from tools.demo.captions import caption
 from tools.demo.latents import Painters, Pool, shards
 from tools.demo.text import tokenizer
@@ -33,29 +36,25 @@ def words(seed: int) -> CLIPTokenizer:
 
 
 def configured(arguments: Sequence[str]) -> DictConfig:
-    """tools/demo/config.yaml with the command line's changes."""
-    base = OmegaConf.load(CONFIG)
+    """tools/demo/config.yaml, or the recipe that `recipe=NAME` names, with the command line's changes."""
     changes = OmegaConf.from_cli(list(arguments))
+    path = CONFIG.with_stem(changes.pop("recipe", CONFIG.stem))
+    if not path.is_file():
+        found = ", ".join(sorted(file.stem for file in CONFIG.parent.glob("*.yaml")))
+        sys.exit(f"Expected recipe to be one of {found}, but got '{path.stem}'. Correct the name.")
+    base = OmegaConf.load(path)
     unknown = [key for key in changes if key not in base]
     if unknown:
         known = ", ".join(map(str, base))
-        sys.exit(f"Expected options of tools/demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
+        sys.exit(f"Expected options of tools/demo/{path.name} as key=value, but got '{unknown[0]!s}'. Known are {known}.")
     if "diffusion" in changes and "pictures" in changes.diffusion:
         base.diffusion.pictures = {}
     return cast(DictConfig, OmegaConf.merge(base, changes))
 
 
-def pipeline(vae: AutoencoderKL, model: diffusion.Denoiser, vocabulary: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The models as one Stable Diffusion pipeline."""
-    return StableDiffusionPipeline(
-        vae=vae, text_encoder=model.text, tokenizer=vocabulary, unet=model.unet, scheduler=diffusion.scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
-
-def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
+def export(pipe: DiffusionPipeline, folder: Path) -> None:
     """Write a half-precision diffusers folder, tokenizer files of older transformers releases included."""
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for part in (pipe.components["unet" if "unet" in pipe.components else "transformer"], pipe.vae, pipe.text_encoder):
         part.to(torch.float16, memory_format=torch.contiguous_format)
     save_folder(pipe, folder)
     pairs = read_json(folder / "tokenizer" / "tokenizer.json")["model"]
@@ -84,12 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fabric.launch()
     if fabric.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
-    if config.start:
-        vae = AutoencoderKL.from_pretrained(config.start, subfolder="vae", torch_dtype=torch.float32)
+    finished = config.start or config.get("vae")
+    if finished:
+        vae = AutoencoderKL.from_pretrained(finished, subfolder="vae", torch_dtype=torch.float32)
     else:
         vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
     vocabulary = words(config.diffusion.pictures.scenes.seed)
-    trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric, config.start)
+    torch.manual_seed(config.seed)
+    model = networks.UNet(config.unet, vocabulary) if "unet" in config else networks.DiT(config.dit, vocabulary)
+    if config.start:
+        model.load(config.start)
+    trainer = diffusion.Trainer(config.diffusion, model, vocabulary, config.seed, work, fabric)
     if trainer.stage < len(config.diffusion.stages):
         painters = Painters(vae, config.painters if fabric.is_global_zero else 0)
         try:
@@ -99,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             painters.close()
     if fabric.is_global_zero:
-        export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
+        export(trainer.averaged().pipeline(vae, vocabulary, diffusion.scheduler()), Path(config.folder))
 
 
 if __name__ == "__main__":
