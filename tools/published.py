@@ -55,6 +55,7 @@ MEASUREMENTS = (
         sources=("tools/coverage.py", "sdprobe/reports/*.py"),
     ),
     Step("samples", (("-m", "tools.demo.samples", "FOLDER"),), sources=("tools/demo/samples.py",)),
+    Step("ceilings", (("-m", "tools.demo.ceilings", "assets/demo"),), capture=True, sources=("tools/demo/ceilings.py",)),
     Step("overview", (("-m", "tools.overview", "FOLDER"),), sources=("tools/overview.py",)),
     Step("wandb", (("-m", "tools.tracked", "FOLDER"),), sources=(*TRACKED, *RUN)),
     Step("bench", (("-m", "tools.benchmarks.extraction"),), group="bench", capture=True, sources=("tools/benchmarks/*.py",)),
@@ -323,8 +324,8 @@ def speed(folder: Path) -> str:
     return "\n".join([machine, "", *(f"{row.rsplit('|', 2)[0]}|" for row in rows if row.startswith("|"))])
 
 
-def levels(folder: Path) -> str:
-    """Output of ``tools.coverage``."""
+def captured(folder: Path) -> str:
+    """Output of a command that prints Markdown."""
     return (folder / OUTPUT).read_text()
 
 
@@ -403,7 +404,8 @@ PLAN = Plan(
         "origin": (("controls",), origin),
         "speed": (("bench",), speed),
         "mitigations": (("mitigations",), mitigation_tables),
-        "levels": (("levels",), levels),
+        "levels": (("levels",), captured),
+        "card_ceilings": (("ceilings",), captured),
         "card_samples": (("samples",), card_samples),
         "card_matching": (("card_matching",), card_matching),
         "card_position": (("layers",), card_position),

@@ -6,18 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from sdprobe.backbones.architectures import DEMO
 from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import compose, main_category
 from sdprobe.scenes.materials import Material
 from sdprobe.scenes.truth import render
 from sdprobe.utilities.io import read_state, write_state
-from tools.demo import autoencoder, diffusion, train
+from tools.demo import autoencoder, depth, diffusion, networks, train
 from tools.demo.captions import caption, colour, parts
-from tools.demo.latents import Latents, encoded
+from tools.demo.latents import Latents, Painters, Pool, shards
 from tools.demo.parts import names, part_map
 from tools.demo.portraits import portrait
 from tools.demo.states import log_line
@@ -37,13 +39,18 @@ SMALL = [
     "diffusion.pictures={portraits: {seed: 2, counts: {64: 3}}, scenes: {seed: 1, counts: {64: 3, 128: 2}}}",
     "diffusion.stages=[{samples: 4, batch: 2, views: [{kind: portraits, size: 64, window: 8}]},"
     "{samples: 4, batch: 2, views: [{kind: scenes, size: 64, window: 8}, {kind: scenes, size: 128, window: 8}]}]",
+    "diffusion.warmup=1",
     "save_every=0",
     "devices=1",
+    "painters=0",
 ]
+CUT = "{up_0: [0, 1, 2], up_2: [0]}"
+CUTTING = f"diffusion.stages=[{{samples: 4, batch: 2, rate: 0.01, cut: {CUT}, clean: 0.1, decay: true, "
+CUTTING += "views: [{kind: portraits, size: 64, window: 8}]}]"
 
 
-def run(folder: Path) -> dict[str, torch.Tensor]:
-    train.main([*SMALL, f"work={folder / 'work'}", f"folder={folder / 'model'}"])
+def run(folder: Path, *changes: str) -> dict[str, torch.Tensor]:
+    train.main([*SMALL, f"work={folder / 'work'}", f"folder={folder / 'model'}", *changes])
     return load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
@@ -71,6 +78,51 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     monkeypatch.setattr(diffusion, "batch", original)
     resumed = run(tmp_path)
     assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
+
+
+def test_pictures_that_are_drawn_beside_training_are_the_same(uninterrupted: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    beside = run(tmp_path, "painters=1")
+    assert all(torch.equal(beside[name], value) for name, value in uninterrupted.items())
+
+
+def test_a_stage_cuts_skip_connections_for_good(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    run(tmp_path, f"start={tmp_path / 'first' / 'model'}", CUTTING)
+    before, after = (
+        UNet2DConditionModel.from_pretrained(tmp_path / name, subfolder="unet") for name in ("first/model", "model")
+    )
+    skips = OmegaConf.create(CUT)
+    assert not depth.is_cut(before, skips) and depth.is_cut(after, skips)
+    assert not depth.is_cut(after, {"up_2": [1]}), "only these"
+    trained = after.up_blocks[0].resnets[0].conv_shortcut.weight[:, :16, 0, 0]
+    assert 0 < (trained - torch.eye(16)).abs().max() < 0.1, "it began as the identity and was trained"
+
+
+def test_a_transformer_is_trained_saved_and_sampled_by_diffusers_alone(tmp_path: Path) -> None:
+    folder, stage = tmp_path / "model", "{samples: 4, batch: 2, views: [{kind: portraits, size: 64, window: 8}]}"
+    options = ["recipe=dit", f"vae={DEMO}", "painters=0", f"work={tmp_path / 'work'}", f"folder={folder}", "diffusion.warmup=1"]
+    options.append("dit={heads: 2, head_width: 8, blocks: 2, aligned: 0, text_width: 16, text_layers: 1}")
+    options.append("diffusion.pictures={portraits: {seed: 2, counts: {64: 3}}, scenes: {seed: 1, counts: {}}}")
+    train.main([*options, f"diffusion.stages=[{stage}]"])
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    assert type(pipe).__name__ == "PixArtAlphaPipeline"
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn(prompt: str) -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            prompt, num_inference_steps=2, height=64, width=64, max_sequence_length=24, clean_caption=False,
+            use_resolution_binning=False, generator=generator, output_type="np",
+        ).images[0]  # fmt: skip
+
+    bird = drawn("a bird")
+    assert (
+        bird.shape == (64, 64, 3) and np.array_equal(bird, drawn("a bird")) and not np.array_equal(bird, drawn("a red house"))
+    )
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = load_file(weights)
+    train.main([*options, f"diffusion.stages=[{stage}, {stage}]"])
+    assert any(not torch.equal(before[name], value) for name, value in load_file(weights).items()), "it went on"
 
 
 def test_a_finished_run_only_writes_the_folder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,21 +159,20 @@ def test_the_diffusion_loss_falls_on_one_image() -> None:
     widths = [16, 16, 16, 16]
     config = OmegaConf.create({"block_out_channels": widths, "attention_heads": 2, "text_width": 16, "text_layers": 1})
     words = train.words(10002)
-    model = diffusion.Denoiser(config, words)
+    model = networks.UNet(config, words)
     latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
     tokens = words(["a bird"] * 4, padding="max_length", return_tensors="pt").input_ids
     where = torch.randint(len(names()), (1, 8, 8)).expand(4, -1, -1)
     optimiser, errors = torch.optim.Adam(model.parameters(), 3e-3), []
     for step in range(60):
         noise, timesteps = diffusion.corruption(latents.shape, torch.Generator().manual_seed(step % 4))
-        error, misread = diffusion.losses(model, diffusion.scheduler(), latents, tokens, where, noise, timesteps)
+        parts = diffusion.losses(model, diffusion.scheduler(), latents, tokens, where, noise, timesteps)
         optimiser.zero_grad()
-        (error + 0.1 * misread).backward()
+        (parts[0] + 0.1 * parts[1] + 0.1 * parts[2]).backward()
         optimiser.step()
-        errors.append((error.item(), misread.item()))
-    (error, misread), (last_error, last_misread) = (map(sum, zip(*part, strict=True)) for part in (errors[:4], errors[-4:]))
-    assert last_error < 0.5 * error
-    assert last_misread < 0.8 * misread
+        errors.append([part.item() for part in parts])
+    first, last = (np.mean(part, 0) for part in (errors[:4], errors[-4:]))
+    assert (last < first * [0.5, 0.8, 0.8]).all()
 
 
 def test_part_maps_are_those_of_the_rendered_scene() -> None:
@@ -222,11 +273,27 @@ def test_category_names_are_single_tokens_and_any_text_can_be_spelled() -> None:
 
 def test_latents_are_made_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = autoencoder.build([8, 8, 16, 16])
-    first = encoded(vae, "portraits", 1, 3, 64, tmp_path, torch.device("cpu"))
+    painters = Painters(vae, 0)
+    parts = shards("portraits", 1, 3, 64, painters.model, tmp_path)
+    first = Pool(painters, parts, 0).at(0, 0.0)
     monkeypatch.setattr(type(vae), "encode", None)
-    again = encoded(vae, "portraits", 1, 3, 64, tmp_path, torch.device("cpu"))
-    assert torch.equal(first.values, again.values) and first.captions == again.captions
-    assert first.values.shape == (3, 4, 8, 8)
+    again = Pool(painters, parts, 0).at(0, 0.0)
+    assert torch.equal(first.values, again.values) and torch.equal(first.parts, again.parts)
+    assert first.captions == again.captions
+    assert first.values.shape == (3, 4, 8, 8) and first.parts.shape == (3, 8, 8)
+
+
+def test_pictures_become_more_until_half_of_their_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.demo.latents.SHARD", 2)
+    painters = Painters(autoencoder.build([8, 8, 16, 16]), 0)
+    parts = shards("portraits", 1, 7, 64, painters.model, tmp_path)
+    sizes = [len(Pool(painters, parts, 1).at(stage, share).captions) for stage, share in ((1, 0), (1, 0.2), (1, 0.5), (2, 0))]
+    assert sizes == [2, 4, 7, 7]
+    growing = Pool(painters, parts, 0)
+    few, all_ = growing.at(0, 0.1), growing.at(0, 0.6)
+    assert torch.equal(all_.values[:2], few.values) and all_.captions[:2] == few.captions
+    whole = Pool(painters, shards("portraits", 1, 7, 64, painters.model, tmp_path), 0).at(1, 0.0)
+    assert torch.equal(all_.values, whole.values)
 
 
 def test_states_survive_an_interrupted_write(tmp_path: Path) -> None:

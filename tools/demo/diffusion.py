@@ -1,4 +1,4 @@
-"""The demo model's U-Net and text encoder, trained together to denoise latents of scenes.
+"""A denoising network and its text encoder, trained together on latents of scenes.
 
 Velocity prediction (Salimans & Ho, 2022, arXiv 2202.00512) on Stable Diffusion's noise schedule. Step s draws from a
 generator of its own, keyed by (seed, s): a run that was stopped goes on to the same weights.
@@ -8,56 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from sdprobe.backbones.random_pipeline import SCHEDULE
 from sdprobe.utilities.io import read_state, write_state
-from tools.demo.latents import CAPTIONS, Latents
-from tools.demo.parts import names
+from tools.demo import depth
+from tools.demo.latents import CAPTIONS, Latents, Pool
+from tools.demo.networks import Denoiser
 from tools.demo.states import Clock, log_line
-from tools.demo.text import text_encoder
 
 LOG_EVERY = 50  # steps
-ALIGNED = 2  # index of block_out_channels for the output of up_1
-ATTENDING = (False, True, True, False)  # down stages with attention: 64, 32, 16, 8 tokens per side; the middle (8) has it, too
-
-
-class Denoiser(nn.Module):
-    """A U-Net and the text encoder that conditions it; in training also a linear map from up_1's tokens to parts."""
-
-    def __init__(self, config: DictConfig, words: CLIPTokenizer) -> None:
-        super().__init__()
-        self.text = text_encoder(words, config.text_width, config.text_layers)
-        self.unet = UNet2DConditionModel(
-            sample_size=64,
-            layers_per_block=2,
-            block_out_channels=tuple(config.block_out_channels),
-            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in ATTENDING),
-            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(ATTENDING)),
-            attention_head_dim=config.attention_heads,
-            cross_attention_dim=config.text_width,
-            norm_num_groups=16,
-        )
-        self.parts = nn.Conv2d(config.block_out_channels[ALIGNED], len(names()), 1)
-
-    def forward(
-        self, noisy: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"], tokens: Int[Tensor, "b l"]
-    ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b k h w"]]:
-        """(The predicted velocity, logits of the part at every cell.)"""
-        seen: list[Tensor] = []
-        hook = self.unet.up_blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-        try:
-            velocity: Tensor = self.unet(noisy, timesteps, self.text(tokens).last_hidden_state).sample
-        finally:
-            hook.remove()
-        logits = nn.functional.interpolate(self.parts(seen[0].to(self.parts.weight.dtype)), noisy.shape[2:], mode="bilinear")
-        return velocity, logits
 
 
 def scheduler() -> DDIMScheduler:
@@ -94,34 +60,31 @@ def corruption(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, T
 def losses(
     model: nn.Module, schedule: DDIMScheduler, latents: Float[Tensor, "b 4 h w"], tokens: Int[Tensor, "b l"],
     parts: Int[Tensor, "b h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, "b"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:  # fmt: skip
-    """(Mean squared error of the velocity, cross-entropy of the parts), with equal weight for all timesteps, because the
-    appearance of objects is determined at high noise."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:  # fmt: skip
+    """(Mean squared error of the velocity, cross-entropy of the parts, mean squared error of the pooled clean latent), with
+    equal weight for all timesteps, because the appearance of objects is determined at high noise."""
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.get_velocity(latents, noise, timesteps)
-    velocity, logits = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
-    return (velocity.float() - target).square().mean(), nn.functional.cross_entropy(logits.float(), parts)
+    velocity, logits, deep = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
+    unread = velocity.new_zeros(())
+    for read in deep:
+        pooled = nn.functional.adaptive_avg_pool2d(latents, read.shape[2:])
+        unread = unread + (read.float() - pooled).square().mean() / len(deep)
+    return (velocity.float() - target).square().mean(), nn.functional.cross_entropy(logits.float(), parts), unread
 
 
 class Trainer:
     """One diffusion training run: model, optimiser, average weights, and progress."""
 
     def __init__(
-        self, config: DictConfig, shape: DictConfig, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric,
-        start: str | None = None,
-    ) -> None:  # fmt: skip
-        torch.manual_seed(seed)
+        self, config: DictConfig, model: Denoiser, words: CLIPTokenizer, seed: int, work: Path, fabric: Fabric
+    ) -> None:
         self.config, self.words, self.seed, self.work, self.fabric = config, words, seed, work, fabric
-        self.model = Denoiser(shape, words)
-        if start:
-            self.model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start, subfolder="unet").float().state_dict())
-            stored = CLIPTextModel.from_pretrained(start, subfolder="text_encoder").float()
-            self.model.text.load_state_dict(stored.state_dict())
-        self.model.unet.to(memory_format=torch.channels_last)
+        self.model = model
         self.schedule = scheduler()
         fused = fabric.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(self.model.parameters(), config.rate, weight_decay=config.weight_decay, fused=fused)
-        self.average = EMAModel(self.model.parameters(), decay=config.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.average = self._average()
         self.step, self.stage, self.done = 0, 0, 0
         state = read_state(self.path) if self.path.exists() else None
         if state:
@@ -131,6 +94,9 @@ class Trainer:
             self.step, self.stage, self.done = state["step"], state["stage"], state["done"]
         self.wrapped, self.optimiser = fabric.setup(self.model, optimiser)
         self.average.to(fabric.device)
+
+    def _average(self) -> EMAModel:
+        return EMAModel(self.model.parameters(), decay=self.config.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
     @property
     def path(self) -> Path:
@@ -144,43 +110,53 @@ class Trainer:
             state |= {"average": self.average.state_dict(), "step": self.step, "stage": self.stage, "done": self.done}
             write_state(self.path, state)
 
-    def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Latents], save_every: float) -> None:
+    def run_stage(self, stage: DictConfig, data: dict[tuple[str, int], Pool], save_every: float) -> None:
         """Train until `stage.samples` samples of the current stage are done, then move on to the next stage."""
-        clock, total, first = Clock(save_every), torch.zeros(2), self.step
+        if stage.get("cut") and not depth.is_cut(self.model.network, stage.cut):
+            depth.open_path(self.model.network, stage.cut)
+            depth.cut(self.model.network, stage.cut)
+            self.average = self._average()  # the weights before the cut are another network's
+            self.average.to(self.fabric.device)
+        clock, total, first = Clock(save_every), torch.zeros(3), self.step
         while self.done < stage.samples:
             total += self._take_step(stage, data)
             if self.step % LOG_EVERY == 0:
                 mean = self.fabric.all_reduce(total / (self.step - first), reduce_op="mean")
                 assert isinstance(mean, torch.Tensor)
-                total, first = torch.zeros(2), self.step
+                total, first = torch.zeros(3), self.step
                 if self.fabric.is_global_zero:
                     row = {"step": self.step, "stage": self.stage, "samples": self.done}
-                    log_line(self.work / "diffusion.csv", **row, loss=mean[0].item(), parts=mean[1].item())
+                    parts = dict(zip(("loss", "parts", "clean"), mean.tolist(), strict=True))
+                    log_line(self.work / "diffusion.csv", **row, **parts)
             if clock.due():
                 self.save()
         self.stage, self.done = self.stage + 1, 0
         self.save()
 
-    def _take_step(self, stage: DictConfig, data: dict[tuple[str, int], Latents]) -> Tensor:
+    def _take_step(self, stage: DictConfig, data: dict[tuple[str, int], Pool]) -> Tensor:
         """One optimiser step; with several processes each uses its part of the batch. Returns the losses."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         view = stage.views[self.step % len(stage.views)]
         drop = self.config.drop_caption
-        latents, captions, parts = batch(data[view.kind, view.size], stage.batch, view.window, drop, generator)
+        pool = data[view.kind, view.size].at(self.stage, self.done / stage.samples)
+        latents, captions, parts = batch(pool, stage.batch, view.window, drop, generator)
         tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         everything = (latents, tokens, parts, *corruption(latents.shape, generator))
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
         here = [self.fabric.to_device(tensor[mine]) for tensor in everything]
+        rate = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = stage.get("rate", self.config.rate) * min(1.0, (self.step + 1) / self.config.warmup)
-        error, misread = losses(self.wrapped, self.schedule, *here)
+            group["lr"] = rate * (1 - self.done / stage.samples) if stage.get("decay") else rate
+        error, misread, unread = losses(self.wrapped, self.schedule, *here)
         self.optimiser.zero_grad()
-        self.fabric.backward(error + self.config.alignment * misread)
+        self.fabric.backward(error + self.config.alignment * misread + stage.get("clean", 0.0) * unread)
         self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
         self.optimiser.step()
+        if stage.get("cut"):
+            depth.cut(self.model.network, stage.cut)
         self.average.step(self.model.parameters())
         self.step, self.done = self.step + 1, self.done + stage.batch
-        return torch.stack([error.detach(), misread.detach()]).cpu()
+        return torch.stack([error.detach(), misread.detach(), unread.detach()]).cpu()
 
     def averaged(self) -> Denoiser:
         """The model with its average weights, for inference; training continues with the other weights."""

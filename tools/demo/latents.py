@@ -1,50 +1,31 @@
-"""Training data of the diffusion model: latents, captions and part labels of scenes, stored in files of 500 scenes."""
+"""Training data of the diffusion model: latents, captions and part labels of scenes, in files of 100 that are drawn beside
+training.
+"""
 
 import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from sdprobe.scenes.painting import VERSION as SCENES
 from sdprobe.scenes.painting import paint
 from sdprobe.utilities.io import read_tensors, write_tensors
 from tools.demo.captions import caption
-from tools.demo.parts import part_maps
+from tools.demo.parts import part_map
 from tools.demo.portraits import KINDS, VERSION
 
-SHARD = 500
+SHARD = 100
 CAPTIONS = 4  # sentences per scene
-
-
-class Captioned(TypedDict):
-    """A scene in [-1, 1] and its captions."""
-
-    image: Float[Tensor, "3 size size"]
-    captions: list[str]
-
-
-class CaptionedScenes(Dataset[Captioned]):
-    """Pictures 0 … count - 1 of `seed` at `size` pixels; `kind` is a key of `KINDS`."""
-
-    def __init__(self, kind: str, seed: int, count: int, size: int) -> None:
-        self.compose, self.seed, self.count, self.size = KINDS[kind], seed, count, size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Captioned:
-        composition = self.compose(self.seed, index)
-        generator = torch.Generator().manual_seed(index)
-        pixels = torch.from_numpy(np.array(paint(composition, self.size))).permute(2, 0, 1)
-        return {"image": pixels / 127.5 - 1, "captions": [caption(composition, generator) for _ in range(CAPTIONS)]}
 
 
 @dataclass(frozen=True)
@@ -56,31 +37,110 @@ class Latents:
     parts: UInt8[Tensor, "n h h"]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Pictures `first` … `last` - 1 of a kind (a key of `KINDS`), seed and size in pixels, and the file of their latents."""
+
+    kind: str
+    seed: int
+    size: int
+    first: int
+    last: int
+    path: Path
+
+
+def shards(kind: str, seed: int, count: int, size: int, model: str, work: Path) -> list[Shard]:
+    """The first `count` pictures of a kind, for the autoencoder with the fingerprint `model`."""
+    key = sha256(f"{SCENES}:{VERSION}:{kind}:{seed}:{size}:{model}".encode()).hexdigest()[:12]
+    stem = work / "latents" / f"{kind}-{size}-{key}"
+    bounds = [(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+    return [Shard(kind, seed, size, a, b, stem.with_name(f"{stem.name}-{a:06d}-{b:06d}.safetensors")) for a, b in bounds]
+
+
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, kind: str, seed: int, count: int, size: int, work: Path, device: torch.device) -> Latents:
-    """Latents of the first `count` pictures of a kind; files that an earlier call left in `work` are read back."""
-    scenes = CaptionedScenes(kind, seed, count, size)
-    key = sha256(f"{SCENES}:{VERSION}:{kind}:{seed}:{size}:{fingerprint(vae)}".encode()).hexdigest()[:12]
-    vae = vae.to(device, memory_format=torch.channels_last).eval()
-    values, texts = [], []
-    for first in range(0, count, SHARD):
-        last = min(first + SHARD, count)
-        path = work / "latents" / f"{kind}-{size}-{key}-{first:06d}-{last:06d}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = Subset(scenes, range(first, last))
-            items = DataLoader(part, batch_size=None, num_workers=2)
-            latents, sentences = [], []
-            for item in items:
-                image = item["image"][None].to(device, memory_format=torch.channels_last)
-                latents.append((vae.encode(image).latent_dist.mean * vae.config.scaling_factor).half().cpu())
-                sentences.append(item["captions"])
-            write_tensors(path, {"latents": torch.cat(latents)}, captions=json.dumps(sentences))
-        tensors, metadata = read_tensors(path, unchecked=True)
-        values.append(tensors["latents"])
-        texts += json.loads(metadata["captions"])
-    joined = torch.cat(values)
-    return Latents(joined, texts, part_maps(kind, seed, count, joined.shape[-1], work))
+def draw(vae: AutoencoderKL, shard: Shard) -> None:
+    """Paint, encode and caption the pictures of a shard, unless its file exists."""
+    if shard.path.exists():
+        return
+    latents, captions, parts = [], [], []
+    for index in range(shard.first, shard.last):
+        composition, generator = KINDS[shard.kind](shard.seed, index), torch.Generator().manual_seed(index)
+        pixels = torch.from_numpy(np.array(paint(composition, shard.size))).permute(2, 0, 1)[None] / 127.5 - 1
+        mean = vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+        latents.append((mean * vae.config.scaling_factor).half())
+        captions.append([caption(composition, generator) for _ in range(CAPTIONS)])
+        parts.append(part_map(composition, mean.shape[-1]))
+    shard.path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"latents": torch.cat(latents), "parts": torch.stack(parts)}
+    write_tensors(shard.path, tensors, captions=json.dumps(captions))
+
+
+class Painters:
+    """Processes that draw shards beside training, in the order in which they were asked for; with none, `wait` draws them."""
+
+    def __init__(self, vae: AutoencoderKL, processes: int) -> None:
+        self.vae = vae.to("cpu", memory_format=torch.channels_last).eval()
+        self.model, self.processes = fingerprint(vae), processes
+        self.asked: dict[Path, Future[None]] = {}
+        self.pool: ProcessPoolExecutor | None = None
+        if processes:
+            self.pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(self.vae,))
+
+    def ask(self, shard: Shard) -> None:
+        """Begin to draw a shard."""
+        if self.pool and shard.path not in self.asked and not shard.path.exists():
+            self.asked[shard.path] = self.pool.submit(_draw, shard)
+
+    def wait(self, shard: Shard) -> Latents:
+        """The content of a shard as soon as it is drawn."""
+        self.ask(shard)
+        if shard.path in self.asked:
+            self.asked[shard.path].result()
+        draw(self.vae, shard)
+        tensors, metadata = read_tensors(shard.path, unchecked=True)
+        return Latents(tensors["latents"], json.loads(metadata["captions"]), tensors["parts"])
+
+    def close(self) -> None:
+        """End the processes; shards that nobody waits for are not drawn."""
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+
+_known: list[AutoencoderKL] = []  # in a painting process: the autoencoder
+
+
+def _begin(vae: AutoencoderKL) -> None:
+    torch.set_num_threads(1)
+    _known.append(vae)
+
+
+def _draw(shard: Shard) -> None:
+    draw(_known[0], shard)
+
+
+class Pool:
+    """The pictures of one kind and size.
+
+    Their number grows during the first half of the first stage that uses them, so that training begins when the first shard is
+    drawn. It depends on the progress of training only. As many shards as there are painters are drawn in advance.
+    """
+
+    def __init__(self, painters: Painters, parts: Sequence[Shard], stage: int) -> None:
+        self.painters, self.parts, self.stage = painters, parts, stage
+        self.latents: list[Latents] = []
+        self.joined: Latents | None = None
+
+    def at(self, stage: int, progress: float) -> Latents:
+        """The pictures for a step after the share `progress` of a stage."""
+        share = 1.0 if stage > self.stage else min(1.0, 2 * progress)
+        wanted = max(1, math.ceil(share * len(self.parts)))
+        if self.joined is None or wanted > len(self.latents):
+            for shard in self.parts[len(self.latents) : wanted + self.painters.processes]:
+                self.painters.ask(shard)
+            self.latents += [self.painters.wait(shard) for shard in self.parts[len(self.latents) : wanted]]
+            values, parts = (torch.cat([getattr(part, name) for part in self.latents]) for name in ("values", "parts"))
+            self.joined = Latents(values, [text for part in self.latents for text in part.captions], parts)
+        return self.joined
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -1,4 +1,7 @@
-"""Train the demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: tools/demo/config.yaml."""
+"""Train a demo model: `python -m tools.demo.train [key=value ...]`. Options and their meaning: tools/demo/config.yaml.
+
+`recipe=dit` trains the transformer of tools/demo/dit.yaml instead of the U-Net.
+"""
 
 import json
 import os
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from transformers import CLIPTokenizer
@@ -18,9 +21,9 @@ from sdprobe.backbones import cards
 from sdprobe.backbones.saving import save_folder
 from sdprobe.scenes.composition import compose
 from sdprobe.utilities.io import read_json, write_file
-from tools.demo import autoencoder, diffusion
+from tools.demo import autoencoder, diffusion, networks
 from tools.demo.captions import caption
-from tools.demo.latents import encoded
+from tools.demo.latents import Painters, Pool, shards
 from tools.demo.text import tokenizer
 
 CONFIG = Path(__file__).with_name("config.yaml")
@@ -34,29 +37,25 @@ def words(seed: int) -> CLIPTokenizer:
 
 
 def configured(arguments: Sequence[str]) -> DictConfig:
-    """tools/demo/config.yaml with the command line's changes."""
-    base = OmegaConf.load(CONFIG)
+    """tools/demo/config.yaml, or the recipe that `recipe=NAME` names, with the command line's changes."""
     changes = OmegaConf.from_cli(list(arguments))
+    path = CONFIG.with_stem(changes.pop("recipe", CONFIG.stem))
+    if not path.is_file():
+        found = ", ".join(sorted(file.stem for file in CONFIG.parent.glob("*.yaml")))
+        sys.exit(f"Expected recipe to be one of {found}, but got '{path.stem}'. Correct the name.")
+    base = OmegaConf.load(path)
     unknown = [key for key in changes if key not in base]
     if unknown:
         known = ", ".join(map(str, base))
-        sys.exit(f"Expected options of tools/demo/config.yaml as key=value, but got '{unknown[0]!s}'. Known are {known}.")
+        sys.exit(f"Expected options of tools/demo/{path.name} as key=value, but got '{unknown[0]!s}'. Known are {known}.")
     if "diffusion" in changes and "pictures" in changes.diffusion:
         base.diffusion.pictures = {}
     return cast(DictConfig, OmegaConf.merge(base, changes))
 
 
-def pipeline(vae: AutoencoderKL, model: diffusion.Denoiser, vocabulary: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The models as one Stable Diffusion pipeline."""
-    return StableDiffusionPipeline(
-        vae=vae, text_encoder=model.text, tokenizer=vocabulary, unet=model.unet, scheduler=diffusion.scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
-
-def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
+def export(pipe: DiffusionPipeline, folder: Path) -> None:
     """Write a half-precision diffusers folder, tokenizer files of older transformers releases included."""
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for part in (pipe.components["unet" if "unet" in pipe.components else "transformer"], pipe.vae, pipe.text_encoder):
         part.to(torch.float16, memory_format=torch.contiguous_format)
     save_folder(pipe, folder)
     pairs = read_json(folder / "tokenizer" / "tokenizer.json")["model"]
@@ -66,31 +65,47 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
     cards.list_files(folder)
 
 
+def pools(config: DictConfig, painters: Painters, work: Path) -> dict[tuple[str, int], Pool]:
+    """The pictures of every (kind, size) that a stage uses."""
+    found: dict[tuple[str, int], Pool] = {}
+    for number, stage in enumerate(config.stages):
+        for kind, size in ((view.kind, view.size) for view in stage.views):
+            if (kind, size) not in found:
+                pictures = config.pictures[kind]
+                parts = shards(kind, pictures.seed, pictures.counts[size], size, painters.model, work)
+                found[kind, size] = Pool(painters, parts, number)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the training stages that are not finished, then write the pipeline."""
     config = configured(sys.argv[1:] if arguments is None else arguments)
     work = Path(config.work)
     fabric = Fabric(accelerator=config.device, devices=config.devices, precision=config.precision)
     fabric.launch()
-    if fabric.device.type == "cpu":
+    if fabric.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
-    if config.start:
-        vae = AutoencoderKL.from_pretrained(config.start, subfolder="vae", torch_dtype=torch.float32)
+    finished = config.start or config.get("vae")
+    if finished:
+        vae = AutoencoderKL.from_pretrained(finished, subfolder="vae", torch_dtype=torch.float32)
     else:
         vae = autoencoder.train(config.autoencoder, config.seed, work, fabric, config.save_every)
     vocabulary = words(config.diffusion.pictures.scenes.seed)
-    trainer = diffusion.Trainer(config.diffusion, config.unet, vocabulary, config.seed, work, fabric, config.start)
-    while trainer.stage < len(config.diffusion.stages):
-        stage = config.diffusion.stages[trainer.stage]
-        with fabric.rank_zero_first():
-            data = {
-                (kind, size): encoded(vae, kind, pictures.seed, pictures.counts[size], size, work, fabric.device)
-                for kind, pictures in config.diffusion.pictures.items()
-                for size in sorted({view.size for view in stage.views if view.kind == kind})
-            }
-        trainer.run_stage(stage, data, config.save_every)
+    torch.manual_seed(config.seed)
+    model = networks.UNet(config.unet, vocabulary) if "unet" in config else networks.DiT(config.dit, vocabulary)
+    if config.start:
+        model.load(config.start)
+    trainer = diffusion.Trainer(config.diffusion, model, vocabulary, config.seed, work, fabric)
+    if trainer.stage < len(config.diffusion.stages):
+        painters = Painters(vae, config.painters if fabric.is_global_zero else 0)
+        try:
+            data = pools(config.diffusion, painters, work)
+            while trainer.stage < len(config.diffusion.stages):
+                trainer.run_stage(config.diffusion.stages[trainer.stage], data, config.save_every)
+        finally:
+            painters.close()
     if fabric.is_global_zero:
-        export(pipeline(vae, trainer.averaged(), vocabulary), Path(config.folder))
+        export(trainer.averaged().pipeline(vae, vocabulary, diffusion.scheduler()), Path(config.folder))
 
 
 if __name__ == "__main__":
