@@ -16,7 +16,6 @@ from datamodules.latents import LatentCache, LatentStore
 from datamodules.mitigated import Mitigations, provenance
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
-from sdprobe.metrics.choice import check_photographs
 from sdprobe.mitigations.base import Configured
 from sdprobe.tokens.keys import cells
 from sdprobe.utilities import progress, settings
@@ -166,17 +165,24 @@ class StreamDataModule(LightningDataModule):
         self.seconds["encode"] = time.perf_counter() - started
         self._prepared = True
 
-    def validate_choice(self) -> None:
+    def validate_choice(self) -> int:
         """Keep the validation split for a choice among layers.
 
-        Raises:
-            InputError: it has fewer than 10 photographs.
+        Returns:
+            its number of photographs.
         """
-        check_photographs(len({self.images.photo(i) for i in self.split.get("val", ())}))
+        return len({self.images.photo(i) for i in self.split.get("val", ())})
 
     @contextmanager
     def testing(self, split: str) -> Iterator[None]:
-        """Within the block, the test dataloader has the images of this split."""
+        """Test on another split.
+
+        Args:
+            split: ``val`` or ``test``.
+
+        Returns:
+            a context manager: within its block the test dataloader has the images of this split.
+        """
         self.tested = split
         try:
             yield

@@ -30,7 +30,6 @@ from datamodules.keypoints import (
 from datamodules.loaders import Loader
 from datamodules.stream import DeviceCache
 from sdprobe.backbones import FrozenSD
-from sdprobe.metrics.choice import check_photographs
 from sdprobe.tokens.batch import GridBatch, KeypointBatch, Keypoints, MatchBatch
 from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.tokens.views import View
@@ -154,15 +153,15 @@ class PairDataModule(StreamDataModule):
         others = self._photographs([*self.pair_source.pairs("train"), *self.pair_source.pairs("test")])
         return [pair for pair in pairs if not others & self._photographs([pair])]
 
-    def validate_choice(self) -> None:
+    def validate_choice(self) -> int:
         """Keep the validation pairs for a choice among layers.
 
-        Raises:
-            InputError: fewer than 10 photographs are in no other pair.
+        Returns:
+            the number of their photographs that are in no other pair.
         """
         self._chooses = True
         with self.testing("val"):
-            check_photographs(len(self._photographs(self.tested_pairs())))
+            return len(self._photographs(self.tested_pairs()))
 
     def keypoint_names(self) -> dict[str, np.ndarray]:
         """Return column → names for every row of :meth:`keypoints`: of its category, its two pictures and its keypoint."""

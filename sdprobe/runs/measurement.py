@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 
 from sdprobe.backbones import pool
+from sdprobe.metrics.choice import check_photographs
 from sdprobe.runs import choice, workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
 from sdprobe.tokens.keys import at_level, base_of
@@ -110,7 +111,7 @@ class Measurement:
                     "correspondence, depth or content, or leave out choose=."
                 )
             choice.check_chance(self.probe)
-            self.data.validate_choice()
+            check_photographs(self.data.validate_choice())
         self._data: list[dict[str, Any]] = []
 
     @property

@@ -39,6 +39,7 @@ WRITTEN = [
     "shuffled_labels/mid__position_mean/binned_accuracy/corner/ci_low",
     "test/mid/r2/all",
     "val/mid/axis_accuracy/all",
+    "choice/mid/binned_accuracy/all/ci_low",
     "rotated/mid/binned_accuracy/all/ci_high",
     "other_noise/mid/binned_accuracy/all/ci_high",
     "test/mid/flip_attribution/all",
