@@ -147,11 +147,7 @@ class FrozenUNet(nn.Module):
         layer = self.table[name]
         module = self.unet.get_submodule(layer.path)
         if not layer.inside:
-            yield module.register_forward_hook(
-                lambda _module, _inputs, output: keep(
-                    name, output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-                )
-            )
+            yield module.register_forward_hook(lambda _module, _inputs, output: keep(name, _tensor(output)))
             return
         shapes: list[torch.Size] = []  # of the grid that goes into the attention module
         attention = self.unet.get_submodule(layer.path.partition(".transformer_blocks.")[0])
@@ -193,6 +189,10 @@ class FrozenUNet(nn.Module):
 
     def _pooled_width(self) -> int:
         return self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
 
 def _grid(name: str, tokens: Float[Tensor, "_b _n _c"], shape: torch.Size) -> Float[Tensor, "_b _c _h _w"]:

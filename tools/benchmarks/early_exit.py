@@ -6,8 +6,9 @@ affects all; the ratio is the median over rounds. The second full pass shows by 
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     side = options.size // 8
     noisy = torch.randn(options.batch, 4, side, side, device=device, dtype=dtype)
     conditioning = Conditioning(torch.randn(1, 77, unet.config.cross_attention_dim, device=device, dtype=dtype))
-    works = {name: partial(unet, noisy, 50, conditioning, unet.resolve(layers)) for name, layers in LAYERS.items()}
+    works: dict[str, Callable[[], Any]] = {
+        name: partial(unet, noisy, 50, conditioning, unet.resolve(layers)) for name, layers in LAYERS.items()
+    }
     timed = in_turns(works, options.rounds)
     table = Table(
         title=f"{options.model}, {options.size} px, batch {options.batch}, {device}, {name_of(dtype)}; {hardware()}",
