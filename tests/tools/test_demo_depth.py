@@ -12,6 +12,7 @@ from sdprobe.backbones.architectures import DEMO, meta_unet, preset_config
 from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
 from tools.demo import ceilings, depth
 from tools.demo.diffusion import scheduler
+from tools.demo.train import configured
 
 EVERY = {f"up_{stage}": [0, 1, 2] for stage in range(4)}
 
@@ -150,6 +151,14 @@ def test_skip_connections_have_the_widths_of_the_demo_model() -> None:
         + [(64, 32), (32, 32), (32, 32)]
     )
     assert widths == [(hidden + skip, hidden) for hidden, skip in pairs]
+
+
+def test_the_recipe_cuts_every_skip_connection_of_the_two_deepest_stages() -> None:
+    unet = meta_unet(preset_config("demo"))
+    *_, last = configured([]).diffusion.stages
+    cut = [block for block, _ in depth.cut_columns(unet, last.cut)]
+    deep = [block for stage in unet.up_blocks[:2] for block in stage.resnets]
+    assert cut[:6] == deep and len(cut) == 8
 
 
 def test_an_open_stage_passes_on_its_input(unet: UNet2DConditionModel) -> None:
