@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from sdprobe.backbones import pool
 from sdprobe.backbones.architectures import DEMO, preset_config, presets
 from sdprobe.backbones.cards import check_card
-from sdprobe.backbones.foreign import check_folder
+from sdprobe.backbones.foreign import PARTS, check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import alphas_of
 from sdprobe.backbones.parts import check_complete, check_kinds
@@ -78,7 +78,7 @@ def load(
         kept.turn_to((path, dtype, device))
         return _tiny(weights, weights_seed, dtype, kept)
     folder = _found(path, revision, variant)
-    kept.turn_to((pool.state_of(folder), variant, dtype, device))
+    kept.turn_to((_state(folder), variant, dtype, device))
     kept.part("checked", lambda: _checked(folder))
     try:
         return _load_folder(folder, variant, weights, weights_seed, dtype, kept)
@@ -137,6 +137,13 @@ def _found(path: str, revision: str | None, variant: str | None) -> Path:
     folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant)
     _check(folder, variant)
     return folder
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and time of change of every file of a checkpoint: a changed file makes another checkpoint."""
+    files = [*folder.iterdir(), *(file for part in PARTS for file in (folder / part).rglob("*"))]
+    states = ((str(file), file.stat()) for file in sorted(files) if file.is_file())
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 def _checked(folder: Path) -> bool:

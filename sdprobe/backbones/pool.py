@@ -4,7 +4,6 @@ import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -106,9 +105,3 @@ def shared() -> Iterator[Pool]:
 def current() -> Pool:
     """The pool of this process inside :func:`shared`, and an empty one elsewhere."""
     return _current.get() or Pool(0)
-
-
-def state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, bytes and time of change of every file below a folder: a changed file makes another checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in files)

@@ -97,12 +97,14 @@ def peaks(folder: Path) -> tuple[float, float]:
     """Peak bytes of (the largest checkpoint alone, a sweep over all)."""
     paths = [str(write_pipeline(folder / str(width), (width, 4))) for width in WIDTHS]
     shape = ["images.size=128", "images.limit=16", "backbone=local", "block=mid", "probe.solver=closed_form", "logger=none"]
-    alone = peak(folder, [*shape, f"backbone.path={paths[1]}"])
-    return alone, peak(folder, [*shape, "-m", f"backbone.path={','.join(paths)}"])
+    sweep = [*shape, "-m", f"backbone.path={','.join(paths)}"]
+    peak(folder, sweep)  # encodes the images
+    return peak(folder, [*shape, f"backbone.path={paths[1]}"]), peak(folder, sweep)
 
 
 def peak(folder: Path, words: Sequence[str]) -> float:
     """Peak bytes of a command. A run forgets the peak of the run before it, so the process is looked at all the time."""
+    shutil.rmtree(folder / "cache" / "twins", ignore_errors=True)
     process, highest = begin(folder, words), 0
     while process.poll() is None:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
