@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
     "sdprobe.utilities": 1, "sdprobe.tokens": 1,
     "sdprobe.metrics": 2, "sdprobe.estimators": 2, "sdprobe.scenes": 2, "sdprobe.backbones": 2, "sdprobe.mitigations": 2,
-    "probes": 3, "datamodules": 3, "sdprobe.reports": 3,
+    "probes": 3, "datamodules": 3, "sdprobe.reports": 3, "sdprobe.api": 3,
     "sdprobe.runs": 4,
     "tools": 5, "hydra_plugins": 5,
 }  # fmt: skip
@@ -23,13 +23,15 @@ BESIDE = {
 NEVER = {
     "probes": {"sdprobe.backbones", "sdprobe.scenes", "sdprobe.mitigations"},  # probes read tokens, wherever they are from
     "datamodules": {"sdprobe.metrics", "sdprobe.estimators"},
+    "sdprobe.api": {"sdprobe.backbones", "sdprobe.scenes", "sdprobe.mitigations"},
     "sdprobe.runs": {"probes", "datamodules", "sdprobe.mitigations", "sdprobe.estimators", "sdprobe.scenes"},  # through Hydra
 }
 
 
 def modules(package: str) -> dict[str, Path]:
     """Dotted name → file of every module of a package."""
-    files = (ROOT / package.replace(".", "/")).rglob("*.py")
+    path = ROOT / package.replace(".", "/")
+    files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else path.rglob("*.py")
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 

@@ -230,9 +230,12 @@ def test_blocks_and_spans_are_found() -> None:
 
 # what a block calls → what it prints
 PRINTED = {
-    "token_similarity(": "mid (2, 128, 8, 8)",
+    "DiffusionPipeline.from_pretrained(DEMO)": "95 % intervals over 6 test photographs.",
+    "photographs=photographs": "95 % intervals over 6 test photographs.",
+    "statistics(whole": "95 % intervals over 42 images in 20 groups.",
+    "match(grid[a]": "95 % intervals over 24 pictures.",
     "PositionMean(": "torch.Size([2, 128, 4, 4])",
-    "from_pipeline(": "torch.Size([2, 2, 64, 8, 8])",
+    "random_pipeline(": "torch.Size([2, 2, 64, 8, 8])",
 }
 
 

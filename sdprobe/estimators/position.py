@@ -50,8 +50,18 @@ class PositionTask:
         self.outputs = 2 if regresses else self.height + self.width
         self.partition = _random_partition(self.height, self.width, seed, layer)
 
-    def labels(self, positions: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
-        """(row, col) labels of every variant, in the order of VARIANTS. ``key`` keys the shuffle, with seed and layer."""
+    def training_labels(self, positions: Int[Tensor, "n 2"], epoch: int, step: int) -> Int[Tensor, "n v 2"]:
+        """(row, col) labels of every variant, in the order of VARIANTS, for a batch of an epoch.
+
+        ``step`` counts the layer's own batches from 1, since layers may differ in their number of batches.
+        """
+        return self._labels(positions, "train", epoch, step)
+
+    def validation_labels(self, positions: Int[Tensor, "n 2"], batch: int) -> Int[Tensor, "n v 2"]:
+        """The same for batch number ``batch`` of the validation images."""
+        return self._labels(positions, "val", batch)
+
+    def _labels(self, positions: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
         shuffle = torch.randperm(len(positions), generator=keyed_generator("shuffle", self.seed, base_of(self.layer), *key))
         return torch.stack([positions, positions[shuffle.to(positions.device)], self.classes(positions)], dim=1)
 

@@ -7,9 +7,8 @@ from typing import Any
 from sdprobe.reports.numbers import units
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task, tracked_of
-from sdprobe.tokens.keys import CONDITIONS, ENDS, OVER_NONE, Key, base_of, label_of, select, timestep_of, variant
+from sdprobe.tokens.keys import COLUMNS, CONDITIONS, OVER_NONE, Key, base_of, long_form, timestep_of, variant
 
-COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n", "seeds")
 DEPTH = "layers/depth"
 NOISE = "noise/timestep"
 GAIN = "gain_over_random_weights"
@@ -22,15 +21,10 @@ Row = dict[str, Any]
 
 
 def long_table(run: Run) -> list[list[Any]]:
-    """Every number of a run under :data:`COLUMNS`; None where it has no interval or no count."""
-    table = []
-    for text, value in select(run.metrics, statistic="").items():
-        key = Key.parse(text)
-        beside = (run.metrics.get(f"{text}/{statistic}") for statistic in (*ENDS, "n", "seeds"))
-        mitigation = label_of(key.layer) or run.chain or "none"
-        place = (base_of(key.layer), _timestep(run, key.layer), mitigation)
-        table.append([key.condition, *place, key.metric, key.where, value, *beside])
-    return table
+    """Every number of a run under :data:`~sdprobe.tokens.keys.COLUMNS`, see :func:`~sdprobe.tokens.keys.long_form`."""
+    own = {"timestep": int(run.meta["timestep"]), "mitigation": run.chain or "none"}
+    rows = (dict(zip(COLUMNS, row, strict=True)) for row in long_form(run.metrics))
+    return [[own.get(name) if value is None else value for name, value in row.items()] for row in rows]
 
 
 def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
