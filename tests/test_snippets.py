@@ -2,7 +2,7 @@
 
 A shell types each command, with programs of the same names that write down what they were called with: so quotes, globs and
 comments mean here what they mean to a reader. The default suite checks those words, runs the Python blocks whole and the
-README's training commands in miniature; with ``-m slow`` the training commands and ``make demo`` run whole, too.
+README's training commands in miniature; with ``-m slow`` those of all documents, and whole, too, with ``make demo``.
 """
 
 import argparse
@@ -99,7 +99,10 @@ COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS,
 PYTHON = [block for block in BLOCKS if block.language == "python" and "RUN_FOLDER" not in block.text]
 # run whole or in miniature; help runs nothing, a sweep takes an hour, and SPair-71k is not at hand
 TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair", line.text)]
-MINIATURES = {" ".join(shlex.split(line.text, comments=True)[2:]): line for line in TRAINED}.values()  # each once
+MINIATURES = [  # each once
+    line if line.document == "README.md" else pytest.param(line, marks=pytest.mark.slow)
+    for line in {" ".join(shlex.split(line.text, comments=True)[2:]): line for line in reversed(TRAINED)}.values()
+]
 
 
 @pytest.fixture

@@ -91,13 +91,16 @@ def leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
                 yield from leaves(value, f"{prefix}{name}.")
 
 
-def settings(choice: str, root: str) -> list[str]:
-    """The settings that a choice is about; all of the default."""
+def settings(choice: str, root: str, whole: bool = True) -> list[str]:
+    """The settings that a choice is about; all of the default. Without ``whole`` those that the default has, too, are left out
+    where they belong to another group."""
     cfg = OmegaConf.to_container(base(choice, root), resolve=False)
     names = [name for name in leaves(cfg) if not name.startswith("hydra")]  # type: ignore[arg-type]
     group = choice.partition("=")[0]
     own = {"": "", "probe": ("probe", "datamodule", "images")}.get(group, group)
     names = [name for name in names if name.startswith(own)]
+    if not whole:
+        names = [name for name in names if name.startswith(group) or OmegaConf.select(base(""), name) is None]
     groups = {folder.name for folder in CONFIGS.iterdir()} - {"control"}
     return [name for name in names if name not in groups and name not in ("run_dir", "resume")]
 
@@ -115,7 +118,7 @@ def build(cfg: DictConfig) -> None:
 def test_a_value_that_makes_no_sense_is_refused_or_built(choice: str, photographs: Path, tmp_path: Path) -> None:
     root = str(photographs) if choice == "images=folder" else ""
     failed = []
-    for name in settings(choice, root):
+    for name in settings(choice, root, whole=False):
         for value in VALUES:
             signal.alarm(SECONDS)
             cfg = base(choice, root).copy()
