@@ -7,6 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from sdprobe.reports.collection import filtered, read_runs, summarise
+from sdprobe.reports.comparison import comparison_figures, groups_of
 from sdprobe.reports.dispatch import FILES, figures, tables
 from sdprobe.reports.registry import find
 from sdprobe.reports.registry_best import Metric, rank
@@ -145,3 +146,15 @@ def test_a_baseline_without_a_network_has_no_level() -> None:
     run = several("correspondence", ("mid",))
     assert {row[2] for row in long_table(run) if row[1] == "baseline"} == {None}
     assert {row[2] for row in long_table(run) if row[1] == "mid"} == set(TIMESTEPS)
+
+
+def test_networks_for_which_a_timestep_is_other_noise_are_compared_by_their_noise(tmp_path: Path) -> None:
+    for name, shift in (("one", 0.0), ("two", 0.1)):
+        for t, sigma in zip(TIMESTEPS, SIGMA, strict=True):
+            run = fabricated("position", ["mid"], timestep=t, noise_level=sigma + shift, model=name)
+            stored(run, configured(tmp_path / f"{name}{t}", timestep=t))
+    drawn = comparison_figures(groups_of(read_runs(tmp_path)[0])).figures["timesteps_position"]
+    assert drawn.axes[0].get_xlabel() == "noise level, share of noise"
+    places = sorted(round(float(x), 2) for line in drawn.axes[0].get_lines() for x in line.get_xdata())
+    assert places == pytest.approx(sorted(sigma + shift for sigma in SIGMA for shift in (0, 0.1)), abs=0.01)
+    plt.close("all")
