@@ -17,6 +17,7 @@ from sdprobe.tokens.keys import Key, label_of, variant
 from sdprobe.utilities.errors import InputError
 
 LEVELS = (10, 50, 261)
+EVERY = "timestep=[10,50,261]"
 SMALL = [
     "backbone=tiny",
     "images.size=128",
@@ -24,17 +25,22 @@ SMALL = [
     "logger=none",
     "device=cpu",
     "trainer.max_epochs=2",
-    "timestep=[10,50,261]",
 ]
-COMPARED = ("mitigation=[position_mean,shift_flip_noise]", "datamodule.compare=true")
+COMPARED = ("images.limit=40", "mitigation=[position_mean,shift_flip_noise]", "datamodule.compare=true")
 PAIRS = ("probe=correspondence", "images=scene_pairs", "images.limit=48", "images.size=64", "images.pairs_per_category=1")
 PROBES = {
     "position with Adam": ("block=[mid,up_1]", "probe.min_steps=10", "probe.patience=1", *COMPARED),
-    "regression": ("block=[mid,up_1]", "probe.head=regression", "probe.solver=closed_form", "mitigation=[standardize,leace]"),
-    "statistics": ("probe=statistics", "block=[conv_in,up_1]", "images.limit=70", "images.size=256", *COMPARED),
+    "regression": (
+        "block=[mid,up_1]",
+        "images.limit=40",
+        "probe.head=regression",
+        "probe.solver=closed_form",
+        "mitigation=[standardize,leace]",
+    ),
+    "statistics": ("probe=statistics", "block=[conv_in,up_1]", *COMPARED, "images.limit=70", "images.size=256"),
     "statistics without a mitigation": ("probe=statistics", "block=[conv_in,up_1]", "images.limit=70", "images.size=256"),
     "correspondence": (*PAIRS, "block=[mid,up_1]", "probe.min_steps=10", "probe.patience=1"),
-    "zero-shot": (*PAIRS, "block=[mid,up_1]", "probe.head=none", *COMPARED),
+    "zero-shot": (*PAIRS, "block=[mid,up_1]", "probe.head=none", *COMPARED, "images.limit=48"),
     "concatenated": (*PAIRS, "block=[mid,up_1]", "probe.head=none", "datamodule.concatenate=true"),
     "depth": ("probe=depth", "images=scene_depth", "block=[mid,up_1]", "probe.solver=closed_form", *COMPARED),
     "depth with Adam": ("probe=depth", "images=scene_depth", "block=[mid,up_1]", "probe.min_steps=10"),
@@ -85,13 +91,13 @@ def check_equal(together: Run, apart: dict[int, Run]) -> None:
 
 def test_levels_equal_separate_runs(launch: Callable[..., Any]) -> None:
     """Also every mitigation at every level, and the same network with random weights."""
-    overrides = ("block=[mid,up_1]", "probe.solver=closed_form", "mitigation=[position_mean]", "datamodule.compare=true")
-    together = launch(*overrides)
+    overrides = ("block=[mid,up_1]", "probe.solver=closed_form", "mitigation=[standardize]", "datamodule.compare=true")
+    together = launch(*overrides, EVERY)
     apart = separate(launch, *overrides)
     check_equal(together, apart)
     kinds = {(Key.parse(text).condition, label_of(Key.parse(text).layer)) for text in together.metrics}
-    assert {("random_weights", "position_mean"), ("gain_over_none", "position_mean"), ("test", "")} <= kinds
-    assert together.meta["passes"]["encoder"] == 0, "latents are those of the cache"
+    assert {("random_weights", "standardize"), ("gain_over_none", "standardize"), ("test", "")} <= kinds
+    assert together.meta["passes"]["encoder"] == 20, "an image is encoded once"
     assert together.meta["passes"]["unet"] == sum(run.meta["passes"]["unet"] for run in apart.values())
 
 
@@ -99,27 +105,27 @@ def test_levels_equal_separate_runs(launch: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("probe", PROBES)
 def test_levels_of_every_probe_equal_separate_runs(probe: str, launch: Callable[..., Any]) -> None:
     overrides = ("trainer.num_sanity_val_steps=0", *PROBES[probe])
-    check_equal(launch(*overrides), separate(launch, *overrides))
+    check_equal(launch(*overrides, EVERY), separate(launch, *overrides))
 
 
 def test_noise_levels_are_the_nearest_timesteps(launch: Callable[..., Any]) -> None:
     """Both are recorded; a single level has the names and the settings of its timestep."""
     position = ("block=mid", "probe.solver=closed_form", "twins=0")
-    run = launch(*position, "timestep=50", "noise_level=[.42,.7]")
+    run = launch(*position, "noise_level=[.42,.7]")
     known = FrozenSD.from_pretrained("tiny", device="cpu").noise.noise_levels
     assert run.meta["noise_level"] == known[run.meta["timestep"]].tolist()
     assert run.meta["timestep"][0] == 261 and run.layers[0] == "mid__t261"
-    one, same = launch(*position, "timestep=50", "noise_level=[.42]"), launch(*position, "timestep=261")
+    one, same = launch(*position, "noise_level=[.42]"), launch(*position, "timestep=261")
     assert one.metrics == same.metrics and one.meta["timestep"] == 261 and one.layers == ["mid"]
     assert one.meta["config_hash"] == same.meta["config_hash"] and one.meta["noise_level"] == pytest.approx(0.42, abs=1e-3)
     for wrong, message in {"[.2,.2001]": "both nearest to timestep 60", ".99": "from 0.028 to 0.936"}.items():
         with pytest.raises(UserError, match=message):
-            launch(*position, "timestep=50", f"noise_level={wrong}")
+            launch(*position, f"noise_level={wrong}")
 
 
 def test_a_fit_at_several_levels_is_used_at_some_of_them(launch: Callable[..., Any], tmp_path: Path) -> None:
     position = ("block=mid", "probe.solver=closed_form", "twins=0")
-    fitted = launch(*position, "mitigation=leace")
+    fitted = launch(*position, "mitigation=standardize", EVERY)
     saved = ("mitigation=saved", f"mitigation.saved.folder={fitted.folder}")
     one = launch(*position, *saved, "timestep=261", folder="one")
     level = next(level for level in fitted.levels if level.meta["timestep"] == 261)
@@ -135,7 +141,7 @@ def test_a_fit_at_several_levels_is_used_at_some_of_them(launch: Callable[..., A
 
 @pytest.mark.slow
 def test_a_resumed_run_continues_at_every_level(launch: Callable[..., Any], interrupt: Callable[..., Any]) -> None:
-    trained = ("block=[mid,up_1]", "probe.min_steps=10", "trainer.max_epochs=4", "twins=0")
+    trained = (EVERY, "block=[mid,up_1]", "probe.min_steps=10", "trainer.max_epochs=4", "twins=0")
 
     class Interrupt(Callback):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:

@@ -37,7 +37,7 @@ class Report:
     @property
     def files(self) -> list[str]:
         """Patterns of every file that the report may write into a run folder."""
-        names = [name for name in self.drawings for name in (name, f"{name}__t*", _over_noise(name))]
+        names = [name for name in self.drawings for name in (name, variant(name, "t*"), _over_noise(name))]
         return [*(f"{name}.{form}" for name in dict.fromkeys(names) for form in FORMATS), *self.written]
 
     def figures(self, run: Run) -> dict[str, Figure]:

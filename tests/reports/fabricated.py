@@ -16,7 +16,7 @@ from rich.table import Table
 from sdprobe.reports.correspondence import ALPHAS, COSTS, PUBLISHED, PUBLISHED_ALPHAS
 from sdprobe.reports.printing import print_tables
 from sdprobe.reports.run import Run
-from sdprobe.tokens.keys import GROUPS, PARTITION
+from sdprobe.tokens.keys import GROUPS, PARTITION, Key, label_of
 
 LAYERS = {"conv_in": "conv_in", "mid": "mid_block.resnets[1]", "up_1": "up_blocks[1].upsamplers[0]"}  # their published names
 SIDE = 8
@@ -74,7 +74,7 @@ def fabricated(kind: str, layers: Sequence[str] = tuple(LAYERS), units: int = 12
         names = ["baseline"] if what in ("same_position", "random_point") else layers
         enough = units >= 6 and (what in ("test", "gain_over_none") or (seeds >= 3 and "random_weights" in what))
         for key in (f"{what}/{layer}/{quantity}" for layer in names for quantity in quantities):
-            if what == "gain_over_none" and "__" not in key:
+            if what == "gain_over_none" and not label_of(Key.parse(key).layer):
                 continue
             value, low, high = np.random.default_rng(list(key.encode())).random(3).round(4).tolist()
             metrics[key] = value
@@ -101,7 +101,7 @@ def maps_of(kind: str, layers: Sequence[str]) -> dict[str, np.ndarray]:
     }[kind]  # fmt: skip
     maps = {f"{layer}/{name}": generator.random((SIDE, SIDE)) for layer in layers for name in tables}
     if kind == "statistics":
-        plain = sum("__" not in layer for layer in layers)
+        plain = sum(not label_of(layer) for layer in layers)
         maps |= {name: generator.random((plain, plain)) for name in ("cka", "cka_positions")}
         maps |= {f"{layer}/components": generator.integers(0, 255, (2, SIDE, SIDE, 3), dtype=np.uint8) for layer in layers}
         maps |= {f"{layer}/high_norm": generator.random((2, SIDE, SIDE)) < 0.1 for layer in layers} | {

@@ -142,7 +142,7 @@ def test_values_of_another_kind_than_the_default_that_are_meant_pass(words: list
 def test_help_has_examples_choices_and_every_setting_with_its_values(capsys: pytest.CaptureFixture[str]) -> None:
     help.show(["probe=correspondence", "images=spair", "images.root=x", "--help"])
     printed = capsys.readouterr().out
-    assert len([line for line in printed.splitlines() if line.startswith(" python train.py")]) == 6
+    assert len([line for line in printed.splitlines() if line.startswith(" python train.py")]) == 7
     for name in ("timestep", "probe.temperature", "images.resize", "backbone.padding", "datamodule.pair_batch"):
         assert re.search(rf"^ {re.escape(name)} ", printed, re.M), name
     for choice in ("sd15", "loos2025", "slurm", "timesteps"):

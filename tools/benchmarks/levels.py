@@ -1,9 +1,9 @@
 """What several noise levels in one run cost: ``python -m tools.benchmarks.levels``.
 
 First as whole commands on the demo model, imports and loading included: a run at three levels in turns with three runs, with
-latents in the cache and one network with random weights each; target: at most 0.55 times. Then on a network in the shape of SD-1.5
-with random weights, where passes cost most: a run at three levels in turns with its passes of the U-Net alone; target: at most 1.05
-times. Prints Markdown.
+latents in the cache and one network with random weights each; target: at most 0.55 times. Then on a network in the shape of
+SD-1.5 with random weights, where passes cost most: a run at three levels in turns with its passes of the U-Net alone; target:
+at most 1.05 times. Prints Markdown.
 """
 
 import argparse
