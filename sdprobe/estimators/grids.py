@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.groups import token_groups
-from sdprobe.tokens.keys import base_of, label_of
+from sdprobe.tokens.keys import base_of, label_of, timestep_of, variant
 from sdprobe.utilities.errors import InputError
 
 LAYER = "layer"  # name of the layer where grids are a tensor
@@ -131,7 +131,7 @@ def _grid(name: str, given: Any) -> Tensor:
 
 def _unmitigated(layer: str) -> str:
     """The layer, at the same timestep, that a variant is compared with."""
-    return base_of(layer) if isinstance(layer, str) and label_of(layer) else layer
+    return variant(base_of(layer), timestep=timestep_of(layer)) if isinstance(layer, str) else layer
 
 
 def texts(argument: str, given: Any, count: int, default: list[str], per: str = "image") -> list[str]:

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +71,7 @@ def _pictures(argument: str, given: Any, pairs: int) -> list[Any]:
     """Numbers or names of pictures."""
     if given is None:
         return [f"{argument} {k}" for k in range(pairs)]
-    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else list(given)
+    values = [getattr(each, "item", lambda each=each: each)() for each in given]  # numbers of torch and numpy, too
     if len(values) != pairs:
         raise InputError(f"Expected {argument} to be one per pair, {pairs}, but got {len(values)}. Give a list of {pairs}.")
     return values
