@@ -317,6 +317,8 @@ REFUSED = [
     ("position", (GRIDS,), {"train": range(5), "test": [20]}, "test to be different indices of images, each from 0 to 11"),
     ("position", (GRIDS,), {"train": [1, 1], "test": [2]}, "train to be different indices"),
     ("position", (GRIDS,), {"train": [], "test": [2]}, "train to be different indices"),
+    ("position", (GRIDS,), {"train": "first", "test": [2]}, "train to be numbers of a regular shape, but got 'first'"),
+    ("match", (GRIDS, GRIDS, [[(1, 2), (3,)]] * 12, POINTS), {}, r"points_a\[0\] to be numbers of a regular shape"),
     ("position", (GRIDS,), {"head": "mlp"}, "Expected head to be one of classification, regression, but got 'mlp'"),
     ("position", (GRIDS,), {"solver": "sgd"}, "Expected solver to be one of adam, closed_form, but got 'sgd'"),
     ("position", (GRIDS,), {"random_weights": GRIDS[:5]}, "random_weights to have the layers, images and shapes of grids"),

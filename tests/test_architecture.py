@@ -104,7 +104,7 @@ def test_the_python_functions_import_neither_a_trainer_nor_a_checkpoint_library(
         waiting += sorted({other for other in found if other in MODULES} - seen)
         others |= {other.split(".")[0] for other in found}
     assert {"torch", "torchmetrics"} <= others
-    assert not others & {"lightning", "hydra", "omegaconf", "wandb", "diffusers", "transformers", "datasets", "pandas", "probes"}
+    assert not others & {"lightning", "hydra", "omegaconf", "wandb", "diffusers", "transformers", "datasets", "probes"}
 
 
 def test_tokens_import_torch_only() -> None:
