@@ -64,6 +64,7 @@ def split(photographs: int | Sequence[str], seed: int = 0, protocol: str = "defa
             f"Expected at least {MINIMUM} photographs to split, but got {len(set(names))}. Give more images, or choose the "
             "images yourself with train= and test= (fit= and test= for statistics)."
         )
+    _check("datamodule", splits=protocol)
     return split_by_photo(names, protocol, seed)
 
 
@@ -109,8 +110,8 @@ def position(
         batch_size: images per step of the test; it may change the rounding of sums.
 
     Returns:
-        a result whose ``value`` is the accuracy in 8 bins per axis (``binned_accuracy``); it also has the accuracies
-        ``axis_accuracy`` and ``cell_accuracy`` of every token group.
+        a :class:`~sdprobe.estimators.results.Result` whose ``value`` is the accuracy in 8 bins per axis (``binned_accuracy``).
+        It also has ``axis_accuracy`` and ``cell_accuracy``, and all three for every token group.
 
     Raises:
         InputError: grids of another rank, with NaN, or of less than 2 × 2 tokens; fewer than 10 photographs; names that do not
@@ -118,14 +119,14 @@ def position(
 
     Example:
         >>> import torch, sdprobe
-        >>> code = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))  # the same in every image
-        >>> grids = code + torch.randn(60, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+        >>> grids = torch.randn(60, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> grids[:, 0] += 2 * torch.arange(8)  # one channel tells the column
         >>> result = sdprobe.position(grids)
-        >>> result.n, result.chance, result.ci_low > 3 * result.control.ci_high
+        >>> result.n, result.chance, result.ci_low > result.control.ci_high
         (12, 0.125, True)
     """
-    settings.check("probe=position", head=head, solver=solver)
-    settings.check("datamodule", sampling=sampling, splits=splits, batch_size=batch_size)
+    _check("probe=position", head=head, solver=solver)
+    _check("datamodule", sampling=sampling, splits=splits, batch_size=batch_size)
     images = ImageGrids.of("grids", grids, names, photographs)
     parts = chosen(images, {"train": train, "test": test}, {"val": val})
     if not parts:
@@ -192,8 +193,9 @@ def statistics(
         batch_size: images per step; it may change the rounding of sums.
 
     Returns:
-        a result whose ``value`` is the credibility, from 0 to 1, or without ``cropped`` the position risk ``r_pos``. It has all
-        numbers of ``probe=statistics`` except the comparison with the VAE's variance.
+        a :class:`~sdprobe.estimators.results.Result` whose ``value`` is the credibility, from 0 to 1, or without
+        ``cropped`` the position risk ``r_pos``. It has all numbers of ``probe=statistics`` except the comparison with the VAE's
+        variance and with hand labels.
 
     Raises:
         InputError: grids of another rank, with NaN, or of less than 4 × 4 tokens; fewer than 40 images to measure; views that
@@ -206,7 +208,7 @@ def statistics(
         >>> result.metric, result.n, 0.2 < result.value < 0.4
         ('r_pos', 42, True)
     """
-    settings.check("datamodule", splits=splits, repeats=repeats, batch_size=batch_size)
+    _check("datamodule", splits=splits, repeats=repeats, batch_size=batch_size)
     views = {"cropped": cropped, "other_noise": other_noise, "other_timestep": other_timestep}
     images = ImageGrids.of("grids", grids, names, photographs)
     parts = chosen(images, {"fit": fit, "test": test})
@@ -306,8 +308,9 @@ def match(
             results of this function are taken, too. None for no such baseline.
 
     Returns:
-        a result whose ``value`` is PCK@0.10 (``pck_ours_point_0.10``), the share of correct points. Its ``chance`` is that of a
-        random point, its ``control`` that of the source's own position. It has the numbers of ``probe=correspondence``.
+        a :class:`~sdprobe.estimators.results.Result` whose ``value`` is PCK@0.10 (``pck_ours_point_0.10``), the share of
+        correct points. Its ``chance`` is that of a random point, its ``control`` that of the source's own position. It has the
+        numbers of ``probe=correspondence``.
 
     Raises:
         InputError: grids of another rank, with NaN, or not square; points outside the pictures, or of another number than their
@@ -361,6 +364,12 @@ def match(
     return _beside(own, networks, gains)
 
 
+def _check(section: str, **values: Any) -> None:
+    """Check arguments by the rules of settings of the same names."""
+    for name, value in values.items():
+        settings.rules(section)[name](name, value)
+
+
 def _check_apart(images: ImageGrids, train: Sequence[int], test: Sequence[int]) -> None:
     both = {images.photographs[i] for i in train} & {images.photographs[i] for i in test}
     if both:
@@ -391,7 +400,8 @@ def _networks(own: Result, given: Any, measure: Callable[[Any], Result]) -> list
     several = given if isinstance(given, list) else [] if given is None else [given]
     results = [each if isinstance(each, Result) else measure(each) for each in several]
     for other in results:
-        if (other.kind, other.layers, other.n, other.split) != (own.kind, own.layers, own.n, own.split):
+        points = [{layer: len(hits) for layer, hits in each.hits.items()} for each in (own, other)]
+        if (other.kind, other.layers, other.n, other.split, points[1]) != (own.kind, own.layers, own.n, own.split, points[0]):
             raise InputError(
                 f"Expected random_weights to be measured as the network is ({own.kind} at {', '.join(own.layers)}, {own.n} "
                 f"{own.units}), but got {other.kind} at {', '.join(other.layers)}, {other.n} {other.units}. Use the same "

@@ -317,8 +317,10 @@ REFUSED = [
     ("position", (GRIDS,), {"train": range(5), "test": [20]}, "test to be different indices of images, each from 0 to 11"),
     ("position", (GRIDS,), {"train": [1, 1], "test": [2]}, "train to be different indices"),
     ("position", (GRIDS,), {"train": [], "test": [2]}, "train to be different indices"),
-    ("position", (GRIDS,), {"head": "mlp"}, "head to be one of classification, regression, but got 'mlp'"),
-    ("position", (GRIDS,), {"solver": "sgd"}, "solver to be one of adam, closed_form, but got 'sgd'"),
+    ("position", (GRIDS,), {"train": "first", "test": [2]}, "train to be numbers of a regular shape, but got 'first'"),
+    ("match", (GRIDS, GRIDS, [[(1, 2), (3,)]] * 12, POINTS), {}, r"points_a\[0\] to be numbers of a regular shape"),
+    ("position", (GRIDS,), {"head": "mlp"}, "Expected head to be one of classification, regression, but got 'mlp'"),
+    ("position", (GRIDS,), {"solver": "sgd"}, "Expected solver to be one of adam, closed_form, but got 'sgd'"),
     ("position", (GRIDS,), {"random_weights": GRIDS[:5]}, "random_weights to have the layers, images and shapes of grids"),
     ("statistics", (GRIDS,), {}, "grids of enough images to measure 40, but got 12 images, of which 7"),
     ("statistics", (planted(70, side=3),), {}, "the grid to be at least 4×4"),
@@ -376,6 +378,7 @@ def test_what_mitigations_cannot_be_fitted_on_is_one_sentence(batches: Any, mess
         mitigations.Standardize().fit(GRIDS).transform(GRIDS[0])
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_trains_or_draws_images() -> None:
     """No trainer, no Hydra, no tracker, no checkpoint library: tensors of other networks need none."""
     code = """

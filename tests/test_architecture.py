@@ -95,6 +95,18 @@ def test_reports_read_run_folders_and_only_the_similarity_sheet_runs_a_network()
     assert networks == {"sdprobe.reports.similarity"}
 
 
+def test_the_python_functions_import_neither_a_trainer_nor_a_checkpoint_library() -> None:
+    waiting, seen, others = ["sdprobe.api"], set(), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        found = imported(MODULES[name], everywhere=False)
+        waiting += sorted({other for other in found if other in MODULES} - seen)
+        others |= {other.split(".")[0] for other in found}
+    assert {"torch", "torchmetrics"} <= others
+    assert not others & {"lightning", "hydra", "omegaconf", "wandb", "diffusers", "transformers", "datasets", "probes"}
+
+
 def test_tokens_import_torch_only() -> None:
     known = {"torch", "jaxtyping", "sdprobe", "dataclasses", "typing", "hashlib", "collections", "functools", "math"}
     for file in modules("sdprobe.tokens").values():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.groups import token_groups
-from sdprobe.tokens.keys import base_of, label_of
+from sdprobe.tokens.keys import base_of, label_of, timestep_of, variant
 from sdprobe.utilities.errors import InputError
 
 LAYER = "layer"  # name of the layer where grids are a tensor
@@ -131,7 +131,7 @@ def _grid(name: str, given: Any) -> Tensor:
 
 def _unmitigated(layer: str) -> str:
     """The layer, at the same timestep, that a variant is compared with."""
-    return base_of(layer) if isinstance(layer, str) and label_of(layer) else layer
+    return variant(base_of(layer), timestep=timestep_of(layer)) if isinstance(layer, str) else layer
 
 
 def texts(argument: str, given: Any, count: int, default: list[str], per: str = "image") -> list[str]:
@@ -146,21 +146,28 @@ def texts(argument: str, given: Any, count: int, default: list[str], per: str = 
     return [*map(str, given)]
 
 
+def tensor_of(argument: str, given: Any) -> Tensor:
+    """Numbers as a tensor. Raises InputError, which names the argument, if they are none."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"Expected {argument} to be numbers of a regular shape, but got {given!r:.60}. Correct it.") from error
+
+
 def chosen(images: ImageGrids, given: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, list[int]]:
     """Part → indices of images that the user gave; empty if none were given.
 
     Raises:
         InputError: some parts but not all, or something else than different indices of images.
     """
-    every = {**given, **(optional or {})}
-    chosen = {part: indices for part, indices in every.items() if indices is not None}
-    if not chosen:
+    every = {part: indices for part, indices in {**given, **(optional or {})}.items() if indices is not None}
+    if not every:
         return {}
-    if not set(given) <= set(chosen):
-        raise InputError(f"Expected {' and '.join(given)} together, but got {', '.join(chosen)} only. Give both, or neither.")
+    if not set(given) <= set(every):
+        raise InputError(f"Expected {' and '.join(given)} together, but got {', '.join(every)} only. Give both, or neither.")
     parts: dict[str, list[int]] = {}
-    for part, indices in chosen.items():
-        numbers = torch.as_tensor(indices)
+    for part, indices in every.items():
+        numbers = tensor_of(part, indices)
         whole = numbers.ndim == 1 and len(numbers) and not (numbers.is_floating_point() or numbers.dtype == torch.bool)
         if not whole or numbers.min() < 0 or numbers.max() >= len(images) or len(numbers.unique()) < len(numbers):
             raise InputError(

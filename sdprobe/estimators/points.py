@@ -4,11 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sdprobe.estimators.grids import ImageGrids, texts
+from sdprobe.estimators.grids import ImageGrids, tensor_of, texts
 from sdprobe.tokens.batch import Keypoints, MatchBatch
 from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.utilities import expect
@@ -29,7 +28,7 @@ def keypoints(
     expect.at_least("points in points_a", int(counts.sum()), 2)
     around = torch.tensor([[0.0, 0.0, size, size]], dtype=torch.float64).expand(pairs, 4)
     if boxes is not None:
-        around = torch.as_tensor(boxes).double().cpu()
+        around = tensor_of("boxes_b", boxes).double().cpu()
         if around.shape != (pairs, 4) or not around.isfinite().all() or not (around[:, 2:] > around[:, :2]).all():
             raise InputError(
                 f"Expected boxes_b to be (x0, y0, x1, y1) for each of {pairs} pairs, with x1 > x0 and y1 > y0, but got "
@@ -58,7 +57,7 @@ def _points(argument: str, given: Any, pairs: int, size: int) -> list[Tensor]:
         raise InputError(
             f"Expected {argument} to have points for each of {pairs} pairs, but got {found}. Give one array per pair."
         )
-    points = [torch.as_tensor(each).double().cpu() for each in given]
+    points = [tensor_of(f"{argument}[{pair}]", each).double().cpu() for pair, each in enumerate(given)]
     for pair, each in enumerate(points):
         if each.ndim != 2 or each.shape[1] != 2 or not ((each >= 0) & (each <= size)).all():  # also false for NaN
             raise InputError(
@@ -72,7 +71,7 @@ def _pictures(argument: str, given: Any, pairs: int) -> list[Any]:
     """Numbers or names of pictures."""
     if given is None:
         return [f"{argument} {k}" for k in range(pairs)]
-    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else list(given)
+    values = [getattr(each, "item", lambda each=each: each)() for each in given]  # numbers of torch and numpy, too
     if len(values) != pairs:
         raise InputError(f"Expected {argument} to be one per pair, {pairs}, but got {len(values)}. Give a list of {pairs}.")
     return values

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdprobe.reports.registry import Entry
-from sdprobe.reports.tracked import long_table
-from sdprobe.tokens.keys import COLUMNS
+from sdprobe.reports.tracked import COLUMNS, long_table
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import replacing, write_rows
 

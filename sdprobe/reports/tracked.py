@@ -22,9 +22,11 @@ Row = dict[str, Any]
 
 def long_table(run: Run) -> list[list[Any]]:
     """Every number of a run under :data:`~sdprobe.tokens.keys.COLUMNS`, see :func:`~sdprobe.tokens.keys.long_form`."""
-    own = {"timestep": int(run.meta["timestep"]), "mitigation": run.chain or "none"}
-    rows = (dict(zip(COLUMNS, row, strict=True)) for row in long_form(run.metrics))
-    return [[own.get(name) if value is None else value for name, value in row.items()] for row in rows]
+    table = []
+    for row in (dict(zip(COLUMNS, values, strict=True)) for values in long_form(run.metrics)):
+        timestep = _timestep(run, str(row["layer"])) if row["timestep"] is None else row["timestep"]
+        table.append([*(row | {"timestep": timestep, "mitigation": row["mitigation"] or run.chain or "none"}).values()])
+    return table
 
 
 def layer_rows(run: Run, network: Sequence[str]) -> list[Row]:
