@@ -22,7 +22,7 @@ from PIL import Image
 
 from sdprobe.backbones.__main__ import main as layers
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.runs.arguments import as_overrides
 from sdprobe.utilities.errors import InputError
 from tools.demo.card import TEXT as TEMPLATE
@@ -174,7 +174,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = words
     match [program, *arguments]:
         case ["python", "train.py", *overrides]:
-            cli.check(as_overrides(filled(overrides)))
+            configuration.check(as_overrides(filled(overrides)))
         case ["python", "-m", module, *rest]:
             accepts(module, filled(rest), monkeypatch)
         case ["make", *targets]:

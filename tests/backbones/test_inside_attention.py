@@ -20,7 +20,7 @@ from sdprobe.backbones.names import PARTS, check_names
 from sdprobe.backbones.unet import Conditioning, FrozenUNet
 from sdprobe.backbones.weights import random_unet
 from sdprobe.reports.tracked import layer_rows
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.utilities.errors import InputError
 
 SMALL = ["backbone=tiny", "images.size=128", "images.limit=30", "probe.solver=closed_form", "logger=none", "device=cpu"]
@@ -269,9 +269,9 @@ def test_keys_and_values_of_words_are_refused(block: str) -> None:
 
 
 def test_the_command_refuses_keys_of_words_before_torch_is_imported() -> None:
-    cli.check(["block=[up_1_attn_1_query,inside,'up_1_attn_1_*']"])
+    configuration.check(["block=[up_1_attn_1_query,inside,'up_1_attn_1_*']"])
     with pytest.raises(InputError, match="belong to the words"):
-        cli.check(["block=[mid,up_1_attn_1_cross_key]"])
+        configuration.check(["block=[mid,up_1_attn_1_cross_key]"])
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,7 @@ def test_bands_are_drawn_where_there_are_intervals_and_say_what_they_rest_on(
 
 
 def test_no_band_stands_where_a_layer_has_no_interval() -> None:
-    band = (
-        one(without(fabricated("statistics", SIX), "conv_in/credibility/all/ci_low"), "credibility").axes[0].collections[0]
-    )
+    band = one(without(fabricated("statistics", SIX), "conv_in/credibility/all/ci_low"), "credibility").axes[0].collections[0]
     assert band.get_datalim(band.axes.transData).x0 == 1
 
 

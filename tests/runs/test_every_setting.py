@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from PIL import Image
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.runs import checks, cli
+from sdprobe.runs import checks, cli, configuration
 from sdprobe.utilities.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -107,8 +107,8 @@ def settings(choice: str, root: str, whole: bool = True) -> list[str]:
 
 def build(cfg: DictConfig) -> None:
     """What a command does before it measures: the checks, then the constructors of data and probe."""
-    cli.check_settings(cfg)
-    cli.check_given(cfg)
+    configuration.check_settings(cfg)
+    configuration.check_given(cfg)
     checks.check_types(cfg)
     data = instantiate(cfg.datamodule)
     instantiate(cfg.probe)(shapes=data.shapes, photos=data.photos, data=data)
@@ -129,7 +129,7 @@ def test_a_value_that_makes_no_sense_is_refused_or_built(choice: str, photograph
                     cfg.hydra.runtime.output_dir = str(tmp_path)
                     OmegaConf.update(cfg, name, value, merge=False)
                 with cli.user_errors():
-                    cli.check_kind(cfg, base(choice, root), name)
+                    configuration.check_kind(cfg, base(choice, root), name)
                     build(cfg)
             except (InputError, cli.UserError) as error:
                 if len(str(error).splitlines()) != 1:
