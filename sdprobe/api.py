@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdprobe.estimators import correspondence, layer_statistics
-from sdprobe.estimators.grids import ImageGrids, chosen
+from sdprobe.estimators.grids import ImageGrids, chosen, texts
 from sdprobe.estimators.layer_statistics import LayerStatistics
 from sdprobe.estimators.matching import cosines
 from sdprobe.estimators.points import keypoints, matches_of
@@ -34,6 +34,7 @@ from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 
 LEAST = PER_FOLD * FOLDS  # images that statistics measure
+SEEDS = (0, 2**32 - 1)  # what random number generators take
 Grids = Tensor | np.ndarray | Mapping[str, Any]  # (B, C, h, w), or layer → (B, C, h, w)
 
 
@@ -58,7 +59,11 @@ def split(photographs: int | Sequence[str], seed: int = 0, protocol: str = "defa
         >>> {part: len(indices) for part, indices in sdprobe.split(160).items()}
         {'fit': 64, 'train': 51, 'val': 13, 'test': 32}
     """
-    names = [*map(str, range(photographs))] if isinstance(photographs, int) else [*map(str, photographs)]
+    expect.one_of("protocol", protocol, ("default", "loos2025"))
+    if hasattr(photographs, "__len__"):
+        names = texts("photographs", photographs, len(photographs), [])
+    else:
+        names = [*map(str, range(expect.as_count("photographs", photographs, 0, 10**7)))]
     if len(set(names)) < MINIMUM:
         raise InputError(
             f"Expected at least {MINIMUM} photographs to split, but got {len(set(names))}. Give more images, or choose the "
@@ -126,12 +131,16 @@ def position(
         (12, 0.125, True)
     """
     _check("probe=position", head=head, solver=solver)
-    _check("datamodule", sampling=sampling, splits=splits, batch_size=batch_size)
+    _check("datamodule", sampling=sampling, splits=splits)
+    seed, batch_size = expect.as_count("seed", seed, *SEEDS), expect.as_count("batch_size", batch_size, 1, 10**6)
     images = ImageGrids.of("grids", grids, names, photographs)
     parts = chosen(images, {"train": train, "test": test}, {"val": val})
     if not parts:
         parts = split(images.photographs, seed, splits)
-    _check_apart(images, [*parts["train"], *parts.get("val", [])], parts["test"])
+    for name in ("train", "val"):
+        _check_apart(images, parts, name, "test")
+    _check_apart(images, parts, "train", "val")
+    common = {"head": head, "solver": solver, "sampling": sampling, "seed": seed, "images": parts, "shapes": images.shapes}
 
     def measured(images: ImageGrids) -> Result:
         tasks = {layer: PositionTask(layer, shape, head == "regression", seed) for layer, shape in images.shapes.items()}
@@ -146,7 +155,7 @@ def position(
         tested = len({images.photographs[i] for i in parts["test"]})
         return Result(
             kind="position", metric=METRICS["position"], layers=tuple(tasks), numbers=validated | numbers,
-            pseudovalues=present_units(units), n=tested, units="test photographs", split=parts,
+            pseudovalues=present_units(units), n=tested, units="test photographs", split=parts, settings=common,
         )  # fmt: skip
 
     own = measured(images)
@@ -208,7 +217,9 @@ def statistics(
         >>> result.metric, result.n, 0.2 < result.value < 0.4
         ('r_pos', 42, True)
     """
-    _check("datamodule", splits=splits, repeats=repeats, batch_size=batch_size)
+    _check("datamodule", splits=splits)
+    seed, batch_size = expect.as_count("seed", seed, *SEEDS), expect.as_count("batch_size", batch_size, 1, 10**6)
+    repeats = expect.as_count("repeats", repeats, 0, 10**6)
     views = {"cropped": cropped, "other_noise": other_noise, "other_timestep": other_timestep}
     images = ImageGrids.of("grids", grids, names, photographs)
     parts = chosen(images, {"fit": fit, "test": test})
@@ -221,10 +232,16 @@ def statistics(
             f"Expected grids of enough images to measure {LEAST}, but got {len(images)} images, of which {len(tested)} are "
             f"measured, since others give the mean token. Give about {-(-LEAST * len(images) // max(len(tested), 1))} images."
         )
+    _check_apart(images, parts, "fit", "test")
     for _, height, width in images.shapes.values():
         require_side(height, width)
     shown = {name: images.like(name, given, resized=name == "cropped") for name, given in views.items() if given is not None}
     margins = _margins(images, shown["cropped"]) if "cropped" in shown else dict.fromkeys(images.shapes)
+    common = {"views": [*shown], "repeats": repeats, "seed": seed, "images": parts, "shapes": images.shapes}
+    notes: tuple[str, ...] = () if "cropped" in shown else ("Corner risk and credibility: not measured. Pass cropped=.",)
+    photographs_measured = len({images.photographs[i] for i in tested})
+    if photographs_measured < FOLDS:
+        notes += (f"Intervals are too narrow: the images show {photographs_measured} photographs, fewer than {FOLDS} groups.",)
 
     def measured(images: ImageGrids) -> Result:
         means = {layer: TokenMeans(channels).to(images.device) for layer, (channels, _, _) in images.shapes.items()}
@@ -250,11 +267,10 @@ def statistics(
                     else:
                         measures[layer].repeated(name == "other_noise", batch.masks[layer]["high_norm"], batch.image)
         numbers, units = layer_statistics.reported(measures)
-        lacking = () if "cropped" in shown else ("Corner risk and credibility: not measured. Pass cropped=.",)
-        metric = "r_pos" if lacking else METRICS["statistics"]
+        metric = METRICS["statistics"] if "cropped" in shown else "r_pos"
         return Result(
             kind="statistics", metric=metric, layers=tuple(measures), numbers=numbers, pseudovalues=present_units(units),
-            n=len(tested), units=f"images in {FOLDS} groups", split=parts, notes=lacking,
+            n=len(tested), units=f"images in {FOLDS} groups", split=parts, notes=notes, settings=common,
         )  # fmt: skip
 
     def random(given: Any) -> Result:
@@ -323,7 +339,7 @@ def match(
         >>> sdprobe.match(grids, grids, points, points, size=64).value  # every picture beside itself
         1.0
     """
-    expect.count("size", size, 1, expect.LARGEST)
+    size, seed = expect.as_count("size", size, 1, expect.LARGEST), expect.as_count("seed", seed, *SEEDS)
     sources, targets = ImageGrids.of("grids_a", grids_a), ImageGrids.of("grids_b", grids_b)
     targets.check_like(sources, "grids_b", "grids_a")
     for layer, (_, height, width) in sources.shapes.items():
@@ -331,6 +347,8 @@ def match(
             raise InputError(f"Expected grids_a to be square, but got {height}×{width} at {layer}. Use square pictures.")
     points = keypoints(len(sources), points_a, points_b, size, boxes_b, pictures_a, pictures_b, categories).to(sources.device)
 
+    pixels = torch.cat([points.source_point, points.target_point, points.target_box], 1).tolist()
+    common = {"points": pixels, "size": size, "seed": seed, "shapes": sources.shapes}
     reports = Correspondence(points, seed)
 
     def measured(sources: ImageGrids, targets: ImageGrids) -> Result:
@@ -347,7 +365,7 @@ def match(
         notes = () if boxes_b is not None else ("Distances are shares of the picture's side, since boxes_b was not given.",)
         return Result(
             kind="correspondence", metric=METRICS["correspondence"], layers=tuple(measures), numbers=numbers,
-            pseudovalues=units, n=pictures, units="pictures", notes=notes, hits=hits,
+            pseudovalues=units, n=pictures, units="pictures", notes=notes, hits=hits, settings=common,
         )  # fmt: skip
 
     def random(given: Any) -> Result:
@@ -370,11 +388,12 @@ def _check(section: str, **values: Any) -> None:
         settings.rules(section)[name](name, value)
 
 
-def _check_apart(images: ImageGrids, train: Sequence[int], test: Sequence[int]) -> None:
-    both = {images.photographs[i] for i in train} & {images.photographs[i] for i in test}
+def _check_apart(images: ImageGrids, parts: Mapping[str, Sequence[int]], one: str, other: str) -> None:
+    """Raises InputError if two parts have a photograph in common."""
+    both = set.intersection(*({images.photographs[i] for i in parts.get(part, [])} for part in (one, other)))
     if both:
         raise InputError(
-            f"Expected test to show other photographs than train, but {len(both)} are in both, such as {min(both)}. "
+            f"Expected {other} to show other photographs than {one}, but {len(both)} are in both, such as {min(both)}. "
             "Leave them out of one."
         )
 
@@ -406,6 +425,11 @@ def _networks(own: Result, given: Any, measure: Callable[[Any], Result]) -> list
                 f"Expected random_weights to be measured as the network is ({own.kind} at {', '.join(own.layers)}, {own.n} "
                 f"{own.units}), but got {other.kind} at {', '.join(other.layers)}, {other.n} {other.units}. Use the same "
                 "images, names and layers."
+            )
+        if unlike := [name for name, value in own.settings.items() if other.settings.get(name) != value]:
+            raise InputError(
+                f"Expected random_weights to be measured with the same {' and '.join(unlike)} as the network, but got others. "
+                "Repeat the call with the grids of the random network alone."
             )
     return results
 

@@ -1,5 +1,6 @@
 """ImageGrids: activation grids of any origin, checked, with the names of their images and photographs."""
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.groups import token_groups
 from sdprobe.tokens.keys import base_of, label_of, timestep_of, variant
+from sdprobe.utilities.arrays import tensor_of
 from sdprobe.utilities.errors import InputError
 
 LAYER = "layer"  # name of the layer where grids are a tensor
@@ -113,7 +115,7 @@ def _grids(argument: str, given: Any) -> dict[str, Tensor]:
 
 def _grid(name: str, given: Any) -> Tensor:
     """One grid as a tensor without gradients."""
-    grid = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
+    grid = tensor_of(given)
     if not isinstance(grid, Tensor) or not grid.is_floating_point() or grid.ndim != 4 or not grid.numel():
         found = f"{tuple(given.shape)} of {given.dtype}" if hasattr(given, "dtype") else type(given).__name__
         raise InputError(
@@ -138,7 +140,8 @@ def texts(argument: str, given: Any, count: int, default: list[str], per: str = 
     """One text per image, or per something else."""
     if given is None:
         return default
-    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or len(given) != count:
+    given = given.tolist() if hasattr(given, "tolist") else given  # arrays, tensors, and columns of pandas
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != count:
         found = (
             f"the text '{given}'" if isinstance(given, str) else f"{len(given)}" if hasattr(given, "__len__") else repr(given)
         )
@@ -146,10 +149,10 @@ def texts(argument: str, given: Any, count: int, default: list[str], per: str = 
     return [*map(str, given)]
 
 
-def tensor_of(argument: str, given: Any) -> Tensor:
-    """Numbers as a tensor. Raises InputError, which names the argument, if they are none."""
+def numbers_of(argument: str, given: Any) -> Tensor:
+    """Numbers as a tensor on the CPU. Raises InputError, which names the argument, if they are none."""
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"Expected {argument} to be numbers of a regular shape, but got {given!r:.60}. Correct it.") from error
 
@@ -167,12 +170,12 @@ def chosen(images: ImageGrids, given: Mapping[str, Any], optional: Mapping[str, 
         raise InputError(f"Expected {' and '.join(given)} together, but got {', '.join(every)} only. Give both, or neither.")
     parts: dict[str, list[int]] = {}
     for part, indices in every.items():
-        numbers = tensor_of(part, indices)
+        numbers = numbers_of(part, indices)
         whole = numbers.ndim == 1 and len(numbers) and not (numbers.is_floating_point() or numbers.dtype == torch.bool)
         if not whole or numbers.min() < 0 or numbers.max() >= len(images) or len(numbers.unique()) < len(numbers):
             raise InputError(
-                f"Expected {part} to be different indices of images, each from 0 to {len(images) - 1}, but got {indices!r}. "
-                "Correct it."
+                f"Expected {part} to be different indices of images, each from 0 to {len(images) - 1}, but got "
+                f"{reprlib.repr(indices)}. Correct it."
             )
         parts[part] = numbers.tolist()
     return parts

@@ -63,7 +63,7 @@ class LayerStatistics(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = shape
-        mean, template = fitted.compute()
+        mean, template = (each.view(channels) for each in fitted.compute())  # torchmetrics drops the axis of one channel
         self.register_buffer("mean", mean)
         self.register_buffer("template", template)
         self.register_buffer("content", corner_mask(height, width, margin or 0), persistent=False)

@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdprobe.estimators.grids import ImageGrids, tensor_of, texts
+from sdprobe.estimators.grids import ImageGrids, numbers_of, texts
 from sdprobe.tokens.batch import Keypoints, MatchBatch
 from sdprobe.tokens.keypoints import SourceTokens
 from sdprobe.utilities import expect
@@ -28,7 +29,7 @@ def keypoints(
     expect.at_least("points in points_a", int(counts.sum()), 2)
     around = torch.tensor([[0.0, 0.0, size, size]], dtype=torch.float64).expand(pairs, 4)
     if boxes is not None:
-        around = tensor_of("boxes_b", boxes).double().cpu()
+        around = numbers_of("boxes_b", boxes).double()
         if around.shape != (pairs, 4) or not around.isfinite().all() or not (around[:, 2:] > around[:, :2]).all():
             raise InputError(
                 f"Expected boxes_b to be (x0, y0, x1, y1) for each of {pairs} pairs, with x1 > x0 and y1 > y0, but got "
@@ -57,7 +58,10 @@ def _points(argument: str, given: Any, pairs: int, size: int) -> list[Tensor]:
         raise InputError(
             f"Expected {argument} to have points for each of {pairs} pairs, but got {found}. Give one array per pair."
         )
-    points = [tensor_of(f"{argument}[{pair}]", each).double().cpu() for pair, each in enumerate(given)]
+    points = [
+        torch.empty(0, 2).double() if _is_empty(each) else numbers_of(f"{argument}[{pair}]", each).double()
+        for pair, each in enumerate(given)
+    ]
     for pair, each in enumerate(points):
         if each.ndim != 2 or each.shape[1] != 2 or not ((each >= 0) & (each <= size)).all():  # also false for NaN
             raise InputError(
@@ -67,14 +71,19 @@ def _points(argument: str, given: Any, pairs: int, size: int) -> list[Tensor]:
     return points
 
 
+def _is_empty(points: Any) -> bool:
+    """Whether a pair has no point that is visible in both pictures."""
+    return hasattr(points, "__len__") and not isinstance(points, str) and len(points) == 0
+
+
 def _pictures(argument: str, given: Any, pairs: int) -> list[Any]:
     """Numbers or names of pictures."""
     if given is None:
         return [f"{argument} {k}" for k in range(pairs)]
-    values = [getattr(each, "item", lambda each=each: each)() for each in given]  # numbers of torch and numpy, too
-    if len(values) != pairs:
-        raise InputError(f"Expected {argument} to be one per pair, {pairs}, but got {len(values)}. Give a list of {pairs}.")
-    return values
+    names = texts(argument, given, pairs, [], "pair")
+    values = given.tolist() if hasattr(given, "tolist") else given
+    whole = all(isinstance(value, Integral) and not isinstance(value, bool) for value in values)
+    return [*map(int, values)] if whole else names
 
 
 def matches_of(sources: ImageGrids, targets: ImageGrids, points: Keypoints) -> Iterator[MatchBatch]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sdprobe.metrics.correspondence import MAIN as MAIN_PCK
 from sdprobe.metrics.intervals import FEWEST, FEWEST_SEEDS
 from sdprobe.tokens.keys import COLUMNS, ENDS, Key, long_form
+from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 
 
@@ -38,9 +39,10 @@ class Kind(NamedTuple):
     others: tuple[str, ...] = ()  # metrics that are shown beside the main one
 
 
+BASELINE = "baseline"  # in place of a layer, of what does not depend on it
 KINDS = {
     "position": Kind("position accuracy in 8 bins", ("chance", ""), ("shuffled_labels", "")),
-    "correspondence": Kind("PCK@0.10", ("random_point", "baseline"), ("same_position", "baseline")),
+    "correspondence": Kind("PCK@0.10", ("random_point", BASELINE), ("same_position", BASELINE)),
     "statistics": Kind("", others=("credibility", "r_pos", "r_cor", "r_norm")),
 }
 METRICS = {"position": "binned_accuracy", "correspondence": MAIN_PCK, "statistics": "credibility"}
@@ -70,6 +72,7 @@ class Result:
         notes: what was not measured, a sentence each.
         hits: of pairs: layer → which keypoints were matched correctly.
         networks: number of networks with random weights.
+        settings: the shapes of the grids, and what else a baseline must have in common.
     """
 
     kind: str
@@ -83,6 +86,7 @@ class Result:
     notes: tuple[str, ...] = ()
     hits: Mapping[str, Tensor] = field(default_factory=dict)
     networks: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> "Result":
         """The result of one layer, with the baselines that do not depend on the layer."""
@@ -90,9 +94,11 @@ class Result:
             raise InputError(f"Expected a measured layer, {', '.join(self.layers)}, but got '{layer}'. Use one of these.")
 
         def own(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {text: value for text, value in values.items() if Key.parse(text).layer in (layer, "baseline")}
+            return {text: value for text, value in values.items() if Key.parse(text).layer in (layer, BASELINE)}
 
-        return replace(self, layers=(layer,), numbers=own(self.numbers), pseudovalues=own(self.pseudovalues))
+        numbers, units = own(self.numbers), own(self.pseudovalues)
+        common = {**self.settings, "shapes": {layer: self.settings["shapes"][layer]}}
+        return replace(self, layers=(layer,), numbers=numbers, pseudovalues=units, settings=common)
 
     def __iter__(self) -> Iterator[str]:
         """Names of the layers."""
@@ -144,7 +150,12 @@ class Result:
 
         Returns:
             the number, or None if it was not measured.
+
+        Raises:
+            InputError: a layer that the result does not have.
         """
+        if layer and layer not in (*self.layers, BASELINE):
+            raise InputError(f"Expected layer to be one of {', '.join(self.layers)}, but got '{layer}'. Correct it.")
         key = str(Key(condition, layer or self._layer, metric or self.metric, where))
         if key not in self.numbers:
             return None
@@ -171,9 +182,14 @@ class Result:
 
         Returns:
             the axes.
+
+        Raises:
+            InputError: a number that no layer has.
         """
         from matplotlib import pyplot
 
+        measured = [each.metric for each in map(Key.parse, self.numbers) if (each.condition, each.where) == ("test", "all")]
+        expect.one_of("metric", metric or self.metric, [*dict.fromkeys([*measured, self.metric])])
         if axis is None:
             width = min(12.0, 3.5 + 0.45 * len(self.layers))
             _, axis = pyplot.subplots(figsize=(width, 3), layout="constrained")
@@ -215,6 +231,8 @@ class Result:
         over = f"95 % intervals over {self.n} {self.units}."
         if self.n < FEWEST:
             over = f"No intervals: {self.n} {self.units}, and {FEWEST} are needed."
+        elif bare := [layer for layer in self.layers if (found := self.number(layer=layer)) and found.ci_low is None]:
+            over += f" None at {', '.join(bare)}: a few of them hold most tokens, or too few hold any."
         return "\n".join([*lines, over, *self.notes, *self._on_networks])
 
     @property

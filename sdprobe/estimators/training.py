@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdprobe.estimators.closed_form import Moments
 from sdprobe.estimators.grids import ImageGrids
-from sdprobe.estimators.heads import LayerHead, layer_heads
+from sdprobe.estimators.heads import LayerHead
 from sdprobe.estimators.position import VARIANTS, PositionTask, solution
 from sdprobe.tokens.batch import TokenBatch
+from sdprobe.tokens.keys import base_of
 from sdprobe.tokens.mixing import (
     CELLS,
     IMAGES,
@@ -38,9 +39,10 @@ class PositionTraining:
 
     def __init__(self, tasks: Mapping[str, PositionTask], images: ImageGrids, sampling: str, seed: int) -> None:
         self.tasks, self.images, self.sampling, self.seed = tasks, images, sampling, seed
-        sizes = {layer: (task.channels, task.outputs) for layer, task in tasks.items()}
-        self._modules = layer_heads(sizes, VARIANTS, seed).to(images.device)
-        self.heads: dict[str, LayerHead] = dict(self._modules.items())  # type: ignore[arg-type]
+        self.heads = {
+            layer: LayerHead(task.channels, task.outputs, len(VARIANTS), seed, base_of(layer)).to(images.device)
+            for layer, task in tasks.items()
+        }
 
     def fit(self, train: Sequence[int], val: Sequence[int], solver: str) -> dict[str, float]:
         """Train the heads, and leave each in its best state.
@@ -76,7 +78,7 @@ class PositionTraining:
 
     @torch.enable_grad()
     def _step(self, train: Sequence[int], val: Sequence[int]) -> None:
-        optimizer = torch.optim.Adam(self._modules.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.Adam(nn.ModuleList(self.heads.values()).parameters(), lr=LEARNING_RATE)
         for epoch in range(MAX_EPOCHS):
             for batch, labels in self._labelled(train, epoch, self._passes(len(train))):
                 active = [layer for layer in batch.tokens if not self._finished(layer)]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdprobe.tokens.views import View
+from sdprobe.utilities.arrays import tensor_of
 from sdprobe.utilities.errors import InputError
 
 BATCH = 8  # images that are added at a time where grids are one tensor, as in runs
@@ -177,7 +178,7 @@ class Fitter:
 
 def _grid(grid: Any) -> Float[Tensor, "b c h w"]:
     """Activations (B, C, h, w) as a tensor, checked."""
-    grid = torch.from_numpy(grid) if isinstance(grid, np.ndarray) and grid.dtype.kind == "f" else grid
+    grid = tensor_of(grid)
     if not isinstance(grid, Tensor) or grid.ndim != 4 or not grid.is_floating_point() or not grid.isfinite().all():
         found = f"{tuple(grid.shape)} of {grid.dtype}" if isinstance(grid, Tensor | np.ndarray) else type(grid).__name__
         raise InputError(
@@ -210,18 +211,24 @@ class Map:
     seen: int
     fitted: Mapping[str, Tensor]
 
-    def transform(self, grid: Float[Tensor, "..."]) -> Float[Tensor, "b c h w"]:
+    def transform(self, grid: Any) -> Float[Tensor, "b c h w"]:
         """Apply the mitigation.
 
         Args:
-            grid: activations (B, C, h, w) of the layer that was fitted. Images do not influence each other.
+            grid: activations (B, C, h, w) of the layer that was fitted, a tensor or an array. Images do not influence each
+                other.
 
         Returns:
-            the mitigated grids, of the same shape and dtype.
+            the mitigated grids, a tensor of the same shape and dtype.
 
         Raises:
             InputError: a grid of another rank, or another number of channels than in the fit.
         """
+        grid = tensor_of(grid)
+        if not isinstance(grid, Tensor):
+            raise InputError(
+                f"Expected grid to be a tensor of one layer, but got {type(grid).__name__}. Transform one at a time."
+            )
         if grid.ndim != 4:
             raise InputError(f"Expected grid to have the axes (B, C, h, w), but got {tuple(grid.shape)}. Reshape it.")
         channels = len(self.fitted[self.settings.fitted[0]])
