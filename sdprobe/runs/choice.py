@@ -3,7 +3,7 @@
 After training, the probe is tested once more, on the photographs of the validation split. No number of the test depends on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from sdprobe.runs.measurement import Measurement
 
 COORDINATES = {"layer": base_of, "timestep": timestep_of, "mitigation": label_of}
+SAVED = "Saved"  # step of a mitigation that was fitted in another run
 POSITION = "binned_accuracy"  # that position_bound= bounds
-# settings of a position run that have to be those of the run that chooses
-SAME = ("model", "weights", "prompt", "image_size", "timestep")
+# what a position run has to share with the run that chooses, as both record it
+SAME = (
+    "model", "weights", "unet_hash", "vae_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding",
+    "prompt", "image_size", "timestep",
+)  # fmt: skip
 
 
 def check(cfg: DictConfig) -> None:
@@ -45,17 +49,24 @@ def check(cfg: DictConfig) -> None:
         )
 
 
-def check_chance(probe: Any) -> None:
-    """Refuse cells whose chance level differs: an accuracy cannot choose among them.
+def check_cells(probe: Any, chosen: Sequence[str]) -> None:
+    """Refuse a choice among single cells, and one among cells whose chance level differs: an accuracy cannot choose among them.
 
     Raises:
-        InputError: grids of different chance levels.
+        InputError: nothing to choose among, or grids of different chance levels among which one is to be chosen.
     """
-    if probe.kind != "position":
+    if all(len(cells) == 1 for cells in groups(list(probe.shapes), chosen)):
+        raise InputError(
+            f"Expected several cells to choose a {' and '.join(chosen)} among, but got {', '.join(probe.shapes)}. Use "
+            "block=[mid,up_1], timestep=[50,261] or datamodule.compare=true, or leave out choose=."
+        )
+    if probe.score.partition("/")[0] != POSITION:
         return
     levels = {cell: round(chance(h, w)[POSITION], 9) for cell, (_, h, w) in probe.shapes.items()}
-    low, high = min(levels, key=levels.__getitem__), max(levels, key=levels.__getitem__)
-    if levels[low] != levels[high]:
+    for cells in groups(list(levels), chosen):
+        low, high = min(cells, key=levels.__getitem__), max(cells, key=levels.__getitem__)
+        if levels[low] == levels[high]:
+            continue
         raise InputError(
             f"Expected layers with one chance level of {POSITION} to choose among, but got {levels[low]:.3g} at {low} and "
             f"{levels[high]:.3g} at {high}, whose grid has fewer than 8 rows. Leave out {high}, or use larger images."
@@ -65,9 +76,8 @@ def check_chance(probe: Any) -> None:
 def coordinates(cfg: DictConfig) -> tuple[str, ...]:
     """What is chosen; empty for nothing."""
     chosen = cfg.get("choose")
-    if OmegaConf.is_list(chosen):
-        return tuple(map(str, chosen))
-    return tuple(name for name in str(chosen or "").split(",") if name)
+    names = map(str, chosen) if OmegaConf.is_list(chosen) else str(chosen or "").split(",")
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def groups(cells: Sequence[str], chosen: Sequence[str]) -> list[list[str]]:
@@ -93,27 +103,31 @@ def measure(measurement: "Measurement") -> tuple[dict[str, float], list[dict[str
     cfg, data = measurement.cfg, measurement.data
     twin = instantiate(cfg.copy().probe)(shapes=data.shapes, photos=data.photos, data=data)
     twin.load_state_dict(measurement.probe.state_dict())
+    loggers, measurement.trainer.loggers = measurement.trainer.loggers, []  # a tracker would take them for those of the test
     with data.testing("val"):
         measurement.trainer.test(twin, datamodule=data, verbose=False)
+    measurement.trainer.loggers = loggers
     score = Key.parse(f"test/mid/{twin.score}")
     found = select(twin.results, condition="test", metric=score.metric, where=score.where)
     numbers = {str(Key("choice", *parts[1:])): value for key, value in found.items() if (parts := _parts(key))}
     values = twin.pseudovalues()
     scores = {cell: values[key] for cell in data.layers if (key := f"test/{cell}/{twin.score}") in values}
-    bound = bounded(cfg, measurement) if cfg.position_run is not None else {}
+    bound = measurement.bound
     made = []
     for cells in groups(data.layers, coordinates(cfg)):
-        allowed = [cell for cell in cells if cell in scores and (not bound or bound[cell] <= cfg.position_bound)]
-        if not allowed:
+        allowed = within(cells, bound, cfg.position_bound)
+        scored = {cell: scores[cell] for cell in allowed if cell in scores}
+        if not scored:
             raise InputError(
-                f"Expected a cell whose position accuracy is at most {cfg.position_bound}, but the lowest is "
-                f"{min(bound[cell] for cell in cells):.3f}. Raise position_bound, or add mitigations."
+                f"Expected numbers of the validation photographs to choose by, but {', '.join(cells)} got none. Use more "
+                "images, or leave out choose=."
             )
-        choice = choose({cell: scores[cell] for cell in allowed})
+        choice = choose(scored)
+        left_out = [cell for cell in allowed if cell in choice.left_out or cell not in scored]
         made.append(
             {
                 "by": list(coordinates(cfg)), "metric": twin.score, "chosen": choice.chosen, "equal": list(choice.equal),
-                "cells": len(cells), "photographs": choice.units, "left_out": list(choice.left_out),
+                "cells": len(cells), "photographs": choice.units, "left_out": left_out,
             }
             | ({"bound": cfg.position_bound, "within_bound": len(allowed), "position": bound[choice.chosen]} if bound else {})
         )  # fmt: skip
@@ -125,38 +139,75 @@ def _parts(text: str) -> list[str]:
     return [key.condition, key.layer, key.metric, key.where, key.statistic]
 
 
-def bounded(cfg: DictConfig, measurement: "Measurement") -> dict[str, float]:
-    """Cell → upper end of the interval of its position accuracy in the run that bounds the choice.
+def within(cells: Sequence[str], position: Mapping[str, float], bound: float | None) -> list[str]:
+    """The cells whose position accuracy is at most ``bound``; all of them without a bound.
 
     Raises:
-        InputError: no finished run of probe=position, one of another network or other settings, or one without some cell.
+        InputError: there is none.
     """
+    if bound is None:
+        return list(cells)
+    allowed = [cell for cell in cells if position[cell] <= bound]
+    if not allowed:
+        raise InputError(
+            f"Expected a cell whose position accuracy is at most {bound}, but the lowest is "
+            f"{min(position[cell] for cell in cells):.3f}. Raise position_bound, or add mitigations."
+        )
+    return allowed
+
+
+def bounded(cfg: DictConfig, data: Any) -> dict[str, float]:
+    """Cell → upper end of the interval of its position accuracy in the run that bounds the choice; empty without a bound.
+
+    Raises:
+        InputError: no finished run of probe=position, one of another network or other settings, one without some cell, or
+            cells among which none is within the bound.
+    """
+    if cfg.position_run is None:
+        return {}
     folder = Path(str(cfg.position_run)).expanduser()
     try:
         run = Run.read(folder, maps=False)
-    except (FileNotFoundError, DamagedFile) as error:
+    except (OSError, DamagedFile) as error:
+        reason = error.args[1] if len(error.args) > 1 else error
         raise InputError(
-            f"Expected position_run to be a run folder, but {folder} cannot be read ({error}). Correct it."
+            f"Expected position_run to be a run folder, but '{folder}' cannot be read ({reason}). Correct it."
         ) from error
     if run.kind != "position" or not run.meta.get("complete"):
-        raise InputError(
-            f"Expected position_run to be a finished run of probe=position, but {folder} is one of probe={run.kind}. "
-            "Correct it."
-        )
-    own = measurement.meta
+        got = f"{'a' if run.meta.get('complete') else 'an unfinished'} run of probe={run.kind}"
+        raise InputError(f"Expected position_run to be a finished run of probe=position, but '{folder}' is {got}. Correct it.")
+    size = OmegaConf.select(cfg, "images.size")
+    own = data.backbone.describe() | {"prompt": cfg.prompt, "image_size": size, "timestep": data.timestep}
     for name in SAME:
-        if run.meta.get(name) != own.get(name):
+        if run.meta.get(name, own[name]) != own[name]:
             raise InputError(
-                f"Expected position_run to have {name} {own.get(name)!r}, as this run has, but got {run.meta.get(name)!r}. "
+                f"Expected position_run to have {name} {own[name]!r}, as this run has, but got {run.meta[name]!r}. "
                 "Measure position with the same settings."
             )
+    measured, wanted = _steps(run.meta.get("mitigations")), _steps(data.mitigations.describe(size))
+    if SAVED not in str([measured, wanted]) and measured != wanted:  # a saved mitigation does not say what it is
+        raise InputError(
+            f"Expected position_run to have the mitigations {_spoken(wanted)}, as this run has, but got {_spoken(measured)}. "
+            "Measure position with the same mitigation= and datamodule.compare=."
+        )
     ends: dict[str, float] = {}
-    for cell in measurement.data.layers:
+    for cell in data.layers:
         value, _, high = run.estimate("test", cell, POSITION)
         if value is None:
             raise InputError(
-                f"Expected position_run to have measured {cell}, but {folder} has {', '.join(run.layers)}. "
+                f"Expected position_run to have measured {cell}, but '{folder}' has {', '.join(run.layers)}. "
                 "Measure position with the same block=, timestep= and mitigation=."
             )
         ends[cell] = value if high is None else high
+    for cells in groups(data.layers, coordinates(cfg)):
+        within(cells, ends, cfg.position_bound)
     return ends
+
+
+def _steps(described: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """Label → names of the steps, of mitigations as a run records them."""
+    return {label: list(each["steps"]) for label, each in (described or {}).items()}
+
+
+def _spoken(steps: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(" and ".join(names) for names in steps.values() if names) or "none"

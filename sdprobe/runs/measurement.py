@@ -98,6 +98,7 @@ class Measurement:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
+        choice.check(cfg)
         lightning.seed_everything(cfg.seed, verbose=False)
         workers.set_device(cfg)
         forget_peak()
@@ -120,15 +121,16 @@ class Measurement:
         self.complete = False
         self.choices: list[dict[str, Any]] = []
         self._chosen_by: dict[str, float] = {}
-        choice.check(cfg)
+        self.bound: dict[str, float] = {}
         if choice.coordinates(cfg):
             if not self.probe.score:
                 raise InputError(
                     f"Expected a probe with a score to maximise, but probe={self.probe.kind} has none. Use probe=position, "
                     "correspondence, depth or content, or leave out choose=."
                 )
-            choice.check_chance(self.probe)
+            choice.check_cells(self.probe, choice.coordinates(cfg))
             check_photographs(self.data.validate_choice())
+            self.bound = choice.bounded(cfg, self.data)  # before anything is measured
         self._data: list[dict[str, Any]] = []
 
     @property

@@ -40,6 +40,8 @@ from sdprobe.utilities.progress import duration
 log = logging.getLogger(__name__)
 ENDS = ("metrics.json", "error.txt")  # a job that ended has one of them
 NUMBER = "${hydra.job.num}"
+# settings with which the numbers of a layer depend on which others are read
+TOGETHER = {"datamodule.concatenate": "true", "probe": "study", "experiment": "loos2025"}
 
 
 def active() -> bool:
@@ -392,6 +394,8 @@ def one_pass(config: DictConfig) -> str:
     values = _values(config)
     lists = {key: _listed(key, values[key]) for key in (*configuration.LEVELS, "block") if len(values.get(key, [])) > 1}
     if not lists or not all(lists.values()):
+        return ""
+    if "block" in lists and any(set(values.get(key, ())) & {value, value.title()} for key, value in TOGETHER.items()):
         return ""
     words = [text for text in config.hydra.overrides.task if text.lstrip("+~").partition("=")[0] not in lists]
     others = [key for key, found in values.items() if len(found) > 1 and key not in lists]

@@ -1,8 +1,10 @@
 """``choose=`` through the command: picked on validation photographs, reported on test photographs, which it does not change."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ import pytest
 from sdprobe.reports.dispatch import tables
 from sdprobe.reports.printing import printed
 from sdprobe.reports.run import Run
-from sdprobe.runs.choice import groups
+from sdprobe.runs.choice import check_cells, groups
 from sdprobe.runs.cli import UserError
 from sdprobe.tokens.keys import select
+from sdprobe.utilities.errors import InputError
 
 # 128 textures have 10 validation photographs
 SMALL = [
@@ -82,6 +85,24 @@ def test_cells_agree_in_what_is_not_chosen() -> None:
     assert groups(cells, ["layer", "timestep", "mitigation"]) == [cells]
 
 
+def test_cells_of_one_choice_share_a_chance_level_and_are_several() -> None:
+    shapes = {"mid__t50": (4, 2, 2), "mid__t261": (4, 2, 2), "up_1__t50": (4, 8, 8), "up_1__t261": (4, 8, 8)}
+    probe = SimpleNamespace(kind="position", score="binned_accuracy/all", shapes=shapes)
+    check_cells(probe, ["timestep"])  # a noise level for each layer
+    with pytest.raises(InputError, match=r"one chance level of binned_accuracy to choose among, but got 0\.125 at up_1"):
+        check_cells(probe, ["layer"])
+    with pytest.raises(InputError, match="Expected several cells to choose a mitigation among, but got mid__t50, mid__t261"):
+        check_cells(probe, ["mitigation"])
+
+
+def test_trackers_get_the_numbers_of_the_test_alone(launch: Launch, tmp_path: Path) -> None:
+    run = launch("choose=layer", "logger=csv")
+    [file] = (tmp_path / "run" / "csv").rglob("metrics.csv")
+    key = "test/up_1/binned_accuracy/all"
+    logged = [float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)]
+    assert logged == [pytest.approx(run.metrics[key], rel=1e-6)]
+
+
 def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launch: Launch, tmp_path: Path) -> None:
     plain, run = launch(*PAIRS, small=False, folder="plain"), launch(*PAIRS, "choose=layer", small=False)
     assert _test(run) == plain.metrics and run.meta["test_fingerprint"] == plain.meta["test_fingerprint"]
@@ -98,6 +119,11 @@ def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launc
     assert (choice["chosen"], choice["within_bound"], choice["cells"], choice["position"]) == (other, 1, 2, ends[other])
     with pytest.raises(UserError, match=r"position accuracy is at most 0\.01, but the lowest is"):
         launch(*PAIRS, "choose=layer", limits[0], "position_bound=0.01", small=False, folder="none")
+    with pytest.raises(UserError, match="to have the mitigations Standardize, as this run has, but got none"):
+        launch(*PAIRS, "choose=layer", *limits, "mitigation=standardize", small=False, folder="none")
+    with pytest.raises(UserError, match="Expected position_run to have padding 'circular', as this run has, but got 'zeros'"):
+        launch(*PAIRS, "choose=layer", *limits, "backbone.padding=circular", small=False, folder="none")
+    assert not (tmp_path / "none").exists()  # nothing was measured before
 
 
 @pytest.mark.slow

@@ -270,6 +270,8 @@ def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) 
             "-m probe=position,depth 'timestep=[1,2,3]'",
         ),
         ("probe=position,depth timestep=[1,50]", "", ""),  # one run already
+        ("block=mid,up_1 datamodule.concatenate=true", "", ""),  # one run would concatenate them
+        ("block=mid,up_1 probe=position,study", "", ""),  # up_1 says which tokens of mid are anomalous
         ("block=[mid,up_1],up_2", "", ""),  # a list of lists has no such form
         ("seed=1,2", "", ""),
     ],
