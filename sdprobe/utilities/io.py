@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import yaml
+from safetensors import SafetensorError
 
 from sdprobe.utilities.errors import InputError, Unfit
 from sdprobe.utilities.foreign import shown, special
@@ -59,7 +60,7 @@ _ARCHIVE: tuple[type[Exception], ...] = (
 )  # fmt: skip
 _REASONS: dict[type[Exception] | tuple[type[Exception], ...], str] = {
     json.JSONDecodeError: "no JSON", UnicodeError: "no UTF-8", yaml.YAMLError: "no YAML", RecursionError: "nested too deeply",
-    MemoryError: "more than memory holds", _ARCHIVE: "no whole archive",
+    MemoryError: "more than memory holds", _ARCHIVE: "no whole archive", SafetensorError: "no safetensors",
 }  # fmt: skip
 
 
@@ -330,7 +331,6 @@ def read_tensors(path: Path, unchecked: bool = False) -> tuple[dict[str, "Tensor
     Raises:
         DamagedFile: its content is not what was written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     content = read_file(path)

@@ -200,7 +200,7 @@ def test_data_of_another_kind_are_refused_where_the_probe_is_built(probe: type) 
         (DepthProbe, {"solver": "sgd"}, "probe.solver to be one of adam, closed_form, but got 'sgd'"),
         (DepthProbe, {"learning_rate": 0.0}, "probe.learning_rate to be positive, but got 0"),
         (CorrespondenceProbe, {"head": "mlp"}, "probe.head to be one of linear, none, but got 'mlp'"),
-        (CorrespondenceProbe, {"dimensions": 0}, "probe.dimensions to be positive"),
+        (CorrespondenceProbe, {"dimensions": 0}, "probe.dimensions to be at least 1"),
         (CorrespondenceProbe, {"temperature": -1.0}, "probe.temperature to be positive"),
         (CorrespondenceProbe, {"pictured": -1}, "probe.pictured to be at least 0"),
         (CorrespondenceProbe, {"patience": 0}, "probe.patience to be at least 1"),

@@ -212,7 +212,7 @@ def refused(launch: Callable[..., Run], *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("timestep=abc", "Expected timestep to be an integer, but got 'abc'"),
+        ("timestep=abc", "Expected timestep to be an integer or a list of integers, but got 'abc'"),
         ("block=midd", "got 'midd'. The nearest name is 'mid'"),
         ("block=up_7", "got 'up_7', which it does not have"),
         ("timestep=1000", "timestep to be from 0 to 999, but got 1000"),
