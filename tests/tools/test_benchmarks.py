@@ -7,7 +7,7 @@ import torch
 
 from sdprobe.backbones.noise import NoiseSchedule
 from sdprobe.utilities.errors import InputError
-from tools.benchmarks import memory
+from tools.benchmarks import inputs, memory
 from tools.benchmarks.rivals import SdhelperNoise, disagreement, require_equal
 from tools.benchmarks.timing import Timed, times_faster
 
@@ -49,3 +49,9 @@ def test_a_slow_turn_of_the_machine_does_not_change_the_ratio() -> None:
 
 def test_runs_are_started_where_train_py_is() -> None:
     assert (memory.ROOT / "train.py").is_file() and Path(__file__).parents[2] == memory.ROOT
+
+
+def test_images_of_four_sizes_have_as_many_pixels_as_those_of_one() -> None:
+    mixed, alike = inputs.pictures(8, inputs.FOUR), inputs.pictures(8, [inputs.ONE])
+    assert len({image.shape for image in mixed}) == 4 and {image.shape for image in alike} == {(3, 256, 256)}
+    assert sum(image.numel() for image in mixed) == sum(image.numel() for image in alike)
