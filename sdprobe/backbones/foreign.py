@@ -21,6 +21,7 @@ CODE = {
     "custom_pipeline",
 }
 KERNELS = {None, "eager", "sdpa"}  # that are part of PyTorch
+LAYERS = 1000  # of a part: each is built before weights are read, and 10⁹ of them never end
 STEPS = 100_000  # of a noise schedule, whose table is computed in memory
 
 
@@ -57,14 +58,27 @@ def _check_parts(folder: Path) -> None:
 def _check_configuration(file: Path) -> None:
     settings = read_json(file)
     for key, value in _settings(settings):
-        if key in CODE and not (key.endswith("attn_implementation") and value in KERNELS):
+        if key in CODE and not (key.endswith("attn_implementation") and isinstance(value, str | None) and value in KERNELS):
             raise InputError(
                 f"Expected {file} to describe a network, but got '{key}', which names code, and no code of others is run. "
                 "If the network does not need it, remove the entry."
             )
+        if "layers" in key and (many := [count for count in _integers(value) if count > LAYERS]):
+            raise InputError(f"Expected {file} to have at most {LAYERS} {key}, but got {many[0]}. Correct the file.")
     steps = settings.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or not 1 <= steps <= STEPS:
         raise InputError(f"Expected {file} to have num_train_timesteps from 1 to {STEPS}, but got {steps!r}. Correct the file.")
+
+
+def _integers(node: Any) -> Iterator[int]:
+    """The integers in a value or in a list of them, at any depth."""
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending += node
+        elif isinstance(node, int):
+            yield node
 
 
 def _settings(node: Any) -> Iterator[tuple[str, Any]]:
@@ -73,7 +87,7 @@ def _settings(node: Any) -> Iterator[tuple[str, Any]]:
     while pending:
         node = pending.pop()
         if isinstance(node, dict):
-            yield from ((key, value if isinstance(value, str | None) else "") for key, value in node.items())
+            yield from node.items()
         pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
 
 

@@ -17,14 +17,15 @@ from sdprobe.backbones.cards import check_card
 from sdprobe.backbones.foreign import PARTS, check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import alphas_of
-from sdprobe.backbones.parts import check_complete, check_kinds
+from sdprobe.backbones.parts import check_complete, check_kinds, check_numbers
 from sdprobe.backbones.pool import Pool
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
 from sdprobe.backbones.weights import random_unet, shuffle_entries, weight_hash
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import read_json
+from sdprobe.utilities.io import read_json, reason
+from sdprobe.utilities.signatures import fits
 
 EMBEDDED = "assets/demo"
 STRIDE = 8  # pixels per cell of a latent, of all presets
@@ -86,8 +87,8 @@ def load(
         if type(error) is InputError:
             raise
         raise InputError(
-            f"Expected {folder} to hold intact diffusers weights, but loading them failed: {_first_line(error)}. "
-            "Copy or download the folder again."
+            f"Expected {folder} to hold intact diffusers weights, but loading them failed: "
+            f"{reason(error, _first_line(error))}. Copy or download the folder again."
         ) from error
 
 
@@ -167,6 +168,8 @@ def _load_folder(
     folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype, kept: Pool
 ) -> Components:
     check_kinds(folder)
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        check_numbers(folder / part / "config.json", kind)
     scheduler = read_json(folder / SCHEDULER)
     alphas_cumprod = alphas_of(scheduler)
 
@@ -243,7 +246,10 @@ def _prompts(folder: Path, variant: str | None) -> PromptEncoder:
         # a whole CLIP model has a picture encoder, and pipelines may use fewer layers than are stored
         check_complete(part, info, strict=False)
         encoders.append(encoder.float())
-        tokenizers.append(CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True))
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True)
+        if not fits(tokenizer.model_max_length, float) or tokenizer.model_max_length < 1 or tokenizer.pad_token is None:
+            raise ValueError(f"tokenizer{suffix} states no length from 1 and no padding")
+        tokenizers.append(tokenizer)
     index = folder / "model_index.json"
     # the default of StableDiffusionXLPipeline, the only one with two encoders
     zeros = len(encoders) > 1 and (not index.is_file() or read_json(index).get("force_zeros_for_empty_prompt", True))

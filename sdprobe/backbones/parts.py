@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
+from sdprobe.utilities.signatures import declared, fits
 
 # part → key of its config.json, and the values that load here
 KINDS = {
@@ -29,6 +30,20 @@ def check_kinds(folder: Path) -> None:
                 f"Expected {key} in {file} to be {kinds[0]}, but got '{kind}'. "
                 "Use a checkpoint of Stable Diffusion 1, 2 or XL, or a fine-tuned one."
             )
+
+
+def check_numbers(file: Path, network: type) -> None:
+    """Raises InputError if a configuration has text, a list or an object where the constructor of a network takes a number."""
+    given = read_json(file)
+    for name, hint in declared(network).items():
+        if isinstance(given.get(name), str | list | dict) and _is_number(hint):
+            raise InputError(f"Expected {name} in {file} to be a number, but got {given[name]!r}. Correct the file.")
+
+
+def _is_number(hint: Any) -> bool:
+    """Whether a type has numbers and flags only, or null."""
+    others: tuple[Any, ...] = ("", [], {})
+    return not any(fits(value, hint) for value in others)
 
 
 def check_complete(part: str, info: Mapping[str, Collection[str]], strict: bool = True) -> None:

@@ -48,7 +48,8 @@ class PromptEncoder:
     @torch.no_grad()
     def _encode(self, prompt: str) -> Conditioning:
         outputs = [
-            encoder(ids, output_hidden_states=True) for encoder, ids in zip(self.encoders, self._ids(prompt), strict=True)
+            encoder(ids, output_hidden_states=True, return_dict=True)
+            for encoder, ids in zip(self.encoders, self._ids(prompt), strict=True)
         ]
         if len(outputs) == 1:
             return Conditioning(outputs[0].last_hidden_state)

@@ -25,6 +25,7 @@ OVERRIDES = Path(".hydra", "overrides.yaml")
 RUN = (OVERRIDES, Path("error.txt"), Path("config_hash"))  # a run folder has one of them, or a metrics.json with meta
 LARGEST = 2**16  # bytes of a list of overrides
 LONGEST = 5000  # characters of one: Hydra's parser takes a minute for a list of ten thousand items
+WANDB = ("wandb", "settings")  # no run writes them, but wandb reads them in the folder where it is started
 DEEPEST = 50  # folders below that of a run; wandb makes about five
 KEY = re.compile(r"(?!hydra\b)[A-Za-z]\w*(\.(?!_)[\w-]+)*")
 # settings that say where to write; of loggers, name and version do so too
@@ -194,6 +195,8 @@ def _not_its_own(entry: os.DirEntry[str], path: Path, folder: Path) -> str:
     """Why a run must not write to a path below its folder; empty if it may."""
     if entry.is_symlink():
         return "" if within(path, folder) else f"a link to '{shown(path.readlink())}'"
+    if path.parts[-2:] == WANDB:
+        return "settings of wandb, which may name another server for your key"
     if len(path.parts) - len(folder.parts) > DEEPEST:
         return f"more than {DEEPEST} folders below it"
     try:

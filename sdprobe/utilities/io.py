@@ -55,12 +55,11 @@ class DamagedFile(InputError):
 
 # what values of another kind, names that are missing and deep nesting raise where content is parsed
 FORM: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, MemoryError)
-_ARCHIVE: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, SyntaxError,
-)  # fmt: skip
+_CUT = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError)
+_ARCHIVE: tuple[type[Exception], ...] = (*_CUT, OSError, RuntimeError, SyntaxError)
 _REASONS: dict[type[Exception] | tuple[type[Exception], ...], str] = {
     json.JSONDecodeError: "no JSON", UnicodeError: "no UTF-8", yaml.YAMLError: "no YAML", RecursionError: "nested too deeply",
-    MemoryError: "more than memory holds", _ARCHIVE: "no whole archive", SafetensorError: "no safetensors",
+    MemoryError: "more than memory holds", _CUT: "no whole archive", SafetensorError: "no safetensors",
 }  # fmt: skip
 
 
@@ -78,13 +77,13 @@ def parsing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
         raise DamagedFile(path, reason(error)) from error
 
 
-def reason(error: Exception) -> str:
-    """Why content cannot be used, for a message: libraries describe it in their own terms, which are left out."""
+def reason(error: Exception, otherwise: str = "another form") -> str:
+    """Why content cannot be used, for a message: parsers describe it in their own terms, which are left out."""
     if isinstance(error, DamagedFile):
         return str(error.args[1])
     if isinstance(error, Unfit | InputError):
         return str(error)
-    return next((text for kinds, text in _REASONS.items() if isinstance(error, kinds)), "another form")
+    return next((text for kinds, text in _REASONS.items() if isinstance(error, kinds)), otherwise)
 
 
 @contextmanager

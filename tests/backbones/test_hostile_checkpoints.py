@@ -98,6 +98,15 @@ REFUSED: dict[str, Attack] = CODE | {
     "word for a number": lambda f: merge(f / "unet" / "config.json", block_out_channels="x"),
     "endless schedule": lambda f: merge(f / "scheduler" / "scheduler_config.json", num_train_timesteps=10**12),
     "schedule of a stranger": lambda f: merge(f / "scheduler" / "scheduler_config.json", _class_name=["evil", "Evil"]),
+    **{f"{part}: {key} without end": lambda f, part=part, key=key: merge(f / part / "config.json", **{key: 10**9})
+       for part, key in [("unet", "layers_per_block"), ("unet", "transformer_layers_per_block"), ("vae", "layers_per_block"),
+                         ("text_encoder", "num_hidden_layers")]},
+    "layers without end in a list": lambda f: merge(f / "unet" / "config.json", layers_per_block=[[1], [10**9]]),
+    **{f"{part}: word for {key}": lambda f, part=part, key=key: merge(f / part / "config.json", **{key: "x"})
+       for part, key in [("unet", "norm_eps"), ("vae", "scaling_factor"), ("vae", "shift_factor")]},
+    **{f"tokenizer: {value!r} as length": lambda f, value=value: merge(f / "tokenizer" / "tokenizer_config.json",
+                                                                       model_max_length=value) for value in ("x", -1, 0)},
+    "no padding": lambda f: merge(f / "tokenizer" / "tokenizer_config.json", pad_token=None),
     "adapter": lambda f: merge(f / "text_encoder" / "adapter_config.json", base_model_name_or_path="evil/x", peft_type="LORA"),
     "card that lists a device": lambda f: (f / "README.md").write_text("---\nsha256: {/dev/zero: x}\n---\n"),
     "card that lists files above": lambda f: (f / "README.md").write_text("---\nsha256: {../elsewhere: x}\n---\n"),

@@ -308,7 +308,7 @@ def plant_deep(path: Path) -> None:
     path.mkdir()
     os.chdir(path)
     try:
-        for _ in range(1500):
+        for _ in range(300):
             os.mkdir("a")
             os.chdir("a")
     finally:
@@ -348,6 +348,15 @@ def test_what_is_no_file_of_the_folder_is_neither_waited_for_nor_written(name: s
     assert not note.exists() or note.read_text() == "mine"
     if name == "deep folders":
         subprocess.run(["rm", "-r", str(path)], check=True)  # deeper than Python's own rmtree goes
+
+
+def test_settings_of_wandb_in_a_run_folder_are_refused(tmp_path: Path) -> None:
+    """No run writes them. They may name the server that gets the key."""
+    folder = run_folder(tmp_path, FREE)
+    (folder / "wandb").mkdir()
+    (folder / "wandb" / "settings").write_text("[default]\nbase_url = https://example.org\n")
+    with pytest.raises(InputError, match="settings of wandb"):
+        resumed(folder)
 
 
 def test_links_of_wandb_within_the_folder_stay(tmp_path: Path) -> None:
