@@ -26,10 +26,17 @@ SMALL = [
     "device=cpu",
     "trainer.max_epochs=2",
 ]
-COMPARED = ("images.limit=40", "mitigation=[position_mean,shift_flip_noise]", "datamodule.compare=true")
+COMPARED = ("mitigation=[standardize,shift_flip_noise]", "datamodule.compare=true")
 PAIRS = ("probe=correspondence", "images=scene_pairs", "images.limit=48", "images.size=64", "images.pairs_per_category=1")
 PROBES = {
-    "position with Adam": ("block=[mid,up_1]", "probe.min_steps=10", "probe.patience=1", *COMPARED),
+    "position with Adam": (
+        "block=[mid,up_1]",
+        "probe.min_steps=10",
+        "probe.patience=1",
+        *COMPARED,
+        "mitigation=[position_mean]",
+        "images.limit=40",
+    ),
     "regression": (
         "block=[mid,up_1]",
         "images.limit=40",
@@ -37,10 +44,10 @@ PROBES = {
         "probe.solver=closed_form",
         "mitigation=[standardize,leace]",
     ),
-    "statistics": ("probe=statistics", "block=[conv_in,up_1]", *COMPARED, "images.limit=70", "images.size=256"),
+    "statistics": ("probe=statistics", "block=[conv_in,up_1]", "images.limit=70", "images.size=256", *COMPARED),
     "statistics without a mitigation": ("probe=statistics", "block=[conv_in,up_1]", "images.limit=70", "images.size=256"),
     "correspondence": (*PAIRS, "block=[mid,up_1]", "probe.min_steps=10", "probe.patience=1"),
-    "zero-shot": (*PAIRS, "block=[mid,up_1]", "probe.head=none", *COMPARED, "images.limit=48"),
+    "zero-shot": (*PAIRS, "images.size=128", "block=[mid,up_1]", "probe.head=none", *COMPARED),
     "concatenated": (*PAIRS, "block=[mid,up_1]", "probe.head=none", "datamodule.concatenate=true"),
     "depth": ("probe=depth", "images=scene_depth", "block=[mid,up_1]", "probe.solver=closed_form", *COMPARED),
     "depth with Adam": ("probe=depth", "images=scene_depth", "block=[mid,up_1]", "probe.min_steps=10"),
