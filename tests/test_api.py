@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,17 @@ REFUSED = [
     ("match", (GRIDS, GRIDS, [[(1, 2), (3,)]] * 12, POINTS), {}, r"points_a\[0\] to be numbers of a regular shape"),
     ("position", (GRIDS,), {"head": "mlp"}, "Expected head to be one of classification, regression, but got 'mlp'"),
     ("position", (GRIDS,), {"solver": "sgd"}, "Expected solver to be one of adam, closed_form, but got 'sgd'"),
+    ("position", (GRIDS,), {"train": ["a"], "test": [2]}, r"train to be numbers of a regular shape, but got \['a'\]"),
+    ("position", (GRIDS,), {"train": [1, 2], "test": [3], "val": [2]}, "val to show other photographs than train"),
+    ("position", (GRIDS,), {"seed": "a"}, "Expected seed to be an integer, but got 'a'"),
+    ("position", (GRIDS,), {"batch_size": 0}, "Expected batch_size to be at least 1"),
+    ("position", (GRIDS,), {"sampling": "x"}, "Expected sampling to be one of stratified, all"),
+    ("statistics", (SEVENTY,), {"fit": range(20), "test": range(10, 60)}, "test to show other photographs than fit"),
+    ("match", PAIRS, {"boxes_b": "x"}, "boxes_b to be numbers of a regular shape"),
+    ("match", PAIRS, {"pictures_a": 5}, "pictures_a to be one per pair, 12, but got 5"),
+    ("match", (GRIDS, GRIDS, [None] * 12, POINTS), {}, r"points_a\[0\] to be"),
+    ("split", (None,), {}, "photographs to be an integer, but got None"),
+    ("split", ("a.jpg, b.jpg",), {}, "photographs to be one per image, .* the text"),
     ("position", (GRIDS,), {"random_weights": GRIDS[:5]}, "random_weights to have the layers, images and shapes of grids"),
     ("statistics", (GRIDS,), {}, "grids of enough images to measure 40, but got 12 images, of which 7"),
     ("statistics", (planted(70, side=3),), {}, "the grid to be at least 4×4"),
@@ -361,6 +373,63 @@ def test_random_networks_of_another_measurement_are_refused() -> None:
     for function in (sdprobe.position, sdprobe.statistics):
         with pytest.raises(InputError, match=r"measured as the network is .* but got position at layer, 6 test"):
             function(SEVENTY, random_weights=other)
+
+
+def test_random_networks_of_another_call_are_refused() -> None:
+    position, statistics = sdprobe.position(SEVENTY, seed=1), sdprobe.statistics(SEVENTY)
+    with pytest.raises(InputError, match="with the same seed and images as the network"):
+        sdprobe.position(SEVENTY, random_weights=position)
+    with pytest.raises(InputError, match="with the same solver as"):
+        sdprobe.position(SEVENTY, seed=1, random_weights=replace(position, settings={**position.settings, "solver": "adam"}))
+    with pytest.raises(InputError, match="with the same views as"):
+        sdprobe.statistics(SEVENTY, other_noise=SEVENTY, random_weights=statistics)
+    with pytest.raises(InputError, match="with the same points as"):
+        sdprobe.match(*PAIRS, size=64, random_weights=sdprobe.match(GRIDS, GRIDS, POINTS + 1, POINTS, size=64))
+    both = sdprobe.position({"a": SEVENTY, "b": SEVENTY}, seed=1)
+    alone = sdprobe.position({"a": SEVENTY}, seed=1, random_weights=both["a"])
+    assert alone.null and alone.null.value == alone.value
+
+
+@pytest.mark.parametrize("head", ["classification", "regression"])
+def test_layers_of_other_networks_have_dots_and_any_name(head: str) -> None:
+    found = sdprobe.position({"layer1.0.conv2": SEVENTY, "train": SEVENTY}, head=head)
+    other = sdprobe.position({"a": SEVENTY}, head=head)
+    assert found["layer1.0.conv2"].value == found["train"].value == other.value
+    assert {"layer1.0.conv2", "train"} <= set(found.to_pandas()["layer"])
+    assert sdprobe.statistics({"layer1.0.conv2": SEVENTY}).value == sdprobe.statistics(SEVENTY).value
+
+
+def test_arrays_of_any_strides_and_byte_order_are_grids() -> None:
+    expected = sdprobe.position(SEVENTY).numbers
+    array = SEVENTY.numpy()
+    flipped = array[:, :, :, ::-1].copy()[:, :, :, ::-1]
+    for same in (flipped, array.astype(array.dtype.newbyteorder())):
+        assert sdprobe.position(same).numbers == expected
+        fitted = mitigations.Standardize().fit(same)
+        assert torch.equal(fitted.transform(same), mitigations.Standardize().fit(array).transform(SEVENTY))
+
+
+def test_a_result_says_where_intervals_are_missing_or_too_narrow() -> None:
+    names = ["p", *["q"] * 40, *"rstuv"]  # one photograph has most crops
+    unequal = sdprobe.position(planted(46), photographs=names, train=[0], test=range(1, 46))
+    assert unequal.n == 6 and unequal.ci_low is None and "None at layer: a few of them hold most tokens" in repr(unequal)
+    few = sdprobe.statistics(SEVENTY, photographs=[str(number // 7) for number in range(70)])
+    assert "Intervals are too narrow: the images show 6 photographs, fewer than 20 groups." in repr(few)
+    assert "too narrow" not in repr(sdprobe.statistics(SEVENTY))
+
+
+def test_what_a_result_does_not_have_is_neither_drawn_nor_found() -> None:
+    result = sdprobe.position(SEVENTY)
+    with pytest.raises(InputError, match=r"metric to be one of .*Use axis_accuracy"):
+        result.plot("axis_acuracy")
+    with pytest.raises(InputError, match="layer to be one of layer, but got 'mid'"):
+        result.number(layer="mid")
+
+
+def test_pairs_without_visible_points_and_one_channel_are_measured() -> None:
+    pairs = [[], *POINTS[1:].tolist()]
+    assert sdprobe.match(GRIDS, GRIDS, pairs, pairs, size=64).numbers["test/layer/pck_ours_point_0.10/all/n"] == 22
+    assert sdprobe.statistics(SEVENTY[:, :1], cropped=SEVENTY[:, :1, 1:-1, 1:-1]).n == 42
 
 
 @pytest.mark.parametrize(

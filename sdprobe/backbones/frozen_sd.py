@@ -338,17 +338,17 @@ class FrozenSD:
     def activations(
         self,
         images: Any,  # as above; a sentence refuses other kinds
-        layers: str | Sequence[str],
+        layers: Any,
         timestep: Any = 50,
-        seed: int = 0,
+        seed: Any = 0,
         prompt: Any = "",
-        ids: Sequence[str] | None = None,
-        draw: int = 0,
+        ids: Any = None,
+        draw: Any = 0,
         *,
-        draws: int = 1,
+        draws: Any = 1,
         keep_draws: bool = False,
-        size: int | None = None,
-        dtype: torch.dtype | None = None,
+        size: Any = None,
+        dtype: Any = None,
         with_grad: bool = False,
     ) -> Any:
         """Activation grids of images. The U-Net stops after the deepest layer asked for.
@@ -430,7 +430,7 @@ class FrozenSD:
         mixed = len({image.shape[-2:] for image in tensors}) > 1
         return _in_order([(indices, passes(indices)) for indices in batches], bool(several) + keep_draws, mixed)
 
-    def _resolve(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+    def _resolve(self, layers: Any) -> tuple[str, ...]:
         if not isinstance(layers, str) and not np.iterable(layers):
             raise InputError(f"Expected layers to be a name or a list of names, but got {layers!r}. Use layers='mid'.")
         try:

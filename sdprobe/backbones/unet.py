@@ -1,7 +1,7 @@
 """FrozenUNet: noisy latents → activation grids of the requested layers; stops after the deepest. Data path step 4."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,7 +120,7 @@ class FrozenUNet(nn.Module):
         settings = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
         return dict(_shapes(json.dumps(settings), latent, tuple(layers)))
 
-    def resolve(self, block: str | Sequence[str]) -> tuple[str, ...]:
+    def resolve(self, block: str | Iterable[str]) -> tuple[str, ...]:
         """Canonical names for a user's ``block``, in execution order; see :func:`sdprobe.backbones.layers.resolve`."""
         return resolve(block, self.table)
 

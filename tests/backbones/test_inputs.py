@@ -286,7 +286,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "0 to 255 in a list": ({"images": [RGB, RGB * 255]}, r"images\[1\] has values from .*Divide 8-bit images by 255"),
     "negative": ({"images": RGB * 2 - 1}, r"in the range \[0, 1\]"),
     "NaN": ({"images": [RGB, RGB, torch.full((3, 64, 64), torch.nan)]}, r"images\[2\] has NaN"),
-    "NaN in a stack": ({"images": torch.full((1, 3, 64, 64), torch.nan)}, r"in the range \[0, 1\], but got values from nan"),
+    "NaN in a stack": ({"images": torch.stack([RGB, RGB * torch.nan])}, r"images\[1\] has NaN\. Correct it"),
+    "0 to 255 in a stack": ({"images": torch.stack([RGB, RGB * 255])}, r"images\[1\] has values from .* to 255"),
+    "one text of ids": ({"ids": "a"}, r"ids to be one text per image, 1, but got 'a'"),
+    "ids": ({"ids": 5}, r"ids to be one text per image, 1, but got 5"),
+    "no prompt": ({"prompt": None}, r"prompt to be one text per image, 1, but got None"),
+    "nested timesteps": ({"timestep": torch.tensor([[1, 2]])}, r"timestep to be a finite number, but got \[1, 2\]"),
+    "draw": ({"draw": -1}, r"draw to be at least 0, but got -1"),
+    "seed": ({"seed": "a"}, r"seed to be an integer, but got 'a'"),
+    "dtype": ({"dtype": "float32"}, r"dtype to be a floating-point type of torch, but got 'float32'"),
+    "integers as dtype": ({"dtype": torch.int8}, r"dtype to be a floating-point type"),
+    "no layers": ({"layers": None}, r"layers to be a name or a list of names, but got None"),
     "integers": ({"images": (RGB * 255).long()}, r"images to be an intact image.*its type is int64, not uint8"),
     "no image": ({"images": [RGB, 7]}, r"images\[1\] to be an intact image.*an object of type int"),
     "a generator": ({"images": iter([RGB])}, r"images to be a PIL image.*Make a list"),
@@ -299,7 +309,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "size of floats": ({"images": RGB, "size": 64}, r"for size=64, but images is torch.float32"),
     "prompts": ({"prompt": ["a", "b"]}, r"prompt to be one text per image, but got 2 of type str for 1 images"),
     "prompt": ({"prompt": [3]}, r"prompt to be one text per image, but got 1 of type int"),
-    "ids": ({"ids": ["a", "b"]}, r"ids to be one text per image, but got 2"),
+    "many ids": ({"ids": ["a", "b"]}, r"ids to be one text per image, but got 2"),
     "no timestep": ({"timestep": []}, r"timestep to be an integer or a list of integers, but got an empty list"),
     "timestep": ({"timestep": [50, 1000]}, r"timestep to be from 0 to 999, but got 1000"),
     "half a timestep": ({"timestep": [50.5]}, r"timestep to be an integer, but got 50.5"),
@@ -317,6 +327,19 @@ def test_bad_input_is_one_sentence_that_names_the_argument(case: str, sd: Frozen
     with pytest.raises(InputError, match=message) as refusal:
         sd.activations(**{"images": RGB, "layers": "mid", **arguments})
     assert "\n" not in str(refusal.value) and sd.passes["unet"] == before["unet"]
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(sd: FrozenSD) -> None:
+    expected = sd.activations(RGB, "mid", seed=3, draw=1, draws=2)["mid"]
+    for kind in (np.int64, torch.tensor, float):
+        found = sd.activations(RGB, "mid", seed=kind(3), draw=kind(1), draws=kind(2))["mid"]  # type: ignore[arg-type]
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [0, 60, -64])
+def test_shapes_are_those_of_a_size_that_images_may_have(size: int, sd: FrozenSD) -> None:
+    with pytest.raises(InputError, match="Expected size to be"):
+        sd.shapes(size, "mid")
 
 
 def test_a_damaged_file_in_the_middle_is_named_before_anything_is_encoded(sd: FrozenSD, tmp_path: Path) -> None:
