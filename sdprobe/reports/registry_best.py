@@ -131,19 +131,21 @@ def rank(entries: Sequence[Entry], metric: Metric, filters: Sequence[str], highe
     Args:
         entries: runs, read with the metric.
         metric: what is ranked.
-        filters: of these runs; ``block=`` also chooses among their layers.
+        filters: of these runs; ``block=`` and ``timestep=`` also choose among their layers and noise levels.
         highest: whether the highest number is the best.
 
     Raises:
         InputError: no run has the number, or the runs do not measure the same.
     """
-    blocks = {layer for name, value in map(parsed, filters) if name == "block" for layer in value.strip("[]").split(",")}
+    pairs = list(map(parsed, filters))
+    blocks = {layer for name, value in pairs if name == "block" for layer in value.strip("[]").split(",")}
+    steps = {step.strip() for name, value in pairs if name == "timestep" for step in value.strip("[]").split(",")}
     cells = []
     for entry in entries:
         if entry.run is None or entry.state != "finished":
             continue
         layers = [layer for layer in entry.run.layers if not blocks or base_of(layer) in blocks] or entry.run.layers
-        for layer in layers:
+        for layer in [layer for layer in layers if not steps or str(timestep_of(layer)) in steps] or layers:
             value, low, high = entry.run.estimate(metric.condition, layer, metric.metric, metric.where)
             if value is not None:
                 main = metric.condition == "test" and metric.where == "all"
