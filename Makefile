@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python -m tools.benchmarks.statistics_overhead
 	$(BIN)/python -m tools.benchmarks.memory probe.solver=closed_form
 	$(BIN)/python -m tools.benchmarks.startup
+	$(BIN)/python -m tools.benchmarks.inputs
 
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

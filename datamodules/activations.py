@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Unpack
 
-import torch
-
 from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.source import ImageSource
 from datamodules.loaders import GridLoader, Loader
@@ -18,14 +16,19 @@ from datamodules.mitigated import MitigatedStream
 from datamodules.stream import ActivationStream, DeviceCache
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.batch import GridBatch, TokenBatch
-from sdprobe.tokens.mixing import CELLS, all_tokens, batches_per_pass, draw_tokens, flattened, mixing_buffer
+from sdprobe.tokens.mixing import (
+    CELLS,
+    STEPS_PER_EPOCH,
+    all_tokens,
+    batches_per_pass,
+    draw_tokens,
+    flattened,
+    training_pass,
+)
 from sdprobe.tokens.splits import split_by_photo
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress, settings
-from sdprobe.utilities.rng import keyed_generator
 
-# least number of steps of a Lightning epoch: validation, checkpoints and progress bars come once per epoch
-STEPS_PER_EPOCH = 100
 REPEATED = ("shared", "rolled")  # noise modes in which all images get the same tensor
 
 
@@ -149,10 +152,8 @@ class ActivationDataModule(StreamDataModule):
     def _train_epoch(self, passes: int) -> Iterator[TokenBatch]:
         assert self.trainer is not None
         for number in range(passes):
-            key = ("train", self.seed, self.trainer.current_epoch, number)
-            shuffle = torch.randperm(len(self.split["train"]), generator=keyed_generator("images", *key))
-            pieces = self._pieces([self.split["train"][i] for i in shuffle])
-            yield from mixing_buffer(pieces, self.mixing_images, self.token_batch, *key)
+            sizes = (self.mixing_images, self.token_batch)
+            yield from training_pass(self.split["train"], self._pieces, *sizes, self.seed, self.trainer.current_epoch, number)
 
     def _whole_images(self, stream: ActivationStream | MitigatedStream) -> "Loader[TokenBatch]":
         """Every token of the tested images of a stream."""

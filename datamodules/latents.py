@@ -25,7 +25,7 @@ from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_tensors, write_tensors
+from sdprobe.utilities.io import DamagedFile, read_tensors, reason, write_tensors
 
 log = logging.getLogger(__name__)
 # a picture is nearly blank if no channel's standard deviation over pixels, which are in [0, 1], reaches this
@@ -54,11 +54,13 @@ class LatentCache:
             latent: Tensor = tensors["latent"]
             if texts.get("entry", path.stem) != path.stem:  # older versions did not write it
                 raise DamagedFile(path, "the latent of another image")
+            if latent.ndim != 3 or not latent.is_floating_point():
+                raise DamagedFile(path, "no latent")
         except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions gave other users no access
             self.misses += 1
             return None
         except (DamagedFile, KeyError) as error:
-            log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, error.args[-1])
+            log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, reason(error))
             with suppress(OSError):  # a folder in its place
                 path.unlink(missing_ok=True)
             self.damaged += 1

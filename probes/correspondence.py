@@ -158,8 +158,9 @@ class CorrespondenceProbe(LinearProbe):
         Returns:
             ``gain_over_random_weights/<layer>/…`` → difference to their mean, with interval.
         """
-        hits = [{layer: torch.from_numpy(network[f"{layer}/hit"]) for layer in self.shapes} for network in networks]
-        return over_networks(self._reports, {layer: self._of(layer) for layer in self.shapes}, hits)
+        own = {layer: self._reports.correct(self._of(layer), "test") for layer in self.shapes}
+        others = [{layer: torch.from_numpy(network[f"{layer}/hit"]) for layer in self.shapes} for network in networks]
+        return over_networks(self._reports, own, others)
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
         """Return ``<condition>/<layer>/<metric>/<where>`` → contribution of every picture (pictures,), NaN without one."""

@@ -95,9 +95,8 @@ class PositionProbe(LinearProbe):
         """Return the sum over layers and variants of the mean loss per token; None in closed form."""
         self._seen.update(batch.tokens.keys())
         epoch = self.trainer.current_epoch
-        # keyed by the layer's own step, since layers may differ in their number of steps
         labels = {
-            layer: self.tasks[layer].labels(positions, "train", epoch, self._seen[layer])
+            layer: self.tasks[layer].training_labels(positions, epoch, self._seen[layer])
             for layer, positions in batch.positions.items()
         }
         if self.closed_form:
@@ -114,7 +113,7 @@ class PositionProbe(LinearProbe):
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add up loss and axis accuracy of every head."""
         for layer, tokens in batch.tokens.items():
-            labels = self.tasks[layer].labels(batch.positions[layer], "val", batch_idx)
+            labels = self.tasks[layer].validation_labels(batch.positions[layer], batch_idx)
             right = (self._predict(layer, tokens) == labels).double().mean((0, 2))
             self._validate(layer, self._losses(layer, tokens, labels), right, 1)
 

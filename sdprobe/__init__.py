@@ -1,6 +1,6 @@
 """sdprobe: probes of frozen diffusion features for position, corner and high-norm artefacts, and mitigations against them.
 
->>> from sdprobe import FrozenSD, heads, mitigations
+>>> from sdprobe import FrozenSD, heads, match, mitigations, position, split, statistics
 """
 
 import os
@@ -17,17 +17,24 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 if TYPE_CHECKING:
     from sdprobe import mitigations as mitigations
+    from sdprobe.api import match as match
+    from sdprobe.api import position as position
+    from sdprobe.api import split as split
+    from sdprobe.api import statistics as statistics
     from sdprobe.backbones.frozen_sd import FrozenSD as FrozenSD
     from sdprobe.estimators import heads as heads
 
-__all__ = ["FrozenSD", "heads", "mitigations"]
+__all__ = ["FrozenSD", "heads", "match", "mitigations", "position", "split", "statistics"]
 _MODULES = {"heads": "sdprobe.estimators.heads", "mitigations": "sdprobe.mitigations"}
+_FUNCTIONS = ("match", "position", "split", "statistics")
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, because torch and diffusers take seconds to import."""
     if name == "FrozenSD":
         return import_module("sdprobe.backbones").FrozenSD
+    if name in _FUNCTIONS:
+        return getattr(import_module("sdprobe.api"), name)
     if name in _MODULES:
         return import_module(_MODULES[name])
     raise AttributeError(f"module 'sdprobe' has no attribute '{name}'")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
     "sdprobe.utilities": 1, "sdprobe.tokens": 1,
     "sdprobe.metrics": 2, "sdprobe.estimators": 2, "sdprobe.scenes": 2, "sdprobe.backbones": 2, "sdprobe.mitigations": 2,
-    "probes": 3, "datamodules": 3, "sdprobe.reports": 3,
+    "probes": 3, "datamodules": 3, "sdprobe.reports": 3, "sdprobe.api": 3,
     "sdprobe.runs": 4,
     "tools": 5, "hydra_plugins": 5,
 }  # fmt: skip
@@ -23,13 +23,15 @@ BESIDE = {
 NEVER = {
     "probes": {"sdprobe.backbones", "sdprobe.scenes", "sdprobe.mitigations"},  # probes read tokens, wherever they are from
     "datamodules": {"sdprobe.metrics", "sdprobe.estimators"},
+    "sdprobe.api": {"sdprobe.backbones", "sdprobe.scenes", "sdprobe.mitigations"},
     "sdprobe.runs": {"probes", "datamodules", "sdprobe.mitigations", "sdprobe.estimators", "sdprobe.scenes"},  # through Hydra
 }
 
 
 def modules(package: str) -> dict[str, Path]:
     """Dotted name → file of every module of a package."""
-    files = (ROOT / package.replace(".", "/")).rglob("*.py")
+    path = ROOT / package.replace(".", "/")
+    files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else path.rglob("*.py")
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
@@ -91,6 +93,18 @@ def test_reports_read_run_folders_and_only_the_similarity_sheet_runs_a_network()
     packages = {name: set(map(package_of, imported(file))) for name, file in modules("sdprobe.reports").items()}
     networks = {name for name, found in packages.items() if "sdprobe.backbones" in found}
     assert networks == {"sdprobe.reports.similarity"}
+
+
+def test_the_python_functions_import_neither_a_trainer_nor_a_checkpoint_library() -> None:
+    waiting, seen, others = ["sdprobe.api"], set(), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        found = imported(MODULES[name], everywhere=False)
+        waiting += sorted({other for other in found if other in MODULES} - seen)
+        others |= {other.split(".")[0] for other in found}
+    assert {"torch", "torchmetrics"} <= others
+    assert not others & {"lightning", "hydra", "omegaconf", "wandb", "diffusers", "transformers", "datasets", "probes"}
 
 
 def test_tokens_import_torch_only() -> None:

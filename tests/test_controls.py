@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from sdprobe.reports.controls import contrast
 from sdprobe.reports.grouping import control_groups
 from sdprobe.reports.run import Run
-from sdprobe.runs import checks, cli
+from sdprobe.runs import checks, configuration
 from sdprobe.runs.record import config_hash
 from sdprobe.utilities.errors import InputError
 
@@ -52,7 +52,7 @@ def test_the_sweep_visits_every_cell_there_is() -> None:
     assert str(cfg["mode"]).endswith("MULTIRUN")  # type: ignore[index, call-overload]
     named = cfg["sweeper"]["params"]["control"].replace(" ", "").split(",")  # type: ignore[index, call-overload]
     assert sorted(named) == sorted(path.stem for path in (ROOT / "configs" / "control").glob("*.yaml"))
-    cli.check(["experiment=controls"])
+    configuration.check(["experiment=controls"])
 
 
 def test_the_name_of_a_cell_changes_no_number() -> None:

@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.runs.arguments import as_overrides
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_settings_with_odd_characters_are_typed_as_the_page_says() -> None:
     typed = re.findall(r"^\|[^|]*\| `((?:prompt=)?['\"].*)` \|$", (ROOT / "docs/errors.md").read_text(), re.M)
     assert len(typed) > 4
     for line in typed:
-        cli.check(as_overrides(["images=folder", "images.root=.", *shlex.split(line)]))
+        configuration.check(as_overrides(["images=folder", "images.root=.", *shlex.split(line)]))
 
 
 def test_the_tutorial_is_stored_executed() -> None:

@@ -2,7 +2,7 @@
 
 A shell types each command, with programs of the same names that write down what they were called with: so quotes, globs and
 comments mean here what they mean to a reader. The default suite checks those words, runs the Python blocks whole and the
-README's training commands in miniature; with ``-m slow`` the training commands and ``make demo`` run whole, too.
+README's training commands in miniature; with ``-m slow`` those of all documents, and whole, too, with ``make demo``.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 
 from sdprobe.backbones.__main__ import main as layers
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.runs.arguments import as_overrides
 from sdprobe.utilities.errors import InputError
 from tools.demo.card import TEXT as TEMPLATE
@@ -99,7 +99,10 @@ COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS,
 PYTHON = [block for block in BLOCKS if block.language == "python" and "RUN_FOLDER" not in block.text]
 # run whole or in miniature; help runs nothing, a sweep takes an hour, and SPair-71k is not at hand
 TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair", line.text)]
-MINIATURES = {" ".join(shlex.split(line.text, comments=True)[2:]): line for line in TRAINED}.values()  # each once
+MINIATURES = [  # each once
+    line if line.document == "README.md" else pytest.param(line, marks=pytest.mark.slow)
+    for line in {" ".join(shlex.split(line.text, comments=True)[2:]): line for line in reversed(TRAINED)}.values()
+]
 
 
 @pytest.fixture
@@ -171,7 +174,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = words
     match [program, *arguments]:
         case ["python", "train.py", *overrides]:
-            cli.check(as_overrides(filled(overrides)))
+            configuration.check(as_overrides(filled(overrides)))
         case ["python", "-m", module, *rest]:
             accepts(module, filled(rest), monkeypatch)
         case ["make", *targets]:
@@ -230,9 +233,12 @@ def test_blocks_and_spans_are_found() -> None:
 
 # what a block calls → what it prints
 PRINTED = {
-    "token_similarity(": "mid (2, 128, 8, 8)",
+    "DiffusionPipeline.from_pretrained(DEMO)": "95 % intervals over 6 test photographs.",
+    "photographs=photographs": "95 % intervals over 6 test photographs.",
+    "statistics(whole": "95 % intervals over 42 images in 20 groups.",
+    "match(grid[a]": "95 % intervals over 24 pictures.",
     "PositionMean(": "torch.Size([2, 128, 4, 4])",
-    "from_pipeline(": "torch.Size([2, 2, 64, 8, 8])",
+    "random_pipeline(": "torch.Size([2, 2, 64, 8, 8])",
 }
 
 

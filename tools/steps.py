@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from sdprobe.runs.cli import CONFIGS
+from sdprobe.runs.groups import CONFIGS
 from sdprobe.runs.record import ROOT, config_hash, digest, source_digest
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json, write_file

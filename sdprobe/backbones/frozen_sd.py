@@ -397,11 +397,16 @@ class FrozenSD:
         """
         several = np.iterable(timestep) and not isinstance(timestep, str)
         steps = self.noise.steps(timestep)
-        expect.count("draws", draws, 1, 1000)
+        draws, draw = expect.as_count("draws", draws, 1, 1000), expect.as_count("draw", draw, 0, 10**9)
+        seed = expect.as_count("seed", seed, 0, 2**32 - 1)
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise InputError(f"Expected dtype to be a floating-point type of torch, but got {dtype!r}. Use torch.float32.")
         names = self._resolve(layers)
         tensors = tensors_of(images, size, self.encoder.stride)
         prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))
-        ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else [*map(str, ids)], len(tensors))
+        if ids is not None and not isinstance(ids, str) and np.iterable(ids):
+            ids = [*map(str, ids)]
+        ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else ids, len(tensors))
         dtype = dtype or (torch.float32 if self.device.type == "cpu" else None)
 
         def passes(indices: list[int]) -> Grids:
@@ -426,10 +431,12 @@ class FrozenSD:
         return _in_order([(indices, passes(indices)) for indices in batches], bool(several) + keep_draws, mixed)
 
     def _resolve(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        if not isinstance(layers, str) and not np.iterable(layers):
+            raise InputError(f"Expected layers to be a name or a list of names, but got {layers!r}. Use layers='mid'.")
         try:
             return self.unet.resolve(layers)
         except InputError as error:  # the command line calls layers `block`
-            raise InputError(re.sub(r"\bblock\b", "layers", error.message())) from None
+            raise InputError(re.sub(r"(?<=Expected )block\b|\bblock(?==)", "layers", error.message())) from None
 
     def _batches(self, tensors: Tensor | list[Tensor]) -> Any:
         """Indices of images that go through the networks together: of one size, as many as a quarter of the memory holds."""
@@ -499,14 +506,15 @@ class FrozenSD:
             layer → (C, h, w), in execution order.
 
         Raises:
-            InputError: an unknown layer.
+            InputError: an unknown layer, or a side that is no multiple of 8 pixels.
 
         Example:
             >>> from sdprobe import FrozenSD
             >>> FrozenSD.from_pretrained("tiny").shapes(512, ["mid", "mid_attn_0_query"])
             {'mid_attn_0_query': (64, 8, 8), 'mid': (64, 8, 8)}
         """
-        side = size // self.encoder.stride
+        expect.multiple("size", size, self.encoder.stride)
+        side = int(size) // self.encoder.stride
         names = self._resolve(layers)
         inner = [name for name in names if name not in INPUTS]
         shapes = self.unet.shapes((side, side), inner) if inner else {}
@@ -552,7 +560,9 @@ def _digest(image: Tensor) -> str:
     return hashlib.blake2b(image.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
-def _one_per_image(name: str, texts: Sequence[Any], count: int) -> list[str]:
+def _one_per_image(name: str, texts: Any, count: int) -> list[str]:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence | np.ndarray):
+        raise InputError(f"Expected {name} to be one text per image, {count}, but got {texts!r}. Give a list of {count}.")
     if len(texts) != count or not all(isinstance(text, str) for text in texts):
         kinds = " or ".join(sorted({type(text).__name__ for text in texts}))
         raise InputError(

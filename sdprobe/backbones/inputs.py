@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from sdprobe.utilities import expect, settings
+from sdprobe.utilities.arrays import tensor_of
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.pictures import opened, pixels, square, upright
 
@@ -42,6 +42,10 @@ def tensors_of(images: Any, size: int | None, stride: int) -> Tensor | list[Tens
     if not named:
         raise InputError("Expected images to hold at least one image, but got none. Pass an image or a list of images.")
     if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point() and size is None:
+        _check_sides("images", images.shape[2], images.shape[3], stride)
+        wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
+        if wrong.any():
+            _check_range(*named[int(wrong.nonzero()[0])])
         return images
     return [_tensor(name, image, size, stride) for name, image in named]
 
@@ -101,26 +105,28 @@ def _picture(image: Any) -> Image.Image:
     raise ValueError(f"it is {_kind(image)}, not a PIL image, path, array or tensor")
 
 
-def _floats(name: str, image: np.ndarray | Tensor, size: int | None, stride: int) -> Tensor:
+def _floats(name: str, given: np.ndarray | Tensor, size: int | None, stride: int) -> Tensor:
     """A floating-point image (H, W, C): checked, transparency on white, three channels."""
     if size is not None:
         raise InputError(
-            f"Expected files, PIL images or 8-bit arrays for size={size}, but {name} is {image.dtype}. "
+            f"Expected files, PIL images or 8-bit arrays for size={size}, but {name} is {given.dtype}. "
             "Resize it first, or pass 8-bit pixels."
         )
-    image = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
-    image = image.permute(2, 0, 1).float()
+    image: Tensor = tensor_of(given).permute(2, 0, 1).float()
     _check_sides(name, image.shape[1], image.shape[2], stride)
-    low, high = image.min().item(), image.max().item()
-    if not (low >= 0 and high <= 1):  # also false for NaN
-        found = f"values from {low:.3g} to {high:.3g}" if low == low else "NaN"
-        raise InputError(
-            f"Expected images in the range [0, 1], but {name} has {found}. "
-            "Divide 8-bit images by 255; undo any other normalisation."
-        )
+    _check_range(name, image)
     if len(image) in (2, 4):
         image = image[:-1] * image[-1:] + (1 - image[-1:])
     return image.expand(3, -1, -1)
+
+
+def _check_range(name: str, image: Tensor) -> None:
+    low, high = image.min().item(), image.max().item()
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        found, fix = f"values from {low:.3g} to {high:.3g}", "Divide 8-bit images by 255; undo any other normalisation."
+        if image.isnan().any():
+            found, fix = "NaN", "Correct it, or leave it out."
+        raise InputError(f"Expected images in the range [0, 1], but {name} has {found}. {fix}")
 
 
 def _channels_last(name: str, image: np.ndarray | Tensor) -> np.ndarray | Tensor:

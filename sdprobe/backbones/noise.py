@@ -91,7 +91,7 @@ class NoiseSchedule:
             raise InputError(
                 "Expected timestep to be an integer or a list of integers, but got an empty list. Use timestep=50."
             )
-        steps = [getattr(step, "item", lambda step=step: step)() for step in steps]  # of arrays and tensors
+        steps = [getattr(step, "tolist", lambda step=step: step)() for step in steps]  # of arrays and tensors
         for step in steps:
             self.check(step)
         return tuple(map(int, steps))

@@ -69,6 +69,9 @@ def _parts(pipe: Any) -> Mapping[str, Any]:
         if not optional and not isinstance(parts.get(name), needed):
             found = type(parts.get(name)).__name__
             raise InputError(f"Expected pipe.{name} to be of type {needed.__name__}, but got {found} in {kind}. {OWN}")
+    for name in ("scheduler", *(name.replace("text_encoder", "tokenizer") for name in ENCODERS if parts.get(name) is not None)):
+        if parts.get(name) is None:
+            raise InputError(f"Expected {kind} to have pipe.{name}, but got None. Load the pipeline with it.")
     other = [name for name in parts if parts[name] is not None and name not in {*NETWORKS, *ENCODERS, *HARMLESS}]
     other += ["pag"] if hasattr(pipe, "set_pag_applied_layers") else []
     if other:
@@ -93,7 +96,8 @@ def _check_network(name: str, network: nn.Module) -> None:
     """Raises InputError if a network is not on a device in floating point with the forward passes of its classes."""
     for path, module in network.named_modules():
         hooked = any(hasattr(module, attribute) for attribute in ("_hf_hook", "_diffusers_hook"))
-        if hooked or ("forward" in vars(module) and any(module.children())):
+        replaced = {"forward", "encode"} & vars(module).keys()  # a method of the caller's network, not of the borrowed one
+        if hooked or (replaced and any(module.children())):
             raise InputError(
                 f"Expected {name} to compute as loaded, but '{path}' is offloaded, cached, cast layer by layer or has another "
                 "forward pass. Switch this off (pipe.remove_all_hooks() ends offloading), and move the pipeline to a device."

@@ -92,7 +92,7 @@ class FrozenUNet(nn.Module):
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of ``layers``; no module after the deepest of them runs.
 
-        Sequences of tokens inside attention become grids.
+        Sequences of tokens inside attention become grids without a copy, so their channels are last in memory.
 
         Args:
             noisy: noisy latents (B, 4, H, W), of any height and width.
@@ -203,7 +203,7 @@ def _grid(name: str, tokens: Float[Tensor, "_b _n _c"], shape: torch.Size) -> Fl
             f"Expected {name} to have a token for each of {height}×{width} places of {batch} images, but got "
             f"{tuple(tokens.shape[:2])} (images, tokens): tokens are merged, tiled or computed in parts. {DEFAULT}"
         )
-    return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+    return tokens.contiguous().unflatten(1, (height, width)).permute(0, 3, 1, 2)  # copies nothing but fused projections
 
 
 @lru_cache(256)

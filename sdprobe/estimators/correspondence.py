@@ -96,18 +96,20 @@ def reported(reports: Correspondence, measures: Mapping[str, Matches], raw: str)
 
 
 def over_networks(
-    reports: Correspondence, measures: Mapping[str, Matches], networks: Sequence[Mapping[str, Shaped[Tensor, " n"]]]
+    reports: Correspondence,
+    hits: Mapping[str, Shaped[Tensor, " n"]],
+    networks: Sequence[Mapping[str, Shaped[Tensor, " n"]]],
 ) -> dict[str, float]:
     """``gain_over_random_weights/<layer>/…``: gain of the tested matching over the mean of networks with random weights.
 
     Args:
         reports: what is reported of matches.
-        measures: layer → its matches.
-        networks: of each network: layer → which keypoints it matched correctly, see :meth:`Correspondence.correct`.
+        hits: layer → which keypoints are matched correctly, see :meth:`Correspondence.correct`.
+        networks: the same of each network with random weights.
     """
     gains: dict[str, float] = {}
-    for layer, matches in measures.items():
-        own = reports.correct(matches, "test").double()
+    for layer, correct in hits.items():
+        own = correct.double()
         gained = reports.gain_over_seeds(own, [network[layer].to(own) for network in networks])
         gains |= qualified("gain_over_random_weights", layer, gained)
     return gains

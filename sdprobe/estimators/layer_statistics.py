@@ -19,7 +19,7 @@ from sdprobe.metrics.credibility import (
     norm_risk,
     with_clipped,
 )
-from sdprobe.metrics.folds import Estimate, pseudovalues
+from sdprobe.metrics.folds import Estimate, pseudovalues, with_interval
 from sdprobe.metrics.gains import holding, paired_gains
 from sdprobe.metrics.group_similarity import GroupSimilarity, corner_mask
 from sdprobe.metrics.high_norm import DetectionScore, HighNormTokens, MaskOverlap, resembles
@@ -38,7 +38,8 @@ class LayerStatistics(nn.Module):
 
     Args:
         shape: (C, h, w).
-        margin: number of tokens that the cropped view lacks on every side.
+        margin: number of tokens that the cropped view lacks on every side; None without that view, and then also without
+            corner risk and credibility.
         fitted: mean token of the fit images, and the direction of their high-norm tokens.
         images: number of images of the whole and of the cropped view.
         repeats: number of images of the views with other ``noise`` and at another ``timestep``.
@@ -53,7 +54,7 @@ class LayerStatistics(nn.Module):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        margin: int,
+        margin: int | None,
         fitted: TokenMeans,
         images: int,
         repeats: dict[str, int],
@@ -62,10 +63,10 @@ class LayerStatistics(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = shape
-        mean, template = fitted.compute()
+        mean, template = (each.view(channels) for each in fitted.compute())  # torchmetrics drops the axis of one channel
         self.register_buffer("mean", mean)
         self.register_buffer("template", template)
-        self.register_buffer("content", corner_mask(height, width, margin), persistent=False)
+        self.register_buffer("content", corner_mask(height, width, margin or 0), persistent=False)
         self.similarity = GroupSimilarity((*PARTITION, CONTENT), images, centred=True)
         self.cropped_similarity = GroupSimilarity(PARTITION, images, centred=True)
         self.content_corners = CornerSimilarity(channels, images)
@@ -81,7 +82,7 @@ class LayerStatistics(nn.Module):
         self.floor: MaskOverlap | None = None
         self.stability = nn.ModuleDict({name: MaskOverlap(number) for name, number in repeats.items() if number})
         self.first_masks: dict[int, Tensor] = {}
-        self.images, self.repeats = images, max(repeats.values())
+        self.images, self.repeats, self.is_cropped = images, max(repeats.values(), default=0), margin is not None
 
     def whole(
         self, grid: Float[Tensor, "b c h w"], masks: dict[str, Tensor], image: Int[Tensor, " b"], photo: Int[Tensor, " b"]
@@ -122,10 +123,12 @@ class LayerStatistics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """``<metric>/<group>`` with intervals over folds of images; credibility last."""
-        values = {key: value for key, value in self.similarity.compute().items() if f"_{CONTENT}" not in Key.parse(key).where}
-        values |= {f"content_{key}": value for key, value in self.content_corners.compute().items()}
-        for cropped in (self.cropped_similarity, self.cropped_corners):
-            values |= {f"cropped_{key}": value for key, value in cropped.compute().items()}
+        left_out = f"_{CONTENT}" if self.is_cropped else CONTENT
+        values = {key: value for key, value in self.similarity.compute().items() if left_out not in Key.parse(key).where}
+        if self.is_cropped:
+            values |= {f"content_{key}": value for key, value in self.content_corners.compute().items()}
+            for cropped in (self.cropped_similarity, self.cropped_corners):
+                values |= {f"cropped_{key}": value for key, value in cropped.compute().items()}
         for metric in (self.norms, self.variance, self.rsa, self.channels, self.high_norm):
             values |= metric.compute() if metric is not None else {}
         for name, overlap in {"template": self.template_overlap, **dict(self.stability.items())}.items():
@@ -158,22 +161,24 @@ class LayerStatistics(nn.Module):
             f"{name}/all": clipped_pseudovalues(risk) if name in CLIPPED else pseudovalues(risk) for name, risk in risks.items()
         }
         norms = {key: pseudovalues(estimate) for key, estimate in self.norms.estimates().items() if estimate[0].isfinite()}
-        return values | {"credibility/all": credibility_pseudovalues(risks)} | norms
+        credible = {"credibility/all": credibility_pseudovalues(risks)} if self.is_cropped else {}
+        return values | credible | norms
 
     def _credibility(self) -> dict[str, float]:
+        if not self.is_cropped:
+            risks = self._risks()
+            return with_interval("r_pos/all", risks["r_pos"], self.images) | with_clipped("r_norm/all", *risks["r_norm"])
         report = credibility_report(self._risks(), self.images)
         for name, kind in self._corners().items():
             report |= with_clipped(f"r_cor_{name}/all", *kind)
         return report
 
     def _risks(self) -> dict[str, Estimate]:
-        """r_pos, r_cor and r_norm, unclipped."""
+        """r_pos, r_cor and r_norm, unclipped; r_cor only with a cropped view."""
         token, channel = self.high_norm.estimates()["r_tok/all"], self.channels.estimates()["r_chn/all"]
-        return {
-            "r_pos": self.variance.estimate(),
-            "r_cor": larger_risk(*self._corners().values()),
-            "r_norm": tuple(norm_risk(*parts) for parts in zip(token, channel, strict=True)),  # type: ignore[dict-item]
-        }
+        corner = {"r_cor": larger_risk(*self._corners().values())} if self.is_cropped else {}
+        norm = tuple(norm_risk(*parts) for parts in zip(token, channel, strict=True))
+        return {"r_pos": self.variance.estimate(), **corner, "r_norm": norm}  # type: ignore[dict-item]
 
     def _corners(self) -> dict[str, Estimate]:
         """Corner risk by kind of pair, unclipped."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sdprobe.estimators.closed_form import Moments, coordinates
 from sdprobe.estimators.heads import grid_positions
-from sdprobe.estimators.scores import reported
+from sdprobe.estimators.scores import entry, reported
 from sdprobe.metrics.grid_accuracy import GridAccuracy, chance
 from sdprobe.metrics.r2 import CoordinateR2
 from sdprobe.tokens.keys import GROUPS, base_of, qualified, select
@@ -50,8 +50,18 @@ class PositionTask:
         self.outputs = 2 if regresses else self.height + self.width
         self.partition = _random_partition(self.height, self.width, seed, layer)
 
-    def labels(self, positions: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
-        """(row, col) labels of every variant, in the order of VARIANTS. ``key`` keys the shuffle, with seed and layer."""
+    def training_labels(self, positions: Int[Tensor, "n 2"], epoch: int, step: int) -> Int[Tensor, "n v 2"]:
+        """(row, col) labels of every variant, in the order of VARIANTS, for a batch of an epoch.
+
+        ``step`` counts the layer's own batches from 1, since layers may differ in their number of batches.
+        """
+        return self._labels(positions, "train", epoch, step)
+
+    def validation_labels(self, positions: Int[Tensor, "n 2"], batch: int) -> Int[Tensor, "n v 2"]:
+        """The same for batch number ``batch`` of the validation images."""
+        return self._labels(positions, "val", batch)
+
+    def _labels(self, positions: Int[Tensor, "n 2"], *key: object) -> Int[Tensor, "n v 2"]:
         shuffle = torch.randperm(len(positions), generator=keyed_generator("shuffle", self.seed, base_of(self.layer), *key))
         return torch.stack([positions, positions[shuffle.to(positions.device)], self.classes(positions)], dim=1)
 
@@ -95,12 +105,14 @@ class PositionScores(nn.Module):
         self.tasks = dict(tasks)
         self.accuracy = nn.ModuleDict(
             {
-                f"{variant}/{layer}": GridAccuracy(task.height, task.width, GROUPS, photos)
+                entry(variant, layer): GridAccuracy(task.height, task.width, GROUPS, photos)
                 for variant in VARIANTS
                 for layer, task in self.tasks.items()
             }
         )
-        self.r2 = nn.ModuleDict({layer: CoordinateR2(photos) for layer, task in self.tasks.items() if task.regresses})
+        self.r2 = nn.ModuleDict(
+            {entry("r2", layer): CoordinateR2(photos) for layer, task in self.tasks.items() if task.regresses}
+        )
 
     def update(
         self,
@@ -139,10 +151,10 @@ class PositionScores(nn.Module):
         }
 
     def _accuracy(self, variant: str, layer: str) -> GridAccuracy:
-        return cast(GridAccuracy, self.accuracy[f"{variant}/{layer}"])
+        return cast(GridAccuracy, self.accuracy[entry(variant, layer)])
 
     def _r2(self, layer: str) -> CoordinateR2:
-        return cast(CoordinateR2, self.r2[layer])
+        return cast(CoordinateR2, self.r2[entry("r2", layer)])
 
 
 def solution(moments: Moments, regresses: bool) -> tuple[Float[Tensor, "v k c"], Float[Tensor, "v k"]]:

@@ -10,6 +10,15 @@ from sdprobe.metrics.clusters import ClusterMetric
 from sdprobe.tokens.keys import OVER_NONE, label_of, qualified, unmitigated
 
 
+def entry(*parts: str) -> str:
+    """Key of an ``nn.ModuleDict``, which takes no dots, as names of modules of other networks have.
+
+    >>> entry("test", "mid"), "." in entry("test", "layer1.0.conv2")
+    ('test/mid', False)
+    """
+    return "/".join(parts).replace(".", "\N{ONE DOT LEADER}")
+
+
 def reported(
     scores: nn.ModuleDict, layers: Iterable[str], conditions: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -22,7 +31,7 @@ def reported(
     """
 
     def score(condition: str, layer: str) -> ClusterMetric:
-        return cast(ClusterMetric, scores[f"{condition}/{layer}"])
+        return cast(ClusterMetric, scores[entry(condition, layer)])
 
     tested = conditions[0]
     results: dict[str, float] = {}

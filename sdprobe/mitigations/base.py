@@ -9,12 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sdprobe.tokens.views import View
+from sdprobe.utilities.arrays import tensor_of
 from sdprobe.utilities.errors import InputError
+
+BATCH = 8  # images that are added at a time where grids are one tensor, as in runs
 
 
 class Configured:
@@ -54,7 +58,7 @@ class Mitigation(Configured):
         >>> from sdprobe.mitigations import Mitigation, PositionMean
         >>> isinstance(PositionMean(), Mitigation), PositionMean(gamma=0.5).options["gamma"]
         (True, 0.5)
-        >>> fitted = PositionMean().fit([torch.rand(16, 8, 4, 4)])
+        >>> fitted = PositionMean().fit(torch.rand(16, 8, 4, 4))
         >>> fitted.transform(torch.rand(2, 8, 4, 4)).shape
         torch.Size([2, 8, 4, 4])
     """
@@ -74,25 +78,31 @@ class Mitigation(Configured):
         """
         raise NotImplementedError
 
-    def fit(
-        self, batches: Iterable[Float[Tensor, "_b c h w"] | tuple[Float[Tensor, "_b c h w"], ...]], size: int = 512
-    ) -> "Map":
-        """Fit on grids of training images. Do not use images that you test on.
+    def fit(self, batches: Tensor | np.ndarray | Iterable[Any], size: int = 512) -> "Map":
+        """Fit on grids of training images. Do not use images that you test on (:func:`sdprobe.split` keeps them apart).
 
         Args:
-            batches: grids (B, C, h, w) of one layer; with several ``fit_views``, tuples with one such grid per view. Each
-                batch is read once, and sums are kept in float64.
+            batches: activations (B, C, h, w) of one layer, of any network, or an iterable of such batches, each of which is
+                read once; with several ``fit_views``, tuples with one such grid per view. Sums are kept in float64.
             size: side of the fit images in pixels.
 
         Returns:
             the fitted map.
 
         Raises:
-            InputError: grids of different shapes, or images that cannot determine the map (none, or too few).
+            InputError: grids of another rank, with NaN, or of different shapes; a dictionary of layers; images that cannot
+                determine the map (none, or too few).
         """
+        if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+            layers = ", ".join(map(str, batches)) if isinstance(batches, Mapping) else type(batches).__name__
+            raise InputError(
+                f"Expected batches to be grids of one layer, but got {layers}. Fit one map per layer: fit(grids['mid'])."
+            )
+        if isinstance(batches, Tensor | np.ndarray):
+            batches = _grid(batches).split(BATCH)
         fitter = self.fitter(size)
         for batch in batches:
-            fitter.update(*(batch if isinstance(batch, tuple) else (batch,)))
+            fitter.update(*(_grid(grid) for grid in (batch if isinstance(batch, tuple) else (batch,))))
         return fitter.finish()
 
     def solve(self, sums: Any) -> dict[str, Tensor]:
@@ -166,6 +176,18 @@ class Fitter:
         return Map(self.settings, self.images, self.settings.solve(self))
 
 
+def _grid(grid: Any) -> Float[Tensor, "b c h w"]:
+    """Activations (B, C, h, w) as a tensor, checked."""
+    grid = tensor_of(grid)
+    if not isinstance(grid, Tensor) or grid.ndim != 4 or not grid.is_floating_point() or not grid.isfinite().all():
+        found = f"{tuple(grid.shape)} of {grid.dtype}" if isinstance(grid, Tensor | np.ndarray) else type(grid).__name__
+        raise InputError(
+            f"Expected batches to be finite activations with the axes (B, C, h, w), but got {found}. Give grids of one layer, "
+            "one timestep and one draw, without NaN."
+        )
+    return grid
+
+
 @dataclass(frozen=True, eq=False)
 class Map:
     """A fitted mitigation of one layer. :meth:`Mitigation.fit` returns it.
@@ -178,7 +200,7 @@ class Map:
     Example:
         >>> import torch
         >>> from sdprobe import mitigations
-        >>> fitted = mitigations.Standardize().fit([torch.rand(4, 8, 4, 4)])  # 4 images, 8 channels, a 4 × 4 grid
+        >>> fitted = mitigations.Standardize().fit(torch.rand(4, 8, 4, 4))  # 4 images, 8 channels, a 4 × 4 grid
         >>> fitted.describe()
         {'fit_images': 4}
         >>> fitted.transform(torch.rand(2, 8, 4, 4)).shape
@@ -189,18 +211,26 @@ class Map:
     seen: int
     fitted: Mapping[str, Tensor]
 
-    def transform(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def transform(self, grid: Any) -> Float[Tensor, "b c h w"]:
         """Apply the mitigation.
 
         Args:
-            grid: activations (B, C, h, w) of the layer that was fitted. Images do not influence each other.
+            grid: activations (B, C, h, w) of the layer that was fitted, a tensor or an array. Images do not influence each
+                other.
 
         Returns:
-            the mitigated grids, of the same shape and dtype.
+            the mitigated grids, a tensor of the same shape and dtype.
 
         Raises:
-            InputError: another number of channels than in the fit.
+            InputError: a grid of another rank, or another number of channels than in the fit.
         """
+        grid = tensor_of(grid)
+        if not isinstance(grid, Tensor):
+            raise InputError(
+                f"Expected grid to be a tensor of one layer, but got {type(grid).__name__}. Transform one at a time."
+            )
+        if grid.ndim != 4:
+            raise InputError(f"Expected grid to have the axes (B, C, h, w), but got {tuple(grid.shape)}. Reshape it.")
         channels = len(self.fitted[self.settings.fitted[0]])
         if self.settings.fit_images != 0 and grid.shape[1] != channels:
             raise InputError(

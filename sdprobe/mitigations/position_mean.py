@@ -35,7 +35,7 @@ class PositionMean(Mitigation):
         >>> import torch
         >>> from sdprobe.mitigations import PositionMean
         >>> position = torch.randn(1, 8, 4, 4)  # the same in every image
-        >>> fitted = PositionMean().fit([position + torch.randn(64, 8, 4, 4)])
+        >>> fitted = PositionMean().fit(position + torch.randn(64, 8, 4, 4))
         >>> fitted.describe()
         {'fit_images': 64, 'columns': 8, 'rank': 6}
         >>> fitted.transform(position.expand(2, -1, -1, -1)).shape

@@ -86,9 +86,15 @@ def _report(arguments: Sequence[str]) -> None:
     from sdprobe.reports.dispatch import draw, show
     from sdprobe.reports.recorded import fitting
     from sdprobe.reports.run import Run
-    from sdprobe.utilities.errors import InputError
+    from sdprobe.utilities.errors import LONGEST, InputError
+    from sdprobe.utilities.foreign import shown
 
     console = Console()
+
+    def say(text: object, console: Console = console) -> None:
+        """A line with names of files, which may be those of others."""
+        console.print(shown(text, LONGEST), markup=False, soft_wrap=True)
+
     if not (folder / "metrics.json").is_file():
         runs, skipped = filtered(*read_runs(folder), options.where)
         if not runs:
@@ -96,15 +102,13 @@ def _report(arguments: Sequence[str]) -> None:
         unchecked = [run.folder for run in runs if "checksum" not in run.meta]
         if unchecked:
             names = f"{unchecked[0]}{f' and {len(unchecked) - 1} more' if unchecked[1:] else ''}"
-            Console(stderr=True).print(
-                f"Not checked for damage, since older versions wrote no checksum: {names}", markup=False, soft_wrap=True
-            )
+            say(f"Not checked for damage, since older versions wrote no checksum: {names}", Console(stderr=True))
         with fitting(folder):
             paths = summarise(runs, folder, skipped, console, options.format)
         for path in paths:
-            console.print(path, markup=False, soft_wrap=True)
+            say(path)
         figures = [path for path in paths if path.suffix == f".{options.format}"]
-        console.print(f"Open first: {[paths[0], *figures[:1]][-1]}", markup=False, soft_wrap=True)
+        say(f"Open first: {[paths[0], *figures[:1]][-1]}")
         return
     if reason := damage(folder) or damaged_arrays(folder):
         parser.exit(1, f"Expected '{folder}' to contain a run, but its {reason}. Repeat the run, or delete the file.\n")
@@ -113,9 +117,9 @@ def _report(arguments: Sequence[str]) -> None:
         show(run, console)
         paths = draw(run, folder, options.format, list(filter(None, options.layers.split(","))))
     for path in paths:
-        console.print(path, markup=False, soft_wrap=True)
+        say(path)
     if paths:
-        console.print(f"Open first: {paths[0]}", markup=False, soft_wrap=True)
+        say(f"Open first: {paths[0]}")
 
 
 def _answer(command: str, arguments: Sequence[str]) -> None:

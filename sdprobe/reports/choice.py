@@ -20,19 +20,20 @@ def choice_tables(run: Run) -> list[Table]:
     photographs, key = choices[0]["photographs"], Key.parse(f"test/mid/{choices[0]['metric']}")
     what = " and ".join(choices[0]["by"])
     table = bare_table(f"Choice of {what} on {photographs} validation photographs")
-    for head in ("chosen", "of", f"{key.metric}\nvalidation", "±", f"{key.metric}\ntest", "±", "not told from it"):
-        table.add_column(head, justify="left" if head in ("chosen", "not told from it") else "right", overflow="fold")
+    for head in ("chosen", "of", f"{key.metric}\nvalidation", "±", f"{key.metric}\ntest", "±", "not told\nfrom it"):
+        table.add_column(head, justify="left" if head == "chosen" else "right")
     for choice in choices:
         cell = choice["chosen"]
         estimates = [run.estimate(condition, cell, key.metric, key.where) for condition in ("choice", "test")]
         cells = [text for value, low, high in estimates for text in _with_half(value, low, high)]
-        table.add_row(Text(_named(cell)), str(choice["cells"]), *cells, Text(_listed(choice["equal"])))
+        table.add_row(Text(_named(cell)), str(choice["cells"]), *cells, str(len(choice["equal"])))
     out = sorted({cell for choice in choices for cell in choice["left_out"]})
     bound = choices[0].get("bound")
     notes = [
-        "not told from it: cells whose paired difference holds 0; the set with the chosen one holds the truly best in at least "
-        "95 % of experiments. The test photographs had no part in the choice."
+        "not told from it: number of those whose paired difference holds 0. With the chosen one they hold the truly best in at "
+        "least 95 % of experiments. The test photographs had no part in the choice."
     ]
+    notes += [f"Not told from {_named(choice['chosen'])}: {_listed(choice['equal'])}." for choice in choices if choice["equal"]]
     if bound is not None:
         least = ", ".join(f"{choice['within_bound']} of {choice['cells']}" for choice in choices)
         notes.append(f"Chosen among the cells whose position accuracy (8 bins) is at most {number(bound)}: {least}.")
@@ -59,4 +60,4 @@ def _named(cell: str) -> str:
 
 def _listed(cells: Sequence[str]) -> str:
     names = "; ".join(map(_named, cells[:SHOWN]))
-    return (names or "none") + f" and {len(cells) - SHOWN} more" * (len(cells) > SHOWN)
+    return names + f" and {len(cells) - SHOWN} more" * (len(cells) > SHOWN)

@@ -22,6 +22,7 @@ from sdprobe.reports.style import write_figures
 from sdprobe.tokens.keys import select
 from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import first_line
 from sdprobe.utilities.io import DamagedFile, write_file
 
 LARGEST = 2**28  # bytes of a metrics.json; that of 45 layers with 30 mitigations has a tenth of it
@@ -51,8 +52,7 @@ def _read_all(given: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
 def _usable(folder: Path) -> tuple[Run | None, str]:
     """The run of a folder, or why it cannot be compared. Only controls, whose photographs are paired, are read with maps."""
     if (folder / "error.txt").is_file():
-        lines = (folder / "error.txt").read_text(errors="replace").splitlines()
-        return None, lines[0] if lines else "failed"
+        return None, first_line(folder / "error.txt") or "failed"
     if not (folder / "metrics.json").is_file():
         return None, _unfinished(folder, "has no result")
     run, reason = _read(folder)

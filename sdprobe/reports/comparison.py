@@ -335,6 +335,7 @@ def _timestep_curves(group: Group, known: list[Condition], table: dict[tuple[int
     figure, axis = _axes(group, 7.5, MOST)
     number, cut = 0, False
     sign = 1 if group.task.highest else -1
+    noise = _noise(known)
     for condition in shown:
         place = next(place for place, each in enumerate(known) if each.runs is condition.runs)
         layers = {layer: [p.value for key, p in table.items() if key[0] == place and key[2] == layer] for *_, layer in table}
@@ -344,21 +345,37 @@ def _timestep_curves(group: Group, known: list[Condition], table: dict[tuple[int
         )
         cut |= len(ranked) > each
         for layer in in_order(ranked[:each]):
-            found = sorted((step, p) for (where, step, other), p in table.items() if (where, other) == (place, layer))
+            found = sorted(
+                (noise.get((where, step), step), p)
+                for (where, step, other), p in table.items()
+                if (where, other) == (place, layer)
+            )
             label = f"{layer}, {condition.label}" if len(shown) > 1 else layer
             _timestep_curve(axis, found, number, label)
             number += 1
     _limits(group, axis)
     steps = sorted({step for _, step, _ in table})
-    axis.set_xticks(steps if len(steps) <= MOST else steps[:: math.ceil(len(steps) / MOST)])
-    axis.set_xlabel("timestep")
+    if not noise:
+        axis.set_xticks(steps if len(steps) <= MOST else steps[:: math.ceil(len(steps) / MOST)])
+    axis.set_xlabel("noise level, share of noise" if noise else "timestep")
     _legend(figure, axis)
     chosen = f"the {each} best layers" if cut else ""
     _titled(figure, group, "over timesteps", shown, len(known), chosen, _spread(group, shown))
     drawn.figures[name] = figure
 
 
-def _timestep_curve(axis: Axes, found: list[tuple[int, Point]], number: int, label: str) -> None:
+def _noise(known: Sequence[Condition]) -> dict[tuple[int, int], float]:
+    """(Number of a condition, timestep) → its share of noise, if a timestep is other noise for some of them; else empty."""
+    runs = [(place, run.meta) for place, condition in enumerate(known) for run in condition.runs]
+    found = {(place, int(meta["timestep"])): float(meta.get("noise_level", math.nan)) for place, meta in runs}
+    shares: dict[int, set[float]] = defaultdict(set)
+    for (_, step), level in found.items():
+        shares[step].add(round(level, 4))
+    recorded = all(map(math.isfinite, found.values()))
+    return found if recorded and any(len(each) > 1 for each in shares.values()) else {}
+
+
+def _timestep_curve(axis: Axes, found: list[tuple[float, Point]], number: int, label: str) -> None:
     """A line with a band from five timesteps on; fewer are points with bars, beside those of other curves."""
     look, line = style.series(number), len(found) >= style.FEW
     span = 0 if line else 0.006 * (found[-1][0] - found[0][0] or 1)

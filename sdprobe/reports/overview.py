@@ -16,6 +16,8 @@ from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import TASKS, Task
 from sdprobe.reports.tracked import OUTPUTS
 from sdprobe.tokens.keys import ENDS
+from sdprobe.utilities.errors import LONGEST
+from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.io import write_rows
 
 WIDTH = 80  # characters of a table
@@ -113,7 +115,7 @@ def _settings(run: Run) -> dict[str, str]:
 def _name(path: Path, folder: Path) -> Text:
     """The folder of a run, from the folder of the report on."""
     inside = path.relative_to(folder) if path.is_relative_to(folder) else path
-    text = inside.as_posix() if inside.parts else path.name
+    text = shown(inside.as_posix() if inside.parts else path.name, LONGEST)
     return Text(text if len(text) <= RUN else f"…{text[1 - RUN :]}")
 
 
@@ -163,7 +165,8 @@ def rows(run: Run) -> Iterable[dict[str, Any]]:
     """A row per layer; one without numbers for a run without a main number."""
     task = TASKS.get(run.kind)
     known = {
-        "run": run.folder.as_posix(), "probe": run.kind, "compared_with": " ".join(run.labels), "images": data(run),
+        "run": shown(run.folder.as_posix(), LONGEST), "probe": run.kind, "compared_with": " ".join(run.labels),
+        "images": data(run),
         "test_images": run.meta["images"].get("test"), "dataset_fingerprint": fingerprint(run), "mitigation": run.chain,
     }  # fmt: skip
     known |= {name: run.meta.get(name) for name in RECORDED}

@@ -41,7 +41,7 @@ def _list(kind: Kind) -> Kind:
 
 
 def _one_or_several(kind: Kind) -> Kind:
-    return lambda value: kind(value) or (bool(value) and _list(kind)(value))
+    return lambda value: kind(value) or (_list(kind)(value) and len(value) > 1)
 
 
 def _by_name(kind: Kind) -> Kind:

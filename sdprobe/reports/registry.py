@@ -24,7 +24,7 @@ from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key
 from sdprobe.utilities import locks
 from sdprobe.utilities.errors import InputError, Unfit
-from sdprobe.utilities.foreign import shown
+from sdprobe.utilities.foreign import first_line, shown
 from sdprobe.utilities.io import DamagedFile, parsing, read_file, read_json, reason
 
 DEFAULT = ("outputs", "multirun")  # where train.py writes
@@ -221,11 +221,7 @@ def _state(folder: Path, run: Run | None, damage: str, traced: dict[str, float])
     if runs:
         return "running", why
     if "error.txt" in traced:
-        try:
-            lines = (folder / "error.txt").read_text(errors="replace").splitlines()
-        except OSError:
-            lines = []
-        return "failed", lines[0] if lines else "error.txt is empty"
+        return "failed", first_line(folder / "error.txt") or "error.txt is empty"
     if damage:
         return "damaged", damage
     if run is not None:

@@ -137,15 +137,22 @@ def rank(entries: Sequence[Entry], metric: Metric, filters: Sequence[str], highe
     Raises:
         InputError: no run has the number, or the runs do not measure the same.
     """
-    pairs = list(map(parsed, filters))
-    blocks = {layer for name, value in pairs if name == "block" for layer in value.strip("[]").split(",")}
-    steps = {step.strip() for name, value in pairs if name == "timestep" for step in value.strip("[]").split(",")}
+    chosen = {
+        name: {each for own, value in map(parsed, filters) if own == name for each in value.strip("[]").split(",")}
+        for name in ("block", "timestep")
+    }
+
+    def wanted(layer: str) -> bool:
+        level = timestep_of(layer)
+        of_level = level is None or not chosen["timestep"] or str(level) in chosen["timestep"]
+        return of_level and (not chosen["block"] or base_of(layer) in chosen["block"])
+
     cells = []
     for entry in entries:
         if entry.run is None or entry.state != "finished":
             continue
-        layers = [layer for layer in entry.run.layers if not blocks or base_of(layer) in blocks] or entry.run.layers
-        for layer in [layer for layer in layers if not steps or str(timestep_of(layer)) in steps] or layers:
+        layers = [layer for layer in entry.run.layers if wanted(layer)] or entry.run.layers
+        for layer in layers:
             value, low, high = entry.run.estimate(metric.condition, layer, metric.metric, metric.where)
             if value is not None:
                 main = metric.condition == "test" and metric.where == "all"
@@ -232,7 +239,7 @@ def _require_one_null(cells: Sequence[Cell], metric: Metric) -> None:
         (low, one), *_, (high, other) = sorted(levels.items())
         raise InputError(
             f"Expected one chance level of {metric}, but got {low:.3g} at {one.layer} and {high:.3g} at {other.layer}. Rank "
-            f"binned_accuracy, which has one, or choose a layer: --where block={other.layer}."
+            f"binned_accuracy, which has one, or choose a layer: --where block={base_of(other.layer)}."
         )
 
 

@@ -51,7 +51,7 @@ def row(entry: Entry) -> dict[str, Any]:
         return found | {name: value or None for name, value in known.items()} | {"layers": layers}
     meta = run.meta
     found |= {
-        "probe": run.kind, "backbone": str(meta["model"]).rstrip("/").rpartition("/")[2], "layers": run.bases,
+        "probe": run.kind, "backbone": str(meta["model"]).rstrip("/").rpartition("/")[2], "layers": run.network_layers,
         "timestep": meta["timestep"], "seed": meta.get("seed"), "mitigation": mitigation_of(run), "n": units(run)[0],
     }  # fmt: skip
     metric = main_task(run.kind).metric
@@ -115,6 +115,8 @@ def _cells(each: dict[str, Any]) -> dict[str, str]:
     """A row as texts."""
     texts = {name: MISSING if each.get(name) is None else str(each[name]) for name in HEADERS}
     texts["when"] = each["when"][5:16].replace("T", " ")
+    if isinstance(each["timestep"], list):
+        texts["timestep"] = ", ".join(map(str, each["timestep"]))
     texts["layers"] = compact(list(dict.fromkeys(map(base_of, each["layers"] or []))))  # t has the noise levels
     texts["at"] = each["layer"] or MISSING
     texts["value"] = with_interval(each["value"], each["low"], each["high"])

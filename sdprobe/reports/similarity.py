@@ -25,6 +25,7 @@ from sdprobe.utilities.foreign import shown
 from sdprobe.utilities.io import parsing, read_yaml
 from sdprobe.utilities.pictures import check_size, opened, square, upright
 
+TIMESTEP = 50
 BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device"}  # this machine may lack that of the run
 
 
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.run:
-            parser.set_defaults(**defaults_of(options.run))
+            parser.set_defaults(**defaults_of(options.run, typed=options.timestep))
             options = parser.parse_args(arguments)  # typed options override those of the run
+        options.timestep = TIMESTEP if options.timestep is None else options.timestep
         token = position(options.token, options.side)
         out = options.out or (options.run or Path()) / file_name(options.image, token)
         check_out(out)
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backbone", type=lambda path: {"path": path}, default="demo", help="preset, local diffusers folder or hub repository"
     )
     parser.add_argument("--block", default="all", help="as for train.py: a layer, a,list, a glob, stages, all")
-    parser.add_argument("--timestep", type=int, default=50)
+    parser.add_argument("--timestep", type=int, help="default: 50")
     parser.add_argument("--prompt", default="")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
@@ -79,11 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def defaults_of(folder: Path) -> dict[str, Any]:
+def defaults_of(folder: Path, typed: int | None = None) -> dict[str, Any]:
     """Options from the configuration of a run; ``backbone`` has the arguments of :meth:`FrozenSD.from_pretrained`.
 
+    Args:
+        folder: of the run.
+        typed: the timestep that was typed, None without one. It chooses one of several noise levels.
+
     Raises:
-        InputError: the folder is not a run folder, or its configuration refers to something else.
+        InputError: the folder is not a run folder, its configuration refers to something else, or no noise level is chosen.
     """
     stored = folder / ".hydra" / "config.yaml"
     if not stored.is_file():
@@ -95,6 +101,12 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     with parsing(stored, AttributeError):
         network = {name: value for name, value in config["backbone"].items() if name in BACKBONE}
         drawn = {"size": config["images"]["size"], **{name: config[name] for name in ("timestep", "prompt", "seed")}}
+    if isinstance(levels := drawn["timestep"], list):
+        if typed is None:
+            raise InputError(
+                f"Expected --timestep for a run at several noise levels, but got none. Choose one of {shown(str(levels))}."
+            )
+        drawn["timestep"] = typed
     for name, value in (network | drawn).items():
         kind = (int,) if name in ("size", "timestep", "seed", "weights_seed") else (str, bool, type(None))
         if type(value) not in kind or "${" in str(value):  # it may come from someone else: nothing in it is resolved

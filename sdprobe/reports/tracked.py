@@ -7,9 +7,8 @@ from typing import Any
 from sdprobe.reports.numbers import units
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task, tracked_of
-from sdprobe.tokens.keys import CONDITIONS, ENDS, OVER_NONE, Key, base_of, label_of, select, timestep_of, variant
+from sdprobe.tokens.keys import COLUMNS, CONDITIONS, OVER_NONE, Key, base_of, long_form, timestep_of, variant
 
-COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n", "seeds")
 DEPTH = "layers/depth"
 NOISE = "noise/timestep"
 GAIN = "gain_over_random_weights"
@@ -22,14 +21,11 @@ Row = dict[str, Any]
 
 
 def long_table(run: Run) -> list[list[Any]]:
-    """Every number of a run under :data:`COLUMNS`; None where it has no interval or no count."""
+    """Every number of a run under :data:`~sdprobe.tokens.keys.COLUMNS`, see :func:`~sdprobe.tokens.keys.long_form`."""
     table = []
-    for text, value in select(run.metrics, statistic="").items():
-        key = Key.parse(text)
-        beside = (run.metrics.get(f"{text}/{statistic}") for statistic in (*ENDS, "n", "seeds"))
-        mitigation = label_of(key.layer) or run.chain or "none"
-        place = (base_of(key.layer), _timestep(run, key.layer), mitigation)
-        table.append([key.condition, *place, key.metric, key.where, value, *beside])
+    for row in (dict(zip(COLUMNS, values, strict=True)) for values in long_form(run.metrics)):
+        timestep = _timestep(run, str(row["layer"])) if row["timestep"] is None else row["timestep"]
+        table.append([*(row | {"timestep": timestep, "mitigation": row["mitigation"] or run.chain or "none"}).values()])
     return table
 
 

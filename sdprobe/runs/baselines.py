@@ -2,16 +2,17 @@
 
 import json
 import logging
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.metrics.networks import Network, merged, renamed
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import CHOICE, VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
+from sdprobe.tokens.keys import select
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import Unfit
@@ -68,13 +69,14 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
     if _fits_one_network(cfg):
         log.info("No random-weights baseline: a saved mitigation belongs to the network it was fitted on.")
         return {}
-    twins = [_twin(cfg, meta, number) for number in range(cfg.twins)]
+    own = probe.predictions() if isinstance(probe, Predicts) and cfg.twins else {}
+    twins = [_twin(cfg, meta, number, own) for number in range(cfg.twins)]
     gains = probe.compare([twin.predictions for twin in twins]) if isinstance(probe, Predicts) and twins else {}
     return merged(twins) | gains
 
 
-def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Network:
-    """One random-weights network, measured or taken from the cache."""
+def _twin(cfg: DictConfig, meta: dict[str, Any], number: int, own: dict[str, np.ndarray]) -> Network:
+    """One random-weights network, measured or taken from the cache; ``own``: predictions of the measured network."""
     config = OmegaConf.merge(
         cfg,
         {
@@ -87,7 +89,7 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int) -> Network:
     with progress.step(_step(config.backbone.weights_seed)) as step:
         processes = Processes.current()
         stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.twin.npz"
-        twin = _stored(stored, predicts="predictions" in dir(get_object(cfg.probe._target_))) if not processes.rank else None
+        twin = _stored(stored, own) if not processes.rank else None
         # all processes measure this network, or none does, because they may see different files
         if processes.all_gather(twin is not None)[0]:
             step.note = f"taken from {stored}"
@@ -108,16 +110,26 @@ def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
     return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
 
 
-def _stored(path: Path, predicts: bool) -> Network | None:
-    """Stored results; None if a file cannot be read, is damaged, or is that of another network."""
+def _stored(path: Path, own: dict[str, np.ndarray]) -> Network | None:
+    """Stored results; None if a file cannot be read, is damaged, or is that of another network.
+
+    ``own``: columns of predictions of the measured network, which its random networks have, too.
+    """
     try:
         arrays = read_arrays(path)
         with parsing(path, OSError):  # pyarrow
             if arrays["name"].tobytes().decode() != path.name:
                 raise Unfit("the results of another network")
-            predictions = unpacked(arrays["predictions"].tobytes()) if predicts else {}
+            predictions = unpacked(arrays["predictions"].tobytes()) if own else {}
             pseudovalues = {name.removeprefix(_UNITS): array for name, array in arrays.items() if name.startswith(_UNITS)}
-            return Network({**json.loads(arrays["results"].tobytes())}, pseudovalues, predictions)
+            results: dict[str, float] = {**json.loads(arrays["results"].tobytes())}
+            select(results)  # parses every key
+            finite = all(type(value) in (int, float) and isfinite(value) for value in results.values())
+            if not finite or any(array.dtype.kind not in "fiu" for array in pseudovalues.values()):
+                raise Unfit("no numbers")
+            if {name: len(column) for name, column in predictions.items()} != {name: len(own[name]) for name in own}:
+                raise Unfit("predictions of another probe")
+            return Network(results, pseudovalues, predictions)
     except DamagedFile as error:
         log.warning("%s is damaged (%s); this network is measured again.", *error.args)
     except OSError:

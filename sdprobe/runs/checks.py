@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from sdprobe.backbones.precision import choose_device
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.signatures import declared, fits, spoken
 
@@ -53,7 +53,7 @@ def fill_timestep(cfg: DictConfig) -> None:
         InputError: levels that the schedule has not, the checkpoint cannot be found, or ``timestep`` is given, too.
     """
     if cfg.noise_level is not None:
-        cli.check_levels(cfg, HydraConfig.get().overrides.task)
+        configuration.check_levels(cfg, HydraConfig.get().overrides.task)
         from sdprobe.backbones.loading import schedule  # seconds of import that wrong settings must not wait for
         from sdprobe.backbones.noise import NoiseSchedule
 

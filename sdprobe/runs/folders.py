@@ -16,14 +16,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
+from sdprobe.runs.groups import is_group, options
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import below, is_shown, kind, shown, within
 from sdprobe.utilities.io import DamagedFile, read_json, read_yaml
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 OVERRIDES = Path(".hydra", "overrides.yaml")
 RUN = (OVERRIDES, Path("error.txt"), Path("config_hash"))  # a run folder has one of them, or a metrics.json with meta
 LARGEST = 2**16  # bytes of a list of overrides
+LONGEST = 5000  # characters of one: Hydra's parser takes a minute for a list of ten thousand items
 DEEPEST = 50  # folders below that of a run; wandb makes about five
 KEY = re.compile(r"(?!hydra\b)[A-Za-z]\w*(\.(?!_)[\w-]+)*")
 # settings that say where to write; of loggers, name and version do so too
@@ -105,7 +106,7 @@ def _stored_size(folder: Path) -> list[int]:
 
 
 def _parsed(text: str) -> Override | None:
-    if text.startswith("-") or not is_shown(text):
+    if text.startswith("-") or len(text) > LONGEST or not is_shown(text):
         return None
     try:
         return OverridesParser.create().parse_override(text)
@@ -124,9 +125,9 @@ def _beyond(override: Override, text: str, folder: Path) -> str:
         return "is not a number, a text or a list of them"
     if "${" in str(value) or "${" in text:
         return "refers to another value"
-    if (CONFIGS / key).is_dir():
-        options = {file.stem for file in (CONFIGS / key).glob("[!_]*.yaml")}
-        unknown = [name for name in (value if isinstance(value, list) else [value]) if name is not None and name not in options]
+    if is_group(key):
+        known = options(key)
+        unknown = [name for name in (value if isinstance(value, list) else [value]) if name is not None and name not in known]
         return f"is no option of {key}" if unknown else ""
     if NAMES.fullmatch(key) and isinstance(value, list):
         return "is no name"

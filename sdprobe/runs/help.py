@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdprobe.runs.arguments import as_overrides
-from sdprobe.runs.cli import CONFIGS, check
+from sdprobe.runs.configuration import check
+from sdprobe.runs.groups import CONFIGS
 
 PURPOSE = """\
 Measure what the activations of a diffusion model's U-Net say of position, corners, norms and content, beside chance, shuffled \

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sdprobe.runs import cli
 
 TRIES = 2
-MOST = 64  # workers that are asked for at once; those that do not fit wait
+MOST = 64  # workers that are asked for at once; some may wait for a device
 
 
 class Died(Exception):

@@ -5,7 +5,8 @@ import logging
 import resource
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from sdprobe.backbones import pool
@@ -28,6 +30,8 @@ from sdprobe.utilities.io import DamagedFile, read_state, write_state
 
 log = logging.getLogger(__name__)
 PROCESS = Path("/proc/self")
+# what Lightning and torch raise for a state of other names, shapes and types
+UNFIT = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, MisconfigurationException)
 
 
 class Bound(lightning.Callback):
@@ -41,6 +45,15 @@ class Bound(lightning.Callback):
 
     def __init__(self, settings: str) -> None:
         self.settings = settings
+        self.restored = False
+
+    def on_sanity_check_start(self, trainer: Any, module: Any) -> None:
+        """Everything has been taken from the checkpoint."""
+        self.restored = True
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """The same, for a run without a sanity check."""
+        self.restored = True
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Store both."""
@@ -64,7 +77,9 @@ class Bound(lightning.Callback):
 
 
 class Checkpoints(TorchCheckpointIO):
-    """Lightning's checkpoints as files of :mod:`sdprobe.utilities.io`."""
+    """Lightning's checkpoints as files of :mod:`sdprobe.utilities.io`. ``loaded``: whether one has been read."""
+
+    loaded = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write one."""
@@ -72,6 +87,7 @@ class Checkpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read one, on the CPU and without running code."""
+        self.loaded = True
         return read_state(Path(path))
 
 
@@ -92,14 +108,15 @@ class Measurement:
             self.data = instantiate(cfg.datamodule)
         self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos, data=self.data)
         device = self.data.backbone.device
+        self._checkpoints, self._bound = Checkpoints(), Bound(config_hash(self.cfg))
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
             accelerator=device.type,
             logger=False,
             default_root_dir=cfg.run_dir,
-            plugins=[Checkpoints()],
+            plugins=[self._checkpoints],
             **workers.options(cfg, device),
         )
-        self.trainer.callbacks.append(Bound(config_hash(self.cfg)))
+        self.trainer.callbacks.append(self._bound)
         self.seconds: dict[str, float] = {}
         self.complete = False
         self.choices: list[dict[str, Any]] = []
@@ -146,7 +163,8 @@ class Measurement:
         self.prepare()
         checkpoint = self._checkpoint()
         started = time.perf_counter()
-        self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        with self._restoring(checkpoint):
+            self.trainer.fit(self.probe, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         trained = time.perf_counter()
         if self.probe.not_converged:
             log.warning(
@@ -177,6 +195,19 @@ class Measurement:
         if "config_hash" not in stored:
             log.warning("An older version wrote %s. Whether it is of the same settings is not checked.", path)
         return path
+
+    @contextmanager
+    def _restoring(self, checkpoint: Path | None) -> Iterator[None]:
+        """Raises InputError if the state in a checkpoint does not fit this run. Other errors of the block pass."""
+        try:
+            yield
+        except UNFIT as error:
+            if isinstance(error, InputError) or not self._checkpoints.loaded or self._bound.restored:
+                raise
+            raise InputError(
+                f"Expected {checkpoint} to hold the state of this run, but it cannot be restored ({type(error).__name__}). "
+                "Delete it to train from the start."
+            ) from error
 
     def release(self) -> None:
         """Free device memory for the next network."""

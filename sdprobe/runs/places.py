@@ -10,7 +10,7 @@ from sdprobe.utilities.foreign import shown, special
 
 
 def check_folder(name: str, folder: object) -> None:
-    """Check that a folder exists.
+    """Check that a folder exists; what reads it knows what to say of a file.
 
     Args:
         name: of the setting, for the message.
@@ -19,11 +19,8 @@ def check_folder(name: str, folder: object) -> None:
     Raises:
         InputError: there is no such folder, or it cannot be read.
     """
-    reason = _refused(lambda: os.listdir(_path(folder)))
-    if reason == "not a directory" and os.path.isfile(str(folder)):
-        return  # what reads it knows what to say of a file
-    if reason:
-        raise InputError(f"Expected {name} to be a folder, but '{_spelt(folder)}' is not{_why(reason)}. Correct the path.")
+    if not os.path.isfile(str(folder)):
+        _try(name, folder, "a folder", os.listdir)
 
 
 def check_file(name: str, file: object) -> None:
@@ -36,15 +33,7 @@ def check_file(name: str, file: object) -> None:
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-
-    def opened() -> None:
-        if strange := special(_path(file)):
-            raise OSError(0, strange)
-        with open(_path(file), "rb"):
-            pass
-
-    if reason := _refused(opened):
-        raise InputError(f"Expected {name} to be a file, but '{_spelt(file)}' cannot be read ({reason}). Correct the path.")
+    _try(name, file, "a file", _open)
 
 
 def check_writable(name: str, folder: object) -> None:
@@ -57,27 +46,21 @@ def check_writable(name: str, folder: object) -> None:
     Raises:
         InputError: it is a file, is protected, or has a name that the file system refuses.
     """
-
-    def tried() -> None:
-        path = _path(folder)
-        there = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
-        longest = os.pathconf(there, "PC_NAME_MAX")
-        if long := next((part for part in path.parts if len(os.fsencode(part)) > longest), None):
-            raise OSError(0, f"the name '{long[:20]}…' is longer than {longest} bytes")
-        os.rmdir(tempfile.mkdtemp(dir=there))
-
-    if reason := _refused(tried):
-        raise InputError(
-            f"Expected {name} to be a folder that can be written to, but got '{_spelt(folder)}' ({reason}). Choose another."
-        )
+    _try(name, folder, "a folder that can be written to", _write)
 
 
-def _spelt(value: object) -> str:
-    return "null" if value is None else shown(value, longest=80)
-
-
-def _why(reason: str) -> str:
-    return "" if reason in ("no such file or directory", "not a directory") else f" ({reason})"
+def _try(name: str, value: object, wanted: str, attempt: Callable[[Path], object]) -> None:
+    """Raises InputError with the reason why the file system refuses."""
+    try:
+        attempt(_path(value))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    except ValueError as error:  # a null byte, or a value that is no path
+        reason = str(error)
+    else:
+        return
+    spelt = "null" if value is None else shown(value, longest=80)
+    raise InputError(f"Expected {name} to be {wanted}, but got '{spelt}' ({reason}). Correct the path.")
 
 
 def _path(value: object) -> Path:
@@ -86,12 +69,16 @@ def _path(value: object) -> Path:
     return Path(value).absolute()
 
 
-def _refused(attempt: Callable[[], object]) -> str:
-    """Why the file system refuses; empty if it does not."""
-    try:
-        attempt()
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    except ValueError as error:  # a null byte, or a value that is no path
-        return str(error)
-    return ""
+def _open(path: Path) -> None:
+    if strange := special(path):  # to open a pipe has no end
+        raise OSError(0, strange)
+    with open(path, "rb"):
+        pass
+
+
+def _write(path: Path) -> None:
+    there = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if long := next((part for part in path.parts if len(os.fsencode(part)) > longest), None):
+        raise OSError(0, f"the name '{long[:20]}…' is longer than {longest} bytes")
+    os.rmdir(tempfile.mkdtemp(dir=there))

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, folders, interrupts, launchers
+from sdprobe.runs import cli, configuration, folders, interrupts, launchers
 from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
 from sdprobe.utilities import locks
 from sdprobe.utilities.foreign import shown
@@ -392,7 +392,7 @@ def one_pass(config: DictConfig) -> str:
     take one pass.
     """
     values = _values(config)
-    lists = {key: _listed(key, values[key]) for key in (*cli.LEVELS, "block") if len(values.get(key, [])) > 1}
+    lists = {key: _listed(key, values[key]) for key in (*configuration.LEVELS, "block") if len(values.get(key, [])) > 1}
     if not lists or not all(lists.values()):
         return ""
     if "block" in lists and any(set(values.get(key, ())) & {value, value.title()} for key, value in TOGETHER.items()):

@@ -2,12 +2,38 @@
 
 from PIL import Image
 
-from sdprobe.scenes.composition import Composition
+from sdprobe.scenes.composition import Composition, compose
 from sdprobe.scenes.layers import Layer, footprints
 from sdprobe.scenes.shading import Light, cast_shadow, shade
+from sdprobe.utilities import expect
 
 # version of scenes: composition, pixels, depth, part masks, displaced objects; increase it when one of them changes
 VERSION = 1
+
+
+def scene_pictures(count: int, size: int = 512, seed: int = 0) -> list[Image.Image]:
+    """Pictures of procedural scenes, those of ``images=scenes``.
+
+    Args:
+        count: number of pictures, at least 1.
+        size: side in pixels, at least 1.
+        seed: of the scenes, at least 0.
+
+    Returns:
+        RGB pictures of size × size pixels.
+
+    Raises:
+        InputError: an argument out of range.
+
+    Example:
+        >>> from sdprobe.scenes import scene_pictures
+        >>> [picture.size for picture in scene_pictures(2, size=64)]
+        [(64, 64), (64, 64)]
+    """
+    expect.count("count", count, 1, 10**7)
+    expect.count("size", size, 1, expect.LARGEST)
+    expect.at_least("seed", seed, 0)
+    return [paint(compose(seed, number), size) for number in range(count)]
 
 
 def paint(composition: Composition, size: int) -> Image.Image:

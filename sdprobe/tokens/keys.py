@@ -30,6 +30,7 @@ CONDITIONS = (
 )  # fmt: skip
 ENDS = ("ci_low", "ci_high")  # of the 95 % interval
 STATISTICS = (*ENDS, "n", "seeds", "p")  # p: of runs of schema 1
+COLUMNS = ("condition", "layer", "timestep", "mitigation", "metric", "group", "value", "low", "high", "n", "seeds")
 Value = TypeVar("Value")
 _SEPARATOR = "__"
 
@@ -93,6 +94,21 @@ def select(numbers: Mapping[str, Value], **parts: str) -> dict[str, Value]:
     """
     keys = {text: Key.parse(text) for text in numbers}
     return {text: numbers[text] for text, key in keys.items() if all(getattr(key, name) == parts[name] for name in parts)}
+
+
+def long_form(numbers: Mapping[str, float]) -> list[list[str | float | None]]:
+    """A row under :data:`COLUMNS` per number; None where it has no timestep or mitigation in its key, no interval, no count.
+
+    >>> long_form({"test/mid__leace/rmse/all": 0.5, "test/mid__leace/rmse/all/n": 9})
+    [['test', 'mid', None, 'leace', 'rmse', 'all', 0.5, None, None, 9, None]]
+    """
+    table: list[list[str | float | None]] = []
+    for text, value in select(numbers, statistic="").items():
+        key = Key.parse(text)
+        beside = (numbers.get(f"{text}/{statistic}") for statistic in (*ENDS, "n", "seeds"))
+        layer = (base_of(key.layer), timestep_of(key.layer), label_of(key.layer) or None)
+        table.append([key.condition, *layer, key.metric, key.where, value, *beside])
+    return table
 
 
 def variant(layer: str, label: str = "", timestep: int | None = None) -> str:

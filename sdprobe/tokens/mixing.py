@@ -1,6 +1,6 @@
 """From whole grids to batches of tokens: how tokens are drawn and mixed. Data path step 7."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Int
@@ -12,6 +12,34 @@ from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.rng import keyed_generator
 
 CELLS = 8
+IMAGES, TOKENS = 32, 512  # images that are mixed with one another, and tokens per batch and layer
+# least number of steps of an epoch: validation, checkpoints and progress bars come once per epoch
+STEPS_PER_EPOCH = 100
+
+
+def training_pass(
+    indices: Sequence[int],
+    pieces: Callable[[Sequence[int]], Iterable[TokenBatch]],
+    images: int,
+    size: int,
+    seed: int,
+    epoch: int = 0,
+    number: int = 0,
+) -> Iterator[TokenBatch]:
+    """One pass over training images in random order, mixed, keyed by (seed, epoch, number).
+
+    Args:
+        indices: of the training images.
+        pieces: image indices → one TokenBatch per image, in order.
+        images: images that are mixed with one another.
+        size: tokens per batch and layer.
+        seed: seed of order and mixing.
+        epoch: number of the epoch.
+        number: number of the pass within the epoch.
+    """
+    key = ("train", seed, epoch, number)
+    shuffle = torch.randperm(len(indices), generator=keyed_generator("images", *key))
+    yield from mixing_buffer(pieces([indices[i] for i in shuffle]), images, size, *key)
 
 
 def mixing_buffer(pieces: Iterable[TokenBatch], images: int, size: int, *key: object) -> Iterator[TokenBatch]:

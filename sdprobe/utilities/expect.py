@@ -85,6 +85,17 @@ def count(name: str, value: object, low: int, high: int, fix: str = "") -> None:
     at_most(name, value, high)
 
 
+def as_count(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number of Python, numpy or torch, ``low`` ≤ ``value`` ≤ ``high``; returns it as an ``int``.
+
+    >>> as_count("seed", 3.0, 0, 9)
+    3
+    """
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    count(name, value, low, high)
+    return int(value)
+
+
 def at_most(name: str, value: object, high: float) -> None:
     """``value`` ≤ ``high``."""
     if not finite(name, value) <= high:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+LINE = 1000  # bytes of a line that are read
 # control characters, which terminals obey, and those that change the order of characters
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
@@ -19,6 +20,18 @@ def shown(text: object, longest: int = 200) -> str:
     """
     plain = _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"[\t\r\n]+", " ", str(text)))
     return plain if len(plain) <= longest else f"{plain[: longest - 1]}…"
+
+
+def first_line(file: Path) -> str:
+    """The first line of a text file, fit to be shown; empty if it has none or cannot be read."""
+    if special(file):
+        return ""
+    try:
+        with open(file, "rb") as stream:
+            text = stream.read(LINE).decode(errors="replace")
+    except OSError:
+        return ""
+    return shown(next(iter(text.splitlines()), ""))
 
 
 def is_shown(text: str) -> bool:

@@ -20,7 +20,7 @@ from sdprobe.backbones.names import PARTS, check_names
 from sdprobe.backbones.unet import Conditioning, FrozenUNet
 from sdprobe.backbones.weights import random_unet
 from sdprobe.reports.tracked import layer_rows
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.utilities.errors import InputError
 
 SMALL = ["backbone=tiny", "images.size=128", "images.limit=30", "probe.solver=closed_form", "logger=none", "device=cpu"]
@@ -141,7 +141,7 @@ def test_every_layer_inside_attention_equals_hooks_on_diffusers_modules(unet: UN
     grids = ours(unet, *names)
     assert list(grids) == list(names), "in execution order"
     assert all(torch.equal(grids[name], expected[name]) for name in names)
-    assert all(grid.is_contiguous() for grid in grids.values())
+    assert all(grids[name].is_contiguous(memory_format=torch.channels_last) for name in names[:-1]), "no copy"
     assert FrozenUNet(unet).shapes((16, 24), names) == {name: tuple(grids[name].shape[1:]) for name in names}
 
 
@@ -269,9 +269,9 @@ def test_keys_and_values_of_words_are_refused(block: str) -> None:
 
 
 def test_the_command_refuses_keys_of_words_before_torch_is_imported() -> None:
-    cli.check(["block=[up_1_attn_1_query,inside,'up_1_attn_1_*']"])
+    configuration.check(["block=[up_1_attn_1_query,inside,'up_1_attn_1_*']"])
     with pytest.raises(InputError, match="belong to the words"):
-        cli.check(["block=[mid,up_1_attn_1_cross_key]"])
+        configuration.check(["block=[mid,up_1_attn_1_cross_key]"])
 
 
 @pytest.mark.parametrize(
@@ -345,6 +345,7 @@ def test_python_reads_them_by_either_name(sd: FrozenSD, images: Tensor) -> None:
     assert {name: tuple(grid.shape) for name, grid in grids.items()} == {
         "latent": (2, 4, 16, 16), "up_1_attn_1_query": (2, 64, 4, 4), "up_1_attn_1_value": (2, 64, 4, 4),
     }  # fmt: skip
+    assert all(grid.is_contiguous() for grid in grids.values())
     assert sd.shapes(128, "up_1_attn_1_*") == {f"up_1_attn_1_{part}": (64, 4, 4) for part in PARTS}
     assert not any(sd.unet.table[name].inside for name in sd.layers), "as block=all"
     assert sd.published_names(["up_1_attn_1_value"]) == {"up_1_attn_1_value": path}

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sdprobe.reports.correspondence import DISPLACEMENTS
-from sdprobe.reports.dispatch import figures
+from sdprobe.reports.dispatch import figures, report_of
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import GROUPS, PARTITION
 from tests.reports.fabricated import KINDS, behind, curves, fabricated, without
@@ -71,12 +71,19 @@ CURVES: dict[str, tuple[str, list[Numbers], list[int], list[int]]] = {
 }  # fmt: skip
 
 
+def one(run: Run, name: str) -> Figure:
+    """A single figure of those that the run has data for."""
+    drawing = report_of(run).drawings[name]
+    assert drawing.applies(run)
+    return drawing.draw(run.showing([]))
+
+
 @pytest.mark.parametrize("name", CURVES)
 def test_curves_are_the_numbers_of_the_run_without_gaps_where_it_has_them(name: str) -> None:
     kind, panels, bands, variants = CURVES[name]
     run = behind(kind, "leace", layers=SIX)
     run = without(run, "test/mid/high_norm_energy")
-    figure = figures(run)[name]
+    figure = one(run, name)
     scale = 100 if kind == "correspondence" else 1
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == run.bases
     for axis, numbers, count, behinds in zip(figure.axes, panels, bands, variants, strict=True):
@@ -90,7 +97,7 @@ def test_curves_are_the_numbers_of_the_run_without_gaps_where_it_has_them(name: 
             np.testing.assert_allclose(drawn.pop("with leace"), scale * values)
         assert all(label.startswith("same position") for label in drawn), "no curve besides"
         assert len(axis.collections) == count + behinds
-    bare = figures(Run({}, run.meta, run.maps))[name]
+    bare = one(Run({}, run.meta, run.maps), name)
     assert not any(set(curves(axis)) - {"same position"} for axis in bare.axes), "nothing was measured"
     bare.canvas.draw()  # the layout is found when it is drawn
 
@@ -110,7 +117,7 @@ def test_bands_are_drawn_where_there_are_intervals_and_say_what_they_rest_on(
     name = next(name for name, (owner, *_) in CURVES.items() if owner == kind)
     if kind == "statistics" and units < 6:
         return  # their intervals are over 20 groups of images, whatever there is
-    figure = figures(fabricated(kind, SIX, units=units, seeds=seeds))[name]
+    figure = one(fabricated(kind, SIX, units=units, seeds=seeds), name)
     rest = {"statistics": "20 groups of images", "correspondence": f"{units} test pictures"}.get(
         kind, f"{units} test photographs"
     )
@@ -119,9 +126,7 @@ def test_bands_are_drawn_where_there_are_intervals_and_say_what_they_rest_on(
 
 
 def test_no_band_stands_where_a_layer_has_no_interval() -> None:
-    band = (
-        figures(without(fabricated("statistics", SIX), "conv_in/credibility/all/ci_low"))["credibility"].axes[0].collections[0]
-    )
+    band = one(without(fabricated("statistics", SIX), "conv_in/credibility/all/ci_low"), "credibility").axes[0].collections[0]
     assert band.get_datalim(band.axes.transData).x0 == 1
 
 
@@ -133,7 +138,7 @@ def test_a_chain_of_mitigations_stands_in_every_figure(kind: str) -> None:
 
 
 def test_panels_of_several_numbers_say_that_they_are_without_mitigation() -> None:
-    titles = [figures(run)["credibility"].axes[1].get_legend().get_title().get_text()
+    titles = [one(run, "credibility").axes[1].get_legend().get_title().get_text()
               for run in (behind("statistics", "leace"), fabricated("statistics"))]  # fmt: skip
     assert titles == ["without mitigation", ""]
 
@@ -168,7 +173,7 @@ GRIDS: dict[str, tuple[str, Callable[[Run], list[np.ndarray]]]] = {
 def test_panels_show_the_maps_they_are_given(name: str) -> None:
     kind, tables = GRIDS[name]
     run = fabricated(kind)
-    panels = [axis for axis in figures(run)[name].axes if axis.images]
+    panels = [axis for axis in one(run, name).axes if axis.images]
     for panel, table in zip(panels, tables(run), strict=True):
         np.testing.assert_allclose(np.ma.filled(panel.images[0].get_array(), np.nan), table)
     titles = [panel.get_title().split()[0] for panel in panels if panel.get_title() not in ("", "picture")]
@@ -179,9 +184,9 @@ def test_panels_show_the_maps_they_are_given(name: str) -> None:
 
 def test_cka_stands_beside_what_positions_give_and_alone_in_older_runs() -> None:
     run = fabricated("statistics")
-    titles = [axis.get_title(loc="left") for axis in figures(run)["cka"].axes if axis.images]
+    titles = [axis.get_title(loc="left") for axis in one(run, "cka").axes if axis.images]
     assert titles == ["same positions of the same images", "same positions of different images"]
-    assert len([axis for axis in figures(without(run, "cka_positions"))["cka"].axes if axis.images]) == 1
+    assert len([axis for axis in one(without(run, "cka_positions"), "cka").axes if axis.images]) == 1
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -189,7 +194,7 @@ def test_high_norm_tokens_are_marked_on_the_pictures(empty: bool) -> None:
     run = fabricated("statistics")
     if empty:
         run.maps.update({key: np.zeros_like(mask) for key, mask in run.maps.items() if key.endswith("/high_norm")})
-    figure: Figure = figures(run)["high_norm_tokens"]
+    figure: Figure = one(run, "high_norm_tokens")
     panels = [panel for panel in figure.axes if panel.collections]
     assert len(panels) == 2 * len(run.layers)
     for number, panel in enumerate(panels):
@@ -212,7 +217,7 @@ def test_many_layers_show_their_stages_only() -> None:
 def test_matches_join_the_points_of_their_pair() -> None:
     run = fabricated("correspondence")
     best = max(run.layers, key=lambda layer: run.value("test", layer, "pck_ours_point_0.10") or 0)
-    figure = figures(run)["matches"]
+    figure = one(run, "matches")
     assert f"Matches at {best} (highest PCK), crosses" in figure.get_suptitle()
     for number, panel in enumerate(figure.axes):
         rows = run.maps[f"{best}/matches"][3 * number : 3 * number + 3]

@@ -166,6 +166,37 @@ def test_the_command_shows_and_draws_every_text(kind: str, tmp_path: Path, capsy
     assert not Path("/tmp/evil").exists() and not list(tmp_path.rglob("*evil*"))
 
 
+@pytest.mark.parametrize("name", ["escape", "newline", "right to left", "surrogate", "style", "formula"])
+def test_names_of_folders_are_shown_as_text(name: str, tmp_path: Path, capsys) -> None:
+    """Of a run, and of one that failed; lists, tables and the files that they are written to."""
+    outer = tmp_path / "runs"
+    (outer / f"a{TEXTS[name]}").mkdir(parents=True)
+    stored(outer / f"a{TEXTS[name]}", fabricated("position", layers=("mid",)))
+    (outer / f"b{TEXTS[name]}").mkdir()
+    (outer / f"b{TEXTS[name]}" / "error.txt").write_bytes(b"no \x1b[2J[red]\x9bpictures\nTraceback")
+    for words in ([str(outer)], ["ls", str(outer)], ["best", "rmse", str(outer)], ["show", str(outer / f"b{TEXTS[name]}")]):
+        with contextlib.suppress(SystemExit):
+            main(words)
+    said = capsys.readouterr()
+    assert is_harmless(said.out) and is_harmless(said.err) and "pictures" in said.out
+    assert all(is_harmless(path.read_text()) for path in outer.glob("*.txt"))
+
+
+def test_a_giant_file_is_not_read(tmp_path: Path, capsys) -> None:
+    """A file may claim far more bytes than the disk has."""
+    for name in ("error.txt", "metrics.json", ".hydra/config.yaml", ".hydra/overrides.yaml"):
+        file = tmp_path / name.replace("/", "_") / name
+        file.parent.mkdir(parents=True)
+        (tmp_path / name.replace("/", "_") / "config_hash").touch()
+        with file.open("wb") as stream:
+            stream.truncate(2**43)
+    for words in ([str(tmp_path)], ["ls", str(tmp_path)], ["ls", str(tmp_path), "probe=position"]):
+        with contextlib.suppress(SystemExit):
+            main(words)
+    said = capsys.readouterr()
+    assert "error.txt is empty" not in said.out and "Traceback" not in said.err
+
+
 def test_numbers_stay_what_they_are(tmp_path: Path) -> None:
     run = fabricated("position")
     again = Run.read(stored(tmp_path, run))

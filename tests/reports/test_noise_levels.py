@@ -7,10 +7,15 @@ import pytest
 from matplotlib import pyplot as plt
 
 from sdprobe.reports.collection import filtered, read_runs, summarise
+from sdprobe.reports.comparison import comparison_figures, groups_of
 from sdprobe.reports.dispatch import FILES, figures, tables
+from sdprobe.reports.registry import find
+from sdprobe.reports.registry_best import Metric, rank
+from sdprobe.reports.registry_list import row as listing
+from sdprobe.reports.registry_list import show_list
 from sdprobe.reports.run import Run
-from sdprobe.reports.tracked import headline, layer_rows, long_table, noise_rows
-from sdprobe.tokens.keys import Key, base_of, cells, label_of, place_of, variant
+from sdprobe.reports.tracked import chosen, headline, layer_rows, long_table, noise_rows
+from sdprobe.tokens.keys import Key, base_of, cells, label_of, place_of, timestep_of, variant
 from tests.reports.fabricated import KINDS, LAYERS, configured, curves, fabricated, printed, stored
 
 TIMESTEPS = [10, 50, 261]
@@ -44,7 +49,7 @@ def test_levels_share_out_the_numbers_of_a_run(kind: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [("mid",), ("conv_in", "mid")], ids=["one layer", "two layers"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind != "position" else kind for kind in KINDS])
 def test_every_report_draws_several_levels(kind: str, layers: tuple[str, ...]) -> None:
     run = several(kind, layers)
     assert "timesteps 10, 50, 261" in printed(tables(run))
@@ -91,6 +96,18 @@ def test_a_folder_is_compared_level_by_level(tmp_path: Path) -> None:
     assert len(rows) == 1 + 4 * len(LAYERS)
 
 
+def test_levels_are_ranked_and_listed(tmp_path: Path) -> None:
+    stored(several("position"), configured(tmp_path / "several", timestep=TIMESTEPS))
+    entries = find([tmp_path])
+    metric = Metric.parse("r2")
+    every, some = rank(entries, metric, [], True), rank(entries, metric, ["timestep=10,261", "block=mid"], True)
+    assert [cell.record(1)["timestep"] for cell in some] == [int(timestep_of(cell.layer) or 0) for cell in some]
+    assert {cell.layer for cell in some} == {"mid__t10", "mid__t261"} and len(every) == 3 * len(LAYERS)
+    listed = listing(entries[0])
+    assert (listed["layers"], listed["timestep"], listed["layer"]) == (list(LAYERS), TIMESTEPS, chosen(several("position"))[0])
+    assert "10, 50, 261" in printed(lambda console: show_list(entries, console), width=200)
+
+
 def test_a_tracker_gets_curves_over_noise() -> None:
     run = several("position", ("conv_in", "mid"), "leace")
     network = ["conv_in", "down_0", "mid"]
@@ -98,12 +115,13 @@ def test_a_tracker_gets_curves_over_noise() -> None:
     assert [(row["layers/name"], row["layers/timestep"]) for row in rows] == [
         (layer, t) for layer in ("conv_in", "mid") for t in TIMESTEPS
     ]
-    for row in rows:
-        t, layer = row["layers/timestep"], variant(row["layers/name"], timestep=row["layers/timestep"])
-        assert row[f"layers_t{t}/binned_accuracy"] == run.value("test", layer, "binned_accuracy")
-        assert row[f"layers_t{t}/binned_accuracy/chance"] == run.value("chance", layer, "binned_accuracy")
-        assert row[f"mitigations_t{t}/binned_accuracy/leace"] == run.value("test", f"{layer}__leace", "binned_accuracy")
-        assert not any(name.startswith(("layers/binned", "mitigations/")) for name in row)
+    for found in rows:
+        t = found["layers/timestep"]
+        layer = variant(found["layers/name"], timestep=t)
+        assert found[f"layers_t{t}/binned_accuracy"] == run.value("test", layer, "binned_accuracy")
+        assert found[f"layers_t{t}/binned_accuracy/chance"] == run.value("chance", layer, "binned_accuracy")
+        assert found[f"mitigations_t{t}/binned_accuracy/leace"] == run.value("test", f"{layer}__leace", "binned_accuracy")
+        assert not any(name.startswith(("layers/binned", "mitigations/")) for name in found)
     noise = noise_rows(run)
     assert [(row["noise/timestep"], row["noise/level"]) for row in noise] == list(zip(TIMESTEPS, SIGMA, strict=True))
     for row in noise:
@@ -128,3 +146,15 @@ def test_a_baseline_without_a_network_has_no_level() -> None:
     run = several("correspondence", ("mid",))
     assert {row[2] for row in long_table(run) if row[1] == "baseline"} == {None}
     assert {row[2] for row in long_table(run) if row[1] == "mid"} == set(TIMESTEPS)
+
+
+def test_networks_for_which_a_timestep_is_other_noise_are_compared_by_their_noise(tmp_path: Path) -> None:
+    for name, shift in (("one", 0.0), ("two", 0.1)):
+        for t, sigma in zip(TIMESTEPS, SIGMA, strict=True):
+            run = fabricated("position", ["mid"], timestep=t, noise_level=sigma + shift, model=name)
+            stored(run, configured(tmp_path / f"{name}{t}", timestep=t))
+    drawn = comparison_figures(groups_of(read_runs(tmp_path)[0])).figures["timesteps_position"]
+    assert drawn.axes[0].get_xlabel() == "noise level, share of noise"
+    places = sorted(round(float(x), 2) for line in drawn.axes[0].get_lines() for x in line.get_xdata())
+    assert places == pytest.approx(sorted(sigma + shift for sigma in SIGMA for shift in (0, 0.1)), abs=0.01)
+    plt.close("all")

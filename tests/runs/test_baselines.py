@@ -1,5 +1,7 @@
 """Means over random networks: their interval covers networks and photographs, holds its estimate, and is none below three."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,36 @@ def twins(table: np.ndarray, results: np.ndarray | None = None) -> list[Network]
 def test_a_stored_twin_comes_back_whole_or_not_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "twins" / "a.twin.npz"
     twin = Network({KEY: 0.5}, {KEY: np.arange(9.0)}, {"cell": np.arange(50), "name": np.array(["a", "b"] * 25)})
-    assert _stored(path, predicts=True) is None
+    assert _stored(path, twin.predictions) is None
     _store(path, twin)
-    found = _stored(path, predicts=True)
+    found = _stored(path, twin.predictions)
     assert found is not None
     assert found.results == twin.results
     assert np.array_equal(found.pseudovalues[KEY], twin.pseudovalues[KEY])
     assert all(np.array_equal(found.predictions[name], column) for name, column in twin.predictions.items())
     path.rename(path.with_name("b.twin.npz"))
-    assert _stored(path.with_name("b.twin.npz"), predicts=True) is None
+    assert _stored(path.with_name("b.twin.npz"), twin.predictions) is None
     assert "b.twin.npz is damaged (the results of another network); this network is measured again." in caplog.text
     _store(path, Network(twin.results, twin.pseudovalues, {}))
-    assert _stored(path, predicts=False) is not None and _stored(path, predicts=True) is None
+    assert _stored(path, {}) is not None and _stored(path, twin.predictions) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"results": {KEY: "evil"}}, {"results": {KEY: None}}, {"results": {KEY: math.nan}}, {"results": {KEY: math.inf}},
+        {"results": {KEY: True}}, {"results": {"evil": 1.0}}, {"results": {"a/b/../c/d": 1.0}}, {"results": [1]},
+        {"pseudovalues": {KEY: np.array(["evil"])}}, {"predictions": {"other": np.arange(50)}},
+        {"predictions": {"cell": np.arange(49)}},
+    ],
+)  # fmt: skip
+def test_a_stored_twin_of_another_form_is_measured_again(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Its checksum is right: the cache may be in a stranger's run folder."""
+    twin = Network({KEY: 0.5}, {KEY: np.arange(9.0)}, {"cell": np.arange(50)})
+    _store(tmp_path / "a", twin)
+    assert _stored(tmp_path / "a", twin.predictions)
+    _store(tmp_path / "a", replace(twin, **changed))
+    assert _stored(tmp_path / "a", twin.predictions) is None
 
 
 def test_without_networks_there_is_nothing() -> None:

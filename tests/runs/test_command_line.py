@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdprobe.runs import cli, help
+from sdprobe.runs import cli, configuration, help
 from sdprobe.runs.arguments import as_overrides
+from sdprobe.runs.groups import CONFIGS
 from sdprobe.utilities.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 CHECKED = """
 import sys
 from omegaconf import OmegaConf
-from sdprobe.runs import arguments, cli
-cfg = cli.check(arguments.as_overrides(sys.argv[2:]))
+from sdprobe.runs import arguments, configuration
+cfg = configuration.check(arguments.as_overrides(sys.argv[2:]))
 print(OmegaConf.select(cfg, sys.argv[1]))
 assert not {"torch", "diffusers", "lightning", "matplotlib"} & set(sys.modules)
 """
@@ -120,7 +121,7 @@ def test_wrong_settings_are_found_before_torch_is_imported(words: list[str], mes
 )
 def test_noise_levels_that_cannot_be_meant_get_a_sentence(words: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        cli.check(words)
+        configuration.check(words)
     assert message in str(caught.value)
 
 
@@ -138,7 +139,7 @@ def test_noise_levels_that_cannot_be_meant_get_a_sentence(words: list[str], mess
     ],
 )
 def test_values_of_another_kind_than_the_default_that_are_meant_pass(words: list[str]) -> None:
-    assert cli.check(words) is not None
+    assert configuration.check(words) is not None
 
 
 def test_help_has_examples_choices_and_every_setting_with_its_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,18 +158,18 @@ def test_every_choice_says_what_it_is(group: str) -> None:
 
 
 def test_help_is_what_the_files_say() -> None:
-    [timestep] = [setting for setting in help.settings_of(cli.CONFIGS / "train.yaml") if setting.name == "timestep"]
-    line = next(line for line in (cli.CONFIGS / "train.yaml").read_text().splitlines() if line.startswith("timestep:"))
+    [timestep] = [setting for setting in help.settings_of(CONFIGS / "train.yaml") if setting.name == "timestep"]
+    line = next(line for line in (CONFIGS / "train.yaml").read_text().splitlines() if line.startswith("timestep:"))
     assert timestep.default == "50" and timestep.meaning in line and timestep.values in line
-    names = [setting.name for setting in help.settings_of(cli.CONFIGS / "probe" / "study.yaml", "probe.")]
+    names = [setting.name for setting in help.settings_of(CONFIGS / "probe" / "study.yaml", "probe.")]
     assert {"probe.head", "probe.solver"} <= set(names)  # inherited from position.yaml
 
 
 def test_the_first_line_says_what_was_asked_for() -> None:
-    cfg = cli.check(["probe=depth", "mitigation=leace", "block=[mid,up_1]"])
+    cfg = configuration.check(["probe=depth", "mitigation=leace", "block=[mid,up_1]"])
     assert cfg is not None
     assert cli.asked_for(cfg) == (
         "Probe depth, backbone demo, block mid and up_1, timestep 50, images scene_depth, mitigation leace."
     )
-    sweep = cli.check(["-m", "timestep=10,50"])
+    sweep = configuration.check(["-m", "timestep=10,50"])
     assert sweep is not None and cli.asked_for(sweep).startswith("A sweep; its first job: ")

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from lightning import Callback
 
 from sdprobe.reports.similarity import defaults_of
 from sdprobe.runs import tracking
+from sdprobe.runs.cli import UserError
 from sdprobe.runs.measurement import Bound, Measurement
 from sdprobe.runs.record import VERSION
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_state
+from sdprobe.utilities.io import DamagedFile, read_state, write_state
 
 SMALL = [
     "block=up_0", "backbone=tiny", "images.size=128", "images.limit=30", "probe.min_steps=10", "trainer.max_epochs=5",
@@ -71,6 +73,42 @@ def starts_again(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
     [line] = caplog.messages
     said = re.fullmatch(rf"{re.escape(str(folder))}/checkpoints/last\.ckpt is damaged \(.+\)\. Training starts again\.", line)
     return checkpoint is None and said is not None
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_state_that_cannot_be_restored_is_told_and_a_fault_of_training_is_not(restored: bool) -> None:
+    run = SimpleNamespace(_checkpoints=SimpleNamespace(loaded=True), _bound=SimpleNamespace(restored=restored))
+    with pytest.raises(KeyError if restored else InputError, match=r"state_dict|cannot be restored"):  # noqa: SIM117
+        with Measurement._restoring(run, Path("last.ckpt")):  # type: ignore[arg-type]
+            raise KeyError("state_dict")
+
+
+STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda state: [state.pop(key) for key in list(state) if key not in ("config_hash", "numbers_version")],
+    "no weights": lambda state: state.pop("state_dict"),
+    "weights of another shape": lambda state: state.update(state_dict={key: torch.zeros(1) for key in state["state_dict"]}),
+    "no optimiser": lambda state: state.pop("optimizer_states"),
+    "optimiser of another network": lambda state: state.update(optimizer_states=[{"state": {}, "param_groups": []}]),
+    "a word for a loop": lambda state: state["loops"].update(fit_loop="x"),
+    "an old version": lambda state: state.update({"pytorch-lightning_version": "0.1.0"}),
+    "no version": lambda state: state.update({"pytorch-lightning_version": [1]}),
+    "a list of callbacks": lambda state: state.update(callbacks=[1]),
+}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_form_is_told_in_a_sentence(launch, interrupt) -> None:
+    part = interrupt(Interrupt())
+    file = part.folder / "checkpoints" / "last.ckpt"
+    whole = file.read_bytes()
+    for name, change in STATES.items():
+        file.write_bytes(whole)
+        state = read_state(file)
+        change(state)
+        write_state(file, state)
+        with pytest.raises((UserError, InputError), match=r"last\.ckpt to hold the state of this run") as caught:
+            launch(f"resume={part.folder}", folder="cut")
+        assert len(str(caught.value).splitlines()) == 1, name
 
 
 def test_paths_in_a_checkpoint_are_left_out() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from omegaconf import OmegaConf
 
 from sdprobe.reports.__main__ import main as reports
-from sdprobe.runs import cli, folders
+from sdprobe.reports.similarity import defaults_of
+from sdprobe.runs import cli, configuration, folders
 from sdprobe.runs.arguments import as_overrides
-from sdprobe.runs.folders import CONFIGS
+from sdprobe.runs.groups import CONFIGS
 from sdprobe.runs.run import run
 from sdprobe.utilities.errors import InputError
 
@@ -133,7 +135,7 @@ def run_folder(tmp_path: Path, overrides: object, name: str = "run") -> Path:
 
 def resumed(folder: Path, *others: str) -> list[str]:
     words = cli.expanded(as_overrides([f"resume={folder}", *others]))
-    cli.check(words)
+    configuration.check(words)
     return words
 
 
@@ -158,12 +160,55 @@ HONEST = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("text", [f"block=[{'a,' * 20_000}a]", f"{'a' * 5000}=1", f"prompt={'[' * 2000}"])
+def test_an_override_that_would_take_minutes_to_parse_is_refused(text: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError, match="is no override"):
+        resumed(run_folder(tmp_path, [*FREE, text]))
+    assert time.monotonic() - started < 5
+
+
+def aliases(levels: int = 30) -> bytes:
+    """A mapping that stands for ten to the power of so many."""
+    lines = [
+        "  a0: &a0 {}",
+        *(f"  a{n}: &a{n} {{{', '.join(f'k{i}: *a{n - 1}' for i in range(10))}}}" for n in range(1, levels)),
+    ]
+    return "\n".join(["images:", *lines]).encode()
+
+
+CONFIGURATIONS = {
+    "aliases": aliases(), "alias of itself": b"images: &a {b: *a}", "long number": b"seed: 0x" + b"f" * 100_000,
+    "sexagesimal": b"seed: 1" + b":59" * 20_000, "deep": b"images: " + b"{a: " * 3000 + b"1" + b"}" * 3000,
+    "large": b"prompt: " + b"x" * 10_000_000, "list": b"- 1", "no UTF-8": b"\xff", "many": b"images:\n" + b"  a: 1\n" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_of_a_stranger_is_read_in_no_time(name: str, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, FREE)
+    for file in ("config.yaml", "hydra.yaml"):
+        (folder / ".hydra" / file).write_bytes(CONFIGURATIONS[name])
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(10)
+    try:
+        with contextlib.suppress(InputError):
+            cli.expanded([f"resume={folder}"])
+        with pytest.raises(InputError):
+            defaults_of(folder)
+        for words in (["ls", str(tmp_path), "probe=position"], ["show", str(folder)]):
+            with contextlib.suppress(SystemExit):
+                reports(words)
+    finally:
+        signal.alarm(0)
+
+
 def test_what_a_run_stores_is_taken_back_as_it_is(tmp_path: Path) -> None:
     assert folders.resumed_overrides(run_folder(tmp_path, HONEST)) == HONEST
 
 
 def test_several_mitigations_of_one_class_are_taken_back(tmp_path: Path) -> None:
-    cfg = cli.composed(resumed(run_folder(tmp_path, [*FREE, "experiment=mitigations"])))
+    cfg = configuration.composed(resumed(run_folder(tmp_path, [*FREE, "experiment=mitigations"])))
     assert [mitigation._target_ for mitigation in cfg.mitigation.values()].count("sdprobe.mitigations.PositionMean") == 5
 
 
@@ -320,7 +365,7 @@ def test_a_folder_of_something_else_is_not_cleared(tmp_path: Path, configure) ->
     (other / "maps.npz").write_text("mine")
     for setting in ("hydra.run.dir", "run_dir"):
         with pytest.raises(InputError, match=r"'maps\.npz'"):
-            cli.check_folders(cli.composed([*FREE, f"{setting}={other}"]))
+            configuration.check_folders(configuration.composed([*FREE, f"{setting}={other}"]))
     with pytest.raises(InputError, match=r"'maps\.npz'"):  # an argument of the command that a launcher starts
         run(configure(*FREE, "images.size=128"))
     assert {path.read_text() for path in other.rglob("*") if path.is_file()} == {"mine"}

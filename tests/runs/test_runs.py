@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.reports.run import Run
-from sdprobe.runs import checks, cli
+from sdprobe.runs import checks, cli, configuration
+from sdprobe.runs.groups import CONFIGS
 from sdprobe.runs.measurement import Bound
 from sdprobe.runs.record import (
     DEVICES,
@@ -60,7 +61,7 @@ from sdprobe.utilities.errors import InputError
 )
 def test_misspelt_overrides_get_the_nearest_name(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        cli.check(arguments)
+        configuration.check(arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -75,7 +76,7 @@ def test_misspelt_overrides_get_the_nearest_name(arguments: list[str], message: 
     ],
 )  # fmt: skip
 def test_good_commands_pass(arguments: list[str]) -> None:
-    cli.check(arguments)
+    configuration.check(arguments)
 
 
 def test_resume_brings_back_the_overrides_of_the_run(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_resume_stands_alone_and_wants_a_run(tmp_path: Path) -> None:
 
 
 def hash_of(*overrides: str, hashed: Callable[[DictConfig], str] = config_hash) -> str:
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hashed(compose("train", overrides=list(overrides)))
 
 
@@ -115,7 +116,7 @@ def test_the_config_hash_follows_what_changes_numbers() -> None:
 @cache
 def composed() -> dict[str, Any]:
     overrides = ["mitigation=[standardize,leace]", "trainer=ddp", "images=crops", "logger=csv"]
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings = OmegaConf.to_container(compose("train", overrides=overrides), resolve=False)
     assert isinstance(settings, dict)
     return settings  # type: ignore[return-value]
@@ -225,7 +226,7 @@ def test_metrics_are_written_at_once_or_not_at_all(tmp_path: Path) -> None:
     ],
 )
 def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> None:
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", overrides=override.split())
     with pytest.raises(InputError) as caught:
         checks.check_types(cfg)
@@ -236,7 +237,7 @@ def test_values_of_the_wrong_type_are_refused(override: str, message: str) -> No
     "override", ["images.limit=3", "activation_budget=0", "block=[mid,up_1]", "images=hub", "backbone=local"]
 )
 def test_values_of_the_right_type_pass(override: str) -> None:
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         checks.check_types(compose("train", overrides=[override]))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from sdprobe.runs import cli
+from sdprobe.runs import configuration
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.settings import SETTINGS, check, rules
 
@@ -61,7 +61,7 @@ def test_a_wrong_value_is_refused_by_the_command_line_with_the_name_that_was_typ
     cfg = composed(*wanted).copy()
     OmegaConf.update(cfg, typed, -5 if wrong == "-5" else wrong)
     with pytest.raises(InputError, match=rf"Expected \S*{name} to be .*but got"):
-        cli.check_settings(cfg)
+        configuration.check_settings(cfg)
 
 
 @cache

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from sdprobe.backbones.architectures import presets
 from sdprobe.backbones.loading import native_size
 from sdprobe.backbones.random_pipeline import random_pipeline
-from sdprobe.runs import checks, cli
+from sdprobe.runs import checks, cli, configuration
 from sdprobe.runs import run as runner
+from sdprobe.runs.groups import CONFIGS
 from sdprobe.runs.record import config_hash
 from sdprobe.utilities.errors import InputError
 
@@ -21,7 +22,7 @@ SMALL = ["block=conv_in", "images.limit=12", "probe.solver=closed_form", "twins=
 
 
 def filled(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
     checks.fill_size(cfg)
     return cfg
@@ -97,10 +98,10 @@ def test_a_resumed_run_keeps_the_size_that_was_filled_in(tmp_path: Path) -> None
 @pytest.mark.parametrize(("size", "said"), [("100", "a positive multiple of 64"), ("wide", "an integer")])
 def test_a_wrong_size_is_refused_before_anything_is_loaded(size: str, said: str) -> None:
     with pytest.raises(InputError, match=f"Expected images.size to be {said}, but got"):
-        checks.check(cli.check([f"images.size={size}"]))  # type: ignore[arg-type]
+        checks.check(configuration.check([f"images.size={size}"]))  # type: ignore[arg-type]
 
 
 def test_no_size_is_a_size() -> None:
-    cfg = cli.check([])
+    cfg = configuration.check([])
     assert cfg is not None and cfg.images.size is None
     checks.check(cfg)

@@ -26,7 +26,7 @@ from datamodules.latents import LatentCache, LatentStore
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.precision import choose_device
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, sweep
+from sdprobe.runs import cli, configuration, sweep
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.record import VERSION, config_hash
 from sdprobe.runs.sweep import SweepSummary, jobs, named
@@ -217,16 +217,16 @@ def test_progress_counts_jobs_and_estimates_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("launcher", "extra"), [("ray", "ray"), ("slurm", "slurm"), ("submitit_local", "slurm")])
 def test_a_missing_launcher_names_its_extra(launcher: str, extra: str, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "_installed", lambda module: False)
+    monkeypatch.setattr(configuration, "_installed", lambda module: False)
     with pytest.raises(InputError, match=rf"^Expected hydra/launcher to be installed.*needs the extra '{extra}'.*pip install"):
-        cli.check(["-m", f"hydra/launcher={launcher}", "seed=1,2"])
-    cli.check([f"hydra/launcher={launcher}"])  # a single run needs none
+        configuration.check(["-m", f"hydra/launcher={launcher}", "seed=1,2"])
+    configuration.check([f"hydra/launcher={launcher}"])  # a single run needs none
 
 
 def test_what_is_not_installed_is_noticed() -> None:
-    assert cli._installed("hydra.core")
-    assert not cli._installed("hydra_plugins.hydra_no_such_launcher")
-    assert not cli._installed("no_such_package.module")
+    assert configuration._installed("hydra.core")
+    assert not configuration._installed("hydra_plugins.hydra_no_such_launcher")
+    assert not configuration._installed("no_such_package.module")
 
 
 def test_a_job_has_one_device() -> None:
@@ -284,7 +284,7 @@ def test_jobs_that_are_one_pass_are_named_with_the_command_of_one_run(task: str,
         words = shlex.split(command)
         cfg.hydra.overrides.task = [word for word in words if word != "-m"]
         assert sweep.one_pass(cfg) == ""
-        assert cli.check(words) is not None
+        assert configuration.check(words) is not None
 
 
 def test_a_glob_has_as_many_jobs_as_choices() -> None:

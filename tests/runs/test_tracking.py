@@ -15,7 +15,7 @@ from wandb.errors import CommError
 from sdprobe.backbones.architectures import meta_unet, preset_config
 from sdprobe.backbones.layers import layer_table
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, tracking
+from sdprobe.runs import configuration, tracking
 from sdprobe.runs.arguments import as_overrides
 from sdprobe.tokens.keys import select
 from sdprobe.utilities.errors import InputError
@@ -253,16 +253,16 @@ def test_a_misspelt_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("project", ["a/b", "a" * 129])
 def test_a_project_that_wandb_refuses_is_refused_before_anything_is_imported(project: str) -> None:
     with pytest.raises(InputError, match=r"^Expected logger\.project to be at most 128 characters without / .* Choose another"):
-        cli.check(as_overrides([f"logger.project={project}"]))
+        configuration.check(as_overrides([f"logger.project={project}"]))
 
 
 # ---------------------------------------------------------------- TensorBoard
 
 
 def test_without_its_package_tensorboard_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_installed", lambda module: False)
+    monkeypatch.setattr(configuration, "_installed", lambda module: False)
     with pytest.raises(InputError, match=r"got 'tensorboard', which needs the extra of that name\. Install it: pip install"):
-        cli.check(["logger=tensorboard"])
+        configuration.check(["logger=tensorboard"])
 
 
 def test_tensorboard_has_curves_over_layers_and_figures(launch, tmp_path: Path) -> None:

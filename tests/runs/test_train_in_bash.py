@@ -32,7 +32,10 @@ def typed(line: str, environment: dict[str, str]) -> subprocess.CompletedProcess
         ("seed=1.5", "Expected seed to be an integer, but got 1.5."),
         ("device=gpu", "Expected device to be one of auto, cpu, cuda, but got 'gpu'."),
         ("images=folder", "Expected images.root to be given, but it is missing. Add images.root=... to the command."),
-        ("images=folder images.root='/no/such place'", "Expected images.root to be a folder, but '/no/such place' is not."),
+        (
+            "images=folder images.root='/no/such place'",
+            "Expected images.root to be a folder, but got '/no/such place' (no such file or directory).",
+        ),
         ("backbone=local", "Expected backbone.path to be given"),
         ("twins=-1", "Expected twins to be at least 0, but got -1"),
         ("probe=positon --help", "The nearest is 'position'."),

@@ -291,7 +291,7 @@ def test_json_and_yaml_of_older_versions_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_text('{"a": 1, "meta": {"seed": 0}}')
     assert read_json(tmp_path / "file") == {"a": 1, "meta": {"seed": 0}}
     (tmp_path / "file").write_text("- a=1\n")
-    assert read_yaml(tmp_path / "file") == "- a=1\n"
+    assert read_yaml(tmp_path / "file") == ["a=1"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DamagedFile):
         read_yaml(tmp_path / "file")
