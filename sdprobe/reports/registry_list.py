@@ -12,6 +12,7 @@ from sdprobe.reports.registry import Entry
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task
 from sdprobe.reports.tracked import chosen, null_of
+from sdprobe.tokens.keys import base_of
 from sdprobe.utilities.foreign import shown
 
 NAMED = 3  # of more layers their number is shown
@@ -116,7 +117,7 @@ def _cells(each: dict[str, Any]) -> dict[str, str]:
     texts["when"] = each["when"][5:16].replace("T", " ")
     if isinstance(each["timestep"], list):
         texts["timestep"] = ", ".join(map(str, each["timestep"]))
-    texts["layers"] = compact(each["layers"] or [])
+    texts["layers"] = compact(list(dict.fromkeys(map(base_of, each["layers"] or []))))  # t has the noise levels
     texts["at"] = each["layer"] or MISSING
     texts["value"] = with_interval(each["value"], each["low"], each["high"])
     return texts

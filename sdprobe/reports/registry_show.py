@@ -18,7 +18,7 @@ from sdprobe.reports.registry_list import with_interval
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER, tracked_of
 from sdprobe.reports.tracked import chosen, null_of
-from sdprobe.tokens.keys import ENDS, Key
+from sdprobe.tokens.keys import ENDS, Key, label_of, place_of
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
 
@@ -35,7 +35,7 @@ ORIGIN = (
 DERIVED = (
     "command", "config_hash", "settings_hash", "latents", "passes", "seconds", "peak_memory_gib", "complete", "layers",
     "shapes", "published_names", "resident_images", "train_steps", "timestep", "seed", "probe", "prompt", "mitigations",
-    "twins", "control",
+    "twins", "control", "noise_level", "choices",
 )  # fmt: skip
 
 
@@ -139,19 +139,29 @@ def number_differences(first: Entry, second: Entry) -> tuple[list[Difference], b
     """Every main number that both have, and whether any is paired by unit; of many layers the first metric only."""
     a, b = run_of(first), run_of(second)
     metrics = tracked_of(a.kind)[: None if len(a.layers) <= MOST else 1]
-    keys = [Key("test", layer, metric) for layer in a.layers for metric in metrics]
-    keys = [key for key in keys if str(key) in a.metrics and str(key) in b.metrics]
+    layers = [(layer, name) for layer in a.layers if (name := _counterpart(layer, a, b)) is not None]
+    pairs = [(Key("test", layer, metric), Key("test", name, metric)) for layer, name in layers for metric in metrics]
+    pairs = [(key, other) for key, other in pairs if str(key) in a.metrics and str(other) in b.metrics]
     gains: dict[str, float] = {}
     if units_id(a) is not None and units_id(a) == units_id(b):
-        for key in keys:
-            mine, theirs = (entry.pseudovalues(key) for entry in (first, second))
+        for key, other in pairs:
+            mine, theirs = first.pseudovalues(key), second.pseudovalues(other)
             if mine is not None and theirs is not None and mine.shape == theirs.shape:
                 gains |= paired_gains({str(key): theirs}, {str(key): mine})
     rows = []
-    for key in keys:
-        value, other = a.metrics[str(key)], b.metrics[str(key)]
-        rows.append(Difference(key, value, other, other - value, *(gains.get(f"{key}/{end}") for end in ENDS)))
+    for key, other in pairs:
+        value, second_value = a.metrics[str(key)], b.metrics[str(other)]
+        ends = (gains.get(f"{key}/{end}") for end in ENDS)
+        rows.append(Difference(key, value, second_value, second_value - value, *ends))
     return rows, bool(gains)
+
+
+def _counterpart(layer: str, a: Run, b: Run) -> str | None:
+    """The layer of another run with the same name; of a run at other noise levels, that at the same level."""
+    if layer in b.layers:
+        return layer
+    place = place_of(layer, a.meta["timestep"]), label_of(layer)
+    return next((other for other in b.layers if (place_of(other, b.meta["timestep"]), label_of(other)) == place), None)
 
 
 def show_difference(a: Entry, b: Entry, console: Console) -> None:

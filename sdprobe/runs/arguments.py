@@ -14,6 +14,8 @@ TEXT = re.compile(
     r"prompt|cache_dir|run_dir|position_run|resume|(images\.)+(root|path|split|column|revision)|backbone\.(path|revision)|datamodule\.labels"
     r"|mitigation\.saved\.folder|logger\.(?!tags)\w+|hydra\.(run|sweep)\.dir"
 )
+# lists that a user may write with spaces
+SPACED = re.compile(r"(block|timestep|noise_level|choose|mitigation)=\[")
 # those of them that are places on this machine, where ~ is the home folder
 PLACES = re.compile(r".*(_dir|_run|\.dir|resume|root|path|labels|folder)")
 _OURS = re.compile(r"""(["']).*\1|(choice|range|glob|sort|shuffle|tag|interval)\(.*\)|.*\$\{.*|null|""", re.S)
@@ -34,7 +36,7 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
     jobs = any(argument in ("-m", "--multirun") for argument in arguments)
     words: list[str] = []
     for argument in arguments:  # a list with spaces, which the shell splits
-        if words and words[-1].startswith("block=[") and "]" not in words[-1] and "=" not in argument:
+        if words and SPACED.match(words[-1]) and "]" not in words[-1] and "=" not in argument:
             words[-1] += f" {argument}"
         else:
             words.append(argument)

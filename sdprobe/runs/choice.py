@@ -14,6 +14,7 @@ from sdprobe.metrics.choice import choose
 from sdprobe.metrics.grid_accuracy import chance
 from sdprobe.reports.run import Run
 from sdprobe.tokens.keys import Key, base_of, label_of, select, timestep_of
+from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile
 
@@ -36,12 +37,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         InputError: something else than layers, timesteps and mitigations is to be chosen, or half a bound is given.
     """
-    unknown = [name for name in coordinates(cfg) if name not in COORDINATES]
-    if unknown or (cfg.choose is not None and not coordinates(cfg)):
-        got = unknown[0] if unknown else "nothing"
-        raise InputError(
-            f"Expected choose to be one or several of {', '.join(COORDINATES)}, but got {got}. Write choose=layer,timestep."
-        )
+    if cfg.choose is not None:
+        settings.check("", choose=cfg.choose)
     if (cfg.position_run is None) != (cfg.position_bound is None) or (cfg.position_run is not None and not cfg.choose):
         raise InputError(
             "Expected choose, position_run and position_bound together, but got some of them. position_run=RUN is a finished "

@@ -74,7 +74,8 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         check_launcher(cfg)
     elif several := [text for text in overrides if _first(text) != text]:
         key, _, value = several[0].partition("=")
-        fix = f"Write {key}=[{value}] for {LISTED[key]} in one run, or add -m" if key in LISTED else "Add -m"
+        listed = key in LISTED and not set(value) & set("[(")  # neither lists nor range(…)
+        fix = f"Write {key}=[{value}] for {LISTED[key]} in one run, or add -m" if listed else "Add -m"
         raise InputError(f"Expected one value of {key}, but got '{value}'. {fix} for a job per value.")
     check_logger(cfg)
     try:
@@ -138,7 +139,7 @@ def check_kind(cfg: DictConfig, defaults: DictConfig, key: str) -> None:
     """
     default, value = (OmegaConf.select(node, key) for node in (defaults, cfg))
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"Expected {key} to be a finite number, but got {value}. The default is {default}.")
+        raise InputError(f"Expected {key} to be a finite number, but got {value}. Correct the value.")
     if OmegaConf.is_config(default) and (linked := _linked(defaults, key)):
         raise InputError(f"Expected {key} to be left alone, but got {_spelt(value)}. Set {linked}= instead.")
     of_hydra = key.startswith("hydra.")  # where null leaves a node out

@@ -182,6 +182,8 @@ def recorded(cfg: DictConfig) -> Iterator[None]:
         text = message if isinstance(error, CompactHydraException) else f"{message}\n\n{traceback.format_exc()}"
         log.error("%s%s failed. %s", heading(), _differing(), text)
         try:
+            if not (file.parent / folders.OVERRIDES).is_file():  # it failed before its folder was begun
+                write_command(file.parent, cfg)
             write_file(file, text)
         except OSError:  # a full disk: Hydra reports this failure itself
             raise error from None

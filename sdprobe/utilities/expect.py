@@ -79,6 +79,17 @@ def ascending(rule: Callable[[str, Any], object]) -> Callable[[str, Any], None]:
     return check
 
 
+def each(rule: Callable[[str, Any], object]) -> Callable[[str, Any], None]:
+    """The check of a name that meets a rule, or of several, as a list or separated by commas."""
+
+    def check(name: str, value: Any) -> None:
+        names = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Sequence) else [value]
+        for one in names or [""]:
+            rule(name, one.strip() if isinstance(one, str) else one)
+
+    return check
+
+
 def count(name: str, value: object, low: int, high: int, fix: str = "") -> None:
     """A whole number ≥ ``low``; above ``high`` it can only be a mistake."""
     at_least(name, integer(name, value), low, fix)

@@ -56,8 +56,10 @@ _SEED = _count(0, 2**32 - 1)  # what random number generators take
 
 # with null the class chooses, or there is none
 OPTIONAL = {
-    "limit", "cosines", "rank", "control", "variant", "pairs_per_category", "noise_level", "position_run", "position_bound",
+    "limit", "cosines", "rank", "control", "variant", "pairs_per_category", "noise_level", "choose",
+    "position_run", "position_bound",
 }  # fmt: skip
+CHOSEN = ("layer", "timestep", "mitigation")
 _POSITION_MEAN: dict[str, Rule] = {
     "basis": _one_of(*BASES), "gamma": _between(0, 1), "cosines": _count(1, 10**4), "ridge": _at_least(0),
 }  # fmt: skip
@@ -69,6 +71,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "activation_budget": _at_least(0), "timestep": expect.ascending(partial(expect.whole, low=0, high=999)),
         "noise_level": expect.ascending(_between(0, 1)), "seed": _SEED,
         "twins": _count(0, 1000), "device": _device, "control": expect.text,
+        "choose": expect.each(partial(expect.one_of, options=CHOSEN, fix="Write choose=layer,timestep.")),
         "position_bound": _between(0, 1), "position_run": expect.text,
     },
     "report": {"format": _one_of("png", "pdf")},

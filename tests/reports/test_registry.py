@@ -575,3 +575,17 @@ def test_a_number_that_was_changed_is_not_ranked_first(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         main(["best", "binned_accuracy", str(tmp_path), "block=mid"])
     assert "to be intact, but got a: metrics.json is unreadable" in capsys.readouterr().err
+
+
+def test_runs_at_several_noise_levels_are_listed_ranked_and_compared_by_level(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = {"mid__t50": 0.5, "mid__t261": 0.7, "up_1__t50": 0.4, "up_1__t261": 0.6}
+    for name, (run, units) in {"a": measured(several, timestep=[50, 261]), "b": measured({"mid": 0.55})}.items():
+        configure(write(tmp_path / name, run, units), timestep=run.meta["timestep"])
+    shown = ask(capsys, "ls", str(tmp_path))
+    assert "mid, up_1" in shown and "4 layers" not in shown
+    shown = ask(capsys, "best", "binned_accuracy", str(tmp_path), "timestep=50")
+    assert "of 3 layers in 2 runs: mid of b" in shown and ".700" not in shown
+    shown = ask(capsys, "diff", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert ".500" in shown and ".550" in shown and "No main number" not in shown

@@ -145,7 +145,7 @@ def test_a_resumed_run_makes_the_same_choice(launch: Launch, interrupt: Callable
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["choose=head"], "Expected choose to be one or several of layer, timestep, mitigation, but got head"),
+        (["choose=head"], "Expected choose to be one of layer, timestep, mitigation, but got 'head'"),
         (["choose=layer", "images.limit=60"], "Expected at least 10 validation photographs to choose by, but got 5"),
         (["choose=layer", "protocol=loos2025"], "Expected at least 10 validation photographs to choose by, but got 0"),
         (["choose=layer", "block=[mid,up_2]"], "Expected layers with one chance level of binned_accuracy"),
@@ -166,7 +166,7 @@ def test_a_probe_without_a_score_is_refused(launch: Launch) -> None:
 
 def test_commas_need_no_brackets(command: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
     code, _, err = command(*SMALL, "choose=layer,head", f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path}")
-    assert code and "but got head" in err
+    assert code and "but got 'head'" in err
 
 
 def test_a_foreign_choice_is_data(launch: Launch, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_users_mistake_is_kept_as_its_sentence(job, tmp_path: Path) -> None:
     with sweep.recorded(job()):
         raise UserError("Expected a, but got b. Use c.")
     assert (tmp_path / "0" / "error.txt").read_text() == "Expected a, but got b. Use c."
+    assert (tmp_path / "0" / ".hydra" / "overrides.yaml").is_file(), "the end of the sweep lists what the job was asked for"
 
 
 def test_a_defect_is_kept_with_its_traceback_and_forgotten_by_the_next_try(job, tmp_path: Path) -> None:
