@@ -419,19 +419,18 @@ def _networks(own: Result, given: Any, measure: Callable[[Any], Result]) -> list
     several = given if isinstance(given, list) else [] if given is None else [given]
     results = [each if isinstance(each, Result) else measure(each) for each in several]
     for other in results:
-        if (other.kind, other.layers) == (own.kind, own.layers) and (
-            unlike := [name for name, value in own.settings.items() if other.settings.get(name) != value]
-        ):
-            raise InputError(
-                f"Expected random_weights to be measured with the same {' and '.join(unlike)} as the network, but got others. "
-                "Repeat the call with the grids of the random network alone."
-            )
-        points = [{layer: len(hits) for layer, hits in each.hits.items()} for each in (own, other)]
-        if (other.kind, other.layers, other.n, points[1]) != (own.kind, own.layers, own.n, points[0]):
+        sizes = [{layer: len(hits) for layer, hits in each.hits.items()} for each in (own, other)]
+        unlike = [name for name, value in own.settings.items() if other.settings.get(name) != value]
+        if (other.kind, other.layers, other.n) != (own.kind, own.layers, own.n) or (sizes[0] != sizes[1] and not unlike):
             raise InputError(
                 f"Expected random_weights to be measured as the network is ({own.kind} at {', '.join(own.layers)}, {own.n} "
                 f"{own.units}), but got {other.kind} at {', '.join(other.layers)}, {other.n} {other.units}. Use the same "
                 "images, names and layers."
+            )
+        if unlike:
+            raise InputError(
+                f"Expected random_weights to be measured with the same {' and '.join(unlike)} as the network, but got others. "
+                "Repeat the call with the grids of the random network alone."
             )
     return results
 
