@@ -1,6 +1,7 @@
 """Rows of data sets: of a folder, or of the Hugging Face hub, where some rows are read without all the others."""
 
 import json
+import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -15,15 +16,18 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from huggingface_hub import HfApi, HfFileSystem, constants
 
 from sdprobe.utilities import expect, progress
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import below, shown, special
 from sdprobe.utilities.hub import Repository, size
-from sdprobe.utilities.io import read_json, replacing, write_file
+from sdprobe.utilities.io import LARGEST_YAML, parsing, read_file, read_json, replacing, write_file
 from sdprobe.utilities.rng import draw_below
 
 datasets.disable_progress_bars()  # progress is shown by sdprobe.utilities.progress
+CARDS = ("README.md", ".huggingface.yaml")  # may say which files are the data
 WORKERS = 8  # files that are read at a time
 Found = tuple[datasets.Dataset, Sequence[int]]
 
@@ -83,6 +87,9 @@ def _local(path: str, name: str | None, split: str) -> datasets.Dataset:
         raise InputError(
             f"Expected images.path to be owner/name on the Hugging Face hub or a dataset folder, but got '{path}', {got}. {fix}"
         )
+    for entry in below(folder):
+        if strange := special(Path(entry.path)):
+            raise InputError(f"Expected {folder} to hold files, but '{shown(entry.name)}' is {strange}. Remove it.")
     if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
         with _reading(path, split):
             stored = datasets.load_from_disk(path)
@@ -90,6 +97,7 @@ def _local(path: str, name: str | None, split: str) -> datasets.Dataset:
             return stored
         expect.one_of("images.split", split, stored)
         return stored[split]
+    check_names(folder)
     if not any(folder.rglob("*.parquet")):
         raise InputError(
             f"Expected {path} to be a dataset folder (parquet files, or written by save_to_disk), but it is not. "
@@ -97,6 +105,32 @@ def _local(path: str, name: str | None, split: str) -> datasets.Dataset:
         )
     with _reading(path, split), _choosing(path, name):
         return datasets.load_dataset(path, name, split=split)
+
+
+def check_names(folder: Path) -> None:
+    """Raises InputError if the card of a dataset folder names data at an address: a folder of others makes no request."""
+    for card in [folder / name for name in CARDS if (folder / name).is_file()]:
+        text = read_file(card, largest=LARGEST_YAML).decode(errors="replace")
+        front = re.match(r"---\s*\n(.*?)\n---", text, re.S) if card.suffix == ".md" else re.match(r"(.*)", text, re.S)
+        with parsing(card, yaml.YAMLError):
+            content = yaml.load(front[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if front else None
+        configs = content.get("configs") if isinstance(content, dict) else None
+        if elsewhere := next((name for name in _texts(configs) if "://" in name), None):
+            raise InputError(
+                f"Expected {card} to name files of its folder, but got '{shown(elsewhere)}'. Download the data, and remove it."
+            )
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """The texts in lists and mappings, at any depth; YAML may hold one node in many places."""
+    pending, seen = [node], set[int]()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict | list) and id(node) not in seen:
+            seen.add(id(node))
+            pending += node.values() if isinstance(node, dict) else node
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """images=hub: rows of stored data sets and of a hub on the loopback address, and sentences for what is not there."""
 
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -109,6 +110,26 @@ def test_a_row_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="to name a file of its folder, but got"):
             images[index]
     assert images[2]["image"].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("place", ["https://example.org/a.parquet", "hf://datasets/a/b/c.parquet", "zip://a::http://b/c.zip"])
+def test_the_card_of_a_folder_makes_no_request(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a request"))
+    table([{"bytes": encoded(1), "path": None}]).to_parquet(tmp_path / "a.parquet")
+    entries = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": place}]}]}
+    for name, text in {"README.md": "---\n{}---\n", ".huggingface.yaml": "{}"}.items():
+        (tmp_path / name).write_text(text.format(yaml.safe_dump(entries)))
+        with pytest.raises(InputError, match="to name files of its folder, but got"):
+            HubImages(str(tmp_path), size=64)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "state.json", "data-00000-of-00001.arrow"])
+def test_a_pipe_in_a_folder_of_rows_is_not_waited_for(name: str, stored: str) -> None:
+    (Path(stored) / name).unlink(missing_ok=True)
+    os.mkfifo(Path(stored) / name)
+    with pytest.raises(InputError, match="is a pipe"):
+        HubImages(stored, size=64)
 
 
 def test_content_keys_name_bytes(tmp_path: Path) -> None:
