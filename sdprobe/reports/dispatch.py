@@ -29,7 +29,7 @@ TEXT = "report.txt"  # the printed tables
 # that any report may write into a run folder
 FILES = (
     TEXT,
-    *dict.fromkeys(name for report in REPORTS.values() for name in report.files),
+    *dict.fromkeys(name for report in REPORTS.values() for name in (*report.files, *report.files_of_levels)),
     *(f"{name}.{form}" for name in COMPARISONS for form in FORMATS),
 )
 

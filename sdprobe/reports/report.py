@@ -36,9 +36,15 @@ class Report:
 
     @property
     def files(self) -> list[str]:
-        """Patterns of every file that the report may write into a run folder."""
-        names = [name for name in self.drawings for name in (name, variant(name, "t*"), _over_noise(name))]
-        return [*(f"{name}.{form}" for name in dict.fromkeys(names) for form in FORMATS), *self.written]
+        """Every file that the report may write into the folder of a run at one noise level."""
+        return [*(f"{name}.{form}" for name in self.drawings for form in FORMATS), *self.written]
+
+    @property
+    def files_of_levels(self) -> list[str]:
+        """Patterns of the files that it may write beside these for a run at several noise levels."""
+        over_layers = [name for name, drawing in self.drawings.items() if drawing.over_layers]
+        names = [each for name in over_layers for each in (variant(name, "t*"), _over_noise(name))]
+        return [f"{name}.{form}" for name in names for form in FORMATS]
 
     def figures(self, run: Run) -> dict[str, Figure]:
         """Every figure that the run has data for, by file name."""
