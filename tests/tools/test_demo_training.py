@@ -308,5 +308,7 @@ def test_states_survive_an_interrupted_write(tmp_path: Path) -> None:
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(SystemExit, match=r"Expected options of demo/config\.yaml"):
+    with pytest.raises(SystemExit, match=r"Expected options of tools/demo/config\.yaml"):
         train.main(["no_such_option=1"])
+    with pytest.raises(SystemExit, match=r"Expected recipe to be one of config, dit, but got 'unet'"):
+        train.main(["recipe=unet"])
