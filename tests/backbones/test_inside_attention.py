@@ -80,6 +80,7 @@ def ours(unet: UNet2DConditionModel, *layers: str) -> dict[str, Tensor]:
     return FrozenUNet(unet)(noisy, 50, Conditioning(states, pooled), layers)
 
 
+@functools.cache
 def by_hand(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """All layers inside attention by plain hooks on the modules of the blocks, token by token; and the prediction."""
     grids: dict[str, Tensor] = {}

@@ -25,8 +25,8 @@ ONE = ["up_1_attn_1_query", "up_1_attn_1_key", "up_1_attn_1_value"]
 EVERY = [f"*_attn_?_{part}" for part in ("query", "key", "value")]
 LAYERS = {
     "down_1": "down_1", "mid": "mid", "up_1_attn_1_query": "up_1_attn_1_query", "up_1": "up_1", FULL: FULL,
-    "conv_out once more": FULL, "conv_out, query, key and value of up_1_attn_1": [FULL, *ONE],
-    "conv_out, query, key and value of every attention": [FULL, *EVERY],
+    "conv_out once more": FULL, "conv_out; query, key, value of up_1_attn_1": [FULL, *ONE],
+    "conv_out; query, key, value of all attention": [FULL, *EVERY],
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, times in timed.items():
         shares = times_faster(times, timed[FULL])
         table.add_row(name, f"{statistics.median(times.wall) / options.batch:.4f}", *(f"{share:.3f}" for share in shares))
-    Console(width=110).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
