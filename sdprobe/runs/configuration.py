@@ -252,6 +252,12 @@ def check_settings(cfg: DictConfig) -> None:
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}
         settings.check(section, **{key: value for key, value in given.items() if value is not None})
+    name, node = "images", cfg.images
+    while OmegaConf.is_dict(node.get("images")):  # views of other images
+        name, node = f"{name}.images", node.images
+        for key, rule in settings.rules("images").items():
+            if key in node and (value := _known(node, key)) is not None:
+                rule(f"{name}.{key}", value)
 
 
 def check_levels(cfg: DictConfig, overrides: Sequence[str]) -> None:

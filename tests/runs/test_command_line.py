@@ -89,6 +89,7 @@ def test_the_argument_that_cannot_be_read_is_named_with_a_spelling_that_works(wo
         (["images.limit=1", "seed=[1]"], "Expected seed to be a number"),
         (["mitigation=leace", "mitigation.leace.shrinkage=3"], "to be true or false, but got 3"),
         (["images.size=100"], "Expected images.size to be a positive multiple of 64"),
+        (["images=crops", "images.images.limit=1e30"], "Expected images.images.limit to be at most 10000000"),
         (["probe=positon"], "The nearest is 'position'"),
         (["images.root=x"], "Add images=folder or images=nyu or images=pf_pascal or images=pf_willow or images=spair."),
         (["block=mid,up_1"], "Write block=[mid,up_1] for several layers in one run, or add -m for a job per value."),
