@@ -38,11 +38,11 @@ napoleon_use_rtype = False  # types are in signatures; a colon under Returns is 
 
 # Nitpicky (-n): every reference must have a target. These have none:
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|torchmetrics|lightning|diffusers|transformers|numpy|np|PIL)\..*"),
+    ("py:.*", r"(torch|torchmetrics|lightning|diffusers|transformers|numpy|np|yaml|PIL)\..*"),
     ("py:.*", r"(collections|pathlib|omegaconf|datasets|io|os)\..*"),
     ("py:class", r"Tensor|ndarray|Figure|nn\..*"),  # of libraries, as annotations call them
     ("py:class", r"jaxtyping\..*|'.*'"),  # Float[Tensor, "b c h w"] and its shape
-    ("py:class", r".*\.(Batch|Item|Piece|Value|Step)"),  # type variables
+    ("py:class", r".*\.(Batch|Item|Part|Piece|Value|Step)"),  # type variables
     ("py:data", r".*\b[A-Z_]+|Images"),  # constants have comments, no docstrings
 ]
 

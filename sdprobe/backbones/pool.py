@@ -21,7 +21,7 @@ class Pool:
 
     Parts of another checkpoint are dropped before anything of the next is loaded, so that a sweep over checkpoints needs no
     more memory than the largest of them. A job may move networks to another device and set their padding, as every
-    :class:`~sdprobe.backbones.FrozenSD` does when it is built, but may not change their weights.
+    :class:`~sdprobe.FrozenSD` does when it is built, but may not change their weights.
 
     Args:
         limit: bytes above which nothing more is kept, except for the first network of each kind.
