@@ -196,6 +196,10 @@ class PairDataModule(StreamDataModule):
         """The splits in use, and that which a choice is made on."""
         return ("val", "test") if self._chooses and not self.learns else self._splits
 
+    def _items(self, splits: Sequence[str]) -> set[int]:
+        """The pictures of all pairs of these splits."""
+        return {index for split in splits for pair in self.pair_source.pairs(split) for index in (pair.source, pair.target)}
+
     def _photographs(self, pairs: Sequence[Pair]) -> set[str]:
         return {self.images.photo(index) for pair in pairs for index in (pair.source, pair.target)}
 
@@ -258,9 +262,9 @@ class PairDataModule(StreamDataModule):
     def describe(self) -> dict[str, Any]:
         """Return the description of :class:`~datamodules.base.StreamDataModule`, with pairs, categories and dropped pairs."""
         pairs = {split: self.pairs(split) for split in self._splits}
-        validated = {i for split in self._read_splits for p in self.pair_source.pairs(split) for i in (p.source, p.target)}
-        measured = {i for split in self._splits for p in self.pair_source.pairs(split) for i in (p.source, p.target)}
-        used = sorted((self._usable or set()) - (validated - measured - set(self.fit_images)))
+        # pictures that only a choice reads change no number
+        others = self._items(self._read_splits) - self._items(self._splits) - set(self.fit_images)
+        used = sorted((self._usable or set()) - others)
         described = super().describe()
         del described["photographs"]
         encoded = self.store.encoded

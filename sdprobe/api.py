@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sdprobe.estimators import correspondence, layer_statistics
 from sdprobe.estimators.grids import ImageGrids, chosen, texts
-from sdprobe.estimators.layer_statistics import LayerStatistics
 from sdprobe.estimators.matching import cosines
 from sdprobe.estimators.points import keypoints, matches_of
 from sdprobe.estimators.position import PositionScores, PositionTask
@@ -24,7 +23,6 @@ from sdprobe.metrics.correspondence import Correspondence
 from sdprobe.metrics.folds import FOLDS, PER_FOLD
 from sdprobe.metrics.group_similarity import require_side
 from sdprobe.metrics.intervals import present_units
-from sdprobe.metrics.layer_tokens import TokenMeans
 from sdprobe.metrics.matches import Matches
 from sdprobe.metrics.networks import Network, merged, renamed
 from sdprobe.tokens.keys import label_of
@@ -34,7 +32,6 @@ from sdprobe.utilities import expect, settings
 from sdprobe.utilities.errors import InputError
 
 LEAST = PER_FOLD * FOLDS  # images that statistics measure
-SEEDS = (0, 2**32 - 1)  # what random number generators take
 Grids = Tensor | np.ndarray | Mapping[str, Any]  # (B, C, h, w), or layer → (B, C, h, w)
 
 
@@ -132,7 +129,7 @@ def position(
     """
     _check("probe=position", head=head, solver=solver)
     _check("datamodule", sampling=sampling, splits=splits)
-    seed, batch_size = expect.as_count("seed", seed, *SEEDS), expect.as_count("batch_size", batch_size, 1, 10**6)
+    seed, batch_size = expect.as_count("seed", seed, *settings.SEEDS), expect.as_count("batch_size", batch_size, 1, 10**6)
     images = ImageGrids.of("grids", grids, names, photographs)
     parts = chosen(images, {"train": train, "test": test}, {"val": val})
     if not parts:
@@ -218,7 +215,7 @@ def statistics(
         ('r_pos', 42, True)
     """
     _check("datamodule", splits=splits)
-    seed, batch_size = expect.as_count("seed", seed, *SEEDS), expect.as_count("batch_size", batch_size, 1, 10**6)
+    seed, batch_size = expect.as_count("seed", seed, *settings.SEEDS), expect.as_count("batch_size", batch_size, 1, 10**6)
     repeats = expect.as_count("repeats", repeats, 0, 10**6)
     views = {"cropped": cropped, "other_noise": other_noise, "other_timestep": other_timestep}
     images = ImageGrids.of("grids", grids, names, photographs)
@@ -244,28 +241,7 @@ def statistics(
         notes += (f"Intervals are too narrow: the images show {photographs_measured} photographs, fewer than {FOLDS} groups.",)
 
     def measured(images: ImageGrids) -> Result:
-        means = {layer: TokenMeans(channels).to(images.device) for layer, (channels, _, _) in images.shapes.items()}
-        for batch in images.batches(parts["fit"], batch_size):
-            for layer, grid in batch.grids.items():
-                means[layer].update(grid, batch.masks[layer]["high_norm"])
-        some = tested[:repeats]
-        repeated = {"noise": len(some) * ("other_noise" in shown), "timestep": len(some) * ("other_timestep" in shown)}
-        measures = {
-            layer: LayerStatistics(shape, margins[layer], means[layer], len(tested), repeated, seed, not label_of(layer))
-            for layer, shape in images.shapes.items()
-        }
-        for measure in measures.values():
-            measure.to(images.device)
-        for batch in images.batches(tested, batch_size):
-            for layer, grid in batch.grids.items():
-                measures[layer].whole(grid, batch.masks[layer], batch.image, batch.photo)
-        for name, view in shown.items():
-            for batch in view.batches(tested if name == "cropped" else some, batch_size):
-                for layer, grid in batch.grids.items():
-                    if name == "cropped":
-                        measures[layer].cropped(grid, batch.masks[layer])
-                    else:
-                        measures[layer].repeated(name == "other_noise", batch.masks[layer]["high_norm"], batch.image)
+        measures = layer_statistics.measured(images, shown, margins, parts["fit"], tested, repeats, seed, batch_size)
         numbers, units = layer_statistics.reported(measures)
         metric = METRICS["statistics"] if "cropped" in shown else "r_pos"
         return Result(
@@ -339,7 +315,7 @@ def match(
         >>> sdprobe.match(grids, grids, points, points, size=64).value  # every picture beside itself
         1.0
     """
-    size, seed = expect.as_count("size", size, 1, expect.LARGEST), expect.as_count("seed", seed, *SEEDS)
+    size, seed = expect.as_count("size", size, 1, expect.LARGEST), expect.as_count("seed", seed, *settings.SEEDS)
     sources, targets = ImageGrids.of("grids_a", grids_a), ImageGrids.of("grids_b", grids_b)
     targets.check_like(sources, "grids_b", "grids_a")
     for layer, (_, height, width) in sources.shapes.items():

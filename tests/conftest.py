@@ -6,7 +6,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +48,8 @@ def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="session")
-def shapes_once() -> Iterator[None]:
-    """The shapes that a network gives are found once for each configuration, size and choice of layers."""
-    from sdprobe.backbones.unet import FrozenUNet
-
-    found, known = FrozenUNet.shapes, {}
-
-    def shapes(unet: FrozenUNet, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-        key = str(sorted(dict(unet.config).items())), latent, tuple(layers)
-        if key not in known:
-            known[key] = found(unet, latent, layers)
-        return dict(known[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FrozenUNet, "shapes", shapes)
-        yield
-
-
 @pytest.fixture
-def quick(shapes_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least 10 steps an epoch, where users get 100, as tests/datamodules has it."""
     for module in ("activations", "pairs"):
         monkeypatch.setattr(f"datamodules.{module}.STEPS_PER_EPOCH", 10)

@@ -24,7 +24,7 @@ from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
 from sdprobe.backbones.unet import FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
-from sdprobe.utilities import expect, progress
+from sdprobe.utilities import expect, progress, settings
 from sdprobe.utilities.errors import InputError
 
 Grids = dict[str, Float[Tensor, "..."]]  # layer → ([T], [D], B, C, h, w)
@@ -398,7 +398,7 @@ class FrozenSD:
         several = np.iterable(timestep) and not isinstance(timestep, str)
         steps = self.noise.steps(timestep)
         draws, draw = expect.as_count("draws", draws, 1, 1000), expect.as_count("draw", draw, 0, 10**9)
-        seed = expect.as_count("seed", seed, 0, 2**32 - 1)
+        seed = expect.as_count("seed", seed, *settings.SEEDS)
         if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
             raise InputError(f"Expected dtype to be a floating-point type of torch, but got {dtype!r}. Use torch.float32.")
         names = self._resolve(layers)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.groups import token_groups
-from sdprobe.tokens.keys import base_of, label_of, timestep_of, variant
+from sdprobe.tokens.keys import label_of, unmitigated
 from sdprobe.utilities.arrays import tensor_of
 from sdprobe.utilities.errors import InputError
 
@@ -77,7 +77,7 @@ class ImageGrids:
         grids = {layer: grid[index].contiguous(memory_format=torch.channels_last) for layer, grid in self.grids.items()}
         masks = {layer: token_groups(grid) for layer, grid in grids.items() if not label_of(layer)}
         photo = torch.tensor([self.photos[self.photographs[i]] for i in indices], device=self.device)
-        return GridBatch(grids, {layer: masks[_unmitigated(layer)] for layer in grids}, index, photo)
+        return GridBatch(grids, {layer: masks[unmitigated(layer)] for layer in grids}, index, photo)
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[GridBatch]:
         """These images in order, ``size`` at a time."""
@@ -105,7 +105,7 @@ def _grids(argument: str, given: Any) -> dict[str, Tensor]:
             f"{', '.join(sorted({str(grid.device) for grid in grids.values()}))}. Extract all layers together."
         )
     for layer in grids:
-        if not isinstance(layer, str) or not layer or "/" in layer or _unmitigated(layer) not in grids:
+        if not isinstance(layer, str) or not layer or "/" in layer or unmitigated(layer) not in grids:
             raise InputError(
                 f"Expected {argument} to have layers as keys, without '/', and a variant LAYER__NAME beside its LAYER, but got "
                 f"{layer!r}. Rename it."
@@ -129,11 +129,6 @@ def _grid(name: str, given: Any) -> Tensor:
             "compute in float32."
         )
     return grid.detach()
-
-
-def _unmitigated(layer: str) -> str:
-    """The layer, at the same timestep, that a variant is compared with."""
-    return variant(base_of(layer), timestep=timestep_of(layer)) if isinstance(layer, str) else layer
 
 
 def texts(argument: str, given: Any, count: int, default: list[str], per: str = "image") -> list[str]:

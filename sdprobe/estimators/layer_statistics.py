@@ -1,6 +1,6 @@
 """LayerStatistics: all statistics of position, corner and high-norm artefacts of one layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from sdprobe.estimators.grids import ImageGrids
 from sdprobe.metrics.channel_energy import ChannelEnergy
 from sdprobe.metrics.corner_similarity import CornerSimilarity
 from sdprobe.metrics.credibility import (
@@ -189,6 +190,53 @@ class LayerStatistics(nn.Module):
             "within": tuple(corner_risk(*parts) for parts in zip(inner, outer, strict=True)),  # type: ignore[dict-item]
             "across": tuple(corner_risk(*parts) for parts in zip(*across, strict=True)),  # type: ignore[dict-item]
         }
+
+
+def measured(
+    images: ImageGrids,
+    views: Mapping[str, ImageGrids],
+    margins: Mapping[str, int | None],
+    fit: Sequence[int],
+    tested: Sequence[int],
+    repeats: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, LayerStatistics]:
+    """Layer → its statistics, from the grids of whole images.
+
+    Args:
+        images: grids as they are.
+        views: ``cropped``, ``other_noise`` and ``other_timestep`` → grids of the same images, where there are any.
+        margins: layer → tokens that ``cropped`` lacks on every side.
+        fit: images that give the mean token.
+        tested: images that are measured.
+        repeats: how many of ``tested`` are compared with the views of other noise and another timestep.
+        seed: of drawn tokens.
+        batch_size: images per step.
+    """
+    means = {layer: TokenMeans(channels).to(images.device) for layer, (channels, _, _) in images.shapes.items()}
+    for batch in images.batches(fit, batch_size):
+        for layer, grid in batch.grids.items():
+            means[layer].update(grid, batch.masks[layer]["high_norm"])
+    some = tested[:repeats]
+    repeated = {name: len(some) * (f"other_{name}" in views) for name in ("noise", "timestep")}
+    measures = {
+        layer: LayerStatistics(shape, margins[layer], means[layer], len(tested), repeated, seed, not label_of(layer)).to(
+            images.device
+        )
+        for layer, shape in images.shapes.items()
+    }
+    for batch in images.batches(tested, batch_size):
+        for layer, grid in batch.grids.items():
+            measures[layer].whole(grid, batch.masks[layer], batch.image, batch.photo)
+    for name, view in views.items():
+        for batch in view.batches(tested if name == "cropped" else some, batch_size):
+            for layer, grid in batch.grids.items():
+                if name == "cropped":
+                    measures[layer].cropped(grid, batch.masks[layer])
+                else:
+                    measures[layer].repeated(name == "other_noise", batch.masks[layer]["high_norm"], batch.image)
+    return measures
 
 
 def reported(measures: Mapping[str, LayerStatistics]) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -17,7 +17,7 @@ def choice_tables(run: Run) -> list[Table]:
     choices = run.meta.get("choices") or []
     if not choices:
         return []
-    photographs, key = choices[0]["photographs"], Key.parse(f"test/mid/{choices[0]['metric']}")
+    photographs, key = choices[0]["photographs"], Key.parse(choices[0]["metric"])
     what = " and ".join(choices[0]["by"])
     table = bare_table(f"Choice of {what} on {photographs} validation photographs")
     for head in ("chosen", "of", f"{key.metric}\nvalidation", "±", f"{key.metric}\ntest", "±", "not told\nfrom it"):

@@ -4,6 +4,7 @@ After training, the probe is tested once more, on the photographs of the validat
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sdprobe.runs.measurement import Measurement
 
 COORDINATES = {"layer": base_of, "timestep": timestep_of, "mitigation": label_of}
+# what gives several of them
+SEVERAL = {"layer": "block=[mid,up_1]", "timestep": "timestep=[50,261]", "mitigation": "datamodule.compare=true"}
 SAVED = "Saved"  # step of a mitigation that was fitted in another run
 POSITION = "binned_accuracy"  # that position_bound= bounds
 # what a position run has to share with the run that chooses, as both record it
@@ -55,7 +58,7 @@ def check_cells(probe: Any, chosen: Sequence[str]) -> None:
     if all(len(cells) == 1 for cells in groups(list(probe.shapes), chosen)):
         raise InputError(
             f"Expected several cells to choose a {' and '.join(chosen)} among, but got {', '.join(probe.shapes)}. Use "
-            "block=[mid,up_1], timestep=[50,261] or datamodule.compare=true, or leave out choose=."
+            f"{' or '.join(SEVERAL[name] for name in chosen)}, or leave out choose=."
         )
     if probe.score.partition("/")[0] != POSITION:
         return
@@ -98,17 +101,17 @@ def measure(measurement: "Measurement") -> tuple[dict[str, float], list[dict[str
         told from it), ``cells`` (how many there were), ``photographs``, ``metric`` and, where there is one, ``bound``.
     """
     cfg, data = measurement.cfg, measurement.data
-    twin = instantiate(cfg.copy().probe)(shapes=data.shapes, photos=data.photos, data=data)
-    twin.load_state_dict(measurement.probe.state_dict())
+    probe = instantiate(cfg.copy().probe)(shapes=data.shapes, photos=data.photos, data=data)
+    probe.load_state_dict(measurement.probe.state_dict())
     loggers, measurement.trainer.loggers = measurement.trainer.loggers, []  # a tracker would take them for those of the test
     with data.testing("val"):
-        measurement.trainer.test(twin, datamodule=data, verbose=False)
+        measurement.trainer.test(probe, datamodule=data, verbose=False)
     measurement.trainer.loggers = loggers
-    score = Key.parse(f"test/mid/{twin.score}")
-    found = select(twin.results, condition="test", metric=score.metric, where=score.where)
-    numbers = {str(Key("choice", *parts[1:])): value for key, value in found.items() if (parts := _parts(key))}
-    values = twin.pseudovalues()
-    scores = {cell: values[key] for cell in data.layers if (key := f"test/{cell}/{twin.score}") in values}
+    score = Key.parse(probe.score)
+    found = select(probe.results, condition="test", metric=score.metric, where=score.where)
+    numbers = {str(replace(Key.parse(text), condition="choice")): value for text, value in found.items()}
+    values = probe.pseudovalues()
+    scores = {cell: values[key] for cell in data.layers if (key := f"test/{cell}/{probe.score}") in values}
     bound = measurement.bound
     made = []
     for cells in groups(data.layers, coordinates(cfg)):
@@ -123,17 +126,12 @@ def measure(measurement: "Measurement") -> tuple[dict[str, float], list[dict[str
         left_out = [cell for cell in allowed if cell in choice.left_out or cell not in scored]
         made.append(
             {
-                "by": list(coordinates(cfg)), "metric": twin.score, "chosen": choice.chosen, "equal": list(choice.equal),
+                "by": list(coordinates(cfg)), "metric": probe.score, "chosen": choice.chosen, "equal": list(choice.equal),
                 "cells": len(cells), "photographs": choice.units, "left_out": left_out,
             }
             | ({"bound": cfg.position_bound, "within_bound": len(allowed), "position": bound[choice.chosen]} if bound else {})
         )  # fmt: skip
     return numbers, made
-
-
-def _parts(text: str) -> list[str]:
-    key = Key.parse(text)
-    return [key.condition, key.layer, key.metric, key.where, key.statistic]
 
 
 def within(cells: Sequence[str], position: Mapping[str, float], bound: float | None) -> list[str]:

@@ -52,7 +52,8 @@ def _device(name: str, value: object) -> None:
 
 
 _MULTIPLE = partial(expect.multiple, step=COARSEST)
-_SEED = _count(0, 2**32 - 1)  # what random number generators take
+SEEDS = (0, 2**32 - 1)  # what random number generators take
+_SEED = _count(*SEEDS)
 
 # with null the class chooses, or there is none
 OPTIONAL = {

@@ -11,7 +11,7 @@ from sdprobe.backbones import FrozenSD
 
 
 @pytest.fixture(scope="session")
-def sd(shapes_once: None) -> FrozenSD:
+def sd() -> FrozenSD:
     return FrozenSD.from_pretrained("tiny", precision="fp32", device="cpu")
 
 
