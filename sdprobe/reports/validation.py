@@ -62,7 +62,8 @@ def credibility_cells(runs: Iterable[Run]) -> list[CredibilityCell]:
 
     Depth is the layer's index in execution order among the measured ones; resolution is its tokens per side.
     """
-    plain = [run for run in runs if not run.chain]  # harm and risk are those of the network without mitigation
+    # harm and risk are those of the network without mitigation
+    plain = [level for run in runs if not run.chain for level in run.levels]
     statistics = {_key(run): run for run in plain if run.kind == "statistics"}
     found = []
     for run in plain:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sdprobe.reports.validation import (
     spearman,
     validation,
 )
-from sdprobe.tokens.keys import base_of
+from sdprobe.tokens.keys import Key, base_of, label_of, variant
 from tests.reports.fabricated import printed
 
 LAYERS = [("conv_in", 64), ("down_1", 32), ("down_2", 16), ("mid", 8), ("up_0", 16), ("up_1", 32), ("up_2", 64), ("up_3", 64)]
@@ -219,6 +220,25 @@ def test_cells_are_read_back(tmp_path: Path) -> None:
     for mine, theirs in zip(sorted(cells, key=key), sorted(found, key=key), strict=True):
         assert {k: v for k, v in vars(theirs).items() if isinstance(v, str)} == {"model": mine.model, "layer": mine.layer}
         assert theirs == changed(mine, credibility=pytest.approx(mine.credibility))
+
+
+def test_a_run_at_several_levels_has_the_cells_of_a_run_at_each(tmp_path: Path) -> None:
+    cells = cells_of(1, seed=0)
+    apart = stored(cells, tmp_path / "sweep")
+    together = []
+    for kind in ("statistics", "correspondence"):
+        runs = [run for run in apart if run.kind == kind]
+        metrics, shapes = {}, {}
+        for run in runs:
+            level = run.meta["timestep"]
+            renamed = {name: variant(base_of(name), label_of(name), level) for name in run.layers}
+            shapes |= {new: run.meta["shapes"][old] for old, new in renamed.items()}
+            metrics |= {str(replace((key := Key.parse(text)), layer=renamed[key.layer])): v for text, v in run.metrics.items()}
+        levels = [run.meta["timestep"] for run in runs]
+        assert len(levels) > 1
+        meta = runs[0].meta | {"timestep": levels, "layers": list(shapes), "shapes": shapes}
+        together.append(Run(metrics, meta, {}))
+    assert set(credibility_cells(together)) == set(credibility_cells(apart))
 
 
 def test_what_was_not_measured_is_missing_not_zero(tmp_path: Path) -> None:
