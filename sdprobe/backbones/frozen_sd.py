@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, overload
@@ -22,7 +22,7 @@ from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
-from sdprobe.backbones.unet import FrozenUNet
+from sdprobe.backbones.unet import Edit, FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
 from sdprobe.utilities import expect, progress, settings
 from sdprobe.utilities.errors import InputError
@@ -88,7 +88,7 @@ class FrozenSD:
         computed_in = vae_dtype(components.vae.dtype) if components.borrowed else None
         self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in, components.vae_hash)
         self.prompts = components.prompts
-        self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler)
+        self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler, components.prediction)
         self.unet_hash = components.unet_hash or weight_hash(components.unet)
         self._pad(padding)
         self.device = torch.device(device)
@@ -462,6 +462,8 @@ class FrozenSD:
         prompt: str | Sequence[str],
         draw: int = 0,
         with_grad: bool = False,
+        edits: Mapping[str, Edit] | None = None,
+        outputs: dict[str, Any] | None = None,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of latents.
 
@@ -474,13 +476,16 @@ class FrozenSD:
             prompt: conditioning text, or one per latent.
             draw: number of the noise draw.
             with_grad: record gradients with respect to the latents.
+            edits: layer → function of its grid (B, C, h, w), see :meth:`sdprobe.backbones.unet.FrozenUNet.forward`. The network
+                goes on with what the function returns.
+            outputs: of modules in an earlier pass on the same inputs, see there; filled if it is empty.
 
         Returns:
-            layer → (B, C, h, w), on the device.
+            layer → (B, C, h, w), on the device. ``conv_out`` is the prediction of the network.
 
         Raises:
-            InputError: a timestep out of range, latents too small for reflection padding, or activations that are NaN or
-                infinite.
+            InputError: a timestep out of range, latents too small for reflection padding, activations that are NaN or
+                infinite, or an edit that cannot be made.
         """
         check_sides(self.padding, latents, len(self.unet.config.block_out_channels))
         latents = latents.to(self.device)
@@ -491,9 +496,35 @@ class FrozenSD:
         if inner:
             conditioning = self.prompts(prompt, self.device, self.dtype)
             noisy = noisy.to(self.dtype, memory_format=torch.channels_last)
-            grids |= self.unet(noisy, timestep, conditioning, inner, with_grad)
+            grids |= self.unet(noisy, timestep, conditioning, inner, with_grad, edits, outputs)
+        elif edits:
+            raise InputError(
+                f"Expected edits before the layer that is read, but {layers[-1]} is an input of the network. "
+                "Read a later layer."
+            )
         check_finite(grids, ids, self.dtype)
         return grids
+
+    def target(
+        self, latents: Float[Tensor, "b c h w"], ids: Sequence[str], timestep: int, seed: int, draw: int = 0
+    ) -> Float[Tensor, "b c h w"]:
+        """What the checkpoint is trained to predict for latents, the target of its ``conv_out`` in :meth:`grids`.
+
+        Args:
+            latents: (B, 4, H/8, W/8), as ``encoder`` returns them.
+            ids: one name per latent.
+            timestep: noise level, an integer in [0, 1000).
+            seed: together with ``ids`` it determines the noise.
+            draw: number of the noise draw.
+
+        Returns:
+            noise, velocity or clean latents (B, 4, H/8, W/8), float32, as the checkpoint's scheduler says; see
+            :meth:`sdprobe.backbones.noise.NoiseSchedule.target`.
+
+        Raises:
+            InputError: a timestep out of range, or a scheduler with another target.
+        """
+        return self.noise.target(latents.to(self.device), timestep, ids, seed, draw)
 
     def shapes(self, size: int, layers: str | Sequence[str]) -> dict[str, tuple[int, int, int]]:
         """Shapes of layers, without running the network.

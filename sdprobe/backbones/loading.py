@@ -1,7 +1,7 @@
 """Checkpoint folders → networks: find (or download) a diffusers folder, check it, and load safetensors only."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sdprobe.backbones.architectures import DEMO, preset_config, presets
 from sdprobe.backbones.cards import check_card
 from sdprobe.backbones.foreign import PARTS, check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
-from sdprobe.backbones.noise import alphas_of
+from sdprobe.backbones.noise import alphas_of, prediction_of
 from sdprobe.backbones.parts import check_complete, check_kinds, check_numbers
 from sdprobe.backbones.pool import Pool
 from sdprobe.backbones.prompts import PromptEncoder
@@ -50,6 +50,7 @@ class Components:
     prompts: PromptEncoder
     alphas_cumprod: Tensor
     euler: bool
+    prediction: str = "epsilon"
     borrowed: bool = False
     unet_hash: str | None = None
     vae_hash: str | None = None
@@ -182,7 +183,8 @@ def _load_folder(
         return _network(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
 
     prompts = kept.part("prompts", lambda: _prompts(folder, variant))
-    return _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
+    found = _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
+    return replace(found, prediction=prediction_of(scheduler))
 
 
 def _components(

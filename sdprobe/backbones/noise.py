@@ -53,6 +53,13 @@ def alphas_of(config: Mapping[str, Any]) -> Float[Tensor, " t"]:
     return alphas.float()
 
 
+def prediction_of(config: Mapping[str, Any]) -> str:
+    """What a network is trained to predict: ``prediction_type`` of its scheduler's configuration, or the class's default."""
+    kind = getattr(diffusers, config["_class_name"])
+    default = inspect.signature(kind.__init__).parameters.get("prediction_type")
+    return str(config.get("prediction_type", default.default if default else "epsilon"))
+
+
 class NoiseSchedule:
     """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from the betas of a checkpoint (:func:`alphas_of`); its scheduler adds no noise itself.
 
@@ -64,10 +71,17 @@ class NoiseSchedule:
             shared ε, cyclically shifted by a random offset per image) or ``none`` (ε = 0: √ᾱ_t · z).
         scale_again: multiply the noisy latent by √ᾱ_t once more, as the library of Loos & Linhardt (2025) does for
             checkpoints with an Euler scheduler.
+        prediction: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample``, see :meth:`target`.
     """
 
-    def __init__(self, alphas_cumprod: Float[Tensor, " t"], mode: str = "independent", scale_again: bool = False) -> None:
-        self.alphas_cumprod = alphas_cumprod
+    def __init__(
+        self,
+        alphas_cumprod: Float[Tensor, " t"],
+        mode: str = "independent",
+        scale_again: bool = False,
+        prediction: str = "epsilon",
+    ) -> None:
+        self.alphas_cumprod, self.prediction = alphas_cumprod, prediction
         settings.check("backbone", noise=mode)
         self.mode = mode
         self.scale_again = scale_again
@@ -76,13 +90,43 @@ class NoiseSchedule:
         self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
     ) -> Float[Tensor, "b c h w"]:
         """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` numbers repeated draws of noise."""
+        alpha, noise = self._parts(latents, timestep, ids, seed, draw)
+        noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise
+        return noisy * alpha**0.5 if self.scale_again else noisy
+
+    def target(
+        self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
+    ) -> Float[Tensor, "b c h w"]:
+        """What the network is trained to predict from :meth:`__call__` of the same arguments, float32.
+
+        It is the noise ε (``epsilon``), the velocity √ᾱ_t · ε − √(1 − ᾱ_t) · z (``v_prediction``; Salimans & Ho 2022) or the
+        clean latent z (``sample``).
+
+        Raises:
+            InputError: another ``prediction``.
+        """
+        alpha, noise = self._parts(latents, timestep, ids, seed, draw)
+        targets = {
+            "epsilon": noise,
+            "v_prediction": alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents.float(),
+            "sample": latents.float(),
+        }
+        if self.prediction not in targets:
+            raise InputError(
+                f"Expected prediction_type of the scheduler to be {', '.join(targets)}, but got {self.prediction!r}. "
+                "Correct it in scheduler_config.json."
+            )
+        return targets[self.prediction]
+
+    def _parts(
+        self, latents: Tensor, timestep: int, ids: Sequence[str], seed: int, draw: int
+    ) -> tuple[float, Float[Tensor, "b c h w"]]:
+        """ᾱ_t, and ε of every image on the device of its latent."""
         self.check(timestep)
         if len(ids) != len(latents):
             raise InputError(f"Expected one entry of ids per image, but got {len(ids)} ids for {len(latents)} images.")
-        alpha = self.alphas_cumprod[timestep].item()
         noise = torch.stack([self._noise(latents.shape[1:], image, seed, draw) for image in ids])
-        noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise.to(latents.device)
-        return noisy * alpha**0.5 if self.scale_again else noisy
+        return self.alphas_cumprod[timestep].item(), noise.to(latents.device)
 
     def steps(self, timestep: Any) -> tuple[int, ...]:
         """One timestep, or several, as integers. Raises InputError unless there is one, and each is in [0, T)."""

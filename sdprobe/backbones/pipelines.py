@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdprobe.backbones.loading import Components, vae_dtype
-from sdprobe.backbones.noise import alphas_of
+from sdprobe.backbones.noise import alphas_of, prediction_of
 from sdprobe.backbones.precision import DTYPES
 from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.utilities.errors import InputError
@@ -40,7 +40,8 @@ def components_of(pipe: Any) -> Components:
     if len(devices) > 1:
         raise InputError(f"Expected the parts of pipe on one device, but they are on {', '.join(sorted(devices))}. Move them.")
     zeros = len(encoders) > 1 and pipe.config.get("force_zeros_for_empty_prompt", True)
-    alphas_of({**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__})
+    scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    alphas_of(scheduler)
     return Components(
         unet=_borrowed(parts["unet"]),
         vae=_borrowed(parts["vae"], vae_dtype(parts["vae"].dtype)),
@@ -51,6 +52,7 @@ def components_of(pipe: Any) -> Components:
         ),
         alphas_cumprod=pipe.scheduler.alphas_cumprod.detach().cpu().float(),
         euler="Euler" in type(pipe.scheduler).__name__,
+        prediction=prediction_of(scheduler),
         borrowed=True,
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -48,6 +48,8 @@ def check_conditions(config: Mapping[str, Any]) -> None:
 
 
 FUSED = ("to_q", "to_k", "to_v")  # projections that diffusers can fuse, in this order
+OUTPUT = "conv_out"  # the layer whose grid is the network's prediction
+Edit = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 DEFAULT = "Use the pipeline without what changes attention (pipe.unet.set_default_attn_processor())."
 
 
@@ -89,6 +91,8 @@ class FrozenUNet(nn.Module):
         conditioning: Conditioning,
         layers: Sequence[str],
         with_grad: bool = False,
+        edits: Mapping[str, Edit] | None = None,
+        outputs: dict[str, Any] | None = None,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of ``layers``; no module after the deepest of them runs.
 
@@ -100,20 +104,62 @@ class FrozenUNet(nn.Module):
             conditioning: shared by the whole batch, or one per image.
             layers: canonical names, see :func:`sdprobe.backbones.layers.resolve`.
             with_grad: record gradients with respect to ``noisy``.
+            edits: layer → function of its grid (B, C, h, w). The network goes on with what the function returns, and an edited
+                layer among ``layers`` is read after the edit. An edit must not change its argument in place.
+            outputs: a pass without edits fills an empty dictionary with the outputs of modules. Given to later passes on
+                the same inputs, it stands in for the modules before the first edit. Results are the same bit for bit.
 
         Raises:
-            InputError: attention that computes otherwise than diffusers' own, so that a layer inside it has no grid.
+            InputError: attention that computes otherwise than diffusers' own, so that a layer inside it has no grid; an edit
+                of a layer that does not exist or is after the deepest of ``layers``, or that returns another shape.
         """
+        edits = edits or {}
+        self._check_edits(edits, layers)
         grids: dict[str, Tensor] = {}
-        # not inference_mode: probes train on these tensors
-        with nullcontext() if with_grad else torch.no_grad(), self._capture(layers, grids), suppress(_Deepest):
+        with ExitStack() as stack:
+            # not inference_mode: probes train on these tensors
+            stack.enter_context(nullcontext() if with_grad else torch.no_grad())
+            if outputs:
+                stack.enter_context(self._replay(outputs, [*edits, *layers]))
+            elif outputs is not None and not edits:
+                stack.enter_context(self._record(outputs))
+            edited = stack.enter_context(self._edit(edits))  # hooks run in the order in which they are registered
+            stack.enter_context(self._capture(layers, grids))
+            stack.enter_context(suppress(_Deepest))
             self._run(self.unet, noisy, timestep, conditioning)
         self.passes += len(noisy)
+        if idle := [name for name in edits if name not in edited]:
+            raise InputError(
+                f"Expected the edit of {idle[0]} to take effect, but the module {self.table[idle[0]].path} did not run. "
+                f"{DEFAULT}"
+            )
         if absent := [name for name in layers if name not in grids]:
             raise InputError(
                 f"Expected {absent[0]} to be computed by the module {self.table[absent[0]].path}, but it did not run. {DEFAULT}"
             )
         return grids
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        timestep: int,
+        conditioning: Conditioning,
+        edits: Mapping[str, Edit] | None = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """The output of the network.
+
+        Args:
+            noisy: noisy latents (B, 4, H, W).
+            timestep: noise level.
+            conditioning: shared by the whole batch, or one per image.
+            edits: layer → function of its grid, as in :meth:`forward`.
+            outputs: of modules, as in :meth:`forward`.
+
+        Raises:
+            InputError: see :meth:`forward`.
+        """
+        return self(noisy, timestep, conditioning, [OUTPUT], edits=edits, outputs=outputs)[OUTPUT]
 
     def shapes(self, latent: tuple[int, int], layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
         """(C, h, w) of every layer for latents of this height and width, in execution order, without running the network."""
@@ -124,6 +170,63 @@ class FrozenUNet(nn.Module):
         """Canonical names for a user's ``block``, in execution order; see :func:`sdprobe.backbones.layers.resolve`."""
         return resolve(block, self.table)
 
+    def _check_edits(self, edits: Mapping[str, Edit], layers: Sequence[str]) -> None:
+        order = {name: number for number, name in enumerate(self.table)}
+        deepest = max(layers, key=order.__getitem__)
+        for name in edits:
+            if name not in order:
+                raise InputError(
+                    f"Expected edits of layers of the network, but got one of '{name}'. "
+                    "python -m sdprobe.backbones NAME lists the layers."
+                )
+            if order[name] > order[deepest]:
+                raise InputError(
+                    f"Expected edits before the layer that is read, but {name} runs after {deepest}, the deepest of them. "
+                    "Read a later layer, or leave the edit out."
+                )
+
+    @contextmanager
+    def _edit(self, edits: Mapping[str, Edit]) -> Iterator[set[str]]:
+        """Edit outputs of layers inside the block. Yields the names of the layers that were edited so far."""
+        edited: set[str] = set()
+
+        def changed(name: str, grid: Tensor) -> Tensor:
+            found = edits[name](grid)
+            if not isinstance(found, Tensor) or found.shape != grid.shape:
+                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise InputError(
+                    f"Expected the edit of {name} to return a grid of its own shape {tuple(grid.shape)}, but got {got}. "
+                    "Correct it."
+                )
+            edited.add(name)
+            return found.to(grid)
+
+        with _removed(handle for name in edits for handle in self._hooks(name, changed)):
+            yield edited
+
+    @contextmanager
+    def _record(self, outputs: dict[str, Any]) -> Iterator[None]:
+        """Fill ``outputs`` with what the modules of all layers return inside the block."""
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda _module, _inputs, output: outputs.update({name: output})
+
+        modules = {name: self.unet.get_submodule(layer.path) for name, layer in self.layers.items()}
+        with _removed(module.register_forward_hook(keep(name)) for name, module in modules.items()):
+            yield
+
+    @contextmanager
+    def _replay(self, outputs: Mapping[str, Any], needed: Sequence[str]) -> Iterator[None]:
+        """Inside the block, modules return ``outputs`` up to the first layer that is edited or read, and compute nothing."""
+        order = list(self.table)
+        first = min(map(order.index, needed))
+        inner = self.table[order[first]].path  # a layer inside attention is computed by its attention module
+        with ExitStack() as stack:
+            for name, layer in self.layers.items():
+                if order.index(name) <= first and name in outputs and not inner.startswith(f"{layer.path}."):
+                    stack.enter_context(_returning(self.unet.get_submodule(layer.path), outputs[name]))
+            yield
+
     @contextmanager
     def _capture(self, layers: Sequence[str], grids: dict[str, Tensor]) -> Iterator[None]:
         """Fill ``grids``, and end the pass when they have every layer."""
@@ -133,32 +236,29 @@ class FrozenUNet(nn.Module):
             if len(grids) == len(set(layers)):
                 raise _Deepest
 
-        handles: list[RemovableHandle] = []
-        try:
-            for name in layers:
-                handles.extend(self._hooks(name, keep))
+        with _removed(handle for name in layers for handle in self._hooks(name, keep)):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _hooks(self, name: str, keep: Callable[[str, Tensor], None]) -> Iterator[RemovableHandle]:
-        """Hooks that give the grid of a layer to ``keep``."""
+    def _hooks(self, name: str, use: Callable[[str, Tensor], Tensor | None]) -> Iterator[RemovableHandle]:
+        """Hooks that give the grid of a layer to ``use``. What it returns, if anything, replaces the grid in the network."""
         layer = self.table[name]
         module = self.unet.get_submodule(layer.path)
         if not layer.inside:
-            yield module.register_forward_hook(lambda _module, _inputs, output: keep(name, _tensor(output)))
+            yield module.register_forward_hook(lambda _module, _inputs, output: _with(output, use(name, _tensor(output))))
             return
         shapes: list[torch.Size] = []  # of the grid that goes into the attention module
         attention = self.unet.get_submodule(layer.path.partition(".transformer_blocks.")[0])
         yield attention.register_forward_pre_hook(lambda _module, inputs: shapes.append(inputs[0].shape))
-        yield module.register_forward_hook(lambda _module, _inputs, output: keep(name, _grid(name, output, shapes[-1])))
+
+        def tokens(output: Tensor) -> Tensor | None:
+            grid = use(name, _grid(name, output, shapes[-1]))
+            return None if grid is None else grid.flatten(2).transpose(1, 2)
+
+        yield module.register_forward_hook(lambda _module, _inputs, output: tokens(output))
         parent, _, last = layer.path.rpartition(".")
         fused = getattr(self.unet.get_submodule(parent), "to_qkv", None)  # runs in their place after fuse_qkv_projections
         if fused is not None and last in FUSED:
-            yield fused.register_forward_hook(
-                lambda _module, _inputs, output: keep(name, _grid(name, output.chunk(3, dim=-1)[FUSED.index(last)], shapes[-1]))
-            )
+            yield fused.register_forward_hook(lambda _module, _inputs, output: _part(output, FUSED.index(last), tokens))
 
     def _run(self, unet: nn.Module, noisy: Tensor, timestep: int, conditioning: Conditioning) -> None:
         batch = len(noisy)
@@ -193,6 +293,45 @@ class FrozenUNet(nn.Module):
 
 def _tensor(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+
+
+def _with(output: Any, grid: Tensor | None) -> Any:
+    """The output of a module with another grid in it; None for no change."""
+    if grid is None or isinstance(output, Tensor):
+        return grid
+    return (grid, *output[1:]) if isinstance(output, tuple) else type(output)(sample=grid)
+
+
+def _part(fused: Tensor, index: int, tokens: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+    """Fused projections with another one at ``index``; None for no change."""
+    parts = list(fused.chunk(len(FUSED), dim=-1))
+    found = tokens(parts[index])
+    return None if found is None else torch.cat([*parts[:index], found, *parts[index + 1 :]], dim=-1)
+
+
+@contextmanager
+def _removed(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block, also where one cannot be made."""
+    handles: list[RemovableHandle] = []
+    try:
+        handles.extend(hooks)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _returning(module: nn.Module, output: Any) -> Iterator[None]:
+    """Inside the block, the module returns ``output`` whatever its inputs are. Its hooks run."""
+    own = vars(module).get("forward")
+    module.forward = lambda *_inputs, **_options: output
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _grid(name: str, tokens: Float[Tensor, "_b _n _c"], shape: torch.Size) -> Float[Tensor, "_b _c _h _w"]:

@@ -162,3 +162,12 @@ def resized(map_: Float[Tensor, "*c h w"], height: int, width: int) -> Float[Ten
 def minus(grid: Float[Tensor, "b c h w"], map_: Float[Tensor, "c _h _w"], strength: float = 1.0) -> Float[Tensor, "b c h w"]:
     """x − strength · map, in the dtype of the grid, computed in float32."""
     return grid.float().sub(resized(map_, *grid.shape[-2:]), alpha=strength).to(grid.dtype)
+
+
+def spatial_mean(grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Grids with every token replaced by the mean token of its image, in the same memory format.
+
+    >>> spatial_mean(torch.tensor([[[[1.0, 3.0]]]])).tolist()
+    [[[[2.0, 2.0]]]]
+    """
+    return grid.mean((-2, -1), keepdim=True).expand_as(grid).clone(memory_format=torch.preserve_format)

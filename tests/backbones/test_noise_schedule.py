@@ -1,5 +1,6 @@
 """Noise: the diffusion formula whatever the scheduler class, and an ε that belongs to an image and not to a batch."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.noise import NoiseSchedule, alphas_of
+from sdprobe.backbones.noise import NoiseSchedule, alphas_of, prediction_of
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.settings import NOISES
 
@@ -245,3 +246,34 @@ def test_as_many_ids_as_latents_are_needed() -> None:
 def test_a_timestep_out_of_range_is_refused(timestep: int) -> None:
     with pytest.raises(InputError, match=f"Expected timestep to be from 0 to 999, but got {timestep}"):
         NoiseSchedule(ALPHAS)(latents(), timestep, NAMES)
+
+
+# --- target ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timestep", [50, 900])
+def test_targets_are_those_of_the_scheduler(timestep: int) -> None:
+    steps = torch.full((8,), timestep)
+    noise = epsilon(NoiseSchedule(ALPHAS), latents(), NAMES)
+    goals = {"epsilon": noise, "v_prediction": DDIM.get_velocity(latents(), noise, steps), "sample": latents()}
+    for kind, goal in goals.items():
+        found = NoiseSchedule(ALPHAS, prediction=kind).target(latents(), timestep, NAMES)
+        torch.testing.assert_close(found, goal, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="prediction_type of the scheduler to be epsilon, v_prediction, sample, but got 'x'"):
+        NoiseSchedule(ALPHAS, prediction="x").target(latents(), timestep, NAMES)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler", "DDPMScheduler"])
+def test_the_prediction_type_is_that_of_the_scheduler(kind: str) -> None:
+    assert prediction_of({"_class_name": kind}) == "epsilon"
+    assert prediction_of({"_class_name": kind, "prediction_type": "v_prediction"}) == "v_prediction"
+
+
+def test_a_checkpoint_keeps_its_prediction_type(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    pipe = copy.copy(pipeline)
+    pipe.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    loaded = FrozenSD.from_pretrained(str(folder), precision="fp32", device="cpu")
+    assert loaded.noise.prediction == FrozenSD.from_pipeline(pipe).noise.prediction == "v_prediction"
+    expected = loaded.noise.target(latents(), 261, NAMES, 3)
+    assert torch.equal(loaded.target(latents(), NAMES, 261, 3), expected)

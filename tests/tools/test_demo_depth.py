@@ -78,25 +78,6 @@ def test_change_is_the_ratio_of_means_with_an_interval_over_pictures() -> None:
     assert np.isclose(mean, 100 * 1 / 16) and low < 0 < high
 
 
-@pytest.mark.parametrize("timestep", [50, 900])
-def test_targets_are_those_of_the_scheduler(timestep: int) -> None:
-    schedule, latents, noise = scheduler(), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    steps = torch.full((2,), timestep)
-    noisy, alpha = schedule.add_noise(latents, noise, steps), schedule.alphas_cumprod[timestep].item()
-    goals = {"epsilon": noise, "v_prediction": schedule.get_velocity(latents, noise, steps), "sample": latents}
-    for kind, goal in goals.items():
-        assert torch.allclose(ceilings.target(kind, alpha, latents, noisy), goal, atol=1e-5), kind
-
-
-def test_flattening_keeps_every_channels_mean_and_ends_with_the_block() -> None:
-    module, grid = nn.Conv2d(3, 5, 1), torch.randn(2, 3, 4, 4)
-    plain = module(grid)
-    with ceilings.flattened(module):
-        flat = module(grid)
-    assert torch.allclose(flat, plain.mean((-2, -1), keepdim=True).expand_as(plain))
-    assert torch.equal(module(grid), plain)
-
-
 def test_the_table_has_a_row_per_layer() -> None:
     changes = np.array([[[1.0, 2.0]], [[0.5, 1.5]], [[1.5, 2.5]]])
     rows = ceilings.table(["mid", "up_0"], changes, [50]).splitlines()

@@ -7,8 +7,7 @@ network runs. It bounds what any edit of position in that layer can do: where it
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from jaxtyping import Float
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.images.scenes import Scenes
 from sdprobe.backbones import FrozenSD
 from sdprobe.metrics.intervals import mean_interval, ratio_pseudovalues
+from sdprobe.tokens.geometry import spatial_mean
 from sdprobe.utilities import progress
 
 SEED = 40001  # scenes that no part of the demo model was trained on
@@ -30,53 +29,6 @@ STAGE = re.compile(r"mid|(down|up)_\d+")
 BATCH = 16
 
 Errors = Float[np.ndarray, "timesteps edits pictures"]  # squared error of the prediction, averaged over its values
-
-
-@contextmanager
-def flattened(module: nn.Module) -> Iterator[None]:
-    """Inside the block, every channel of the module's output is replaced by its mean over the grid.
-
-    Args:
-        module: one whose output is a tensor (B, C, h, w), or a tuple or an object of diffusers that begins with one.
-
-    Yields:
-        nothing.
-    """
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        grid = output[0] if not isinstance(output, Tensor) else output
-        mean = grid.mean((-2, -1), keepdim=True).expand_as(grid).clone(memory_format=torch.preserve_format)
-        if isinstance(output, Tensor):
-            return mean
-        if isinstance(output, tuple):
-            return mean, *output[1:]
-        return type(output)(sample=mean)
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def target(
-    kind: str, alpha: float, latents: Float[Tensor, "b c h w"], noisy: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
-    """What a checkpoint is trained to predict, for noisy = √alpha · latents + √(1 − alpha) · noise.
-
-    Args:
-        kind: `prediction_type` of its scheduler: `epsilon`, `v_prediction` or `sample`.
-        alpha: of the noise level.
-        latents: clean latents.
-        noisy: noisy latents.
-
-    Returns:
-        noise, velocity √alpha · noise − √(1 − alpha) · latents, or clean latents.
-    """
-    if kind == "sample":
-        return latents
-    noise = (noisy - alpha**0.5 * latents) / (1 - alpha) ** 0.5
-    return noise if kind == "epsilon" else alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents
 
 
 @torch.no_grad()
@@ -99,22 +51,17 @@ def errors(
         (timesteps, 1 + layers, pictures): first the unedited network, then every layer in turn.
     """
     sd = FrozenSD.from_pipeline(pipe)
-    kind, network = pipe.scheduler.config.prediction_type, sd.unet.unet
     scenes = Scenes(size, count, seed)
-    conditioning = sd.prompts(prompt, sd.device, sd.dtype)
     found = np.zeros((len(timesteps), 1 + len(layers), count))
     loader = DataLoader(scenes, batch_size=BATCH)
     for number, items in enumerate(progress.track(list(loader), f"predict at {size} px")):
         latents, chosen = sd.encoder(items["image"].to(sd.device), items["id"]), slice(number * BATCH, (number + 1) * BATCH)
         for row, timestep in enumerate(timesteps):
-            noisy = sd.noise(latents, timestep, items["id"])
-            aim = target(kind, sd.noise.alphas_cumprod[timestep].item(), latents, noisy)
-            for column, layer in enumerate((None, *layers)):
-                edit = flattened(network.get_submodule(sd.unet.layers[layer].path)) if layer else nullcontext()
-                with edit:
-                    states = conditioning.states.expand(len(noisy), -1, -1)
-                    predicted = network(noisy.to(sd.dtype), timestep, states).sample.float()
-                found[row, column, chosen] = (predicted - aim).square().mean((1, 2, 3)).cpu().numpy()
+            target = sd.target(latents, items["id"], timestep, 0)
+            outputs: dict[str, Any] = {}
+            for column, edits in enumerate(({}, *({layer: spatial_mean} for layer in layers))):
+                grids = sd.grids(latents, items["id"], ["conv_out"], timestep, 0, prompt, edits=edits, outputs=outputs)
+                found[row, column, chosen] = (grids["conv_out"].float() - target).square().mean((1, 2, 3)).cpu().numpy()
     return found
 
 
