@@ -37,6 +37,8 @@ class StreamOptions(TypedDict, total=False):
         mitigation: label → mitigation. They are fitted on the fit split and applied in this order. None, the default, for none.
         compare: apply each mitigation alone, as a variant of every layer beside the layer itself, see
             :mod:`sdprobe.tokens.keys`; False by default.
+        inside: apply the mitigations to the first layer of ``block`` while the network runs, and read all layers from that
+            pass; False by default. Otherwise they are applied to every layer after it is read.
     """
 
     timestep: int | Sequence[int]
@@ -47,6 +49,7 @@ class StreamOptions(TypedDict, total=False):
     num_workers: int
     mitigation: Mapping[str, Configured] | None
     compare: bool
+    inside: bool
 
 
 class StreamDataModule(LightningDataModule):
@@ -73,6 +76,7 @@ class StreamDataModule(LightningDataModule):
         num_workers: worker processes that decode images, at least 0.
         mitigation: label → mitigation, or None.
         compare: apply each mitigation alone, as a variant of every layer.
+        inside: apply the mitigations to the first layer while the network runs.
 
     The arguments from ``timestep`` on are explained at :class:`StreamOptions`.
 
@@ -98,6 +102,7 @@ class StreamDataModule(LightningDataModule):
         num_workers: int = 0,
         mitigation: Mapping[str, Configured] | None = None,
         compare: bool = False,
+        inside: bool = False,
     ) -> None:
         super().__init__()
         settings.check("datamodule", batch_size=batch_size, num_workers=num_workers)
@@ -105,7 +110,7 @@ class StreamDataModule(LightningDataModule):
         settings.check("", timestep=timesteps)
         self.images, self.backbone, self.seed = images, backbone, seed
         layers = backbone.unet.resolve(block)
-        self.mitigations = Mitigations(mitigation, compare)
+        self.mitigations = Mitigations(mitigation, compare, backbone.unet.edited(layers) if inside else "")
         shapes = backbone.shapes(images.size, layers)
         self.shapes = self.mitigations.shapes({name: shapes[layer] for name, (layer, _) in cells(layers, timesteps).items()})
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
@@ -242,6 +247,7 @@ class StreamDataModule(LightningDataModule):
             "latents": {"reused": len(Processes.current().shard(used)) - encoded, "encoded": encoded},
             "passes": self.backbone.passes,
             "mitigations": self.mitigations.describe(self.images.size),
+            **self._inside,
         }
 
     @property
@@ -249,7 +255,13 @@ class StreamDataModule(LightningDataModule):
         """What the record of fitted heads says of their activations; JSON-serialisable."""
         backbone = {name: self.backbone.describe()[name] for name in ("model", "precision")}
         layers = list(self.base_stream.reads.layers)
-        return backbone | provenance(self.base_stream) | {"layers": layers, "mitigations": self.mitigations.named()}
+        described = {"layers": layers, "mitigations": self.mitigations.named()} | self._inside
+        return backbone | provenance(self.base_stream) | described
+
+    @property
+    def _inside(self) -> dict[str, str]:
+        """The layer that is edited inside the network, if there is one, as the record of a run has it."""
+        return {"inside": self.mitigations.inside} if self.mitigations.inside else {}
 
     def _encode(self) -> None:
         """Encode the images of every split in use, and leave out those that cannot be decoded.

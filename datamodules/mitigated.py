@@ -11,12 +11,14 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from datamodules.stream import ActivationStream
 from datamodules.variants import Variant, extract
-from sdprobe.mitigations.base import Chain, Configured
+from sdprobe.mitigations.base import Chain, Configured, Extraction
 from sdprobe.mitigations.saved import named, read, save
-from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import is_label, place_of, unmitigated
+from sdprobe.tokens.batch import GridBatch, joined
+from sdprobe.tokens.keys import cells, is_label, place_of, unmitigated
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
@@ -38,13 +40,18 @@ class Mitigations:
         settings: label → mitigation, in order.
         compare: give every layer a variant per mitigation (``mid__leace``) beside the layer itself. Otherwise all of them are
             applied one after the other, and replace the layer.
+        inside: the layer that they are fitted on and applied to while the network runs; empty to apply them to every layer
+            after it is read.
 
     Raises:
-        InputError: an impossible order, ``compare`` without mitigations, a label that keys cannot contain.
+        InputError: an impossible order, ``compare`` or ``inside`` without mitigations, a label that keys cannot contain, a
+            mitigation that is no map and cannot be applied inside.
     """
 
-    def __init__(self, settings: Mapping[str, Configured] | None = None, compare: bool = False) -> None:
-        steps = dict(settings or {})
+    def __init__(self, settings: Mapping[str, Configured] | None = None, compare: bool = False, inside: str = "") -> None:
+        steps, self.inside = dict(settings or {}), inside
+        if inside:
+            _check_maps(steps)
         if compare and not steps:
             raise InputError("Expected mitigations to compare, but got none. Use mitigation=[standardize,position_mean].")
         if compare and (taken := [label for label in steps if not is_label(label)]):
@@ -83,6 +90,10 @@ class Mitigations:
                 for view in (view for view in dict.fromkeys(mitigation.fit_views) if view != View()):
                     stream.viewed(view).prepare(fit[: mitigation.fit_images])
 
+    def _fitted_at(self, stream: ActivationStream) -> ActivationStream:
+        """The activations that the mitigations are fitted on."""
+        return stream.viewed(View(), [self.inside]) if self.inside else stream
+
     def fit(self, stream: ActivationStream, fit: Sequence[int], test: Sequence[int]) -> None:
         """Fit all mitigations on the images ``fit``, or load their fits.
 
@@ -96,7 +107,7 @@ class Mitigations:
                 "Expected images to fit a mitigation on, but this protocol has none. Use protocol=default, or "
                 "mitigation=saved mitigation.saved.folder=RUN."
             )
-        images = stream.store.images
+        stream, images = self._fitted_at(stream), stream.store.images
         fitted_on = provenance(stream) | {"images": [digest(_picture(images.content_key(i))) for i in fit]}
         tested = {digest(name) for i in test for name in _names(images.content_key(i))}
         for variant in self.variants:
@@ -135,9 +146,9 @@ class Mitigations:
 
 
 class MitigatedStream:
-    """An :class:`~datamodules.stream.ActivationStream` with fitted mitigations applied to its grids.
+    """An :class:`~datamodules.stream.ActivationStream` with fitted mitigations applied to its grids, or inside the network.
 
-    Token groups are those of the grids before the fitted maps.
+    Token groups are those of the grids before the fitted maps. Inside the network, every variant takes a pass of its own.
     """
 
     def __init__(self, mitigations: Mitigations, stream: ActivationStream) -> None:
@@ -169,12 +180,37 @@ class MitigatedStream:
             source = variant.label if variant.extraction else ""
             if source not in shown:
                 shown[source] = extract(variant.extraction, self.stream, indices, known)
-            for layer, grid in shown[source].grids.items():
-                grids[variant.name(layer)] = variant.fitted[layer].transform(grid)
+            for layer, grid in self._mitigated(variant, shown[source], indices).items():
+                grids[variant.name(layer)] = grid
                 masks[variant.name(layer)] = shown[source].masks[layer]
         batch = next(iter(shown.values()))
         order = sorted(grids, key=lambda name: self.stream.reads.names.index(unmitigated(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
+
+    def _mitigated(self, variant: Variant, shown: GridBatch, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Layer → grid, given the grids before the fitted maps."""
+        if not self.mitigations.inside:
+            return {layer: variant.fitted[layer].transform(grid) for layer, grid in shown.grids.items()}
+        if not variant.mitigations and not variant.saved:
+            return shown.grids
+        reads = self.stream.reads
+        names = cells([self.mitigations.inside], reads.timesteps)
+        edits = [{layer: variant.fitted[name].transform} for name, (layer, _) in names.items()]
+        return joined(list(self.stream.edited(edits)(indices))).grids
+
+
+def _check_maps(steps: Mapping[str, Configured]) -> None:
+    """Raises InputError unless there are mitigations, and all of them map grids."""
+    if not steps:
+        raise InputError(
+            "Expected mitigations to apply inside the network, but got none. Use mitigation=position_mean with "
+            "datamodule.inside=true."
+        )
+    if views := [label for label, step in steps.items() if isinstance(step, Extraction)]:
+        raise InputError(
+            f"Expected mitigations that map activations with datamodule.inside=true, but {views[0]} changes how the network "
+            "is shown an image. Leave it or datamodule.inside out."
+        )
 
 
 def _read(variant: Variant, folder: str, stream: ActivationStream, tested: set[str]) -> None:

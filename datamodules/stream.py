@@ -5,7 +5,7 @@ Tokens or grids that are needed again stay on the device within a memory budget 
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.unet import Edit
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.groups import token_groups
 from sdprobe.tokens.keys import cells
@@ -71,6 +72,7 @@ class ActivationStream:
         self.backbone, self.store, self.reads, self.labels = backbone, store, reads, labels
         self.levels = reads.timesteps  # those of a view may be others than their grids are named after
         self.draw = 0
+        self.edits: Sequence[Mapping[str, Edit]] = [{}] * len(self.levels)
         self.padding: str | None = None
         self._size = _BatchSize(batch_size)
         self._others: dict[tuple[View, Pass], ActivationStream] = {}
@@ -135,6 +137,19 @@ class ActivationStream:
             self._others[view, reads] = other
         return self._others[view, reads]
 
+    def edited(self, edits: Sequence[Mapping[str, Edit]]) -> "ActivationStream":
+        """The stream of the same images, with edits inside the network.
+
+        Args:
+            edits: for each noise level, layer → function of its grid, see :meth:`sdprobe.backbones.unet.FrozenUNet.forward`.
+
+        Returns:
+            a stream that reads what later layers compute from the edited grids.
+        """
+        other = copy.copy(self)
+        other.edits, other._others = edits, {}
+        return other
+
     def prepare(self, indices: Sequence[int]) -> list[int]:
         """Encode the images that the cache lacks, see :meth:`~datamodules.latents.LatentStore.prepare`."""
         with self._padded():
@@ -149,11 +164,14 @@ class ActivationStream:
         reads = self.reads
         with self._padded(), suppress(torch.OutOfMemoryError):
             latents = torch.stack([self.store[index] for index in indices])
-            passes = {
-                level: self.backbone.grids(latents, ids, reads.layers, level, reads.seed, reads.prompt, self.draw)
-                for level in dict.fromkeys(self.levels)
-            }
-            grids = [passes[level][layer] for layer in reads.layers for level in self.levels]
+            passes: list[dict[str, Tensor]] = []
+            for level, edits in zip(self.levels, self.edits, strict=True):
+                if level in self.levels[: len(passes)] and not edits:
+                    passes.append(passes[self.levels.index(level)])
+                    continue
+                options = (reads.layers, level, reads.seed, reads.prompt, self.draw)
+                passes.append(self.backbone.grids(latents, ids, *options, edits=edits))
+            grids = [each[layer] for layer in reads.layers for each in passes]
             return self._batch(indices, dict(zip(reads.names, grids, strict=True)))
         return None
 

@@ -170,6 +170,19 @@ class FrozenUNet(nn.Module):
         """Canonical names for a user's ``block``, in execution order; see :func:`sdprobe.backbones.layers.resolve`."""
         return resolve(block, self.table)
 
+    def edited(self, layers: Sequence[str]) -> str:
+        """The first of these layers, which is edited inside the network while the others are read.
+
+        Raises:
+            InputError: there is no other, or the first is an input of the network.
+        """
+        if len(layers) < 2 or layers[0] not in self.table:
+            raise InputError(
+                "Expected block to begin with a layer of the network, which is edited, and to have later ones, which are read, "
+                f"with datamodule.inside=true, but got {', '.join(layers)}. Use block=[mid,up_1]."
+            )
+        return layers[0]
+
     def _check_edits(self, edits: Mapping[str, Edit], layers: Sequence[str]) -> None:
         order = {name: number for number, name in enumerate(self.table)}
         deepest = max(layers, key=order.__getitem__)
@@ -296,10 +309,17 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _with(output: Any, grid: Tensor | None) -> Any:
-    """The output of a module with another grid in it; None for no change."""
+    """The output of a module with another grid in it, also where a skip connection has it; None for no change."""
     if grid is None or isinstance(output, Tensor):
         return grid
-    return (grid, *output[1:]) if isinstance(output, tuple) else type(output)(sample=grid)
+    if not isinstance(output, tuple):
+        return type(output)(sample=grid)
+    before = output[0]
+
+    def replaced(part: Any) -> Any:
+        return grid if part is before else tuple(map(replaced, part)) if isinstance(part, tuple) else part
+
+    return replaced(output)
 
 
 def _part(fused: Tensor, index: int, tokens: Callable[[Tensor], Tensor | None]) -> Tensor | None:

@@ -178,6 +178,8 @@ def random_cells(run: Run, layer: str, metric: str, few: str = FEW) -> list[str]
 
 def unmeasured(run: Run) -> str:
     """A sentence on what a run with mitigations did not measure; empty for other runs."""
+    if inside := run.meta.get("inside"):
+        return f"Mitigations edit {inside} while the network runs; all layers are read from that pass."
     if run.chain:
         both = "datamodule.compare=true measures both" if " → " not in run.chain else "mitigation=none measures it"
         return f"raw: not measured; {both}."

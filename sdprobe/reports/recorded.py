@@ -69,7 +69,9 @@ def _choice(value: Any) -> bool:
 # entries of meta that reports use → what they are, and how a message calls it
 KINDS: dict[str, tuple[Kind, str]] = {
     **dict.fromkeys(("model", "weights", "probe", "config_hash", "settings_hash"), (_text, "text")),
-    **dict.fromkeys(("control", "labels", "target_box", "dataset_fingerprint", "prompt"), (_optional(_text), "text or null")),
+    **dict.fromkeys(
+        ("control", "labels", "target_box", "dataset_fingerprint", "prompt", "inside"), (_optional(_text), "text or null")
+    ),
     "schema": (_integer, "an integer"),
     "noise_level": (_one_or_several(_number), "a number or several"),
     "timestep": (_one_or_several(_integer), "an integer or several"),

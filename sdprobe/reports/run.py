@@ -190,6 +190,8 @@ class Run:
     def setting(self) -> str:
         """Network with its path, noise level and mitigations. Equal for runs that may be compared."""
         mitigated = f", with mitigation {self.chain}" if self.chain else ""
+        if inside := self.meta.get("inside"):
+            mitigated += f", applied inside {inside}"
         return self._conditions(str(self.meta["model"])) + mitigated
 
     @property
