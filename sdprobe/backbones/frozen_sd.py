@@ -2,10 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -22,12 +22,19 @@ from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
-from sdprobe.backbones.unet import Edit, FrozenUNet
+from sdprobe.backbones.unet import OUTPUT, Edit, FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
 from sdprobe.utilities import expect, progress, settings
 from sdprobe.utilities.errors import InputError
 
 Grids = dict[str, Float[Tensor, "..."]]  # layer → ([T], [D], B, C, h, w)
+
+
+class Transform(Protocol):
+    """A fitted map, such as :class:`sdprobe.mitigations.Map`."""
+
+    def transform(self, grid: Any) -> Tensor:
+        """Return the mitigated grid (B, C, h, w)."""
 
 
 class FrozenSD:
@@ -315,6 +322,7 @@ class FrozenSD:
         size: int | None = None,
         dtype: torch.dtype | None = None,
         with_grad: bool = False,
+        edits: Mapping[str, Edit | Transform] | None = None,
     ) -> Grids: ...
 
     @overload
@@ -333,6 +341,7 @@ class FrozenSD:
         size: int | None = None,
         dtype: torch.dtype | None = None,
         with_grad: bool = False,
+        edits: Mapping[str, Edit | Transform] | None = None,
     ) -> Any: ...
 
     def activations(
@@ -350,6 +359,7 @@ class FrozenSD:
         size: Any = None,
         dtype: Any = None,
         with_grad: bool = False,
+        edits: Any = None,
     ) -> Any:
         """Activation grids of images. The U-Net stops after the deepest layer asked for.
 
@@ -375,6 +385,8 @@ class FrozenSD:
                 ``images=folder`` does. Only for files, PIL images and 8-bit arrays.
             dtype: of the grids. The default is float32 on a CPU and the dtype of the U-Net on a GPU.
             with_grad: record gradients with respect to the images.
+            edits: layer → fitted map, such as ``PositionMean().fit(grids["mid"])``, or a function of the grid (B, C, h, w).
+                It replaces the layer's grid while the network runs, at every timestep. All later layers follow from it.
 
         Returns:
             layer → (B, C, h, w), on the device of the U-Net, in execution order, contiguous. Several timesteps add a first
@@ -383,8 +395,8 @@ class FrozenSD:
 
         Raises:
             InputError: something that is no image (the message says which), images outside [0, 1] or of an unfit size, an
-                unknown layer, a timestep out of range, another number of prompts or ids than of images, or activations that are
-                NaN or infinite.
+                unknown layer, a timestep out of range, another number of prompts or ids than of images, activations that are
+                NaN or infinite, or an edit of a layer after the deepest that is read.
 
         Example:
             >>> from PIL import Image
@@ -402,33 +414,99 @@ class FrozenSD:
         if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
             raise InputError(f"Expected dtype to be a floating-point type of torch, but got {dtype!r}. Use torch.float32.")
         names = self._resolve(layers)
+        dtype = dtype or (torch.float32 if self.device.type == "cpu" else None)
+        made = _functions(edits)
+
+        def passes(latents: Tensor, ids: list[str], prompts: list[str]) -> Grids:
+            """Grids ([T], [D], B, C, h, w) of images of one size."""
+            found = []
+            for step in steps:
+                numbers = range(draw, draw + draws)
+                drawn = (self.grids(latents, ids, names, step, seed, prompts, n, with_grad, made) for n in numbers)
+                found.append(_stacked(drawn, dtype) if keep_draws else _mean(drawn, dtype))
+            return _stacked(found, None) if several else found[0]
+
+        axis = bool(several) + keep_draws
+        return self._of_images(images, size, ids, prompt, seed, with_grad, passes, axis, "extract activations")
+
+    def predict(
+        self,
+        images: Any,
+        timestep: int = 50,
+        seed: int = 0,
+        prompt: str | Sequence[str] = "",
+        ids: Sequence[str] | None = None,
+        draw: int = 0,
+        *,
+        size: int | None = None,
+        edits: Mapping[str, Edit | Transform] | None = None,
+    ) -> Any:
+        """What the network predicts from noisy images, and what it was trained to predict.
+
+        The arguments are those of :meth:`activations`, with one timestep.
+
+        Args:
+            images: an image or several.
+            timestep: noise level, an integer in [0, 1000).
+            seed: together with ``ids`` it determines the noise of each image.
+            prompt: conditioning text, or one per image.
+            ids: one name per image.
+            draw: number of the noise draw.
+            size: take the largest centred square of each picture and resize it to this side.
+            edits: layer → fitted map or function of its grid, which replaces the grid while the network runs.
+
+        Returns:
+            ``prediction`` and ``target`` → (B, 4, H/8, W/8), float32, on the device of the U-Net. The target is noise, velocity
+            or clean latent, as the checkpoint's scheduler says. For images of several sizes, a list of such dictionaries.
+
+        Raises:
+            InputError: as :meth:`activations`.
+
+        Example:
+            >>> import torch
+            >>> from sdprobe import FrozenSD
+            >>> sd = FrozenSD.from_pretrained("tiny", device="cpu")
+            >>> images = torch.rand(4, 3, 128, 128)
+            >>> plain, edited = (sd.predict(images, edits=edits) for edits in (None, {"mid": torch.zeros_like}))
+            >>> bool((plain["target"] == edited["target"]).all()), bool((plain["prediction"] == edited["prediction"]).all())
+            (True, False)
+            >>> (plain["prediction"] - plain["target"]).square().mean((1, 2, 3)).shape  # the loss of every image
+            torch.Size([4])
+        """
+        (step,) = self.noise.steps(expect.as_count("timestep", timestep, 0, len(self.noise.alphas_cumprod) - 1))
+        seed, draw = expect.as_count("seed", seed, *settings.SEEDS), expect.as_count("draw", draw, 0, 10**9)
+        made = _functions(edits)
+
+        def passes(latents: Tensor, ids: list[str], prompts: list[str]) -> Grids:
+            predicted = self.grids(latents, ids, [OUTPUT], step, seed, prompts, draw, edits=made)[OUTPUT]
+            return {"prediction": predicted.float().contiguous(), "target": self.target(latents, ids, step, seed, draw)}
+
+        return self._of_images(images, size, ids, prompt, seed, False, passes, 0, "predict")
+
+    def _of_images(
+        self, images: Any, size: Any, ids: Any, prompt: Any, seed: int, with_grad: bool,
+        passes: Callable[[Tensor, list[str], list[str]], Grids], axis: int, name: str,
+    ) -> Grids | list[Grids]:  # fmt: skip
+        """All images: what ``passes`` gives for latents, ids and prompts of images of one size; ``axis`` is that of images."""
         tensors = tensors_of(images, size, self.encoder.stride)
         prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))
         if ids is not None and not isinstance(ids, str) and np.iterable(ids):
             ids = [*map(str, ids)]
         ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else ids, len(tensors))
-        dtype = dtype or (torch.float32 if self.device.type == "cpu" else None)
 
-        def passes(indices: list[int]) -> Grids:
-            """Grids ([T], [D], B, C, h, w) of images of one size."""
+        def of(indices: list[int]) -> Grids:
             if isinstance(tensors, Tensor):
                 pixels = tensors[indices[0] : indices[-1] + 1]
             else:
                 pixels = torch.stack([tensors[i].to(self.device) for i in indices])
-            named, texts = [ids[i] for i in indices], [prompts[i] for i in indices]
-            latents = self.encoder(pixels, named, seed, with_grad)
-            found = []
-            for step in steps:
-                numbers = range(draw, draw + draws)
-                drawn = (self.grids(latents, named, names, step, seed, texts, n, with_grad) for n in numbers)
-                found.append(_stacked(drawn, dtype) if keep_draws else _mean(drawn, dtype))
-            return _stacked(found, None) if several else found[0]
+            named = [ids[i] for i in indices]
+            return passes(self.encoder(pixels, named, seed, with_grad), named, [prompts[i] for i in indices])
 
         batches = self._batches(tensors)
         if len(batches) > 1:
-            batches = progress.track(batches, "extract activations", "batch", len(batches))
+            batches = progress.track(batches, name, "batch", len(batches))
         mixed = len({image.shape[-2:] for image in tensors}) > 1
-        return _in_order([(indices, passes(indices)) for indices in batches], bool(several) + keep_draws, mixed)
+        return _in_order([(indices, of(indices)) for indices in batches], axis, mixed)
 
     def _resolve(self, layers: Any) -> tuple[str, ...]:
         if not isinstance(layers, str) and not np.iterable(layers):
@@ -585,6 +663,25 @@ class FrozenSD:
             "scaled_again": self.noise.scale_again,
             "padding": self.padding,
         }
+
+
+def _functions(edits: Any) -> dict[str, Edit]:
+    """Layer → function of its grid, of maps and functions."""
+    if edits is None:
+        return {}
+    if not isinstance(edits, Mapping):
+        raise InputError(
+            f"Expected edits to be layer → fitted map or function, but got {type(edits).__name__}. Use {{'mid': map}}."
+        )
+    made: dict[str, Edit] = {}
+    for layer, edit in edits.items():
+        made[layer] = getattr(edit, "transform", edit)
+        if not callable(made[layer]):
+            raise InputError(
+                f"Expected edits to be fitted maps or functions of a grid, but got {type(edit).__name__} for {layer}. "
+                "Fit it first: fit(grids['mid'])."
+            )
+    return made
 
 
 def _digest(image: Tensor) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.unet import Conditioning, FrozenUNet
+from sdprobe.mitigations import Standardize
 from sdprobe.tokens.geometry import spatial_mean
 from sdprobe.utilities.errors import InputError
 
@@ -162,3 +163,41 @@ def test_an_edit_that_never_ran_is_refused(
     unet.mid_block.attentions[0].forward = lambda hidden, *_args, **_kwargs: (hidden,)  # what is inside does not run
     with pytest.raises(InputError, match="Expected the edit of mid_attn_0_key to take effect, but the module"):
         FrozenUNet(unet).predict(noisy, TIMESTEP, conditioning, {"mid_attn_0_key": halved})
+
+
+# --- in Python -------------------------------------------------------------------------------------------------------
+
+
+def test_activations_and_predictions_of_images_with_a_fitted_map(sd: FrozenSD, images: Tensor) -> None:
+    plain = sd.activations(images, ["mid", "up_1", "conv_out"], timestep=[50, 261])
+    fitted = Standardize().fit(plain["mid"][0])
+    edited = sd.activations(images, ["mid", "up_1", "conv_out"], timestep=[50, 261], edits={"mid": fitted})
+    assert torch.allclose(edited["mid"][0], fitted.transform(plain["mid"][0]), atol=1e-5)
+    assert not torch.allclose(edited["up_1"][1], plain["up_1"][1], rtol=1e-2)
+    same = sd.activations(images, ["up_1"], timestep=[50, 261], edits={"mid": lambda grid: grid})
+    assert torch.equal(same["up_1"], plain["up_1"])
+    for edits, grids in ((None, plain), ({"mid": fitted}, edited)):
+        found = sd.predict(images, timestep=261, edits=edits)
+        assert torch.equal(found["prediction"], grids["conv_out"][1])
+    noisy = sd.activations(images, ["latent", "noisy_latent"], timestep=261)
+    alpha = sd.noise.alphas_cumprod[261]
+    expected = (noisy["noisy_latent"] - alpha.sqrt() * noisy["latent"]) / (1 - alpha).sqrt()
+    assert torch.allclose(found["target"], expected, atol=1e-4), "the tiny network predicts noise"
+    mixed = sd.predict([images[0], images[0, :, :64]], timestep=261)
+    assert [tuple(each["target"].shape) for each in mixed] == [(1, 4, *(side // 8 for side in shape[-2:])) for shape in
+        (images[0].shape, images[0, :, :64].shape)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("edits", "sentence"),
+    [
+        (spatial_mean, "Expected edits to be layer → fitted map or function, but got function"),
+        ({"mid": Standardize()}, "but got Standardize for mid"),
+        ({"mid": 3}, "but got int for mid"),
+        ({"latent": spatial_mean}, "one of 'latent'"),
+    ],
+)
+def test_wrong_edits_of_images_are_told(sd: FrozenSD, images: Tensor, edits: Any, sentence: str) -> None:
+    for call in (lambda: sd.activations(images, "up_1", edits=edits), lambda: sd.predict(images, edits=edits)):
+        with pytest.raises(InputError, match=sentence):
+            call()
