@@ -5,7 +5,7 @@ Tokens or grids that are needed again stay on the device within a memory budget 
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
@@ -206,15 +206,16 @@ class _BatchSize:
 
 
 _IDLE = GridBatch({}, {}, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))  # for a process without images
-_Formats = dict[str, tuple[torch.Size, torch.dtype, bool]]
+Name = TypeVar("Name", bound=Hashable)
+_Format = tuple[torch.Size, torch.dtype, bool]
 
 
-def _formats(grids: dict[str, Tensor]) -> _Formats:
+def _formats(grids: dict[Name, Tensor]) -> dict[Name, _Format]:
     """Layer → shape, dtype, and whether channels are last in memory."""
     return {layer: (grid.shape, grid.dtype, not grid.is_contiguous()) for layer, grid in grids.items()}
 
 
-def _empty(formats: _Formats, device: torch.device) -> dict[str, Tensor]:
+def _empty(formats: dict[Name, _Format], device: torch.device) -> dict[Name, Tensor]:
     """Empty grids that receive those of another process."""
     return {
         layer: torch.empty(shape, dtype=dtype, device=device, memory_format=_layout(channels_last))
@@ -230,6 +231,15 @@ def _broadcast(grid: Tensor, source: int, processes: Processes) -> Tensor:
     grid = grid.contiguous(memory_format=_layout(channels_last))
     processes.broadcast(grid.permute(0, 2, 3, 1) if channels_last else grid, source)
     return grid
+
+
+def exchanged(own: dict[Name, Tensor] | None, device: torch.device) -> Iterator[dict[Name, Tensor]]:
+    """Tensors (B, C, h, w) of every process that has some, in the order of processes. All of them call this together."""
+    processes = Processes.current()
+    for source, formats in enumerate(processes.all_gather(None if own is None else _formats(own))):
+        if formats is not None:
+            grids = own if own is not None and source == processes.rank else _empty(formats, device)
+            yield {name: _broadcast(grid, source, processes) for name, grid in grids.items()}
 
 
 def _layout(channels_last: bool) -> torch.memory_format:

@@ -3,6 +3,7 @@
 from probes.controls import ControlsProbe
 from probes.correspondence import CorrespondenceProbe
 from probes.position import PositionProbe
+from probes.role import RoleProbe
 from probes.statistics import StatisticsProbe
 from probes.study import StudyProbe
 from probes.targets import ContentProbe, DepthProbe
@@ -13,6 +14,7 @@ __all__ = [
     "CorrespondenceProbe",
     "DepthProbe",
     "PositionProbe",
+    "RoleProbe",
     "StatisticsProbe",
     "StudyProbe",
 ]

@@ -273,17 +273,18 @@ class FrozenSD:
         return self.encoder.padding
 
     @contextmanager
-    def padded(self, mode: str) -> Iterator["FrozenSD"]:
+    def padded(self, mode: str, where: str | None = None) -> Iterator["FrozenSD"]:
         """Use another padding mode inside a ``with`` block. Afterwards the network computes bit for bit what it did before.
 
         Args:
             mode: ``zeros``, ``replicate``, ``reflect`` or ``circular``.
+            where: a stage or another layer of the U-Net whose convolutions change alone; None changes those of U-Net and VAE.
 
         Yields:
             this object.
 
         Raises:
-            InputError: another mode.
+            InputError: another mode, or an unknown layer.
 
         Example:
             >>> from sdprobe import FrozenSD
@@ -295,11 +296,18 @@ class FrozenSD:
             'zeros'
         """
         before = self.padding
-        self._pad(mode)
+        inside = [] if where is None else self.unet.modules_of(where)
+        if where is None:
+            self._pad(mode)
+        for module in inside:
+            set_padding(module, mode)
         try:
             yield self
         finally:
-            self._pad(before)
+            if where is None:
+                self._pad(before)
+            for module in inside:
+                set_padding(module, before)
 
     def _pad(self, mode: str) -> None:
         for network in (self.unet.unet, self.encoder.vae):

@@ -50,7 +50,7 @@ def set_padding(network: nn.Module, mode: str) -> None:
     """
     check_padding(mode)
     name = cast(Literal["zeros", "reflect", "replicate", "circular"], mode)
-    for convolution in _convolutions(network):
+    for convolution in convolutions(network):
         convolution.padding_mode = name
     for sampler in _self_padding(network):
         assert isinstance(sampler.conv, nn.Conv2d)
@@ -60,7 +60,8 @@ def set_padding(network: nn.Module, mode: str) -> None:
         sampler.conv.padding_mode = name
 
 
-def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
+def convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
+    """The convolutions with a kernel above 1×1, which pad."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             yield module

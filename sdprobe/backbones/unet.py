@@ -183,6 +183,15 @@ class FrozenUNet(nn.Module):
             )
         return layers[0]
 
+    def modules_of(self, name: str) -> list[nn.Module]:
+        """The modules of a layer and, if it is the output of a stage, of all other layers of the stage.
+
+        Raises:
+            InputError: no such layer.
+        """
+        [name] = self.resolve([name])
+        return [self.unet.get_submodule(layer.path) for key, layer in self.layers.items() if f"{key}_".startswith(f"{name}_")]
+
     def _check_edits(self, edits: Mapping[str, Edit], layers: Sequence[str]) -> None:
         order = {name: number for number, name in enumerate(self.table)}
         deepest = max(layers, key=order.__getitem__)

@@ -82,9 +82,11 @@ class PaddingSwap(Extraction):
 
     Args:
         mode: ``reflect``, ``replicate`` or ``circular``.
+        where: a block or layer of the U-Net, such as ``up_1``, whose convolutions change alone. None changes all convolutions,
+            also those of the VAE. Only ``probe=role`` takes a ``where``.
 
     Raises:
-        InputError: another mode.
+        InputError: another mode; in :meth:`passes`, a ``where``.
 
     References:
         Islam, Jia & Bruce (2020), How Much Position Information Do Convolutional Neural Networks Encode?, ICLR.
@@ -95,9 +97,9 @@ class PaddingSwap(Extraction):
         'circular'
     """
 
-    def __init__(self, mode: str = "reflect") -> None:
-        settings.check("padding_swap", mode=mode)
-        self.mode = mode
+    def __init__(self, mode: str = "reflect", where: str | None = None) -> None:
+        settings.check("padding_swap", mode=mode, where=where)
+        self.mode, self.where = mode, where
 
     def passes(self, size: int) -> tuple[View, ...]:
         """One pass of the network with another padding.
@@ -107,7 +109,15 @@ class PaddingSwap(Extraction):
 
         Returns:
             one view.
+
+        Raises:
+            InputError: the change is restricted to a block.
         """
+        if self.where is not None:
+            raise InputError(
+                f"Expected padding_swap.where only with probe=role, but got '{self.where}'. Leave it out to change all "
+                "convolutions."
+            )
         return (View(padding=self.mode),)
 
     def merge(self, grids: list[Float[Tensor, "b c _h _w"]], size: int) -> Float[Tensor, "b c h w"]:

@@ -39,6 +39,7 @@ TRACKED = {
     "correspondence": (MAIN_PCK, "copy_excess", "attraction"),
     "depth": ("rmse", "abs_rel", "delta1"),
     "content": ("content_r2",),
+    "role": ("loss_change", "displacement"),
 }
 # errors and risks, of which the lowest is best; of other metrics it is the highest
 LOWER = (

@@ -21,7 +21,7 @@ Batch = TypeVar("Batch", bound="_Movable")
 def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     if isinstance(value, dict):
         return {key: _move(item, device, non_blocking) for key, item in value.items()}
-    return value.to(device, non_blocking=non_blocking)
+    return value if isinstance(value, str) else value.to(device, non_blocking=non_blocking)
 
 
 class _Movable:
@@ -71,6 +71,23 @@ def joined(batches: Sequence[GridBatch]) -> GridBatch:
         image=torch.cat([batch.image for batch in batches]),
         photo=torch.cat([batch.photo for batch in batches]),
     )
+
+
+@dataclass(frozen=True)
+class EditedBatch(_Movable):
+    """What B images give in one pass of the network with an edit of one layer, and without it.
+
+    condition: ``test``, or the control that the edit is; empty for a pass without an edit. layer: name of the edited layer with
+    its noise level and mitigation; without an edit the suffix of the noise level alone. grids: later layer → (B, C, h, w) with
+    the edit. predictions: ``edited``, ``plain`` and ``target`` → (B, 4, h, w); empty where only later layers are read. photo:
+    (B,) index of the photograph that an image shows.
+    """
+
+    condition: str
+    layer: str
+    grids: dict[str, Float[Tensor, "b _c _h _w"]]
+    predictions: dict[str, Float[Tensor, "b c h w"]]
+    photo: Int[Tensor, " b"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ CONDITIONS = (
     OVER_NONE, "rotated", "other_noise", "zero_shot", "random_weights_zero_shot", "same_position", "random_point",
     "gain_over_zero_shot", "gain_over_random_weights", "gain_over_same_position",
     "choice",  # on the validation photographs that choose= chooses by
-    "random_energy", "ceiling",  # nothing writes these two yet
+    "random_energy", "ceiling", "shuffled_position",  # edits that probe=role compares with
 )  # fmt: skip
 ENDS = ("ci_low", "ci_high")  # of the 95 % interval
 STATISTICS = (*ENDS, "n", "seeds", "p")  # p: of runs of schema 1

@@ -58,7 +58,7 @@ _SEED = _count(*SEEDS)
 # with null the class chooses, or there is none
 OPTIONAL = {
     "limit", "cosines", "rank", "control", "variant", "pairs_per_category", "noise_level", "choose",
-    "position_run", "position_bound",
+    "position_run", "position_bound", "where",
 }  # fmt: skip
 CHOSEN = ("layer", "timestep", "mitigation")
 _POSITION_MEAN: dict[str, Rule] = {
@@ -107,7 +107,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "empty_image": {"draws": _count(1, 10**6)},
     "leace": {"columns": _one_of("auto", "additive", "cosine"), "tolerance": expect.positive, "cosines": _count(1, 10**4)},
     "outlier_tokens": {"threshold": expect.positive, "mode": _one_of("project", "inpaint", "mask", "clip")},
-    "padding_swap": {"mode": _one_of(*PADDINGS[1:])},
+    "padding_swap": {"mode": _one_of(*PADDINGS[1:]), "where": expect.text},
     "pca_drop": {"rank": _count(1, 10**6)},
     "position_mean": _POSITION_MEAN,
     "shuffled_position": _POSITION_MEAN | {"seed": _SEED},
