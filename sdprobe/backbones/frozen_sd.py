@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from sdprobe.utilities.errors import InputError
 Grids = dict[str, Float[Tensor, "..."]]  # layer → ([T], [D], B, C, h, w)
 
 
+@runtime_checkable
 class Transform(Protocol):
     """A fitted map, such as :class:`sdprobe.mitigations.Map`."""
 
@@ -447,7 +448,7 @@ class FrozenSD:
         draw: int = 0,
         *,
         size: int | None = None,
-        edits: Mapping[str, Edit | Transform] | None = None,
+        edits: Any = None,
     ) -> Any:
         """What the network predicts from noisy images, and what it was trained to predict.
 
