@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -27,6 +28,7 @@ from sdprobe.reports.report import Drawing, Report, several_layers
 from sdprobe.reports.run import Run, of_layer, spread
 from sdprobe.tokens.keys import label_of, timestep_of, unmitigated, variant
 
+Estimate = tuple[float | None, float | None, float | None]  # a number and the ends of its interval
 CEILING, SHUFFLED, RANDOM = "ceiling", "shuffled_position", "random_energy"
 UNSEEN = "the loss does not see this layer"
 REBUILT = 0.5  # ρ from which position counts as rebuilt
@@ -143,26 +145,19 @@ def over_layers(run: Run) -> Figure:
     for place, low, high in zip(places, *ends, strict=True):
         axes[0].fill_between([place - 0.4, place + 0.4], low, high, color=style.GREY, alpha=0.35, lw=0)
     axes[0].fill_between([], [], color=style.GREY, alpha=0.35, lw=0, label="ceiling, 95 % interval")
-    for row, metric in enumerate((CHANGE, SHARE)):
+    for axis, metric in zip(axes, (CHANGE, SHARE), strict=True):
         for index, label in enumerate(run.labels):
             for condition in ("test", RANDOM):
                 found = [_visible(run, condition, variant(layer, label), metric) for layer in run.bases]
-                kind = (
-                    style.series(index)
-                    if condition == "test"
-                    else {"color": style.series(index)["color"], "ls": ":", "marker": "x"}
-                )
-                text = f"{label.replace('__', ' → ')}{'' if condition == 'test' else ', random energy'}"
-                style.curve(axes[row], *(100 * np.array(found, dtype=float).T), label=text, main=condition == "test", **kind)
-        axes[row].axhline(0, color=style.DARK, lw=0.8)
+                _draw(axis, found, condition, label, index, 100)
+        axis.axhline(0, color=style.DARK, lw=0.8)
     axes[0].set_yscale("symlog", linthresh=1)
     axes[0].set_ylabel("change of the loss, %")
     axes[1].set_ylabel("share of the ceiling, %")
-    unseen = [place for place, layer in zip(places, run.bases, strict=True) if not seen(run, layer)]
-    for place in unseen:
-        axes[1].text(
-            place, 0, "not seen by the loss", rotation=90, ha="center", va="bottom", fontsize=style.SMALL, color=style.GREY
-        )
+    note: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": style.SMALL, "color": style.GREY}
+    for place, layer in enumerate(run.bases):
+        if not seen(run, layer):
+            axes[1].text(place, 0, "not seen by the loss", **note)
     style.least_span(axes[1], 10)
     style.legend(figure, *axes[0].get_legend_handles_labels())
     style.name_layers(axes[-1], run.axis)
@@ -179,12 +174,10 @@ def reemergence(run: Run) -> Figure:
     figure, axes = style.panels(rows, columns, 5.5 * columns, 2.6 * rows + 1.5, sharex=True, sharey=True)
     for axis, layer in zip(axes.flat, layers, strict=False):
         for index, edit in enumerate(edits_of(run, layer)):
-            text = label_of(edit).replace("__", " → ")
-            _curve(axis, run, "test", edit, later, text, **style.series(index))
-            _curve(
-                axis, run, RANDOM, edit, later, f"{text}, random energy", color=style.series(index)["color"], ls=":", marker="x"
-            )
-        _curve(axis, run, CEILING, layer, later, "ceiling", color=style.GREY, ls="--", marker="s")
+            for condition in ("test", RANDOM):
+                _draw(axis, _later(run, condition, edit, later), condition, label_of(edit), index)
+        ceiling = np.array(_later(run, CEILING, layer, later), dtype=float)
+        style.curve(axis, *ceiling.T, label="ceiling", main=False, color=style.GREY, ls="--", marker="s")
         axis.axhline(REBUILT, color=style.DARK, ls=":", lw=0.8)
         axis.set_title(f"edited: {of_layer(layer)}", fontsize=style.NORMAL, loc="left")
         axis.grid(axis="y", alpha=0.3)
@@ -203,12 +196,19 @@ def reemergence(run: Run) -> Figure:
     return figure
 
 
-def _curve(axis: Any, run: Run, condition: str, name: str, later: Sequence[str], label: str, **kind: Any) -> None:
-    found = [run.estimate(condition, name, REEMERGENCE, layer) for layer in later]
-    style.curve(axis, *np.array(found, dtype=float).T, label=label, main=condition == "test", **kind)
+def _draw(axis: Axes, found: Sequence[Estimate], condition: str, label: str, index: int, scale: float = 1) -> None:
+    """Draw a curve of an edit, or of its random directions of equal energy."""
+    kind, text = style.series(index), label.replace("__", " → ")
+    if condition == RANDOM:
+        kind, text = {"color": kind["color"], "ls": ":", "marker": "x", "main": False}, f"{text}, random energy"
+    style.curve(axis, *(scale * np.array(found, dtype=float).T), label=text, **kind)
 
 
-def _visible(run: Run, condition: str, name: str, metric: str) -> tuple[float | None, float | None, float | None]:
+def _later(run: Run, condition: str, name: str, later: Sequence[str]) -> list[Estimate]:
+    return [run.estimate(condition, name, REEMERGENCE, layer) for layer in later]
+
+
+def _visible(run: Run, condition: str, name: str, metric: str) -> Estimate:
     """A number with its interval; None where the loss does not see the layer."""
     return run.estimate(condition, name, metric) if seen(run, name) else (None, None, None)
 

@@ -122,7 +122,7 @@ def test_the_interval_is_over_photographs_and_unseen_ones_do_not_count() -> None
     metric = LossChange(20)
     metric.update(edited, plain, target, torch.arange(8) * 2)
     found = metric.compute()
-    low, high = mean_interval(np.arange(8.0))
+    low, high = map(float, mean_interval(np.arange(8.0)))
     assert found["loss_change/all"] == pytest.approx(3.5)
     assert [found[f"loss_change/all/{end}"] for end in ("ci_low", "ci_high")] == pytest.approx([low, high])
     assert found["loss_change/all/n"] == 8

@@ -50,8 +50,8 @@ def measured(data: RoleDataModule) -> RoleProbe:
 def whole(sd: FrozenSD, cache: str) -> tuple[RoleDataModule, RoleProbe]:
     """Two edits and a padding swap at two layers and two noise levels, with re-emergence."""
     data = RoleDataModule(
-        Scenes(SIZE, IMAGES), sd, ["mid", "up_1"], reemergence=True, timestep=[50, 600], cache_dir=cache,
-        mitigation=EDITS | {"padding_swap": PaddingSwap("circular", where="up_1")},
+        Scenes(SIZE, IMAGES), sd, ["mid", "up_1"], reemergence=True, later=["up_0", "up_2"], timestep=[50, 600],
+        mitigation=EDITS | {"padding_swap": PaddingSwap("circular", where="up_1")}, cache_dir=cache,
     )  # fmt: skip
     return data, measured(data)
 
