@@ -84,15 +84,6 @@ def test_predictions_are_those_of_edits_made_by_hand(whole: tuple[RoleDataModule
     indices = data.split["test"][: data.base_stream.batch_size]
     latents, ids = torch.stack([data.store[i] for i in indices]), [data.images.name(i) for i in indices]
     chain = chains["position_mean__standardize"]["mid__t600"].transform
-    assert (
-        torch.equal(
-            chain(torch.ones(1, 64, 1, 1)),
-            chains["standardize"]["mid__t600"].transform(
-                chains["position_mean"]["mid__t600"].transform(torch.ones(1, 64, 1, 1))
-            ),
-        )
-        or len(data.mitigations.variants[-1].mitigations) == 2
-    )
 
     def predicted(edit: Any) -> Tensor:
         return sd.grids(latents, ids, ["conv_out"], 600, 0, "", edits={"mid": edit})["conv_out"]
