@@ -137,7 +137,8 @@ class RoleDataModule(StreamDataModule):
             self.mitigations.variants.append(Variant(self.edits[-1], list(chained.values())))
         self.shapes = {name: self.shapes[unmitigated(name)] for name in self._names()}
         photo = [images.photo(index) for index in range(len(images))]
-        self.split = split_by_photo(photo, splits, self.seed)
+        split = split_by_photo(photo, splits, self.seed)
+        self.split = {name: split[name] for name in ("fit", *["train"] * reemergence, "test")}
         order = list(backbone.unet.table)
         self.later: dict[str, tuple[int, int, int]] = {}
         if reemergence:
@@ -148,11 +149,6 @@ class RoleDataModule(StreamDataModule):
                     f"Expected datamodule.later to name layers after {order[first]}, but got {later}. Name a later one."
                 )
             self.later = backbone.shapes(images.size, read)
-
-    @property
-    def used(self) -> list[int]:
-        """Indices of the test images and, where later layers are read, of the training images."""
-        return [*(self.split["train"] if self.later else []), *self.split["test"]]
 
     @property
     def fit_images(self) -> list[int]:
@@ -202,7 +198,7 @@ class RoleDataModule(StreamDataModule):
 
     def _check_swaps(self, layers: Sequence[str]) -> None:
         for label, swap in self.swaps.items():
-            if swap.where not in layers:
+            if swap.where is None or swap.where not in layers:
                 raise InputError(
                     f"Expected mitigation.{label}.where to be a layer of block= ({', '.join(layers)}), but got {swap.where}. "
                     "Name a block such as up_1, and read it."

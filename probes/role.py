@@ -151,7 +151,8 @@ class RoleProbe(Probe):
         _, height, width = self.later[layer]
         outputs = flatten(grid).flatten(0, 1).double() @ weight.T + bias
         predicted = grid_positions(outputs, height, width, regression=False)
-        self._accuracy(*key.split("/"), device=grid.device).update(
+        condition, edit, _ = key.split("/")
+        self._accuracy(condition, edit, layer, grid.device).update(
             predicted, _positions(grid), {}, photo.repeat_interleave(height * width)
         )
 
@@ -176,4 +177,5 @@ def _cell(batch: EditedBatch, layer: str) -> str:
 
 def _positions(grid: Float[Tensor, "b c h w"]) -> Int[Tensor, "n 2"]:
     """(row, col) of every token of a batch of grids."""
-    return positions(*grid.shape[2:], grid.device).repeat(len(grid), 1)
+    images, _, height, width = grid.shape
+    return positions(height, width, grid.device).repeat(images, 1)

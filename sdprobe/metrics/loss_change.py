@@ -29,7 +29,8 @@ def squared_errors(predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b
     """
     error = predicted.double() - target.double()
     cells = error.square().mean(1)
-    groups = border_groups(*cells.shape[1:], cells.device)
+    _, height, width = cells.shape
+    groups = border_groups(height, width, cells.device)
     parts = [cells.flatten(1), *(cells[:, groups[name]] for name in PARTITION)]
     parts += [avg_pool2d(error, side).square().flatten(1) for side in BANDS.values()]
     return torch.stack([part.mean(1) for part in parts], 1)

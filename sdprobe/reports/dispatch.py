@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from sdprobe.reports import content, correspondence, depth, position, statistics, study
+from sdprobe.reports import content, correspondence, depth, position, role, statistics, study
 from sdprobe.reports.choice import choice_tables
 from sdprobe.reports.comparison import COMPARISONS, comparison_figures, groups_of
 from sdprobe.reports.printing import print_tables, printed
@@ -24,6 +24,7 @@ REPORTS = {
     "correspondence": correspondence.REPORT,
     "depth": depth.REPORT,
     "content": content.REPORT,
+    "role": role.REPORT,
 }
 TEXT = "report.txt"  # the printed tables
 # that any report may write into a run folder
@@ -69,7 +70,8 @@ def draw(run: Run, folder: Path, form: str = FORMATS[0], layers: Sequence[str] =
 
 def tables(run: Run) -> list[Table]:
     """The tables of a run, as :func:`show` prints them."""
-    return [*(table(run) for table in report_of(run).tables), *choice_tables(run)]
+    own = (table(run) for table in report_of(run).tables)
+    return [*(table for table in own if table.columns), *choice_tables(run)]
 
 
 def show(run: Run, console: Console) -> None:

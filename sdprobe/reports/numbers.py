@@ -183,7 +183,7 @@ def unmeasured(run: Run) -> str:
     if run.chain:
         both = "datamodule.compare=true measures both" if " → " not in run.chain else "mitigation=none measures it"
         return f"raw: not measured; {both}."
-    if len(run.labels) < 2:
+    if len(run.labels) < 2 or run.kind == "role":  # which measures the chain, too
         return ""
     chain = f"the chain {' → '.join(run.labels)}" if len(run.labels) <= SHORT else "the chain of all"
     return f"Each mitigation is applied alone. To measure {chain}, leave datamodule.compare out."
