@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.noise import Cut
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.groups import token_groups
 from sdprobe.tokens.keys import cells
@@ -72,6 +73,7 @@ class ActivationStream:
         self.levels = reads.timesteps  # those of a view may be others than their grids are named after
         self.draw = 0
         self.padding: str | None = None
+        self.cut: Cut | None = None
         self._size = _BatchSize(batch_size)
         self._others: dict[tuple[View, Pass], ActivationStream] = {}
         names = [store.images.photo(index) for index in range(len(store.images))]
@@ -131,6 +133,7 @@ class ActivationStream:
             other.store, other.reads, other._others = self.store.viewed(view), reads, {}
             other.levels = view.timesteps or self.levels
             other.draw, other.padding = view.draw or self.draw, view.padding or self.padding
+            other.cut = self._cut(view) or self.cut
             other.labels = self.labels if view == View() else None
             self._others[view, reads] = other
         return self._others[view, reads]
@@ -139,6 +142,12 @@ class ActivationStream:
         """Encode the images that the cache lacks, see :meth:`~datamodules.latents.LatentStore.prepare`."""
         with self._padded():
             return self.store.prepare(indices)
+
+    def _cut(self, view: View) -> Cut | None:
+        """Where a window lies, in latent cells; None where the noise does not move with the picture."""
+        if view.window is None or not view.moves:
+            return None
+        return Cut(*(pixels // self.backbone.encoder.stride for pixels in (*view.window, view.larger)))
 
     def _padded(self) -> AbstractContextManager[object]:
         return self.backbone.padded(self.padding) if self.padding else nullcontext()
@@ -150,7 +159,7 @@ class ActivationStream:
         with self._padded(), suppress(torch.OutOfMemoryError):
             latents = torch.stack([self.store[index] for index in indices])
             passes = {
-                level: self.backbone.grids(latents, ids, reads.layers, level, reads.seed, reads.prompt, self.draw)
+                level: self.backbone.grids(latents, ids, reads.layers, level, reads.seed, reads.prompt, self.draw, cut=self.cut)
                 for level in dict.fromkeys(self.levels)
             }
             grids = [passes[level][layer] for layer in reads.layers for level in self.levels]
