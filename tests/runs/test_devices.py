@@ -69,6 +69,7 @@ def assert_equal(one: Run, two: Run) -> None:
 RUNS = {
     "position": ["probe.solver=closed_form", "mitigation=[standardize,position_mean]", "datamodule.compare=true"],
     "statistics": ["probe=statistics", "block=conv_in", "images.size=256", "images.limit=68", "datamodule.repeats=2"],
+    "equivariance": ["probe=equivariance", "images.limit=68", "mitigation=[standardize]", "datamodule.compare=true"],
     "zero-shot": ["probe=correspondence", "probe.head=none", "images.limit=48", "images.size=128", "block=up_0"],
 }
 TRAINED = {
