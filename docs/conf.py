@@ -55,7 +55,7 @@ html_show_sourcelink = False
 
 SECTIONS = {
     "Use": ["docs/usage", "docs/python", "docs/wandb", "docs/tutorial", "docs/glossary", "docs/errors", "docs/trust"],
-    "Results": ["docs/results", "docs/methods", "docs/mitigations", "docs/benchmarks", "assets/demo/README"],
+    "Results": ["docs/results", "docs/methods", "docs/mitigations", "docs/equivariance", "docs/benchmarks", "assets/demo/README"],
     "Reference": ["docs/api/index", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }
 

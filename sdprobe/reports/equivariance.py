@@ -28,8 +28,8 @@ from sdprobe.reports.run import Run, of_layer
 KIND, PSNR = "equivariance", "equivariance_psnr"
 CAPTION = (
     "all: share of a token's squared distance from the mean token that moves with the picture, over all tokens that two "
-    "windows show. 1: exact. -1: expected where the windows have nothing in common. ≥ 1, ≥ 2, …: tokens at least so far from "
-    "every border of both windows. PSNR: 10 log10(range²/mse) in dB over all tokens; a dash where they are equal. r_pos: share "
+    "windows show. 1: exact. -1: expected where the windows have nothing in common. ≥ m: of those at least m tokens from every "
+    "border of both windows. PSNR: 10 log10(range²/mse) in dB over all tokens; a dash where they are equal. r_pos: share "
     "of variance that position explains. conv_out is the network's prediction."
 )
 GAINED = "gain: with the mitigation minus without it, ± half-width of the paired interval."
@@ -95,10 +95,14 @@ def _margins(run: Run) -> list[int]:
     return [margin for margin in margins(side, 0) if margin_name(margin) in names] or [0]
 
 
+def _measured(run: Run) -> bool:
+    return any(run.value("test", layer, KIND) is not None for layer in run.layers)
+
+
 REPORT = Report(
     tables=(equivariance_table,),
     drawings={
-        "equivariance_by_margin": Drawing(by_margin, lambda run: True, over_layers=True),
+        "equivariance_by_margin": Drawing(by_margin, _measured, over_layers=True),
         "equivariance_over_layers": Drawing(over_layers, several_layers, over_layers=True),
     },
 )
