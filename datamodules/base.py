@@ -269,11 +269,15 @@ class StreamDataModule(LightningDataModule):
         Raises:
             InputError: no image of a split can be decoded.
         """
+        self._keep_usable(self.store)
+        self.mitigations.prepare(self.base_stream, self.used, self.fit_images)
+
+    def _keep_usable(self, store: LatentStore) -> None:
+        """Encode the images of every split in use in the view of a store, and leave out those that cannot be decoded."""
         names = [name for name in self.split if name != "fit" or self.fit_images]
-        usable = set(self.store.prepare(list(dict.fromkeys(i for name in names for i in self.split[name]))))
+        usable = set(store.prepare(list(dict.fromkeys(i for name in names for i in self.split[name]))))
         for name in names:
             wanted = self.split[name]
             self.split[name] = [i for i in wanted if i in usable]
             if wanted and not self.split[name]:
                 raise InputError(f"Expected images for the {name} split, but none can be decoded. Check the image source.")
-        self.mitigations.prepare(self.base_stream, self.used, self.fit_images)

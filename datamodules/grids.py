@@ -17,6 +17,25 @@ from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
 
+def measured_split(images: ImageSource, splits: str, seed: int, least: int) -> dict[str, list[int]]:
+    """``fit`` → images that give the mean token, ``test`` → all others, by photograph.
+
+    ``loos2025`` has no fit split: its training images are in both.
+
+    Raises:
+        InputError: there are fewer than ``least`` images to measure.
+    """
+    split = split_by_photo([images.photo(i) for i in range(len(images))], splits, seed)
+    found = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
+    measured = len(found["test"])
+    if measured < least:
+        raise InputError(
+            f"Expected at least {least} images to measure, but got {measured} of {len(images)}, since others give the mean "
+            f"token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
+        )
+    return found
+
+
 class GridDataModule(StreamDataModule):
     """Streams whole activation grids: of the fit images to train on, of all others in several views to test on.
 
@@ -82,14 +101,7 @@ class GridDataModule(StreamDataModule):
                     "another, or datamodule.repeats=0."
                 )
         self.margin, self.repeats = margin, repeats
-        split = split_by_photo([images.photo(i) for i in range(len(images))], splits, self.seed)
-        self.split = {"fit": split["fit"] or split["train"], "test": [*split["train"], *split["val"], *split["test"]]}
-        measured = len(self.split["test"])
-        if measured < least:
-            raise InputError(
-                f"Expected at least {least} images to measure, but got {measured} of {len(images)}, since others give the "
-                f"mean token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
-            )
+        self.split = measured_split(images, splits, self.seed, least)
         views = (View(), View(crop=margin), View(reseed=1), View(timesteps=others))
         self.views = [self.base_stream.viewed(view) for view in views]
 

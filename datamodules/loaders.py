@@ -44,6 +44,18 @@ class GridLoader(Loader[GridBatch]):
         self.images = len(indices)
 
 
+class PairLoader(Loader[tuple[GridBatch, GridBatch]]):
+    """Whole grids of the same images in two views. ``images`` is the number of images."""
+
+    def __init__(self, first: Stream, second: Stream, indices: Sequence[int]) -> None:
+        size = first.batch_size
+        views = (first, second)
+        super().__init__(
+            lambda: zip(*(grouped(stream(indices), size) for stream in views), strict=True), -(-len(indices) // size)
+        )
+        self.images = len(indices)
+
+
 def grouped(batches: Iterable[GridBatch], size: int) -> Iterator[GridBatch]:
     """The same images in batches of ``size``; the last one may be smaller."""
     waiting: list[GridBatch] = []

@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules.labels import Labels
 from datamodules.latents import LatentStore
 from sdprobe.backbones import FrozenSD
+from sdprobe.backbones.noise import Cut
 from sdprobe.backbones.unet import Edit
 from sdprobe.tokens.batch import GridBatch, TokenBatch
 from sdprobe.tokens.groups import token_groups
@@ -74,6 +75,7 @@ class ActivationStream:
         self.draw = 0
         self.edits: Sequence[Mapping[str, Edit]] = [{}] * len(self.levels)
         self.padding: str | None = None
+        self.cut: Cut | None = None
         self._size = _BatchSize(batch_size)
         self._others: dict[tuple[View, Pass], ActivationStream] = {}
         names = [store.images.photo(index) for index in range(len(store.images))]
@@ -133,6 +135,7 @@ class ActivationStream:
             other.store, other.reads, other._others = self.store.viewed(view), reads, {}
             other.levels = view.timesteps or self.levels
             other.draw, other.padding = view.draw or self.draw, view.padding or self.padding
+            other.cut = self._cut(view) or self.cut
             other.labels = self.labels if view == View() else None
             self._others[view, reads] = other
         return self._others[view, reads]
@@ -155,6 +158,12 @@ class ActivationStream:
         with self._padded():
             return self.store.prepare(indices)
 
+    def _cut(self, view: View) -> Cut | None:
+        """Where a window lies, in latent cells; None where the noise does not move with the picture."""
+        if view.window is None or not view.moves:
+            return None
+        return Cut(*(pixels // self.backbone.encoder.stride for pixels in (*view.window, view.larger)))
+
     def _padded(self) -> AbstractContextManager[object]:
         return self.backbone.padded(self.padding) if self.padding else nullcontext()
 
@@ -170,7 +179,7 @@ class ActivationStream:
                     passes.append(passes[self.levels.index(level)])
                     continue
                 options = (reads.layers, level, reads.seed, reads.prompt, self.draw)
-                passes.append(self.backbone.grids(latents, ids, *options, edits=edits))
+                passes.append(self.backbone.grids(latents, ids, *options, edits=edits, cut=self.cut))
             grids = [each[layer] for layer in reads.layers for each in passes]
             return self._batch(indices, dict(zip(reads.names, grids, strict=True)))
         return None

@@ -2,6 +2,7 @@
 
 from probes.controls import ControlsProbe
 from probes.correspondence import CorrespondenceProbe
+from probes.equivariance import EquivarianceProbe
 from probes.position import PositionProbe
 from probes.role import RoleProbe
 from probes.statistics import StatisticsProbe
@@ -13,6 +14,7 @@ __all__ = [
     "ControlsProbe",
     "CorrespondenceProbe",
     "DepthProbe",
+    "EquivarianceProbe",
     "PositionProbe",
     "RoleProbe",
     "StatisticsProbe",

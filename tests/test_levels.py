@@ -53,6 +53,7 @@ PROBES = {
         "mitigation=[standardize]",
     ),
     "statistics without a mitigation": ("probe=statistics", "block=[conv_in,up_1]", "images.limit=70", "images.size=256"),
+    "equivariance": ("probe=equivariance", "block=[down_0,mid]", "images.limit=70", *COMPARED, "mitigation=[standardize]"),
     "correspondence": (*PAIRS, "block=[mid,up_1]", "probe.min_steps=10", "probe.patience=1"),
     "zero-shot": (*PAIRS, "images.size=128", "block=[mid,up_1]", "probe.head=none", *COMPARED),
     "concatenated": (*PAIRS, "block=[mid,up_1]", "probe.head=none", "datamodule.concatenate=true"),

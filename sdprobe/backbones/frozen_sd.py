@@ -17,7 +17,7 @@ from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
 from sdprobe.backbones.loading import Components, load, vae_dtype
-from sdprobe.backbones.noise import NoiseSchedule
+from sdprobe.backbones.noise import Cut, NoiseSchedule
 from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
@@ -551,6 +551,7 @@ class FrozenSD:
         with_grad: bool = False,
         edits: Mapping[str, Edit] | None = None,
         outputs: dict[str, Any] | None = None,
+        cut: Cut | None = None,
     ) -> dict[str, Float[Tensor, "b _c _h _w"]]:
         """Activation grids of latents.
 
@@ -566,6 +567,7 @@ class FrozenSD:
             edits: layer → function of its grid (B, C, h, w), see :meth:`sdprobe.backbones.unet.FrozenUNet.forward`. The network
                 goes on with what the function returns.
             outputs: of modules in an earlier pass on the same inputs, see there; filled if it is empty.
+            cut: where the latents lie in larger ones for which noise is drawn; None draws it for the latents.
 
         Returns:
             layer → (B, C, h, w), on the device. ``conv_out`` is the prediction of the network.
@@ -576,7 +578,7 @@ class FrozenSD:
         """
         check_sides(self.padding, latents, len(self.unet.config.block_out_channels))
         latents = latents.to(self.device)
-        noisy = self.noise(latents, timestep, ids, seed, draw)
+        noisy = self.noise(latents, timestep, ids, seed, draw, cut)
         inputs = {"latent": latents, "noisy_latent": noisy}
         grids = {name: inputs[name] for name in layers if name in INPUTS}
         inner = [name for name in layers if name not in INPUTS]

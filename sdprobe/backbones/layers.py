@@ -2,8 +2,9 @@
 
 Names use ``[a-z0-9_]`` only, because Hydra cannot parse ``up[1]`` and ``ModuleDict`` rejects dots. Every tensor has one
 canonical name. The output of a stage has the name of the stage (``down_0``, ``mid``, ``up_1``). Any other tensor has the name
-of its module (``up_1_res_0``, ``up_1_attn_0``, ``up_1_upsample``). The module name of a stage output is an alias. Two inputs
-of the U-Net are available as controls: ``latent`` and ``noisy_latent``.
+of its module (``up_1_res_0``, ``up_1_attn_0``, ``up_1_upsample``). The module name of a stage output is an alias, and so is
+``prediction``, which is the network's output ``conv_out``. Two inputs of the U-Net are available as controls: ``latent`` and
+``noisy_latent``.
 
 Inside an attention module are transformer blocks: one in SD-1.x and 2.x, two or ten in SDXL. Of the first block
 ``up_1_attn_1_query``, ``_key``, ``_value`` and ``_out`` are the self-attention's projections and its output,
@@ -54,7 +55,7 @@ def layer_table(unet: nn.Module, inside: bool = False) -> dict[str, Layer]:
     layers = [Layer("conv_in", "conv_in")]
     for name, path, block in stages:
         layers += _stage_layers(name, path, block)
-    layers.append(Layer("conv_out", "conv_out"))
+    layers.append(Layer("conv_out", "conv_out", alias="prediction"))
     return {layer.name: layer for layer in layers if inside or not layer.inside}
 
 

@@ -15,7 +15,7 @@ PARTS = {
     "cross_query": "attn2.to_q", "cross_out": "attn2", "ff": "ff",
 }  # fmt: skip
 GRAMMAR = re.compile(
-    rf"conv_in|conv_out|(mid|(down|up)_\d+)(_res_\d+|_attn_\d+(_(b\d+_)?({'|'.join(PARTS)}))?|_upsample|_downsample)?"
+    rf"conv_in|conv_out|prediction|(mid|(down|up)_\d+)(_res_\d+|_attn_\d+(_(b\d+_)?({'|'.join(PARTS)}))?|_upsample|_downsample)?"
 )
 # paths of modules in diffusers: up_blocks.1.resnets.2, up_blocks[1].resnets[2], mid_block
 _INDEX = r"(\.\d+|\[\d+\])"

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -60,6 +61,18 @@ def prediction_of(config: Mapping[str, Any]) -> str:
     return str(config.get("prediction_type", default.default if default else "epsilon"))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A window of a larger latent, in cells: its upper left cell, and by how much the larger one is larger.
+
+    With ``larger`` 0 the latent is continued periodically.
+    """
+
+    top: int
+    left: int
+    larger: int
+
+
 class NoiseSchedule:
     """√ᾱ_t · z + √(1 − ᾱ_t) · ε, with ᾱ from the betas of a checkpoint (:func:`alphas_of`); its scheduler adds no noise itself.
 
@@ -87,10 +100,19 @@ class NoiseSchedule:
         self.scale_again = scale_again
 
     def __call__(
-        self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timestep: int,
+        ids: Sequence[str],
+        seed: int = 0,
+        draw: int = 0,
+        cut: Cut | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` numbers repeated draws of noise."""
-        alpha, noise = self._parts(latents, timestep, ids, seed, draw)
+        """Noisy latents, float32, on the latents' device. ``ids`` name the images; ``draw`` numbers repeated draws of noise.
+
+        With ``cut``, noise is drawn for a larger latent, of which these are windows, and cut like them.
+        """
+        alpha, noise = self._parts(latents, timestep, ids, seed, draw, cut)
         noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise
         return noisy * alpha**0.5 if self.scale_again else noisy
 
@@ -119,13 +141,13 @@ class NoiseSchedule:
         return targets[self.prediction]
 
     def _parts(
-        self, latents: Tensor, timestep: int, ids: Sequence[str], seed: int, draw: int
+        self, latents: Tensor, timestep: int, ids: Sequence[str], seed: int, draw: int, cut: Cut | None = None
     ) -> tuple[float, Float[Tensor, "b c h w"]]:
         """ᾱ_t, and ε of every image on the device of its latent."""
         self.check(timestep)
         if len(ids) != len(latents):
             raise InputError(f"Expected one entry of ids per image, but got {len(ids)} ids for {len(latents)} images.")
-        noise = torch.stack([self._noise(latents.shape[1:], image, seed, draw) for image in ids])
+        noise = torch.stack([self._cut(latents.shape[1:], image, seed, draw, cut) for image in ids])
         return self.alphas_cumprod[timestep].item(), noise.to(latents.device)
 
     def steps(self, timestep: Any) -> tuple[int, ...]:
@@ -172,6 +194,13 @@ class NoiseSchedule:
         last = len(self.alphas_cumprod) - 1
         expect.between("timestep", timestep, 0, last, "Features are usually read between 1 and 300.")
         expect.integer("timestep", timestep)
+
+    def _cut(self, shape: torch.Size, image: str, seed: int, draw: int, cut: Cut | None) -> Tensor:
+        if cut is None:
+            return self._noise(shape, image, seed, draw)
+        channels, height, width = shape
+        larger = self._noise(torch.Size((channels, height + cut.larger, width + cut.larger)), image, seed, draw)
+        return larger.roll((-cut.top, -cut.left), (-2, -1))[:, :height, :width]
 
     def _noise(self, shape: torch.Size, image: str, seed: int, draw: int) -> Tensor:
         if self.mode == "none":

@@ -27,6 +27,7 @@ TASKS = {
     "correspondence": Task("correspondence", MAIN_PCK, "PCK@0.10, %", "highest PCK", scale=100.0),
     "depth": Task("depth", "rmse", "depth RMSE", "lowest depth RMSE", highest=False),
     "content": Task("content", "content_r2", "content R²", "highest content R²"),
+    "equivariance": Task("equivariance", "equivariance", "shift equivariance", "highest shift equivariance"),
     "controls": POSITION,
 }
 ACCURACIES = ("binned_accuracy", "axis_accuracy", "cell_accuracy")
@@ -40,6 +41,7 @@ TRACKED = {
     "depth": ("rmse", "abs_rel", "delta1"),
     "content": ("content_r2",),
     "role": ("loss_change", "displacement"),
+    "equivariance": ("equivariance", "equivariance_psnr", "r_pos"),
 }
 # errors and risks, of which the lowest is best; of other metrics it is the highest
 LOWER = (

@@ -18,8 +18,11 @@ class View:
         shift: pixels (down, right) by which the content moves, on a canvas extended by reflection.
         flip: mirror left to right, before the shift.
         margin: pixels added on every side, by reflection.
-        window: (top, left) in pixels of a window of the usual size, cut from the image rendered ``larger`` pixels larger.
+        window: (top, left) in pixels of a window of the usual size, cut from the image rendered ``larger`` pixels larger. With
+            ``larger`` 0 it is cut from the image itself, continued periodically.
         larger: see ``window``.
+        moves: whether the noise moves with the picture: it is drawn for the larger picture and cut like it. Otherwise each
+            window has noise of its own.
         empty: a mid-grey picture instead of the image.
         crop: pixels cut off on every side.
         rotated: by 180°.
@@ -34,6 +37,7 @@ class View:
     margin: int = 0
     window: tuple[int, int] | None = None
     larger: int = 0
+    moves: bool = False
     empty: bool = False
     crop: int = 0
     rotated: bool = False
@@ -45,7 +49,7 @@ class View:
     @property
     def shows(self) -> "View":
         """The view with only what changes the picture. Views that agree in it share latents, unless their padding differs."""
-        return replace(self, draw=0, reseed=0, timesteps=None, padding=None)
+        return replace(self, moves=False, draw=0, reseed=0, timesteps=None, padding=None)
 
     def show(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _h _w"]:
         """The picture for the network. ``image`` is already cropped and rotated, and for a window ``larger`` pixels larger."""
@@ -54,7 +58,7 @@ class View:
         if self.window is not None:
             top, left = self.window
             height, width = (side - self.larger for side in image.shape[-2:])
-            return image[:, top : top + height, left : left + width].contiguous()
+            return image.roll((-top, -left), (-2, -1))[:, :height, :width].contiguous()
         if self.flip:
             image = image.flip(-1)
         if self.margin:

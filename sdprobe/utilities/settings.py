@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "datamodule": {
         "batch_size": _count(1, 4096), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),
         "token_batch": _count(1, 10**6), "mixing_images": _count(1, 10**6), "repeats": _count(0, 10**4),
-        "margin": _count(1, expect.LARGEST), "pair_batch": _count(1, 10**6),
+        "margin": _count(1, expect.LARGEST), "shift": _count(1, expect.LARGEST), "pair_batch": _count(1, 10**6),
         "background": partial(expect.whole, low=1, high=64), "splits": _one_of("default", "loos2025"),
     },
     "probe": {

@@ -56,6 +56,7 @@ ALIASES = {
     "up_1": "up_1_upsample",
     "up_2": "up_2_upsample",
     "up_3": "up_3_attn_2",
+    "conv_out": "prediction",
 }
 SDXL_ALIASES = {
     "down_0": "down_0_downsample",
@@ -65,6 +66,7 @@ SDXL_ALIASES = {
     "up_0": "up_0_upsample",
     "up_1": "up_1_upsample",
     "up_2": "up_2_res_2",
+    "conv_out": "prediction",
 }
 ROOT = Path(__file__).parents[2]
 # as the study of Loos & Linhardt (2025) lists them

@@ -16,6 +16,7 @@ from probes import (
     ControlsProbe,
     CorrespondenceProbe,
     DepthProbe,
+    EquivarianceProbe,
     PositionProbe,
     StatisticsProbe,
     StudyProbe,
@@ -182,7 +183,16 @@ def test_saved_heads_of_other_solvers_do_too(probe: type, data: Any, options: di
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
-PROBES = (PositionProbe, ControlsProbe, StudyProbe, DepthProbe, ContentProbe, CorrespondenceProbe, StatisticsProbe)
+PROBES = (
+    PositionProbe,
+    ControlsProbe,
+    StudyProbe,
+    DepthProbe,
+    ContentProbe,
+    CorrespondenceProbe,
+    StatisticsProbe,
+    EquivarianceProbe,
+)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.kind)

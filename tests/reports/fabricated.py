@@ -54,6 +54,13 @@ MEASURED: dict[str, dict[str, Sequence[str]]] = {
     "content": {
         what: by_group("content_r2") for what in ("test", "random_weights", "shuffled_labels", "chance", "gain_over_none")
     },
+    "equivariance": {
+        what: [
+            *(f"{name}/{where}" for name in ("equivariance", "equivariance_psnr") for where in ("all", "margin_1", "margin_2")),
+            "r_pos/all",
+        ]
+        for what in ("test", "random_weights", "gain_over_none")
+    },
     "correspondence": {
         "test": [
             *PCK, *(f"pck_{protocol}_{mean}_{alpha}/all" for protocol, mean in PUBLISHED for alpha in PUBLISHED_ALPHAS),
@@ -97,7 +104,7 @@ def maps_of(kind: str, layers: Sequence[str]) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     tables = {
         "position": ("accuracy", "rows", "cols"), "study": ("accuracy", "rows", "cols", "norm"), "depth": ("error",),
-        "statistics": ("norm", "similarity"), "content": (), "correspondence": ("offset_errors",),
+        "statistics": ("norm", "similarity"), "content": (), "equivariance": (), "correspondence": ("offset_errors",),
     }[kind]  # fmt: skip
     maps = {f"{layer}/{name}": generator.random((SIDE, SIDE)) for layer in layers for name in tables}
     if kind == "statistics":

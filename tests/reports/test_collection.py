@@ -105,7 +105,7 @@ def test_the_command_prints_the_tables_and_writes_every_file(
     assert [line.rstrip() for line in printed[: text.count("\n")]] == text.splitlines(), "printed and written"
     paths = list(map(Path, printed[text.count("\n") :]))
     assert last == f"Open first: {mixed / 'layers_position.png'}" and all(path.is_file() for path in paths)
-    tasks = ("statistics", "correspondence", "depth", "content")
+    tasks = ("statistics", "correspondence", "depth", "content", "equivariance")
     figures = {f"layers_{task}" for task in ("position", *tasks)} | {f"position_against_{task}" for task in tasks}
     figures |= {"selected_layers", "layers_position_scenes_160_images_splits_loos2025"}
     assert {path.stem for path in paths if path.suffix == ".png"} == figures

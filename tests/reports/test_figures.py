@@ -40,6 +40,7 @@ CURVES: dict[str, tuple[str, list[Numbers], list[int], list[int]]] = {
         [beside(metric, **SHUFFLED, chance="chance") for metric in ("binned_accuracy", "axis_accuracy")], [2, 2], [1, 1],
     ),
     "content_over_layers": ("content", [beside("content_r2", **SHUFFLED, chance="knowing the position only")], [2], [1]),
+    "equivariance_over_layers": ("equivariance", [beside("equivariance"), beside("r_pos")], [2, 2], [1, 1]),
     "depth_error_over_layers": ("depth", [beside("rmse", position_only="position only", constant="constant")], [2], [1]),
     "credibility": (
         "statistics",

@@ -23,7 +23,7 @@ from tests.reports.fabricated import KINDS, LAYERS, behind, fabricated, printed,
 
 OVER_LAYERS = {
     "accuracy_over_layers", "credibility", "similarity_over_layers", "norms_over_layers", "cka", "depth_error_over_layers",
-    "content_over_layers", "pck_over_layers",
+    "content_over_layers", "pck_over_layers", "equivariance_over_layers",
 }  # fmt: skip
 CASES: dict[str, Callable[[str], Run]] = {
     "plain": lambda kind: fabricated(kind, ["conv_in", "mid"]),
@@ -116,7 +116,7 @@ def test_an_interrupted_run_is_shown_and_drawn(tmp_path: Path, kind: str, metric
     part = stored(Run(run.metrics if metrics else {}, run.meta, {}), tmp_path)
     text = printed(lambda console: show(part, console))
     assert "INCOMPLETE" in text and "nan" not in text.lower()
-    assert {path.stem for path in draw(part, tmp_path)} <= OVER_LAYERS | {"loos2025"}
+    assert {path.stem for path in draw(part, tmp_path)} <= OVER_LAYERS | {"loos2025", "equivariance_by_margin"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,6 +70,7 @@ RUNS = {
     "position": ["probe.solver=closed_form", "mitigation=[standardize,position_mean]", "datamodule.compare=true"],
     "statistics": ["probe=statistics", "block=conv_in", "images.size=256", "images.limit=68", "datamodule.repeats=2"],
     "role": ["probe=role", "mitigation=position_mean", "datamodule.reemergence=true", "timestep=[50,600]", "images.limit=30"],
+    "equivariance": ["probe=equivariance", "images.limit=68", "mitigation=[standardize]", "datamodule.compare=true"],
     "zero-shot": ["probe=correspondence", "probe.head=none", "images.limit=48", "images.size=128", "block=up_0"],
 }
 TRAINED = {
