@@ -2,6 +2,7 @@
 
 from probes.controls import ControlsProbe
 from probes.correspondence import CorrespondenceProbe
+from probes.explore import ExploreProbe
 from probes.position import PositionProbe
 from probes.statistics import StatisticsProbe
 from probes.study import StudyProbe
@@ -12,6 +13,7 @@ __all__ = [
     "ControlsProbe",
     "CorrespondenceProbe",
     "DepthProbe",
+    "ExploreProbe",
     "PositionProbe",
     "StatisticsProbe",
     "StudyProbe",

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from sdprobe.reports import content, correspondence, depth, position, statistics, study
+from sdprobe.reports import content, correspondence, depth, explorer, position, statistics, study
 from sdprobe.reports.choice import choice_tables
 from sdprobe.reports.comparison import COMPARISONS, comparison_figures, groups_of
 from sdprobe.reports.printing import print_tables, printed
@@ -24,6 +24,7 @@ REPORTS = {
     "correspondence": correspondence.REPORT,
     "depth": depth.REPORT,
     "content": content.REPORT,
+    "explore": explorer.REPORT,
 }
 TEXT = "report.txt"  # the printed tables
 # that any report may write into a run folder
