@@ -21,8 +21,8 @@ REACH = 0.10  # a match is correct within this share of the longer side of the t
 class ExploreDataModule(StreamDataModule):
     """Streams the whole grids of a few images: the first ones of the test split, or pictures of test pairs.
 
-    The batches are :class:`~sdprobe.tokens.batch.GridBatch`. Mitigations are fitted on the fit split, or on pictures of training
-    pairs. Fewer than 10 photographs have no splits, and the first of them are shown.
+    The batches are :class:`~sdprobe.tokens.batch.GridBatch`. Mitigations are fitted on the fit split, or on pictures of
+    training pairs. Fewer than 10 photographs have no splits, and the first of them are shown.
 
     Args:
         images: an image source with pictures.

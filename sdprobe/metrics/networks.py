@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Network:
-    """Results of one random-weights network: numbers, pseudo-values by key, and predictions and tokens if the probe keeps them."""
+    """Results of one random-weights network: numbers, pseudo-values by key, predictions and tokens if the probe keeps any."""
 
     results: dict[str, float]
     pseudovalues: dict[str, np.ndarray]

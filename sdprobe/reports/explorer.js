@@ -7,7 +7,7 @@
   const HIGH = 5; // robust z above which a norm is high, as in sdprobe.tokens.groups
   const SHOW = {
     cosine: ["cosine similarity", ""], dot: ["dot product", "squared units of the activation"],
-    distance: ["distance", "units of the activation"], relative: ["norm relative to the mean of its image", "×"],
+    distance: ["distance", "units of the activation"], relative: ["relative norm", "norm ÷ mean norm of its image"],
     norm: ["norm", "units of the activation"], colours: ["principal components", "first three, as red, green and blue"],
   };
 
@@ -140,6 +140,7 @@
     return ["interior", "border", "corner"][edges];
   }
 
+  const vectors = () => ["cosine", "dot", "distance"].includes(state.show);
   const pointed = () => state.pointer ?? { side: "a", u: state.u, v: state.v };
 
   // ------------------------------------------------------------------ controls
@@ -176,7 +177,7 @@
   choice("image", "First picture", pictures);
   choice("second", "Second picture", pictures);
   choice("show", "Show", Object.entries(SHOW).map(([name, [text]]) => [name, text]));
-  choice("centred", "Tokens", [[true, "minus the mean of their image"], [false, "raw"]]);
+  choice("centred", "Tokens", [[true, "centred"], [false, "raw"]]);
   choice("label", "Mitigation", labels.map((label) => [label, label || "none"]));
   choice("weights", "Weights", networks.map((name) => [name, name]));
   choice("level", "Noise level", levels.map((level) => [level, `timestep ${level}`]));
@@ -196,8 +197,7 @@
       if (input.type === "checkbox") input.checked = state[name];
       else input.value = JSON.stringify(state[name]);
     }
-    const vectors = ["cosine", "dot", "distance"].includes(state.show);
-    if (inputs.centred) inputs.centred.disabled = !vectors;
+    if (inputs.centred) inputs.centred.disabled = !vectors();
     if (inputs.spread) inputs.spread.disabled = state.show !== "cosine";
     for (const option of inputs.label?.options ?? []) {
       option.disabled = !byKey.has(key(layers[0], state.weights, state.level, JSON.parse(option.value)));
@@ -353,7 +353,10 @@
     const point = pointed();
     const right = state.keypoints ? matchesOf(grid) : [];
     if (right.length) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints`;
-    else card.value.textContent = values.a ? number(values[point.side][tokenAt(grid, point.u, point.v).index]) : "";
+    else if (state.pointer && values.a) {
+      card.value.textContent = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
+    } else if (vectors()) card.value.textContent = `nearest ${number(values.b[nearest(values.b, w).index])}`;
+    else card.value.textContent = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
   }
 
   function paint(grid, side, values, low, high, small) {
@@ -404,7 +407,7 @@
     if (side === "a") {
       const { row, col } = tokenAt(grid, state.u, state.v);
       rimmed(context, ratio, 2, () => box(context, grid, size, row, col));
-    } else if (values.b && ["cosine", "dot", "distance"].includes(state.show)) {
+    } else if (values.b && vectors()) {
       const best = nearest(values.b, w);
       rimmed(context, ratio, 1.5, () => {
         context.arc((best.col + 0.5) * size / w, (best.row + 0.5) * size / h, size / 22, 0, 7);
@@ -516,11 +519,11 @@
   }
 
   function columns(grid) {
-    const values = cards.get(grid.layer).values, point = pointed(), vectors = ["cosine", "dot", "distance"].includes(state.show);
+    const values = cards.get(grid.layer).values, point = pointed();
     const query = tokenAt(grid, state.u, state.v), there = tokenAt(grid, point.u, point.v);
     const found = { token: facts(grid, "a", query, values.a?.[query.index]) };
     if (state.pointer) found.pointer = facts(grid, point.side, there, values[point.side]?.[there.index]);
-    if (vectors) {
+    if (vectors()) {
       const best = nearest(values.b, grid.shape[2]);
       found.nearest = facts(grid, "b", best, values.b[best.index]);
     }
@@ -558,7 +561,8 @@
     }
     $("low").textContent = colours ? "" : common ? "−1" : "lowest of the layer";
     $("high").textContent = colours ? "" : common ? "1" : "highest";
-    $("unit").textContent = unit ? `${text} (${unit})` : text;
+    const of = !vectors() ? "" : state.centred ? " of centred tokens" : " of raw tokens";
+    $("unit").textContent = `${text}${of}${unit ? ` (${unit})` : ""}`;
   }
 
   // ------------------------------------------------------------------ keyboard, address, buttons
@@ -678,7 +682,7 @@
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.fillStyle = style.color;
     text(data.title, gap, 22, "600 16px");
-    const conditions = [SHOW[state.show][0], state.centred ? "tokens minus the mean of their image" : "raw tokens",
+    const conditions = [SHOW[state.show][0], state.centred ? "centred tokens" : "raw tokens",
       state.label ? `mitigation ${state.label}` : "", networks.length > 1 ? `${state.weights} weights` : "", `timestep ${state.level}`];
     text(conditions.filter(Boolean).join(", "), gap, 42, "12px");
     for (const [place, name] of [[0, "a"], [1, "b"]]) context.drawImage($(`photo-${name}`), gap + place * (side + gap), 54, side, side);
@@ -734,6 +738,7 @@
   $("given").textContent = [
     `A shown cosine differs from that of the activations by at most ${worst.toPrecision(2)}.`,
     photographs.some(Boolean) ? "This page contains the pictures that it was given." : "The pictures were left out.",
+    "Centred tokens are those minus the mean token of their image.",
     data.leftOut.length ? `Left out: ${data.leftOut.join("; ")}.` : "",
   ].filter(Boolean).join(" ");
   exactness();

@@ -28,14 +28,14 @@ from sdprobe.reports.run import Run
 from sdprobe.tokens.kept import RANDOM, TRAINED
 from sdprobe.tokens.keys import base_of, label_of, timestep_of
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, write_file
+from sdprobe.utilities.io import write_file
 
 TOKENS, PAGE = "tokens.npz", "explorer.html"
 PARTS = ("codes", "scale", "mean", "norm", "high_norm", "colours", "error")
 QUALITY = 85  # of a JPEG
 HOW = (
-    "python train.py probe=explore images=folder images.root=PHOTOS block=stages writes one; probe=statistics keeps tokens unless "
-    "report.explorer=false or it is a job of a sweep"
+    "Use python train.py probe=explore images=folder images.root=PHOTOS block=stages. A run of probe=statistics keeps tokens, "
+    "too, unless report.explorer=false is set or it is a job of a sweep."
 )
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> Path:
     parser = argparse.ArgumentParser(prog="python -m sdprobe.reports explore", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as outputs/2026-01-31/12-00-00-000000")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"default: RUN/{PAGE}")
-    parser.add_argument("--layers", default="", metavar="A,B", help="layers to show: names, globs; default: all that are stored")
+    parser.add_argument("--layers", default="", metavar="A,B", help="names or globs of layers; default: all that are stored")
     parser.add_argument("--images", type=int, metavar="N", help="number of images to show; default: all that are stored")
     options = parser.parse_args(arguments)
     run = finished(options.run)
@@ -88,7 +88,7 @@ def stored(run: Run) -> dict[str, np.ndarray]:
     """
     tokens = run.tokens()
     if not tokens:
-        raise InputError(f"Expected RUN to have kept tokens, but '{run.folder}' has no {TOKENS}. {HOW}.")
+        raise InputError(f"Expected RUN to have kept tokens, but '{run.folder}' has no {TOKENS}. {HOW}")
     return tokens
 
 
@@ -104,7 +104,7 @@ def chosen(tokens: dict[str, np.ndarray], layers: Sequence[str], images: int | N
             raise InputError(f"Expected --layers to name stored layers ({', '.join(known)}), but got '{pattern}'. Correct it.")
     count = len(tokens["images"])
     if images is not None and not 1 <= images <= count:
-        raise InputError(f"Expected --images to be from 1 to {count}, the number of stored images, but got {images}. Correct it.")
+        raise InputError(f"Expected --images to be from 1 to {count}, as many as are stored, but got {images}. Correct it.")
     kept = {}
     for name, array in tokens.items():
         network, _, rest = name.partition("/")
@@ -138,7 +138,8 @@ def page_of(run: Run, tokens: Mapping[str, np.ndarray]) -> str:
     """The page of a run."""
     names = run.meta.get("published_names") or {}
     published = {base_of(layer): name for layer, name in names.items()}
-    about = [run.heading, f"prompt “{prompt}”" if (prompt := run.meta.get("prompt")) else "", f"seed {run.meta.get('seed')}"]
+    conditions = run.heading.removeprefix(run.network).lstrip(", ")
+    about = [conditions, f"prompt “{prompt}”" if (prompt := run.meta.get("prompt")) else "", f"seed {run.meta.get('seed')}"]
     return page(tokens, run.network, ", ".join(filter(None, about)), published, run.timesteps)
 
 
@@ -167,10 +168,9 @@ def page(
         {"name": str(name), "picture": None if pictures is None else _uri(pictures[number], "JPEG")}
         for number, name in enumerate(tokens["names"])
     ]
-    keypoints = [
-        {"pair": pair.tolist(), "points": points.tolist(), "reach": reach.tolist(), "part": str(part)}
-        for pair, points, reach, part in zip(*(tokens[f"keypoints/{name}"] for name in ("pair", "points", "reach", "part")), strict=True)
-    ] if "keypoints/pair" in tokens else []  # fmt: skip
+    parts = ("pair", "points", "reach", "part")
+    columns = [tokens[f"keypoints/{name}"].tolist() for name in parts] if "keypoints/pair" in tokens else []
+    keypoints = [dict(zip(parts, row, strict=True)) for row in zip(*columns, strict=True)]
     content = {
         "title": title,
         "about": about,
@@ -182,8 +182,8 @@ def page(
         "colours": _base64(_viridis()),
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    style, script, skeleton = (files("sdprobe.reports").joinpath(f"explorer.{ending}").read_text("utf-8") for ending in ("css", "js", "html"))  # fmt: skip
-    parts = {
+    style, script, skeleton = (_file(ending) for ending in ("css", "js", "html"))
+    filled = {
         "TITLE": html.escape(title),
         "STYLE_HASH": _hash(style),
         "SCRIPT_HASH": _hash(script),
@@ -193,7 +193,7 @@ def page(
         "DATA": data,
     }
     pieces = skeleton.split("@@")  # names and data may contain anything, so no part is searched for others
-    return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+    return "".join(filled[piece] if number % 2 else piece for number, piece in enumerate(pieces))
 
 
 def _grid(tokens: Mapping[str, np.ndarray], network: str, name: str, timesteps: list[int]) -> dict[str, Any]:
@@ -211,7 +211,8 @@ def _grid(tokens: Mapping[str, np.ndarray], network: str, name: str, timesteps: 
     return {
         "layer": base_of(name), "label": label_of(name), "weights": network,
         "level": level if level is not None else (timesteps[0] if timesteps else None),
-        "shape": [n, height, width, components], "bits": bits, "error": [value if math.isfinite(value) else None for value in errors],
+        "shape": [n, height, width, components], "bits": bits,
+        "error": [value if math.isfinite(value) else None for value in errors],
         **{part: _base64(found[part].astype(kind)) for part, kind in kinds.items()},
     }  # fmt: skip
 
@@ -239,6 +240,10 @@ def _static(tokens: Mapping[str, np.ndarray], images: Sequence[Mapping[str, Any]
             rows.append(f"<figure>{drawn}<figcaption>{text}</figcaption></figure>")
         rows.append("</div>")
     return "".join(rows)
+
+
+def _file(ending: str) -> str:
+    return files("sdprobe.reports").joinpath(f"explorer.{ending}").read_text("utf-8")
 
 
 def _viridis() -> np.ndarray:

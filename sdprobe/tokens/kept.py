@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from sdprobe.tokens.batch import GridBatch, joined
 from sdprobe.tokens.geometry import flatten
-from sdprobe.tokens.keys import base_of, label_of, timestep_of
+from sdprobe.tokens.keys import label_of, timestep_of
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
@@ -65,7 +65,8 @@ class Plan:
             InputError: not even one image fits.
 
         Example:
-            >>> plan = Plan.of({"mid": (64, 8, 8), "mid__leace": (64, 8, 8)}, images=2, megabytes=1, networks=("trained", "random"))
+            >>> shapes = {"mid": (64, 8, 8), "mid__leace": (64, 8, 8)}
+            >>> plan = Plan.of(shapes, images=2, megabytes=1, networks=("trained", "random"))
             >>> plan.grids[0], len(plan.grids), plan.precise, plan.left_out
             (('trained', 'mid'), 4, ('mid', 'mid__leace'), ())
         """
@@ -98,8 +99,8 @@ class Plan:
                 return cls(components, count, kept, tuple(precise), tuple(lost))
         needed = (size(ordered[:1], 1, COMPONENTS[-1]) + PAGE) / 1e6
         raise InputError(
-            f"Expected report.megabytes to be at least {needed:.1f} for the tokens of one image at {len(ordered[0])} layers, but "
-            f"got {megabytes}. Raise it, or ask for fewer layers with block=."
+            f"Expected report.megabytes to be at least {needed:.1f} for one image at {len(ordered[0])} layers, but got "
+            f"{megabytes}. Raise it, or ask for fewer layers with block=."
         )
 
 
@@ -197,7 +198,7 @@ def quantised(grid: Float[Tensor, "n c h w"], bits: int, components: int) -> dic
 
 
 def _basis(tokens: Float[Tensor, "n t c"], components: int) -> Float[Tensor, "c k"]:
-    """Orthonormal columns. Where there are too many channels, they span the mean tokens and the main directions of the remainders.
+    """Orthonormal columns. Of too many channels they span the mean tokens and the main directions of the remainders.
 
     They are rotated at random, so that no coordinate is much larger than others: the largest sets the scale of all.
     """
@@ -233,7 +234,9 @@ def _errors(tokens: Float[Tensor, "n t c"], shown: Float[Tensor, "n t c"]) -> Fl
         apart = (x - y).norm(dim=1).amax()
         longest = torch.maximum(x.norm(dim=1).amax(), y.norm(dim=1).amax())
         if len(x) <= MOST_PAIRED:
-            cosine = torch.stack([(u[rows] @ u.mT - v[rows] @ v.mT).abs().amax() for rows in torch.arange(len(x)).split(512)]).amax()
+            cosine = torch.stack(
+                [(u[rows] @ u.mT - v[rows] @ v.mT).abs().amax() for rows in torch.arange(len(x)).split(512)]
+            ).amax()
         else:
             cosine = 2 * (u - v).norm(dim=1).amax()
         found = torch.maximum(found, torch.stack([cosine, 2 * apart * longest, 2 * apart]))
