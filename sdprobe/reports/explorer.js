@@ -714,11 +714,18 @@
 
   // ------------------------------------------------------------------ words below
 
+  // Two digits, rounded up.
+  function atMost(error) {
+    if (!(error > 0)) return error === 0 ? "0" : "–";
+    const unit = 10 ** (Math.floor(Math.log10(error)) - 1);
+    return (Math.ceil(error / unit) * unit).toPrecision(2);
+  }
+
   function exactness() {
     const table = document.createElement("table"), rows = [["layer", "stored as", "cosine ±", "dot product ±", "distance ±"]];
     for (const grid of data.grids) {
       const name = [grid.layer, grid.label, levels.length > 1 ? `timestep ${grid.level}` : "", networks.length > 1 ? grid.weights : ""];
-      const errors = grid.error.map((error) => (error === null ? "–" : error.toPrecision(2)));
+      const errors = grid.error.map(atMost);
       rows.push([name.filter(Boolean).join(", "), `${grid.shape[3]} numbers of ${grid.bits} bits`, ...errors]);
     }
     table.append(...rows.map((row, place) => {
@@ -736,7 +743,7 @@
   $("title").textContent = data.title;
   $("about").textContent = data.about;
   $("given").textContent = [
-    `A shown cosine differs from that of the activations by at most ${worst.toPrecision(2)}.`,
+    `A shown cosine differs from that of the activations by at most ${atMost(worst)}.`,
     photographs.some(Boolean) ? "This page contains the pictures that it was given." : "The pictures were left out.",
     "Centred tokens are those minus the mean token of their image.",
     data.leftOut.length ? `Left out: ${data.leftOut.join("; ")}.` : "",
