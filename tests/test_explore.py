@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sdprobe.reports.__main__ import main
-from sdprobe.reports.run import Run
 from sdprobe.runs import tracking
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_arrays, write_json
@@ -25,13 +24,9 @@ def content(page: Path) -> Any:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)[1])  # type: ignore[index]
 
 
-@pytest.fixture
-def explored(launch, tmp_path: Path) -> tuple[Path, Run]:
-    return tmp_path / "run", launch("probe=explore", "logger=wandb", *COMPARED, figures=True)
-
-
-def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(explored, launch, tmp_path: Path) -> None:
-    folder, run = explored
+def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(launch, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = launch("probe=explore", "logger=wandb", *COMPARED, figures=True)
     page = folder / "explorer.html"
     found = content(page)
     grids = {(grid["layer"], grid["label"], grid["level"], grid["weights"]) for grid in found["grids"]}
@@ -50,9 +45,7 @@ def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(explored, 
     [logged] = [record["explorer"] for record in Offline.read(part).history if "explorer" in record]
     assert logged["_type"] == "html-file" and (part / "files" / logged["path"]).read_text() == page.read_text()
 
-    again = launch(
-        "probe=explore", *COMPARED, "report.pictures=false", folder="again", figures=True
-    )  # random weights are stored
+    again = launch("probe=explore", *COMPARED, "report.pictures=false", folder="again", figures=True)
     without = content(tmp_path / "again" / "explorer.html")
     assert not any(image["picture"] for image in without["images"]) and len(without["grids"]) == len(grids)
     first, second = (read_arrays(place / "tokens.npz") for place in (folder, again.folder))

@@ -17,7 +17,7 @@ OPTIONS = (
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser with an empty profile, whose requests to the network fail."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install --editable '.[browser]'")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: make test-browser installs it")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
