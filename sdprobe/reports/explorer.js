@@ -352,7 +352,7 @@
     card.range.textContent = found ? `${number(found[0])} to ${number(found[1])}` : "";
     const point = pointed();
     const right = state.keypoints ? matchesOf(grid) : [];
-    if (right.length) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints`;
+    if (right.length && !state.pointer) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints`;
     else if (state.pointer && values.a) {
       card.value.textContent = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
     } else if (vectors()) card.value.textContent = `nearest ${number(values.b[nearest(values.b, w).index])}`;
