@@ -3,6 +3,7 @@
 Whatever belongs to tokens comes with their batches. Whatever belongs to the whole test comes from the data module.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -63,6 +64,7 @@ class Probe(lightning.LightningModule):
         self.measures = nn.ModuleDict()  # metrics of each layer that are built during a run
         self.results: dict[str, float] = {}
         self.kept: KeptTokens | None = None  # set by a run that keeps tokens for the explorer
+        self.seconds_kept = 0.0  # that this took
         self._units: dict[str, np.ndarray] = {}
 
     def configure_optimizers(self) -> Any:
@@ -91,7 +93,9 @@ class Probe(lightning.LightningModule):
     def keep(self, batch: GridBatch) -> None:
         """Keep tokens of the batch, if the run keeps any."""
         if self.kept is not None:
+            started = time.perf_counter()
             self.kept.take(batch)
+            self.seconds_kept += time.perf_counter() - started
 
     @property
     def tokens(self) -> dict[str, np.ndarray]:

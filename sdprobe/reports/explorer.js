@@ -4,7 +4,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const HIGH = 5; // robust z above which a norm is high, as in sdprobe.tokens.groups
+  const NEAR = 0.05; // of the side: a keypoint so close to the token is joined with its match
   const SHOW = {
     cosine: ["cosine similarity", ""], dot: ["dot product", "squared units of the activation"],
     distance: ["distance", "units of the activation"], relative: ["relative norm", "norm ÷ mean norm of its image"],
@@ -352,7 +352,7 @@
     card.range.textContent = found ? `${number(found[0])} to ${number(found[1])}` : "";
     const point = pointed();
     const right = state.keypoints ? matchesOf(grid) : [];
-    if (right.length && !state.pointer) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints`;
+    if (right.length && !state.pointer) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints right`;
     else if (state.pointer && values.a) {
       card.value.textContent = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
     } else if (vectors()) card.value.textContent = `nearest ${number(values.b[nearest(values.b, w).index])}`;
@@ -438,12 +438,13 @@
     if (!matches.has(place)) {
       const [, h, w] = grid.shape, out = new Float32Array(h * w);
       const from = tokens(grid, state.image, state.centred), to = tokens(grid, state.second, state.centred);
-      matches.set(place, among().map(({ points: [x, y, tx, ty], reach, part: name }) => {
+      matches.set(place, among().map(({ points: [x, y, tx, ty], reach }) => {
         compared(from, tokenAt(grid, x, y).index, to, "cosine", out);
         let best = 0;
         for (let t = 1; t < out.length; t++) if (out[t] > out[best]) best = t;
         const fx = (best % w + 0.5) / w, fy = (Math.floor(best / w) + 0.5) / h;
-        return { x: fx, y: fy, tx, ty, name, right: ((fx - tx) / reach[0]) ** 2 + ((fy - ty) / reach[1]) ** 2 <= 1 };
+        const near = () => Math.hypot(x - state.u, y - state.v) < NEAR;
+        return { x: fx, y: fy, tx, ty, near, right: ((fx - tx) / reach[0]) ** 2 + ((fy - ty) / reach[1]) ** 2 <= 1 };
       }));
     }
     return matches.get(place);
@@ -451,14 +452,17 @@
 
   function marks(context, found, size, ratio) {
     const r = size / 40;
-    for (const { x, y, tx, ty, right } of found) {
+    for (const { x, y, tx, ty, right, near } of found) {
+      if (near()) {
+        rimmed(context, ratio, 1, () => { context.moveTo(x * size, y * size); context.lineTo(tx * size, ty * size); });
+        rimmed(context, ratio, 1, () => context.arc(tx * size, ty * size, r / 2, 0, 7));
+      }
       if (right) rimmed(context, ratio, 1.5, () => {
         context.moveTo(x * size - r, y * size);
         context.lineTo(x * size - r / 4, y * size + r);
         context.lineTo(x * size + 1.3 * r, y * size - r);
       });
       else {
-        rimmed(context, ratio, 0.7, () => { context.moveTo(x * size, y * size); context.lineTo(tx * size, ty * size); });
         rimmed(context, ratio, 1.5, () => {
           context.moveTo(x * size - r, y * size - r);
           context.lineTo(x * size + r, y * size + r);
@@ -535,7 +539,8 @@
   function renderNumbers() {
     const grid = gridOf(state.layer), table = $("numbers");
     if (!grid) return;
-    table.caption.textContent = state.layer;
+    const close = state.keypoints && among().find(({ points: [x, y] }) => Math.hypot(x - state.u, y - state.v) < NEAR);
+    table.caption.textContent = close ? `${state.layer}, keypoint ${close.part}` : state.layer;
     const found = columns(grid), cell = (name, text) => Object.assign(document.createElement(name), { textContent: text });
     const head = document.createElement("tr");
     head.append(cell("td", ""));

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from sdprobe.reports.numbers import add_columns, captioned, run_table
+from sdprobe.reports.numbers import add_columns, run_table
 from sdprobe.reports.recorded import fitting
 from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
@@ -277,7 +277,8 @@ def explore_table(run: Run) -> Table:
         errors = [run.value(condition, layer, "similarity_error") for condition in ("test", "random_weights")]
         sides = map(str, run.meta["shapes"][layer])
         shown.add_row(layer, *sides, *("–" if error is None else f"{error:.5f}" for error in errors))
-    return captioned(shown, run, "largest error: of a cosine of two tokens that the page shows.", f"Open {PAGE} in a browser.")
+    shown.caption = f"largest error: of a cosine of two tokens that the page shows. Open {PAGE} in a browser."
+    return shown
 
 
 REPORT = Report(tables=(explore_table,), drawings={}, written={PAGE: write})

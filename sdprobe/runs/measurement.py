@@ -289,6 +289,7 @@ class Measurement:
     @property
     def meta(self) -> dict[str, Any]:
         """What is needed to repeat this run, and what it cost."""
+        kept = {} if self.probe.kept is None else {"tokens": self.probe.seconds_kept}
         published = self.data.backbone.published_names([*map(base_of, self.data.layers)])
         published_names = {name: published[base_of(name)] for name in self.data.layers}
         return (
@@ -306,7 +307,7 @@ class Measurement:
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),
                 **({"choices": self.choices} if self.choices else {}),
-                "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
+                "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds | kept).items()},
                 "peak_memory_gib": round(peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,
             }
