@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check bench docs results
+.PHONY: install demo test test-slow test-browser browser check bench docs results
 
 install: .venv/installed
 
@@ -23,6 +23,12 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
+
+browser: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+
+test-browser: browser
+	$(BIN)/python -m pytest -m browser
 
 check: install
 	$(BIN)/ruff check .
@@ -45,6 +51,8 @@ bench: install
 	$(BIN)/python -m tools.benchmarks.memory probe.solver=closed_form
 	$(BIN)/python -m tools.benchmarks.startup
 	$(BIN)/python -m tools.benchmarks.inputs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m tools.benchmarks.explorer
 
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

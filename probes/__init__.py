@@ -3,6 +3,7 @@
 from probes.controls import ControlsProbe
 from probes.correspondence import CorrespondenceProbe
 from probes.equivariance import EquivarianceProbe
+from probes.explore import ExploreProbe
 from probes.position import PositionProbe
 from probes.role import RoleProbe
 from probes.statistics import StatisticsProbe
@@ -15,6 +16,7 @@ __all__ = [
     "CorrespondenceProbe",
     "DepthProbe",
     "EquivarianceProbe",
+    "ExploreProbe",
     "PositionProbe",
     "RoleProbe",
     "StatisticsProbe",

@@ -3,6 +3,7 @@
 Whatever belongs to tokens comes with their batches. Whatever belongs to the whole test comes from the data module.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -14,6 +15,8 @@ from torchmetrics import Metric
 
 from sdprobe.estimators.scores import reported
 from sdprobe.metrics.intervals import present_units
+from sdprobe.tokens.batch import GridBatch
+from sdprobe.tokens.kept import KeptTokens
 from sdprobe.utilities.errors import InputError
 
 Shapes = dict[str, tuple[int, int, int]]
@@ -46,6 +49,7 @@ class Probe(lightning.LightningModule):
     reads: ClassVar[str]
     fitting: str = "train heads"  # name of the step that sees training images, empty where there is none
     optional: ClassVar[bool] = False  # whether the data module may be None
+    explored: ClassVar[int] = 0  # images whose tokens are kept for the explorer beside the numbers
     score: ClassVar[str] = ""  # <metric>/<where> of the test that choose= maximises; empty where there is none
 
     def __init__(self, shapes: Shapes, data: Data | None) -> None:
@@ -59,6 +63,8 @@ class Probe(lightning.LightningModule):
         self.shapes, self.data = shapes, data
         self.measures = nn.ModuleDict()  # metrics of each layer that are built during a run
         self.results: dict[str, float] = {}
+        self.kept: KeptTokens | None = None  # set by a run that keeps tokens for the explorer
+        self.seconds_kept = 0.0  # that this took
         self._units: dict[str, np.ndarray] = {}
 
     def configure_optimizers(self) -> Any:
@@ -83,6 +89,21 @@ class Probe(lightning.LightningModule):
         results, units = reported(scores, self.shapes, conditions)
         self.results |= results
         self._units |= units
+
+    def keep(self, batch: GridBatch) -> None:
+        """Keep tokens of the batch, if the run keeps any."""
+        if self.kept is not None:
+            started = time.perf_counter()
+            self.kept.take(batch)
+            self.seconds_kept += time.perf_counter() - started
+
+    @property
+    def tokens(self) -> dict[str, np.ndarray]:
+        """Tokens that were kept, see :class:`~sdprobe.tokens.kept.KeptTokens`; none by default."""
+        if self.kept is None:
+            return {}
+        self.kept.finish()
+        return {name: tensor.numpy() for name, tensor in self.kept.arrays.items()}
 
     def training_state(self) -> str:
         """Return in words how far training is; empty where nothing is trained in steps."""

@@ -74,7 +74,7 @@ class StatisticsProbe(Probe):
         {'mid': 1, 'up_1': 4}
     """
 
-    kind, reads = "statistics", "grids"
+    kind, reads, explored = "statistics", "grids", 2
     data: StatisticsData
 
     def __init__(
@@ -151,6 +151,7 @@ class StatisticsProbe(Probe):
         if dataloader_idx == WHOLE:
             for cka in self.cka.values():
                 cka.update(batch.grids)  # type: ignore[operator]
+            self.keep(batch)
             if batch_idx == 0 and self.pictured:
                 self.pictures.take(batch, self.pictured)
 

@@ -1,6 +1,6 @@
 """sdprobe: probes of frozen diffusion features for position, corner and high-norm artefacts, and mitigations against them.
 
->>> from sdprobe import FrozenSD, heads, match, mitigations, position, split, statistics
+>>> from sdprobe import FrozenSD, explore, heads, match, mitigations, position, split, statistics
 """
 
 import os
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from sdprobe.api import statistics as statistics
     from sdprobe.backbones.frozen_sd import FrozenSD as FrozenSD
     from sdprobe.estimators import heads as heads
+    from sdprobe.notebook import explore as explore
 
-__all__ = ["FrozenSD", "heads", "match", "mitigations", "position", "split", "statistics"]
+__all__ = ["FrozenSD", "explore", "heads", "match", "mitigations", "position", "split", "statistics"]
 _MODULES = {"heads": "sdprobe.estimators.heads", "mitigations": "sdprobe.mitigations"}
 _FUNCTIONS = ("match", "position", "split", "statistics")
 
@@ -33,6 +34,8 @@ def __getattr__(name: str) -> Any:
     """Import on first use, because torch and diffusers take seconds to import."""
     if name == "FrozenSD":
         return import_module("sdprobe.backbones").FrozenSD
+    if name == "explore":
+        return import_module("sdprobe.notebook").explore
     if name in _FUNCTIONS:
         return getattr(import_module("sdprobe.api"), name)
     if name in _MODULES:

@@ -1,5 +1,6 @@
 """Result: what a measurement without a trainer found, under the keys of ``metrics.json``, with its baselines."""
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -215,8 +216,24 @@ class Result:
         axis.legend(fontsize=8)
         return axis
 
+    def _repr_html_(self) -> str:
+        """The same table and sentences for a notebook."""
+        head, *rows = self._table
+        lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
+        lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+        notes = "".join(f"<div>{html.escape(note)}</div>" for note in self._sentences)
+        return f"<table>{''.join(lines)}</table>{notes}"
+
     def __repr__(self) -> str:
         """A table of the layers, and what was not measured."""
+        rows = self._table
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *self._sentences])
+
+    @property
+    def _table(self) -> list[list[str]]:
+        """Headings, and a row per layer."""
         kind = KINDS[self.kind]
         own = {kind.label: self.metric} if kind.label else {name: name for name in kind.others}
         columns = [(name, metric, ("test", "")) for name, metric in own.items()]
@@ -226,14 +243,17 @@ class Result:
         for layer in self.layers:
             cells = [self._baseline(layer, where, metric) for _, metric, where in columns]
             rows.append([layer, *("not measured" if cell is None else str(cell) for cell in cells)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return rows
+
+    @property
+    def _sentences(self) -> list[str]:
+        """What intervals are over, and what was not measured."""
         over = f"95 % intervals over {self.n} {self.units}."
         if self.n < FEWEST:
             over = f"No intervals: {self.n} {self.units}, and {FEWEST} are needed."
         elif bare := [layer for layer in self.layers if (found := self.number(layer=layer)) and found.ci_low is None]:
             over += f" None at {', '.join(bare)}: a few of them hold most tokens, or too few hold any."
-        return "\n".join([*lines, over, *self.notes, *self._on_networks])
+        return [over, *self.notes, *self._on_networks]
 
     @property
     def _layer(self) -> str:

@@ -21,11 +21,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Network:
-    """Results of one random-weights network: numbers, pseudo-values by key, and predictions if the probe keeps them."""
+    """Results of one random-weights network: numbers, pseudo-values by key, predictions and tokens if the probe keeps any."""
 
     results: dict[str, float]
     pseudovalues: dict[str, np.ndarray]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def renamed(numbers: Mapping[str, Value]) -> dict[str, Value]:

@@ -3,7 +3,8 @@
 ``python -m sdprobe.reports RUN`` prints the tables of a finished run and draws its figures again.
 ``python -m sdprobe.reports FOLDER`` compares all runs below FOLDER and writes tables and figures into it.
 ``ls``, ``best``, ``show``, ``diff`` and ``export`` answer questions about runs, see :mod:`sdprobe.reports.registry`.
-``similarity`` draws a token's similarity in every layer, see :mod:`sdprobe.reports.similarity`.
+``similarity`` draws a token's similarity in every layer, see :mod:`sdprobe.reports.similarity`. ``explore`` writes a page in
+which one hovers over tokens, see :mod:`sdprobe.reports.explorer`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ COMMANDS = {
     "diff": "what was set differently in two runs, and how their numbers differ",
     "export": "write every number of many runs as Parquet and CSV",
     "similarity": "draw one token's similarity in every layer",
+    "explore": "write a page in which one hovers over tokens",
 }
 EXAMPLES = f"""\
 examples:
@@ -38,6 +40,7 @@ questions about runs (FOLDER: outputs and multirun if it is left out; each has -
   show RUN                              {COMMANDS["show"]}
   diff RUN RUN                          {COMMANDS["diff"]}
   export [FOLDER] [key=value …] -o FILE {COMMANDS["export"]}
+  explore RUN                           {COMMANDS["explore"]}
 """
 
 
@@ -49,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         return similarity(arguments[1:])
     try:
+        if arguments[:1] == ["explore"]:
+            from sdprobe.reports.explorer import main as explore  # imports drawing libraries
+
+            sys.stdout.write(f"{explore(arguments[1:])}\n")
+            return None
         if arguments and arguments[0] in COMMANDS:
             return _answer(arguments[0], arguments[1:])
         return _report(arguments)

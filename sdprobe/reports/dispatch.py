@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from sdprobe.reports import content, correspondence, depth, equivariance, position, role, statistics, study
+from sdprobe.reports import content, correspondence, depth, equivariance, explorer, position, role, statistics, study
 from sdprobe.reports.choice import choice_tables
 from sdprobe.reports.comparison import COMPARISONS, comparison_figures, groups_of
 from sdprobe.reports.printing import print_tables, printed
@@ -26,6 +26,7 @@ REPORTS = {
     "content": content.REPORT,
     "role": role.REPORT,
     "equivariance": equivariance.REPORT,
+    "explore": explorer.REPORT,
 }
 TEXT = "report.txt"  # the printed tables
 # that any report may write into a run folder

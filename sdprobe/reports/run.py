@@ -76,6 +76,10 @@ class Run:
         with parsing(path):
             return shown_names(arrays)
 
+    def tokens(self) -> dict[str, np.ndarray]:
+        """Tokens that the run kept for the explorer, see :mod:`sdprobe.tokens.kept`; empty if it kept none."""
+        return self._arrays("tokens.npz")
+
     def pseudovalues(self, quantity: str = "") -> dict[str, np.ndarray]:
         """``<condition>/<layer>/<metric>/<group>`` → contribution of every sampled unit; empty for runs of an older schema.
 

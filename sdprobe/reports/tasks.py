@@ -42,11 +42,12 @@ TRACKED = {
     "content": ("content_r2",),
     "role": ("loss_change", "displacement"),
     "equivariance": ("equivariance", "equivariance_psnr", "r_pos"),
+    "explore": ("similarity_error",),
 }
 # errors and risks, of which the lowest is best; of other metrics it is the highest
 LOWER = (
     "rmse", "rmse_per_image", "abs_rel", "r_pos", "r_cor", "r_cor_within", "r_cor_across", "r_norm", "r_tok", "r_chn",
-    "copy_share", "copy_excess",
+    "copy_share", "copy_excess", "similarity_error",
 )  # fmt: skip
 
 

@@ -12,13 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from sdprobe.metrics.networks import Network, merged, renamed
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import CHOICE, VERSION, Predicts, digest, packed, result_settings, target_name, unpacked
+from sdprobe.tokens.kept import RANDOM, TRAINED, KeptTokens
 from sdprobe.tokens.keys import select
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import Unfit
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, write_arrays
 
-_UNITS = "pseudovalues/"
+_UNITS, _TOKENS = "pseudovalues/", "tokens/"
 
 log = logging.getLogger(__name__)
 # what the numbers depend on besides configuration, :data:`VERSION` and packages
@@ -53,7 +54,9 @@ def _step(seed: int) -> str:
     return f"random weights (seed {seed})"
 
 
-def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) -> dict[str, float]:
+def random_weights(
+    cfg: DictConfig, meta: dict[str, Any], probe: object = None, tokens: dict[str, np.ndarray] | None = None
+) -> dict[str, float]:
     """``random_weights/<layer>/...``: mean over ``cfg.twins`` seeds. Each is measured once and stored in ``cfg.cache_dir``.
 
     The random network shares everything with the measured network except the weights of the U-Net: encoder, images, noise,
@@ -65,18 +68,27 @@ def random_weights(cfg: DictConfig, meta: dict[str, Any], probe: object = None) 
         cfg: of the run.
         meta: of the measured network's run.
         probe: that was measured.
+        tokens: kept of the measured network; those of the first random network are added.
     """
     if _fits_one_network(cfg):
         log.info("No random-weights baseline: a saved mitigation belongs to the network it was fitted on.")
         return {}
     own = probe.predictions() if isinstance(probe, Predicts) and cfg.twins else {}
-    twins = [_twin(cfg, meta, number, own) for number in range(cfg.twins)]
+    kept = _formats(tokens or {}, getattr(probe, "kept", None))
+    twins = [_twin(cfg, meta, number, own, {} if number else kept) for number in range(cfg.twins)]
+    if tokens is not None and twins:
+        tokens |= twins[0].tokens
     gains = probe.compare([twin.predictions for twin in twins]) if isinstance(probe, Predicts) and twins else {}
     return merged(twins) | gains
 
 
-def _twin(cfg: DictConfig, meta: dict[str, Any], number: int, own: dict[str, np.ndarray]) -> Network:
-    """One random-weights network, measured or taken from the cache; ``own``: predictions of the measured network."""
+def _twin(
+    cfg: DictConfig, meta: dict[str, Any], number: int, own: dict[str, np.ndarray], kept: dict[str, tuple[Any, ...]]
+) -> Network:
+    """One random-weights network, measured or taken from the cache.
+
+    ``own``: predictions of the measured network. ``kept``: dtypes and shapes of its tokens, if those of this one are wanted.
+    """
     config = OmegaConf.merge(
         cfg,
         {
@@ -89,16 +101,17 @@ def _twin(cfg: DictConfig, meta: dict[str, Any], number: int, own: dict[str, np.
     with progress.step(_step(config.backbone.weights_seed)) as step:
         processes = Processes.current()
         stored = Path(cfg.cache_dir).expanduser() / "twins" / f"{_identity(config, meta)}.twin.npz"
-        twin = _stored(stored, own) if not processes.rank else None
+        twin = _stored(stored, own, kept) if not processes.rank else None
         # all processes measure this network, or none does, because they may see different files
         if processes.all_gather(twin is not None)[0]:
             step.note = f"taken from {stored}"
             return twin or Network({}, {}, {})
-        measurement = Measurement(config)
+        measurement = Measurement(config, is_baseline=True)
         measurement.run()
         measurement.release()
     predictions = measurement.probe.predictions() if isinstance(measurement.probe, Predicts) else {}
-    twin = Network(renamed(measurement.results), renamed(measurement.probe.pseudovalues()), predictions)
+    tokens = {name: array for name, array in measurement.probe.tokens.items() if name.startswith(f"{RANDOM}/")}
+    twin = Network(renamed(measurement.results), renamed(measurement.probe.pseudovalues()), predictions, tokens)
     if processes.rank == 0:
         _store(stored, twin)
     return twin
@@ -110,10 +123,21 @@ def _identity(config: DictConfig, meta: dict[str, Any]) -> str:
     return digest([result_settings(config), {key: meta[key] for key in _DATA}, packages, VERSION])
 
 
-def _stored(path: Path, own: dict[str, np.ndarray]) -> Network | None:
-    """Stored results; None if a file cannot be read, is damaged, or is that of another network.
+def _formats(tokens: dict[str, np.ndarray], kept: KeptTokens | None) -> dict[str, tuple[Any, ...]]:
+    """Name → dtype and shape of the tokens that are wanted of a random network, which are those of the measured one."""
+    wanted = {name for network, name in kept.plan.grids if network == RANDOM} if kept else set()
+    parts = {name: name.split("/") for name in tokens}
+    return {
+        f"{RANDOM}/{layer}/{part}": (tokens[name].dtype, tokens[name].shape)
+        for name, (network, layer, part) in ((name, found) for name, found in parts.items() if len(found) == 3)
+        if network == TRAINED and layer in wanted
+    }
 
-    ``own``: columns of predictions of the measured network, which its random networks have, too.
+
+def _stored(path: Path, own: dict[str, np.ndarray], kept: dict[str, tuple[Any, ...]]) -> Network | None:
+    """Stored results; None if a file cannot be read, is damaged, lacks tokens, or is that of another network.
+
+    ``own``: columns of predictions of the measured network, which its random networks have, too. ``kept``: see :func:`_twin`.
     """
     try:
         arrays = read_arrays(path)
@@ -129,7 +153,10 @@ def _stored(path: Path, own: dict[str, np.ndarray]) -> Network | None:
                 raise Unfit("no numbers")
             if {name: len(column) for name, column in predictions.items()} != {name: len(own[name]) for name in own}:
                 raise Unfit("predictions of another probe")
-            return Network(results, pseudovalues, predictions)
+            tokens = {name.removeprefix(_TOKENS): array for name, array in arrays.items() if name.startswith(_TOKENS)}
+            if any(name not in tokens or (tokens[name].dtype, tokens[name].shape) != form for name, form in kept.items()):
+                return None  # those of another page
+            return Network(results, pseudovalues, predictions, {name: tokens[name] for name in kept})
     except DamagedFile as error:
         log.warning("%s is damaged (%s); this network is measured again.", *error.args)
     except OSError:
@@ -144,6 +171,7 @@ def _store(path: Path, twin: Network) -> None:
     arrays = {name: np.frombuffer(content, np.uint8) for name, content in contents.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(path, arrays | {f"{_UNITS}{name}": array for name, array in twin.pseudovalues.items()})
+        arrays |= {f"{_UNITS}{name}": array for name, array in twin.pseudovalues.items()}
+        write_arrays(path, arrays | {f"{_TOKENS}{name}": array for name, array in twin.tokens.items()})
     except OSError as error:
         log.warning("Results of random weights cannot be stored in %s (%s).", path.parent, error.strerror)

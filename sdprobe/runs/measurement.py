@@ -16,12 +16,14 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sdprobe.backbones import pool
 from sdprobe.metrics.choice import check_photographs
-from sdprobe.runs import choice, workers
+from sdprobe.reports.run import spread
+from sdprobe.runs import choice, sweep, workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
+from sdprobe.tokens.kept import RANDOM, TRAINED, KeptTokens, Plan
 from sdprobe.tokens.keys import at_level, base_of
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
@@ -30,6 +32,7 @@ from sdprobe.utilities.io import DamagedFile, read_state, write_state
 
 log = logging.getLogger(__name__)
 PROCESS = Path("/proc/self")
+MEGABYTES = 10  # of tokens that are kept beside the numbers, at most
 # what Lightning and torch raise for a state of other names, shapes and types
 UNFIT = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, MisconfigurationException)
 
@@ -94,19 +97,22 @@ class Checkpoints(TorchCheckpointIO):
 class Measurement:
     """Builds data, probe and trainer from a configuration; :meth:`run` fits and tests.
 
+    ``is_baseline``: whether the network is one with random weights that another is compared with.
+
     ``results`` and ``meta`` can be read at any time, also after an interruption.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, is_baseline: bool = False) -> None:
         choice.check(cfg)
         lightning.seed_everything(cfg.seed, verbose=False)
         workers.set_device(cfg)
         forget_peak()
-        self.cfg = cfg
+        self.cfg, self.is_baseline = cfg, is_baseline
         cfg = cfg.copy()  # instantiate resolves interpolations in place, which would change the hash of the settings
         with pool.shared():  # jobs of one process, and the random-weights baseline, share what they load
             self.data = instantiate(cfg.datamodule)
         self.probe = instantiate(cfg.probe)(shapes=self.data.shapes, photos=self.data.photos, data=self.data)
+        self.probe.kept = self._kept_tokens()
         device = self.data.backbone.device
         self._checkpoints, self._bound = Checkpoints(), Bound(config_hash(self.cfg))
         self.trainer: lightning.Trainer = instantiate(cfg.trainer)(
@@ -219,10 +225,61 @@ class Measurement:
         """The probe's maps by name, and ``pictures`` (n, 256, 256, 3) of the images that it chose to draw, if any."""
         maps: dict[str, np.ndarray] = self.probe.maps()
         if "pictured" in maps:
-            shown = torch.stack([self.data.images[int(index)]["image"] for index in maps["pictured"]])
-            small = torch.nn.functional.interpolate(shown, size=(256, 256), mode="area")
-            maps["pictures"] = (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            maps["pictures"] = self._pictures(maps["pictured"])
         return maps
+
+    def tokens(self) -> dict[str, np.ndarray]:
+        """Tokens for the explorer, if the probe kept any, see :class:`~sdprobe.tokens.kept.KeptTokens`.
+
+        Also ``names`` (n,) of the images, ``pictures`` unless ``report.pictures`` is false, ``keypoints/…`` if images share
+        some, and ``left_out``, in words.
+        """
+        tokens = self.probe.tokens
+        if not tokens or self.probe.kept is None:
+            return {}
+        indices = tokens["images"]
+        tokens["names"] = np.array([self.data.images.name(int(index)) for index in indices])
+        tokens["left_out"] = np.array([*self.probe.kept.plan.left_out, *self._left_out], dtype=str)
+        if OmegaConf.select(self.cfg, "report.pictures", default=True):
+            tokens["pictures"] = self._pictures(indices)
+        keypoints = self.probe.correspondences() if self._explores else {}
+        return tokens | {f"keypoints/{name}": column for name, column in keypoints.items()}
+
+    def _pictures(self, indices: np.ndarray) -> np.ndarray:
+        shown = torch.stack([self.data.images[int(index)]["image"] for index in indices])
+        small = torch.nn.functional.interpolate(shown, size=(256, 256), mode="area")
+        pictures: np.ndarray = (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return pictures
+
+    @property
+    def _explores(self) -> bool:
+        return bool(self.probe.kind == "explore")
+
+    def _kept_tokens(self) -> KeptTokens | None:
+        """What the probe keeps for the explorer; None for nothing.
+
+        Probes that measure something else keep tokens of few layers of the measured network, and none in a sweep.
+        """
+        cfg, shapes = self.cfg, dict(self.data.shapes)
+        self._left_out: list[str] = []
+        megabytes = OmegaConf.select(cfg, "report.megabytes", default=MEGABYTES)
+        if self._explores:
+            networks = [TRAINED, *([RANDOM] if cfg.twins else [])]
+            plan = Plan.of(shapes, len(self.data.split["test"]), megabytes, networks)
+            return KeptTokens(plan, RANDOM if self.is_baseline else TRAINED)
+        wanted = OmegaConf.select(cfg, "report.explorer", default=True) and not sweep.active() and not self.is_baseline
+        if not (wanted and self.probe.explored):
+            return None
+        layers = list(dict.fromkeys(map(base_of, shapes)))
+        chosen = spread(layers)
+        if len(chosen) < len(layers):
+            self._left_out.append(f"{len(layers) - len(chosen)} of {len(layers)} layers")
+        self._left_out.append("random weights")
+        shapes = {name: shape for name, shape in shapes.items() if base_of(name) in chosen}
+        try:
+            return KeptTokens(Plan.of(shapes, self.probe.explored, min(megabytes, MEGABYTES)))
+        except InputError:  # not even one image fits
+            return None
 
     @property
     def results(self) -> dict[str, float]:
@@ -232,6 +289,7 @@ class Measurement:
     @property
     def meta(self) -> dict[str, Any]:
         """What is needed to repeat this run, and what it cost."""
+        kept = {} if self.probe.kept is None else {"tokens": self.probe.seconds_kept}
         published = self.data.backbone.published_names([*map(base_of, self.data.layers)])
         published_names = {name: published[base_of(name)] for name in self.data.layers}
         return (
@@ -249,7 +307,7 @@ class Measurement:
                 "train_steps": self.trainer.global_step,
                 "before_plateau": list(self.probe.not_converged),
                 **({"choices": self.choices} if self.choices else {}),
-                "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds).items()},
+                "seconds": {name: round(value, 3) for name, value in (self.data.seconds | self.seconds | kept).items()},
                 "peak_memory_gib": round(peak_memory(self.data.backbone.device) / 2**30, 3),
                 "complete": self.complete,
             }

@@ -81,7 +81,7 @@ def clear(folder: Path, resumed: bool) -> None:
 
     Otherwise old results would remain if the new run fails, and old checkpoints could be taken for those of the new run.
     """
-    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "predictions.parquet", *FITS, *OUTPUT_FILES]
+    names = ["metrics.json", "maps.npz", "pseudovalues.npz", "tokens.npz", "predictions.parquet", *FITS, *OUTPUT_FILES]
     if not resumed:
         names += ["checkpoints/last.ckpt", "random_weights_*/checkpoints/last.ckpt"]
     for path in [path for name in names for path in folder.glob(name)]:

@@ -81,7 +81,8 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
         measurement.probe.save(folder, **measurement.data.fitted_on)
         for path in sorted(path for name in FITS for path in folder.glob(name)):
             files[path.relative_to(folder).as_posix()] = checksum(path.read_bytes())
-        random = baselines.random_weights(cfg, meta, measurement.probe)
+        tokens = measurement.tokens()
+        random = baselines.random_weights(cfg, meta, measurement.probe, tokens)
     except BaseException as error:
         workers.terminate(measurement.trainer, error)
         if logger is not None:
@@ -91,6 +92,8 @@ def _measured(cfg: DictConfig, folder: Path, measurement: Measurement) -> Run:
             interrupts.say()
             sys.exit(interrupts.EXIT_CODE)
         raise
+    if tokens:
+        files["tokens.npz"] = write_arrays(folder / "tokens.npz", tokens)
     files["maps.npz"] = write_arrays(folder / "maps.npz", measurement.maps())
     files["pseudovalues.npz"] = write_arrays(folder / "pseudovalues.npz", measurement.probe.pseudovalues())
     write_metrics(folder, measurement.results | random, meta | {"files": files})  # last: it marks the run as complete

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sdprobe.reports.explorer import PAGE
 from sdprobe.reports.run import Run
 from sdprobe.reports.tracked import COLUMNS, DEPTH, NOISE, headline, layer_rows, long_table, noise_rows
 from sdprobe.runs import sweep
@@ -43,6 +44,7 @@ HIDDEN = (STEP, "epoch", "part", DEPTH, NOISE)
 # steps that every further part of a run that was resumed offline begins at, so that no two parts share one
 PART = 1_000_000
 FEW = 3  # mitigations that a name lists
+LARGEST_PANEL = 20e6  # bytes of a page that wandb shows; a larger one becomes a file of the run
 PER_LAYER = ("layers", "published_names", "shapes", "mitigations", "before_plateau")  # of meta; in metrics.json
 
 
@@ -333,6 +335,17 @@ def _to_wandb(begun: Any, run: Run, network: Sequence[str], figures: Sequence[Pa
     pictures = {f"figures/{figure.stem}": wandb.Image(str(figure)) for figure in figures}
     begun.log({"results": wandb.Table(columns=list(COLUMNS), data=long_table(run)), **pictures})
     begun.summary.update(headline(run, network))
+    _show_page(begun, run.folder / PAGE)
+
+
+def _show_page(begun: Any, page: Path) -> None:
+    """Send the explorer's page, if the run wrote one."""
+    if not page.is_file():
+        return
+    if page.stat().st_size > LARGEST_PANEL:
+        begun.save(str(page), base_path=str(page.parent), policy="now")
+    else:
+        begun.log({"explorer": wandb.Html(str(page), inject=False)})  # wandb's style would have to come from its server
 
 
 def _to_tensorboard(logger: TensorBoardLogger, run: Run, network: Sequence[str], figures: Sequence[Path]) -> None:

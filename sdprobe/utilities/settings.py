@@ -75,7 +75,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "choose": expect.each(partial(expect.one_of, options=CHOSEN, fix="Write choose=layer,timestep.")),
         "position_bound": _between(0, 1), "position_run": expect.text,
     },
-    "report": {"format": _one_of("png", "pdf")},
+    "report": {"format": _one_of("png", "pdf"), "megabytes": _between(1, 1000)},
     "logger": {"project": partial(expect.without, characters="/\\#?%:", longest=128)},
     "images": {
         "size": _MULTIPLE, "limit": _count(1, 10**7, "Use null for all."), "crops": _count(1, 1000), "seed": _SEED,
@@ -91,7 +91,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "batch_size": _count(1, 4096), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),
         "token_batch": _count(1, 10**6), "mixing_images": _count(1, 10**6), "repeats": _count(0, 10**4),
         "margin": _count(1, expect.LARGEST), "shift": _count(1, expect.LARGEST), "pair_batch": _count(1, 10**6),
-        "background": partial(expect.whole, low=1, high=64), "splits": _one_of("default", "loos2025"),
+        "background": partial(expect.whole, low=1, high=64), "shown": _count(1, 16), "splits": _one_of("default", "loos2025"),
     },
     "probe": {
         "patience": _count(1, 10**6), "min_steps": _count(0, 10**9), "learning_rate": expect.positive,

@@ -1,0 +1,763 @@
+"use strict";
+// Token explorer: similarity of one token to all tokens of two images, in every layer at once.
+// Names of files, layers and mitigations come from others. They are written with textContent only.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const NEAR = 0.05; // of the side: a keypoint so close to the token is joined with its match
+  const SHOW = {
+    cosine: ["cosine similarity", ""], dot: ["dot product", "squared units of the activation"],
+    distance: ["distance", "units of the activation"], relative: ["relative norm", "norm ÷ mean norm of its image"],
+    norm: ["norm", "units of the activation"], colours: ["principal components", "first three, as red, green and blue"],
+  };
+
+  // ------------------------------------------------------------------ stored tokens
+
+  const distinct = (values) => [...new Set(values)];
+  const layers = distinct(data.grids.map((grid) => grid.layer));
+  const labels = distinct(data.grids.map((grid) => grid.label));
+  const levels = distinct(data.grids.map((grid) => grid.level));
+  const networks = distinct(data.grids.map((grid) => grid.weights));
+  const key = (layer, weights, level, label) => JSON.stringify([layer, weights, level, label]);
+  const byKey = new Map(data.grids.map((grid) => [key(grid.layer, grid.weights, grid.level, grid.label), grid]));
+
+  function bytes(text) {
+    const binary = atob(text), found = new Uint8Array(binary.length);
+    for (let i = 0; i < binary.length; i++) found[i] = binary.charCodeAt(i);
+    return found;
+  }
+
+  function part(grid, name) {
+    const kind = name === "codes" ? (grid.bits === 8 ? Int8Array : Int16Array)
+      : name === "high_norm" || name === "colours" ? Uint8Array : Float32Array;
+    if (typeof grid[name] === "string") {
+      const raw = bytes(grid[name]);
+      grid[name] = new kind(raw.buffer, 0, raw.byteLength / kind.BYTES_PER_ELEMENT);
+    }
+    return grid[name];
+  }
+
+  // Tokens of an image as floats, raw or without the mean token of the image, with their norms.
+  function tokens(grid, image, centred) {
+    const place = `${image}${centred}`;
+    grid.tokens ??= {};
+    if (!grid.tokens[place]) {
+      const [, h, w, k] = grid.shape, count = h * w;
+      const codes = part(grid, "codes"), scale = part(grid, "scale"), mean = part(grid, "mean");
+      const values = new Float32Array(count * k), norms = new Float32Array(count), centre = new Float64Array(k);
+      for (let t = 0; t < count; t++) {
+        const s = scale[image * count + t], from = (image * count + t) * k;
+        for (let i = 0; i < k; i++) {
+          const value = s * codes[from + i];
+          values[t * k + i] = centred ? value : value + mean[image * k + i];
+          centre[i] += values[t * k + i] / count;
+        }
+      }
+      for (let t = 0; t < count; t++) {
+        let sum = 0;
+        for (let i = 0; i < k; i++) {
+          if (centred) values[t * k + i] -= centre[i];
+          sum += values[t * k + i] ** 2;
+        }
+        norms[t] = Math.sqrt(sum);
+      }
+      grid.tokens[place] = { values, norms, count, k };
+    }
+    return grid.tokens[place];
+  }
+
+  // Norms of the activations of an image, their mean, and robust z-scores of their logarithms.
+  function normsOf(grid, image) {
+    grid.norms ??= {};
+    if (!grid.norms[image]) {
+      const count = grid.shape[1] * grid.shape[2];
+      const values = part(grid, "norm").subarray(image * count, (image + 1) * count);
+      const logs = Float64Array.from(values, (value) => Math.log(Math.max(value, 1.1754943508222875e-38)));
+      const middle = median(logs);
+      const spread = 1.4826 * median(logs.map((value) => Math.abs(value - middle)));
+      const z = logs.map((value) => (spread > 0 ? (value - middle) / spread : 0));
+      grid.norms[image] = { values, z, mean: values.reduce((sum, value) => sum + value, 0) / count };
+    }
+    return grid.norms[image];
+  }
+
+  // The lower median, as in torch.
+  function median(values) {
+    const sorted = Float64Array.from(values).sort();
+    return sorted[(sorted.length - 1) >> 1];
+  }
+
+  function isHigh(grid, image, token) {
+    return part(grid, "high_norm")[image * grid.shape[1] * grid.shape[2] + token] > 0;
+  }
+
+  // Similarity of one token to all tokens of an image.
+  function compared(query, index, other, kind, out) {
+    const { values: a, k } = query, { values: b, count } = other, from = index * k, own = query.norms[index];
+    for (let t = 0; t < count; t++) {
+      const start = t * k;
+      let s0 = 0, s1 = 0, s2 = 0, s3 = 0, i = 0;
+      if (kind === "distance") {
+        for (; i < k; i++) { const d = a[from + i] - b[start + i]; s0 += d * d; }
+        out[t] = Math.sqrt(s0);
+        continue;
+      }
+      for (; i + 3 < k; i += 4) {
+        s0 += a[from + i] * b[start + i];
+        s1 += a[from + i + 1] * b[start + i + 1];
+        s2 += a[from + i + 2] * b[start + i + 2];
+        s3 += a[from + i + 3] * b[start + i + 3];
+      }
+      for (; i < k; i++) s0 += a[from + i] * b[start + i];
+      const dot = s0 + s1 + s2 + s3, norms = own * other.norms[t];
+      out[t] = kind === "dot" ? dot : norms > 1e-24 ? dot / norms : 0;
+    }
+    return out;
+  }
+
+  // ------------------------------------------------------------------ state
+
+  const state = {
+    image: 0, second: data.images.length > 1 ? 1 : 0, layer: layers[Math.floor(layers.length / 2)], u: 0.4, v: 0.4, show: "cosine",
+    centred: true, label: labels[0], weights: networks[0], level: levels[0], spread: false, corner: false, border: false,
+    high_norm: false, keypoints: data.keypoints.length > 0, held: false, pointer: null, // pointer: {side, u, v}
+  };
+
+  const gridOf = (layer) => byKey.get(key(layer, state.weights, state.level, state.label));
+  // An image of the grid, by the side of the page that shows it.
+  const imageOf = (side) => (side === "a" ? state.image : state.second);
+  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+
+  function tokenAt(grid, u, v) {
+    const [, h, w] = grid.shape;
+    const row = clamp(Math.floor(v * h), 0, h - 1), col = clamp(Math.floor(u * w), 0, w - 1);
+    return { row, col, index: row * w + col };
+  }
+
+  function group(grid, row, col) {
+    const [, h, w] = grid.shape;
+    const edges = (row === 0 || row === h - 1) + (col === 0 || col === w - 1);
+    return ["interior", "border", "corner"][edges];
+  }
+
+  const vectors = () => ["cosine", "dot", "distance"].includes(state.show);
+  const pointed = () => state.pointer ?? { side: "a", u: state.u, v: state.v };
+
+  // ------------------------------------------------------------------ controls
+
+  const controls = $("controls");
+  const inputs = {};
+  function choice(name, text, options, hidden = options.length < 2) {
+    if (hidden) return;
+    const label = document.createElement("label"), select = document.createElement("select");
+    label.append(text);
+    select.id = `choose-${name}`;
+    for (const [value, shown] of options) {
+      const option = document.createElement("option");
+      option.value = JSON.stringify(value);
+      option.textContent = shown;
+      select.append(option);
+    }
+    select.addEventListener("change", () => { state[name] = JSON.parse(select.value); changed(); });
+    label.append(select);
+    controls.append(label);
+    inputs[name] = select;
+  }
+  function check(parent, name, text) {
+    const label = document.createElement("label"), box = document.createElement("input");
+    label.className = "check";
+    box.type = "checkbox";
+    box.id = `check-${name}`;
+    box.addEventListener("change", () => { state[name] = box.checked; changed(); });
+    label.append(box, text);
+    parent.append(label);
+    inputs[name] = box;
+  }
+  const pictures = data.images.map((image, number) => [number, `${number + 1}: ${image.name}`]);
+  choice("image", "First picture", pictures);
+  choice("second", "Second picture", pictures);
+  choice("show", "Show", Object.entries(SHOW).map(([name, [text]]) => [name, text]));
+  choice("centred", "Tokens", [[true, "centred"], [false, "raw"]]);
+  choice("label", "Mitigation", labels.map((label) => [label, label || "none"]));
+  choice("weights", "Weights", networks.map((name) => [name, name]));
+  choice("level", "Noise level", levels.map((level) => [level, `timestep ${level}`]));
+  choice("spread", "Colours", [[false, "−1 to 1"], [true, "range of each layer"]]);
+  const outlines = document.createElement("fieldset"), outlined = document.createElement("legend");
+  outlined.textContent = "Outlines";
+  outlines.append(outlined);
+  controls.append(outlines);
+  check(outlines, "corner", "corners");
+  check(outlines, "border", "border");
+  check(outlines, "high_norm", "high norm");
+  if (data.keypoints.length) check(outlines, "keypoints", "keypoints");
+  controls.addEventListener("submit", (event) => event.preventDefault());
+
+  function showControls() {
+    for (const [name, input] of Object.entries(inputs)) {
+      if (input.type === "checkbox") input.checked = state[name];
+      else input.value = JSON.stringify(state[name]);
+    }
+    if (inputs.centred) inputs.centred.disabled = !vectors();
+    if (inputs.spread) inputs.spread.disabled = state.show !== "cosine";
+    for (const option of inputs.label?.options ?? []) {
+      option.disabled = !byKey.has(key(layers[0], state.weights, state.level, JSON.parse(option.value)));
+    }
+    for (const option of inputs.weights?.options ?? []) {
+      option.disabled = !data.grids.some((grid) => grid.weights === JSON.parse(option.value) && grid.level === state.level);
+    }
+  }
+
+  // ------------------------------------------------------------------ cards
+
+  const lut = bytes(data.colours);
+  const cards = new Map();
+  for (const layer of layers) {
+    const section = document.createElement("section"), header = document.createElement("header");
+    const name = document.createElement("h2"), size = document.createElement("span");
+    const maps = document.createElement("div"), foot = document.createElement("div");
+    section.className = "layer";
+    section.tabIndex = 0;
+    section.setAttribute("role", "group");
+    maps.className = "maps";
+    foot.className = "foot";
+    name.textContent = layer;
+    if (data.published[layer]) name.title = data.published[layer];
+    header.append(name, size);
+    const range = document.createElement("span"), value = document.createElement("b");
+    foot.append(range, value);
+    const canvases = {}, small = {}, results = {};
+    for (const side of ["a", "b"]) {
+      canvases[side] = document.createElement("canvas");
+      canvases[side].setAttribute("role", "img");
+      small[side] = document.createElement("canvas");
+      maps.append(canvases[side]);
+      follow(canvases[side], side, layer);
+    }
+    section.append(header, maps, foot);
+    section.addEventListener("focus", () => { if (state.layer !== layer) { state.layer = layer; draw(); } });
+    $("layers").append(section);
+    cards.set(layer, { section, size, range, value, canvases, small, results });
+  }
+  follow($("photo-a"), "a", null);
+  follow($("photo-b"), "b", null);
+
+  function follow(canvas, side, layer) {
+    const at = (event) => {
+      const box = canvas.getBoundingClientRect();
+      return { u: clamp((event.clientX - box.left) / box.width, 0, 1), v: clamp((event.clientY - box.top) / box.height, 0, 1) };
+    };
+    const move = (event) => {
+      const point = at(event);
+      if (layer !== null) state.layer = layer;
+      if (side === "a" && !state.held) Object.assign(state, point, { pointer: null });
+      else state.pointer = { side, ...point };
+      draw();
+    };
+    canvas.addEventListener("pointermove", move);
+    canvas.addEventListener("pointerdown", move);
+    canvas.addEventListener("click", (event) => {
+      if (side !== "a") return;
+      const point = at(event), grid = gridOf(state.layer);
+      const again = grid && tokenAt(grid, point.u, point.v).index === tokenAt(grid, state.u, state.v).index;
+      hold(!(state.held && again), point);
+    });
+    canvas.addEventListener("pointerleave", () => { if (!state.held) { state.pointer = null; draw(); } });
+  }
+
+  function hold(held, point) {
+    state.held = held;
+    if (point) Object.assign(state, point);
+    state.pointer = null;
+    draw();
+  }
+
+  function fit(canvas) {
+    const ratio = Math.min(2, window.devicePixelRatio || 1), side = Math.max(16, Math.round(canvas.clientWidth * ratio));
+    if (canvas.width !== side) canvas.width = canvas.height = side;
+    return [canvas.getContext("2d"), side, ratio];
+  }
+
+  // ------------------------------------------------------------------ drawing
+
+  let asked = false;
+  function draw() {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => { asked = false; render(); });
+  }
+
+  function changed() { // a control
+    if (!gridOf(layers[0])) state.label = labels.find((label) => byKey.has(key(layers[0], state.weights, state.level, label)));
+    if (!gridOf(layers[0])) state.weights = networks[0];
+    matches.clear();
+    showControls();
+    draw();
+  }
+
+  function render() {
+    for (const layer of layers) renderCard(layer);
+    renderPhotos();
+    renderNumbers();
+    renderLegend();
+    $("hold").setAttribute("aria-pressed", String(state.held));
+    $("hold").textContent = state.held ? "Release token" : "Hold token";
+    remember();
+  }
+
+  // What a layer shows of one side: a value per token; none for principal components.
+  function valuesOf(grid, side, card) {
+    const image = imageOf(side), count = grid.shape[1] * grid.shape[2];
+    if (state.show === "colours") return null;
+    if (state.show === "norm") return normsOf(grid, image).values;
+    const out = card.results[side]?.length === count ? card.results[side] : (card.results[side] = new Float32Array(count));
+    if (state.show === "relative") {
+      const { values, mean } = normsOf(grid, image);
+      for (let t = 0; t < count; t++) out[t] = values[t] / mean;
+      return out;
+    }
+    const query = tokens(grid, state.image, state.centred);
+    return compared(query, tokenAt(grid, state.u, state.v).index, tokens(grid, image, state.centred), state.show, out);
+  }
+
+  function rangeOf(values) {
+    let low = Infinity, high = -Infinity;
+    for (const list of values) for (let t = 0; t < list.length; t++) {
+      if (list[t] < low) low = list[t];
+      if (list[t] > high) high = list[t];
+    }
+    return [low, high];
+  }
+
+  function renderCard(layer) {
+    const card = cards.get(layer), grid = gridOf(layer);
+    card.section.hidden = !grid;
+    if (!grid) return;
+    const [, h, w] = grid.shape, active = layer === state.layer;
+    card.section.classList.toggle("active", active);
+    card.size.textContent = `${h} × ${w} tokens`;
+    card.section.setAttribute("aria-label", `Layer ${layer}, ${h} × ${w} tokens. Arrow keys move the token.`);
+    const values = { a: valuesOf(grid, "a", card), b: valuesOf(grid, "b", card) };
+    card.values = values;
+    const found = values.a ? rangeOf([values.a, values.b]) : null;
+    const [low, high] = state.show === "cosine" && !state.spread ? [-1, 1] : found ?? [0, 1];
+    for (const side of ["a", "b"]) {
+      paint(grid, side, values[side], low, high, card.small[side]);
+      const [context, size, ratio] = fit(card.canvases[side]);
+      context.imageSmoothingEnabled = false;
+      context.drawImage(card.small[side], 0, 0, size, size);
+      overlay(context, grid, side, size, ratio, values);
+      card.canvases[side].setAttribute(
+        "aria-label", `${SHOW[state.show][0]} in ${layer}, ${side === "a" ? "first" : "second"} picture`);
+    }
+    card.range.textContent = found ? `${number(found[0])} to ${number(found[1])}` : "";
+    const point = pointed();
+    const right = state.keypoints ? matchesOf(grid) : [];
+    if (right.length && !state.pointer) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints right`;
+    else if (state.pointer && values.a) {
+      card.value.textContent = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
+    } else if (vectors()) card.value.textContent = `nearest ${number(values.b[nearest(values.b, w).index])}`;
+    else card.value.textContent = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
+  }
+
+  function paint(grid, side, values, low, high, small) {
+    const [, h, w] = grid.shape, count = h * w;
+    if (small.width !== w || small.height !== h) { small.width = w; small.height = h; small.pixels = null; }
+    const context = small.getContext("2d");
+    small.pixels ??= context.createImageData(w, h);
+    const pixels = small.pixels.data, span = high > low ? 255 / (high - low) : 0, colours = values ? null : part(grid, "colours");
+    for (let t = 0; t < count; t++) {
+      const from = values ? 3 * clamp(Math.round((values[t] - low) * span), 0, 255) : 3 * (imageOf(side) * count + t);
+      const source = values ? lut : colours;
+      pixels[4 * t] = source[from];
+      pixels[4 * t + 1] = source[from + 1];
+      pixels[4 * t + 2] = source[from + 2];
+      pixels[4 * t + 3] = 255;
+    }
+    context.putImageData(small.pixels, 0, 0);
+  }
+
+  // A line that can be seen on any colour: white with a dark rim.
+  function rimmed(context, ratio, width, trace, colour = "#fff") {
+    for (const [style, extra] of [["rgba(0,0,0,.75)", 2], [colour, 0]]) {
+      context.strokeStyle = style;
+      context.lineWidth = (width + extra) * ratio;
+      context.beginPath();
+      trace();
+      context.stroke();
+    }
+  }
+
+  function box(context, grid, size, row, col) {
+    const [, h, w] = grid.shape, least = size / 26, wide = Math.max(size / w, least), tall = Math.max(size / h, least);
+    context.rect((col + 0.5) * size / w - wide / 2, (row + 0.5) * size / h - tall / 2, wide, tall);
+  }
+
+  function overlay(context, grid, side, size, ratio, values) {
+    const [, h, w] = grid.shape, image = imageOf(side);
+    for (const name of ["border", "corner", "high_norm"]) {
+      if (!state[name]) continue;
+      rimmed(context, ratio, 1, () => {
+        for (let row = 0; row < h; row++) for (let col = 0; col < w; col++) {
+          const inside = name === "high_norm" ? isHigh(grid, image, row * w + col) : group(grid, row, col) === name;
+          if (inside) context.rect(col * size / w, row * size / h, size / w, size / h);
+        }
+      });
+    }
+    if (side === "b" && state.keypoints) marks(context, matchesOf(grid), size, ratio);
+    if (side === "a") {
+      const { row, col } = tokenAt(grid, state.u, state.v);
+      rimmed(context, ratio, 2, () => box(context, grid, size, row, col));
+    } else if (values.b && vectors()) {
+      const best = nearest(values.b, w);
+      rimmed(context, ratio, 1.5, () => {
+        context.arc((best.col + 0.5) * size / w, (best.row + 0.5) * size / h, size / 22, 0, 7);
+      });
+    }
+    if (state.pointer?.side === side) {
+      const { row, col } = tokenAt(grid, state.pointer.u, state.pointer.v);
+      context.setLineDash([3 * ratio, 2 * ratio]);
+      rimmed(context, ratio, 1.5, () => box(context, grid, size, row, col));
+      context.setLineDash([]);
+    }
+  }
+
+  function nearest(values, w) {
+    const sign = state.show === "distance" ? -1 : 1;
+    let best = 0;
+    for (let t = 1; t < values.length; t++) if (sign * values[t] > sign * values[best]) best = t;
+    return { index: best, row: Math.floor(best / w), col: best % w };
+  }
+
+  // ------------------------------------------------------------------ keypoints
+
+  const among = () => data.keypoints.filter(({ pair }) => pair[0] === state.image && pair[1] === state.second);
+  const matches = new Map();
+  // The token of the second picture that is nearest to each keypoint of the first by cosine, and whether it is right.
+  function matchesOf(grid) {
+    const place = JSON.stringify([grid.layer, grid.weights, grid.level, grid.label, state.image, state.second, state.centred]);
+    if (!matches.has(place)) {
+      const [, h, w] = grid.shape, out = new Float32Array(h * w);
+      const from = tokens(grid, state.image, state.centred), to = tokens(grid, state.second, state.centred);
+      matches.set(place, among().map(({ points: [x, y, tx, ty], reach }) => {
+        compared(from, tokenAt(grid, x, y).index, to, "cosine", out);
+        let best = 0;
+        for (let t = 1; t < out.length; t++) if (out[t] > out[best]) best = t;
+        const fx = (best % w + 0.5) / w, fy = (Math.floor(best / w) + 0.5) / h;
+        const near = () => Math.hypot(x - state.u, y - state.v) < NEAR;
+        return { x: fx, y: fy, tx, ty, near, right: ((fx - tx) / reach[0]) ** 2 + ((fy - ty) / reach[1]) ** 2 <= 1 };
+      }));
+    }
+    return matches.get(place);
+  }
+
+  function marks(context, found, size, ratio) {
+    const r = size / 40;
+    for (const { x, y, tx, ty, right, near } of found) {
+      if (near()) {
+        rimmed(context, ratio, 1, () => { context.moveTo(x * size, y * size); context.lineTo(tx * size, ty * size); });
+        rimmed(context, ratio, 1, () => context.arc(tx * size, ty * size, r / 2, 0, 7));
+      }
+      if (right) rimmed(context, ratio, 1.5, () => {
+        context.moveTo(x * size - r, y * size);
+        context.lineTo(x * size - r / 4, y * size + r);
+        context.lineTo(x * size + 1.3 * r, y * size - r);
+      });
+      else {
+        rimmed(context, ratio, 1.5, () => {
+          context.moveTo(x * size - r, y * size - r);
+          context.lineTo(x * size + r, y * size + r);
+          context.moveTo(x * size - r, y * size + r);
+          context.lineTo(x * size + r, y * size - r);
+        }, "#ff9a62");
+      }
+    }
+  }
+
+  // ------------------------------------------------------------------ pictures, numbers, legend
+
+  const photographs = data.images.map(({ picture }) => {
+    if (!picture) return null;
+    const image = new Image();
+    image.src = picture;
+    image.decode().then(draw, () => {});
+    return image;
+  });
+
+  function renderPhotos() {
+    const grid = gridOf(state.layer) ?? gridOf(layers[0]);
+    for (const side of ["a", "b"]) {
+      const canvas = $(`photo-${side}`), [context, size, ratio] = fit(canvas), image = imageOf(side);
+      if (photographs[image]?.complete) context.drawImage(photographs[image], 0, 0, size, size);
+      else if (grid && !photographs[image]) {
+        const small = document.createElement("canvas");
+        paint(grid, side, null, 0, 1, small);
+        context.imageSmoothingEnabled = false;
+        context.drawImage(small, 0, 0, size, size);
+      }
+      canvas.setAttribute("aria-label", `${side === "a" ? "First" : "Second"} picture: ${data.images[image].name}`);
+      $(`name-${side}`).textContent = data.images[image].name;
+      if (!grid) continue;
+      overlay(context, grid, side, size, ratio, cards.get(grid.layer).values ?? {});
+      if (state.keypoints) for (const { points } of among()) {
+        const [x, y] = side === "a" ? points : points.slice(2);
+        rimmed(context, ratio, 1, () => context.arc(x * size, y * size, size / 60, 0, 7));
+      }
+    }
+  }
+
+  function number(value) {
+    if (value === undefined || value === null || Number.isNaN(value)) return "–";
+    const size = Math.abs(value);
+    const text = size >= 1000 || (size > 0 && size < 0.0005) ? value.toPrecision(3) : size >= 100 ? value.toFixed(1) : value.toFixed(3);
+    return text.replace("-", "−");
+  }
+
+  // Row, column, group, norm, z and shown value of a token.
+  function facts(grid, side, token, value) {
+    const { values, z } = normsOf(grid, imageOf(side));
+    const high = isHigh(grid, imageOf(side), token.index);
+    return [
+      side === "a" ? "first" : "second", token.row, token.col, group(grid, token.row, token.col) + (high ? ", high norm" : ""),
+      number(values[token.index]), number(z[token.index]), number(value),
+    ];
+  }
+
+  function columns(grid) {
+    const values = cards.get(grid.layer).values, point = pointed();
+    const query = tokenAt(grid, state.u, state.v), there = tokenAt(grid, point.u, point.v);
+    const found = { token: facts(grid, "a", query, values.a?.[query.index]) };
+    if (state.pointer) found.pointer = facts(grid, point.side, there, values[point.side]?.[there.index]);
+    if (vectors()) {
+      const best = nearest(values.b, grid.shape[2]);
+      found.nearest = facts(grid, "b", best, values.b[best.index]);
+    }
+    return found;
+  }
+
+  const rowNames = () => ["picture", "row", "column", "group", "norm", "z of the norm", SHOW[state.show][0]];
+
+  function renderNumbers() {
+    const grid = gridOf(state.layer), table = $("numbers");
+    if (!grid) return;
+    const close = state.keypoints && among().find(({ points: [x, y] }) => Math.hypot(x - state.u, y - state.v) < NEAR);
+    table.caption.textContent = close ? `${state.layer}, keypoint ${close.part}` : state.layer;
+    const found = columns(grid), cell = (name, text) => Object.assign(document.createElement(name), { textContent: text });
+    const head = document.createElement("tr");
+    head.append(cell("td", ""));
+    for (const name of Object.keys(found)) head.append(Object.assign(cell("th", name), { scope: "col" }));
+    table.tHead.replaceChildren(head);
+    table.tBodies[0].replaceChildren(...rowNames().map((name, place) => {
+      const row = document.createElement("tr");
+      row.append(Object.assign(cell("th", name), { scope: "row" }));
+      for (const column of Object.values(found)) row.append(cell("td", String(column[place])));
+      return row;
+    }));
+  }
+
+  function renderLegend() {
+    const [text, unit] = SHOW[state.show], bar = $("legend"), context = bar.getContext("2d");
+    const colours = state.show === "colours", common = state.show === "cosine" && !state.spread;
+    bar.hidden = colours;
+    if (!bar.filled) {
+      const pixels = context.createImageData(256, 1);
+      for (let i = 0; i < 256; i++) pixels.data.set([lut[3 * i], lut[3 * i + 1], lut[3 * i + 2], 255], 4 * i);
+      context.putImageData(pixels, 0, 0);
+      bar.filled = true;
+    }
+    $("low").textContent = colours ? "" : common ? "−1" : "lowest of the layer";
+    $("high").textContent = colours ? "" : common ? "1" : "highest";
+    const of = !vectors() ? "" : state.centred ? " of centred tokens" : " of raw tokens";
+    $("unit").textContent = `${text}${of}${unit ? ` (${unit})` : ""}`;
+  }
+
+  // ------------------------------------------------------------------ keyboard, address, buttons
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || /^(SELECT|INPUT|TEXTAREA)$/.test(event.target.tagName)) return;
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const grid = gridOf(state.layer);
+    if (step && grid) {
+      event.preventDefault();
+      const [, h, w] = grid.shape;
+      if (event.shiftKey || event.target.id === "photo-b") {
+        const side = event.target.id === "photo-b" ? "b" : pointed().side, point = state.pointer?.side === side ? state.pointer : state;
+        const { row, col } = tokenAt(grid, point.u, point.v);
+        state.held = true;
+        state.pointer = { side, u: (clamp(col + step[0], 0, w - 1) + 0.5) / w, v: (clamp(row + step[1], 0, h - 1) + 0.5) / h };
+      } else {
+        const { row, col } = tokenAt(grid, state.u, state.v);
+        Object.assign(state, {
+          u: (clamp(col + step[0], 0, w - 1) + 0.5) / w, v: (clamp(row + step[1], 0, h - 1) + 0.5) / h, pointer: null,
+        });
+      }
+      draw();
+      speak();
+    } else if (event.key === "Enter" && !/^(BUTTON|SUMMARY|A)$/.test(event.target.tagName)) hold(!state.held);
+    else if (event.key === "Escape") hold(false);
+  });
+
+  let speaking = 0;
+  function speak() {
+    clearTimeout(speaking);
+    speaking = setTimeout(() => {
+      const found = columns(gridOf(state.layer)), last = found.pointer ?? found.token;
+      const best = found.nearest ? ` Nearest in the second picture: row ${found.nearest[1]}, column ${found.nearest[2]}, ${found.nearest[6]}.` : "";
+      say(`Row ${last[1]}, column ${last[2]}, ${last[3]}, ${SHOW[state.show][0]} ${last[6]}.${best}`);
+    }, 400);
+  }
+  const say = (text) => { $("status").textContent = text; };
+
+  // The address says what is shown: #image=0&second=1&layer=mid&row=3&col=4
+  function address() {
+    const grid = gridOf(state.layer), { row, col } = tokenAt(grid, state.u, state.v);
+    const parts = { image: state.image, second: state.second, layer: state.layer, row, col, show: state.show, centred: +state.centred };
+    if (state.label) parts.mitigation = state.label;
+    if (networks.length > 1) parts.weights = state.weights;
+    if (levels.length > 1) parts.timestep = state.level;
+    return `#${new URLSearchParams(Object.entries(parts).map(([name, value]) => [name, String(value)]))}`;
+  }
+
+  function follows() {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    const whole = (name, most) => {
+      const value = wanted.get(name);
+      return value !== null && /^\d+$/.test(value) && Number(value) < most ? Number(value) : null;
+    };
+    for (const name of ["image", "second"]) state[name] = whole(name, data.images.length) ?? state[name];
+    for (const [name, options, field] of [
+      ["layer", layers, "layer"], ["show", Object.keys(SHOW), "show"], ["mitigation", labels, "label"], ["weights", networks, "weights"],
+      ["timestep", levels, "level"], ["centred", ["0", "1"], "centred"],
+    ]) {
+      const found = options.find((option) => String(option) === wanted.get(name));
+      if (found !== undefined) state[field] = name === "centred" ? found === "1" : found;
+    }
+    const grid = gridOf(state.layer);
+    if (grid) {
+      const row = whole("row", grid.shape[1]), col = whole("col", grid.shape[2]);
+      if (row !== null) state.v = (row + 0.5) / grid.shape[1];
+      if (col !== null) state.u = (col + 0.5) / grid.shape[2];
+      if (row !== null || col !== null) state.pointer = null;
+    }
+  }
+
+  let remembering = 0, written = "";
+  function remember() { // browsers refuse more than a few changes per second
+    if (remembering) return;
+    remembering = setTimeout(() => {
+      remembering = 0;
+      written = address();
+      try { history.replaceState(null, "", written); } catch { /* a page inside another has no address */ }
+    }, 400);
+  }
+  window.addEventListener("hashchange", () => { if (location.hash !== written) { follows(); changed(); } });
+
+  async function copy(text, what) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    say(`${what} copied.`);
+  }
+
+  // A line per layer and token, separated by tabs.
+  function numbersAsText() {
+    const lines = [["layer", "token", ...rowNames()].join("\t")];
+    for (const layer of layers) {
+      const grid = gridOf(layer);
+      if (grid) for (const [name, column] of Object.entries(columns(grid))) lines.push([layer, name, ...column].join("\t"));
+    }
+    return lines.join("\n") + "\n";
+  }
+
+  // One picture of all layers with names, conditions and legend.
+  function sheet() {
+    const shown = layers.filter(gridOf), side = 150, gap = 10, cell = 2 * side + 3 * gap, across = Math.min(4, shown.length);
+    const top = 64 + side + gap, down = Math.ceil(shown.length / across), canvas = document.createElement("canvas");
+    canvas.width = Math.max(across * cell + gap, 640);
+    canvas.height = top + down * (side + 34) + gap;
+    const context = canvas.getContext("2d"), style = getComputedStyle(document.body);
+    const text = (words, x, y, font) => { context.font = `${font} ${style.fontFamily}`; context.fillText(words, x, y); };
+    context.fillStyle = style.backgroundColor;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.fillStyle = style.color;
+    text(data.title, gap, 22, "600 16px");
+    const conditions = [SHOW[state.show][0], state.centred ? "centred tokens" : "raw tokens",
+      state.label ? `mitigation ${state.label}` : "", networks.length > 1 ? `${state.weights} weights` : "", `timestep ${state.level}`];
+    text(conditions.filter(Boolean).join(", "), gap, 42, "12px");
+    for (const [place, name] of [[0, "a"], [1, "b"]]) context.drawImage($(`photo-${name}`), gap + place * (side + gap), 54, side, side);
+    if (state.show !== "colours") {
+      context.drawImage($("legend"), 2 * (side + gap) + 2 * gap, 54, 200, 10);
+      text(`${$("low").textContent}  to  ${$("high").textContent}`, 2 * (side + gap) + 2 * gap, 80, "12px");
+    }
+    shown.forEach((layer, place) => {
+      const x = gap + (place % across) * cell, y = top + Math.floor(place / across) * (side + 34);
+      text(layer, x, y + 16, "600 13px");
+      for (const [column, name] of [[0, "a"], [1, "b"]]) {
+        context.drawImage(cards.get(layer).canvases[name], x + column * (side + gap), y + 24, side, side);
+      }
+    });
+    return canvas;
+  }
+
+  $("hold").addEventListener("click", () => hold(!state.held));
+  $("copy").addEventListener("click", () => copy(numbersAsText(), "Numbers"));
+  $("link").addEventListener("click", () => copy(location.href.split("#")[0] + address(), "Link"));
+  $("save").addEventListener("click", () => sheet().toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = "tokens.png";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    say("Picture saved.");
+  }));
+
+  // ------------------------------------------------------------------ words below
+
+  // Two digits, rounded up.
+  function atMost(error) {
+    if (!(error > 0)) return error === 0 ? "0" : "–";
+    const unit = 10 ** (Math.floor(Math.log10(error)) - 1);
+    return (Math.ceil(error / unit) * unit).toPrecision(2);
+  }
+
+  function exactness() {
+    const table = document.createElement("table"), rows = [["layer", "stored as", "cosine ±", "dot product ±", "distance ±"]];
+    for (const grid of data.grids) {
+      const name = [grid.layer, grid.label, levels.length > 1 ? `timestep ${grid.level}` : "", networks.length > 1 ? grid.weights : ""];
+      const errors = grid.error.map(atMost);
+      rows.push([name.filter(Boolean).join(", "), `${grid.shape[3]} numbers of ${grid.bits} bits`, ...errors]);
+    }
+    table.append(...rows.map((row, place) => {
+      const line = document.createElement("tr");
+      line.append(...row.map((text) => Object.assign(document.createElement(place ? "td" : "th"), { textContent: text })));
+      return line;
+    }));
+    const words = document.createElement("p");
+    words.textContent = "Tokens are stored as integers, and as coordinates along their main directions where they are many. The largest "
+      + "error of any shown number, against the network's floating-point activations:";
+    $("exactness").append(words, table);
+  }
+
+  const worst = Math.max(...data.grids.map((grid) => grid.error[0] ?? 0));
+  $("title").textContent = data.title;
+  $("about").textContent = data.about;
+  $("given").textContent = [
+    `A shown cosine differs from that of the activations by at most ${atMost(worst)}.`,
+    photographs.some(Boolean) ? "This page contains the pictures that it was given." : "The pictures were left out.",
+    "Centred tokens are those minus the mean token of their image.",
+    data.leftOut.length ? `Left out: ${data.leftOut.join("; ")}.` : "",
+  ].filter(Boolean).join(" ");
+  exactness();
+  follows();
+  $("app").hidden = false;
+  showControls();
+  new ResizeObserver(draw).observe($("layers"));
+  render();
+  window.explorer = { state, values: (layer, side) => Array.from(cards.get(layer).values[side] ?? []), draw: changed, render };
+})();
