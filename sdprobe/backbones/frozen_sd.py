@@ -9,19 +9,22 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.architectures import presets, transformers
 from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
 from sdprobe.backbones.loading import Components, load, vae_dtype
-from sdprobe.backbones.noise import NoiseSchedule
+from sdprobe.backbones.noise import FlowSchedule, NoiseSchedule
 from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
+from sdprobe.backbones.transformer import FrozenTransformer
+from sdprobe.backbones.transformer_pipelines import is_transformer_pipeline, transformer_components_of
 from sdprobe.backbones.unet import FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
 from sdprobe.utilities import expect, progress, settings
@@ -81,14 +84,19 @@ class FrozenSD:
         device: torch.device | str = "cpu",
         padding: str = "zeros",
     ) -> None:
-        check_fit(path, components.unet, components.vae, components.prompts)
         self.path = path
         self.weights = weights
-        self.unet = FrozenUNet(components.unet)
+        self.unet: FrozenUNet | FrozenTransformer
+        if isinstance(components.unet, UNet2DConditionModel):
+            check_fit(path, components.unet, components.vae, components.prompts)
+            self.unet = FrozenUNet(components.unet)
+        else:
+            self.unet = FrozenTransformer(components.unet)
         computed_in = vae_dtype(components.vae.dtype) if components.borrowed else None
         self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in, components.vae_hash)
         self.prompts = components.prompts
-        self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler)
+        scaled = scale_again and components.euler
+        self.noise = FlowSchedule(noise) if components.flow else NoiseSchedule(components.alphas_cumprod, noise, scaled)
         self.unet_hash = components.unet_hash or weight_hash(components.unet)
         self._pad(padding)
         self.device = torch.device(device)
@@ -148,6 +156,12 @@ class FrozenSD:
             ('random-1', 'zeros')
         """
         check_padding(padding)  # before anything is loaded
+        if path in transformers():
+            raise InputError(
+                f"Expected the name of a U-Net that can be loaded by name, but got '{path}', a diffusion transformer. Load it "
+                f"with diffusers, DiffusionPipeline.from_pretrained('{transformers()[path]['repository']}'), and pass it to "
+                "FrozenSD.from_pipeline."
+            )
         card = presets().get(path, {"path": path, "revision": None, "variant": None})
         chosen_device = choose_device(device)
         components = load(
@@ -175,14 +189,18 @@ class FrozenSD:
     ) -> "FrozenSD":
         """Read the networks of a diffusers pipeline that is in memory, with its LoRA, textual inversion and scheduler.
 
-        The pipeline does not change, and its weights are shared, not copied. Its text-to-image, image-to-image and inpainting
-        classes do, with a U-Net of four channels. The result computes, at the dtype and on the device of the pipeline, what
-        :meth:`from_pretrained` computes with the saved pipeline, bit for bit if its weights were loaded from a file. (How some
-        CPU kernels round depends on where tensors begin in memory.) Hooks on its modules work here, too; compiled modules run
-        uncompiled. Call this again after you have changed the pipeline.
+        The pipeline does not change, and its weights are shared, not copied. Of Stable Diffusion 1, 2 and XL its text-to-image,
+        image-to-image and inpainting classes do, with a U-Net of four channels. The result computes, at the dtype and on the
+        device of the pipeline, what :meth:`from_pretrained` computes with the saved pipeline, bit for bit if its weights were
+        loaded from a file. (How some CPU kernels round depends on where tensors begin in memory.) Hooks on its modules work
+        here, too; compiled modules run uncompiled. Call this again after you have changed the pipeline.
+
+        Of diffusion transformers, the pipelines of :mod:`sdprobe.backbones.families` do (PixArt, SD3, FLUX.1, DiT, Sana,
+        Lumina2). Their own ``encode_prompt`` computes the text states. Layers are blocks (``block_3``), and with rectified flow
+        the timestep is 1000 σ.
 
         Args:
-            pipe: such as ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+            pipe: such as ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or ``FluxPipeline``.
             noise: as in :meth:`from_pretrained`.
             vae_input: as in :meth:`from_pretrained`.
             posterior: as in :meth:`from_pretrained`.
@@ -205,7 +223,7 @@ class FrozenSD:
             True
         """
         check_padding(padding)
-        components = components_of(pipe)
+        components = transformer_components_of(pipe) if is_transformer_pipeline(pipe) else components_of(pipe)
         path = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
         device = components.unet.device
         return cls(components, path, "stored", noise, vae_input, posterior, scale_again, device, padding)
@@ -229,7 +247,7 @@ class FrozenSD:
     @cached_property
     def dtype(self) -> torch.dtype:
         """dtype of the U-Net."""
-        return self.unet.unet.dtype  # diffusers walks through all modules
+        return self.unet.network.dtype  # diffusers walks through all modules
 
     @property
     def passes(self) -> dict[str, int]:
@@ -257,7 +275,7 @@ class FrozenSD:
     @property
     def native_size(self) -> int | None:
         """Side in pixels of the images that the checkpoint was made for; None if its configuration does not say."""
-        side = self.unet.config.sample_size
+        side = self.unet.config.get("sample_size", 128)  # FLUX's configuration has none, its pipeline makes 128
         return side * self.encoder.stride if isinstance(side, int) else None
 
     @property
@@ -295,7 +313,7 @@ class FrozenSD:
             self._pad(before)
 
     def _pad(self, mode: str) -> None:
-        for network in (self.unet.unet, self.encoder.vae):
+        for network in (self.unet.network, self.encoder.vae):
             set_padding(network, mode)
         self.encoder.padding = mode
 
@@ -402,7 +420,7 @@ class FrozenSD:
         if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
             raise InputError(f"Expected dtype to be a floating-point type of torch, but got {dtype!r}. Use torch.float32.")
         names = self._resolve(layers)
-        tensors = tensors_of(images, size, self.encoder.stride)
+        tensors = tensors_of(images, size, self.encoder.stride * self.unet.patch)
         prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))
         if ids is not None and not isinstance(ids, str) and np.iterable(ids):
             ids = [*map(str, ids)]
@@ -445,7 +463,7 @@ class FrozenSD:
             sizes.setdefault(image.shape[-2:], []).append(index)
         vae = self.encoder.vae
         # at full resolution the encoder holds about six tensors of its first width
-        per_pixel = 6 * vae.config.block_out_channels[0] * (self.encoder.dtype or vae.dtype).itemsize
+        per_pixel = 6 * self.encoder.width * (self.encoder.dtype or vae.dtype).itemsize
         batches = []
         for (height, width), indices in sizes.items():
             most = max(1, int(memory_of(self.device) / 4 / (per_pixel * height * width)))
@@ -482,7 +500,7 @@ class FrozenSD:
             InputError: a timestep out of range, latents too small for reflection padding, or activations that are NaN or
                 infinite.
         """
-        check_sides(self.padding, latents, len(self.unet.config.block_out_channels))
+        check_sides(self.padding, latents, len(self.unet.config.get("block_out_channels", ())))
         latents = latents.to(self.device)
         noisy = self.noise(latents, timestep, ids, seed, draw)
         inputs = {"latent": latents, "noisy_latent": noisy}
@@ -513,12 +531,12 @@ class FrozenSD:
             >>> FrozenSD.from_pretrained("tiny").shapes(512, ["mid", "mid_attn_0_query"])
             {'mid_attn_0_query': (64, 8, 8), 'mid': (64, 8, 8)}
         """
-        expect.multiple("size", size, self.encoder.stride)
+        expect.multiple("size", size, self.encoder.stride * self.unet.patch)
         side = int(size) // self.encoder.stride
         names = self._resolve(layers)
         inner = [name for name in names if name not in INPUTS]
         shapes = self.unet.shapes((side, side), inner) if inner else {}
-        channels = self.unet.config.in_channels
+        channels = self.encoder.vae.config.latent_channels
         return {name: (channels, side, side) if name in INPUTS else shapes[name] for name in names}
 
     def published_names(self, layers: Sequence[str]) -> dict[str, str]:
@@ -553,6 +571,7 @@ class FrozenSD:
             "posterior": self.encoder.posterior,
             "scaled_again": self.noise.scale_again,
             "padding": self.padding,
+            **({"position": self.unet.position} if isinstance(self.unet, FrozenTransformer) else {}),
         }
 
 

@@ -63,6 +63,15 @@ def stages(table: dict[str, TokenLayer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"block_{number}" for number in (*(count * k // 4 for k in range(4)), count - 1)))
 
 
+def other_name(network: "FrozenTransformer", name: str) -> str:
+    """DiTF's k of a layer: the modulated input of FLUX's single-stream block k (arXiv 2505.18584).
+
+    For the double-stream blocks, its k is another point inside a block, so that no layer has it.
+    """
+    found = re.fullmatch(r"single_transformer_blocks\.\d+\.attn", network.table[name].path)
+    return f"k={name.split('_')[1]}" if found else ""
+
+
 class FrozenTransformer(nn.Module):
     """A diffusion transformer of diffusers that never trains and returns the tokens of any of its blocks as grids.
 
@@ -109,6 +118,16 @@ class FrozenTransformer(nn.Module):
     def latent_channels(self) -> int:
         """Channels of the latents."""
         return self.config.in_channels // 4 if self.family.name == "flux" else self.config.in_channels
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the latents that the network was made for, in cells; FLUX's configuration does not say, its pipeline does."""
+        return self.config.get("sample_size") or 128
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Pixels per side of a latent cell of the published autoencoders."""
+        return 32 if self.family.name == "sana" else 8
 
     @property
     def channels(self) -> int:
