@@ -71,7 +71,7 @@ class LatentEncoder:
 
     @cached_property
     def _scale_and_dtype(self) -> tuple[str, str]:
-        scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
+        scale = f"{self.vae.config.scaling_factor}-{self.vae.config.get('shift_factor')}"
         scale += f"-{self.moments.tolist()}" if self.moments is not None else ""
         return scale, name_of(self.dtype or self.vae.dtype)  # diffusers walks through all modules for the dtype
 
@@ -86,12 +86,12 @@ class LatentEncoder:
         return self._widths[0]
 
     @property
-    def _widths(self) -> list[int]:
+    def _widths(self) -> Sequence[int]:
         return self.vae.config.get("encoder_block_out_channels") or self.vae.config.block_out_channels
 
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], ids: Sequence[str], seed: int = 0, with_grad: bool = False
-    ) -> Float[Tensor, "b 4 h w"]:
+    ) -> Float[Tensor, "b _c h w"]:
         """Latents, float32, on the VAE's device.
 
         Args:
@@ -116,7 +116,7 @@ class LatentEncoder:
         if self.moments is not None:
             mean, deviation = self.moments.to(latents.device).view(2, 1, -1, 1, 1)
             latents = (latents - mean) / deviation
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        return (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def floor_cells(self, images: Float[Tensor, "b 3 height width"]) -> Bool[Tensor, "b h w"]:

@@ -146,11 +146,11 @@ def pipeline(name: str, seed: int = 0, **more: Any) -> Any:
         elif family == "sd3":
             parts |= {"vae": vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False)}
             parts |= {"text_encoder": clip(CLIPTextModelWithProjection), "text_encoder_2": clip(CLIPTextModelWithProjection)}
-            parts |= {"text_encoder_3": t5(), "tokenizer": tokenizer(), "tokenizer_2": tokenizer(), "tokenizer_3": tokenizer()}
+            parts |= {"text_encoder_3": t5(), "tokenizer": tokenizer(77), "tokenizer_2": tokenizer(77), "tokenizer_3": tokenizer()}
             parts["scheduler"], kind = flow, StableDiffusion3Pipeline
         elif family == "flux":
             parts |= {"vae": vae(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False)}
-            parts |= {"text_encoder": clip(CLIPTextModel), "tokenizer": tokenizer()}
+            parts |= {"text_encoder": clip(CLIPTextModel), "tokenizer": tokenizer(77)}
             parts |= {"text_encoder_2": t5(), "tokenizer_2": tokenizer(), "scheduler": flow}
             kind = FluxPipeline
         elif family == "dit":
