@@ -95,7 +95,8 @@ def _parts(pipe: Any) -> Mapping[str, Any]:
 def check_network(name: str, network: nn.Module) -> None:
     """Raises InputError if a network is not on a device in floating point with the forward passes of its classes."""
     for path, module in network.named_modules():
-        hooked = any(hasattr(module, attribute) for attribute in ("_hf_hook", "_diffusers_hook"))
+        # a call of FluxPipeline leaves an empty registry of hooks
+        hooked = hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
         replaced = {"forward", "encode"} & vars(module).keys()  # a method of the caller's network, not of the borrowed one
         if hooked or (replaced and any(module.children())):
             raise InputError(

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from sdprobe.utilities.errors import InputError
 from tests.backbones.tiny_transformers import network, pipeline, vae
 
 PIPELINES = ("pixart", "pixart_sigma", "sd3", "flux", "dit", "sana", "lumina2")
-SIDES = {"sana": 512}  # pixels; Sana's autoencoder has 32 per cell
-PROMPTS = ["a cat", ""]
+SIDES = {"sana": 256}  # pixels; Sana's autoencoder has 32 per cell
+PROMPT = "a cat"
+shared = cache(pipeline)  # of tests that leave it as it is
 
 
 class Called(Exception):
@@ -43,17 +45,17 @@ def first_call(network: Any, run: Any) -> dict[str, Any]:
     return seen[0]
 
 
-def of_pipeline(name: str, pipe: Any, sigma: float, noisy: Tensor) -> dict[str, Any]:
+def of_pipeline(name: str, pipe: Any, sigma: float, noisy: Tensor, prompt: str = PROMPT) -> dict[str, Any]:
     """What a pipeline passes at a noise level without guidance."""
     family, side = name.split("_")[0], noisy.shape[-1] * (32 if name == "sana" else 8)
     options: dict[str, Any] = {"guidance_scale": 1.0, "num_inference_steps": 1}
+    monkey = pytest.MonkeyPatch()  # the call of DiT's pipeline takes no timesteps
     if family != "dit":
-        options |= {"prompt": PROMPTS, "height": side, "width": side, "latents": packed(noisy) if family == "flux" else noisy}
+        options |= {"prompt": prompt, "num_images_per_prompt": 2, "height": side, "width": side, "latents": packed(noisy) if family == "flux" else noisy}
     if family == "dit":
-        options |= {"class_labels": [3, 1000]}
-        pipe.scheduler.set_timesteps(20)
-        pipe.scheduler.set_timesteps = lambda *_: None
-        pipe.scheduler.timesteps = torch.tensor([round(1000 * sigma)])
+        options |= {"class_labels": [int(prompt or 1000)] * 2}
+        monkey.setattr(pipe.scheduler, "set_timesteps", lambda *_: None)
+        monkey.setattr(pipe.scheduler, "timesteps", torch.tensor([round(1000 * sigma)]))
     elif family == "pixart":
         options |= {"timesteps": [round(1000 * sigma)], "use_resolution_binning": False}
     else:
@@ -62,7 +64,10 @@ def of_pipeline(name: str, pipe: Any, sigma: float, noisy: Tensor) -> dict[str, 
         options |= {"use_resolution_binning": False}
     if family == "flux":
         options.pop("guidance_scale")  # an input of the network here, not classifier-free guidance
-    return first_call(pipe.transformer, lambda: pipe(**options))
+    try:
+        return first_call(pipe.transformer, lambda: pipe(**options))
+    finally:
+        monkey.undo()
 
 
 def same(a: Any, b: Any) -> bool:
@@ -79,18 +84,18 @@ def noisy_of(sd: FrozenSD, name: str) -> Tensor:
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("sigma", [0.261, 0.05])
+@pytest.mark.parametrize(("sigma", "prompt"), [(0.261, "a cat"), pytest.param(0.05, "", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_network_is_called_as_its_own_pipeline_calls_it(name: str, sigma: float) -> None:
-    pipe = pipeline(name)
+def test_the_network_is_called_as_its_own_pipeline_calls_it(name: str, sigma: float, prompt: str) -> None:
+    pipe = shared(name)
     sd = FrozenSD.from_pipeline(pipe)
     noisy = noisy_of(sd, name)
-    prompts = ["3", ""] if name == "dit" else PROMPTS
+    prompt = "3" if name == "dit" and prompt else prompt
     ours = first_call(
         sd.unet.network,
-        lambda: sd.grids(noisy, ["a", "b"], ["block_3"], round(1000 * sigma), 0, prompts),
+        lambda: sd.grids(noisy, ["a", "b"], ["block_3"], round(1000 * sigma), 0, prompt),
     )
-    theirs = of_pipeline(name, pipe, sigma, noisy)
+    theirs = of_pipeline(name, pipe, sigma, noisy, prompt)
     assert ours.keys() == theirs.keys()
     for argument in ours.keys() - {"hidden_states"}:
         assert same(ours[argument], theirs[argument]), (argument, ours[argument], theirs[argument])
@@ -101,7 +106,7 @@ def test_alpha_for_1024_pixels_is_told_the_size() -> None:
     pipe = pipeline("pixart", transformer=network("pixart", sample_size=128))
     sd = FrozenSD.from_pipeline(pipe)
     noisy = noisy_of(sd, "pixart")
-    ours = first_call(sd.unet.network, lambda: sd.grids(noisy, ["a", "b"], ["block_3"], 261, 0, PROMPTS))
+    ours = first_call(sd.unet.network, lambda: sd.grids(noisy, ["a", "b"], ["block_3"], 261, 0, PROMPT))
     theirs = of_pipeline("pixart", pipe, 0.261, noisy)
     assert same(ours["added_cond_kwargs"], theirs["added_cond_kwargs"])
     assert ours["added_cond_kwargs"]["resolution"].tolist() == [[128, 128]] * 2
@@ -113,7 +118,7 @@ def test_the_noise_level_is_what_the_network_sees_after_the_shift_of_the_schedul
     noisy = noisy_of(sd, "sd3")
     theirs = of_pipeline("sd3", pipe, 0.1, noisy)
     shifted = 3 * 0.1 / (1 + 2 * 0.1)
-    ours = first_call(sd.unet.network, lambda: sd.grids(noisy, ["a", "b"], ["block_3"], round(1000 * shifted), 0, PROMPTS))
+    ours = first_call(sd.unet.network, lambda: sd.grids(noisy, ["a", "b"], ["block_3"], round(1000 * shifted), 0, PROMPT))
     torch.testing.assert_close(ours["timestep"], theirs["timestep"])
     assert ours["timestep"][0] == 250
 
@@ -132,7 +137,7 @@ def test_without_guidance_embedding_and_without_t5() -> None:
 @pytest.fixture(scope="module", params=PIPELINES)
 def named(request: pytest.FixtureRequest) -> tuple[str, Any, FrozenSD, Tensor]:
     """A pipeline, the backbone of it, and images of its size."""
-    pipe = pipeline(request.param)
+    pipe = shared(request.param)
     side = SIDES.get(request.param, 128)
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(3))
     return request.param, pipe, FrozenSD.from_pipeline(pipe), images
@@ -194,9 +199,10 @@ def test_the_pipeline_does_not_change_and_shares_its_weights(named: tuple[str, A
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in getattr(pipe, part).modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_saved_pipeline_gives_the_same_grids(name: str, tmp_path: Path) -> None:
-    pipe = pipeline(name)
+    pipe = shared(name)
     pipe.save_pretrained(tmp_path)
     side = SIDES.get(name, 128)
     images = torch.rand(1, 3, side, side)
@@ -206,7 +212,7 @@ def test_a_saved_pipeline_gives_the_same_grids(name: str, tmp_path: Path) -> Non
 
 
 def test_labels_are_prompts_of_class_conditional_networks() -> None:
-    sd = FrozenSD.from_pipeline(pipeline("dit"))
+    sd = FrozenSD.from_pipeline(shared("dit"))
     labels = sd.prompts(["", "3", "tabby", "dog"], sd.device, sd.dtype).labels
     assert labels.tolist() == [1000, 3, 3, 7]
     for wrong in ("1000", "a cat"):
@@ -214,18 +220,25 @@ def test_labels_are_prompts_of_class_conditional_networks() -> None:
             sd.prompts(wrong, sd.device, sd.dtype)
 
 
+@pytest.mark.slow
 def test_grids_go_into_position_statistics_and_match() -> None:
-    sd = FrozenSD.from_pipeline(pipeline("sd3"))
+    sd = FrozenSD.from_pipeline(shared("sd3"))
     images = torch.rand(70, 3, 128, 128, generator=torch.Generator().manual_seed(1))
-    grids = sd.activations(images, ["block_1", "block_3"], timestep=260)
+    grids = sd.activations(images, "block_3", timestep=260)
     with sd.unet.positioned("zero"):
-        zero = sd.activations(images, ["block_1", "block_3"], timestep=260)
+        zero = sd.activations(images, "block_3", timestep=260)
     read, gone = sdprobe.position(grids), sdprobe.position(zero)
     assert read.value > 0.6 and abs(gone.value - gone.chance) < 0.08
     assert sdprobe.statistics(grids).value > 10 * sdprobe.statistics(zero).value
     points = torch.tensor([[[8.0, 8.0], [120.0, 72.0]]]).expand(4, -1, -1)
     same_place = sdprobe.match({"block_3": grids["block_3"][:4]}, {"block_3": grids["block_3"][4:8]}, points, points, size=128)
     assert same_place.value > 0.5  # the embedding alone matches tokens of the same place
+
+
+def test_a_pipeline_that_has_made_an_image_is_read() -> None:
+    pipe = pipeline("flux")
+    pipe("a cat", height=32, width=32, num_inference_steps=1, output_type="latent")
+    FrozenSD.from_pipeline(pipe)
 
 
 def test_schedule_of_rectified_flow() -> None:
@@ -267,7 +280,7 @@ def test_pipelines_that_cannot_be_read_are_refused(reason: str) -> None:
 
 
 def test_options_without_meaning_are_refused() -> None:
-    sd = FrozenSD.from_pipeline(pipeline("sd3"))
+    sd = FrozenSD.from_pipeline(shared("sd3"))
     with pytest.raises(InputError, match="Expected padding=zeros for SD3Transformer2DModel"), sd.padded("circular"):
         pass
     assert sd.padding == "zeros"
@@ -277,7 +290,7 @@ def test_options_without_meaning_are_refused() -> None:
         sd.shapes(100, "block_0")
     with pytest.raises(InputError, match=r"Expected layers to be a layer of SD3Transformer2DModel, .* got 'up_1'"):
         sd.activations(torch.rand(1, 3, 128, 128), "up_1")
-    sana = pipeline("sana")
+    sana = shared("sana")
     with pytest.raises(InputError, match="Expected posterior=mode"):
         FrozenSD.from_pipeline(sana, posterior="sample")
     with pytest.raises(InputError, match="has a posterior|with a posterior"):
@@ -287,8 +300,8 @@ def test_options_without_meaning_are_refused() -> None:
 
 
 def test_the_borders_of_sana_can_be_padded_otherwise() -> None:
-    sd = FrozenSD.from_pipeline(pipeline("sana"))
-    images = torch.rand(1, 3, 512, 512)
+    sd = FrozenSD.from_pipeline(shared("sana"))
+    images = torch.rand(1, 3, 256, 256)
     before = sd.activations(images, "block_3", ids=["a"])["block_3"]
     with sd.padded("circular"):
         inside = sd.activations(images, "block_3", ids=["a"])["block_3"]
@@ -296,11 +309,11 @@ def test_the_borders_of_sana_can_be_padded_otherwise() -> None:
     assert torch.equal(sd.activations(images, "block_3", ids=["a"])["block_3"], before)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_that_of_the_pipeline(dtype: torch.dtype) -> None:
+def test_half_precision_is_that_of_the_pipeline() -> None:
+    dtype = torch.bfloat16
     pipe = pipeline("sd3").to(dtype)
     sd = FrozenSD.from_pipeline(pipe)
     noisy = noisy_of(sd, "sd3")
-    ours = first_call(sd.unet.network, lambda: sd.grids(noisy, ["a", "b"], ["block_3"], 261, 0, PROMPTS))
+    ours = first_call(sd.unet.network, lambda: sd.grids(noisy, ["a", "b"], ["block_3"], 261, 0, PROMPT))
     theirs = of_pipeline("sd3", pipe, 0.261, noisy.to(dtype))
     assert all(same(ours[name], theirs[name]) for name in ours.keys() - {"hidden_states"})
