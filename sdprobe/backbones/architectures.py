@@ -68,10 +68,11 @@ def meta_transformer(model: str) -> Any:
     file = Path(model) / "transformer" / "config.json"
     known = transformers().get(model)
     config = known["config"] if known else read_json(file)
-    kind = known["class"] if known else config.get("_class_name")
-    if kind not in {entry["class"] for entry in transformers().values()}:
-        supported = ", ".join(sorted({entry["class"] for entry in transformers().values()}))
-        raise InputError(f"Expected _class_name in {file} to be one of {supported}, but got {kind!r}. Use another checkpoint.")
+    kind = str(known["class"] if known else config.get("_class_name"))
+    classes = {entry["class"] for entry in transformers().values()}
+    if kind not in classes:
+        supported = ", ".join(sorted(classes))
+        raise InputError(f"Expected _class_name in {file} to be one of {supported}, but got '{kind}'. Use another checkpoint.")
     with torch.device("meta"):
         return getattr(diffusers, kind).from_config(config)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdprobe.utilities.errors import InputError
 
@@ -41,9 +41,8 @@ class Conditions:
         for name, tensor in tensors.items():
             if tensor is not None and len(tensor) not in (1, batch):
                 raise InputError(f"Expected {name} of one image or of {batch}, but got {len(tensor)}. Give one per image.")
-        return Conditions(
-            **{name: None if part is None else part.expand(batch, *part.shape[1:]).contiguous() for name, part in tensors.items()}
-        )
+        spread = {name: part.expand(batch, *part.shape[1:]) for name, part in tensors.items() if part is not None}
+        return Conditions(**{name: part.contiguous() for name, part in spread.items()})
 
 
 Arguments = dict[str, Any]
@@ -216,7 +215,7 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def family_of(network: nn.Module) -> Family:
+def family_of(network: Any) -> Family:
     """The family of a network, by the name of its class.
 
     Raises:

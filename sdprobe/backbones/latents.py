@@ -129,7 +129,8 @@ class LatentEncoder:
         """
         if not self._has_posterior:
             raise InputError(
-                "Expected an autoencoder with a posterior, whose variance is asked for, but AutoencoderDC has none. Leave it out."
+                "Expected an autoencoder with a posterior, whose variance is asked for, but AutoencoderDC has none. "
+                "Leave it out."
             )
         posterior = self._encoded(images, [f"image {i}" for i in range(len(images))]).latent_dist
         return (posterior.logvar <= LOG_VARIANCE_FLOOR).any(1)

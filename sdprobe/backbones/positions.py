@@ -59,7 +59,7 @@ def places(mode: str, grid: tuple[int, int], seed: int) -> Int[Tensor, "_n 2"]:
 
 @contextmanager
 def changed(
-    network: nn.Module, family: Family, mode: str, grid: tuple[int, int], seed: int, arguments: dict[str, Any]
+    network: Any, family: Family, mode: str, grid: tuple[int, int], seed: int, arguments: dict[str, Any]
 ) -> Iterator[None]:
     """Other position embeddings within the block; ``arguments`` of the call change where they hold positions (FLUX).
 

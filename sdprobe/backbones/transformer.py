@@ -47,9 +47,9 @@ class _Deepest(Exception):
     """Raised by the hook on the deepest requested layer to end the forward pass."""
 
 
-def token_layers(network: nn.Module, family: Family) -> dict[str, TokenLayer]:
+def token_layers(network: Any, family: Family) -> dict[str, TokenLayer]:
     """Every layer by canonical name, in execution order. The network may be on the ``meta`` device."""
-    paths = [f"{blocks}.{i}" for blocks in family.blocks for i in range(len(network.get_submodule(blocks)))]  # type: ignore[arg-type]
+    paths = [f"{blocks}.{i}" for blocks in family.blocks for i in range(len(network.get_submodule(blocks)))]
     layers = [TokenLayer("patch", family.patch)]
     for number, path in enumerate(paths):
         layers.append(TokenLayer(f"block_{number}_norm", f"{path}.{family.attention}", inside=True))
@@ -88,7 +88,8 @@ class FrozenTransformer(nn.Module):
         >>> import torch
         >>> from diffusers import DiTTransformer2DModel
         >>> from sdprobe.backbones.transformer import FrozenTransformer
-        >>> dit = FrozenTransformer(DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=4, sample_size=8))
+        >>> network = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=4, sample_size=8)
+        >>> dit = FrozenTransformer(network)
         >>> grids = dit(torch.randn(2, 4, 8, 8), 261, dit.without_text(), ["block_1", "block_2_norm"])
         >>> {layer: tuple(grid.shape) for layer, grid in grids.items()}
         {'block_1': (2, 16, 4, 4), 'block_2_norm': (2, 16, 4, 4)}
@@ -205,8 +206,8 @@ class FrozenTransformer(nn.Module):
     def resolve(self, block: str | Iterable[str]) -> tuple[str, ...]:
         """Canonical names for a user's ``block``, in execution order, without repetition.
 
-        ``block`` is a name, a list, a glob (``block_1*``), ``stages`` (blocks at 0, ¼, ½, ¾ of the depth, and the last), ``all``
-        (``patch`` and all blocks), ``inside`` (inputs of attention), or the path of a block in diffusers
+        ``block`` is a name, a list, a glob (``block_1*``), ``stages`` (blocks at 0, ¼, ½, ¾ of the depth, and the last),
+        ``all`` (``patch`` and all blocks), ``inside`` (inputs of attention), or the path of a block in diffusers
         (``transformer_blocks[3]``). A glob that matches anything else leaves out inputs of attention.
 
         Raises:

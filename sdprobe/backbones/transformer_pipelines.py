@@ -111,10 +111,11 @@ def transformer_components_of(pipe: Any) -> Components:
     parts = {name: getattr(part, "_orig_mod", part) for name, part in pipe.components.items()}
     _check_parts(kind, family, parts)
     frozen = FrozenTransformer(shell_of(parts["transformer"]))
-    if frozen.latent_channels != parts["vae"].config.latent_channels:
+    channels = parts["vae"].config.latent_channels
+    if frozen.latent_channels != channels:
         raise InputError(
-            f"Expected the VAE and the transformer of {kind} to be of one checkpoint, but latents have "
-            f"{parts['vae'].config.latent_channels} channels and the transformer takes {frozen.latent_channels}. Use one checkpoint."
+            f"Expected the VAE and the transformer of {kind} to be of one checkpoint, but latents have {channels} channels and "
+            f"the transformer takes {frozen.latent_channels}. Use one checkpoint."
         )
     scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     return Components(

@@ -54,7 +54,11 @@ FIRST: Read = lambda _inputs, output: output[0]  # noqa: E731
 BEHIND: Read = lambda _inputs, output: output[:, TOKENS:]  # noqa: E731
 FIRST_BEHIND: Read = lambda _inputs, output: output[0][:, TOKENS:]  # noqa: E731
 BY_HAND: dict[str, dict[str, tuple[str, Read]]] = {
-    "pixart": {"patch": ("pos_embed", OUTPUT), "block_0": ("transformer_blocks.0", OUTPUT), "block_3": ("transformer_blocks.3", OUTPUT)},
+    "pixart": {
+        "patch": ("pos_embed", OUTPUT),
+        "block_0": ("transformer_blocks.0", OUTPUT),
+        "block_3": ("transformer_blocks.3", OUTPUT),
+    },
     "sd3": {
         "patch": ("pos_embed", OUTPUT),
         "block_0_norm": ("transformer_blocks.0.norm1", FIRST),
@@ -74,7 +78,11 @@ BY_HAND: dict[str, dict[str, tuple[str, Read]]] = {
         "block_1_norm": ("transformer_blocks.1.norm1", FIRST),
         "block_2": ("transformer_blocks.2", OUTPUT),
     },
-    "sana": {"patch": ("patch_embed", OUTPUT), "block_0": ("transformer_blocks.0", OUTPUT), "block_3": ("transformer_blocks.3", OUTPUT)},
+    "sana": {
+        "patch": ("patch_embed", OUTPUT),
+        "block_0": ("transformer_blocks.0", OUTPUT),
+        "block_3": ("transformer_blocks.3", OUTPUT),
+    },
     "lumina2": {
         "patch": ("x_embedder", OUTPUT),
         "block_0_norm": ("noise_refiner.0.norm1", FIRST),
@@ -237,9 +245,8 @@ def test_without_position_a_constant_image_gives_constant_grids(family: str) -> 
 def test_position_is_restored_bit_for_bit_also_after_an_error(family: str) -> None:
     made = frozen(family)
     before = made(latents(made), 261, text(made), ["block_3"])["block_3"]
-    with pytest.raises(RuntimeError, match="mine"), made.positioned("permuted"):
-        made(latents(made), 261, text(made), ["block_3"])
-        raise RuntimeError("mine")
+    with pytest.raises(KeyError), made.positioned("permuted"):
+        made(latents(made), 261, text(made), ["block_9"])
     assert made.position == "stored"
     assert torch.equal(made(latents(made), 261, text(made), ["block_3"])["block_3"], before)
 
@@ -300,8 +307,9 @@ def test_an_untrained_network_with_rotary_positions_is_at_chance(family: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(
-    ("family", "low", "high"), [("pixart", 0.95, 1.0), ("sd3", 0.8, 0.95), ("dit", 0.8, 1.0), ("flux", 0.09, 0.16), ("sana", 0.1, 0.2)]
-)  # fmt: skip
+    ("family", "low", "high"),
+    [("pixart", 0.95, 1.0), ("sd3", 0.8, 0.95), ("dit", 0.8, 1.0), ("flux", 0.09, 0.16), ("sana", 0.1, 0.2)],
+)
 def test_positions_of_untrained_networks(family: str, low: float, high: float, seed: int) -> None:
     assert low <= accuracy(frozen(family, seed), images=160).value <= high
 
@@ -338,9 +346,9 @@ def test_names_of_layers() -> None:
 @pytest.mark.parametrize(
     ("family", "arguments", "message"),
     [
-        ("flux", {"layers": "mid"}, r"Expected block to be a layer of FluxTransformer2DModel, .* block_3_norm, .* got 'mid'"),
+        ("flux", {"layers": "mid"}, r"Expected block to be a layer of Flux.*, which has patch, .* block_3_norm, .* got 'mid'"),
         ("flux", {"layers": []}, r"Expected block to name at least one layer, .* Use block=block_0"),
-        ("flux", {"noisy": torch.randn(1, 4, 16, 16)}, r"Expected latents \(B, 16, H, W\) for Flux.*, but got \(1, 4, 16, 16\)"),
+        ("flux", {"noisy": torch.randn(1, 4, 16, 16)}, r"Expected latents \(B, 16, H, W\) for Flux.*, but got \(1, 4, "),
         ("sd3", {"noisy": torch.randn(1, 16, 15, 16)}, r"multiples of 2 cells for SD3.*, but got 15×16"),
         ("sd3", {"noisy": torch.randn(1, 16, 64, 16)}, r"Expected at most 24×24 tokens, .* but got 32×8. Use smaller images."),
         ("lumina2", {"noisy": torch.randn(1, 16, 16, 132)}, r"Expected at most 64×64 tokens, .* but got 8×66"),
@@ -348,10 +356,10 @@ def test_names_of_layers() -> None:
         ("dit", {"timestep": 2.5}, r"Expected timestep to be an integer, but got 2.5"),
         ("pixart", {"timestep": 1000}, r"Expected timestep to be from 0 to 999, but got 1000"),
         ("sana", {"timestep": 1001}, r"Expected timestep to be from 0 to 1000, but got 1001. It is 1000 times"),
-        ("pixart", {"text": Conditions(torch.randn(1, 4, TEXT))}, r"Expected conditions of PixArt.* to have mask, but .* None"),
+        ("pixart", {"text": Conditions(torch.randn(1, 4, TEXT))}, r"Expected conditions of PixArt.* to have mask"),
         ("dit", {"text": Conditions(torch.randn(1, 4, TEXT))}, r"Expected conditions of DiT.* to have labels"),
-        ("flux", {"text": Conditions(torch.randn(1, 4, 7), torch.randn(1, 12))}, r"Expected text states of 24 channels .* got 7"),
-        ("flux", {"text": Conditions(torch.randn(3, 4, TEXT), torch.randn(1, 12))}, r"Expected states of one image or of 1, .* 3"),
+        ("flux", {"text": Conditions(torch.randn(1, 4, 7), torch.randn(1, 12))}, r"text states of 24 channels .* got 7"),
+        ("flux", {"text": Conditions(torch.randn(3, 4, TEXT), torch.randn(1, 12))}, r"states of one image or of 1, .* 3"),
     ],
 )  # fmt: skip
 def test_refusals_name_what_is_possible(family: str, arguments: dict[str, Any], message: str) -> None:
@@ -367,7 +375,7 @@ def test_networks_of_no_family_and_without_position_are_refused() -> None:
     with pytest.raises(InputError, match=r"also takes a guidance scale \(Sana-Sprint\)"):
         frozen("sana", guidance_embeds=True)
     made = frozen("sana")
-    with pytest.raises(InputError, match=r"Expected position=stored for Sana.*, but got 'zero'.*circular"), made.positioned("zero"):
+    with pytest.raises(InputError, match=r"=stored for Sana.*, but got 'zero'.*circular"), made.positioned("zero"):
         pass
     with pytest.raises(InputError, match=r"Expected position to be one of stored, .* but got 'none'"), made.positioned("none"):
         pass

@@ -51,7 +51,8 @@ def of_pipeline(name: str, pipe: Any, sigma: float, noisy: Tensor, prompt: str =
     options: dict[str, Any] = {"guidance_scale": 1.0, "num_inference_steps": 1}
     monkey = pytest.MonkeyPatch()  # the call of DiT's pipeline takes no timesteps
     if family != "dit":
-        options |= {"prompt": prompt, "num_images_per_prompt": 2, "height": side, "width": side, "latents": packed(noisy) if family == "flux" else noisy}
+        options |= {"prompt": prompt, "num_images_per_prompt": 2, "height": side, "width": side}
+        options |= {"latents": packed(noisy) if family == "flux" else noisy}
     if family == "dit":
         options |= {"class_labels": [int(prompt or 1000)] * 2}
         monkey.setattr(pipe.scheduler, "set_timesteps", lambda *_: None)
@@ -126,7 +127,8 @@ def test_the_noise_level_is_what_the_network_sees_after_the_shift_of_the_schedul
 def test_without_guidance_embedding_and_without_t5() -> None:
     pipe = pipeline("flux", transformer=network("flux", guidance_embeds=False))
     sd = FrozenSD.from_pipeline(pipe)
-    assert first_call(sd.unet.network, lambda: sd.grids(noisy_of(sd, "flux"), ["a", "b"], ["block_0"], 5, 0, ""))["guidance"] is None
+    call = first_call(sd.unet.network, lambda: sd.grids(noisy_of(sd, "flux"), ["a", "b"], ["block_0"], 5, 0, ""))
+    assert call["guidance"] is None
     pipe = pipeline("sd3", text_encoder_3=None, tokenizer_3=None)
     sd = FrozenSD.from_pipeline(pipe)
     states = sd.prompts("a cat", sd.device, sd.dtype).states
@@ -192,9 +194,9 @@ def test_the_pipeline_does_not_change_and_shares_its_weights(named: tuple[str, A
     before = dict(pipe.config)
     sd.activations(images, "block_3", prompt="", timestep=260)
     assert dict(pipe.config) == before
-    for part, network in (("transformer", sd.unet.network), ("vae", sd.encoder.vae)):
+    for part, borrowed in (("transformer", sd.unet.network), ("vae", sd.encoder.vae)):
         own = dict(getattr(pipe, part).named_parameters())
-        assert all(own[path].data_ptr() == tensor.data_ptr() for path, tensor in network.named_parameters())
+        assert all(own[path].data_ptr() == tensor.data_ptr() for path, tensor in borrowed.named_parameters())
         assert all(tensor.requires_grad for tensor in own.values())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in getattr(pipe, part).modules())
 
@@ -207,7 +209,8 @@ def test_a_saved_pipeline_gives_the_same_grids(name: str, tmp_path: Path) -> Non
     side = SIDES.get(name, 128)
     images = torch.rand(1, 3, side, side)
     loaded = type(pipe).from_pretrained(tmp_path, local_files_only=True, use_safetensors=True)
-    first, second = (FrozenSD.from_pipeline(each).activations(images, "block_3", timestep=260, ids=["a"]) for each in (pipe, loaded))
+    read = [FrozenSD.from_pipeline(each).activations(images, "block_3", timestep=260, ids=["a"]) for each in (pipe, loaded)]
+    first, second = read
     torch.testing.assert_close(first["block_3"], second["block_3"])
 
 
@@ -261,10 +264,18 @@ REFUSED = {
     ),
     "no T5": ("flux", lambda pipe: setattr(pipe, "text_encoder_2", None), r"to have pipe.text_encoder_2, but got None"),
     "no network": ("pixart", lambda pipe: setattr(pipe, "transformer", None), r"to have pipe.transformer, but got None"),
-    "betas": ("dit", lambda pipe: setattr(pipe, "scheduler", FlowMatchEulerDiscreteScheduler()), r"Rectified flow and EDM"),
-    "VAE": ("flux", lambda pipe: setattr(pipe, "vae", vae(4)), r"latents have 4 channels and the transformer takes 16"),
-    "kind of VAE": ("sana", lambda pipe: setattr(pipe, "vae", vae(32)), r"pipe.vae to be of type AutoencoderDC, but got Autoenc"),
-    "network": ("sd3", lambda pipe: setattr(pipe, "transformer", network("flux")), r"SD3Transformer2DModel, but got FluxTransf"),
+    "betas": ("dit", lambda pipe: setattr(pipe, "scheduler", FlowMatchEulerDiscreteScheduler()), r"Rectified flow"),
+    "VAE": ("flux", lambda pipe: setattr(pipe, "vae", vae(4, 1.0)), r"latents have 4 channels and the transf.* 16"),
+    "kind of VAE": (
+        "sana",
+        lambda pipe: setattr(pipe, "vae", vae(32, 1.0)),
+        r"pipe.vae to be of type AutoencoderDC, but got Autoenc",
+    ),
+    "network": (
+        "sd3",
+        lambda pipe: setattr(pipe, "transformer", network("flux")),
+        r"SD3Transformer2DModel, but got FluxTransf",
+    ),
     "tiles": ("flux", lambda pipe: pipe.vae.enable_tiling(), r"Call pipe.vae.disable_tiling"),
     "adapter": ("sd3", lambda pipe: setattr(pipe.transformer, "image_proj", torch.nn.Linear(1, 1)), r"it has an IP-Adapter"),
     "meta": ("sana", lambda pipe: pipe.text_encoder.to("meta") and None, r"pipe.text_encoder to have weights"),
@@ -291,9 +302,9 @@ def test_options_without_meaning_are_refused() -> None:
     with pytest.raises(InputError, match=r"Expected layers to be a layer of SD3Transformer2DModel, .* got 'up_1'"):
         sd.activations(torch.rand(1, 3, 128, 128), "up_1")
     sana = shared("sana")
-    with pytest.raises(InputError, match="Expected posterior=mode"):
+    with pytest.raises(InputError, match=r"Expected posterior=mode"):
         FrozenSD.from_pipeline(sana, posterior="sample")
-    with pytest.raises(InputError, match="has a posterior|with a posterior"):
+    with pytest.raises(InputError, match=r"with a posterior"):
         FrozenSD.from_pipeline(sana).encoder.floor_cells(torch.rand(1, 3, 64, 64))
     with pytest.raises(InputError, match=r"'flux_dev', a diffusion transformer.*FLUX.1-dev.*from_pipeline"):
         FrozenSD.from_pretrained("flux_dev")

@@ -53,8 +53,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     ),
     "flux": lambda **more: FluxTransformer2DModel(
         **{
-            **HEADS, "axes_dims_rope": (4, 6, 6), "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": CLIP,
-            "guidance_embeds": True, **more,
+            **HEADS, "axes_dims_rope": (4, 6, 6), "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": TEXT,
+            "pooled_projection_dim": CLIP, "guidance_embeds": True, **more,
         }
     ),
     "dit": lambda **more: DiTTransformer2DModel(**{**HEADS, "num_layers": 4, "sample_size": 16, "out_channels": 8, **more}),
@@ -116,7 +116,9 @@ def gemma() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def vae(channels: int, **more: Any) -> AutoencoderKL:
+def vae(channels: int, scaling: float, shift: float | None = None) -> AutoencoderKL:
+    """One with a shift has no quantising convolutions, as those of SD3 and FLUX."""
+    more = {"scaling_factor": scaling, "shift_factor": shift, "use_quant_conv": not shift, "use_post_quant_conv": not shift}
     return AutoencoderKL(
         latent_channels=channels, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **more,
@@ -140,28 +142,28 @@ def pipeline(name: str, seed: int = 0, **more: Any) -> Any:
         torch.manual_seed(seed)
         parts: dict[str, Any] = {"transformer": NETWORKS[family](**({"sample_size": 32} if family == "sana" else {})).eval()}
         if family == "pixart":
-            parts |= {"vae": vae(4, scaling_factor=0.18215), "text_encoder": t5(), "tokenizer": tokenizer()}
+            parts |= {"vae": vae(4, 0.18215), "text_encoder": t5(), "tokenizer": tokenizer()}
             parts["scheduler"] = DPMSolverMultistepScheduler()
             kind: Any = PixArtSigmaPipeline if name == "pixart_sigma" else PixArtAlphaPipeline
         elif family == "sd3":
-            parts |= {"vae": vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False)}
-            parts |= {"text_encoder": clip(CLIPTextModelWithProjection), "text_encoder_2": clip(CLIPTextModelWithProjection)}
-            parts |= {"text_encoder_3": t5(), "tokenizer": tokenizer(77), "tokenizer_2": tokenizer(77), "tokenizer_3": tokenizer()}
-            parts["scheduler"], kind = flow, StableDiffusion3Pipeline
+            parts |= {"vae": vae(16, 1.5305, 0.0609), "scheduler": flow}
+            parts |= {"text_encoder": clip(CLIPTextModelWithProjection), "tokenizer": tokenizer(77)}
+            parts |= {"text_encoder_2": clip(CLIPTextModelWithProjection), "tokenizer_2": tokenizer(77)}
+            parts |= {"text_encoder_3": t5(), "tokenizer_3": tokenizer()}
+            kind = StableDiffusion3Pipeline
         elif family == "flux":
-            parts |= {"vae": vae(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False)}
+            parts |= {"vae": vae(16, 0.3611, 0.1159), "scheduler": flow}
             parts |= {"text_encoder": clip(CLIPTextModel), "tokenizer": tokenizer(77)}
-            parts |= {"text_encoder_2": t5(), "tokenizer_2": tokenizer(), "scheduler": flow}
+            parts |= {"text_encoder_2": t5(), "tokenizer_2": tokenizer()}
             kind = FluxPipeline
         elif family == "dit":
-            parts |= {"vae": vae(4, scaling_factor=0.18215), "scheduler": DDIMScheduler(), "id2label": {3: "cat, tabby", 7: "dog"}}
+            parts |= {"vae": vae(4, 0.18215), "scheduler": DDIMScheduler(), "id2label": {3: "cat, tabby", 7: "dog"}}
             kind = DiTPipeline
         elif family == "sana":
             parts |= {"vae": deep_autoencoder(), "text_encoder": gemma(), "tokenizer": tokenizer(), "scheduler": flow}
             kind = SanaPipeline
         else:
-            parts |= {"vae": vae(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False)}
-            parts |= {"text_encoder": gemma(), "tokenizer": tokenizer(), "scheduler": flow}
+            parts |= {"vae": vae(16, 0.3611, 0.1159), "text_encoder": gemma(), "tokenizer": tokenizer(), "scheduler": flow}
             kind = Lumina2Pipeline
     made = kind(**(parts | more))
     made.set_progress_bar_config(disable=True)

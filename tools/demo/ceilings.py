@@ -99,7 +99,7 @@ def errors(
         (timesteps, 1 + layers, pictures): first the unedited network, then every layer in turn.
     """
     sd = FrozenSD.from_pipeline(pipe)
-    kind, network = pipe.scheduler.config.prediction_type, sd.unet.unet
+    kind, network = pipe.scheduler.config.prediction_type, sd.unet.network
     scenes = Scenes(size, count, seed)
     conditioning = sd.prompts(prompt, sd.device, sd.dtype)
     found = np.zeros((len(timesteps), 1 + len(layers), count))
