@@ -54,7 +54,16 @@ html_copy_source = False
 html_show_sourcelink = False
 
 SECTIONS = {
-    "Use": ["docs/usage", "docs/python", "docs/wandb", "docs/tutorial", "docs/glossary", "docs/errors", "docs/trust"],
+    "Use": [
+        "docs/usage",
+        "docs/python",
+        "docs/transformers",
+        "docs/wandb",
+        "docs/tutorial",
+        "docs/glossary",
+        "docs/errors",
+        "docs/trust",
+    ],
     "Results": ["docs/results", "docs/methods", "docs/mitigations", "docs/benchmarks", "assets/demo/README"],
     "Reference": ["docs/api/index", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }

@@ -79,11 +79,11 @@ def _print_transformer(model: str, size: int | None, inside: bool) -> None:
         row = [numbers.get(name, ""), name, network.table[name].published, f"{height}×{width}", str(channels)]
         table.add_row(*row, *([others[name]] if any(others.values()) else []))
     known: dict[str, Any] = transformers().get(model, {})
-    billions = sum(parameter.numel() for parameter in network.parameters()) / 1e9
+    billions = network.stored / 1e9
     kind = positions.kind_of(network.network, network.family)
     lines = {
         "stages": ", ".join(stages(network.table)),
-        "weights": f"{billions:.2f} billion: {2 * billions:.1f} GB in bf16, {4 * billions:.1f} GB in fp32",
+        "weights": f"{billions:.2f} billion numbers: {2 * billions:.1f} GB in bf16, {4 * billions:.1f} GB in fp32",
         "noise": "rectified flow, timestep = 1000 σ" if network.family.flow else "DDPM, integer timesteps",
         "position": {"added": "a table added to the tokens", "rotary": "rotary", "none": "none but the border"}[kind],
         "text": "; ".join(known.get("text", ())),

@@ -131,6 +131,11 @@ class FrozenTransformer(nn.Module):
         return 32 if self.family.name == "sana" else 8
 
     @property
+    def stored(self) -> int:
+        """How many numbers a checkpoint of the network stores: parameters and SD3's table of positions."""
+        return sum(tensor.numel() for tensor in self.network.state_dict().values())
+
+    @property
     def channels(self) -> int:
         """Channels of every token."""
         return self.config.get("hidden_size") or self.config.num_attention_heads * self.config.attention_head_dim
