@@ -58,6 +58,7 @@ SECTIONS = {
         "docs/usage",
         "docs/python",
         "docs/explorer",
+        "docs/transformers",
         "docs/wandb",
         "docs/tutorial",
         "docs/glossary",

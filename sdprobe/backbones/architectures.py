@@ -1,10 +1,11 @@
-"""Presets and their U-Net configurations, available offline, and U-Nets of a configuration without weights."""
+"""Presets and their configurations, available offline, and networks of a configuration without weights."""
 
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
@@ -47,3 +48,35 @@ def meta_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     """A U-Net of this configuration without weights: structure and shapes only."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(config)
+
+
+@cache
+def transformers() -> dict[str, dict[str, Any]]:
+    """Name → ``class``, ``repository``, ``licence``, ``text``, ``config`` and ``source`` of published diffusion transformers.
+
+    ``config`` has what differs from the defaults of the class in diffusers; ``source`` says where its numbers are from.
+    """
+    return json.loads((HERE / "transformers.json").read_text())
+
+
+def meta_transformer(model: str) -> Any:
+    """A diffusion transformer without weights: a published one by name, or that of a local diffusers folder.
+
+    Raises:
+        InputError: a folder without ``transformer/config.json``, or a network of another class.
+    """
+    file = Path(model) / "transformer" / "config.json"
+    known = transformers().get(model)
+    config = known["config"] if known else read_json(file)
+    kind = str(known["class"] if known else config.get("_class_name"))
+    classes = {entry["class"] for entry in transformers().values()}
+    if kind not in classes:
+        supported = ", ".join(sorted(classes))
+        raise InputError(f"Expected _class_name in {file} to be one of {supported}, but got '{kind}'. Use another checkpoint.")
+    with torch.device("meta"):
+        return getattr(diffusers, kind).from_config(config)
+
+
+def is_transformer(model: str) -> bool:
+    """Whether a name or a local folder is a diffusion transformer, and not a U-Net."""
+    return model in transformers() or (Path(model) / "transformer" / "config.json").is_file()

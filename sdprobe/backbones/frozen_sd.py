@@ -9,19 +9,22 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.architectures import presets, transformers
 from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
 from sdprobe.backbones.loading import Components, load, vae_dtype
-from sdprobe.backbones.noise import Cut, NoiseSchedule
+from sdprobe.backbones.noise import Cut, FlowSchedule, NoiseSchedule
 from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
+from sdprobe.backbones.transformer import FrozenTransformer
+from sdprobe.backbones.transformer_pipelines import is_transformer_pipeline, transformer_components_of
 from sdprobe.backbones.unet import OUTPUT, Edit, FrozenUNet
 from sdprobe.backbones.weights import config_hash, weight_hash
 from sdprobe.utilities import expect, progress, settings
@@ -89,14 +92,22 @@ class FrozenSD:
         device: torch.device | str = "cpu",
         padding: str = "zeros",
     ) -> None:
-        check_fit(path, components.unet, components.vae, components.prompts)
         self.path = path
         self.weights = weights
-        self.unet = FrozenUNet(components.unet)
+        self.unet: FrozenUNet | FrozenTransformer
+        if isinstance(components.unet, UNet2DConditionModel):
+            check_fit(path, components.unet, components.vae, components.prompts)
+            self.unet = FrozenUNet(components.unet)
+        else:
+            self.unet = FrozenTransformer(components.unet)
         computed_in = vae_dtype(components.vae.dtype) if components.borrowed else None
         self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in, components.vae_hash)
         self.prompts = components.prompts
-        self.noise = NoiseSchedule(components.alphas_cumprod, noise, scale_again and components.euler, components.prediction)
+        if components.flow:
+            self.noise: NoiseSchedule = FlowSchedule(noise)
+        else:
+            scaled = scale_again and components.euler
+            self.noise = NoiseSchedule(components.alphas_cumprod, noise, scaled, components.prediction)
         self.unet_hash = components.unet_hash or weight_hash(components.unet)
         self._pad(padding)
         self.device = torch.device(device)
@@ -156,6 +167,12 @@ class FrozenSD:
             ('random-1', 'zeros')
         """
         check_padding(padding)  # before anything is loaded
+        if path in transformers():
+            raise InputError(
+                f"Expected the name of a U-Net that can be loaded by name, but got '{path}', a diffusion transformer. Load it "
+                f"with diffusers, DiffusionPipeline.from_pretrained('{transformers()[path]['repository']}'), and pass it to "
+                "FrozenSD.from_pipeline."
+            )
         card = presets().get(path, {"path": path, "revision": None, "variant": None})
         chosen_device = choose_device(device)
         components = load(
@@ -183,14 +200,18 @@ class FrozenSD:
     ) -> "FrozenSD":
         """Read the networks of a diffusers pipeline that is in memory, with its LoRA, textual inversion and scheduler.
 
-        The pipeline does not change, and its weights are shared, not copied. Its text-to-image, image-to-image and inpainting
-        classes do, with a U-Net of four channels. The result computes, at the dtype and on the device of the pipeline, what
-        :meth:`from_pretrained` computes with the saved pipeline, bit for bit if its weights were loaded from a file. (How some
-        CPU kernels round depends on where tensors begin in memory.) Hooks on its modules work here, too; compiled modules run
-        uncompiled. Call this again after you have changed the pipeline.
+        The pipeline does not change, and its weights are shared, not copied. Of Stable Diffusion 1, 2 and XL its text-to-image,
+        image-to-image and inpainting classes do, with a U-Net of four channels. The result computes, at the dtype and on the
+        device of the pipeline, what :meth:`from_pretrained` computes with the saved pipeline, bit for bit if its weights were
+        loaded from a file. (How some CPU kernels round depends on where tensors begin in memory.) Hooks on its modules work
+        here, too; compiled modules run uncompiled. Call this again after you have changed the pipeline.
+
+        Of diffusion transformers, the pipelines of :mod:`sdprobe.backbones.families` do (PixArt, SD3, FLUX.1, DiT, Sana,
+        Lumina2). Their own ``encode_prompt`` computes the text states. Layers are blocks (``block_3``), and with rectified flow
+        the timestep is 1000 σ.
 
         Args:
-            pipe: such as ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+            pipe: such as ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or ``FluxPipeline``.
             noise: as in :meth:`from_pretrained`.
             vae_input: as in :meth:`from_pretrained`.
             posterior: as in :meth:`from_pretrained`.
@@ -213,7 +234,7 @@ class FrozenSD:
             True
         """
         check_padding(padding)
-        components = components_of(pipe)
+        components = transformer_components_of(pipe) if is_transformer_pipeline(pipe) else components_of(pipe)
         path = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
         device = components.unet.device
         return cls(components, path, "stored", noise, vae_input, posterior, scale_again, device, padding)
@@ -237,7 +258,7 @@ class FrozenSD:
     @cached_property
     def dtype(self) -> torch.dtype:
         """dtype of the U-Net."""
-        return self.unet.unet.dtype  # diffusers walks through all modules
+        return self.unet.network.dtype  # diffusers walks through all modules
 
     @property
     def passes(self) -> dict[str, int]:
@@ -265,7 +286,7 @@ class FrozenSD:
     @property
     def native_size(self) -> int | None:
         """Side in pixels of the images that the checkpoint was made for; None if its configuration does not say."""
-        side = self.unet.config.sample_size
+        side = self.unet.config.get("sample_size", 128)  # FLUX's configuration has none, its pipeline makes 128
         return side * self.encoder.stride if isinstance(side, int) else None
 
     @property
@@ -297,7 +318,7 @@ class FrozenSD:
             'zeros'
         """
         before = self.padding
-        inside = [] if where is None else self.unet.modules_of(where)
+        inside = [] if where is None else self._u_net().modules_of(where)
         if where is None:
             self._pad(mode)
         for module in inside:
@@ -311,7 +332,7 @@ class FrozenSD:
                 set_padding(module, before)
 
     def _pad(self, mode: str) -> None:
-        for network in (self.unet.unet, self.encoder.vae):
+        for network in (self.unet.network, self.encoder.vae):
             set_padding(network, mode)
         self.encoder.padding = mode
 
@@ -485,6 +506,7 @@ class FrozenSD:
         (step,) = self.noise.steps(expect.as_count("timestep", timestep, 0, len(self.noise.alphas_cumprod) - 1))
         seed, draw = expect.as_count("seed", seed, *settings.SEEDS), expect.as_count("draw", draw, 0, 10**9)
         made = _functions(edits)
+        self._u_net()
 
         def passes(latents: Tensor, ids: list[str], prompts: list[str]) -> Grids:
             predicted = self.grids(latents, ids, [OUTPUT], step, seed, prompts, draw, edits=made)[OUTPUT]
@@ -497,7 +519,7 @@ class FrozenSD:
         passes: Callable[[Tensor, list[str], list[str]], Grids], axis: int, name: str,
     ) -> Grids | list[Grids]:  # fmt: skip
         """All images: what ``passes`` gives for latents, ids and prompts of images of one size; ``axis`` is that of images."""
-        tensors = tensors_of(images, size, self.encoder.stride)
+        tensors = tensors_of(images, size, self.encoder.stride * self.unet.patch)
         prompts = _one_per_image("prompt", [prompt] * len(tensors) if isinstance(prompt, str) else prompt, len(tensors))
         if ids is not None and not isinstance(ids, str) and np.iterable(ids):
             ids = [*map(str, ids)]
@@ -532,7 +554,7 @@ class FrozenSD:
             sizes.setdefault(image.shape[-2:], []).append(index)
         vae = self.encoder.vae
         # at full resolution the encoder holds about six tensors of its first width
-        per_pixel = 6 * vae.config.block_out_channels[0] * (self.encoder.dtype or vae.dtype).itemsize
+        per_pixel = 6 * self.encoder.width * (self.encoder.dtype or vae.dtype).itemsize
         batches = []
         for (height, width), indices in sizes.items():
             most = max(1, int(memory_of(self.device) / 4 / (per_pixel * height * width)))
@@ -576,7 +598,7 @@ class FrozenSD:
             InputError: a timestep out of range, latents too small for reflection padding, activations that are NaN or
                 infinite, or an edit that cannot be made.
         """
-        check_sides(self.padding, latents, len(self.unet.config.block_out_channels))
+        check_sides(self.padding, latents, len(self.unet.config.get("block_out_channels", ())))
         latents = latents.to(self.device)
         noisy = self.noise(latents, timestep, ids, seed, draw, cut)
         inputs = {"latent": latents, "noisy_latent": noisy}
@@ -585,7 +607,10 @@ class FrozenSD:
         if inner:
             conditioning = self.prompts(prompt, self.device, self.dtype)
             noisy = noisy.to(self.dtype, memory_format=torch.channels_last)
-            grids |= self.unet(noisy, timestep, conditioning, inner, with_grad, edits, outputs)
+            if edits or outputs is not None:
+                grids |= self._u_net()(noisy, timestep, conditioning, inner, with_grad, edits, outputs)
+            else:
+                grids |= self.unet(noisy, timestep, conditioning, inner, with_grad)
         elif edits:
             raise InputError(
                 f"Expected edits before the layer that is read, but {layers[-1]} is an input of the network. "
@@ -593,6 +618,15 @@ class FrozenSD:
             )
         check_finite(grids, ids, self.dtype)
         return grids
+
+    def _u_net(self) -> FrozenUNet:
+        """The network. Raises InputError if it is a transformer, whose edits and predictions are not known here."""
+        if isinstance(self.unet, FrozenUNet):
+            return self.unet
+        raise InputError(
+            f"Expected a U-Net for edits and predictions, but {self.path} is a diffusion transformer. Read its layers with "
+            "activations()."
+        )
 
     def target(
         self, latents: Float[Tensor, "b c h w"], ids: Sequence[str], timestep: int, seed: int, draw: int = 0
@@ -633,12 +667,12 @@ class FrozenSD:
             >>> FrozenSD.from_pretrained("tiny").shapes(512, ["mid", "mid_attn_0_query"])
             {'mid_attn_0_query': (64, 8, 8), 'mid': (64, 8, 8)}
         """
-        expect.multiple("size", size, self.encoder.stride)
+        expect.multiple("size", size, self.encoder.stride * self.unet.patch)
         side = int(size) // self.encoder.stride
         names = self._resolve(layers)
         inner = [name for name in names if name not in INPUTS]
         shapes = self.unet.shapes((side, side), inner) if inner else {}
-        channels = self.unet.config.in_channels
+        channels = self.encoder.vae.config.latent_channels
         return {name: (channels, side, side) if name in INPUTS else shapes[name] for name in names}
 
     def published_names(self, layers: Sequence[str]) -> dict[str, str]:
@@ -673,6 +707,7 @@ class FrozenSD:
             "posterior": self.encoder.posterior,
             "scaled_again": self.noise.scale_again,
             "padding": self.padding,
+            **({"position": self.unet.position} if isinstance(self.unet, FrozenTransformer) else {}),
         }
 
 

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers import AutoencoderDC, AutoencoderKL
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -26,6 +26,8 @@ VERSION = 1
 class LatentEncoder:
     """Mode (or a sample) of the VAE's posterior, times the scaling factor.
 
+    The autoencoder of Sana (``AutoencoderDC``) has no posterior but one latent, which ``mode`` returns.
+
     If the VAE's configuration has ``latents_mean`` and ``latents_std``, they standardise its channels first, as in diffusers.
 
     Args:
@@ -42,7 +44,7 @@ class LatentEncoder:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderDC,
         vae_input: str = "symmetric",
         posterior: str = "mode",
         dtype: torch.dtype | None = None,
@@ -50,6 +52,9 @@ class LatentEncoder:
     ) -> None:
         self.vae = vae.eval().requires_grad_(False)
         settings.check("backbone", vae_input=vae_input, posterior=posterior)
+        self._has_posterior = not isinstance(vae, AutoencoderDC)
+        if posterior == "sample" and not self._has_posterior:
+            raise InputError("Expected posterior=mode for an autoencoder without a posterior, but got 'sample'. Use mode.")
         self.vae_input, self.posterior = vae_input, posterior
         self.padding = "zeros"  # padding of the VAE's convolutions; code that changes it must set this, too
         self.passes = 0
@@ -66,18 +71,27 @@ class LatentEncoder:
 
     @cached_property
     def _scale_and_dtype(self) -> tuple[str, str]:
-        scale = f"{self.vae.config.scaling_factor}-{self.vae.config.shift_factor}"
+        scale = f"{self.vae.config.scaling_factor}-{self.vae.config.get('shift_factor')}"
         scale += f"-{self.moments.tolist()}" if self.moments is not None else ""
         return scale, name_of(self.dtype or self.vae.dtype)  # diffusers walks through all modules for the dtype
 
     @property
     def stride(self) -> int:
         """Pixels per latent cell, 8 for Stable Diffusion."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self._widths) - 1)
+
+    @property
+    def width(self) -> int:
+        """Channels of the first layer, at full resolution."""
+        return self._widths[0]
+
+    @property
+    def _widths(self) -> Sequence[int]:
+        return self.vae.config.get("encoder_block_out_channels") or self.vae.config.block_out_channels
 
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], ids: Sequence[str], seed: int = 0, with_grad: bool = False
-    ) -> Float[Tensor, "b 4 h w"]:
+    ) -> Float[Tensor, "b _c h w"]:
         """Latents, float32, on the VAE's device.
 
         Args:
@@ -93,15 +107,16 @@ class LatentEncoder:
             return self._latents(images, ids, seed)
 
     def _latents(self, images: Tensor, ids: Sequence[str], seed: int) -> Tensor:
-        posterior = self._posterior(images, ids)
-        latents = posterior.mean.float()
-        if self.posterior == "sample":
+        encoded = self._encoded(images, ids)
+        posterior = encoded.latent_dist if self._has_posterior else None
+        latents = encoded.latent.float() if posterior is None else posterior.mean.float()
+        if posterior is not None and self.posterior == "sample":
             noise = [torch.randn(latents.shape[1:], generator=keyed_generator("posterior", seed, i)) for i in ids]
             latents = latents + posterior.std.float() * torch.stack(noise).to(latents.device)
         if self.moments is not None:
             mean, deviation = self.moments.to(latents.device).view(2, 1, -1, 1, 1)
             latents = (latents - mean) / deviation
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        return (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def floor_cells(self, images: Float[Tensor, "b 3 height width"]) -> Bool[Tensor, "b h w"]:
@@ -110,19 +125,25 @@ class LatentEncoder:
         There the VAE is certain about its latent. Such cells are suspected to become high-norm tokens of the first layers.
 
         Raises:
-            InputError: images outside [0, 1] or of an unfit size.
+            InputError: images outside [0, 1] or of an unfit size, or an autoencoder without a posterior.
         """
-        posterior = self._posterior(images, [f"image {i}" for i in range(len(images))])
+        if not self._has_posterior:
+            raise InputError(
+                "Expected an autoencoder with a posterior, whose variance is asked for, but AutoencoderDC has none. "
+                "Leave it out."
+            )
+        posterior = self._encoded(images, [f"image {i}" for i in range(len(images))]).latent_dist
         return (posterior.logvar <= LOG_VARIANCE_FLOOR).any(1)
 
-    def _posterior(self, images: Tensor, ids: Sequence[str]) -> DiagonalGaussianDistribution:
+    def _encoded(self, images: Tensor, ids: Sequence[str]) -> Any:
+        """The output of the autoencoder: a posterior (``latent_dist``) or a ``latent``."""
         self._check(images, ids)
         parameter = next(self.vae.parameters())
         pixels = images.to(parameter.device, self.dtype or parameter.dtype, memory_format=torch.channels_last)
         if self.vae_input == "symmetric":
             pixels = pixels * 2 - 1
         self.passes += len(images)
-        return self.vae.encode(pixels).latent_dist
+        return self.vae.encode(pixels)
 
     def _check(self, images: Tensor, ids: Sequence[str]) -> None:
         if not 0 < len(images) == len(ids):
@@ -142,7 +163,7 @@ class LatentEncoder:
             )
 
 
-def _moments(vae: AutoencoderKL) -> Tensor | None:
+def _moments(vae: AutoencoderKL | AutoencoderDC) -> Tensor | None:
     """Mean and standard deviation (2, channels) of the latents, if the VAE's configuration has both."""
     stated = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if None in stated:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -45,13 +45,14 @@ class Components:
     The hashes are those of the weights as loaded; None where they are still to be computed.
     """
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    prompts: PromptEncoder
+    unet: Any  # a U-Net, or a diffusion transformer
+    vae: AutoencoderKL | AutoencoderDC
+    prompts: Any  # PromptEncoder, or PipelineText
     alphas_cumprod: Tensor
     euler: bool
     prediction: str = "epsilon"
     borrowed: bool = False
+    flow: bool = False  # trained with rectified flow; then alphas_cumprod is not used
     unet_hash: str | None = None
     vae_hash: str | None = None
 

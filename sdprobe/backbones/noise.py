@@ -112,9 +112,9 @@ class NoiseSchedule:
 
         With ``cut``, noise is drawn for a larger latent, of which these are windows, and cut like them.
         """
-        alpha, noise = self._parts(latents, timestep, ids, seed, draw, cut)
-        noisy = alpha**0.5 * latents.float() + (1 - alpha) ** 0.5 * noise
-        return noisy * alpha**0.5 if self.scale_again else noisy
+        signal, scale, noise = self._parts(latents, timestep, ids, seed, draw, cut)
+        noisy = signal * latents.float() + scale * noise
+        return noisy * signal if self.scale_again else noisy
 
     def target(
         self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
@@ -127,10 +127,10 @@ class NoiseSchedule:
         Raises:
             InputError: another ``prediction``.
         """
-        alpha, noise = self._parts(latents, timestep, ids, seed, draw)
+        signal, scale, noise = self._parts(latents, timestep, ids, seed, draw)
         targets = {
             "epsilon": noise,
-            "v_prediction": alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents.float(),
+            "v_prediction": signal * noise - scale * latents.float(),
             "sample": latents.float(),
         }
         if self.prediction not in targets:
@@ -142,13 +142,18 @@ class NoiseSchedule:
 
     def _parts(
         self, latents: Tensor, timestep: int, ids: Sequence[str], seed: int, draw: int, cut: Cut | None = None
-    ) -> tuple[float, Float[Tensor, "b c h w"]]:
-        """ᾱ_t, and ε of every image on the device of its latent."""
+    ) -> tuple[float, float, Float[Tensor, "b c h w"]]:
+        """Factors of latent and noise, and ε of every image on the device of its latent."""
         self.check(timestep)
         if len(ids) != len(latents):
             raise InputError(f"Expected one entry of ids per image, but got {len(ids)} ids for {len(latents)} images.")
         noise = torch.stack([self._cut(latents.shape[1:], image, seed, draw, cut) for image in ids])
-        return self.alphas_cumprod[timestep].item(), noise.to(latents.device)
+        return *self.scales(timestep), noise.to(latents.device)
+
+    def scales(self, timestep: int) -> tuple[float, float]:
+        """Factors of latent and noise: √ᾱ_t and √(1 − ᾱ_t)."""
+        alpha = self.alphas_cumprod[timestep].item()
+        return alpha**0.5, (1 - alpha) ** 0.5
 
     def steps(self, timestep: Any) -> tuple[int, ...]:
         """One timestep, or several, as integers. Raises InputError unless there is one, and each is in [0, T)."""
@@ -213,3 +218,32 @@ class NoiseSchedule:
         offsets = keyed_generator("roll", seed, image, draw)
         rows, cols = (int(torch.randint(side, (), generator=offsets)) for side in shape[-2:])
         return shared.roll((rows, cols), dims=(-2, -1))
+
+
+class FlowSchedule(NoiseSchedule):
+    """(1 − σ) · z + σ · ε of rectified flow, with σ = timestep / 1000.
+
+    σ is the noise level that the network sees, after any shift by a scheduler, whose settings have no effect here.
+
+    Args:
+        mode: as in :class:`NoiseSchedule`.
+
+    Example:
+        >>> import torch
+        >>> noisy = FlowSchedule("none")(torch.ones(1, 16, 2, 2), 260, ids=["a"])
+        >>> round(noisy.mean().item(), 6)
+        0.74
+    """
+
+    def __init__(self, mode: str = "independent") -> None:
+        sigma = torch.arange(1000, dtype=torch.float64) / 1000
+        super().__init__(((1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)).float(), mode)  # of equal signal-to-noise ratio
+
+    def scales(self, timestep: int) -> tuple[float, float]:
+        """Factors of latent and noise: 1 − σ and σ."""
+        return 1 - timestep / 1000, timestep / 1000
+
+    @property
+    def noise_levels(self) -> Float[Tensor, " t"]:
+        """σ of every timestep, float64."""
+        return torch.arange(1000, dtype=torch.float64) / 1000

@@ -46,9 +46,14 @@ def set_padding(network: nn.Module, mode: str) -> None:
     it did before.
 
     Raises:
-        InputError: an unknown mode.
+        InputError: an unknown mode, or a network without convolutions that pad.
     """
     check_padding(mode)
+    if mode != "zeros" and not any(set(_pads(convolution)) != {0} for convolution in convolutions(network)):
+        raise InputError(
+            f"Expected padding=zeros for {type(network).__name__}, which has no convolutions that pad, but got '{mode}'. "
+            "Change its position embeddings instead: with sd.unet.positioned('zero')."
+        )
     name = cast(Literal["zeros", "reflect", "replicate", "circular"], mode)
     for convolution in convolutions(network):
         convolution.padding_mode = name
@@ -58,6 +63,10 @@ def set_padding(network: nn.Module, mode: str) -> None:
         sampler.padding = 1 if ours else 0  # with 0 the downsampler pads itself
         sampler.conv._reversed_padding_repeated_twice = list(_BEHIND if ours else _NOT_AT_ALL)
         sampler.conv.padding_mode = name
+
+
+def _pads(convolution: nn.Conv2d) -> tuple[int | str, ...]:
+    return (convolution.padding,) if isinstance(convolution.padding, str) else tuple(convolution.padding)
 
 
 def convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:

@@ -35,7 +35,7 @@ def components_of(pipe: Any) -> Components:
     parts = _parts(pipe)
     encoders = [name for name in ENCODERS if parts.get(name) is not None]
     for name in (*NETWORKS, *encoders):
-        _check_network(f"pipe.{name}", parts[name])
+        check_network(f"pipe.{name}", parts[name])
     devices = {str(next(parts[name].parameters()).device) for name in (*NETWORKS, *encoders)}
     if len(devices) > 1:
         raise InputError(f"Expected the parts of pipe on one device, but they are on {', '.join(sorted(devices))}. Move them.")
@@ -43,11 +43,11 @@ def components_of(pipe: Any) -> Components:
     scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     alphas_of(scheduler)
     return Components(
-        unet=_borrowed(parts["unet"]),
-        vae=_borrowed(parts["vae"], vae_dtype(parts["vae"].dtype)),
+        unet=borrowed(parts["unet"]),
+        vae=borrowed(parts["vae"], vae_dtype(parts["vae"].dtype)),
         prompts=PromptEncoder(
             [parts[name.replace("text_encoder", "tokenizer")] for name in encoders],
-            [_borrowed(parts[name], torch.float32) for name in encoders],
+            [borrowed(parts[name], torch.float32) for name in encoders],
             bool(zeros),
         ),
         alphas_cumprod=pipe.scheduler.alphas_cumprod.detach().cpu().float(),
@@ -94,10 +94,11 @@ def _parts(pipe: Any) -> Mapping[str, Any]:
     return parts
 
 
-def _check_network(name: str, network: nn.Module) -> None:
+def check_network(name: str, network: nn.Module) -> None:
     """Raises InputError if a network is not on a device in floating point with the forward passes of its classes."""
     for path, module in network.named_modules():
-        hooked = any(hasattr(module, attribute) for attribute in ("_hf_hook", "_diffusers_hook"))
+        # a call of FluxPipeline leaves an empty registry of hooks
+        hooked = hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
         replaced = {"forward", "encode"} & vars(module).keys()  # a method of the caller's network, not of the borrowed one
         if hooked or (replaced and any(module.children())):
             raise InputError(
@@ -121,22 +122,23 @@ def _check_network(name: str, network: nn.Module) -> None:
             )
 
 
-def _borrowed(network: Network, dtype: torch.dtype | None = None) -> Network:
+def borrowed(network: Network, dtype: torch.dtype | None = None) -> Network:
     """A network of the same modules, which share tensors and the functions of hooks with those of ``network``.
 
     Args:
         network: stays as it is, whatever is done to the other one, except in place to its tensors.
         dtype: that it computes in; None is that of its weights.
     """
-    shell = _shell(network, {})
+    shell = shell_of(network)
     for module in shell.modules():
         if any(_cast(parameter, dtype) is not parameter for parameter in module._parameters.values()):
             _cast_while_running(module, dtype)
     return shell
 
 
-def _shell(module: Any, made: dict[int, Any]) -> Any:
+def shell_of(module: Any, made: dict[int, Any] | None = None) -> Any:
     """Modules anew, tensors shared. ``made`` holds by identity what has been made, because modules can occur twice."""
+    made = {} if made is None else made
     if id(module) in made:
         return made[id(module)]
     shell = made[id(module)] = module.__class__.__new__(module.__class__)
@@ -148,7 +150,7 @@ def _shell(module: Any, made: dict[int, Any]) -> Any:
             made[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
         shell._parameters[name] = made.get(id(parameter))
     for name, child in module._modules.items():
-        shell._modules[name] = None if child is None else _shell(child, made)
+        shell._modules[name] = None if child is None else shell_of(child, made)
     return shell
 
 

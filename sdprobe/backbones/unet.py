@@ -67,6 +67,8 @@ class FrozenUNet(nn.Module):
         InputError: a U-Net that needs other inputs than text, see :func:`check_conditions`.
     """
 
+    patch = 1  # latent cells per side of a token of the finest grid
+
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         check_conditions(unet.config)
@@ -74,6 +76,11 @@ class FrozenUNet(nn.Module):
         self.table = layer_table(unet, inside=True)
         self.layers = layer_table(unet)
         self.passes = 0
+
+    @property
+    def network(self) -> UNet2DConditionModel:
+        """The U-Net, by the name that it has in every backbone."""
+        return self.unet
 
     @property
     def config(self) -> Any:

@@ -1,0 +1,158 @@
+"""A pipeline of a diffusion transformer in memory → components that share its weights. The pipeline does not change."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
+
+from sdprobe.backbones.families import FAMILIES, Conditions, Family, family_of
+from sdprobe.backbones.loading import Components, vae_dtype
+from sdprobe.backbones.noise import alphas_of
+from sdprobe.backbones.pipelines import borrowed, check_network, shell_of
+from sdprobe.backbones.transformer import FrozenTransformer
+from sdprobe.backbones.weights import weight_hash
+from sdprobe.utilities.errors import InputError
+
+# arguments of a pipeline's call that its encode_prompt takes, too, and whose defaults decide what the text states are
+OPTIONS = ("max_sequence_length", "clean_caption", "complex_human_instruction", "system_prompt")
+
+
+def is_transformer_pipeline(pipe: Any) -> bool:
+    """Whether an object is a diffusers pipeline with a transformer in place of a U-Net."""
+    return isinstance(pipe, DiffusionPipeline) and "transformer" in pipe.components
+
+
+class PipelineText:
+    """Conditions of prompts, as a pipeline's own ``encode_prompt`` computes them with the defaults of its call.
+
+    A class-conditional pipeline (DiT) has no text. There a prompt is the number of a class or one of the pipeline's ``labels``,
+    and the empty prompt is the null class.
+
+    Args:
+        pipe: a pipeline of ``family``. Its encoders are shared, so that moving those of this object leaves the pipeline's.
+        family: says what ``encode_prompt`` returns.
+    """
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self.family = family
+        self.pipe = copy.copy(pipe)
+        self.encoders = []
+        for name in (*family.encoders, *family.optional):
+            if (encoder := getattr(pipe, name)) is not None:
+                self.encoders.append(shell_of(getattr(encoder, "_orig_mod", encoder)))
+                setattr(self.pipe, name, self.encoders[-1])
+        self._known: dict[str, Conditions] = {}
+
+    @cached_property
+    def weights(self) -> str:
+        """Digests of the encoders, computed on first use: T5-XXL has 10 GB."""
+        absent = ["absent" for name in self.family.optional if getattr(self.pipe, name) is None]
+        return "-".join([*map(weight_hash, self.encoders), *absent])
+
+    def __call__(self, prompt: str | Sequence[str], device: torch.device, dtype: torch.dtype) -> Conditions:
+        """Conditions of one prompt, or of one per image."""
+        if not isinstance(prompt, str) and len(set(prompt)) == 1:
+            prompt = prompt[0]
+        each = [self._of(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+
+        def joined(name: str) -> Any:
+            parts = [getattr(one, name) for one in each]
+            if parts[0] is None:
+                return None
+            tensor = torch.cat(parts).to(device)
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        return Conditions(joined("states"), joined("pooled"), joined("mask"), joined("labels"))
+
+    def _of(self, prompt: str) -> Conditions:
+        if prompt not in self._known:
+            self._known[prompt] = self._encode(prompt) if self.family.encoders else self._label(prompt)
+        return self._known[prompt]
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> Conditions:
+        takes = inspect.signature(self.pipe.encode_prompt).parameters
+        call = inspect.signature(type(self.pipe).__call__).parameters
+        arguments = {name: call[name].default for name in OPTIONS if name in takes and name in call}
+        arguments |= {name: None for name in ("prompt_2", "prompt_3") if name in takes}  # the same text for every encoder
+        if "do_classifier_free_guidance" in takes:
+            arguments["do_classifier_free_guidance"] = False
+        found = self.pipe.encode_prompt(prompt=prompt, device=self.encoders[0].device, **arguments)
+        return Conditions(**{name: part for name, part in zip(self.family.returned, found, strict=False) if name})
+
+    def _label(self, prompt: str) -> Conditions:
+        classes = self.pipe.transformer.config.num_embeds_ada_norm
+        number = classes if not prompt else int(prompt) if prompt.isdecimal() else self.pipe.labels.get(prompt, -1)
+        if not 0 <= number < classes + (not prompt):
+            raise InputError(
+                f"Expected prompt to be a class of the network, a number below {classes} or a label of the pipeline, but got "
+                f"'{prompt}'. Use '' for the null class."
+            )
+        return Conditions(labels=torch.tensor([number]))
+
+
+def transformer_components_of(pipe: Any) -> Components:
+    """The parts of a pipeline that a frozen diffusion transformer needs, as networks of their own that share its tensors.
+
+    The transformer and the text encoders compute what they compute in the pipeline, in its dtype. A VAE in fp16 runs in fp32.
+
+    Raises:
+        InputError: another pipeline, one without a part that it needs, or one whose network takes more than text.
+    """
+    kind = type(pipe).__name__
+    family = next((family for family in FAMILIES if kind in family.pipelines), None)
+    if family is None:
+        known = ", ".join(name for family in FAMILIES for name in family.pipelines)
+        raise InputError(f"Expected a pipeline of U-Nets or one of {known}, but got {kind}. Use one of these classes.")
+    parts = {name: getattr(part, "_orig_mod", part) for name, part in pipe.components.items()}
+    _check_parts(kind, family, parts)
+    frozen = FrozenTransformer(shell_of(parts["transformer"]))
+    channels = parts["vae"].config.latent_channels
+    if frozen.latent_channels != channels:
+        raise InputError(
+            f"Expected the VAE and the transformer of {kind} to be of one checkpoint, but latents have {channels} channels and "
+            f"the transformer takes {frozen.latent_channels}. Use one checkpoint."
+        )
+    scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    return Components(
+        unet=frozen.network,
+        vae=borrowed(parts["vae"], vae_dtype(parts["vae"].dtype)),
+        prompts=PipelineText(pipe, family),
+        alphas_cumprod=torch.ones(0) if family.flow else alphas_of(scheduler),
+        euler=False,
+        borrowed=True,
+        flow=family.flow,
+    )
+
+
+def _check_parts(kind: str, family: Family, parts: dict[str, Any]) -> None:
+    for name in ("transformer", "vae", "scheduler", *family.encoders):
+        if parts.get(name) is None:
+            raise InputError(f"Expected {kind} to have pipe.{name}, but got None. Load the pipeline with it.")
+    if family_of(parts["transformer"]) is not family:
+        found = type(parts["transformer"]).__name__
+        raise InputError(f"Expected pipe.transformer to be of type {family.network}, but got {found} in {kind}. Exchange it.")
+    needed = AutoencoderDC if family.name == "sana" else AutoencoderKL
+    if not isinstance(parts["vae"], needed):
+        found = type(parts["vae"]).__name__
+        raise InputError(f"Expected pipe.vae to be of type {needed.__name__}, but got {found} in {kind}. Exchange it.")
+    networks = [name for name in ("transformer", "vae", *family.encoders, *family.optional) if parts[name] is not None]
+    for name in networks:
+        check_network(f"pipe.{name}", parts[name])
+    devices = {str(next(parts[name].parameters()).device) for name in networks}
+    if len(devices) > 1:
+        raise InputError(f"Expected the parts of pipe on one device, but they are on {', '.join(sorted(devices))}. Move them.")
+    if any(getattr(parts["transformer"], name, None) is not None for name in ("encoder_hid_proj", "image_proj")):
+        raise InputError(
+            "Expected a pipeline that is conditioned on text alone, but it has an IP-Adapter. "
+            "Call pipe.unload_ip_adapter() first."
+        )
+    if parts["vae"].use_tiling:
+        raise InputError(
+            "Expected pipe.vae to encode whole images, but it encodes tiles, whose latents differ at the seams. "
+            "Call pipe.vae.disable_tiling() first."
+        )
