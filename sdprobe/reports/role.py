@@ -26,7 +26,7 @@ from sdprobe.reports.numbers import (
 )
 from sdprobe.reports.report import Drawing, Report, several_layers
 from sdprobe.reports.run import Run, of_layer, spread
-from sdprobe.tokens.keys import label_of, timestep_of, unmitigated, variant
+from sdprobe.tokens.keys import label_of, steps_of, timestep_of, unmitigated, variant
 
 Estimate = tuple[float | None, float | None, float | None]  # a number and the ends of its interval
 CEILING, SHUFFLED, RANDOM = "ceiling", "shuffled_position", "random_energy"
@@ -77,7 +77,7 @@ def loss_table(run: Run) -> Table:
             shown.add_section()
             continue
         rows = [("ceiling", CEILING, layer), ("shuffled map", SHUFFLED, layer)]
-        rows += [(label_of(edit).replace("__", " → "), "test", edit) for edit in edits_of(run, layer)]
+        rows += [(_steps(label_of(edit)), "test", edit) for edit in edits_of(run, layer)]
         for row, (text, condition, name) in enumerate(rows):
             beside = [_percent(run.value(RANDOM, name, CHANGE)), _half(run, RANDOM, name, CHANGE)]
             twins = [_percent(run.value("random_weights", name, CHANGE)), _half(run, "random_weights", name, CHANGE)]
@@ -114,7 +114,7 @@ def later_table(run: Run) -> Table:
     for layer in run.bases:
         rows = [("ceiling", CEILING, layer)]
         for edit in edits_of(run, layer):
-            text = label_of(edit).replace("__", " → ")
+            text = _steps(label_of(edit))
             rows += [(text, "test", edit), (f"random energy of {text}", RANDOM, edit)]
         for row, (text, condition, name) in enumerate(rows):
             cells = [
@@ -198,7 +198,7 @@ def reemergence(run: Run) -> Figure:
 
 def _draw(axis: Axes, found: Sequence[Estimate], condition: str, label: str, index: int, scale: float = 1) -> None:
     """Draw a curve of an edit, or of its random directions of equal energy."""
-    kind, text = style.series(index), label.replace("__", " → ")
+    kind, text = style.series(index), _steps(label)
     if condition == RANDOM:
         kind, text = {"color": kind["color"], "ls": ":", "marker": "x", "main": False}, f"{text}, random energy"
     style.curve(axis, *(scale * np.array(found, dtype=float).T), label=text, **kind)
@@ -220,6 +220,10 @@ def _followed(run: Run, layer: str) -> bool:
 def _estimate(run: Run, condition: str, name: str, metric: str) -> list[str]:
     value = _percent(run.value(condition, name, metric))
     return [f"[bold]{value}[/bold]" if condition == "test" and metric == CHANGE else value, _half(run, condition, name, metric)]
+
+
+def _steps(label: str) -> str:
+    return " → ".join(steps_of(label))
 
 
 def _percent(value: float | None) -> str:
