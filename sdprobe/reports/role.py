@@ -140,10 +140,12 @@ def first_rebuilt(run: Run, condition: str, name: str) -> str | None:
 def over_layers(run: Run) -> Figure:
     """Top: change of the loss with the interval of the ceiling as a band. Bottom: share of the ceiling."""
     figure, axes = layers_figure(run, 2, 6.5, least=8.5)
+    axes[0].set_yscale("symlog", linthresh=1)  # a percent
+    axes[0].yaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     places = np.arange(len(run.bases))
     ends = np.array([run.estimate(CEILING, layer, CHANGE)[1:] for layer in run.bases], dtype=float).T * 100
     for place, low, high in zip(places, *ends, strict=True):
-        axes[0].fill_between([place - 0.4, place + 0.4], low, high, color=style.GREY, alpha=0.35, lw=0)
+        axes[0].fill_between([place - 0.4, place + 0.4], low, high, color=style.GREY, alpha=0.35, lw=1.5)
     axes[0].fill_between([], [], color=style.GREY, alpha=0.35, lw=0, label="ceiling, 95 % interval")
     for axis, metric in zip(axes, (CHANGE, SHARE), strict=True):
         for index, label in enumerate(run.labels):
@@ -151,7 +153,6 @@ def over_layers(run: Run) -> Figure:
                 found = [_visible(run, condition, variant(layer, label), metric) for layer in run.bases]
                 _draw(axis, found, condition, label, index, 100)
         axis.axhline(0, color=style.DARK, lw=0.8)
-    axes[0].set_yscale("symlog", linthresh=1)
     axes[0].set_ylabel("change of the loss, %")
     axes[1].set_ylabel("share of the ceiling, %")
     note: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": style.SMALL, "color": style.GREY}
@@ -182,6 +183,7 @@ def reemergence(run: Run) -> Figure:
         axis.set_title(f"edited: {of_layer(layer)}", fontsize=style.NORMAL, loc="left")
         axis.grid(axis="y", alpha=0.3)
         style.name_layers(axis, later)
+    axes[0, 0].set_ylim(bottom=min(0, axes[0, 0].get_ylim()[0]))  # of all panels
     for axis in axes[:, 0]:
         axis.set_ylabel("ρ")
     for axis in axes.flat[len(layers) :]:
