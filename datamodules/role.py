@@ -27,7 +27,7 @@ from sdprobe.mitigations.base import Configured, Extraction, Mitigation
 from sdprobe.mitigations.energy import random_energy
 from sdprobe.tokens.batch import EditedBatch
 from sdprobe.tokens.geometry import spatial_mean
-from sdprobe.tokens.keys import base_of, cells, unmitigated, variant
+from sdprobe.tokens.keys import base_of, cells, chained, unmitigated, variant
 from sdprobe.tokens.splits import split_by_photo
 from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
@@ -130,11 +130,11 @@ class RoleDataModule(StreamDataModule):
                 f"Expected block to name layers that the network computes, but got its input {inputs[0]}. Leave it out."
             )
         self._check_swaps(layers)
-        chained = {label: step for label, step in fitted.items() if isinstance(step, Mitigation)}
+        chain = {label: step for label, step in fitted.items() if isinstance(step, Mitigation)}
         self.edits = list(fitted)
-        if len(chained) > 1:
-            self.edits.append("__".join(chained))
-            self.mitigations.variants.append(Variant(self.edits[-1], list(chained.values())))
+        if len(chain) > 1:
+            self.edits.append(chained(chain))
+            self.mitigations.variants.append(Variant(self.edits[-1], list(chain.values())))
         self.shapes = {name: self.shapes[unmitigated(name)] for name in self._names()}
         photo = [images.photo(index) for index in range(len(images))]
         split = split_by_photo(photo, splits, self.seed)
@@ -169,7 +169,14 @@ class RoleDataModule(StreamDataModule):
         return super().describe() | {"prediction": self.backbone.noise.prediction, "edits": labels, "later": list(self.later)}
 
     def changes(self, timestep: int) -> list[Change]:
-        """Every edit and control of all layers at a noise level, once the mitigations are fitted."""
+        """Edits and controls of all layers at a noise level, once the mitigations are fitted.
+
+        Args:
+            timestep: one of the noise levels.
+
+        Returns:
+            the changes, layer by layer, each edit before its control.
+        """
         chains = {variant.label: variant.fitted for variant in self.mitigations.variants}
         found: list[Change] = []
         for name, (layer, level) in cells(self.base_stream.reads.layers, self.base_stream.reads.timesteps).items():
@@ -178,11 +185,11 @@ class RoleDataModule(StreamDataModule):
             found.append(Change("ceiling", name, spatial_mean))
             found.append(Change(SHUFFLED, name, chains[SHUFFLED][name].transform))
             for label in self.edits:
-                edited = f"{name}__{label}"
+                edited = variant(name, label)
                 edit = chains[label][name].transform
                 found.append(Change("test", edited, edit))
                 found.append(Change("random_energy", edited, partial(self._random, layer=layer, edit=edit)))
-            swaps = [(f"{name}__{label}", swap) for label, swap in self.swaps.items() if swap.where == layer]
+            swaps = [(variant(name, label), swap) for label, swap in self.swaps.items() if swap.where == layer]
             found += [Change(kind, edited, swap=swap) for edited, swap in swaps for kind in ("test", "random_energy")]
         return found
 
@@ -193,8 +200,8 @@ class RoleDataModule(StreamDataModule):
         """Names of layers and edits, as keys have them."""
         for name, (layer, _) in cells(self.base_stream.reads.layers, self.base_stream.reads.timesteps).items():
             yield name
-            yield from (f"{name}__{label}" for label in self.edits)
-            yield from (f"{name}__{label}" for label, swap in self.swaps.items() if swap.where == layer)
+            yield from (variant(name, label) for label in self.edits)
+            yield from (variant(name, label) for label, swap in self.swaps.items() if swap.where == layer)
 
     def _check_swaps(self, layers: Sequence[str]) -> None:
         for label, swap in self.swaps.items():

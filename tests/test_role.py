@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from lightning import Callback
 
-from sdprobe.utilities.errors import InputError
+from sdprobe.runs.cli import UserError
 
 SMALL = [
     "probe=role", "backbone=tiny", "images.size=64", "images.limit=40", "block=[mid,up_1]", "logger=none", "device=cpu",
@@ -21,6 +21,7 @@ class Interrupt(Callback):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_starts_again_and_gives_the_same_numbers(launch: Any, interrupt: Any, tmp_path: Path) -> None:
     options = ["datamodule.reemergence=true", "datamodule.later=up_2"]
     whole = launch(*options, folder="whole", figures=True)
@@ -41,5 +42,5 @@ def test_an_interrupted_run_starts_again_and_gives_the_same_numbers(launch: Any,
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str, launch: Any) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         launch(*overrides)

@@ -26,7 +26,7 @@ from sdprobe.reports.numbers import (
 )
 from sdprobe.reports.report import Drawing, Report, several_layers
 from sdprobe.reports.run import Run, of_layer, spread
-from sdprobe.tokens.keys import label_of, timestep_of, unmitigated, variant
+from sdprobe.tokens.keys import label_of, steps_of, timestep_of, unmitigated, variant
 
 Estimate = tuple[float | None, float | None, float | None]  # a number and the ends of its interval
 CEILING, SHUFFLED, RANDOM = "ceiling", "shuffled_position", "random_energy"
@@ -77,7 +77,7 @@ def loss_table(run: Run) -> Table:
             shown.add_section()
             continue
         rows = [("ceiling", CEILING, layer), ("shuffled map", SHUFFLED, layer)]
-        rows += [(label_of(edit).replace("__", " → "), "test", edit) for edit in edits_of(run, layer)]
+        rows += [(_steps(label_of(edit)), "test", edit) for edit in edits_of(run, layer)]
         for row, (text, condition, name) in enumerate(rows):
             beside = [_percent(run.value(RANDOM, name, CHANGE)), _half(run, RANDOM, name, CHANGE)]
             twins = [_percent(run.value("random_weights", name, CHANGE)), _half(run, "random_weights", name, CHANGE)]
@@ -114,7 +114,7 @@ def later_table(run: Run) -> Table:
     for layer in run.bases:
         rows = [("ceiling", CEILING, layer)]
         for edit in edits_of(run, layer):
-            text = label_of(edit).replace("__", " → ")
+            text = _steps(label_of(edit))
             rows += [(text, "test", edit), (f"random energy of {text}", RANDOM, edit)]
         for row, (text, condition, name) in enumerate(rows):
             cells = [
@@ -140,10 +140,12 @@ def first_rebuilt(run: Run, condition: str, name: str) -> str | None:
 def over_layers(run: Run) -> Figure:
     """Top: change of the loss with the interval of the ceiling as a band. Bottom: share of the ceiling."""
     figure, axes = layers_figure(run, 2, 6.5, least=8.5)
+    axes[0].set_yscale("symlog", linthresh=1)  # a percent
+    axes[0].yaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     places = np.arange(len(run.bases))
     ends = np.array([run.estimate(CEILING, layer, CHANGE)[1:] for layer in run.bases], dtype=float).T * 100
     for place, low, high in zip(places, *ends, strict=True):
-        axes[0].fill_between([place - 0.4, place + 0.4], low, high, color=style.GREY, alpha=0.35, lw=0)
+        axes[0].fill_between([place - 0.4, place + 0.4], low, high, color=style.GREY, alpha=0.35, lw=1.5)
     axes[0].fill_between([], [], color=style.GREY, alpha=0.35, lw=0, label="ceiling, 95 % interval")
     for axis, metric in zip(axes, (CHANGE, SHARE), strict=True):
         for index, label in enumerate(run.labels):
@@ -151,7 +153,6 @@ def over_layers(run: Run) -> Figure:
                 found = [_visible(run, condition, variant(layer, label), metric) for layer in run.bases]
                 _draw(axis, found, condition, label, index, 100)
         axis.axhline(0, color=style.DARK, lw=0.8)
-    axes[0].set_yscale("symlog", linthresh=1)
     axes[0].set_ylabel("change of the loss, %")
     axes[1].set_ylabel("share of the ceiling, %")
     note: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": style.SMALL, "color": style.GREY}
@@ -182,6 +183,7 @@ def reemergence(run: Run) -> Figure:
         axis.set_title(f"edited: {of_layer(layer)}", fontsize=style.NORMAL, loc="left")
         axis.grid(axis="y", alpha=0.3)
         style.name_layers(axis, later)
+    axes[0, 0].set_ylim(bottom=min(0, axes[0, 0].get_ylim()[0]))  # of all panels
     for axis in axes[:, 0]:
         axis.set_ylabel("ρ")
     for axis in axes.flat[len(layers) :]:
@@ -198,7 +200,7 @@ def reemergence(run: Run) -> Figure:
 
 def _draw(axis: Axes, found: Sequence[Estimate], condition: str, label: str, index: int, scale: float = 1) -> None:
     """Draw a curve of an edit, or of its random directions of equal energy."""
-    kind, text = style.series(index), label.replace("__", " → ")
+    kind, text = style.series(index), _steps(label)
     if condition == RANDOM:
         kind, text = {"color": kind["color"], "ls": ":", "marker": "x", "main": False}, f"{text}, random energy"
     style.curve(axis, *(scale * np.array(found, dtype=float).T), label=text, **kind)
@@ -220,6 +222,10 @@ def _followed(run: Run, layer: str) -> bool:
 def _estimate(run: Run, condition: str, name: str, metric: str) -> list[str]:
     value = _percent(run.value(condition, name, metric))
     return [f"[bold]{value}[/bold]" if condition == "test" and metric == CHANGE else value, _half(run, condition, name, metric)]
+
+
+def _steps(label: str) -> str:
+    return " → ".join(steps_of(label))
 
 
 def _percent(value: float | None) -> str:

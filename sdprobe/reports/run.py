@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sdprobe.reports.recorded import checked, shown_names
-from sdprobe.tokens.keys import ENDS, Key, at_level, base_of, label_of, timestep_of, variant
+from sdprobe.tokens.keys import ENDS, Key, at_level, base_of, label_of, steps_of, timestep_of, variant
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, parsing, read_arrays, read_file, read_json
 
@@ -202,7 +202,8 @@ class Run:
     def heading(self) -> str:
         """Network, noise level and mitigations, for titles."""
         few = len(self.labels) <= NAMED
-        labels = f"mitigation {', '.join(self.labels)}" if few else f"{len(self.labels)} mitigations"
+        names = ", ".join(" → ".join(steps_of(label)) for label in self.labels)
+        labels = f"mitigation {names}" if few else f"{len(self.labels)} mitigations"
         mitigated = f", with mitigation {self.chain}" if self.chain else f", without and with {labels}" if self.labels else ""
         return self._conditions(self.network) + mitigated
 

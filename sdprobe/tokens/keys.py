@@ -182,6 +182,24 @@ def label_of(name: str) -> str:
     return _split(name)[2]
 
 
+def chained(labels: Iterable[str]) -> str:
+    """Label of several mitigations that are applied one after the other, as a variant of its own.
+
+    >>> variant("mid", chained(["standardize", "leace"]))
+    'mid__standardize__leace'
+    """
+    return _SEPARATOR.join(labels)
+
+
+def steps_of(label: str) -> list[str]:
+    """Inverse of :func:`chained`.
+
+    >>> steps_of("standardize__leace")
+    ['standardize', 'leace']
+    """
+    return label.split(_SEPARATOR)
+
+
 def at_level(text: str, timestep: int) -> str | None:
     """The name that a number or a map of a run at several timesteps has in a run at this one; None if it is of another.
 

@@ -34,7 +34,7 @@ def fabricated(**meta: Any) -> Run:
         "weights": "stored", "timestep": 50, "images": {"test": 12}, "photographs": {"test": 12}, "complete": True, "schema": 2,
         "shapes": {layer: [64, 8, 8] for layer in LAYERS}, "later": ["up_0", "up_1"],
     }  # fmt: skip
-    return Run(numbers, known | meta)
+    return Run(numbers, known | meta, {})
 
 
 def test_a_layer_that_the_loss_does_not_see_has_no_number_but_its_ceiling() -> None:
