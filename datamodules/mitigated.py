@@ -11,12 +11,15 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from datamodules.stream import ActivationStream
 from datamodules.variants import Variant, extract
 from sdprobe.mitigations.base import Chain, Configured
+from sdprobe.mitigations.energy import random_energy
 from sdprobe.mitigations.saved import named, read, save
 from sdprobe.tokens.batch import GridBatch
-from sdprobe.tokens.keys import is_label, place_of, unmitigated
+from sdprobe.tokens.keys import energy_control, is_label, place_of, unmitigated
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
@@ -38,21 +41,30 @@ class Mitigations:
         settings: label → mitigation, in order.
         compare: give every layer a variant per mitigation (``mid__leace``) beside the layer itself. Otherwise all of them are
             applied one after the other, and replace the layer.
+        controls: where variants are compared, also give every variant with maps its control of equal energy, see
+            :func:`~sdprobe.mitigations.energy.random_energy`. All images share its directions, as they share a map.
+        seed: of these directions.
 
     Raises:
         InputError: an impossible order, ``compare`` without mitigations, a label that keys cannot contain.
     """
 
-    def __init__(self, settings: Mapping[str, Configured] | None = None, compare: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Configured] | None = None,
+        compare: bool = False,
+        controls: bool = False,
+        seed: int = 0,
+    ) -> None:
         steps = dict(settings or {})
         if compare and not steps:
             raise InputError("Expected mitigations to compare, but got none. Use mitigation=[standardize,position_mean].")
         if compare and (taken := [label for label in steps if not is_label(label)]):
             raise InputError(
-                f"Expected labels of compared mitigations to have no '/' and not to look like a timestep, but got '{taken[0]}'."
-                " Rename it."
+                "Expected labels of compared mitigations to have no '/', not to look like a timestep and not to end with "
+                f"'__random_energy', but got '{taken[0]}'. Rename it."
             )
-        self.steps = steps
+        self.steps, self.controls, self.seed = steps, compare and controls, seed
         if compare:
             self.variants = [Variant("", []), *(Variant(label, [step]) for label, step in steps.items())]
         else:
@@ -69,8 +81,15 @@ class Mitigations:
         return any(variant.needs_fit() for variant in self.variants)
 
     def shapes(self, shapes: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
-        """Return name → (C, h, w) of the layers and, where variants are compared, of every variant."""
-        return {variant.name(layer): shape for layer, shape in shapes.items() for variant in self.variants}
+        """Return name → (C, h, w) of the layers and, where variants are compared, of variants and controls."""
+        return {
+            name: shape for layer, shape in shapes.items() for variant in self.variants for name in self.names(variant, layer)
+        }
+
+    def names(self, variant: Variant, layer: str) -> list[str]:
+        """Return the names of a variant of a layer and, where it has one, of its control."""
+        name = variant.name(layer)
+        return [name, energy_control(name)] if self.controls and (variant.mitigations or variant.saved) else [name]
 
     def prepare(self, stream: ActivationStream, used: Sequence[int], fit: Sequence[int]) -> None:
         """Encode the images in the views that mitigations need: ``used`` for extractions, ``fit`` for fits."""
@@ -163,15 +182,20 @@ class MitigatedStream:
             start += len(chunk)
 
     def _batch(self, indices: Sequence[int]) -> GridBatch:
-        grids, masks, shown = {}, {}, {}
+        grids: dict[str, Tensor] = {}
+        masks: dict[str, dict[str, Tensor]] = {}
+        shown: dict[str, GridBatch] = {}
         known: dict[View, GridBatch] = {}
         for variant in self.mitigations.variants:
             source = variant.label if variant.extraction else ""
             if source not in shown:
                 shown[source] = extract(variant.extraction, self.stream, indices, known)
             for layer, grid in shown[source].grids.items():
-                grids[variant.name(layer)] = variant.fitted[layer].transform(grid)
-                masks[variant.name(layer)] = shown[source].masks[layer]
+                name, *control = self.mitigations.names(variant, layer)
+                grids[name] = variant.fitted[layer].transform(grid)
+                for other in control:
+                    grids[other] = random_energy(grid, grids[name], self.mitigations.seed, layer, [0] * len(grid))
+                masks |= dict.fromkeys((name, *control), shown[source].masks[layer])
         batch = next(iter(shown.values()))
         order = sorted(grids, key=lambda name: self.stream.reads.names.index(unmitigated(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)

@@ -55,9 +55,11 @@ html_show_sourcelink = False
 
 SECTIONS = {
     "Use": ["docs/usage", "docs/python", "docs/wandb", "docs/tutorial", "docs/glossary", "docs/errors", "docs/trust"],
-    "Results": ["docs/results", "docs/methods", "docs/mitigations", "docs/equivariance", "docs/benchmarks", "assets/demo/README"],
+    "Results": [
+        "docs/results", "docs/methods", "docs/mitigations", "docs/equivariance", "docs/benchmarks", "assets/demo/README",
+    ],
     "Reference": ["docs/api/index", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
-}
+}  # fmt: skip
 
 
 def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
