@@ -17,7 +17,7 @@ from datamodules.mitigated import Mitigations, provenance
 from datamodules.stream import ActivationStream, Pass
 from sdprobe.backbones import FrozenSD
 from sdprobe.mitigations.base import Configured
-from sdprobe.tokens.keys import cells
+from sdprobe.tokens.keys import cells, is_energy_control
 from sdprobe.utilities import progress, settings
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
@@ -36,7 +36,8 @@ class StreamOptions(TypedDict, total=False):
         num_workers: worker processes that decode images; 0, the default, decodes in the main process.
         mitigation: label → mitigation. They are fitted on the fit split and applied in this order. None, the default, for none.
         compare: apply each mitigation alone, as a variant of every layer beside the layer itself, see
-            :mod:`sdprobe.tokens.keys`; False by default.
+            :mod:`sdprobe.tokens.keys`, and beside its control of equal energy; False by default. Networks with random weights
+            have no such controls.
         inside: apply the mitigations to the first layer of ``block`` while the network runs, and read all layers from that
             pass; False by default. Otherwise they are applied to every layer after it is read.
     """
@@ -110,7 +111,9 @@ class StreamDataModule(LightningDataModule):
         settings.check("", timestep=timesteps)
         self.images, self.backbone, self.seed = images, backbone, seed
         layers = backbone.unet.resolve(block)
-        self.mitigations = Mitigations(mitigation, compare, backbone.unet.edited(layers) if inside else "")
+        trained = not backbone.weights.startswith("random")  # random networks are a baseline
+        edited = backbone.unet.edited(layers) if inside else ""
+        self.mitigations = Mitigations(mitigation, compare, edited, trained, seed)
         shapes = backbone.shapes(images.size, layers)
         self.shapes = self.mitigations.shapes({name: shapes[layer] for name, (layer, _) in cells(layers, timesteps).items()})
         self.store = LatentStore(images, backbone.encoder, LatentCache(cache_dir), seed, batch_size, num_workers)
@@ -124,8 +127,8 @@ class StreamDataModule(LightningDataModule):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers and of their variants, as batches have them."""
-        return tuple(self.shapes)
+        """Names of the layers and of their variants. Batches also have the controls of variants."""
+        return tuple(name for name in self.shapes if not is_energy_control(name))
 
     @property
     def timestep(self) -> int | list[int]:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from datamodules.stream import ActivationStream
 from datamodules.variants import Variant, extract
+from sdprobe.backbones.unet import Edit
 from sdprobe.mitigations.base import Chain, Configured, Extraction
+from sdprobe.mitigations.energy import random_energy
 from sdprobe.mitigations.saved import named, read, save
 from sdprobe.tokens.batch import GridBatch, joined
-from sdprobe.tokens.keys import cells, is_label, place_of, unmitigated
+from sdprobe.tokens.keys import cells, energy_control, is_label, place_of, unmitigated
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
@@ -42,13 +44,23 @@ class Mitigations:
             applied one after the other, and replace the layer.
         inside: the layer that they are fitted on and applied to while the network runs; empty to apply them to every layer
             after it is read.
+        controls: where variants are compared, also give every variant with maps its control of equal energy, see
+            :func:`~sdprobe.mitigations.energy.random_energy`. All images share its directions, as they share a map.
+        seed: of these directions.
 
     Raises:
         InputError: an impossible order, ``compare`` or ``inside`` without mitigations, a label that keys cannot contain, a
             mitigation that is no map and cannot be applied inside.
     """
 
-    def __init__(self, settings: Mapping[str, Configured] | None = None, compare: bool = False, inside: str = "") -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Configured] | None = None,
+        compare: bool = False,
+        inside: str = "",
+        controls: bool = False,
+        seed: int = 0,
+    ) -> None:
         steps, self.inside = dict(settings or {}), inside
         if inside:
             _check_maps(steps)
@@ -56,10 +68,10 @@ class Mitigations:
             raise InputError("Expected mitigations to compare, but got none. Use mitigation=[standardize,position_mean].")
         if compare and (taken := [label for label in steps if not is_label(label)]):
             raise InputError(
-                f"Expected labels of compared mitigations to have no '/' and not to look like a timestep, but got '{taken[0]}'."
-                " Rename it."
+                "Expected labels of compared mitigations to have no '/', not to look like a timestep and not to end with "
+                f"'__random_energy', but got '{taken[0]}'. Rename it."
             )
-        self.steps = steps
+        self.steps, self.controls, self.seed = steps, compare and controls, seed
         if compare:
             self.variants = [Variant("", []), *(Variant(label, [step]) for label, step in steps.items())]
         else:
@@ -76,8 +88,15 @@ class Mitigations:
         return any(variant.needs_fit() for variant in self.variants)
 
     def shapes(self, shapes: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
-        """Return name → (C, h, w) of the layers and, where variants are compared, of every variant."""
-        return {variant.name(layer): shape for layer, shape in shapes.items() for variant in self.variants}
+        """Return name → (C, h, w) of the layers and, where variants are compared, of variants and controls."""
+        return {
+            name: shape for layer, shape in shapes.items() for variant in self.variants for name in self.names(variant, layer)
+        }
+
+    def names(self, variant: Variant, layer: str) -> list[str]:
+        """Return the names of a variant of a layer and, where it has one, of its control."""
+        name = variant.name(layer)
+        return [name, energy_control(name)] if self.controls and (variant.mitigations or variant.saved) else [name]
 
     def prepare(self, stream: ActivationStream, used: Sequence[int], fit: Sequence[int]) -> None:
         """Encode the images in the views that mitigations need: ``used`` for extractions, ``fit`` for fits."""
@@ -174,29 +193,47 @@ class MitigatedStream:
             start += len(chunk)
 
     def _batch(self, indices: Sequence[int]) -> GridBatch:
-        grids, masks, shown = {}, {}, {}
+        grids: dict[str, Tensor] = {}
+        masks: dict[str, dict[str, Tensor]] = {}
+        shown: dict[str, GridBatch] = {}
         known: dict[View, GridBatch] = {}
         for variant in self.mitigations.variants:
             source = variant.label if variant.extraction else ""
             if source not in shown:
                 shown[source] = extract(variant.extraction, self.stream, indices, known)
-            for layer, grid in self._mitigated(variant, shown[source], indices).items():
-                grids[variant.name(layer)] = grid
-                masks[variant.name(layer)] = shown[source].masks[layer]
+            grids |= self._mitigated(variant, shown[source], indices)
+            for layer, mask in shown[source].masks.items():
+                masks |= dict.fromkeys(self.mitigations.names(variant, layer), mask)
         batch = next(iter(shown.values()))
         order = sorted(grids, key=lambda name: self.stream.reads.names.index(unmitigated(name)))
         return GridBatch({n: grids[n] for n in order}, {n: masks[n] for n in order}, batch.image, batch.photo)
 
     def _mitigated(self, variant: Variant, shown: GridBatch, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Layer → grid, given the grids before the fitted maps."""
-        if not self.mitigations.inside:
-            return {layer: variant.fitted[layer].transform(grid) for layer, grid in shown.grids.items()}
-        if not variant.mitigations and not variant.saved:
-            return shown.grids
-        reads = self.stream.reads
-        names = cells([self.mitigations.inside], reads.timesteps)
-        edits = [{layer: variant.fitted[name].transform} for name, (layer, _) in names.items()]
-        return joined(list(self.stream.edited(edits)(indices))).grids
+        """The grids of a variant and of its control by name, given the grids before the fitted maps."""
+        found: dict[str, Tensor] = {}
+        if self.mitigations.inside and (variant.mitigations or variant.saved):
+            for number, edits in enumerate(self._edits(variant)):
+                grids = joined(list(self.stream.edited(edits)(indices))).grids
+                found |= {self.mitigations.names(variant, layer)[number]: grid for layer, grid in grids.items()}
+            return found
+        for layer, grid in shown.grids.items():
+            name, *control = self.mitigations.names(variant, layer)
+            found[name] = grid if self.mitigations.inside else variant.fitted[layer].transform(grid)
+            found |= {other: self._random(grid, found[name], layer) for other in control}
+        return found
+
+    def _edits(self, variant: Variant) -> Iterator[list[dict[str, Edit]]]:
+        """Edits inside the network by noise level: those of a variant, then those of its control."""
+        names = cells([self.mitigations.inside], self.stream.reads.timesteps)
+        yield [{layer: variant.fitted[name].transform} for name, (layer, _) in names.items()]
+        if len(self.mitigations.names(variant, self.mitigations.inside)) > 1:
+            yield [
+                {layer: lambda grid, name=name: self._random(grid, variant.fitted[name].transform(grid), name)}
+                for name, (layer, _) in names.items()
+            ]
+
+    def _random(self, grid: Tensor, mitigated: Tensor, layer: str) -> Tensor:
+        return random_energy(grid, mitigated, self.mitigations.seed, layer, [0] * len(grid))
 
 
 def _check_maps(steps: Mapping[str, Configured]) -> None:

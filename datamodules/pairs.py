@@ -315,7 +315,7 @@ class PairDataModule(StreamDataModule):
         """Tokens of these pairs' keypoints, and background tokens of each of their target pictures."""
         targets = dict.fromkeys((self._prompt(pair.category), pair.target) for pair in pairs)
         source, target, background, target_token = {}, {}, {}, {}
-        for layer in self.layers:
+        for layer in self.shapes:
             source[layer] = torch.cat([self._of(pair, pair.source, pair.source_points, layer) for pair in pairs])
             target[layer] = torch.cat([self._of(pair, pair.target, pair.target_points, layer) for pair in pairs])
             background[layer] = torch.cat([self._tokens[key][layer][-self.background :] for key in targets])
@@ -380,7 +380,7 @@ class PairDataModule(StreamDataModule):
                     starts[index], total = total, total + len(self._slots[index])
                     if index in targets and not cache.full:
                         cache.add(index, batch.select([k]))
-            sources = {layer: SourceTokens.joined([piece[layer] for piece in pieces]) for layer in self.layers}
+            sources = {layer: SourceTokens.joined([piece[layer] for piece in pieces]) for layer in self.shapes}
             for index, grids in self._grids(category, targets, cache):
                 sought = rows[table.target[rows] == index]
                 yield self._match(grids, sources, starts[table.source[sought]] + table.source_slot[sought], sought)

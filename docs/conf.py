@@ -75,7 +75,7 @@ SECTIONS = {
         "assets/demo/README",
     ],
     "Reference": ["docs/api/index", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
-}
+}  # fmt: skip
 
 
 def add_contents(app: Sphinx, name: str, source: list[str]) -> None:

@@ -17,6 +17,7 @@ from sdprobe.estimators.scores import reported
 from sdprobe.metrics.intervals import present_units
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.kept import KeptTokens
+from sdprobe.tokens.keys import finished
 from sdprobe.utilities.errors import InputError
 
 Shapes = dict[str, tuple[int, int, int]]
@@ -76,6 +77,11 @@ class Probe(lightning.LightningModule):
         for metric in (module for module in self.modules() if isinstance(module, Metric)):
             metric.sync_on_compute = metric._to_sync = False
         self.collect()
+        self.results, self._units = finished(self.results), finished(self._units)
+
+    def log_dict(self, dictionary: Any, *arguments: Any, **options: Any) -> None:
+        """Log numbers by key, as Lightning does, with those of controls under their condition."""
+        super().log_dict(finished(dictionary), *arguments, **options)
 
     def collect(self) -> None:
         """Write the measured numbers into ``results``, and log the main ones."""

@@ -23,7 +23,7 @@ from sdprobe.estimators.matching import cosines
 from sdprobe.metrics.correspondence import MAIN, Correspondence
 from sdprobe.metrics.matches import Matches
 from sdprobe.tokens.batch import KeypointBatch, Keypoints, MatchBatch
-from sdprobe.tokens.keys import base_of, label_of, select
+from sdprobe.tokens.keys import base_of, is_energy_control, label_of, select
 from sdprobe.utilities import settings
 from sdprobe.utilities.rng import keyed_generator
 
@@ -158,8 +158,9 @@ class CorrespondenceProbe(LinearProbe):
         Returns:
             ``gain_over_random_weights/<layer>/…`` → difference to their mean, with interval.
         """
-        own = {layer: self._reports.correct(self._of(layer), "test") for layer in self.shapes}
-        others = [{layer: torch.from_numpy(network[f"{layer}/hit"]) for layer in self.shapes} for network in networks]
+        layers = [layer for layer in self.shapes if not is_energy_control(layer)]
+        own = {layer: self._reports.correct(self._of(layer), "test") for layer in layers}
+        others = [{layer: torch.from_numpy(network[f"{layer}/hit"]) for layer in layers} for network in networks]
         return over_networks(self._reports, own, others)
 
     def pseudovalues(self) -> dict[str, np.ndarray]:
@@ -180,7 +181,7 @@ class CorrespondenceProbe(LinearProbe):
             values = values.cpu().numpy() if isinstance(values, Tensor) else np.full(len(points), values)
             ends = {1: ("",), 2: ("_x", "_y"), 4: ("_x0", "_y0", "_x1", "_y1")}[values.reshape(len(points), -1).shape[1]]
             table |= {f"{field.name}{end}": values.reshape(len(points), -1)[:, i] for i, end in enumerate(ends)}
-        for layer in self.shapes:
+        for layer in (layer for layer in self.shapes if not is_energy_control(layer)):
             matches = self._of(layer)
             table |= {f"{layer}/{name}": column for name, column in matches.columns().items()}
             table[f"{layer}/hit"] = reports.correct(matches, "test").cpu().numpy()

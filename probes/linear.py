@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probes.base import Data, Probe, Shapes
 from sdprobe.estimators.heads import Head, LayerHead, layer_heads, save
-from sdprobe.tokens.keys import select
+from sdprobe.tokens.keys import is_energy_control, select
 from sdprobe.utilities import settings
 from sdprobe.utilities.distributed import Processes
 
@@ -118,9 +118,13 @@ class LinearProbe(Probe):
         self._validated()
 
     def save(self, folder: Path, **fitted_on: Any) -> None:
-        """Write the fitted heads, without their controls."""
+        """Write the fitted heads, without their controls and those of mitigations."""
         if self.heads:
-            save(folder / "heads", {layer: self.fitted(layer) for layer in self.heads}, **fitted_on)
+            save(
+                folder / "heads",
+                {layer: self.fitted(layer) for layer in self.heads if not is_energy_control(layer)},
+                **fitted_on,
+            )
 
     def fitted(self, layer: str) -> Head:
         """Return the probe's head at a layer, in its current state: after the test, its best one."""
@@ -132,7 +136,8 @@ class LinearProbe(Probe):
     def not_converged(self) -> list[str]:
         """Layers whose heads stopped before their plateau; none without validation images."""
         validated = [layer for layer in self.heads if self._head(layer).best_loss.isfinite().all()]
-        return [layer for layer in validated if layer not in self._done and not self.closed_form]
+        wanted = [layer for layer in validated if not is_energy_control(layer)]
+        return [layer for layer in wanted if layer not in self._done and not self.closed_form]
 
     def training_state(self) -> str:
         """Return the losses of the probes, without their controls, and how many heads have reached their plateau."""

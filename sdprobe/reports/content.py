@@ -4,7 +4,18 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import LABELS, beside_baselines
-from sdprobe.reports.numbers import FEW, SPARSE, by_group, captioned, half, intervals, number, probe_table, random_cells
+from sdprobe.reports.numbers import (
+    FEW,
+    SPARSE,
+    by_group,
+    captioned,
+    energy_cells,
+    half,
+    intervals,
+    number,
+    probe_table,
+    random_cells,
+)
 from sdprobe.reports.report import Drawing, Report, several_layers
 from sdprobe.reports.run import Run
 
@@ -21,7 +32,11 @@ def content_table(run: Run) -> Table:
     compared = any(run.value("gain_over_none", layer, KIND) is not None for layer in run.layers)
     shown = probe_table(run, "Linear content probe", ["layer"], more=["gain"] * compared, after=["shuffled\nlabels"])
     for layer in run.layers:
-        nulls = [*random_cells(run, layer, KIND), number(run.value("shuffled_labels", layer, KIND))]
+        nulls = [
+            *energy_cells(run, layer, KIND),
+            *random_cells(run, layer, KIND),
+            number(run.value("shuffled_labels", layer, KIND)),
+        ]
         shown.add_row(layer, *by_group(run, "test", layer, KIND), *[_gain(run, layer)] * compared, *nulls)
     return captioned(shown, run, CAPTION, intervals(run), GAINED * compared)
 

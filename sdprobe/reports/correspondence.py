@@ -28,7 +28,7 @@ from sdprobe.reports.numbers import (
 from sdprobe.reports.report import Drawing, Report, mapped, pictured, several_layers
 from sdprobe.reports.run import Run, of_layer
 from sdprobe.reports.tasks import TASKS
-from sdprobe.tokens.keys import GROUPS, MASKED, select
+from sdprobe.tokens.keys import ENERGY, GROUPS, MASKED, select
 
 MAIN = TASKS["correspondence"].metric
 ALPHAS = ("0.05", "0.10", "0.15")
@@ -41,7 +41,7 @@ PUBLISHED = [
 PUBLISHED_ALPHAS = ("0.01", *ALPHAS)
 MEANS = {"point": "keypoints", "image": "pairs", "macro": "categories", "pair": "weighted categories"}
 MATCHINGS = {
-    "test": "trained head", "zero_shot": "zero-shot", "random_weights": "random weights",
+    "test": "trained head", ENERGY: "random energy", "zero_shot": "zero-shot", "random_weights": "random weights",
     "random_weights_zero_shot": "random weights, zero-shot", "shuffled_labels": "shuffled pairs",
     "same_position": "same position", "random_point": "random point",
 }  # fmt: skip

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import Grid, beside_baselines, grids
-from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
+from sdprobe.reports.numbers import by_group, captioned, energy_cells, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run, of_layer
 
@@ -30,7 +30,8 @@ def depth_table(run: Run) -> Table:
             if run.value("test", layer, metric) is None and metric == "rmse_per_image":  # runs of an older version
                 continue
             name = layer if metric == "rmse" else ""
-            shown.add_row(name, text, *by_group(run, "test", layer, metric), *random_cells(run, layer, metric))
+            nulls = [*energy_cells(run, layer, metric), *random_cells(run, layer, metric)]
+            shown.add_row(name, text, *by_group(run, "test", layer, metric), *nulls)
         for null, text in NULLS.items():
             shown.add_row("", text, *by_group(run, null, layer, "rmse"), style="dim")
         shown.add_section()

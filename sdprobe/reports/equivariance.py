@@ -11,6 +11,8 @@ from sdprobe.reports.curves import beside_baselines, heading, own
 from sdprobe.reports.numbers import (
     add_columns,
     captioned,
+    energy_cells,
+    energy_header,
     half,
     intervals,
     number,
@@ -42,14 +44,14 @@ def equivariance_table(run: Run) -> Table:
     shown = run_table(f"Shift equivariance: {run.heading}, {tested(run)}", run)
     add_columns(shown, "layer", left=True)
     add_columns(shown, "all", "±", *(f"≥ {margin}" for margin in far), "PSNR", "r_pos", *["gain", "±"] * compared)
-    add_columns(shown, random_header(run), *["±"] * over_seeds(run), dim=True)
+    add_columns(shown, *energy_header(run), random_header(run), *["±"] * over_seeds(run), dim=True)
     for layer in run.layers:
         gain = [number(run.value("gain_over_none", layer, KIND), sign=True), half(run, "gain_over_none", layer, KIND)]
         shown.add_row(
             layer, f"[bold]{number(run.value('test', layer, KIND))}[/bold]", half(run, "test", layer, KIND),
             *(number(run.value("test", layer, KIND, margin_name(margin))) for margin in far),
             number(run.value("test", layer, PSNR), 1), number(run.value("test", layer, "r_pos")), *gain * compared,
-            *random_cells(run, layer, KIND),
+            *energy_cells(run, layer, KIND), *random_cells(run, layer, KIND),
         )  # fmt: skip
     return captioned(shown, run, CAPTION, intervals(run), GAINED * compared)
 

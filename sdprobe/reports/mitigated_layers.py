@@ -16,7 +16,7 @@ from sdprobe.metrics.intervals import FEWEST
 from sdprobe.metrics.sign_flips import adjusted_p
 from sdprobe.reports.grouping import mitigation_groups
 from sdprobe.reports.run import Run
-from sdprobe.tokens.keys import ENDS, OVER_NONE, Key, base_of, label_of, select, variant
+from sdprobe.tokens.keys import ENDS, ENERGY, OVER_NONE, Key, base_of, label_of, select, variant
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ APART = 1e-3  # tolerance for the same number in two runs
 class Cell:
     """A metric with a mitigation, and its gain over no mitigation; NaN if not measured.
 
+    ``energy``: the same with as much energy removed along random directions, which belongs to no family.
     ``p`` is adjusted for the family of the metric, see :class:`Family`. Controls belong to no family and have no p.
     """
 
@@ -64,6 +65,9 @@ class Cell:
     gain_ci_high: float = math.nan
     units: int = 0
     p: float = math.nan
+    energy: float = math.nan
+    energy_ci_low: float = math.nan
+    energy_ci_high: float = math.nan
 
     @property
     def significant(self) -> bool:
@@ -282,7 +286,7 @@ def _merged(runs: list[Run], title: str) -> tuple[list[Run], dict[str, float]]:
 
 def _wanted(text: str) -> bool:
     key = Key.parse(text)
-    known = key.condition in ("test", "chance", OVER_NONE) and key.statistic in ("", *ENDS, "n")
+    known = key.condition in ("test", "chance", OVER_NONE, ENERGY) and key.statistic in ("", *ENDS, "n")
     return known and key.quantity in (*METRICS, *MORE)
 
 
@@ -293,7 +297,9 @@ def _cells(metrics: Mapping[str, float], name: str) -> dict[str, Cell]:
             ends = [metrics.get(f"test/{name}/{key}/{end}", math.nan) for end in ("ci_low", "ci_high")]
             gain = [metrics.get(f"gain_over_none/{name}/{key}{end}", math.nan) for end in ("", "/ci_low", "/ci_high")]
             units = int(metrics.get(f"gain_over_none/{name}/{key}/n", 0))
-            found[key] = Cell(value, ends[0], ends[1], gain[0], gain[1], gain[2], units)
+            energy = [metrics.get(f"{ENERGY}/{name}/{key}{end}", math.nan) for end in ("", "/ci_low", "/ci_high")]
+            own = Cell(value, ends[0], ends[1], gain[0], gain[1], gain[2], units)
+            found[key] = replace(own, energy=energy[0], energy_ci_low=energy[1], energy_ci_high=energy[2])
     return found
 
 

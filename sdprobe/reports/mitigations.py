@@ -51,9 +51,14 @@ CAPTION = (
     f"one, if the mitigation has no rank), and if the interval of PCK's difference lies above −{NOTHING}, with a PCK of at "
     f"least {LEAST_PCK:.0%}; no, if PCK falls significantly; otherwise inconclusive."
 )
+BESIDE_CAPTION = (
+    "random energy: the number before it with as much energy removed from each image, along random directions. No test "
+    "includes it."
+)
 KINDS = {"position": POSITION, "content": CONTENT, "depth": "rmse/all", "PCK": PCK, "V_pos, risks and norms": "r_pos/all"}
 # metric → label, whether higher is better
 ROWS = {PCK: ("PCK@0.10", True), CONTENT: ("content R²", True), "rmse/all": ("RMSE of depth", False)}
+BESIDE = "random\nenergy"  # heading
 BEST = 6  # mitigations of a panel with a name and a colour
 TOGETHER = 3  # layers of a figure, at most
 SHIFTS = [  # offset of a label from its point, in points, nearest first
@@ -75,14 +80,14 @@ def write(runs: Sequence[Run], folder: Path, form: str = "png") -> list[Path]:
         return []
     paths = [folder / "mitigations.csv", folder / "mitigations.md"]
     _write_csv(layers, paths[0])
-    write_file(paths[1], "\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION}\n")
+    write_file(paths[1], "\n".join(_markdown(layer) for layer in layers) + f"\n{CAPTION} {_beside(layers)}".rstrip() + "\n")
     return paths + style.write_figures(pareto_figures(layers), folder, form)
 
 
 def _table(layer: MitigatedLayer) -> Table:
-    table = bare_table(_title(layer), f"{CAPTION} {families(layer)}", spaced=True)
+    table = bare_table(_title(layer), " ".join(filter(None, (CAPTION, _beside([layer]), families(layer)))), spaced=True)
     add_columns(table, "mitigation", left=True)
-    add_columns(table, *(METRICS[key] for key in _measured(layer)), *COST)
+    add_columns(table, *_heads(layer), *COST)
     add_columns(table, "works", left=True)
     for row in layer.rows:
         *cells, works = _row(layer, row)
@@ -92,7 +97,33 @@ def _table(layer: MitigatedLayer) -> Table:
 
 def _row(layer: MitigatedLayer, row: Row) -> list[str]:
     """Label, metrics, cost, verdict."""
-    return [row.label, *(_cell(row.cells.get(key)) for key in _measured(layer)), *_cost(row), verdict(layer, row)]
+    return [
+        row.label,
+        *(cell for key in _measured(layer) for cell in _cells(layer, row, key)),
+        *_cost(row),
+        verdict(layer, row),
+    ]
+
+
+def _heads(layer: MitigatedLayer) -> list[str]:
+    """Headings of the metrics, each with that of its control if it has one."""
+    return [text for key in _measured(layer) for text in (METRICS[key], *[BESIDE] * _compared(layer, key))]
+
+
+def _cells(layer: MitigatedLayer, row: Row, key: str) -> list[str]:
+    cell = row.cells.get(key)
+    energy = math.nan if cell is None else cell.energy
+    return [_cell(cell), *[MISSING if math.isnan(energy) else with_ends(energy)] * _compared(layer, key)]
+
+
+def _beside(layers: Sequence[MitigatedLayer]) -> str:
+    """A sentence on the controls of equal energy, if a table shows them."""
+    return BESIDE_CAPTION if any(_compared(layer, key) for layer in layers for key in _measured(layer)) else ""
+
+
+def _compared(layer: MitigatedLayer, key: str) -> bool:
+    """Whether the table shows a metric with as much energy removed along random directions."""
+    return key in KINDS.values() and any(key in row.cells and not math.isnan(row.cells[key].energy) for row in layer.rows)
 
 
 def _title(layer: MitigatedLayer) -> str:
@@ -129,7 +160,7 @@ def _measured(layer: MitigatedLayer) -> list[str]:
 
 def _markdown(layer: MitigatedLayer) -> str:
     """The same table, and what position was compared with."""
-    heads = ["mitigation", *(METRICS[key] for key in _measured(layer)), *COST, "works", "compared with"]
+    heads = ["mitigation", *_heads(layer), *COST, "works", "compared with"]
     lines = [[head.replace("\n", " ") for head in heads], ["---"] * len(heads)]
     for row in layer.rows:
         control = counterpart(layer, row) if POSITION in row.cells and row.label != NONE and not row.control else None

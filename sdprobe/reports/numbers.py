@@ -10,13 +10,14 @@ from rich.table import Table
 
 from sdprobe.metrics.intervals import FEWEST, FEWEST_SEEDS
 from sdprobe.reports.run import Run
-from sdprobe.tokens.keys import GROUPS, select
+from sdprobe.tokens.keys import ENERGY, GROUPS, select
 
 MISSING = "–"  # replaces a number that was not measured
 FEW = f"n < {FEWEST}"  # replaces an interval: too few units were tested
 SPARSE = "few"  # replaces an interval: too few units contribute to the number, or differ in it
 MARK = "†"  # follows the number of a group that has no interval
 GROUPS_OF_IMAGES = 20
+EQUAL = "random energy: as much energy removed from each image as the mitigation removes, along random directions."
 SHORT = 4  # a caption names at most so many mitigations
 LOPSIDED = 2  # an interval whose longer side is so many times the shorter one is given by its ends
 
@@ -176,6 +177,16 @@ def random_cells(run: Run, layer: str, metric: str, few: str = FEW) -> list[str]
     return cells + [half(run, "random_weights", layer, metric, few=few)] * over_seeds(run)
 
 
+def energy_header(run: Run) -> list[str]:
+    """Heading of the column of controls of equal energy; none if the run has no such controls."""
+    return ["random\nenergy"] * bool(select(run.metrics, condition=ENERGY))
+
+
+def energy_cells(run: Run, layer: str, metric: str) -> list[str]:
+    """A number of the control of equal energy; a dash for a layer without one; nothing without such controls."""
+    return [number(run.value(ENERGY, layer, metric)) for _ in energy_header(run)]
+
+
 def unmeasured(run: Run) -> str:
     """A sentence on what a run with mitigations did not measure; empty for other runs."""
     if inside := run.meta.get("inside"):
@@ -221,12 +232,12 @@ def probe_table(
     """An empty table of a linear probe.
 
     Its columns are ``names`` (text), those of :func:`by_group`, ``more`` numbers, and dimmed baselines: ``before``,
-    :func:`random_cells`, ``after``.
+    :func:`energy_cells`, :func:`random_cells`, ``after``.
     """
     table = run_table(f"{title}: {run.heading}, {tested(run)}", run)
     add_columns(table, *names, left=True)
     add_columns(table, "all", "±", *(group.replace("_", "\n") for group in GROUPS), *more)
-    add_columns(table, *before, random_header(run), *["±"] * over_seeds(run), *after, dim=True)
+    add_columns(table, *before, *energy_header(run), random_header(run), *["±"] * over_seeds(run), *after, dim=True)
     return table
 
 
@@ -237,5 +248,7 @@ def captioned(shown: Table, run: Run, *sentences: str, sep: str = " ") -> Table:
     _, name = units(run)
     why = f"fewer than {FEWEST} {name} contribute to it or differ in it, or few contribute most of it."
     note = f"{', '.join(marks)}: the number has no interval, because {why}" if marks else ""
-    shown.caption = escape(sep.join(filter(None, (*sentences, note, unmeasured(run)))))
+    texts = [*cells, *(str(column.header).replace("\n", " ") for column in shown.columns)]
+    energy = EQUAL if "random energy" in texts else ""
+    shown.caption = escape(sep.join(filter(None, (*sentences, energy, note, unmeasured(run)))))
     return shown

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from sdprobe.reports.curves import Grid, beside_baselines, grids
-from sdprobe.reports.numbers import by_group, captioned, intervals, number, probe_table, random_cells
+from sdprobe.reports.numbers import by_group, captioned, energy_cells, intervals, number, probe_table, random_cells
 from sdprobe.reports.report import Drawing, Report, mapped, several_layers
 from sdprobe.reports.run import Run, of_layer
 
@@ -23,7 +23,8 @@ def position_table(run: Run) -> Table:
     for layer in run.layers:
         for metric in METRICS:
             name = layer if metric == METRICS[0] else ""
-            nulls = [number(run.value("chance", layer, metric)), *random_cells(run, layer, metric)]
+            chance = number(run.value("chance", layer, metric))
+            nulls = [chance, *energy_cells(run, layer, metric), *random_cells(run, layer, metric)]
             shown.add_row(name, metric.removesuffix("_accuracy"), *by_group(run, "test", layer, metric), *nulls)
         shown.add_row("", "shuffled", *by_group(run, "shuffled_labels", layer, METRICS[0]), style="dim")
         if run.value("test", layer, "r2") is not None:

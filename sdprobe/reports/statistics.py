@@ -14,6 +14,8 @@ from sdprobe.reports.curves import STYLES, Grid, curve, grids, heading, layers_f
 from sdprobe.reports.numbers import (
     add_columns,
     captioned,
+    energy_cells,
+    energy_header,
     half,
     intervals,
     number,
@@ -49,7 +51,7 @@ def statistics_table(run: Run) -> Table:
     shown = run_table(f"Anomaly statistics: {run.heading}, {tested(run)}", run)
     add_columns(shown, "layer", left=True)
     add_columns(shown, "r_pos", "r_cor", "corner\npairs", "r_norm", "credibility", "±")
-    add_columns(shown, "random\nweights", dim=True)
+    add_columns(shown, *energy_header(run), "random\nweights", dim=True)
     add_columns(shown, *["±"] * over_seeds(run), "corner\ncosine", "interior\ncosine", "corner\nnorm", "high\nnorm %")
     for layer in run.layers:
         risks = {name: number(run.value("test", layer, name)) for name in ("r_pos", "r_cor", "r_norm")}
@@ -58,7 +60,8 @@ def statistics_table(run: Run) -> Table:
         share = run.value("test", layer, "high_norm_share")
         shown.add_row(
             layer, risks["r_pos"], risks["r_cor"], _pairs(run, layer), risks["r_norm"], score,
-            half(run, "test", layer, "credibility", few=FEW), *random_cells(run, layer, "credibility", FEW), *cosines,
+            half(run, "test", layer, "credibility", few=FEW), *energy_cells(run, layer, "credibility"),
+            *random_cells(run, layer, "credibility", FEW), *cosines,
             number(run.value("test", layer, "relative_norm", "corner"), 2), number(None if share is None else 100 * share, 2),
         )  # fmt: skip
     weights = random_weights(run)

@@ -24,7 +24,7 @@ from sdprobe.reports.run import spread
 from sdprobe.runs import choice, sweep, workers
 from sdprobe.runs.record import VERSION, config_hash, provenance
 from sdprobe.tokens.kept import RANDOM, TRAINED, KeptTokens, Plan
-from sdprobe.tokens.keys import at_level, base_of
+from sdprobe.tokens.keys import at_level, base_of, finished, is_energy_control
 from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
@@ -140,6 +140,11 @@ class Measurement:
         self._data: list[dict[str, Any]] = []
 
     @property
+    def _shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Layer → (C, h, w), without controls of mitigations."""
+        return {layer: self.data.shapes[layer] for layer in self.data.layers}
+
+    @property
     def steps(self) -> list[str]:
         """What :meth:`run` does, as :mod:`sdprobe.utilities.progress` numbers it."""
         fitting = [self.probe.fitting] if self.probe.fitting else []
@@ -149,7 +154,7 @@ class Measurement:
     def summary(self) -> str:
         """Return a line on what is measured: device, precision, layers and images."""
         level, *others = levels if isinstance(levels := self.data.timestep, list) else [levels]
-        shapes = {at_level(name, level): sides for name, (_, *sides) in self.data.shapes.items()}  # the same at every level
+        shapes = {at_level(name, level): sides for name, (_, *sides) in self._shapes.items()}  # the same at every level
         layers = [f"{layer} ({height} × {width} tokens)" for layer, (height, width) in shapes.items() if layer]
         named = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} to {layers[-1]}"
         backbone = self.data.backbone.describe()
@@ -223,7 +228,9 @@ class Measurement:
 
     def maps(self) -> dict[str, np.ndarray]:
         """The probe's maps by name, and ``pictures`` (n, 256, 256, 3) of the images that it chose to draw, if any."""
-        maps: dict[str, np.ndarray] = self.probe.maps()
+        maps: dict[str, np.ndarray] = {
+            name: table for name, table in self.probe.maps().items() if not is_energy_control(name.partition("/")[0])
+        }
         if "pictured" in maps:
             maps["pictures"] = self._pictures(maps["pictured"])
         return maps
@@ -284,7 +291,7 @@ class Measurement:
     @property
     def results(self) -> dict[str, float]:
         """Metrics by ``<condition>/<layer>/<metric>/<where>``."""
-        return dict(self.probe.results) | self._chosen_by
+        return finished(self.probe.results) | self._chosen_by
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -300,7 +307,7 @@ class Measurement:
                 "probe": self.probe.kind,
                 "layers": list(self.data.layers),
                 "published_names": published_names,
-                "shapes": {layer: list(shape) for layer, shape in self.data.shapes.items()},
+                "shapes": {layer: list(shape) for layer, shape in self._shapes.items()},
                 "timestep": self.data.timestep,
                 "noise_level": self.data.noise_level,
                 "prompt": self.cfg.prompt,

@@ -11,7 +11,7 @@ in pairs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
 
@@ -21,12 +21,13 @@ PARTITION = ("corner", "border", "interior")  # every token is in one of them
 GROUPS = (*PARTITION, "high_norm")
 MASKED = ("corner", "border", "high_norm")  # groups whose cost to matching is measured
 OVER_NONE = "gain_over_none"  # a variant minus its layer
+ENERGY = "random_energy"  # as much energy removed as by a variant's mitigation, along random directions
 CONDITIONS = (
     "test", "val", "chance", "shuffled_labels", "random_partition", "random_weights", "constant", "position_only",
     OVER_NONE, "rotated", "other_noise", "zero_shot", "random_weights_zero_shot", "same_position", "random_point",
     "gain_over_zero_shot", "gain_over_random_weights", "gain_over_same_position",
     "choice",  # on the validation photographs that choose= chooses by
-    "random_energy", "ceiling", "shuffled_position",  # edits that probe=role compares with
+    ENERGY, "ceiling", "shuffled_position",  # edits that probe=role compares with
 )  # fmt: skip
 ENDS = ("ci_low", "ci_high")  # of the 95 % interval
 STATISTICS = (*ENDS, "n", "seeds", "p")  # p: of runs of schema 1
@@ -229,7 +230,41 @@ def is_label(text: str) -> bool:
     >>> [is_label(text) for text in ("leace", "t261", "a/b")]
     [True, False, False]
     """
-    return "/" not in text and label_of(variant("mid", text)) == text
+    return "/" not in text and label_of(variant("mid", text)) == text and not is_energy_control(variant("mid", text))
+
+
+def energy_control(name: str) -> str:
+    """Name of the control of a variant during a run; its numbers get the condition :data:`ENERGY`, see :func:`finished`.
+
+    >>> energy_control("mid__leace")
+    'mid__leace__random_energy'
+    """
+    return f"{name}{_SEPARATOR}{ENERGY}"
+
+
+def is_energy_control(name: str) -> bool:
+    """Whether a name is that of :func:`energy_control`.
+
+    >>> is_energy_control("mid__leace__random_energy"), is_energy_control("mid__leace")
+    (True, False)
+    """
+    return label_of(name).endswith(f"{_SEPARATOR}{ENERGY}")
+
+
+def finished(numbers: Mapping[str, Value]) -> dict[str, Value]:
+    """Numbers by key, with the test of energy controls under their condition. What else these have is left out.
+
+    >>> finished({"test/mid__leace__random_energy/rmse/all": 0.5, "val/mid__leace__random_energy/rmse/all": 0.4})
+    {'random_energy/mid__leace/rmse/all': 0.5}
+    """
+    found: dict[str, Value] = {}
+    for text, value in numbers.items():
+        key = Key.parse(text)
+        if not is_energy_control(key.layer):
+            found[text] = value
+        elif key.condition == "test":
+            found[str(replace(key, condition=ENERGY, layer=key.layer.removesuffix(f"{_SEPARATOR}{ENERGY}")))] = value
+    return found
 
 
 def _split(name: str) -> tuple[str, str, str]:
