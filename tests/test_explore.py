@@ -17,7 +17,7 @@ from sdprobe.utilities.io import read_arrays, write_json
 from tools.offline import Offline, parts
 
 SMALL = ["backbone=tiny", "block=[mid,up_1]", "images.size=128", "images.limit=20", "logger=none", "device=cpu"]
-COMPARED = ["mitigation=[standardize,position_mean]", "timestep=[50,261]"]
+COMPARED = ["mitigation=[standardize,outlier_tokens]", "timestep=[50,261]"]
 
 
 def content(page: Path) -> Any:
@@ -33,7 +33,7 @@ def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(launch, tm
     grids = {(grid["layer"], grid["label"], grid["level"], grid["weights"]) for grid in found["grids"]}
     assert grids == {
         (layer, label, level, weights)
-        for layer in ("mid", "up_1") for label in ("", "standardize", "position_mean") for level in (50, 261)
+        for layer in ("mid", "up_1") for label in ("", "standardize", "outlier_tokens") for level in (50, 261)
         for weights in ("trained", "random")
     }  # fmt: skip
     assert len(found["images"]) == 4 and all(image["picture"] for image in found["images"]) and not found["leftOut"]
