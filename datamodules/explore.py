@@ -120,7 +120,7 @@ class ExploreDataModule(StreamDataModule):
         longest = REACH * max(x1 - x0, y1 - y0)
         for part, a, b in zip(pair.ids, pair.source_points, pair.target_points, strict=True):
             points = [
-                placement.to_input(torch.tensor(point, dtype=torch.float64)) / size
+                placement.to_input(torch.tensor([point], dtype=torch.float64))[0] / size
                 for placement, point in ((source, a), (target, b))
             ]
             places = [self.split["test"].index(index) for index in (pair.source, pair.target)]

@@ -11,12 +11,13 @@ import torch
 
 from sdprobe.reports.__main__ import main
 from sdprobe.runs import tracking
+from sdprobe.runs.measurement import Measurement
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_arrays, write_json
 from tools.offline import Offline, parts
 
-SMALL = ["backbone=tiny", "block=[mid,up_1]", "images.size=128", "images.limit=40", "logger=none", "device=cpu"]
-COMPARED = ["mitigation=[standardize,position_mean]", "timestep=[50,261]"]
+SMALL = ["backbone=tiny", "block=[mid,up_1]", "images.size=128", "images.limit=20", "logger=none", "device=cpu"]
+COMPARED = ["mitigation=[standardize,outlier_tokens]", "timestep=[50,261]"]
 
 
 def content(page: Path) -> Any:
@@ -32,7 +33,7 @@ def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(launch, tm
     grids = {(grid["layer"], grid["label"], grid["level"], grid["weights"]) for grid in found["grids"]}
     assert grids == {
         (layer, label, level, weights)
-        for layer in ("mid", "up_1") for label in ("", "standardize", "position_mean") for level in (50, 261)
+        for layer in ("mid", "up_1") for label in ("", "standardize", "outlier_tokens") for level in (50, 261)
         for weights in ("trained", "random")
     }  # fmt: skip
     assert len(found["images"]) == 4 and all(image["picture"] for image in found["images"]) and not found["leftOut"]
@@ -42,8 +43,9 @@ def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(launch, tm
     assert "largest error" in (folder / "report.txt").read_text()
 
     [part] = parts(folder)
-    [logged] = [record["explorer"] for record in Offline.read(part).history if "explorer" in record]
-    assert logged["_type"] == "html-file" and (part / "files" / logged["path"]).read_text() == page.read_text()
+    [logged] = [record for record in Offline.read(part).history if "explorer.path" in record]
+    assert logged["explorer._type"] == "html-file"
+    assert (part / "files" / logged["explorer.path"]).read_text() == page.read_text()
 
     again = launch("probe=explore", *COMPARED, "report.pictures=false", folder="again", figures=True)
     without = content(tmp_path / "again" / "explorer.html")
@@ -54,7 +56,7 @@ def test_a_run_leaves_a_page_with_every_variant_and_sends_it_to_wandb(launch, tm
 
 
 def test_pairs_have_keypoints_and_few_photographs_need_no_split(launch, tmp_path: Path) -> None:
-    launch("probe=explore", "images=scene_pairs", "twins=0", "images.size=64", figures=True)
+    launch("probe=explore", "images=scene_pairs", "images.limit=48", "twins=0", "images.size=64", figures=True)
     found = content(tmp_path / "run" / "explorer.html")
     assert found["keypoints"] and all(0 <= place < 4 for row in found["keypoints"] for place in row["pair"])
     assert all(0 <= place <= 1 for row in found["keypoints"] for place in row["points"])
@@ -65,10 +67,11 @@ def test_pairs_have_keypoints_and_few_photographs_need_no_split(launch, tmp_path
         launch("probe=explore", "images.limit=3", "mitigation=standardize", folder="none")
 
 
-def test_statistics_keep_tokens_of_two_images_unless_told_not_to(launch, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_statistics_keep_tokens_of_two_images_unless_told_not_to(launch, configure, tmp_path, capsys, monkeypatch) -> None:
     given = ["probe=statistics", "images.limit=70", "images.size=192", "block=up_1", "twins=0"]
     run = launch(*given)
     assert "tokens.npz" in run.files and not (tmp_path / "run" / "explorer.html").exists()
+    capsys.readouterr()
     main(["explore", str(tmp_path / "run"), "--layers", "up_*", "--images", "1"])
     page = tmp_path / "run" / "explorer.html"
     assert capsys.readouterr().out.strip() == str(page)
@@ -76,10 +79,12 @@ def test_statistics_keep_tokens_of_two_images_unless_told_not_to(launch, tmp_pat
     assert [grid["layer"] for grid in found["grids"]] == ["up_1"] and len(found["images"]) == 1
     assert found["leftOut"] == ["random weights"]
 
-    launch(*given, "report.explorer=false", folder="without")
-    refused(capsys, tmp_path / "without", "to have kept tokens.*Use python train.py probe=explore")
+    assert Measurement(configure(*given)).probe.kept.plan.images == 2
+    assert Measurement(configure(*given, "report.explorer=false")).probe.kept is None
     monkeypatch.setattr("sdprobe.runs.sweep.active", lambda: True)
-    assert "tokens.npz" not in launch(*given, folder="job").files
+    assert Measurement(configure(*given)).probe.kept is None, "a job of a sweep"
+    (tmp_path / "run" / "tokens.npz").unlink()
+    refused(capsys, tmp_path / "run", "to have kept tokens.*Use python train.py probe=explore")
 
 
 def refused(capsys: Any, folder: Path, message: str, *options: str) -> None:

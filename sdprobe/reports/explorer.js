@@ -271,11 +271,25 @@
     draw();
   }
 
-  function fit(canvas) {
-    const ratio = Math.min(2, window.devicePixelRatio || 1), side = Math.max(16, Math.round(canvas.clientWidth * ratio));
-    if (canvas.width !== side) canvas.width = canvas.height = side;
-    return [canvas.getContext("2d"), side, ratio];
+  // Canvases have the pixels of the screen. Their sizes are read when the page changes its size: reading them in every frame would
+  // lay the page out anew for each layer.
+  function measure() {
+    const ratio = Math.min(2, window.devicePixelRatio || 1);
+    const all = [$("photo-a"), $("photo-b"), ...[...cards.values()].flatMap(({ canvases }) => [canvases.a, canvases.b])];
+    const sides = all.map((canvas) => Math.max(16, Math.round(canvas.clientWidth * ratio)));
+    all.forEach((canvas, place) => { if (canvas.width !== sides[place]) canvas.width = canvas.height = sides[place]; });
+    draw();
   }
+
+  const contexts = new Map();
+  function fit(canvas) {
+    if (!contexts.has(canvas)) contexts.set(canvas, canvas.getContext("2d", { alpha: false }));
+    return [contexts.get(canvas), canvas.width, Math.min(2, window.devicePixelRatio || 1)];
+  }
+
+  // Texts and names that stay as they are cost no layout.
+  function write(element, text) { if (element.textContent !== text) element.textContent = text; }
+  function name(element, text) { if (element.getAttribute("aria-label") !== text) element.setAttribute("aria-label", text); }
 
   // ------------------------------------------------------------------ drawing
 
@@ -300,7 +314,7 @@
     renderNumbers();
     renderLegend();
     $("hold").setAttribute("aria-pressed", String(state.held));
-    $("hold").textContent = state.held ? "Release token" : "Hold token";
+    write($("hold"), state.held ? "Release token" : "Hold token");
     remember();
   }
 
@@ -330,12 +344,12 @@
 
   function renderCard(layer) {
     const card = cards.get(layer), grid = gridOf(layer);
-    card.section.hidden = !grid;
+    if (card.section.hidden === Boolean(grid)) card.section.hidden = !grid;
     if (!grid) return;
     const [, h, w] = grid.shape, active = layer === state.layer;
     card.section.classList.toggle("active", active);
-    card.size.textContent = `${h} × ${w} tokens`;
-    card.section.setAttribute("aria-label", `Layer ${layer}, ${h} × ${w} tokens. Arrow keys move the token.`);
+    write(card.size, `${h} × ${w} tokens`);
+    name(card.section, `Layer ${layer}, ${h} × ${w} tokens. Arrow keys move the token.`);
     const values = { a: valuesOf(grid, "a", card), b: valuesOf(grid, "b", card) };
     card.values = values;
     const found = values.a ? rangeOf([values.a, values.b]) : null;
@@ -346,17 +360,15 @@
       context.imageSmoothingEnabled = false;
       context.drawImage(card.small[side], 0, 0, size, size);
       overlay(context, grid, side, size, ratio, values);
-      card.canvases[side].setAttribute(
-        "aria-label", `${SHOW[state.show][0]} in ${layer}, ${side === "a" ? "first" : "second"} picture`);
+      name(card.canvases[side], `${SHOW[state.show][0]} in ${layer}, ${side === "a" ? "first" : "second"} picture`);
     }
-    card.range.textContent = found ? `${number(found[0])} to ${number(found[1])}` : "";
-    const point = pointed();
-    const right = state.keypoints ? matchesOf(grid) : [];
-    if (right.length && !state.pointer) card.value.textContent = `${right.filter((match) => match.right).length} of ${right.length} keypoints right`;
-    else if (state.pointer && values.a) {
-      card.value.textContent = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
-    } else if (vectors()) card.value.textContent = `nearest ${number(values.b[nearest(values.b, w).index])}`;
-    else card.value.textContent = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
+    write(card.range, found ? `${number(found[0])} to ${number(found[1])}` : "");
+    const point = pointed(), right = state.keypoints ? matchesOf(grid) : [];
+    let text = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
+    if (state.pointer && values.a) text = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
+    else if (right.length) text = `${right.filter((match) => match.right).length} of ${right.length} keypoints right`;
+    else if (vectors()) text = `nearest ${number(values.b[nearest(values.b, w).index])}`;
+    write(card.value, text);
   }
 
   function paint(grid, side, values, low, high, small) {
@@ -494,8 +506,8 @@
         context.imageSmoothingEnabled = false;
         context.drawImage(small, 0, 0, size, size);
       }
-      canvas.setAttribute("aria-label", `${side === "a" ? "First" : "Second"} picture: ${data.images[image].name}`);
-      $(`name-${side}`).textContent = data.images[image].name;
+      name(canvas, `${side === "a" ? "First" : "Second"} picture: ${data.images[image].name}`);
+      write($(`name-${side}`), data.images[image].name);
       if (!grid) continue;
       overlay(context, grid, side, size, ratio, cards.get(grid.layer).values ?? {});
       if (state.keypoints) for (const { points } of among()) {
@@ -540,18 +552,26 @@
     const grid = gridOf(state.layer), table = $("numbers");
     if (!grid) return;
     const close = state.keypoints && among().find(({ points: [x, y] }) => Math.hypot(x - state.u, y - state.v) < NEAR);
-    table.caption.textContent = close ? `${state.layer}, keypoint ${close.part}` : state.layer;
-    const found = columns(grid), cell = (name, text) => Object.assign(document.createElement(name), { textContent: text });
-    const head = document.createElement("tr");
-    head.append(cell("td", ""));
-    for (const name of Object.keys(found)) head.append(Object.assign(cell("th", name), { scope: "col" }));
-    table.tHead.replaceChildren(head);
-    table.tBodies[0].replaceChildren(...rowNames().map((name, place) => {
-      const row = document.createElement("tr");
-      row.append(Object.assign(cell("th", name), { scope: "row" }));
-      for (const column of Object.values(found)) row.append(cell("td", String(column[place])));
-      return row;
-    }));
+    write(table.caption, close ? `${state.layer}, keypoint ${close.part}` : state.layer);
+    const found = columns(grid), head = ["", ...Object.keys(found)];
+    fill(table.tHead, [head], head.length);
+    fill(table.tBodies[0], rowNames().map((text, place) => [text, ...Object.values(found).map((column) => column[place])]), head.length);
+  }
+
+  // Write texts into the cells of a table, which are made anew only if their number changes.
+  function fill(part, rows, count) {
+    if (part.rows.length !== rows.length || part.rows[0].cells.length !== count) {
+      part.replaceChildren(...rows.map(() => {
+        const line = document.createElement("tr");
+        for (let place = 0; place < count; place++) {
+          const heading = part.tagName === "THEAD" ? place > 0 : place === 0, cell = document.createElement(heading ? "th" : "td");
+          if (heading) cell.scope = place ? "col" : "row";
+          line.append(cell);
+        }
+        return line;
+      }));
+    }
+    rows.forEach((texts, row) => texts.forEach((text, place) => write(part.rows[row].cells[place], String(text))));
   }
 
   function renderLegend() {
@@ -564,10 +584,10 @@
       context.putImageData(pixels, 0, 0);
       bar.filled = true;
     }
-    $("low").textContent = colours ? "" : common ? "−1" : "lowest of the layer";
-    $("high").textContent = colours ? "" : common ? "1" : "highest";
+    write($("low"), colours ? "" : common ? "−1" : "lowest of the layer");
+    write($("high"), colours ? "" : common ? "1" : "highest");
     const of = !vectors() ? "" : state.centred ? " of centred tokens" : " of raw tokens";
-    $("unit").textContent = `${text}${of}${unit ? ` (${unit})` : ""}`;
+    write($("unit"), `${text}${of}${unit ? ` (${unit})` : ""}`);
   }
 
   // ------------------------------------------------------------------ keyboard, address, buttons
@@ -757,7 +777,8 @@
   follows();
   $("app").hidden = false;
   showControls();
-  new ResizeObserver(draw).observe($("layers"));
+  new ResizeObserver(measure).observe($("layers"));
+  measure();
   render();
   window.explorer = { state, values: (layer, side) => Array.from(cards.get(layer).values[side] ?? []), draw: changed, render };
 })();

@@ -193,7 +193,7 @@ def quantised(grid: Float[Tensor, "n c h w"], bits: int, components: int) -> dic
         "mean": mean[:, 0],
         "norm": tokens.norm(dim=2).unflatten(1, (height, width)),
         "colours": principal_colours(grid),
-        "error": _errors(tokens, shown @ basis.mT),
+        "error": _errors(tokens, shown, basis),
     }
 
 
@@ -221,7 +221,7 @@ def _basis(tokens: Float[Tensor, "n t c"], components: int) -> Float[Tensor, "c 
     return (basis @ rotation).float()
 
 
-def _errors(tokens: Float[Tensor, "n t c"], shown: Float[Tensor, "n t c"]) -> Float[Tensor, "3"]:
+def _errors(tokens: Float[Tensor, "n t c"], shown: Float[Tensor, "n t k"], basis: Float[Tensor, "c k"]) -> Float[Tensor, "3"]:
     """The largest error of a cosine, of a dot product and of a distance between any two tokens, raw or centred.
 
     Those of dot product and distance are upper bounds, by the triangle and the Cauchy–Schwarz inequality, and so is that of the
@@ -231,14 +231,13 @@ def _errors(tokens: Float[Tensor, "n t c"], shown: Float[Tensor, "n t c"]) -> Fl
     for exact, other in ((tokens, shown), (tokens - tokens.mean(1, keepdim=True), shown - shown.mean(1, keepdim=True))):
         x, y = exact.flatten(0, 1), other.flatten(0, 1)
         u, v = normalize(x, dim=1), normalize(y, dim=1)
-        apart = (x - y).norm(dim=1).amax()
+        apart = (x - y @ basis.mT).norm(dim=1).amax()
         longest = torch.maximum(x.norm(dim=1).amax(), y.norm(dim=1).amax())
         if len(x) <= MOST_PAIRED:
-            cosine = torch.stack(
-                [(u[rows] @ u.mT - v[rows] @ v.mT).abs().amax() for rows in torch.arange(len(x)).split(512)]
-            ).amax()
+            pieces = torch.arange(len(x)).split(512)
+            cosine = torch.stack([(u[rows] @ u.mT - v[rows] @ v.mT).abs().amax() for rows in pieces]).amax()
         else:
-            cosine = 2 * (u - v).norm(dim=1).amax()
+            cosine = 2 * (u - v @ basis.mT).norm(dim=1).amax()
         found = torch.maximum(found, torch.stack([cosine, 2 * apart * longest, 2 * apart]))
     return found + ROUNDING * torch.stack([torch.ones_like(longest), longest.square(), longest])
 

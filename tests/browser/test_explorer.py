@@ -210,6 +210,8 @@ def test_names_stay_text_and_every_control_has_one(show, shown: Shown) -> None:
 
 
 def test_buttons_copy_and_save(show, shown: Shown, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     browser = show(shown.path, "#layer=mid&row=0&col=0")
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     browser.execute_script("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
@@ -218,8 +220,7 @@ def test_buttons_copy_and_save(show, shown: Shown, tmp_path: Path) -> None:
     assert lines[0][:4] == ["layer", "token", "picture", "row"]
     assert {line[0] for line in lines[1:]} == set(LAYERS) and {len(line) for line in lines} == {9}
     browser.find_element("id", "save").click()
-    browser.execute_async_script("setTimeout(arguments[0], 800)")
-    [saved] = tmp_path.glob("*.png")
+    saved = WebDriverWait(browser, 20).until(lambda _: next(tmp_path.glob("*.png"), None))
     assert saved.read_bytes().startswith(b"\x89PNG")
 
 
