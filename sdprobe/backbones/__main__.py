@@ -59,7 +59,8 @@ def _print_transformer(model: str, size: int | None, inside: bool) -> None:
     from rich.table import Table
 
     from sdprobe.backbones import positions
-    from sdprobe.backbones.architectures import meta_transformer, transformers
+    from sdprobe.backbones.architectures import meta_transformer
+    from sdprobe.backbones.published import transformers
     from sdprobe.backbones.transformer import FrozenTransformer, other_name, stages
     from sdprobe.utilities import expect
 

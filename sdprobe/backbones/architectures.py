@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 
+from sdprobe.backbones.published import transformers
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
 
@@ -48,15 +49,6 @@ def meta_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     """A U-Net of this configuration without weights: structure and shapes only."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(config)
-
-
-@cache
-def transformers() -> dict[str, dict[str, Any]]:
-    """Name → ``class``, ``repository``, ``licence``, ``text``, ``config`` and ``source`` of published diffusion transformers.
-
-    ``config`` has what differs from the defaults of the class in diffusers; ``source`` says where its numbers are from.
-    """
-    return json.loads((HERE / "transformers.json").read_text())
 
 
 def meta_transformer(model: str) -> Any:

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from sdprobe.backbones.architectures import presets, transformers
+from sdprobe.backbones.architectures import presets
 from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
@@ -23,6 +23,7 @@ from sdprobe.backbones.padding import check_padding, check_sides, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
+from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
 from sdprobe.backbones.transformer_pipelines import is_transformer_pipeline, transformer_components_of
 from sdprobe.backbones.unet import OUTPUT, Edit, FrozenUNet

@@ -288,6 +288,12 @@ def _check(folder: Path, variant: str | None) -> None:
     needed += [SCHEDULER, "tokenizer/tokenizer_config.json"]
     if (folder / "text_encoder_2").is_dir():
         needed.append("tokenizer_2/tokenizer_config.json")
+    if (folder / "transformer" / "config.json").is_file():
+        raise InputError(
+            f"Expected {folder} to hold a U-Net, but it holds a transformer. Load it in Python with "
+            "diffusers.DiffusionPipeline.from_pretrained, and pass it to FrozenSD.from_pipeline if its family is supported "
+            "(docs/transformers.md)."
+        )
     for name in needed:
         if not (folder / name).is_file():
             raise InputError(

@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.rng import keyed_generator
 
 
@@ -49,3 +50,25 @@ def random_unet(config: dict[str, object], seed: int, dtype: torch.dtype) -> UNe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel.from_config(config).to(dtype)
+
+
+MODULATIONS = ("AdaLayerNormZero", "AdaLayerNormZeroSingle", "SD35AdaLayerNormZeroX")
+
+
+@torch.no_grad()
+def adaln_zero(network: nn.Module) -> None:
+    """Set the modulations of a diffusion transformer to zero, from which training with adaLN-Zero starts (Peebles & Xie 2023).
+
+    Every block then returns its input. The initialisation of diffusers leaves them random, so that a random network of
+    diffusers is not one before its first training step.
+
+    Raises:
+        InputError: a network without adaLN-Zero (PixArt, Sana and Lumina2 modulate otherwise).
+    """
+    found: list[Any] = [module for module in network.modules() if type(module).__name__ in MODULATIONS]
+    if not found:
+        kind = type(network).__name__
+        raise InputError(f"Expected a network with adaLN-Zero, DiT, SD3 or FLUX, but got {kind}. Leave adaln_zero out.")
+    for module in found:
+        nn.init.zeros_(module.linear.weight)
+        nn.init.zeros_(module.linear.bias)

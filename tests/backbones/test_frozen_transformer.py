@@ -14,6 +14,7 @@ from sdprobe.backbones.families import Conditions, family_of
 from sdprobe.backbones.padding import set_padding
 from sdprobe.backbones.positions import places
 from sdprobe.backbones.transformer import FrozenTransformer
+from sdprobe.backbones.weights import adaln_zero
 from sdprobe.utilities.errors import InputError
 from tests.backbones.tiny_transformers import FAMILIES, TEXT, network
 
@@ -328,6 +329,15 @@ def test_the_border_of_sana_tells_positions() -> None:
     assert gain.mean() - half > 0, differences
 
 
+@pytest.mark.parametrize("family", ["dit", "sd3", "flux"])
+def test_blocks_return_their_input_before_training(family: str) -> None:
+    more = {"dual_attention_layers": (0,)} if family == "sd3" else {}
+    made = frozen(family, **more)
+    adaln_zero(made.network)
+    grids = made(latents(made), 261, text(made), made.resolve("all"))
+    assert all(torch.equal(grid, grids["patch"]) for grid in grids.values())
+
+
 # ---- names and refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +389,8 @@ def test_networks_of_no_family_and_without_position_are_refused() -> None:
         pass
     with pytest.raises(InputError, match=r"Expected position to be one of stored, .* but got 'none'"), made.positioned("none"):
         pass
+    with pytest.raises(InputError, match=r"Expected a network with adaLN-Zero, DiT, SD3 or FLUX, but got SanaTransf"):
+        adaln_zero(made.network)
     with pytest.raises(InputError, match=r"Expected padding=zeros for PixArt.*, which has no convolutions that pad"):
         set_padding(network("pixart"), "circular")
 

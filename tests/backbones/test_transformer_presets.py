@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from sdprobe.backbones.__main__ import main
-from sdprobe.backbones.architectures import meta_transformer, transformers
+from sdprobe.backbones.architectures import meta_transformer
 from sdprobe.backbones.families import FAMILIES, family_of
 from sdprobe.backbones.positions import kind_of
+from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
 from tests.backbones.tiny_transformers import network
 
@@ -52,7 +53,7 @@ def test_sizes_are_those_that_the_authors_publish(name: str) -> None:
     made = FrozenTransformer(meta_transformer(name))
     assert (len(made.layers) - 1, made.channels) == (blocks, width)
     # diffusers gives every block of DiT embeddings of noise level and class of its own
-    assert abs(made.stored / 1e9 / billions - 1) < (0.12 if name == "dit_xl" else 0.04)
+    assert abs(made.stored / 1e9 / billions - 1) < (0.12 if name == "dit_xl" else 0.05)
 
 
 @pytest.mark.parametrize("name", ["flux_dev", "sana"])

@@ -38,6 +38,7 @@ from sdprobe.utilities.errors import InputError
         (["blok=mid"], "got 'blok'. The nearest is 'block'."),
         (["images.sise=64"], "got 'images.sise'. The nearest is 'images.size'."),
         (["prob=position"], "got 'prob'. The nearest is 'probe'."),
+        (["backbone=flux_dev"], "got 'flux_dev', a diffusion transformer. Commands do not take it yet"),
         (
             ["images=fodler"],
             "images to be one of constant, crops, flipped, folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, "
