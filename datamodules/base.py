@@ -112,7 +112,7 @@ class StreamDataModule(LightningDataModule):
         self.images, self.backbone, self.seed = images, backbone, seed
         layers = backbone.unet.resolve(block)
         trained = not backbone.weights.startswith("random")  # random networks are a baseline
-        edited = backbone.unet.edited(layers) if inside else ""
+        edited = backbone.u_net().edited(layers) if inside else ""
         self.mitigations = Mitigations(mitigation, compare, edited, trained, seed)
         shapes = backbone.shapes(images.size, layers)
         self.shapes = self.mitigations.shapes({name: shapes[layer] for name, (layer, _) in cells(layers, timesteps).items()})

@@ -227,10 +227,11 @@ class MitigatedStream:
         names = cells([self.mitigations.inside], self.stream.reads.timesteps)
         yield [{layer: variant.fitted[name].transform} for name, (layer, _) in names.items()]
         if len(self.mitigations.names(variant, self.mitigations.inside)) > 1:
-            yield [
-                {layer: lambda grid, name=name: self._random(grid, variant.fitted[name].transform(grid), name)}
-                for name, (layer, _) in names.items()
-            ]
+
+            def control(name: str) -> Edit:
+                return lambda grid: self._random(grid, variant.fitted[name].transform(grid), name)
+
+            yield [{layer: control(name)} for name, (layer, _) in names.items()]
 
     def _random(self, grid: Tensor, mitigated: Tensor, layer: str) -> Tensor:
         return random_energy(grid, mitigated, self.mitigations.seed, layer, [0] * len(grid))

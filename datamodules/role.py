@@ -210,7 +210,7 @@ class RoleDataModule(StreamDataModule):
                     f"Expected mitigation.{label}.where to be a layer of block= ({', '.join(layers)}), but got {swap.where}. "
                     "Name a block such as up_1, and read it."
                 )
-            if not any(any(convolutions(module)) for module in self.backbone.unet.modules_of(swap.where)):
+            if not any(any(convolutions(module)) for module in self.backbone.u_net().modules_of(swap.where)):
                 raise InputError(
                     f"Expected a layer with convolutions that pad, but {swap.where} of mitigation.{label}.where has none. "
                     "Name its block."

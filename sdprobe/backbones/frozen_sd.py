@@ -319,7 +319,7 @@ class FrozenSD:
             'zeros'
         """
         before = self.padding
-        inside = [] if where is None else self._u_net().modules_of(where)
+        inside = [] if where is None else self.u_net().modules_of(where)
         if where is None:
             self._pad(mode)
         for module in inside:
@@ -507,7 +507,7 @@ class FrozenSD:
         (step,) = self.noise.steps(expect.as_count("timestep", timestep, 0, len(self.noise.alphas_cumprod) - 1))
         seed, draw = expect.as_count("seed", seed, *settings.SEEDS), expect.as_count("draw", draw, 0, 10**9)
         made = _functions(edits)
-        self._u_net()
+        self.u_net()
 
         def passes(latents: Tensor, ids: list[str], prompts: list[str]) -> Grids:
             predicted = self.grids(latents, ids, [OUTPUT], step, seed, prompts, draw, edits=made)[OUTPUT]
@@ -609,7 +609,7 @@ class FrozenSD:
             conditioning = self.prompts(prompt, self.device, self.dtype)
             noisy = noisy.to(self.dtype, memory_format=torch.channels_last)
             if edits or outputs is not None:
-                grids |= self._u_net()(noisy, timestep, conditioning, inner, with_grad, edits, outputs)
+                grids |= self.u_net()(noisy, timestep, conditioning, inner, with_grad, edits, outputs)
             else:
                 grids |= self.unet(noisy, timestep, conditioning, inner, with_grad)
         elif edits:
@@ -620,8 +620,12 @@ class FrozenSD:
         check_finite(grids, ids, self.dtype)
         return grids
 
-    def _u_net(self) -> FrozenUNet:
-        """The network. Raises InputError if it is a transformer, whose edits and predictions are not known here."""
+    def u_net(self) -> FrozenUNet:
+        """The network, for edits and predictions.
+
+        Raises:
+            InputError: it is a diffusion transformer.
+        """
         if isinstance(self.unet, FrozenUNet):
             return self.unet
         raise InputError(
@@ -722,12 +726,13 @@ def _functions(edits: Any) -> dict[str, Edit]:
         )
     made: dict[str, Edit] = {}
     for layer, edit in edits.items():
-        made[layer] = getattr(edit, "transform", edit)
-        if not callable(made[layer]):
+        function: Any = getattr(edit, "transform", edit)
+        if not callable(function):
             raise InputError(
                 f"Expected edits to be fitted maps or functions of a grid, but got {type(edit).__name__} for {layer}. "
                 "Fit it first: fit(grids['mid'])."
             )
+        made[layer] = function
     return made
 
 
