@@ -1,7 +1,7 @@
 """RoleDataModule: images → predictions of the network and grids of later layers, without and with edits inside the network.
 
-Data path steps 1 to 6. Edits are those of :meth:`sdprobe.backbones.unet.FrozenUNet.forward`. All edits of an
-image have the same latent and noise.
+Data path steps 1 to 6. Edits are those of :meth:`sdprobe.backbones.unet.FrozenUNet.forward`. All edits of an image share latent
+and noise.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,7 +177,7 @@ class RoleDataModule(StreamDataModule):
         Returns:
             the changes, layer by layer, each edit before its control.
         """
-        chains = {variant.label: variant.fitted for variant in self.mitigations.variants}
+        chains = {each.label: each.fitted for each in self.mitigations.variants}
         found: list[Change] = []
         for name, (layer, level) in cells(self.base_stream.reads.layers, self.base_stream.reads.timesteps).items():
             if level != timestep:
