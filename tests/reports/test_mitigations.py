@@ -185,6 +185,30 @@ def test_a_family_of_one_column_and_constant_differences_have_a_result(tmp_path:
 # --- table -----------------------------------------------------------------------------------------------------------
 
 
+def test_controls_of_equal_energy_stand_beside_the_number_and_in_no_family(tmp_path: Path) -> None:
+    """A mitigation without a map has a dash."""
+    energy = {
+        f"random_energy/mid__{label}/binned_accuracy/all": 0.5 + i / 100 for i, label in enumerate(("position_mean", "leace"))
+    }
+    energy |= {f"{key}/ci_low": value - 0.125 for key, value in energy.items()}
+    metrics = planted("binned_accuracy/all", POSITION)
+    plain, beside = (run_of(metrics | more, tmp_path / str(len(more))) for more in ({}, energy))
+    [layer], [before] = mitigated_layers([beside]), mitigated_layers([plain])
+    cells = {row.label: row.cells["binned_accuracy/all"] for row in layer.rows}
+    assert (cells["leace"].energy, cells["leace"].energy_ci_low) == (0.51, 0.385) and math.isnan(cells["canvas"].energy)
+    assert (
+        layer.families == before.families
+        and [row.cells["binned_accuracy/all"].p for row in layer.rows][1:4]
+        == [row.cells["binned_accuracy/all"].p for row in before.rows][1:4]
+    )
+    text = table_of([beside])
+    assert "random energy: the number before it" in text and "random energy" not in table_of([plain])
+    [line] = [line for line in printed(mitigation_tables([beside])).splitlines() if line.split()[:1] == ["leace"]]
+    assert line.split()[1:4] == [".74*", ".51", "1"]
+    [line] = [line for line in printed(mitigation_tables([beside])).splitlines() if line.split()[:1] == ["canvas"]]
+    assert line.split()[1:4] == [".79", "–", "1.56"]
+
+
 def test_tables_are_those_of_the_snapshot(tmp_path: Path, snapshot: Callable[[str, str], None]) -> None:
     runs = sweep(tmp_path)
     paths = write(runs, tmp_path)

@@ -29,13 +29,15 @@ from sdprobe.tokens.keys import (
 from sdprobe.utilities.errors import InputError
 from tests.test_architecture import LEVELS, ROOT
 
-# of runs of backbone=tiny with position, controls, study, statistics, depth, content, correspondence, role
+# of runs of backbone=tiny with position, controls, study, statistics, depth, content, correspondence, role, equivariance
 WRITTEN = [
     "chance/mid__position_mean/binned_accuracy/all",
     "gain_over_none/mid__position_mean/binned_accuracy/high_norm/n",
     "random_partition/mid__position_mean/axis_accuracy/corner/ci_high",
     "random_weights/mid__position_mean/binned_accuracy/high_norm/seeds",
     "shuffled_labels/mid__position_mean/binned_accuracy/corner/ci_low",
+    "random_energy/mid__position_mean/binned_accuracy/corner/ci_high",
+    "test/mid/equivariance_psnr/margin_2/ci_low",
     "test/mid/r2/all",
     "val/mid/axis_accuracy/all",
     "choice/mid/binned_accuracy/all/ci_low",
