@@ -89,7 +89,8 @@ class Plan:
         for count in range(images, 0, -1):
             number = max((k for k in range(len(ordered) + 1) if size(ordered[:k], count, components) <= space), default=0)
             if number:
-                chosen, precise = ordered[:number], []
+                chosen = ordered[:number]
+                precise: list[str] = []
                 for name in sorted({name for unit in chosen for _, name in unit}, key=lambda name: math.prod(shapes[name])):
                     if size(chosen, count, components, [*precise, name]) <= space:
                         precise.append(name)
