@@ -11,6 +11,7 @@ import torch
 
 from sdprobe.reports.__main__ import main
 from sdprobe.runs import tracking
+from sdprobe.runs.cli import UserError
 from sdprobe.runs.measurement import Measurement
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_arrays, write_json
@@ -63,7 +64,7 @@ def test_pairs_have_keypoints_and_few_photographs_need_no_split(launch, tmp_path
     assert all(0 < reach < 0.2 for row in found["keypoints"] for reach in row["reach"])
     few = launch("probe=explore", "images=constant", "images.limit=3", "twins=0", "images.size=64", folder="few", figures=True)
     assert few.meta["images"] == {"fit": 0, "test": 3}
-    with pytest.raises(InputError, match="Expected at least 10 photographs where a mitigation is fitted, but got 3"):
+    with pytest.raises(UserError, match="Expected at least 10 photographs where a mitigation is fitted, but got 3"):
         launch("probe=explore", "images.limit=3", "mitigation=standardize", folder="none")
 
 

@@ -21,11 +21,10 @@ COMMAND = (
     "probe=explore", "backbone=demo", "block=[down_1,mid,up_0,up_1]", "images=scene_pairs", "images.limit=240",
     "images.size=512", "mitigation=position_mean", "datamodule.shown=2", "report.megabytes=2", "logger=none",
 )  # fmt: skip
-ADDRESS = "#image=0&second=1&layer=up_1&row=14&col=14"
+ADDRESS = "#image=0&second=1&layer=up_1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # name → width and height in pixels, pixels per pixel, dark
-PICTURES = {"explorer": (1180, 800, 1.25, False), "explorer_phone": (390, 760, 1.5, True)}
-COLOURS = 192  # of the pictures
+PICTURES = {"explorer": (1180, 820, 1.25, False), "explorer_phone": (390, 1000, 1.25, True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,7 +68,7 @@ def taken(browser: Any, page: Path, width: int, height: int, ratio: float, dark:
     browser.get(f"{page.resolve().as_uri()}{ADDRESS}")
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     with Image.open(BytesIO(browser.get_screenshot_as_png())) as picture:
-        return picture.convert("RGB").quantize(COLOURS)
+        return picture.convert("RGB")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def chosen(tokens: dict[str, np.ndarray], layers: Sequence[str], images: int | N
     Raises:
         InputError: a layer that was not stored, or not so many images.
     """
-    known = list(dict.fromkeys(base_of(name) for _, name in grids_of(tokens)))
+    known = list(dict.fromkeys(base_of(name) for _, name in stored_grids(tokens)))
     for pattern in layers:
         if not any(fnmatchcase(layer, pattern) for layer in known):
             raise InputError(f"Expected --layers to name stored layers ({', '.join(known)}), but got '{pattern}'. Correct it.")
@@ -122,7 +122,7 @@ def chosen(tokens: dict[str, np.ndarray], layers: Sequence[str], images: int | N
     return kept
 
 
-def grids_of(tokens: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
+def stored_grids(tokens: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     """(network, name) of every stored grid."""
     split = (name.split("/") for name in tokens if name.endswith("/codes"))
     return [(network, layer) for network, layer, _ in split]
@@ -162,7 +162,7 @@ def page(
     Returns:
         the page.
     """
-    grids = [_grid(tokens, network, name, list(timesteps)) for network, name in grids_of(tokens)]
+    grids = [_grid(tokens, network, name, list(timesteps)) for network, name in stored_grids(tokens)]
     pictures = tokens.get("pictures")
     images = [
         {"name": str(name), "picture": None if pictures is None else _uri(pictures[number], "JPEG")}
@@ -219,7 +219,7 @@ def _grid(tokens: Mapping[str, np.ndarray], network: str, name: str, timesteps: 
 
 def _static(tokens: Mapping[str, np.ndarray], images: Sequence[Mapping[str, Any]]) -> str:
     """Still pictures of the first images, for browsers without JavaScript: principal components, cosine to the middle token."""
-    first = dict.fromkeys(name for network, name in grids_of(tokens) if network == TRAINED and not label_of(name))
+    first = dict.fromkeys(name for network, name in stored_grids(tokens) if network == TRAINED and not label_of(name))
     levels = {timestep_of(name) for name in first}
     shown = [name for name in first if timestep_of(name) == next(iter(levels))]
     rows = []
