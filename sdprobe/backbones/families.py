@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdprobe.utilities.errors import InputError
 
+GUIDANCE = 3.5  # scale that FLUX.1-dev takes as an input: the default of its pipeline
 STEPS = 1000  # of training: a timestep t is the noise level σ = t / 1000 of rectified flow
 
 
@@ -133,13 +134,12 @@ def packed(latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _n _c"]:
     return cells.reshape(batch, height * width // 4, channels * 4)
 
 
-def _flux(network: Any, noisy: Tensor, timestep: float, given: Conditions, guidance: float = 3.5) -> Arguments:
-    """``guidance`` is the scale that FLUX.1-dev takes as an input; 3.5 is the default of its pipeline."""
+def _flux(network: Any, noisy: Tensor, timestep: float, given: Conditions) -> Arguments:
     assert given.states is not None
     height, width = (side // 2 for side in noisy.shape[-2:])
     ids = torch.zeros(height, width, 3, device=noisy.device)
     ids[..., 1], ids[..., 2] = torch.arange(height)[:, None], torch.arange(width)
-    scale = torch.full([1], guidance, dtype=torch.float32, device=noisy.device).expand(len(noisy))
+    scale = torch.full([1], GUIDANCE, dtype=torch.float32, device=noisy.device).expand(len(noisy))
     return {
         "hidden_states": packed(noisy),
         "timestep": _flow_steps(noisy, timestep).to(noisy.dtype) / STEPS,
