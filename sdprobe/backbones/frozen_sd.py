@@ -623,6 +623,9 @@ class FrozenSD:
     def u_net(self) -> FrozenUNet:
         """The network, for edits and predictions.
 
+        Returns:
+            the frozen U-Net.
+
         Raises:
             InputError: it is a diffusion transformer.
         """
