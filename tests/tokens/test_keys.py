@@ -62,7 +62,7 @@ WRITTEN = [
     "same_position/baseline/pck_geoaware_image_0.15/all/n",
     "zero_shot/up_1/pck_dift_point_0.10/all",
     "test/up_1/harm_random/corner",
-    "test/mid__t261__position_mean__leace/reemergence/up_1/ci_low",
+    "test/mid__position_mean__leace/reemergence/up_1/ci_low",
     "ceiling/mid/loss_change/band_8/n",
     "random_energy/mid__leace/ceiling_share/all/ci_high",
     "shuffled_position/mid/displacement/all",
