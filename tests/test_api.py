@@ -18,7 +18,7 @@ from datamodules.images.scenes import ScenePairs, Scenes
 from sdprobe import FrozenSD, mitigations
 from sdprobe.estimators.results import Result
 from sdprobe.reports.run import Run
-from sdprobe.tokens.keys import COLUMNS, Key
+from sdprobe.tokens.keys import COLUMNS, CONDITIONS, Key
 from sdprobe.utilities.errors import InputError
 
 LAYERS = ["mid", "up_1"]
