@@ -134,7 +134,7 @@ def _formats(tokens: dict[str, np.ndarray], kept: KeptTokens | None) -> dict[str
     }
 
 
-def _stored(path: Path, own: dict[str, np.ndarray], kept: dict[str, tuple[Any, ...]]) -> Network | None:
+def _stored(path: Path, own: dict[str, np.ndarray], kept: dict[str, tuple[Any, ...]] | None = None) -> Network | None:
     """Stored results; None if a file cannot be read, is damaged, lacks tokens, or is that of another network.
 
     ``own``: columns of predictions of the measured network, which its random networks have, too. ``kept``: see :func:`_twin`.
@@ -153,6 +153,7 @@ def _stored(path: Path, own: dict[str, np.ndarray], kept: dict[str, tuple[Any, .
                 raise Unfit("no numbers")
             if {name: len(column) for name, column in predictions.items()} != {name: len(own[name]) for name in own}:
                 raise Unfit("predictions of another probe")
+            kept = kept or {}
             tokens = {name.removeprefix(_TOKENS): array for name, array in arrays.items() if name.startswith(_TOKENS)}
             if any(name not in tokens or (tokens[name].dtype, tokens[name].shape) != form for name, form in kept.items()):
                 return None  # those of another page
