@@ -38,7 +38,10 @@ def test_an_interrupted_run_starts_again_and_gives_the_same_numbers(launch: Any,
         (["mitigation=shift_flip_noise"], "but got shift_flip_noise, which changes how the network is shown an image"),
         (["mitigation=padding_swap"], r"mitigation\.padding_swap\.where to be a layer of block= \(mid, up_1\), but got None"),
         (["protocol=loos2025"], "Expected images to fit a mitigation on, but this protocol has none"),
-        (["probe=position", "mitigation=padding_swap", "mitigation.padding_swap.where=up_1"], "only with probe=role"),
+        (
+            ["probe=position", "mitigation=padding_swap", "mitigation.padding_swap.where=up_1", "block=up_1"],
+            "only with probe=role",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str, launch: Any) -> None:

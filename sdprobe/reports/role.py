@@ -177,8 +177,8 @@ def reemergence(run: Run) -> Figure:
         for index, edit in enumerate(edits_of(run, layer)):
             for condition in ("test", RANDOM):
                 _draw(axis, _later(run, condition, edit, later), condition, label_of(edit), index)
-        ceiling = np.array(_later(run, CEILING, layer, later), dtype=float)
-        style.curve(axis, *ceiling.T, label="ceiling", main=False, color=style.GREY, ls="--", marker="s")
+        values, low, high = np.array(_later(run, CEILING, layer, later), dtype=float).T
+        style.curve(axis, values, low, high, False, label="ceiling", color=style.GREY, ls="--", marker="s")
         axis.axhline(REBUILT, color=style.DARK, ls=":", lw=0.8)
         axis.set_title(f"edited: {of_layer(layer)}", fontsize=style.NORMAL, loc="left")
         axis.grid(axis="y", alpha=0.3)
