@@ -1,13 +1,14 @@
 """Published diffusion transformers without weights: the command that lists layers, and the table of docs/transformers.md."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from sdprobe.backbones.__main__ import main
 from sdprobe.backbones.architectures import meta_transformer
-from sdprobe.backbones.families import FAMILIES, family_of
+from sdprobe.backbones.families import FAMILIES
 from sdprobe.backbones.positions import kind_of
 from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
@@ -22,6 +23,12 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+@cache
+def made_of(name: str) -> FrozenTransformer:
+    """A published network without weights."""
+    return FrozenTransformer(meta_transformer(name))
+
+
 def overview() -> list[str]:
     """The table of the page."""
     lines = [
@@ -29,7 +36,7 @@ def overview() -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in transformers().items():
-        made = FrozenTransformer(meta_transformer(name))
+        made = made_of(name)
         pipelines = made.family.pipelines
         pipeline = pipelines[name == "pixart_sigma"]
         noise = "flow" if made.family.flow else "DDPM"
@@ -50,7 +57,7 @@ def test_the_table_of_the_page_is_that_of_the_code() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_those_that_the_authors_publish(name: str) -> None:
     blocks, width, billions = PUBLISHED[name]
-    made = FrozenTransformer(meta_transformer(name))
+    made = made_of(name)
     assert (len(made.layers) - 1, made.channels) == (blocks, width)
     # diffusers gives every block of DiT embeddings of noise level and class of its own
     assert abs(made.stored / 1e9 / billions - 1) < (0.12 if name == "dit_xl" else 0.05)
@@ -86,7 +93,7 @@ def test_a_folder_is_listed_and_wrong_sizes_and_classes_are_refused(tmp_path: Pa
 
 
 def test_presets_are_of_the_families_and_state_their_sources() -> None:
-    assert {family_of(meta_transformer(name)) for name in transformers()} == set(FAMILIES)
+    assert {made_of(name).family for name in transformers()} == set(FAMILIES)
     for entry in transformers().values():
         assert entry["source"].startswith("defaults of the class in diffusers 0.42.1") and "licence" in entry["source"]
         named = entry["source"] + "as many heads as layers: num_layers, num_attention_heads, caption_projection_dim"
