@@ -112,7 +112,7 @@ def explore(
         )  # fmt: skip
     stack = tensors if isinstance(tensors, Tensor) else torch.stack(tensors)
     named = texts("names", names, len(stack), [f"image {number}" for number in range(len(stack))])
-    levels = [int(step) for step in timestep] if np.iterable(timestep) else [int(timestep)]  # type: ignore[union-attr,arg-type]
+    levels = [int(step) for step in timestep] if np.iterable(timestep) else [int(timestep)]
     grids = {name: _grids(name, network, stack, layers, levels, seed, prompt) for name, network in networks.items()}
     if RANDOM in grids:
         grids[RANDOM].check_like(grids[TRAINED], "random_weights", "sd")

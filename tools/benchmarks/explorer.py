@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = Console(width=10_000, highlight=False)
     out.print(f"{hardware()}\n\n| work | measured | target |\n|---|---|---|", markup=False)
     pictures = scene_pictures(options.images, size=options.size)
-    sd = FrozenSD.from_pretrained(DEMO)
+    sd = FrozenSD.from_pretrained(str(DEMO))
     started = time.perf_counter()
     grids = sd.activations(pictures, LAYERS)
     extracted = time.perf_counter()
