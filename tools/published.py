@@ -47,6 +47,7 @@ MEASUREMENTS = (
     train("statistics", "probe=statistics", "block=all", "twins=3"),
     train("role", *ROLE, f"block=[{','.join(STAGES)}]", "twins=3"),
     train("later", *ROLE, f"block=[{MID},{UP_1}]", "datamodule.reemergence=true", "twins=3"),
+    train("equivariance", "probe=equivariance", "block=[latent,stages]", "twins=3"),
     sweep("controls", "experiment=controls"),
     sweep("mitigations", "experiment=mitigations"),
     train("card_matching", "probe=correspondence", "probe.head=none", "block=stages", "images.seed=30001", "twins=3"),
@@ -243,6 +244,22 @@ def later_table(folder: Path) -> str:
             first = next((where for where, rho in found.items() if rho.value >= 0.5), "–")
             lines.append(f"| {layer} | {level} | {text} | {' | '.join(cells)} | {first} |")
     return "\n".join(lines)
+
+
+def equivariance_table(folder: Path) -> str:
+    """Share of every stage that moves with the picture, beside random weights and position variance."""
+    run = Measured.read(folder)
+    lines = [
+        "| layer | all tokens | random weights | at least one token from the border | random weights | position variance |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layer in run.meta["layers"]:
+        cells = []
+        for where in ("all", "margin_1"):
+            key = f"{layer}/equivariance/{where}"
+            cells += [str(run.estimate(f"test/{key}")), run.random(key, seeded=True)]
+        lines.append(f"| {layer} | {' | '.join(cells)} | {run.estimate(f'test/{layer}/r_pos/all')} |")
+    return "\n".join([*lines, "", f"n = {run.tested()} scenes at 512 px, moved by 64 px. 1 is exact."])
 
 
 @cache
@@ -455,6 +472,7 @@ PLAN = Plan(
         "repair": (("mitigations",), repair),
         "role": (("role",), role_table),
         "later": (("later",), later_table),
+        "equivariance": (("equivariance",), equivariance_table),
         "origin": (("controls",), origin),
         "speed": (("bench",), speed),
         "mitigations": (("mitigations",), mitigation_tables),
@@ -480,6 +498,7 @@ PLAN = Plan(
         "docs/benchmarks.md",
         "docs/mitigations.md",
         "docs/role.md",
+        "docs/equivariance.md",
         "docs/methods.md",
         "assets/demo/README.md",
     ),
