@@ -68,6 +68,7 @@ def test_pairs_have_keypoints_and_few_photographs_need_no_split(launch, tmp_path
         launch("probe=explore", "images.limit=3", "mitigation=standardize", folder="none")
 
 
+@pytest.mark.slow
 def test_statistics_keep_tokens_of_two_images_unless_told_not_to(launch, configure, tmp_path, capsys, monkeypatch) -> None:
     given = ["probe=statistics", "images.limit=70", "images.size=192", "block=up_1", "twins=0"]
     run = launch(*given)

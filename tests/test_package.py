@@ -81,5 +81,5 @@ def test_the_readmes_examples_run_from_a_wheel_away_from_the_checkout(example: s
     assert re.search(r"[(\[]2, (128, 4, 4|2, 64, 8, 8)[)\]]|95 % intervals over \d+ ", printed)
 
 
-def test_there_are_six_examples() -> None:
-    assert len(EXAMPLES) == 6
+def test_there_are_seven_examples() -> None:
+    assert len(EXAMPLES) == 7

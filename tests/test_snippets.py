@@ -239,6 +239,8 @@ PRINTED = {
     "match(grid[a]": "95 % intervals over 24 pictures.",
     "PositionMean(": "torch.Size([2, 128, 4, 4])",
     "random_pipeline(": "torch.Size([2, 2, 64, 8, 8])",
+    "sd.predict(": "torch.Size([8, 64, 8, 8]) tensor(",
+    "sdprobe.explore(": "",
     "DiTTransformer2DModel(": "95 % intervals over 12 test photographs.",
 }
 

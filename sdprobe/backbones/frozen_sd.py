@@ -19,7 +19,7 @@ from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
 from sdprobe.backbones.loading import Components, load, vae_dtype
 from sdprobe.backbones.noise import Cut, FlowSchedule, NoiseSchedule
-from sdprobe.backbones.padding import check_padding, check_sides, set_padding
+from sdprobe.backbones.padding import check_padding, check_sides, convolutions, set_padding
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
@@ -319,7 +319,8 @@ class FrozenSD:
             'zeros'
         """
         before = self.padding
-        inside = [] if where is None else self.u_net().modules_of(where)
+        modules = [] if where is None else self.u_net().modules_of(where)
+        inside = [module for module in modules if any(convolutions(module))]
         if where is None:
             self._pad(mode)
         for module in inside:

@@ -267,7 +267,7 @@ class Measurement:
 
         Probes that measure something else keep tokens of few layers of the measured network, and none in a sweep.
         """
-        cfg, shapes = self.cfg, dict(self.data.shapes)
+        cfg, shapes = self.cfg, {name: shape for name, shape in self.data.shapes.items() if not is_energy_control(name)}
         self._left_out: list[str] = []
         megabytes = OmegaConf.select(cfg, "report.megabytes", default=MEGABYTES)
         if self._explores:

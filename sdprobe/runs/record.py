@@ -116,8 +116,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(settings, dict)
     # a setting that is null changes nothing, so that a new one leaves the hashes of older runs as they are
     result = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH and value is not None}
-    if not result["datamodule"].get("inside"):
-        result["datamodule"].pop("inside", None)  # runs of older versions did not have it
+    if not result.get("datamodule", {}).get("inside", True):
+        del result["datamodule"]["inside"]  # runs of older versions did not have it
     for name in ("callbacks", *DEVICES):
         result["trainer"].pop(name, None)
     # a list, because their order matters and digests sort dictionaries

@@ -45,6 +45,7 @@ def check(run: Any) -> None:
     assert tested and tested == other
 
 
+@pytest.mark.slow
 def test_controls_stand_beside_their_mitigation_and_change_nothing(
     launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from sdprobe.metrics.channel_energy import ChannelEnergy
 from sdprobe.metrics.clusters import ClusterMetric
 from sdprobe.metrics.corner_similarity import CornerSimilarity
 from sdprobe.metrics.depth_error import DepthError
+from sdprobe.metrics.equivariance import ShiftEquivariance
 from sdprobe.metrics.flip_attribution import FlipAttribution
 from sdprobe.metrics.folds import FOLDS, FoldMetric, folds_of, pseudovalues
 from sdprobe.metrics.gains import paired_gains
@@ -158,6 +159,12 @@ REPORTING = {
 }
 ALL = {
     **REPORTING,
+    "ShiftEquivariance": Case(
+        lambda _: ShiftEquivariance(SIDE, SIDE, 1, PHOTOS),
+        lambda metric, index, data: metric.update(
+            data.grid[index], data.grid[index].roll((-1, -1), (-2, -1)), torch.zeros(CHANNELS), data.photo[index]
+        ),
+    ),
     "TokenMeans": Case(
         lambda _: TokenMeans(CHANNELS),
         lambda metric, index, data: metric.update(data.grid[index], data.masks["high_norm"][index]),

@@ -50,7 +50,8 @@ def test_the_table_names_settings_that_exist_and_lets_their_defaults_pass(sectio
 def test_a_wrong_value_is_refused_by_the_command_line_with_the_name_that_was_typed(section: str, name: str) -> None:
     group, _, choice = section.partition("=")
     choice = choice or next((chosen for chosen, given in choices(section).items() if name in given), "")
-    probe = {"pairs": "correspondence", "grids": "statistics"}.get(choice, "position")
+    probes = {"pairs": "correspondence", "grids": "statistics", "explore": "explore", "windows": "equivariance", "role": "role"}
+    probe = probes.get(choice, "position")
     wanted = {"probe": [f"probe={choice}"], "datamodule": [f"probe={probe}"]}.get(group, [f"{group}={choice}"])
     if group not in (*GROUPS, *NODES):
         wanted = [f"mitigation={group}"]
