@@ -42,7 +42,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|pathlib|omegaconf|datasets|io|os)\..*"),
     ("py:class", r"Tensor|ndarray|Figure|nn\..*"),  # of libraries, as annotations call them
     ("py:class", r"jaxtyping\..*|'.*'"),  # Float[Tensor, "b c h w"] and its shape
-    ("py:class", r".*\.(Batch|Item|Part|Piece|Value|Step)"),  # type variables
+    ("py:class", r".*\.(Batch|Item|Name|Network|Part|Piece|Value|Step)"),  # type variables
+    ("py:class", r".*\.frozen_sd\.Transform"),  # a protocol of maps
     ("py:data", r".*\b[A-Z_]+|Images"),  # constants have comments, no docstrings
 ]
 

@@ -119,7 +119,7 @@ class NoiseSchedule:
     def target(
         self, latents: Float[Tensor, "b c h w"], timestep: int, ids: Sequence[str], seed: int = 0, draw: int = 0
     ) -> Float[Tensor, "b c h w"]:
-        """What the network is trained to predict from :meth:`__call__` of the same arguments, float32.
+        """What the network is trained to predict from the noisy latents of the same arguments, float32.
 
         It is the noise ε (``epsilon``), the velocity √ᾱ_t · ε − √(1 − ᾱ_t) · z (``v_prediction``; Salimans & Ho 2022) or the
         clean latent z (``sample``).
