@@ -1,6 +1,6 @@
 """GridDataModule: images → GridBatches of whole grids, for statistics without training. Data path steps 1 to 6."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from jaxtyping import Bool
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datamodules.base import StreamDataModule, StreamOptions
 from datamodules.images.source import ImageSource
+from datamodules.latents import LatentStore
 from datamodules.loaders import GridLoader
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.splits import split_by_photo
@@ -34,6 +35,17 @@ def measured_split(images: ImageSource, splits: str, seed: int, least: int) -> d
             f"token. Use about {-(-least * len(images) // max(measured, 1))} images or more."
         )
     return found
+
+
+def twice_encoded(store: LatentStore, stores: Sequence[LatentStore], split: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Entries of ``describe()`` where the measured images are encoded in a second view; ``stores`` are those of all views."""
+    used = list(dict.fromkeys([*split["fit"], *split["test"]]))  # without a fit split some are in both
+    encoded, shard = sum(each.encoded for each in stores), Processes.current().shard
+    return {
+        "dataset_fingerprint": store.fingerprint(used),
+        "skipped": [name for each in stores for name in each.skipped],
+        "latents": {"reused": len(shard(used)) + len(shard(split["test"])) - encoded, "encoded": encoded},
+    }
 
 
 class GridDataModule(StreamDataModule):
@@ -129,16 +141,14 @@ class GridDataModule(StreamDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return the description of :class:`~datamodules.base.StreamDataModule`, with cropped images and the margin."""
-        used = list(dict.fromkeys([*self.split["fit"], *self.split["test"]]))  # without a fit split some are in both
         stores = [self.store, self.views[1].store]
-        encoded = sum(store.encoded for store in stores)
-        shard = Processes.current().shard
-        return super().describe() | {
-            "dataset_fingerprint": self.store.fingerprint(used),
-            "skipped": [name for store in stores for name in store.skipped],
-            "latents": {"reused": len(shard(used)) + len(shard(self.split["test"])) - encoded, "encoded": encoded},
-            "margin": self.margin,
-        }
+        return (
+            super().describe()
+            | twice_encoded(self.store, stores, self.split)
+            | {
+                "margin": self.margin,
+            }
+        )
 
     def _encode(self) -> None:
         """Encode all images, and the measured ones cropped."""

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from datamodules.base import StreamDataModule, StreamOptions
-from datamodules.grids import measured_split
+from datamodules.grids import measured_split, twice_encoded
 from datamodules.images.source import ImageSource
 from datamodules.loaders import GridLoader, PairLoader
 from sdprobe.backbones import FrozenSD
 from sdprobe.tokens.views import View
 from sdprobe.utilities import settings
-from sdprobe.utilities.distributed import Processes
 from sdprobe.utilities.errors import InputError
 
 
@@ -95,15 +94,13 @@ class WindowDataModule(StreamDataModule):
     def describe(self) -> dict[str, Any]:
         """Return the description of :class:`~datamodules.base.StreamDataModule`, with the windows and the shift."""
         stores = [self.store, self.first.store, self.second.store]
-        used = list(dict.fromkeys([*self.split["fit"], *self.split["test"]]))  # without a fit split some are in both
-        encoded = sum(store.encoded for store in stores)
-        shard = Processes.current().shard
-        return super().describe() | {
-            "dataset_fingerprint": self.store.fingerprint(used),
-            "skipped": [name for store in stores for name in store.skipped],
-            "latents": {"reused": len(shard(used)) + len(shard(self.split["test"])) - encoded, "encoded": encoded},
-            "shift": self.shift,
-        }
+        return (
+            super().describe()
+            | twice_encoded(self.store, stores, self.split)
+            | {
+                "shift": self.shift,
+            }
+        )
 
     def _encode(self) -> None:
         """Encode the windows, and the whole images that mitigations are fitted on."""

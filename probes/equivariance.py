@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from torch import nn
 
 from probes.base import Data, Probe, Shapes
-from probes.statistics import Sized
+from probes.statistics import Sized, whole_tokens
 from sdprobe.estimators.scores import entry
 from sdprobe.metrics.equivariance import ShiftEquivariance
 from sdprobe.metrics.folds import FOLDS, require_images, with_interval
@@ -16,7 +16,6 @@ from sdprobe.metrics.layer_tokens import LayerTokens, TokenMeans
 from sdprobe.metrics.position_variance import PositionVariance
 from sdprobe.tokens.batch import GridBatch
 from sdprobe.tokens.keys import qualified, select
-from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
 
 
@@ -58,7 +57,7 @@ class EquivarianceProbe(Probe):
     def __init__(self, shapes: Shapes, photos: int, data: Data, size: int = 512, shift: int = 64) -> None:
         super().__init__(shapes, data)
         self.automatic_optimization, self.fitting = False, "fit mean tokens"
-        self.shifts = {layer: _tokens(layer, shift, size, h) for layer, (_, h, _) in shapes.items()}
+        self.shifts = {layer: _shift(layer, shift, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({entry(layer): TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
         self.scores = nn.ModuleDict(
             {entry("test", layer): ShiftEquivariance(h, w, self.shifts[layer], photos) for layer, (_, h, w) in shapes.items()}
@@ -107,14 +106,9 @@ class EquivarianceProbe(Probe):
         return cast(PositionVariance, self.measures[entry(layer)])
 
 
-def _tokens(layer: str, shift: int, size: int, side: int) -> int:
+def _shift(layer: str, shift: int, size: int, side: int) -> int:
     """The shift in tokens of a grid of ``side`` tokens."""
-    settings.check("datamodule", shift=shift)
-    if shift * side % size:
-        raise InputError(
-            f"Expected datamodule.shift to be a whole number of tokens in layer {layer} ({size // side} pixels each), "
-            f"but got {shift} pixels. Use a multiple of 64, or leave this layer out."
-        )
+    tokens = whole_tokens("shift", shift, layer, size, side)
     if shift >= size:
         raise InputError(f"Expected datamodule.shift to be less than images.size, {size}, but got {shift}. Use a smaller one.")
-    return shift * side // size
+    return tokens

@@ -92,7 +92,7 @@ class StatisticsProbe(Probe):
         settings.check("probe", pictured=pictured)
         self.automatic_optimization, self.fitting = False, "fit mean tokens"
         self.size, self.pictured, self.seed = size, pictured, seed
-        self.margins = {layer: _tokens(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
+        self.margins = {layer: _margin(layer, margin, size, h) for layer, (_, h, _) in shapes.items()}
         self.fitted = nn.ModuleDict({layer: TokenMeans(channels) for layer, (channels, _, _) in shapes.items()})
         self.cka = nn.ModuleDict()  # between the layers of each noise level
         self.pictures = Pictures(token)
@@ -199,15 +199,24 @@ class StatisticsProbe(Probe):
         return self.data.test_dataloader()[view].images
 
 
-def _tokens(layer: str, margin: int, size: int, side: int) -> int:
-    """The margin in tokens of a grid of ``side`` tokens."""
-    settings.check("datamodule", margin=margin)
-    if margin * side % size:
+def whole_tokens(name: str, pixels: int, layer: str, size: int, side: int) -> int:
+    """Pixels in tokens of a grid of ``side`` tokens, for the setting ``datamodule.NAME`` and images of ``size`` pixels.
+
+    Raises:
+        InputError: they are not a whole number of tokens.
+    """
+    settings.check("datamodule", **{name: pixels})
+    if pixels * side % size:
         raise InputError(
-            f"Expected datamodule.margin to be a whole number of tokens in layer {layer} ({size // side} pixels each), "
-            f"but got {margin} pixels. Use a multiple of 64, or leave this layer out."
+            f"Expected datamodule.{name} to be a whole number of tokens in layer {layer} ({size // side} pixels each), "
+            f"but got {pixels} pixels. Use a multiple of 64, or leave this layer out."
         )
-    tokens = margin * side // size
+    return pixels * side // size
+
+
+def _margin(layer: str, margin: int, size: int, side: int) -> int:
+    """The margin in tokens of a grid of ``side`` tokens."""
+    tokens = whole_tokens("margin", margin, layer, size, side)
     left = side - 2 * tokens
     if left < MIN_SIDE:
         raise InputError(

@@ -81,17 +81,22 @@ def _parts(pipe: Any) -> Mapping[str, Any]:
             f"Expected a pipeline whose U-Net works alone, but {kind} has {other[0]}, which changes what it computes. "
             "Use the pipeline without it."
         )
-    if getattr(parts["unet"], "encoder_hid_proj", None) is not None:
+    check_adapters(parts["unet"], parts["vae"])
+    return parts
+
+
+def check_adapters(network: nn.Module, vae: nn.Module) -> None:
+    """Raises InputError if an IP-Adapter conditions the network, or the VAE encodes tiles."""
+    if any(getattr(network, name, None) is not None for name in ("encoder_hid_proj", "image_proj")):
         raise InputError(
             "Expected a pipeline that is conditioned on text alone, but it has an IP-Adapter. "
             "Call pipe.unload_ip_adapter() first."
         )
-    if parts["vae"].use_tiling:
+    if vae.use_tiling:
         raise InputError(
             "Expected pipe.vae to encode whole images, but it encodes tiles, whose latents differ at the seams. "
             "Call pipe.vae.disable_tiling() first."
         )
-    return parts
 
 
 def check_network(name: str, network: nn.Module) -> None:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
 from sdprobe.backbones.families import FAMILIES, Conditions, Family, family_of
 from sdprobe.backbones.loading import Components, vae_dtype
 from sdprobe.backbones.noise import alphas_of
-from sdprobe.backbones.pipelines import borrowed, check_network, shell_of
+from sdprobe.backbones.pipelines import borrowed, check_adapters, check_network, shell_of
 from sdprobe.backbones.transformer import FrozenTransformer
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.utilities.errors import InputError
@@ -146,13 +146,4 @@ def _check_parts(kind: str, family: Family, parts: dict[str, Any]) -> None:
     devices = {str(next(parts[name].parameters()).device) for name in networks}
     if len(devices) > 1:
         raise InputError(f"Expected the parts of pipe on one device, but they are on {', '.join(sorted(devices))}. Move them.")
-    if any(getattr(parts["transformer"], name, None) is not None for name in ("encoder_hid_proj", "image_proj")):
-        raise InputError(
-            "Expected a pipeline that is conditioned on text alone, but it has an IP-Adapter. "
-            "Call pipe.unload_ip_adapter() first."
-        )
-    if parts["vae"].use_tiling:
-        raise InputError(
-            "Expected pipe.vae to encode whole images, but it encodes tiles, whose latents differ at the seams. "
-            "Call pipe.vae.disable_tiling() first."
-        )
+    check_adapters(parts["transformer"], parts["vae"])

@@ -38,8 +38,8 @@ CAPTION = (
     "Change of the squared error of the prediction, in percent of the error without the edit. ceiling: the grid replaced by "
     "its spatial mean. share: change divided by that of the ceiling. 4×4, 8×8: error averaged over squares of so many cells. "
     "moved: squared distance of the outputs with and without the edit, divided by the squared norm of the latter. shuffled "
-    "map: the mean map of positions in a random order. random energy: as much energy removed per image along random "
-    f"directions. Where the interval of the ceiling holds 0, {UNSEEN}, and its edits are not interpreted."
+    "map: the mean map of positions in a random order. "
+    f"Where the interval of the ceiling holds 0, {UNSEEN}, and its edits are not interpreted."
 )
 LATER = (
     "ρ = (accuracy with the edit − chance) / (accuracy without − chance), of a position head in 8 bins that is fitted anew "
