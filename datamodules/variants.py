@@ -39,10 +39,13 @@ class Variant:
         return variant(layer, self.label)
 
     def describe(self, size: int) -> dict[str, Any]:
-        """Return names of the steps, cost per image in passes of the plain image, and descriptions of the fits, by layer."""
+        """Return names and options of the steps, cost per image in passes of the plain image, and descriptions of the fits, by
+        layer."""
         views = self.extraction.passes(size) if self.extraction else (View(),)
+        steps = [step for step in (self.extraction, *self.mitigations, self.saved) if step]
         return {
-            "steps": [type(step).__name__ for step in (self.extraction, *self.mitigations, self.saved) if step],
+            "steps": [type(step).__name__ for step in steps],
+            "options": [dict(step.options) for step in steps],
             "passes": sum(((size + 2 * view.margin) / size) ** 2 for view in views),
             "fits": {layer: [fit.describe() for fit in chain.maps] for layer, chain in self.fitted.items()},
         }

@@ -3,6 +3,7 @@
 After training, the probe is tested once more, on the photographs of the validation split. No number of the test depends on it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,15 @@ def bounded(cfg: DictConfig, data: Any) -> dict[str, float]:
             f"Expected position_run to have the mitigations {_spoken(wanted)}, as this run has, but got {_spoken(measured)}. "
             "Measure position with the same mitigation= and datamodule.compare=."
         )
+    for label, described in data.mitigations.describe(size).items():
+        other = (run.meta.get("mitigations") or {}).get(label, {})
+        if SAVED in described["steps"] or "options" not in other:  # runs of older versions do not record options
+            continue
+        if json.dumps(other["options"]) != json.dumps(described["options"]):
+            raise InputError(
+                f"Expected position_run to have the options {json.dumps(described['options'])} of mitigation {label}, as this "
+                f"run has, but got {json.dumps(other['options'])}. Measure position with the same settings."
+            )
     ends: dict[str, float] = {}
     for cell in data.layers:
         value, _, high = run.estimate("test", cell, POSITION)
