@@ -129,7 +129,7 @@ def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launc
 def test_a_bound_was_measured_with_the_same_options_of_mitigations(launch: Launch, tmp_path: Path) -> None:
     launch("images.size=64", "mitigation=position_mean", "mitigation.position_mean.gamma=0.5", folder="position")
     limits = [f"position_run={tmp_path / 'position'}", "position_bound=1", "mitigation=position_mean"]
-    with pytest.raises(UserError, match=r'Expected position_run to have the options .*"gamma": 1\.0.*, but got .*"gamma": 0\.5'):
+    with pytest.raises(UserError, match=r'to have the options .*"gamma": 1\.0.*, but got .*"gamma": 0\.5'):
         launch(*PAIRS, "choose=layer", *limits, small=False, folder="none")
 
 
