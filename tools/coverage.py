@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from sdprobe.metrics.credibility import RISKS, corner_risk, credibility, credibility_report, larger_risk, with_clipped
 from sdprobe.metrics.flip_attribution import FlipAttribution
@@ -137,6 +137,96 @@ def kept(kind: str, candidates: int) -> Simulation:
 def unpaired(generator: Generator, n: int) -> bool:
     """Two sets of photographs of different size and spread."""
     return held(independent_interval(generator.normal(0, 1, n), generator.normal(0, 2, 2 * n)), 0.0)
+
+
+# --- Edits inside the network, and windows ---------------------------------------------------------------------------
+
+
+def lognormal(generator: Generator, n: int, tail: float) -> np.ndarray:
+    """Positive numbers with mean 1, whose logarithms have the standard deviation ``tail``."""
+    return np.exp(tail * generator.normal(size=n) - tail**2 / 2)
+
+
+def quotient(part: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a share of the ceiling and of ρ: Σ part / Σ whole, where the terms of both may be negative."""
+    without = (part.sum() - part) / (whole.sum() - whole)
+    return mean_interval(jackknife_pseudovalues(part.sum() / whole.sum(), without))
+
+
+def loss_change(truth: float, tail: float) -> Simulation:
+    """Change of the loss of photographs that differ in loss (log-normal, .5), in effect (log-normal, ``tail``) and in noise."""
+
+    def world(generator: Generator, n: int) -> bool:
+        plain = lognormal(generator, n, 0.5)
+        change = plain * (truth * lognormal(generator, n, tail) + 0.1 * generator.normal(size=n))
+        return held(mean_interval(ratio_pseudovalues(change, plain)), truth)
+
+    return world
+
+
+def displacement(tail: float) -> Simulation:
+    """Displacement of the output, log-normal over photographs, in shares of outputs of different size (gamma 4)."""
+
+    def world(generator: Generator, n: int) -> bool:
+        size = generator.gamma(4, 0.25, n)
+        return held(positive_interval(ratio_pseudovalues(0.1 * size * lognormal(generator, n, tail), size)), 0.1)
+
+    return world
+
+
+def ceiling_share(spread: float, truth: float, skewed: bool = False) -> Simulation:
+    """Share of a ceiling whose effects have this standard deviation over photographs, and the mean 1.
+
+    Only data sets count whose ceiling has an interval above 0: others are drawn again.
+    """
+
+    def world(generator: Generator, n: int) -> bool:
+        while True:
+            most = generator.gamma(spread**-2, spread**2, n) if skewed else generator.normal(1, spread, n)
+            part = truth * most + 0.2 * spread * generator.normal(size=n)
+            if mean_interval(ratio_pseudovalues(most, 10 * lognormal(generator, n, 0.3)))[0] > 0:
+                return held(quotient(part, most), truth)
+
+    return world
+
+
+def rebuilt(accuracy: float, truth: float, alike: float = 0.1, tokens: int = 64) -> Simulation:
+    """ρ of heads with this accuracy without an edit; photographs that are easy without it tend to be easy with it.
+
+    Only data sets count whose accuracy is above chance by its interval: others are drawn again.
+    """
+    null, shape = 0.125, 1 / alike - 1
+    rates = np.array([[null + truth * (accuracy - null)], [accuracy]])
+
+    def world(generator: Generator, n: int) -> bool:
+        while True:
+            ease = 0.7**0.5 * generator.normal(size=n) + 0.3**0.5 * generator.normal(size=(2, n))
+            right = special.betaincinv(rates * shape, (1 - rates) * shape, special.ndtr(ease))
+            edited, plain = generator.binomial(tokens, right) / tokens
+            if share_interval(plain)[0] > null:
+                return held(quotient(edited - null, plain - null), truth)
+
+    return world
+
+
+def equivariance(unmoved: float, tail: float) -> Simulation:
+    """1 − share; windows of photographs that differ in variance (gamma 4), and in the share of it that does not move."""
+
+    def world(generator: Generator, n: int) -> bool:
+        spread = generator.gamma(4, 0.25, n)
+        return held(positive_interval(ratio_pseudovalues(unmoved * spread * lognormal(generator, n, tail), spread)), unmoved)
+
+    return world
+
+
+def signal_to_noise(tail: float) -> Simulation:
+    """PSNR, whose interval is that of the error in squared ranges, transformed; ranges and errors differ (gamma 4)."""
+
+    def world(generator: Generator, n: int) -> bool:
+        ranges, spread = generator.gamma(4, 0.25, (2, n))
+        return held(positive_interval(ratio_pseudovalues(spread * lognormal(generator, n, tail), 100 * ranges)), 0.01)
+
+    return world
 
 
 # --- Random networks × photographs -----------------------------------------------------------------------------------
@@ -389,6 +479,21 @@ LEVELS = (
         "the best of several layers is not called worse", 0.95, (6, 8, 16, 32, 88),
         {f"{kind}, {k} candidates": kept(kind, k) for kind in ("normal", "skewed", "shares") for k in (2, 3, 11, 40)},
     ),
+    Level("change of the prediction loss", 0.95, (12, 32, 64), {f"Δ {d}": loss_change(d, 0.5) for d in (0.0, 0.2, 3.0)}),
+    Level("displacement of the prediction", 0.95, (12, 32, 64), {"log-normal .5": displacement(0.5)}),
+    Level(
+        "share of the ceiling, where it has one", 0.95, (12, 32, 64),
+        {f"sd {sd}": ceiling_share(sd, 0.2, sd == 1.0) for sd in (0.5, 1.0, 2.0)},
+    ),
+    Level(
+        "re-emergence ρ, where it has one", 0.95, (12, 32, 64),
+        {f"accuracy {a}, ρ {rho}": rebuilt(a, rho) for a, rho in ((0.57, 0.0), (0.9, 0.5), (0.9, 1.0), (0.2, 0.5))},
+    ),
+    Level(
+        "shift equivariance", 0.95, (12, 32, 64),
+        {f"unmoved {u}, {t}": equivariance(u, t) for u, t in ((0.5, 0.3), (0.01, 0.5))},
+    ),
+    Level("PSNR of shift equivariance", 0.95, (12, 32, 64), {"log-normal .3": signal_to_noise(0.3)}),
     Level("contrast between different photographs", 0.95, (6, 8, 32), {"different spread": unpaired}),
     *(
         Level(
@@ -423,6 +528,10 @@ LEVELS = (
     Level("any star, 57 comparisons", 0.05, (32,), {"correlation .5": family(57, 0.5)}),
     Level("star of a mean over pairs", 0.05, (6, 8, 12, 88), {kind: pictures_test(kind) for kind in PAIRS}, "pictures"),
 )  # fmt: skip
+HEAVY = Level(
+    "change and displacement of the prediction, few photographs with most of it (log-normal 1)", 0.95, (12, 32, 64),
+    {"Δ .2": loss_change(0.2, 1.0), "Δ 3": loss_change(3.0, 1.0), "displacement": displacement(1.0)},
+)  # fmt: skip
 POWER = Level("power at 1.5 sd, 23 mitigations", 1.0, (6, 8, 10, 16), {"correlation .5": family(23, 0.5, effect=1.5)})
 SKEWED = Level(
     "any star, skewed differences (gamma 4, not exchangeable)",
@@ -435,7 +544,7 @@ SKEWED = Level(
 def table(repeats: int = 1000) -> str:
     """Markdown table: nominal level and simulated level in the worst scenario, for every interval and test and each n."""
     lines = ["| interval or test | nominal | n | simulated, worst scenario |", "|---|---|---|---|"]
-    for level in (*LEVELS, SKEWED, POWER):
+    for level in (*LEVELS, HEAVY, SKEWED, POWER):
         found = {n: level.simulated(n, repeats) for n in level.sizes}
         worst = min if level.nominal > 0.5 else max
         shown = [f"{worst(worlds.values()):.3f}".removeprefix("0") for worlds in found.values()]

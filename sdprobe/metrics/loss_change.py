@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from sdprobe.metrics.grid_accuracy import GridAccuracy
-from sdprobe.metrics.intervals import jackknife_pseudovalues, mean_interval, ratio_pseudovalues, units_of, with_ends
+from sdprobe.metrics.intervals import (
+    jackknife_pseudovalues,
+    mean_interval,
+    positive_interval,
+    ratio_pseudovalues,
+    units_of,
+    with_ends,
+)
 from sdprobe.metrics.sums import SumMetric
 from sdprobe.tokens.geometry import border_groups
 from sdprobe.tokens.keys import PARTITION
@@ -16,6 +23,7 @@ BANDS = {"band_4": 4, "band_8": 8}  # side in cells of the squares over which th
 WHERE = ("all", *PARTITION, *BANDS)
 CHANGE, DISPLACEMENT, SHARE, LOSS = "loss_change", "displacement", "ceiling_share", "prediction_loss"
 REEMERGENCE, ACCURACY = "reemergence", "binned_accuracy"
+POSITIVE = (DISPLACEMENT, LOSS)  # never negative
 
 
 def squared_errors(predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
@@ -130,10 +138,14 @@ def reemergence(edited: GridAccuracy, plain: GridAccuracy, chance: float) -> Flo
 
 
 def reported(values: dict[str, Float[np.ndarray, " photos"]]) -> dict[str, float]:
-    """Mean of pseudo-values by name, with ``/ci_low``, ``/ci_high`` and ``/n`` (photographs)."""
+    """Mean of pseudo-values by name, with ``/ci_low``, ``/ci_high`` and ``/n`` (photographs).
+
+    The ends of ``displacement`` and ``prediction_loss``, which are never negative, are those of :func:`positive_interval`.
+    """
     found: dict[str, float] = {}
     for name, column in values.items():
         if np.isfinite(column).any():
-            low, high = mean_interval(column)
+            interval = positive_interval if name.partition("/")[0] in POSITIVE else mean_interval
+            low, high = interval(column)
             found |= with_ends(name, np.nanmean(column), low, high) | {f"{name}/n": int(units_of(column))}
     return found

@@ -31,6 +31,7 @@ from sdprobe.tokens.keys import label_of, steps_of, timestep_of, unmitigated, va
 Estimate = tuple[float | None, float | None, float | None]  # a number and the ends of its interval
 CEILING, SHUFFLED, RANDOM = "ceiling", "shuffled_position", "random_energy"
 UNSEEN = "the loss does not see this layer"
+SINGLE = "one token, which is its own mean"
 REBUILT = 0.5  # ρ from which position counts as rebuilt
 PANELS = 12
 ACCURACY = "binned_accuracy"
@@ -43,8 +44,9 @@ CAPTION = (
 )
 LATER = (
     "ρ = (accuracy with the edit − chance) / (accuracy without − chance), of a position head in 8 bins that is fitted anew "
-    "with the edit. 0: position is gone. 1: it is as readable as without the edit. A dash: accuracy without the edit is not "
-    "above chance by its interval. first: the first later layer with ρ ≥ ½."
+    "with the edit; sides of fewer tokens have a bin per token. 0: position is gone. 1: it is as readable as without the edit. "
+    "A dash: a layer before the edit, or one whose accuracy without the edit is not above chance "
+    "by its interval. first: the first later layer with ρ ≥ ½."
 )
 
 
@@ -52,6 +54,13 @@ def seen(run: Run, layer: str) -> bool:
     """Whether the loss sees a layer: its ceiling has an interval, which does not hold 0."""
     _, low, high = run.estimate(CEILING, unmitigated(layer), CHANGE)
     return low is not None and high is not None and not low <= 0 <= high
+
+
+def unseen(run: Run, layer: str) -> str:
+    """Why edits of a layer that is not seen are not interpreted."""
+    if list(run.meta.get("shapes", {}).get(layer, ()))[1:] == [1, 1]:
+        return SINGLE
+    return UNSEEN if run.estimate(CEILING, layer, CHANGE)[1] is not None else "too few photographs for an interval"
 
 
 def edits_of(run: Run, layer: str) -> list[str]:
@@ -72,7 +81,10 @@ def loss_table(run: Run) -> Table:
     for layer in run.bases:
         if not seen(run, layer):
             shown.add_row(
-                layer, f"ceiling: {UNSEEN}", _percent(run.value(CEILING, layer, CHANGE)), _half(run, CEILING, layer, CHANGE)
+                layer,
+                f"ceiling: {unseen(run, layer)}",
+                _percent(run.value(CEILING, layer, CHANGE)),
+                _half(run, CEILING, layer, CHANGE),
             )
             shown.add_section()
             continue
@@ -158,7 +170,7 @@ def over_layers(run: Run) -> Figure:
     note: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": style.SMALL, "color": style.GREY}
     for place, layer in enumerate(run.bases):
         if not seen(run, layer):
-            axes[1].text(place, 0, "not seen by the loss", **note)
+            axes[1].text(place, 0, "not seen by the loss" if unseen(run, layer) == UNSEEN else "no ceiling", **note)
     style.least_span(axes[1], 10)
     style.legend(figure, *axes[0].get_legend_handles_labels())
     style.name_layers(axes[-1], run.axis)
@@ -173,12 +185,13 @@ def reemergence(run: Run) -> Figure:
     columns = min(2, len(layers))
     rows = -(-len(layers) // columns)
     figure, axes = style.panels(rows, columns, 5.5 * columns, 2.6 * rows + 1.5, sharex=True, sharey=True)
+    points = len(later) < style.FEW  # alike in all panels, though fewer layers are left after a deep edit
     for axis, layer in zip(axes.flat, layers, strict=False):
         for index, edit in enumerate(edits_of(run, layer)):
             for condition in ("test", RANDOM):
-                _draw(axis, _later(run, condition, edit, later), condition, label_of(edit), index)
+                _draw(axis, _later(run, condition, edit, later), condition, label_of(edit), index, points=points)
         values, low, high = np.array(_later(run, CEILING, layer, later), dtype=float).T
-        style.curve(axis, values, low, high, False, label="ceiling", color=style.GREY, ls="--", marker="s")
+        style.curve(axis, values, low, high, False, points, label="ceiling", color=style.GREY, ls="--", marker="s")
         axis.axhline(REBUILT, color=style.DARK, ls=":", lw=0.8)
         axis.set_title(f"edited: {of_layer(layer)}", fontsize=style.NORMAL, loc="left")
         axis.grid(axis="y", alpha=0.3)
@@ -198,12 +211,14 @@ def reemergence(run: Run) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, found: Sequence[Estimate], condition: str, label: str, index: int, scale: float = 1) -> None:
+def _draw(
+    axis: Axes, found: Sequence[Estimate], condition: str, label: str, index: int, scale: float = 1, points: bool | None = None
+) -> None:  # fmt: skip
     """Draw a curve of an edit, or of its random directions of equal energy."""
     kind, text = style.series(index), _steps(label)
     if condition == RANDOM:
         kind, text = {"color": kind["color"], "ls": ":", "marker": "x", "main": False}, f"{text}, random energy"
-    style.curve(axis, *(scale * np.array(found, dtype=float).T), label=text, **kind)
+    style.curve(axis, *(scale * np.array(found, dtype=float).T), points=points, label=text, **kind)
 
 
 def _later(run: Run, condition: str, name: str, later: Sequence[str]) -> list[Estimate]:

@@ -85,19 +85,21 @@ def curve(
     low: Sequence[float] = (),
     high: Sequence[float] = (),
     main: bool = True,
+    points: bool | None = None,
     **style: Any,
 ) -> None:  # fmt: skip
     """Draw a number over layers with its intervals, NaN where there is none; nothing if it was not measured.
 
     Fewer than :data:`FEW` measured layers are points with error bars, side by side with those of other curves of the axis, and
     a horizontal line without a marker. More are a line with a band, which is paler if the curve is not a ``main`` one.
+    ``points`` chooses one of the two, so that panels of a figure can be alike.
     """
     measured = np.isfinite(np.array(values, dtype=float))
     if not measured.any():
         return
     places = np.arange(len(values), dtype=float)
     ends = np.array([low, high], dtype=float) if len(low) else np.full((2, len(values)), np.nan)
-    if measured.sum() >= FEW:
+    if not (measured.sum() < FEW if points is None else points):
         [line] = axis.plot(places, values, **({"ms": 3.5, "lw": 1.4} | style))
         if np.isfinite(ends).any():
             axis.fill_between(places, *ends, color=line.get_color(), alpha=0.15 if main else 0.06, lw=0)

@@ -51,6 +51,23 @@ def test_a_layer_that_the_loss_does_not_see_has_no_number_but_its_ceiling() -> N
     assert sum("12.34" in line for line in lines) == 1
 
 
+def test_a_layer_without_a_ceiling_is_not_called_unseen_by_the_loss() -> None:
+    single = fabricated(shapes={layer: [64, 1, 1] if layer.startswith("mid") else [64, 8, 8] for layer in LAYERS})
+    assert "ceiling: one token, which is its own mean" in printed([loss_table(single)], width=200)
+    few = {key: value for key, value in fabricated().metrics.items() if not key.endswith(("ci_low", "ci_high"))}
+    assert "ceiling: too few photographs for an interval" in printed([loss_table(Run(few, fabricated().meta, {}))], width=200)
+
+
+def test_panels_of_later_layers_are_drawn_alike() -> None:
+    later = ["up_0", "up_1", "up_2", "up_3", "conv_out"]
+    run = fabricated(later=later)
+    for name in later:  # five layers after down_0, and two after mid
+        run.metrics.update(estimate(f"ceiling/down_0/reemergence/{name}", 0.5, 0.05))
+    left, right = figures(run)["reemergence"].axes[:2]
+    lines = [line for axis in (left, right) for line in axis.get_lines() if line.get_label() == "ceiling"]
+    assert len(lines) == 2 and lines[0].get_linestyle() == lines[1].get_linestyle() == "--"
+
+
 def test_the_first_later_layer_with_half_of_the_accuracy_is_named() -> None:
     run = fabricated()
     assert first_rebuilt(run, "test", "down_0__leace") == "up_1"

@@ -52,4 +52,4 @@ def test_stars_are_won_where_the_effect_is_there() -> None:
 
 def test_the_table_has_a_row_for_every_level() -> None:
     rows = table(repeats=1).splitlines()
-    assert sum(row.startswith("| ") for row in rows) == 1 + len(LEVELS) + 2
+    assert sum(row.startswith("| ") for row in rows) == 1 + len(LEVELS) + 3
