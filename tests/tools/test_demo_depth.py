@@ -94,12 +94,11 @@ def test_the_command_prints_losses_and_ceilings(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is still in training")
-def test_the_demo_model_uses_its_outer_stages() -> None:
+def test_the_prediction_of_the_demo_model_uses_its_middle() -> None:
     pipe = StableDiffusionPipeline.from_pretrained(DEMO, safety_checker=None, local_files_only=True)
-    found = ceilings.errors(pipe, 128, 12, ["down_0", "mid", "up_3"], timesteps=(261,))
-    down_0, mid, up_3 = ceilings.change(found[0, 1:], np.broadcast_to(found[0, :1], found[0, 1:].shape)).T
-    assert down_0[1] > 3 and up_3[1] > 100
-    assert np.abs(mid).max() < 0.1, "its middle is dead"
+    found = ceilings.errors(pipe, 256, 24, ["mid", "up_0", "up_1", "up_3"], timesteps=(261,))
+    _, low, _ = ceilings.change(found[0, 1:], np.broadcast_to(found[0, :1], found[0, 1:].shape))
+    assert (low > 1).all() and low[-1] > 50  # percent
 
 
 def test_a_cut_skip_connection_is_not_read(unet: UNet2DConditionModel) -> None:

@@ -64,9 +64,7 @@ def write(folder: Path) -> None:
         "sha256": {name: digest(folder / name) for name in WEIGHTS},
     }
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
-    text = TEXT.read_text().format(
-        size=size, side=SIDE_DRAWN, steps=STEPS, guidance=f"{GUIDANCE:g}", recipe=OmegaConf.to_yaml(OmegaConf.load(CONFIG))
-    )
+    text = TEXT.read_text().format(size=size, side=SIDE_DRAWN, steps=STEPS, guidance=f"{GUIDANCE:g}", recipe=CONFIG.read_text())
     card = folder / "README.md"
     old = {match[1]: match[0] for match in BLOCK.finditer(card.read_text())} if card.is_file() else {}
     text = BLOCK.sub(lambda match: old.get(match[1], match[0]), text)

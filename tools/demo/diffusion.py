@@ -149,7 +149,8 @@ class Trainer:
             group["lr"] = rate * (1 - self.done / stage.samples) if stage.get("decay") else rate
         error, misread, unread = losses(self.wrapped, self.schedule, *here)
         self.optimiser.zero_grad()
-        self.fabric.backward(error + self.config.alignment * misread + stage.get("clean", 0.0) * unread)
+        aligned = stage.get("alignment", self.config.alignment)
+        self.fabric.backward(error + aligned * misread + stage.get("clean", 0.0) * unread)
         self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.config.clip)
         self.optimiser.step()
         if stage.get("cut"):
