@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="a diffusers folder")
     parser.add_argument("--against", type=Path, help="another one with the same autoencoder; prints the change of the loss")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="pixels; latents have an eighth")
-    parser.add_argument("--count", type=int, default=48, help="pictures per size")
+    parser.add_argument("--count", type=int, nargs="+", default=[192, 48], help="pictures, of each size or of all sizes")
     parser.add_argument("--layers", nargs="*", help="names of layers instead of all stages")
     parser.add_argument("--prompt", default="")
     options = parser.parse_args(arguments)
@@ -100,13 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in (options.folder, options.against)
     )
     layers = stages(pipe) if options.layers is None else options.layers
-    for size in options.sizes:
-        found = errors(pipe, size, options.count, layers, prompt=options.prompt)
+    counts = options.count * len(options.sizes) if len(options.count) == 1 else options.count
+    if len(counts) != len(options.sizes):
+        parser.error(f"Expected a --count, or one for each of the {len(options.sizes)} sizes, but got {len(counts)}.")
+    for size, count in zip(options.sizes, counts, strict=True):
+        found = errors(pipe, size, count, layers, prompt=options.prompt)
         plain = found[:, :1]
         losses = ", ".join(f"{loss:.4f}" for loss in plain.mean((1, 2)))
-        text = [f"{size} px (latents of {size // pipe.vae_scale_factor}), loss {losses}; {options.count} scenes:"]
+        text = [f"{size} px (latents of {size // pipe.vae_scale_factor}), loss {losses}; {count} scenes:"]
         if other:
-            before = errors(other, size, options.count, (), prompt=options.prompt)
+            before = errors(other, size, count, (), prompt=options.prompt)
             text.append(table([f"loss against {options.against}"], change(plain, before), TIMESTEPS))
         if layers:
             text.append(table(layers, change(found[:, 1:], np.broadcast_to(plain, found[:, 1:].shape)), TIMESTEPS))
