@@ -18,7 +18,6 @@ from sdprobe.runs.record import ROOT, config_hash, digest, source_digest
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json, write_file
 
-STATE = "step.json"  # {"state": digest, "finished": number of commands}
 RUN = ("sdprobe/runs/*.py", "train.py")  # sources of every step that calls train.py
 OUTPUT = "output.md"  # captured output of a command
 
@@ -89,14 +88,14 @@ def perform(step: Step, folder: Path, state: str) -> None:
     for number, command in enumerate(step.commands):
         if number < int(_read(folder).get("finished", 0)):
             continue
-        write_file(folder / STATE, json.dumps({"state": state, "finished": number}))
+        write_file(recorded(folder), json.dumps({"state": state, "finished": number}))
         words = [word.replace("FOLDER", str(folder)) for word in command]
         if (folder / "checkpoints" / "last.ckpt").is_file():
             words = ["train.py", f"resume={folder}"]
         output = _run(words, step.capture and number == len(step.commands) - 1, step.name)
         if output is not None:
             write_file(folder / OUTPUT, output)
-        write_file(folder / STATE, json.dumps({"state": state, "finished": number + 1}))
+        write_file(recorded(folder), json.dumps({"state": state, "finished": number + 1}))
 
 
 def _run(words: list[str], capture: bool, name: str) -> str | None:
@@ -115,5 +114,10 @@ def _run(words: list[str], capture: bool, name: str) -> str | None:
     return output
 
 
+def recorded(folder: Path) -> Path:
+    """File beside the folder, since no run starts into one that holds files: {"state": digest, "finished": commands}."""
+    return folder.with_name(f"{folder.name}.json")
+
+
 def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / STATE) if (folder / STATE).is_file() else {}
+    return read_json(recorded(folder)) if folder.is_dir() and recorded(folder).is_file() else {}

@@ -89,11 +89,16 @@ def test_a_step_that_was_cut_off_goes_on_at_the_command_that_did_not_end(root: P
     assert "new x\n" in (root / "README.md").read_text()  # the first command did not run again
 
 
+def test_a_command_starts_into_an_empty_folder(root: Path) -> None:
+    counts = "import os, sys; sys.exit(len(os.listdir('FOLDER')))"  # a run refuses a folder with files that no run wrote
+    assert regenerate(plan(Step("one", (("-c", counts), ("-c", COUNT)))), root, root / "work") == 0
+
+
 def test_ctrl_c_in_a_step_leaves_it_unfinished_and_the_others_finished(root: Path) -> None:
     interrupted = counted("two", "import sys; sys.exit(130)")
     with pytest.raises(KeyboardInterrupt):
         regenerate(plan(counted(), interrupted), root, root / "work")
-    assert [json.loads((root / f"work/{name}/step.json").read_text())["finished"] for name in ("one", "two")] == [1, 0]
+    assert [json.loads((root / f"work/{name}.json").read_text())["finished"] for name in ("one", "two")] == [1, 0]
 
 
 def test_a_training_run_with_a_checkpoint_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +106,7 @@ def test_a_training_run_with_a_checkpoint_is_resumed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(steps, "_run", lambda words, capture, name: ran.append(words))
     folder, step = tmp_path / "a", train("a", "probe=position")
     steps.perform(step, folder, "state")
-    (folder / "step.json").write_text(json.dumps({"state": "state", "finished": 0}))
+    folder.with_name("a.json").write_text(json.dumps({"state": "state", "finished": 0}))
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints/last.ckpt").touch()
     steps.perform(step, folder, "state")
