@@ -84,6 +84,7 @@ def perform(step: Step, folder: Path, state: str) -> None:
     """
     if _read(folder).get("state") != state:
         shutil.rmtree(folder, ignore_errors=True)
+        recorded(folder).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for number, command in enumerate(step.commands):
         if number < int(_read(folder).get("finished", 0)):
