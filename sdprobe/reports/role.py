@@ -218,7 +218,7 @@ def _draw(
     kind, text = style.series(index), _steps(label)
     if condition == RANDOM:
         kind, text = {"color": kind["color"], "ls": ":", "marker": "x", "main": False}, f"{text}, random energy"
-    style.curve(axis, *(scale * np.array(found, dtype=float).T), points=points, label=text, **kind)
+    style.curve(axis, *(scale * np.array(found, dtype=float).T), label=text, **{**kind, "points": points})
 
 
 def _later(run: Run, condition: str, name: str, later: Sequence[str]) -> list[Estimate]:
