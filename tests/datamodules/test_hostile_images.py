@@ -39,6 +39,7 @@ def tiff(width: int, height: int) -> bytes:
 
 
 SIDE = 50_000
+ZEROS = zlib.compress(bytes(2**27))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(evil) (w) file closefile\nshowpage\n%%EOF\n"
 HOSTILE = {
     "PostScript": EPS,
@@ -61,8 +62,8 @@ HOSTILE = {
     "PNG bomb": png(SIDE, SIDE),
     "PNG just above the limit": png(13_400, 13_400),
     "PNG, greatest": png(2**31 - 1, 2**31 - 1),
-    "PNG with a bomb of text": png(64, 64, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27)))),
-    "PNG with a bomb of a profile": png(64, 64, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**27)))),
+    "PNG with a bomb of text": png(64, 64, chunk(b"zTXt", b"a\0\0" + ZEROS)),
+    "PNG with a bomb of a profile": png(64, 64, chunk(b"iCCP", b"a\0\0" + ZEROS)),
     "PNG with deep EXIF": png(64, 64, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08" + bytes(4))),
     "PPM bomb": b"P6 50000 50000 255\n" + bytes(100),
     "PGM, greatest": b"P5 99999999999 99999999999 255\n" + bytes(100),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +24,25 @@ SMALL = [
     "twins=0", "block=[up_1,up_2]",
 ]  # fmt: skip
 PAIRS = ["backbone=tiny", "probe=correspondence", "datamodule=pairs", "images=scene_pairs", "images.size=64", "logger=none",
-         "images.limit=120", "images.pairs_per_category=4", "probe.head=none", "block=[up_1,up_2]", "twins=0"]  # fmt: skip
+         "images.limit=72", "images.pairs_per_category=2", "probe.head=none", "block=[up_1,up_2]", "twins=0"]  # fmt: skip
 Launch = Callable[..., Any]
+
+
+@pytest.fixture
+def chosen(launch: Launch, module_cache: Path) -> Run:
+    """A run that chooses a layer, measured once for the tests of this file, which leave its folder as it is."""
+    folder = module_cache / "chosen"
+    if not (folder / "metrics.json").exists():
+        launch("twins=1", "choose=[layer]", "logger=csv", folder=str(folder))
+    return Run.read(folder)
 
 
 def _test(run: Run) -> dict[str, float]:
     return {key: value for key, value in run.metrics.items() if not key.startswith("choice/")}
 
 
-def test_the_best_layer_on_validation_photographs_is_reported_on_test_photographs(launch: Launch, tmp_path: Path) -> None:
-    plain, run = launch("twins=1", folder="plain"), launch("twins=1", "choose=[layer]")
+def test_the_best_layer_on_validation_photographs_is_reported_on_test_photographs(launch: Launch, chosen: Run) -> None:
+    plain, run = launch("twins=1", folder="plain"), chosen
     assert _test(run) == plain.metrics  # the choice changes no number
     [choice] = run.meta["choices"]
     scores = {key.split("/")[1]: value for key, value in select(run.metrics, condition="choice", statistic="").items()}
@@ -44,11 +54,10 @@ def test_the_best_layer_on_validation_photographs_is_reported_on_test_photograph
     assert "Choice" not in printed(tables(plain))
 
 
-def test_scores_are_those_of_the_validation_photographs(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_those_of_the_validation_photographs(launch: Launch, chosen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose test split is the validation split of the other gives the same numbers."""
     from datamodules import activations
 
-    chosen = launch("choose=layer")
     split = activations.split_by_photo
 
     def swapped(*arguments: Any) -> dict[str, list[int]]:
@@ -62,9 +71,9 @@ def test_scores_are_those_of_the_validation_photographs(launch: Launch, monkeypa
 
 
 def test_one_choice_of_layer_and_noise_level(launch: Launch) -> None:
-    run = launch("choose=[layer,timestep]", "timestep=[10,261,600]")
+    run = launch("choose=[layer,timestep]", "timestep=[10,600]")
     [choice] = run.meta["choices"]
-    assert choice["cells"] == 6 and choice["chosen"] in run.layers
+    assert choice["cells"] == 4 and choice["chosen"] in run.layers
     assert f"t = {choice['chosen'].partition('__t')[2]}" in printed(tables(run))
 
 
@@ -95,20 +104,24 @@ def test_cells_of_one_choice_share_a_chance_level_and_are_several() -> None:
         check_cells(probe, ["mitigation"])
 
 
-def test_trackers_get_the_numbers_of_the_test_alone(launch: Launch, tmp_path: Path) -> None:
-    run = launch("choose=layer", "logger=csv")
-    [file] = (tmp_path / "run" / "csv").rglob("metrics.csv")
+def test_trackers_get_the_numbers_of_the_test_alone(chosen: Run) -> None:
+    run = chosen
+    [file] = (run.folder / "csv").rglob("metrics.csv")
     key = "test/up_1/binned_accuracy/all"
     logged = [float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)]
     assert logged == [pytest.approx(run.metrics[key], rel=1e-6)]
 
 
-def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launch: Launch, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_choice_by_matching_changes_no_number_of_the_test_pairs(launch: Launch) -> None:
     plain, run = launch(*PAIRS, small=False, folder="plain"), launch(*PAIRS, "choose=layer", small=False)
     assert _test(run) == plain.metrics and run.meta["test_fingerprint"] == plain.meta["test_fingerprint"]
     assert run.meta["dataset_fingerprint"] == plain.meta["dataset_fingerprint"]
     [choice] = run.meta["choices"]
     assert choice["photographs"] >= 10 and choice["metric"] == "pck_ours_point_0.10/all"
+
+
+def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launch: Launch, tmp_path: Path) -> None:
     position = launch("images.size=64", folder="position")
     ends = {layer: position.value("test", layer, "binned_accuracy", end="ci_high") for layer in ("up_1", "up_2")}
     other = min(ends, key=ends.__getitem__)
@@ -116,6 +129,7 @@ def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launc
     limits = [f"position_run={tmp_path / 'position'}", f"position_bound={bound}"]
     limited = launch(*PAIRS, "choose=layer", *limits, small=False, folder="limited")
     [choice] = limited.meta["choices"]
+    assert choice["photographs"] >= 10 and choice["metric"] == "pck_ours_point_0.10/all"
     assert (choice["chosen"], choice["within_bound"], choice["cells"], choice["position"]) == (other, 1, 2, ends[other])
     with pytest.raises(UserError, match=r"position accuracy is at most 0\.01, but the lowest is"):
         launch(*PAIRS, "choose=layer", limits[0], "position_bound=0.01", small=False, folder="none")
@@ -176,11 +190,10 @@ def test_commas_need_no_brackets(command: Callable[..., tuple[Any, str, str]], t
     assert code and "but got 'head'" in err
 
 
-def test_a_foreign_choice_is_data(launch: Launch, tmp_path: Path) -> None:
+def test_a_foreign_choice_is_data(chosen: Run, tmp_path: Path) -> None:
     from sdprobe.utilities.io import DamagedFile, read_json, write_json
 
-    launch("choose=layer")
-    path = tmp_path / "run" / "metrics.json"
+    path = Path(shutil.copytree(chosen.folder, tmp_path / "run")) / "metrics.json"
     content = read_json(path)
     content["meta"]["choices"][0]["cells"] = "many"
     write_json(path, json.loads(json.dumps(content)))
