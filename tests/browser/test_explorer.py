@@ -87,19 +87,19 @@ def frame(browser: Any) -> None:
     browser.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))")
 
 
-def hover(browser: Any, canvas: Any, row: int, col: int, side: int) -> None:
+def hover(browser: Any, panel: Any, row: int, col: int, side: int) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    box = canvas.rect
+    box = panel.rect
     x, y = ((place + 0.5) / side - 0.5 for place in (col, row))
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    ActionChains(browser, duration=0).move_to_element_with_offset(canvas, x * box["width"], y * box["height"]).perform()
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", panel)
+    ActionChains(browser, duration=0).move_to_element_with_offset(panel, x * box["width"], y * box["height"]).perform()
     frame(browser)
 
 
-def canvases(browser: Any, layer: str) -> list[Any]:
+def maps(browser: Any, layer: str) -> list[Any]:
     place = [heading.text for heading in browser.find_elements("css selector", ".layer h2")].index(layer)
-    return browser.find_elements("css selector", ".layer")[place].find_elements("css selector", "canvas")
+    return browser.find_elements("css selector", ".layer")[place].find_elements("css selector", ".map")
 
 
 def numbers(browser: Any) -> dict[str, dict[str, str]]:
@@ -119,7 +119,7 @@ def test_hovering_shows_what_torch_computes(show, shown: Shown, kind: str, place
     choose(browser, "show", kind)
     for layer, (row, col) in {"mid": (2, 1), "up_1": (5, 9)}.items():
         side = LAYERS[layer][1]
-        hover(browser, canvases(browser, layer)[0], row, col, side)
+        hover(browser, maps(browser, layer)[0], row, col, side)
         bound = stated(browser)[f"{layer}, trained"][place]
         for panel, other in (("a", 1), ("b", 2)):
             expected = similarities(shown.grids[layer], (row, col), 1, other, centred, kind.split()[0])
@@ -143,7 +143,7 @@ def test_numbers_under_the_pointer(show, shown: Shown) -> None:
     assert float(token["norm"]) == pytest.approx(norms[0, 0].item(), rel=1e-3)
     assert float(token["z of the norm"]) == pytest.approx(((logs[0] - logs.median()) / deviation).item(), abs=2e-3)
     browser.find_element("id", "hold").click()
-    hover(browser, canvases(browser, "up_1")[1], 7, 3, 16)
+    hover(browser, maps(browser, "up_1")[1], 7, 3, 16)
     pointer = numbers(browser)["pointer"]
     expected = similarities(grid, (0, 0), 0, 1, True, "cosine").view(16, 16)[7, 3].item()
     assert (pointer["row"], pointer["column"], pointer["group"]) == ("7", "3", "interior")
@@ -206,7 +206,7 @@ def test_names_stay_text_and_every_control_has_one(show, shown: Shown) -> None:
         "return [...document.querySelectorAll('select, input, button')].every(e => e.tabIndex === 0)"
     )
     assert reached
-    assert all(canvas.accessible_name for canvas in browser.find_elements("css selector", "canvas:not([aria-hidden])"))
+    assert all(canvas.accessible_name for canvas in browser.find_elements("css selector", "[role=img]"))
 
 
 def test_buttons_copy_and_save(show, shown: Shown, tmp_path: Path) -> None:
