@@ -1,11 +1,14 @@
 """The explorer's page in a real browser: it shows what torch computes, obeys keys and addresses, and runs no name."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -192,6 +195,52 @@ def test_a_mitigation_shows_a_planted_position_grid_flat(show, shown: Shown) -> 
         line[8], line[:, 8] = True, True
         contrast[mitigation] = (found[line].mean() - found[~line].mean()).item()
     assert contrast["none"] > 0.3 and abs(contrast["position_mean"]) < 0.1, "tokens of one row or column are alike"
+
+
+def colours(panel: Any, side: int) -> np.ndarray:
+    """(side, side, 3) colours in the middle of each token, in a picture of a panel as the browser shows it."""
+    with Image.open(BytesIO(panel.screenshot_as_png)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    height, width = pixels.shape[:2]
+    middle = np.arange(side) + 0.5
+    return pixels[(middle * height / side).astype(int)[:, None], (middle * width / side).astype(int)[None]]
+
+
+def test_the_picture_shows_a_planted_grid(show, shown: Shown) -> None:
+    browser = show(shown.path, "#image=1&second=2&layer=up_1&row=8&col=8")
+    panel = maps(browser, "up_1")[1]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", panel)
+    browser.execute_script("document.querySelectorAll('.map i').forEach(mark => mark.style.visibility = 'hidden')")
+    line = np.zeros((16, 16), dtype=bool)
+    line[8], line[:, 8] = True, True
+    green = {}
+    for mitigation in ("none", "position_mean"):
+        choose(browser, "label", mitigation)
+        found = values(browser, "up_1", "b").view(16, 16).numpy()
+        seen = colours(panel, 16)
+        expected = np.array(colormaps["viridis"]((found + 1) / 2))[..., :3] * 255
+        assert np.abs(seen - expected).max() <= 4, "every token has the colour of its value"  # 256 colours, rounded
+        green[mitigation] = seen[line][:, 1].mean() - seen[~line][:, 1].mean()  # viridis: the greener, the larger
+    assert green["none"] > 20 and abs(green["position_mean"]) < 10
+
+
+def test_a_narrow_page_neither_overflows_nor_has_tiny_text(show, shown: Shown) -> None:
+    browser = show(shown.path)
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get(f"{shown.path.as_uri()}?narrow#layer=up_1&row=8&col=8")
+        frame(browser)
+        assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+        wide = browser.execute_script(
+            "return [...document.querySelectorAll('main *')].filter(e => !e.closest('details') && "
+            "e.getBoundingClientRect().width && e.getBoundingClientRect().right > 390.5).map(e => e.outerHTML)"
+        )
+        assert not wide
+        sizes = "[...document.querySelectorAll('main *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+        assert browser.execute_script(f"return Math.min(...{sizes})") >= 12
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_names_stay_text_and_every_control_has_one(show, shown: Shown) -> None:
