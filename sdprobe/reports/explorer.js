@@ -5,6 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const NEAR = 0.05; // of the side: a keypoint so close to the token is joined with its match
+  const LEAST = 1 / 26, ROUND = 1 / 11; // of the width: smallest box of a token, and the circle of the nearest one
   const SHOW = {
     cosine: ["cosine similarity", ""], dot: ["dot product", "squared units of the activation"],
     distance: ["distance", "units of the activation"], relative: ["relative norm", "norm ÷ mean norm of its image"],
@@ -19,6 +20,7 @@
   const levels = distinct(data.grids.map((grid) => grid.level));
   const networks = distinct(data.grids.map((grid) => grid.weights));
   const key = (layer, weights, level, label) => JSON.stringify([layer, weights, level, label]);
+  data.grids.forEach((grid, number) => { grid.number = number; });
   const byKey = new Map(data.grids.map((grid) => [key(grid.layer, grid.weights, grid.level, grid.label), grid]));
 
   function bytes(text) {
@@ -91,26 +93,36 @@
     return part(grid, "high_norm")[image * grid.shape[1] * grid.shape[2] + token] > 0;
   }
 
-  // Similarity of one token to all tokens of an image.
+  // Similarity of one token to all tokens of an image. Every frame spends most of its time here, so loops have no branches.
   function compared(query, index, other, kind, out) {
-    const { values: a, k } = query, { values: b, count } = other, from = index * k, own = query.norms[index];
-    for (let t = 0; t < count; t++) {
-      const start = t * k;
+    const { k } = query, { values, norms } = other, own = query.norms[index];
+    const token = Float64Array.from(query.values.subarray(index * k, (index + 1) * k));
+    if (kind === "distance") return distances(token, values, k, out);
+    dots(token, values, k, out);
+    if (kind === "cosine") for (let t = 0; t < out.length; t++) out[t] = own * norms[t] > 1e-24 ? out[t] / (own * norms[t]) : 0;
+    return out;
+  }
+
+  function dots(token, values, k, out) {
+    const most = k - (k % 4);
+    for (let t = 0, j = 0; t < out.length; t++) {
       let s0 = 0, s1 = 0, s2 = 0, s3 = 0, i = 0;
-      if (kind === "distance") {
-        for (; i < k; i++) { const d = a[from + i] - b[start + i]; s0 += d * d; }
-        out[t] = Math.sqrt(s0);
-        continue;
+      for (; i < most; i += 4, j += 4) {
+        s0 += token[i] * values[j];
+        s1 += token[i + 1] * values[j + 1];
+        s2 += token[i + 2] * values[j + 2];
+        s3 += token[i + 3] * values[j + 3];
       }
-      for (; i + 3 < k; i += 4) {
-        s0 += a[from + i] * b[start + i];
-        s1 += a[from + i + 1] * b[start + i + 1];
-        s2 += a[from + i + 2] * b[start + i + 2];
-        s3 += a[from + i + 3] * b[start + i + 3];
-      }
-      for (; i < k; i++) s0 += a[from + i] * b[start + i];
-      const dot = s0 + s1 + s2 + s3, norms = own * other.norms[t];
-      out[t] = kind === "dot" ? dot : norms > 1e-24 ? dot / norms : 0;
+      for (; i < k; i++, j++) s0 += token[i] * values[j];
+      out[t] = s0 + s1 + s2 + s3;
+    }
+  }
+
+  function distances(token, values, k, out) {
+    for (let t = 0, j = 0; t < out.length; t++) {
+      let sum = 0;
+      for (let i = 0; i < k; i++, j++) { const d = token[i] - values[j]; sum += d * d; }
+      out[t] = Math.sqrt(sum);
     }
     return out;
   }
@@ -209,13 +221,48 @@
 
   // ------------------------------------------------------------------ cards
 
-  const lut = bytes(data.colours);
+  const lut = packed(bytes(data.colours));
+  const [, tall, wide] = data.grids[0].shape; // all grids of a page have these proportions, and so have its pictures
+  document.documentElement.style.setProperty("--shape", `${wide} / ${tall}`);
+
+  // Red, green, blue → one number per pixel, as ImageData stores it.
+  function packed(colours) {
+    const pixels = new Uint8ClampedArray(colours.length / 3 * 4).fill(255);
+    for (let i = 0; i < colours.length / 3; i++) pixels.set(colours.subarray(3 * i, 3 * i + 3), 4 * i);
+    return new Uint32Array(pixels.buffer);
+  }
+
+  // A map or a picture: a canvas with a pixel per token, which the browser scales; outlines and keypoints, which seldom change;
+  // and marks that move. A frame draws nothing larger than the grid of a layer.
+  function panel(box, side, layer) {
+    const made = { box, side, layer, marks: {}, size: 16 };
+    for (const part of ["tokens", "outlines"]) {
+      made[part] = document.createElement("canvas");
+      made[part].className = part;
+      made[part].setAttribute("aria-hidden", "true");
+      box.append(made[part]);
+    }
+    made.context = made.tokens.getContext("2d", { alpha: false });
+    made.outlines.hidden = true;
+    for (const kind of ["token", "nearest", "pointer"]) {
+      made.marks[kind] = document.createElement("i");
+      made.marks[kind].className = kind;
+      made.marks[kind].hidden = true;
+      box.append(made.marks[kind]);
+    }
+    box.classList.add("map");
+    box.setAttribute("role", "img");
+    follow(box, side, layer);
+    return made;
+  }
+
   const cards = new Map();
   for (const layer of layers) {
     const section = document.createElement("section"), header = document.createElement("header");
     const name = document.createElement("h2"), size = document.createElement("span");
     const maps = document.createElement("div"), foot = document.createElement("div");
     section.className = "layer";
+    section.dataset.layer = layer;
     section.tabIndex = 0;
     section.setAttribute("role", "group");
     maps.className = "maps";
@@ -225,21 +272,24 @@
     header.append(name, size);
     const range = document.createElement("span"), value = document.createElement("b");
     foot.append(range, value);
-    const canvases = {}, small = {}, results = {};
-    for (const side of ["a", "b"]) {
-      canvases[side] = document.createElement("canvas");
-      canvases[side].setAttribute("role", "img");
-      small[side] = document.createElement("canvas");
-      maps.append(canvases[side]);
-      follow(canvases[side], side, layer);
-    }
+    const panels = ["a", "b"].map((side) => {
+      const box = document.createElement("div");
+      maps.append(box);
+      return panel(box, side, layer);
+    });
     section.append(header, maps, foot);
     section.addEventListener("focus", () => { if (state.layer !== layer) { state.layer = layer; draw(); } });
     $("layers").append(section);
-    cards.set(layer, { section, size, range, value, canvases, small, results });
+    cards.set(layer, { layer, section, size, range, value, panels, results: {}, seen: false });
   }
-  follow($("photo-a"), "a", null);
-  follow($("photo-b"), "b", null);
+  const photos = ["a", "b"].map((side) => panel($(`photo-${side}`), side, null));
+  const panels = [...photos, ...[...cards.values()].flatMap((card) => card.panels)];
+  // Layers out of view are computed when they come into view.
+  const views = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) cards.get(target.dataset.layer).seen = isIntersecting;
+    draw();
+  }, { rootMargin: "200px" });
+  for (const { section } of cards.values()) views.observe(section);
 
   function follow(canvas, side, layer) {
     const at = (event) => {
@@ -271,25 +321,27 @@
     draw();
   }
 
-  // Canvases have the pixels of the screen. Their sizes are read when the page changes its size: reading them in every frame would
+  // Outlines have the pixels of the screen. Their sizes are read when the page changes its size: reading them in every frame would
   // lay the page out anew for each layer.
+  const density = () => Math.min(2, window.devicePixelRatio || 1);
   function measure() {
-    const ratio = Math.min(2, window.devicePixelRatio || 1);
-    const all = [$("photo-a"), $("photo-b"), ...[...cards.values()].flatMap(({ canvases }) => [canvases.a, canvases.b])];
-    const sides = all.map((canvas) => Math.max(16, Math.round(canvas.clientWidth * ratio)));
-    all.forEach((canvas, place) => { if (canvas.width !== sides[place]) canvas.width = canvas.height = sides[place]; });
+    const sides = panels.map(({ box }) => Math.max(16, Math.round(box.clientWidth * density())));
+    panels.forEach((each, place) => { each.size = sides[place]; });
     draw();
   }
 
-  const contexts = new Map();
-  function fit(canvas) {
-    if (!contexts.has(canvas)) contexts.set(canvas, canvas.getContext("2d", { alpha: false }));
-    return [contexts.get(canvas), canvas.width, Math.min(2, window.devicePixelRatio || 1)];
+  // Texts and names that stay as they are cost nothing.
+  const written = new Map();
+  function write(element, text) {
+    if (written.get(element) === text) return;
+    written.set(element, text);
+    element.textContent = text;
   }
-
-  // Texts and names that stay as they are cost no layout.
-  function write(element, text) { if (element.textContent !== text) element.textContent = text; }
-  function name(element, text) { if (element.getAttribute("aria-label") !== text) element.setAttribute("aria-label", text); }
+  function name(element, text) {
+    if (element.named === text) return;
+    element.named = text;
+    element.setAttribute("aria-label", text);
+  }
 
   // ------------------------------------------------------------------ drawing
 
@@ -309,7 +361,7 @@
   }
 
   function render() {
-    for (const layer of layers) renderCard(layer);
+    for (const card of cards.values()) renderCard(card);
     renderPhotos();
     renderNumbers();
     renderLegend();
@@ -342,50 +394,64 @@
     return [low, high];
   }
 
-  function renderCard(layer) {
+  // Values, range and nearest token of a layer. They are computed anew only if another token or picture is compared.
+  function update(card, grid) {
+    const { index } = tokenAt(grid, state.u, state.v);
+    const of = [grid.number, state.image, state.second, state.show, state.centred, vectors() ? index : ""].join();
+    if (card.of === of) return;
+    const values = { a: valuesOf(grid, "a", card), b: valuesOf(grid, "b", card) };
+    const found = values.a ? rangeOf([values.a, values.b]) : null;
+    Object.assign(card, { of, values, found, best: vectors() ? nearest(values.b, grid.shape[2]) : null });
+  }
+
+  function updated(layer) {
     const card = cards.get(layer), grid = gridOf(layer);
+    if (grid) update(card, grid);
+    return card;
+  }
+
+  function renderCard(card) {
+    const { layer } = card, grid = gridOf(layer), active = layer === state.layer;
     if (card.section.hidden === Boolean(grid)) card.section.hidden = !grid;
-    if (!grid) return;
-    const [, h, w] = grid.shape, active = layer === state.layer;
-    card.section.classList.toggle("active", active);
+    if (card.active !== active) card.section.classList.toggle("active", card.active = active);
+    if (!grid || !(card.seen || active)) return;
+    const [, h, w] = grid.shape;
+    update(card, grid);
+    const { values, found } = card;
     write(card.size, `${h} × ${w} tokens`);
     name(card.section, `Layer ${layer}, ${h} × ${w} tokens. Arrow keys move the token.`);
-    const values = { a: valuesOf(grid, "a", card), b: valuesOf(grid, "b", card) };
-    card.values = values;
-    const found = values.a ? rangeOf([values.a, values.b]) : null;
-    const [low, high] = state.show === "cosine" && !state.spread ? [-1, 1] : found ?? [0, 1];
-    for (const side of ["a", "b"]) {
-      paint(grid, side, values[side], low, high, card.small[side]);
-      const [context, size, ratio] = fit(card.canvases[side]);
-      context.imageSmoothingEnabled = false;
-      context.drawImage(card.small[side], 0, 0, size, size);
-      overlay(context, grid, side, size, ratio, values);
-      name(card.canvases[side], `${SHOW[state.show][0]} in ${layer}, ${side === "a" ? "first" : "second"} picture`);
+    if (card.painted !== `${card.of},${state.spread}`) {
+      const [low, high] = state.show === "cosine" && !state.spread ? [-1, 1] : found ?? [0, 1];
+      for (const each of card.panels) paint(each, grid, values[each.side], low, high);
+      card.painted = `${card.of},${state.spread}`;
+    }
+    const right = state.keypoints ? matchesOf(grid) : [];
+    for (const each of card.panels) {
+      outline(each, grid);
+      mark(each, grid, card);
+      name(each.box, `${SHOW[state.show][0]} in ${layer}, ${each.side === "a" ? "first" : "second"} picture`);
     }
     write(card.range, found ? `${number(found[0])} to ${number(found[1])}` : "");
-    const point = pointed(), right = state.keypoints ? matchesOf(grid) : [];
+    const point = pointed();
     let text = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
     if (state.pointer && values.a) text = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
     else if (right.length) text = `${right.filter((match) => match.right).length} of ${right.length} keypoints right`;
-    else if (vectors()) text = `nearest ${number(values.b[nearest(values.b, w).index])}`;
+    else if (card.best) text = `nearest ${number(values.b[card.best.index])}`;
     write(card.value, text);
   }
 
-  function paint(grid, side, values, low, high, small) {
-    const [, h, w] = grid.shape, count = h * w;
-    if (small.width !== w || small.height !== h) { small.width = w; small.height = h; small.pixels = null; }
-    const context = small.getContext("2d");
-    small.pixels ??= context.createImageData(w, h);
-    const pixels = small.pixels.data, span = high > low ? 255 / (high - low) : 0, colours = values ? null : part(grid, "colours");
-    for (let t = 0; t < count; t++) {
-      const from = values ? 3 * clamp(Math.round((values[t] - low) * span), 0, 255) : 3 * (imageOf(side) * count + t);
-      const source = values ? lut : colours;
-      pixels[4 * t] = source[from];
-      pixels[4 * t + 1] = source[from + 1];
-      pixels[4 * t + 2] = source[from + 2];
-      pixels[4 * t + 3] = 255;
+  // A pixel per token: values as colours, or principal components if there are none.
+  function paint(each, grid, values, low, high) {
+    const [, h, w] = grid.shape, count = h * w, { tokens: canvas, context } = each;
+    if (!each.pixels || canvas.width !== w || canvas.height !== h) {
+      canvas.width = w;
+      canvas.height = h;
+      each.pixels = context.createImageData(w, h);
     }
-    context.putImageData(small.pixels, 0, 0);
+    const pixels = new Uint32Array(each.pixels.data.buffer), span = high > low ? 255 / (high - low) : 0;
+    if (values) for (let t = 0; t < count; t++) pixels[t] = lut[clamp((values[t] - low) * span + 0.5, 0, 255) | 0];
+    else pixels.set((grid.packed ??= packed(part(grid, "colours"))).subarray(imageOf(each.side) * count, (imageOf(each.side) + 1) * count));
+    context.putImageData(each.pixels, 0, 0);
   }
 
   // A line that can be seen on any colour: white with a dark rim.
@@ -399,37 +465,65 @@
     }
   }
 
-  function box(context, grid, size, row, col) {
-    const [, h, w] = grid.shape, least = size / 26, wide = Math.max(size / w, least), tall = Math.max(size / h, least);
-    context.rect((col + 0.5) * size / w - wide / 2, (row + 0.5) * size / h - tall / 2, wide, tall);
+  // Outlines of groups of tokens, and keypoints, on one panel of a layer or on a picture.
+  function outline(each, grid) {
+    const shown = state.border || state.corner || state.high_norm || (state.keypoints && (each.side === "b" || !each.layer));
+    if (each.outlines.hidden === Boolean(shown)) each.outlines.hidden = !shown;
+    if (!shown) return;
+    const close = state.keypoints ? among().map(({ points: [x, y] }) => +(Math.hypot(x - state.u, y - state.v) < NEAR)).join("") : "";
+    const of = [
+      grid.number, state.image, state.second, state.centred, state.border, state.corner, state.high_norm, state.keypoints, close, each.size,
+    ].join();
+    if (each.outlined === of) return;
+    each.outlined = of;
+    const width = each.size, height = Math.round(width * tall / wide), context = each.outlines.getContext("2d");
+    each.outlines.width = width; // also clears it
+    each.outlines.height = height;
+    drawOutlines(context, each, grid, width, height, density());
   }
 
-  function overlay(context, grid, side, size, ratio, values) {
+  function drawOutlines(context, { side, layer }, grid, width, height, ratio) {
     const [, h, w] = grid.shape, image = imageOf(side);
     for (const name of ["border", "corner", "high_norm"]) {
       if (!state[name]) continue;
       rimmed(context, ratio, 1, () => {
         for (let row = 0; row < h; row++) for (let col = 0; col < w; col++) {
           const inside = name === "high_norm" ? isHigh(grid, image, row * w + col) : group(grid, row, col) === name;
-          if (inside) context.rect(col * size / w, row * size / h, size / w, size / h);
+          if (inside) context.rect(col * width / w, row * height / h, width / w, height / h);
         }
       });
     }
-    if (side === "b" && state.keypoints) marks(context, matchesOf(grid), size, ratio);
-    if (side === "a") {
-      const { row, col } = tokenAt(grid, state.u, state.v);
-      rimmed(context, ratio, 2, () => box(context, grid, size, row, col));
-    } else if (values.b && vectors()) {
-      const best = nearest(values.b, w);
-      rimmed(context, ratio, 1.5, () => {
-        context.arc((best.col + 0.5) * size / w, (best.row + 0.5) * size / h, size / 22, 0, 7);
-      });
+    if (side === "b" && state.keypoints) marks(context, matchesOf(grid), width, height, ratio);
+    if (layer === null && state.keypoints) for (const { points } of among()) {
+      const [x, y] = side === "a" ? points : points.slice(2);
+      rimmed(context, ratio, 1, () => context.arc(x * width, y * height, width / 60, 0, 7));
     }
-    if (state.pointer?.side === side) {
-      const { row, col } = tokenAt(grid, state.pointer.u, state.pointer.v);
-      context.setLineDash([3 * ratio, 2 * ratio]);
-      rimmed(context, ratio, 1.5, () => box(context, grid, size, row, col));
-      context.setLineDash([]);
+  }
+
+  // Where the marks of a panel are, as fractions of its sides: centre and size.
+  function marksOf(side, grid, card) {
+    const [, h, w] = grid.shape, shape = wide / tall;
+    const at = ({ row, col }, width, height) => ({ x: (col + 0.5) / w, y: (row + 0.5) / h, width, height });
+    const box = ({ u, v }) => at(tokenAt(grid, u, v), Math.max(1 / w, LEAST), Math.max(1 / h, LEAST * shape));
+    return {
+      token: side === "a" ? box(state) : null,
+      nearest: side === "b" && card.best ? at(card.best, ROUND, ROUND * shape) : null,
+      pointer: state.pointer?.side === side ? box(state.pointer) : null,
+    };
+  }
+
+  function mark(each, grid, card) {
+    for (const [kind, found] of Object.entries(marksOf(each.side, grid, card))) {
+      const element = each.marks[kind];
+      if (element.hidden === Boolean(found)) element.hidden = !found;
+      if (!found) continue;
+      const { x, y, width, height } = found, size = `${width},${height}`, move = `translate(${100 * (x / width - 0.5)}%, ${100 * (y / height - 0.5)}%)`;
+      if (element.size !== size) {
+        element.size = size;
+        element.style.width = `${100 * width}%`;
+        element.style.height = `${100 * height}%`;
+      }
+      if (element.move !== move) element.style.transform = element.move = move;
     }
   }
 
@@ -462,24 +556,25 @@
     return matches.get(place);
   }
 
-  function marks(context, found, size, ratio) {
-    const r = size / 40;
-    for (const { x, y, tx, ty, right, near } of found) {
+  function marks(context, found, width, height, ratio) {
+    const r = width / 40;
+    for (const match of found) {
+      const { right, near } = match, [x, tx] = [match.x * width, match.tx * width], [y, ty] = [match.y * height, match.ty * height];
       if (near()) {
-        rimmed(context, ratio, 1, () => { context.moveTo(x * size, y * size); context.lineTo(tx * size, ty * size); });
-        rimmed(context, ratio, 1, () => context.arc(tx * size, ty * size, r / 2, 0, 7));
+        rimmed(context, ratio, 1, () => { context.moveTo(x, y); context.lineTo(tx, ty); });
+        rimmed(context, ratio, 1, () => context.arc(tx, ty, r / 2, 0, 7));
       }
       if (right) rimmed(context, ratio, 1.5, () => {
-        context.moveTo(x * size - r, y * size);
-        context.lineTo(x * size - r / 4, y * size + r);
-        context.lineTo(x * size + 1.3 * r, y * size - r);
+        context.moveTo(x - r, y);
+        context.lineTo(x - r / 4, y + r);
+        context.lineTo(x + 1.3 * r, y - r);
       });
       else {
         rimmed(context, ratio, 1.5, () => {
-          context.moveTo(x * size - r, y * size - r);
-          context.lineTo(x * size + r, y * size + r);
-          context.moveTo(x * size - r, y * size + r);
-          context.lineTo(x * size + r, y * size - r);
+          context.moveTo(x - r, y - r);
+          context.lineTo(x + r, y + r);
+          context.moveTo(x - r, y + r);
+          context.lineTo(x + r, y - r);
         }, "#ff9a62");
       }
     }
@@ -496,24 +591,24 @@
   });
 
   function renderPhotos() {
-    const grid = gridOf(state.layer) ?? gridOf(layers[0]);
-    for (const side of ["a", "b"]) {
-      const canvas = $(`photo-${side}`), [context, size, ratio] = fit(canvas), image = imageOf(side);
-      if (photographs[image]?.complete) context.drawImage(photographs[image], 0, 0, size, size);
-      else if (grid && !photographs[image]) {
-        const small = document.createElement("canvas");
-        paint(grid, side, null, 0, 1, small);
-        context.imageSmoothingEnabled = false;
-        context.drawImage(small, 0, 0, size, size);
+    const grid = gridOf(state.layer) ?? gridOf(layers[0]), card = grid && updated(grid.layer);
+    for (const each of photos) {
+      const image = imageOf(each.side), picture = photographs[image], { tokens: canvas, context } = each;
+      const of = picture ? `picture ${image}, ${picture.complete}` : `${grid?.number}, ${image}`;
+      if (each.painted !== of) {
+        each.painted = of;
+        canvas.classList.toggle("smooth", Boolean(picture));
+        if (picture?.complete) {
+          Object.assign(canvas, { width: picture.naturalWidth || 1, height: picture.naturalHeight || 1 });
+          each.pixels = null;
+          context.drawImage(picture, 0, 0);
+        } else if (grid && !picture) paint(each, grid, null, 0, 1);
       }
-      name(canvas, `${side === "a" ? "First" : "Second"} picture: ${data.images[image].name}`);
-      write($(`name-${side}`), data.images[image].name);
+      name(each.box, `${each.side === "a" ? "First" : "Second"} picture: ${data.images[image].name}`);
+      write($(`name-${each.side}`), data.images[image].name);
       if (!grid) continue;
-      overlay(context, grid, side, size, ratio, cards.get(grid.layer).values ?? {});
-      if (state.keypoints) for (const { points } of among()) {
-        const [x, y] = side === "a" ? points : points.slice(2);
-        rimmed(context, ratio, 1, () => context.arc(x * size, y * size, size / 60, 0, 7));
-      }
+      outline(each, grid);
+      mark(each, grid, card);
     }
   }
 
@@ -535,14 +630,11 @@
   }
 
   function columns(grid) {
-    const values = cards.get(grid.layer).values, point = pointed();
+    const { values, best } = updated(grid.layer), point = pointed();
     const query = tokenAt(grid, state.u, state.v), there = tokenAt(grid, point.u, point.v);
     const found = { token: facts(grid, "a", query, values.a?.[query.index]) };
     if (state.pointer) found.pointer = facts(grid, point.side, there, values[point.side]?.[there.index]);
-    if (vectors()) {
-      const best = nearest(values.b, grid.shape[2]);
-      found.nearest = facts(grid, "b", best, values.b[best.index]);
-    }
+    if (best) found.nearest = facts(grid, "b", best, values.b[best.index]);
     return found;
   }
 
@@ -580,7 +672,7 @@
     bar.hidden = colours;
     if (!bar.filled) {
       const pixels = context.createImageData(256, 1);
-      for (let i = 0; i < 256; i++) pixels.data.set([lut[3 * i], lut[3 * i + 1], lut[3 * i + 2], 255], 4 * i);
+      for (let i = 0; i < 256; i++) new Uint32Array(pixels.data.buffer)[i] = lut[i];
       context.putImageData(pixels, 0, 0);
       bar.filled = true;
     }
@@ -660,16 +752,15 @@
     }
   }
 
-  let remembering = 0, written = "";
-  function remember() { // browsers refuse more than a few changes per second
-    if (remembering) return;
+  let remembering = 0, remembered = "";
+  function remember() { // when nothing has moved for a moment: it costs more than a frame, and browsers refuse it if it is frequent
+    clearTimeout(remembering);
     remembering = setTimeout(() => {
-      remembering = 0;
-      written = address();
-      try { history.replaceState(null, "", written); } catch { /* a page inside another has no address */ }
+      remembered = address();
+      try { history.replaceState(null, "", remembered); } catch { /* a page inside another has no address */ }
     }, 400);
   }
-  window.addEventListener("hashchange", () => { if (location.hash !== written) { follows(); changed(); } });
+  window.addEventListener("hashchange", () => { if (location.hash !== remembered) { follows(); changed(); } });
 
   async function copy(text, what) {
     try {
@@ -697,12 +788,33 @@
 
   // One picture of all layers with names, conditions and legend.
   function sheet() {
-    const shown = layers.filter(gridOf), side = 150, gap = 10, cell = 2 * side + 3 * gap, across = Math.min(4, shown.length);
-    const top = 64 + side + gap, down = Math.ceil(shown.length / across), canvas = document.createElement("canvas");
+    const shown = layers.filter(gridOf), side = 150, high = Math.round(side * tall / wide), gap = 10, cell = 2 * side + 3 * gap;
+    const across = Math.min(4, shown.length), top = 64 + high + gap, down = Math.ceil(shown.length / across);
+    const canvas = document.createElement("canvas");
     canvas.width = Math.max(across * cell + gap, 640);
-    canvas.height = top + down * (side + 34) + gap;
+    canvas.height = top + down * (high + 34) + gap;
     const context = canvas.getContext("2d"), style = getComputedStyle(document.body);
     const text = (words, x, y, font) => { context.font = `${font} ${style.fontFamily}`; context.fillText(words, x, y); };
+    const drawn = (each, grid, card, x, y) => {
+      context.save();
+      context.translate(x, y);
+      context.beginPath();
+      context.rect(0, 0, side, high);
+      context.clip();
+      context.imageSmoothingEnabled = each.tokens.classList.contains("smooth");
+      context.drawImage(each.tokens, 0, 0, side, high);
+      drawOutlines(context, each, grid, side, high, 1);
+      for (const [kind, found] of Object.entries(marksOf(each.side, grid, card))) {
+        if (!found) continue;
+        const { x, y, width, height } = found;
+        context.setLineDash(kind === "pointer" ? [3, 2] : []);
+        rimmed(context, 1, 1.5, () => {
+          if (kind === "nearest") context.arc(x * side, y * high, width / 2 * side, 0, 7);
+          else context.rect((x - width / 2) * side, (y - height / 2) * high, width * side, height * high);
+        });
+      }
+      context.restore();
+    };
     context.fillStyle = style.backgroundColor;
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.fillStyle = style.color;
@@ -710,17 +822,17 @@
     const conditions = [SHOW[state.show][0], state.centred ? "centred tokens" : "raw tokens",
       state.label ? `mitigation ${state.label}` : "", networks.length > 1 ? `${state.weights} weights` : "", `timestep ${state.level}`];
     text(conditions.filter(Boolean).join(", "), gap, 42, "12px");
-    for (const [place, name] of [[0, "a"], [1, "b"]]) context.drawImage($(`photo-${name}`), gap + place * (side + gap), 54, side, side);
+    const active = gridOf(state.layer) ?? gridOf(shown[0]);
+    photos.forEach((each, place) => drawn(each, active, updated(active.layer), gap + place * (side + gap), 54));
     if (state.show !== "colours") {
       context.drawImage($("legend"), 2 * (side + gap) + 2 * gap, 54, 200, 10);
       text(`${$("low").textContent}  to  ${$("high").textContent}`, 2 * (side + gap) + 2 * gap, 80, "12px");
     }
     shown.forEach((layer, place) => {
-      const x = gap + (place % across) * cell, y = top + Math.floor(place / across) * (side + 34);
+      const x = gap + (place % across) * cell, y = top + Math.floor(place / across) * (high + 34), card = cards.get(layer);
+      renderCard(Object.assign(card, { seen: true })); // the observer says again what is out of view
       text(layer, x, y + 16, "600 13px");
-      for (const [column, name] of [[0, "a"], [1, "b"]]) {
-        context.drawImage(cards.get(layer).canvases[name], x + column * (side + gap), y + 24, side, side);
-      }
+      card.panels.forEach((each, column) => drawn(each, gridOf(layer), card, x + column * (side + gap), y + 24));
     });
     return canvas;
   }
@@ -780,5 +892,5 @@
   new ResizeObserver(measure).observe($("layers"));
   measure();
   render();
-  window.explorer = { state, values: (layer, side) => Array.from(cards.get(layer).values[side] ?? []), draw: changed, render };
+  window.explorer = { state, values: (layer, side) => Array.from(updated(layer).values?.[side] ?? []), draw: changed, render };
 })();

@@ -1,11 +1,14 @@
 """The explorer's page in a real browser: it shows what torch computes, obeys keys and addresses, and runs no name."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -87,19 +90,19 @@ def frame(browser: Any) -> None:
     browser.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))")
 
 
-def hover(browser: Any, canvas: Any, row: int, col: int, side: int) -> None:
+def hover(browser: Any, panel: Any, row: int, col: int, side: int) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    box = canvas.rect
+    box = panel.rect
     x, y = ((place + 0.5) / side - 0.5 for place in (col, row))
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    ActionChains(browser, duration=0).move_to_element_with_offset(canvas, x * box["width"], y * box["height"]).perform()
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", panel)
+    ActionChains(browser, duration=0).move_to_element_with_offset(panel, x * box["width"], y * box["height"]).perform()
     frame(browser)
 
 
-def canvases(browser: Any, layer: str) -> list[Any]:
+def maps(browser: Any, layer: str) -> list[Any]:
     place = [heading.text for heading in browser.find_elements("css selector", ".layer h2")].index(layer)
-    return browser.find_elements("css selector", ".layer")[place].find_elements("css selector", "canvas")
+    return browser.find_elements("css selector", ".layer")[place].find_elements("css selector", ".map")
 
 
 def numbers(browser: Any) -> dict[str, dict[str, str]]:
@@ -119,7 +122,7 @@ def test_hovering_shows_what_torch_computes(show, shown: Shown, kind: str, place
     choose(browser, "show", kind)
     for layer, (row, col) in {"mid": (2, 1), "up_1": (5, 9)}.items():
         side = LAYERS[layer][1]
-        hover(browser, canvases(browser, layer)[0], row, col, side)
+        hover(browser, maps(browser, layer)[0], row, col, side)
         bound = stated(browser)[f"{layer}, trained"][place]
         for panel, other in (("a", 1), ("b", 2)):
             expected = similarities(shown.grids[layer], (row, col), 1, other, centred, kind.split()[0])
@@ -143,7 +146,7 @@ def test_numbers_under_the_pointer(show, shown: Shown) -> None:
     assert float(token["norm"]) == pytest.approx(norms[0, 0].item(), rel=1e-3)
     assert float(token["z of the norm"]) == pytest.approx(((logs[0] - logs.median()) / deviation).item(), abs=2e-3)
     browser.find_element("id", "hold").click()
-    hover(browser, canvases(browser, "up_1")[1], 7, 3, 16)
+    hover(browser, maps(browser, "up_1")[1], 7, 3, 16)
     pointer = numbers(browser)["pointer"]
     expected = similarities(grid, (0, 0), 0, 1, True, "cosine").view(16, 16)[7, 3].item()
     assert (pointer["row"], pointer["column"], pointer["group"]) == ("7", "3", "interior")
@@ -194,6 +197,52 @@ def test_a_mitigation_shows_a_planted_position_grid_flat(show, shown: Shown) -> 
     assert contrast["none"] > 0.3 and abs(contrast["position_mean"]) < 0.1, "tokens of one row or column are alike"
 
 
+def colours(panel: Any, side: int) -> np.ndarray:
+    """(side, side, 3) colours in the middle of each token, in a picture of a panel as the browser shows it."""
+    with Image.open(BytesIO(panel.screenshot_as_png)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    height, width = pixels.shape[:2]
+    middle = np.arange(side) + 0.5
+    return pixels[(middle * height / side).astype(int)[:, None], (middle * width / side).astype(int)[None]]
+
+
+def test_the_picture_shows_a_planted_grid(show, shown: Shown) -> None:
+    browser = show(shown.path, "#image=1&second=2&layer=up_1&row=8&col=8")
+    panel = maps(browser, "up_1")[1]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", panel)
+    browser.execute_script("document.querySelectorAll('.map i').forEach(mark => mark.style.visibility = 'hidden')")
+    line = np.zeros((16, 16), dtype=bool)
+    line[8], line[:, 8] = True, True
+    green = {}
+    for mitigation in ("none", "position_mean"):
+        choose(browser, "label", mitigation)
+        found = values(browser, "up_1", "b").view(16, 16).numpy()
+        seen = colours(panel, 16)
+        expected = np.array(colormaps["viridis"]((found + 1) / 2))[..., :3] * 255
+        assert np.abs(seen - expected).max() <= 4, "every token has the colour of its value"  # 256 colours, rounded
+        green[mitigation] = seen[line][:, 1].mean() - seen[~line][:, 1].mean()  # viridis: the greener, the larger
+    assert green["none"] > 20 and abs(green["position_mean"]) < 10
+
+
+def test_a_narrow_page_neither_overflows_nor_has_tiny_text(show, shown: Shown) -> None:
+    browser = show(shown.path)
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get(f"{shown.path.as_uri()}?narrow#layer=up_1&row=8&col=8")
+        frame(browser)
+        assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+        wide = browser.execute_script(
+            "return [...document.querySelectorAll('main *')].filter(e => !e.closest('details') && "
+            "e.getBoundingClientRect().width && e.getBoundingClientRect().right > 390.5).map(e => e.outerHTML)"
+        )
+        assert not wide
+        sizes = "[...document.querySelectorAll('main *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+        assert browser.execute_script(f"return Math.min(...{sizes})") >= 12
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_names_stay_text_and_every_control_has_one(show, shown: Shown) -> None:
     browser = show(shown.path)
     assert browser.execute_script("return window.injected") is None
@@ -206,7 +255,7 @@ def test_names_stay_text_and_every_control_has_one(show, shown: Shown) -> None:
         "return [...document.querySelectorAll('select, input, button')].every(e => e.tabIndex === 0)"
     )
     assert reached
-    assert all(canvas.accessible_name for canvas in browser.find_elements("css selector", "canvas:not([aria-hidden])"))
+    assert all(canvas.accessible_name for canvas in browser.find_elements("css selector", "[role=img]"))
 
 
 def test_buttons_copy_and_save(show, shown: Shown, tmp_path: Path) -> None:
