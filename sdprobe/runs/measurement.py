@@ -33,7 +33,6 @@ from sdprobe.utilities.io import DamagedFile, read_state, write_state
 log = logging.getLogger(__name__)
 PROCESS = Path("/proc/self")
 MEGABYTES = 10  # of tokens that are kept beside the numbers, at most
-SPARED = 20  # test images per image whose tokens are kept beside the numbers: at most 5 % of them
 # what Lightning and torch raise for a state of other names, shapes and types
 UNFIT = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, MisconfigurationException)
 
@@ -266,8 +265,7 @@ class Measurement:
     def _kept_tokens(self) -> KeptTokens | None:
         """What the probe keeps for the explorer; None for nothing.
 
-        Probes that measure something else keep tokens of few layers of the measured network, of at most 5 % of the test images,
-        and none in a sweep.
+        Probes that measure something else keep tokens of few layers of the measured network, and none in a sweep.
         """
         cfg, shapes = self.cfg, {name: shape for name, shape in self.data.shapes.items() if not is_energy_control(name)}
         self._left_out: list[str] = []
@@ -277,8 +275,7 @@ class Measurement:
             plan = Plan.of(shapes, len(self.data.split["test"]), megabytes, networks)
             return KeptTokens(plan, RANDOM if self.is_baseline else TRAINED)
         wanted = OmegaConf.select(cfg, "report.explorer", default=True) and not sweep.active() and not self.is_baseline
-        images = min(self.probe.explored, len(self.data.split["test"]) // SPARED)
-        if not (wanted and images):
+        if not (wanted and self.probe.explored):
             return None
         layers = list(dict.fromkeys(map(base_of, shapes)))
         chosen = spread(layers)
@@ -287,7 +284,7 @@ class Measurement:
         self._left_out.append("random weights")
         shapes = {name: shape for name, shape in shapes.items() if base_of(name) in chosen}
         try:
-            return KeptTokens(Plan.of(shapes, images, min(megabytes, MEGABYTES)))
+            return KeptTokens(Plan.of(shapes, self.probe.explored, min(megabytes, MEGABYTES)))
         except InputError:  # not even one image fits
             return None
 
