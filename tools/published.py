@@ -46,7 +46,7 @@ MEASUREMENTS = (
     train("correspondence", "probe=correspondence", f"block={UP_1}", "twins=3"),
     train("statistics", "probe=statistics", "block=all", "twins=3"),
     train("role", *ROLE, f"block=[{','.join(STAGES)}]", "twins=3"),
-    train("later", *ROLE, f"block=[{MID},{UP_1}]", "datamodule.reemergence=true", "twins=3"),
+    train("later", *ROLE, f"block=[{MID},{UP_1}]", "datamodule.reemergence=true", "twins=0"),
     train("equivariance", "probe=equivariance", "block=[latent,stages]", "twins=3"),
     sweep("controls", "experiment=controls"),
     sweep("mitigations", "experiment=mitigations"),
