@@ -68,7 +68,7 @@ def test_the_command_lists_layers_memory_and_licence(name: str, capsys: pytest.C
     main([name, "--inside"])
     out = capsys.readouterr().out
     entry = transformers()[name]
-    assert entry["licence"] in out and entry["repository"] in out and "from_pipeline" in out
+    assert entry["licence"] in out and entry["repository"] in out
     assert "GB in bf16" in out
     if name == "flux_dev":
         assert "flux_dev at 1024 px: 58 layers, 57 inputs of attention" in out and "23.8 GB in bf16" in out
