@@ -67,8 +67,8 @@ def check_names(block: str | Iterable[str], kind: Capabilities | None = KINDS[UN
                 continue
             if kind is not None:
                 raise InputError(
-                    f"Expected block to be a layer of {kind.network}, such as patch, block_12 or block_12_norm, a list, a glob, "
-                    f"'stages', 'all' or 'inside', but got '{item}'. `python -m sdprobe.backbones <backbone>` lists them."
+                    f"Expected block to be a layer of {kind.network}, such as patch, block_12 or block_12_norm, a list, a "
+                    f"glob, 'stages', 'all' or 'inside', but got '{item}'. `python -m sdprobe.backbones <backbone>` lists them."
                 )
         known = item in (*INPUTS, *SETS) or GRAMMAR.fullmatch(item) or _PATH.fullmatch(item) or set("*?[") & set(item)
         if not known or _WORDS.fullmatch(item):

@@ -81,7 +81,8 @@ class FrozenTransformer(nn.Module):
         position: mode of its position embeddings, see :meth:`positioned`.
 
     Raises:
-        InputError: another network, position embeddings that it has not, or one that takes other inputs than its family's text-to-image pipeline gives.
+        InputError: another network, position embeddings that it has not, or one that takes other inputs than its family's
+            text-to-image pipeline gives.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from sdprobe.backbones.capabilities import class_of
 from sdprobe.backbones.families import FAMILIES, Conditions, Family
 from sdprobe.backbones.hub import weight_files
-from sdprobe.backbones.loading import SCHEDULER, Components, network_of, variant_of, vae_dtype
+from sdprobe.backbones.loading import SCHEDULER, Components, network_of, vae_dtype, variant_of
 from sdprobe.backbones.noise import FlowSchedule, NoiseSchedule, alphas_of
 from sdprobe.backbones.parts import check_complete, check_numbers
 from sdprobe.backbones.pool import Pool
