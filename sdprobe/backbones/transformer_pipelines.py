@@ -129,8 +129,8 @@ def check_channels(where: str, network: FrozenTransformer, vae: Any) -> None:
     channels = vae.config.latent_channels
     if network.latent_channels != channels:
         raise InputError(
-            f"Expected the VAE and the transformer of {where} to be of one checkpoint, but latents have {channels} channels and "
-            f"the transformer takes {network.latent_channels}. Use one checkpoint."
+            f"Expected the VAE and the transformer of {where} to be of one checkpoint, but latents have {channels} channels "
+            f"and the transformer takes {network.latent_channels}. Use one checkpoint."
         )
 
 

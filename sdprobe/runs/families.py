@@ -1,7 +1,7 @@
 """What a command means for the family of its backbone: default layers, controls that have a meaning, and refusals.
 
-Imports no torch, so that a mistake is reported at once. Repositories on the hub are of a family that is known only once they are
-loaded; there the networks themselves refuse.
+Imports no torch, so that a mistake is reported at once. The family of a repository on the hub is known once it is loaded; there
+the networks themselves refuse.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ STAGES = "stages"  # layers of a network without those that the default names
 def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides that a command gets for the family of its backbone, and a sentence on each of them.
 
-    A transformer has no ``mid``: where no layers are given, it is read at ``stages``. ``experiment=controls`` keeps the controls
-    that mean something for the family.
+    A transformer has no ``mid``. Where no layers are given, it is read at ``stages``. ``experiment=controls`` keeps the
+    controls that mean something for the family.
 
     >>> adapted(["backbone=flux_dev"])[0]
     ['block=stages']
