@@ -71,12 +71,8 @@ def test_presets_live_in_repositories_that_exist(choice: str) -> None:
     assert composed(f"backbone={choice}").backbone.path == choice
     path = source_of(choice)["path"]
     assert path.count("/") == 1
-    assert choice in transformers() or path.split("/")[0] in {
-        "CompVis",
-        "stable-diffusion-v1-5",
-        "sd2-community",
-        "stabilityai",
-    }
+    owners = {"CompVis", "stable-diffusion-v1-5", "sd2-community", "stabilityai"}
+    assert choice in transformers() or path.split("/")[0] in owners
     assert path != "stabilityai/stable-diffusion-2-1"
 
 

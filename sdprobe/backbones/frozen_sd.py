@@ -731,8 +731,15 @@ class FrozenSD:
             "posterior": self.encoder.posterior,
             "scaled_again": self.noise.scale_again,
             "padding": self.padding,
-            **({"position": self.unet.position} if isinstance(self.unet, FrozenTransformer) else {}),
+            **self._of_transformers,
         }
+
+    @property
+    def _of_transformers(self) -> dict[str, str]:
+        """What describes diffusion transformers beside what all networks have."""
+        if isinstance(self.unet, FrozenUNet):
+            return {}
+        return {"position": self.unet.position, "text": "encoded" if self.prompts.weights != "none" else "none"}
 
 
 def _functions(edits: Any) -> dict[str, Edit]:

@@ -132,8 +132,8 @@ def load(
     """Components of a checked folder.
 
     The transformer and the text encoders have ``dtype``, except for fp16, in which T5 and Gemma overflow. Then the encoders
-    have fp32. The VAE is that of :func:`sdprobe.backbones.loading.load`. Without ``text``, no encoder is loaded, and zeros stand in
-    for what they return.
+    have fp32. The VAE is that of :func:`sdprobe.backbones.loading.load`. Without ``text``, no encoder is loaded, and zeros
+    stand in for what they return.
 
     Raises:
         InputError: FLUX in fp16, in which it overflows, or a VAE with other latents than the transformer takes.
