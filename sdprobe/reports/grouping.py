@@ -22,7 +22,7 @@ Conditions = Mapping[str, str]  # setting, as on the command line where it has o
 Read = Callable[[Run], Conditions]
 log = logging.getLogger(__name__)
 OWN_TIMESTEP = "shared_261"  # this control sets its own timestep and joins the group whatever the others' timestep is
-PLAIN = ("", "null", "stored", "default", "stratified")  # values that a name leaves out
+PLAIN = ("", "null", "stored", "encoded", "default", "stratified")  # values that a name leaves out
 # what a name says instead of "<setting> <value>"
 BARE = ("backbone", "images", "backbone.weights", "probe.solver")
 # recorded in metrics.json under another name
