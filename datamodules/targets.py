@@ -225,8 +225,8 @@ def depth_means(depth: Float[Tensor, "size size"], side: int) -> Float[Tensor, "
 class ContentDataModule(TargetDataModule):
     """An :class:`~datamodules.activations.ActivationDataModule` whose batches have the content of every token as target.
 
-    A token's content, (N, V) float32 with the V channels of the latents (4 in Stable Diffusion), is the mean of the image's clean latent over the token's cell. It does not depend on the
-    noise or the mitigations that the tokens went through.
+    A token's content, (N, V) float32, is the mean of the image's clean latent over the token's cell; V is the number of its
+    channels, 4 in Stable Diffusion. It does not depend on the noise or the mitigations that the tokens went through.
 
     Args:
         images: an image source.

@@ -242,7 +242,8 @@ def test_only_what_is_needed_is_fetched_after_its_size_and_licence_are_said(
     hub.add(name, files | CLUTTER)
     with caplog.at_level("INFO"):
         sd = load("flux_dev")
-    assert hub.fetched() == set(files)
+    # equal files, such as the two tokenizers here, come once
+    assert hub.fetched() <= set(files) and {files[path] for path in hub.fetched()} == set(files.values())
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith(f"Downloading {name}")]
     assert len(said) == 2 and f"{len(files) - 1} files, " in said[1]
     assert all("(licence: FLUX.1 [dev] Non-Commercial License)" in line for line in said)

@@ -45,10 +45,11 @@ def test_controls_without_meaning_are_left_out_with_a_reason(backbone: str, kept
 
 def test_u_nets_keep_their_controls() -> None:
     [word], _ = families.adapted(["experiment=controls"])
+    seeds = ("", "_1", "_2")
     assert word.partition("=")[2].split(",") == [
         "trained", "random_0", "random_1", "random_2", "shuffled", "replicate", "reflect", "circular", "shared", "rolled",
         "noiseless", "shared_261", "flipped", "crops", "texture", "periodic", "constant", "vae_sample", "vae_unit", "no_vae",
-        "random_periodic", "random_periodic_1", "random_periodic_2", "random_circular", "random_circular_1", "random_circular_2",
+        *(f"random_periodic{seed}" for seed in seeds), *(f"random_circular{seed}" for seed in seeds),
     ]  # fmt: skip
 
 
@@ -76,7 +77,9 @@ def test_what_a_family_cannot_do_is_refused(command: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", sorted(transformers()))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "lumina2")) for name in transformers()]
+)
 def test_names_of_blocks_pass_for_every_transformer(name: str) -> None:
     blocks = "[patch,block_12,block_28_norm,'block_*',all,stages,inside,latent,noisy_latent,'single_transformer_blocks[9]']"
     configuration.check([f"backbone={name}", f"block={blocks}".replace("[9]", ".9")])
