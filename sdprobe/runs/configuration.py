@@ -126,7 +126,7 @@ def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
         InputError: such a value. The types of constructors are checked later, because importing them imports torch.
     """
     defaults = composed(_choices(overrides))
-    for key in (text.lstrip("+~").partition("=")[0] for text in overrides):
+    for key in (text.lstrip("+~").partition("=")[0] for text in overrides if not text.startswith("~mitigation.")):
         if "@" not in key:
             check_kind(cfg, defaults, key)
 

@@ -42,6 +42,11 @@ def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     if not kind.edits and "block" not in given and "block" not in swept and all(map(is_unet_stage, names)):
         more.append(f"block={STAGES}")
         sentences.append(f"block={STAGES}, because {', '.join(names)} {'is' if len(names) == 1 else 'are'} of U-Nets.")
+    steps = next((node.mitigation for node in chosen if "mitigation" in node), {})
+    swaps = [label for label, step in steps.items() if target_name(step._target_) == "PaddingSwap"]
+    if swaps and not kind.padding and "mitigation" not in given:
+        more += [f"~mitigation.{label}" for label in swaps]
+        sentences.append(f"Left out: {', '.join(swaps)}. {kind.network} has no convolutions that pad.")
     if "control" in swept and "control" not in given:
         controls = "".join(str(swept["control"]).split()).split(",")
         without = left_out(kind, controls)

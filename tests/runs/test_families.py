@@ -16,8 +16,10 @@ def test_layers_of_u_nets_are_replaced_where_none_are_named() -> None:
     for words in (["backbone=flux_dev", "block=block_3"], [], ["backbone=sd15"], ["backbone=flux_dev", "sweep=layers"]):
         assert families.adapted(words) == ([], [])
     assert families.adapted(["backbone=sd15,flux_dev"]) == ([], [])
-    [word], _ = families.adapted(["experiment=mitigations", "backbone=sd3"])
-    assert word == "block=stages"
+    words = families.adapted(["experiment=mitigations", "backbone=sd3"])[0]
+    assert words == ["block=stages", "~mitigation.padding_swap"]
+    cfg = configuration.check(["experiment=mitigations", "backbone=sd3", *words])
+    assert cfg is not None and "padding_swap" not in cfg.mitigation and len(cfg.mitigation) > 10
 
 
 @pytest.mark.parametrize(
