@@ -206,7 +206,7 @@ def _prompts(
     """What turns prompts into conditions: the pipeline's own method, with its encoders and a transformer without weights."""
     config = read_json(folder / "transformer" / "config.json")
     with torch.device("meta"):
-        network = getattr(diffusers, family.network).from_config(config).to(dtype)
+        network = nn.Module.to(getattr(diffusers, family.network).from_config(config), dtype)
     if not text:
         return NoText(FrozenTransformer(network))
     names = {file.relative_to(folder).as_posix() for file in folder.glob("*/config.json")}

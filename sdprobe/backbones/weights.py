@@ -54,7 +54,8 @@ def random_network(kind: Any, config: dict[str, Any], seed: int, dtype: torch.dt
     """A network of a class of diffusers with newly initialised weights, as :func:`random_unet`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind.from_config(config).to(dtype)
+        # diffusers' own to() warns of a list of modules that is empty for all of these networks
+        return nn.Module.to(kind.from_config(config), dtype)
 
 
 MODULATIONS = ("AdaLayerNormZero", "AdaLayerNormZeroSingle", "SD35AdaLayerNormZeroX")
