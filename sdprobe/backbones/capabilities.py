@@ -88,8 +88,8 @@ def capabilities_of(backbone: str) -> Capabilities | None:
     except (OSError, DamagedFile, AttributeError):
         return None  # loading it says what is wrong
     # Sana has a table for images of 2048 and 4096 pixels only
-    tabled = kind is not None and kind.name == "Sana" and config.get("interpolation_scale") is not None
-    return replace(kind, position="added") if tabled else kind
+    tabled = config.get("interpolation_scale") is not None
+    return replace(kind, position="added") if kind is not None and kind.name == "Sana" and tabled else kind
 
 
 def check_options(kind: Capabilities, **options: str) -> None:

@@ -292,7 +292,7 @@ class FrozenSD:
         """
         self.device = torch.device(device)
         self.unet.to(self.device)
-        self.encoder.vae.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder.vae.to(self.device).to(memory_format=torch.channels_last)
         if isinstance(self.unet, FrozenUNet):  # transformers have tokens
             self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for encoder in self.prompts.encoders:

@@ -101,6 +101,7 @@ def check(folder: Path, variant: str | None, text: bool = True) -> None:
     needed_files(names, index, variant, str(folder), text)
     for part in parts_of(family, names, text):
         config = read_json(folder / part / "config.json")
+        known: tuple[str, ...]
         if part in ("transformer", "vae"):
             wanted, found = (family.network if part == "transformer" else _vae(family).__name__), class_of(config)
             known = (wanted,)

@@ -6,6 +6,7 @@ the networks themselves refuse.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -42,7 +43,7 @@ def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     if not kind.edits and "block" not in given and "block" not in swept and all(map(is_unet_stage, names)):
         more.append(f"block={STAGES}")
         sentences.append(f"block={STAGES}, because {', '.join(names)} {'is' if len(names) == 1 else 'are'} of U-Nets.")
-    steps = next((node.mitigation for node in chosen if "mitigation" in node), {})
+    steps: Any = next((node.mitigation for node in chosen if "mitigation" in node), {})
     swaps = [label for label, step in steps.items() if target_name(step._target_) == "PaddingSwap"]
     if swaps and not kind.padding and "mitigation" not in given:
         more += [f"~mitigation.{label}" for label in swaps]
