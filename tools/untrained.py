@@ -72,7 +72,7 @@ def network(name: str, heads: int, seed: int) -> tuple[Grids, int, int, list[str
     """An untrained network: latents → grids of its layers, channels and side of its latents, layers, and its controls."""
     if name == "sd15":
         unet = FrozenUNet(random_unet(preset_config("tiny"), seed, torch.float32))
-        layers = list(unet.resolve(["down_0", "down_1", "mid", "up_1", "up_2", "up_3"]))
+        layers = list(unet.resolve(["down_1", "down_2", "mid", "up_0", "up_1"]))
         states = Conditioning(torch.zeros(1, TOKENS, unet.config.cross_attention_dim))
         grids: Grids = lambda noisy: unet(noisy, TIMESTEP, states, layers)  # noqa: E731
         # its coarsest grid has 8 × 8 tokens
