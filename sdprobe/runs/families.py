@@ -33,7 +33,7 @@ def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in overrides if not word.startswith("-")}
     kind = _kind(overrides, given)
-    if kind is None:
+    if kind is None or (kind.edits and not given.keys() & {"experiment", "sweep"}):
         return [], []
     more, sentences = [], []
     chosen = [OmegaConf.load(file) for group in ("experiment", "sweep") if (file := _file(group, given.get(group)))]
