@@ -28,7 +28,10 @@ from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
 # entries of FrozenSD.describe() that have to be equal where a fitted mitigation is used
-BOUND = ("unet_hash", "vae_hash", "text_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding")
+BOUND = (
+    "unet_hash", "vae_hash", "text_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding",
+    "position",
+)  # fmt: skip
 # digests of the code that draws scenes and textures: mitigations saved by older versions have them in place of VERSION 1
 EARLIER = ("ce2e52d1616d286d", "da5bda511a79")
 # of fits, for given images and weights; raise it when a fitted map changes
@@ -293,7 +296,7 @@ def provenance(stream: ActivationStream) -> dict[str, Any]:
     result = {key: described[key] for key in BOUND if key in described}
     vae = stream.backbone.encoder.vae.config
     result |= {"timestep": stream.reads.timestep, "prompt": stream.reads.prompt, "size": stream.store.images.size}
-    result |= {"vae_scale": f"{vae.scaling_factor}, {vae.shift_factor}"}
+    result |= {"vae_scale": f"{vae.scaling_factor}, {vae.get('shift_factor')}"}
     return result | ({"noise_seed": stream.reads.seed} if described["noise"] in ("shared", "rolled") else {})
 
 

@@ -49,6 +49,11 @@ class TargetDataModule(ActivationDataModule):
         return {}
 
     @property
+    def target_channels(self) -> int:
+        """Number V of targets of every token."""
+        return 1
+
+    @property
     def _sides(self) -> set[int]:
         return {height for _, height, _ in self.shapes.values()}
 
@@ -220,8 +225,8 @@ def depth_means(depth: Float[Tensor, "size size"], side: int) -> Float[Tensor, "
 class ContentDataModule(TargetDataModule):
     """An :class:`~datamodules.activations.ActivationDataModule` whose batches have the content of every token as target.
 
-    A token's content, (N, 4) float32, is the mean of the image's clean latent over the token's cell. It does not depend on the
-    noise or the mitigations that the tokens went through.
+    A token's content, (N, V) float32, is the mean of the image's clean latent over the token's cell; V is the number of its
+    channels, 4 in Stable Diffusion. It does not depend on the noise or the mitigations that the tokens went through.
 
     Args:
         images: an image source.
@@ -250,6 +255,11 @@ class ContentDataModule(TargetDataModule):
     """
 
     kind, reading = "content", "read latents"
+
+    @property
+    def target_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.backbone.encoder.vae.config.latent_channels)
 
     def _read(self) -> None:
         means_by_side: dict[int, list[Tensor]] = {side: [] for side in self._sides}

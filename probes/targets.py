@@ -26,13 +26,16 @@ from sdprobe.utilities.rng import keyed_generator
 
 VARIANTS = ("test", "shuffled_labels")
 DELTA = 1.0  # of the Huber loss, in the unit of depth: metres, or scene units
-LATENT = 4  # channels of a latent
 # mitigations change the scale of directions, so a single ridge level would favour some of them
 LEVELS = tuple(10.0**power for power in range(-6, 2))
 
 
 class TargetData(Data, Protocol):
     """A data module whose batches have targets."""
+
+    @property
+    def target_channels(self) -> int:
+        """Number V of targets of every token."""
 
     def training_targets(self, layer: str) -> Float[Tensor, "images h w v"]:
         """Return the targets of every token of the training images; NaN where there is none."""
@@ -270,7 +273,8 @@ class ContentProbe(TargetProbe):
     nulls = ("chance", "position_only")  # both predict the training mean at the token's position, so R² = 0
 
     def __init__(self, shapes: Shapes, photos: int, data: Data, seed: int = 0) -> None:
-        super().__init__(shapes, data, LATENT, "closed_form", learning_rate=1.0, min_steps=0, patience=1, seed=seed)
+        channels = cast(TargetData, data).target_channels
+        super().__init__(shapes, data, channels, "closed_form", learning_rate=1.0, min_steps=0, patience=1, seed=seed)
         for layer in shapes:
             self.scores.update({f"{condition}/{layer}": ContentR2(GROUPS, photos) for condition in VARIANTS})
         self._means: dict[str, Tensor] = {}

@@ -14,7 +14,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import StreamDataModule
-from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.architectures import source_of
+from sdprobe.backbones.published import transformers
 from sdprobe.utilities import expect, settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -68,10 +69,15 @@ def test_every_choice_composes_and_matches_its_constructor(overrides: tuple[str,
 def test_presets_live_in_repositories_that_exist(choice: str) -> None:
     # runwayml's and Stability AI's own SD 2.x repositories are gone
     assert composed(f"backbone={choice}").backbone.path == choice
-    path = presets()[choice]["path"]
+    path = source_of(choice)["path"]
     assert path.count("/") == 1
-    assert path.split("/")[0] in {"CompVis", "stable-diffusion-v1-5", "sd2-community", "stabilityai"}
+    owners = {"CompVis", "stable-diffusion-v1-5", "sd2-community", "stabilityai"}
+    assert choice in transformers() or path.split("/")[0] in owners
     assert path != "stabilityai/stable-diffusion-2-1"
+
+
+def test_every_published_transformer_is_a_choice_of_backbone() -> None:
+    assert transformers().keys() <= {choice for group, choice in CHOICES if group == "backbone"}
 
 
 def test_defaults_live_in_constructors_and_yaml_repeats_them_truly() -> None:

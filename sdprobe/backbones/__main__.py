@@ -97,7 +97,6 @@ def _print_transformer(model: str, size: int | None, inside: bool) -> None:
     for name, line in lines.items():
         if line:
             console.print(f"{name}: {line}", markup=False, highlight=False)
-    console.print("In Python: FrozenSD.from_pipeline(pipe). Commands do not take this backbone yet.", highlight=False)
 
 
 if __name__ == "__main__":

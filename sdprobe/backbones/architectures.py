@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 
+from sdprobe.backbones.capabilities import class_of, is_transformer_folder
 from sdprobe.backbones.published import transformers
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
@@ -26,6 +27,14 @@ def presets() -> dict[str, dict[str, Any]]:
     stored = OmegaConf.to_container(OmegaConf.load(HERE / "presets.yaml"))
     assert isinstance(stored, dict)
     return {str(name): {"revision": None, "variant": None, **entry} for name, entry in stored.items()}
+
+
+def source_of(name: str) -> dict[str, Any]:
+    """Where a checkpoint is: ``path``, ``revision`` and ``variant`` of a preset; others are their own path."""
+    if name in transformers():
+        entry = transformers()[name]
+        return {"path": entry["repository"], "revision": None, "variant": entry.get("variant")}
+    return presets().get(name, {"path": name, "revision": None, "variant": None})
 
 
 def preset_config(model: str) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def meta_transformer(model: str) -> Any:
     file = Path(model) / "transformer" / "config.json"
     known = transformers().get(model)
     config = known["config"] if known else read_json(file)
-    kind = str(known["class"] if known else config.get("_class_name"))
+    kind = str(known["class"]) if known else class_of(config)
     classes = {entry["class"] for entry in transformers().values()}
     if kind not in classes:
         supported = ", ".join(sorted(classes))
@@ -71,4 +80,4 @@ def meta_transformer(model: str) -> Any:
 
 def is_transformer(model: str) -> bool:
     """Whether a name or a local folder is a diffusion transformer, and not a U-Net."""
-    return model in transformers() or (Path(model) / "transformer" / "config.json").is_file()
+    return model in transformers() or is_transformer_folder(Path(model))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdprobe.backbones.capabilities import KINDS
 from sdprobe.utilities.errors import InputError
 
 GUIDANCE = 3.5  # scale that FLUX.1-dev takes as an input: the default of its pipeline
@@ -63,7 +64,6 @@ class Family:
         patch: module whose output are the embedded tokens that enter the first block.
         flow: whether the network was trained with rectified flow, x = (1 − σ) z + σ ε, or with DDPM's noise.
         arguments: (network, noisy latent, timestep, conditions) → arguments of the call.
-        position: ``added`` (a table is added to the tokens), ``rotary`` (angles in every attention), or ``none``.
         width: setting that says how many channels the text states have; None without text.
         tokens: how many text tokens the pipeline passes.
         encoders: parts of the pipeline that encode the prompt, and must be there.
@@ -79,12 +79,16 @@ class Family:
     patch: str
     flow: bool
     arguments: Adapter
-    position: str
     width: str | None
     tokens: int
     encoders: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     returned: tuple[str | None, ...] = ()
+
+    @property
+    def position(self) -> str:
+        """``added`` (a table is added to the tokens), ``rotary`` (angles in every attention), or ``none``."""
+        return KINDS[self.network].position
 
 
 def _integer_steps(noisy: Tensor, timestep: float) -> Tensor:
@@ -183,34 +187,34 @@ FAMILIES = (
     Family(
         name="pixart", network="PixArtTransformer2DModel", pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
         blocks=("transformer_blocks",), attention="attn1", patch="pos_embed", flow=False, arguments=_pixart,
-        position="added", width="caption_channels", tokens=300, encoders=("text_encoder",), returned=("states", "mask"),
+        width="caption_channels", tokens=300, encoders=("text_encoder",), returned=("states", "mask"),
     ),
     Family(
         name="sd3", network="SD3Transformer2DModel", pipelines=("StableDiffusion3Pipeline",),
         blocks=("transformer_blocks",), attention="attn", patch="pos_embed", flow=True, arguments=_sd3,
-        position="added", width="joint_attention_dim", tokens=77 + 256, encoders=("text_encoder", "text_encoder_2"),
+        width="joint_attention_dim", tokens=77 + 256, encoders=("text_encoder", "text_encoder_2"),
         optional=("text_encoder_3",), returned=("states", None, "pooled"),
     ),
     Family(
         name="flux", network="FluxTransformer2DModel", pipelines=("FluxPipeline",),
         blocks=("transformer_blocks", "single_transformer_blocks"), attention="attn", patch="x_embedder", flow=True,
-        arguments=_flux, position="rotary", width="joint_attention_dim", tokens=512,
+        arguments=_flux, width="joint_attention_dim", tokens=512,
         encoders=("text_encoder", "text_encoder_2"), returned=("states", "pooled"),
     ),
     Family(
         name="dit", network="DiTTransformer2DModel", pipelines=("DiTPipeline",),
         blocks=("transformer_blocks",), attention="attn1", patch="pos_embed", flow=False, arguments=_dit,
-        position="added", width=None, tokens=0,
+        width=None, tokens=0,
     ),
     Family(
         name="sana", network="SanaTransformer2DModel", pipelines=("SanaPipeline",),
         blocks=("transformer_blocks",), attention="attn1", patch="patch_embed", flow=True, arguments=_sana,
-        position="none", width="caption_channels", tokens=300, encoders=("text_encoder",), returned=("states", "mask"),
+        width="caption_channels", tokens=300, encoders=("text_encoder",), returned=("states", "mask"),
     ),
     Family(
         name="lumina2", network="Lumina2Transformer2DModel", pipelines=("Lumina2Pipeline",),
         blocks=("noise_refiner", "layers"), attention="attn", patch="x_embedder", flow=True, arguments=_lumina2,
-        position="rotary", width="cap_feat_dim", tokens=256, encoders=("text_encoder",), returned=("states", "mask"),
+        width="cap_feat_dim", tokens=256, encoders=("text_encoder",), returned=("states", "mask"),
     ),
 )  # fmt: skip
 

@@ -9,7 +9,10 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import special, within
 from sdprobe.utilities.io import DamagedFile, read_json
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+PARTS = (
+    "unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3",
+    "scheduler",
+)  # fmt: skip
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "scheduler_config.json")
 # what makes diffusers or transformers import code of a repository, of a kernel or of another package
 CODE = {

@@ -13,7 +13,8 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from sdprobe.backbones.architectures import presets
+from sdprobe.backbones.architectures import source_of
+from sdprobe.backbones.capabilities import KINDS, UNET, capabilities_of, check_options, check_position
 from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
@@ -23,7 +24,6 @@ from sdprobe.backbones.padding import check_padding, check_sides, convolutions, 
 from sdprobe.backbones.parts import check_fit
 from sdprobe.backbones.pipelines import components_of
 from sdprobe.backbones.precision import check_finite, choose_device, choose_dtype, memory_of, name_of
-from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
 from sdprobe.backbones.transformer_pipelines import is_transformer_pipeline, transformer_components_of
 from sdprobe.backbones.unet import OUTPUT, Edit, FrozenUNet
@@ -57,6 +57,8 @@ class FrozenSD:
         scale_again: see :class:`~sdprobe.backbones.noise.NoiseSchedule`. Takes effect only with an Euler scheduler.
         device: where the networks run.
         padding: padding mode of the convolutions, see :meth:`padded`.
+        position: mode of the position embeddings of a diffusion transformer, see
+            :meth:`sdprobe.backbones.transformer.FrozenTransformer.positioned`.
 
     Attributes:
         path: name of the checkpoint.
@@ -92,15 +94,17 @@ class FrozenSD:
         scale_again: bool = False,
         device: torch.device | str = "cpu",
         padding: str = "zeros",
+        position: str = "stored",
     ) -> None:
         self.path = path
         self.weights = weights
         self.unet: FrozenUNet | FrozenTransformer
         if isinstance(components.unet, UNet2DConditionModel):
             check_fit(path, components.unet, components.vae, components.prompts)
+            check_position(KINDS[UNET], position)
             self.unet = FrozenUNet(components.unet)
         else:
-            self.unet = FrozenTransformer(components.unet)
+            self.unet = FrozenTransformer(components.unet, position)
         computed_in = vae_dtype(components.vae.dtype) if components.borrowed else None
         self.encoder = LatentEncoder(components.vae, vae_input, posterior, computed_in, components.vae_hash)
         self.prompts = components.prompts
@@ -131,12 +135,15 @@ class FrozenSD:
         posterior: str = "mode",
         scale_again: bool = False,
         padding: str = "zeros",
+        position: str = "stored",
+        text: str = "encoded",
     ) -> "FrozenSD":
         """Load a checkpoint.
 
         Args:
-            path: a preset (``demo tiny sd14 sd15 sd21 sd_turbo sdxl sdxl_turbo``), a local diffusers folder, or a repository
-                ``owner/name`` on the Hugging Face hub, which is downloaded once.
+            path: a preset (``demo tiny sd14 sd15 sd21 sd_turbo sdxl sdxl_turbo``, or one of docs/transformers.md such as
+                ``flux_dev``), a local diffusers folder, or a repository ``owner/name`` on the Hugging Face hub, which is
+                downloaded once.
             revision: branch, tag or commit of a hub repository.
             variant: ``fp16`` takes half-precision weight files where the repository has them; None takes those without a
                 variant. ``preset`` is the choice of the preset, and None without a preset.
@@ -154,6 +161,10 @@ class FrozenSD:
                 effect only on checkpoints with an Euler scheduler.
             padding: what convolutions of U-Net and VAE read beyond the border: ``zeros`` (as trained), ``replicate``,
                 ``reflect`` or ``circular``. :meth:`padded` changes it temporarily.
+            position: position embeddings of a diffusion transformer: ``stored``, ``zero``, ``permuted`` or ``shifted``, see
+                :mod:`sdprobe.backbones.positions`. ``sd.unet.positioned`` changes them temporarily.
+            text: ``encoded`` reads the prompt with the checkpoint's text encoders. ``none`` loads no text encoder of a
+                diffusion transformer and passes zeros in place of text states.
 
         Returns:
             the checkpoint, on ``device``.
@@ -168,13 +179,10 @@ class FrozenSD:
             ('random-1', 'zeros')
         """
         check_padding(padding)  # before anything is loaded
-        if path in transformers():
-            raise InputError(
-                f"Expected the name of a U-Net that can be loaded by name, but got '{path}', a diffusion transformer. Load it "
-                f"with diffusers, DiffusionPipeline.from_pretrained('{transformers()[path]['repository']}'), and pass it to "
-                "FrozenSD.from_pipeline."
-            )
-        card = presets().get(path, {"path": path, "revision": None, "variant": None})
+        settings.check("backbone", position=position, text=text)
+        if kind := capabilities_of(path):
+            check_options(kind, padding=padding, position=position, text=text, posterior=posterior)
+        card = source_of(path)
         chosen_device = choose_device(device)
         components = load(
             card["path"],
@@ -184,9 +192,12 @@ class FrozenSD:
             weights_seed,
             choose_dtype(precision, chosen_device),
             chosen_device,
+            text == "encoded",
         )
+        if isinstance(components.unet, UNet2DConditionModel):  # of a repository, whose kind was not known before
+            check_options(KINDS[UNET], position=position, text=text)
         label = weights if weights == "stored" else f"{weights}-{weights_seed}"
-        return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, chosen_device, padding)
+        return cls(components, card["path"], label, noise, vae_input, posterior, scale_again, chosen_device, padding, position)
 
     @classmethod
     def from_pipeline(
@@ -198,6 +209,7 @@ class FrozenSD:
         posterior: str = "mode",
         scale_again: bool = False,
         padding: str = "zeros",
+        position: str = "stored",
     ) -> "FrozenSD":
         """Read the networks of a diffusers pipeline that is in memory, with its LoRA, textual inversion and scheduler.
 
@@ -218,6 +230,7 @@ class FrozenSD:
             posterior: as in :meth:`from_pretrained`.
             scale_again: as in :meth:`from_pretrained`.
             padding: as in :meth:`from_pretrained`.
+            position: as in :meth:`from_pretrained`.
 
         Returns:
             the checkpoint, on the device of the pipeline.
@@ -238,7 +251,7 @@ class FrozenSD:
         components = transformer_components_of(pipe) if is_transformer_pipeline(pipe) else components_of(pipe)
         path = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
         device = components.unet.device
-        return cls(components, path, "stored", noise, vae_input, posterior, scale_again, device, padding)
+        return cls(components, path, "stored", noise, vae_input, posterior, scale_again, device, padding, position)
 
     def __repr__(self) -> str:
         """The checkpoint, its number of layers, precision, device and weights."""
@@ -278,8 +291,10 @@ class FrozenSD:
             this object.
         """
         self.device = torch.device(device)
-        for network in (self.unet, self.encoder.vae):
-            network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet.to(self.device)
+        self.encoder.vae.to(self.device).to(memory_format=torch.channels_last)
+        if isinstance(self.unet, FrozenUNet):  # transformers have tokens
+            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for encoder in self.prompts.encoders:
             encoder.to(self.device)
         return self
@@ -633,8 +648,8 @@ class FrozenSD:
         if isinstance(self.unet, FrozenUNet):
             return self.unet
         raise InputError(
-            f"Expected a U-Net for edits and predictions, but {self.path} is a diffusion transformer. Read its layers with "
-            "activations()."
+            f"Expected a U-Net for edits and predictions, but {self.path} is a diffusion transformer. Read its layers without "
+            "edits, or use a U-Net."
         )
 
     def target(
@@ -716,8 +731,15 @@ class FrozenSD:
             "posterior": self.encoder.posterior,
             "scaled_again": self.noise.scale_again,
             "padding": self.padding,
-            **({"position": self.unet.position} if isinstance(self.unet, FrozenTransformer) else {}),
+            **self._of_transformers,
         }
+
+    @property
+    def _of_transformers(self) -> dict[str, str]:
+        """What describes diffusion transformers beside what all networks have."""
+        if isinstance(self.unet, FrozenUNet):
+            return {}
+        return {"position": self.unet.position, "text": "encoded" if self.prompts.weights != "none" else "none"}
 
 
 def _functions(edits: Any) -> dict[str, Edit]:

@@ -3,22 +3,26 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from sdprobe.backbones.published import transformers
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.hub import Repository
+from sdprobe.utilities.io import read_json
 
 NETWORKS = ("unet", "vae", "text_encoder")
 OPTIONAL = ("text_encoder_2",)
+INDEX_OF_PARTS = "model_index.json"
 # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, and what older versions of diffusers wrote
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 INDEX = re.compile(r"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.(\w+))?\.json")
 
 
-def download(path: str, revision: str | None, variant: str | None, only: Sequence[str] = ()) -> Path:
+def download(path: str, revision: str | None, variant: str | None, only: Sequence[str] = (), text: bool = True) -> Path:
     """The folder of a hub repository in the cache, with the needed files: safetensors, configurations, tokenizers.
 
-    ``only``: fetch these files of it and no others.
+    ``only``: fetch those of these files that it has, and no others. Without ``text``, diffusion transformers need no encoder.
 
     Raises:
         InputError: ``path`` is no name of a repository, the hub refuses or cannot be reached, or the repository holds no
@@ -30,11 +34,29 @@ def download(path: str, revision: str | None, variant: str | None, only: Sequenc
             f"but got '{path}', which does not exist. Check the path."
         )
     ending = f".{variant}*" if variant else "[.-][s0]*"  # those of no variant: model.safetensors, model-00001-of-…
-    parts = ("unet", "vae", "text_encoder*")
-    include = ("*.json", "tokenizer*/*", *(f"{part}/*model{ending}tensors" for part in parts))
-    repository = Repository(path, revision, "model", "backbone", include, "backbone=local backbone.path=DIR")
-    needed = needed_files(repository.files, variant, path)
-    return repository.fetch(list(only) or needed)
+    include = ("*.json", "tokenizer*/*", *(f"{part}/*model{ending}tensors" for part in ("unet", "vae", "text_encoder*")))
+    use = "backbone=local backbone.path=DIR"
+    repository = Repository(path, revision, "model", "backbone", include, use, licence_of(path))
+    if "transformer/config.json" not in repository.files or "unet/config.json" in repository.files:
+        needed = needed_files(repository.files, variant, path)
+        return repository.fetch([name for name in only if name in needed] or needed)
+    from sdprobe.backbones import transformer_folders  # not needed for U-Nets
+
+    if INDEX_OF_PARTS not in repository.files:
+        raise InputError(
+            f"Expected {path} to hold {INDEX_OF_PARTS}, which names the pipeline of its transformer, but there is none. "
+            "Choose the repository of a whole pipeline."
+        )
+    index = read_json(repository.fetch([INDEX_OF_PARTS]) / INDEX_OF_PARTS)
+    needed = transformer_folders.needed_files(repository.files, index, variant, path, text)
+    include = tuple(pattern.replace("unet/", "transformer/") for pattern in include)
+    repository = replace(repository, include=include)
+    return repository.fetch([name for name in only if name in needed] or needed)
+
+
+def licence_of(path: str) -> str:
+    """The licence of a published diffusion transformer, to be said before it is downloaded; empty for other repositories."""
+    return next((str(each["licence"]) for each in transformers().values() if each["repository"] == path), "")
 
 
 def needed_files(names: Collection[str], variant: str | None, where: str) -> list[str]:

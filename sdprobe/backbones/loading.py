@@ -12,11 +12,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones import pool
-from sdprobe.backbones.architectures import DEMO, preset_config, presets
+from sdprobe.backbones.architectures import DEMO, preset_config, presets, source_of
+from sdprobe.backbones.capabilities import is_transformer_folder
 from sdprobe.backbones.cards import check_card
 from sdprobe.backbones.foreign import PARTS, check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
-from sdprobe.backbones.noise import alphas_of, prediction_of
+from sdprobe.backbones.noise import NoiseSchedule, alphas_of, prediction_of
 from sdprobe.backbones.parts import check_complete, check_kinds, check_numbers
 from sdprobe.backbones.pool import Pool
 from sdprobe.backbones.prompts import PromptEncoder
@@ -30,7 +31,6 @@ from sdprobe.utilities.signatures import fits
 EMBEDDED = "assets/demo"
 STRIDE = 8  # pixels per cell of a latent, of all presets
 SCHEDULER = "scheduler/scheduler_config.json"
-SIZES = {"unet": "sample_size", "vae": "block_out_channels"}
 CONVERT = (
     "Convert a single-file checkpoint with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR), or "
     "StableDiffusionXLPipeline for SDXL; then use backbone=local backbone.path=DIR."
@@ -65,8 +65,11 @@ def load(
     weights_seed: int,
     dtype: torch.dtype,
     device: torch.device,
+    text: bool = True,
 ) -> Components:
     """Components of a local folder, a hub repository, the embedded demo model (``assets/demo``) or ``tiny``.
+
+    Diffusion transformers are loaded by :mod:`sdprobe.backbones.transformer_folders`. Without ``text``, they need no encoder.
 
     The VAE runs in ``dtype``, except for fp16, where the VAEs of Stable Diffusion overflow. Then it runs in fp32.
     Parts that the pool of this process has are not loaded again, see :func:`sdprobe.backbones.pool.shared`. They are on the
@@ -80,10 +83,14 @@ def load(
     if path == "tiny":
         kept.turn_to((path, dtype, device))
         return _tiny(weights, weights_seed, dtype, kept)
-    folder = _found(path, revision, variant)
+    folder = _found(path, revision, variant, text)
     kept.turn_to((_state(folder), variant, dtype, device))
     kept.part("checked", lambda: _checked(folder))
     try:
+        if is_transformer_folder(folder):
+            from sdprobe.backbones import transformer_folders  # not needed for U-Nets
+
+            return transformer_folders.load(folder, variant, weights, weights_seed, dtype, kept, text)
         return _load_folder(folder, variant, weights, weights_seed, dtype, kept)
     except Exception as error:  # diffusers and transformers raise a dozen unrelated types
         if type(error) is InputError:
@@ -102,43 +109,60 @@ def native_size(path: str, revision: str | None = None, variant: str | None = No
     """
     if "architecture" in presets().get(path, {}):
         return int(preset_config(path)["sample_size"]) * STRIDE
-    folder = _configured(path, revision, variant, [f"{part}/config.json" for part in SIZES])
-    side, widths = (read_json(folder / part / "config.json").get(key) for part, key in SIZES.items())
+    folder = _configured(path, revision, variant, [f"{part}/config.json" for part in ("unet", "transformer", "vae")])
+    vae = read_json(folder / "vae" / "config.json")
+    widths = vae.get("block_out_channels", vae.get("encoder_block_out_channels"))
+    part = "unet"
+    if is_transformer_folder(folder):
+        from sdprobe.backbones import transformer_folders
+
+        side, part = transformer_folders.native_size(folder), "transformer"
+    else:
+        side = read_json(folder / "unet" / "config.json").get("sample_size")
     if not isinstance(side, int) or not isinstance(widths, list):
         raise InputError(
-            f"Expected {folder} to say for which size it was made, sample_size of unet/config.json and block_out_channels of "
+            f"Expected {folder} to say for which size it was made, sample_size of {part}/config.json and block_out_channels of "
             f"vae/config.json, but got {side} and {widths}. Set images.size, to 512 for example."
         )
     return side * 2 ** (len(widths) - 1)
 
 
-def schedule(path: str, revision: str | None = None, variant: str | None = None) -> Tensor:
-    """ᾱ of a checkpoint's noise schedule, (T,). Of a hub repository one configuration is fetched.
+def schedule(path: str, revision: str | None = None, variant: str | None = None) -> NoiseSchedule:
+    """The noise schedule of a checkpoint. Of a hub repository one configuration is fetched, or two.
 
     Raises:
         InputError: nothing usable at ``path``, or no schedule of betas.
     """
     if path == "tiny":
-        return alphas_of({"_class_name": "DDIMScheduler", **SCHEDULE})
-    folder = _configured(path, revision, variant, [SCHEDULER])
+        return NoiseSchedule(alphas_of({"_class_name": "DDIMScheduler", **SCHEDULE}))
+    folder = _configured(path, revision, variant, [SCHEDULER, "transformer/config.json"])
     check_folder(folder)
-    return alphas_of(read_json(folder / SCHEDULER))
+    if is_transformer_folder(folder):
+        from sdprobe.backbones import transformer_folders
+
+        return transformer_folders.schedule(folder)
+    return NoiseSchedule(alphas_of(read_json(folder / SCHEDULER)))
 
 
 def _configured(path: str, revision: str | None, variant: str | None, files: Sequence[str]) -> Path:
     """The folder of a checkpoint with at least these files, which are fetched if it is a hub repository."""
-    place, variant = presets().get(path, {"path": path})["path"], None if variant == "preset" else variant
+    place, variant = source_of(path)["path"], None if variant == "preset" else variant
     there = place == EMBEDDED or Path(place).expanduser().exists()
     return _found(place, revision, variant) if there else download(place, revision, variant, files)
 
 
-def _found(path: str, revision: str | None, variant: str | None) -> Path:
+def _found(path: str, revision: str | None, variant: str | None, text: bool = True) -> Path:
     """The checked folder of a checkpoint, downloaded if it is not there."""
     local = Path(path).expanduser()
     if local.is_file():
         raise InputError(f"Expected the backbone to be a diffusers folder, but '{path}' is a file. {CONVERT}")
-    folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant)
-    _check(folder, variant)
+    folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant, text=text)
+    if is_transformer_folder(folder):
+        from sdprobe.backbones import transformer_folders
+
+        transformer_folders.check(folder, variant, text)
+    else:
+        _check(folder, variant)
     return folder
 
 
@@ -178,10 +202,10 @@ def _load_folder(
     def unet() -> UNet2DConditionModel:
         if weights == "random":
             return random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
-        return _network(UNet2DConditionModel, folder, "unet", variant, dtype)
+        return network_of(UNet2DConditionModel, folder, "unet", variant, dtype)
 
     def vae() -> AutoencoderKL:
-        return _network(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
+        return network_of(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
 
     prompts = kept.part("prompts", lambda: _prompts(folder, variant))
     found = _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
@@ -216,13 +240,13 @@ def _components(
     return Components(unet_network, vae_network, prompts, alphas_cumprod, euler, unet_hash=unet_hash, vae_hash=vae_hash)
 
 
-def _network(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
+def network_of(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
     """A diffusers model from its safetensors files, in the given variant if the folder has it."""
     model, info = kind.from_pretrained(
         folder,
         subfolder=part,
         torch_dtype=dtype,
-        variant=_variant_of(folder / part, variant),
+        variant=variant_of(folder / part, variant),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -241,7 +265,7 @@ def _prompts(folder: Path, variant: str | None) -> PromptEncoder:
         encoder, info = kind.from_pretrained(
             folder,
             subfolder=part,
-            variant=_variant_of(folder / part, variant),
+            variant=variant_of(folder / part, variant),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -259,7 +283,7 @@ def _prompts(folder: Path, variant: str | None) -> PromptEncoder:
     return PromptEncoder(tokenizers, encoders, bool(zeros))
 
 
-def _variant_of(folder: Path, variant: str | None) -> str | None:
+def variant_of(folder: Path, variant: str | None) -> str | None:
     return variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
 
 
@@ -288,12 +312,6 @@ def _check(folder: Path, variant: str | None) -> None:
     needed += [SCHEDULER, "tokenizer/tokenizer_config.json"]
     if (folder / "text_encoder_2").is_dir():
         needed.append("tokenizer_2/tokenizer_config.json")
-    if (folder / "transformer" / "config.json").is_file():
-        raise InputError(
-            f"Expected {folder} to hold a U-Net, but it holds a transformer. Load it in Python with "
-            "diffusers.DiffusionPipeline.from_pretrained, and pass it to FrozenSD.from_pipeline if its family is supported "
-            "(docs/transformers.md)."
-        )
     for name in needed:
         if not (folder / name).is_file():
             raise InputError(

@@ -4,11 +4,16 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from sdprobe.backbones.capabilities import KINDS, UNET, Capabilities
 from sdprobe.utilities.errors import InputError
 
 INPUTS = ("latent", "noisy_latent")
 EMPTY = "Expected block to name at least one layer, but got an empty list. Use block=mid, for example."
 SETS = ("stages", "all", "loos2025", "inside")
+TOKEN_SETS = ("stages", "all", "inside")
+# layers of diffusion transformers, and paths of their blocks in diffusers
+BLOCK = re.compile(r"patch|block_\d+(_norm)?")
+PATH = re.compile(r"(\w*transformer_blocks|noise_refiner|layers)(\.\d+|\[\d+\])")
 # what is inside attention, in execution order: end of the name → path within one of diffusers' transformer blocks
 PARTS = {
     "query": "attn1.to_q", "key": "attn1.to_k", "value": "attn1.to_v", "out": "attn1",
@@ -32,10 +37,23 @@ _COMMON = (
 )
 
 
-def check_names(block: str | Iterable[str]) -> None:
+def is_unet_stage(item: str) -> bool:
+    """Whether a name is that of a stage of U-Nets.
+
+    >>> is_unet_stage("up_1"), is_unet_stage("stages")
+    (True, False)
+    """
+    return item in _STAGES
+
+
+def check_names(block: str | Iterable[str], kind: Capabilities | None = KINDS[UNET]) -> None:
     """Refuse what no network could have: neither a name, a path, a glob, nor one of the sets.
 
     >>> check_names(["mid", "up_*", "up_blocks[1].resnets[2]", "up_1_attn_0_key"])
+
+    Args:
+        block: the layers.
+        kind: what the network can do; None where it is not known, which allows layers of all families.
 
     Raises:
         InputError: the message names the nearest one. Keys and values of cross-attention belong to words, which it says.
@@ -44,6 +62,14 @@ def check_names(block: str | Iterable[str]) -> None:
     if not items:
         raise InputError(EMPTY)
     for item in items:
+        if kind is None or kind.network != UNET:
+            if BLOCK.fullmatch(item) or PATH.fullmatch(item) or item in (*INPUTS, *TOKEN_SETS) or set("*?[") & set(item):
+                continue
+            if kind is not None:
+                raise InputError(
+                    f"Expected block to be a layer of {kind.network}, such as patch, block_12 or block_12_norm, a list, a "
+                    f"glob, 'stages', 'all' or 'inside', but got '{item}'. `python -m sdprobe.backbones <backbone>` lists them."
+                )
         known = item in (*INPUTS, *SETS) or GRAMMAR.fullmatch(item) or _PATH.fullmatch(item) or set("*?[") & set(item)
         if not known or _WORDS.fullmatch(item):
             raise unknown(item, (*_COMMON, *INPUTS))

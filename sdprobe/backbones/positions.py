@@ -8,18 +8,19 @@ positions, and add nothing to a token.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sdprobe.backbones.capabilities import KINDS, check_position
 from sdprobe.backbones.families import Family
-from sdprobe.utilities import expect
-from sdprobe.utilities.errors import InputError
+from sdprobe.utilities import expect, settings
 from sdprobe.utilities.rng import keyed_generator
 
-MODES = ("stored", "zero", "permuted", "shifted")
+MODES = settings.POSITIONS
 
 
 def kind_of(network: nn.Module, family: Family) -> str:
@@ -32,11 +33,7 @@ def kind_of(network: nn.Module, family: Family) -> str:
 def check(mode: str, network: nn.Module, family: Family) -> None:
     """Raises InputError unless the mode exists, and the network has position embeddings to change."""
     expect.one_of("position", mode, MODES)
-    if mode != "stored" and kind_of(network, family) == "none":
-        raise InputError(
-            f"Expected position=stored for {family.network}, which has no position embedding, but got '{mode}'. "
-            "Change what its convolutions read beyond the border instead: padding=circular."
-        )
+    check_position(replace(KINDS[family.network], position=kind_of(network, family)), mode)
 
 
 def places(mode: str, grid: tuple[int, int], seed: int) -> Int[Tensor, "_n 2"]:

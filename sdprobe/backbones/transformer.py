@@ -26,11 +26,9 @@ from torch.utils.hooks import RemovableHandle
 from sdprobe.backbones import positions
 from sdprobe.backbones.families import STEPS, Conditions, Family, family_of
 from sdprobe.backbones.layers import Layer
-from sdprobe.backbones.names import EMPTY, INPUTS
+from sdprobe.backbones.names import EMPTY, INPUTS, TOKEN_SETS
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
-
-SETS = ("stages", "all", "inside")
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,11 @@ class FrozenTransformer(nn.Module):
 
     Args:
         network: of a family in :mod:`sdprobe.backbones.families`.
+        position: mode of its position embeddings, see :meth:`positioned`.
 
     Raises:
-        InputError: another network, or one that takes other inputs than its family's text-to-image pipeline gives.
+        InputError: another network, position embeddings that it has not, or one that takes other inputs than its family's
+            text-to-image pipeline gives.
 
     Example:
         >>> import torch
@@ -95,14 +95,15 @@ class FrozenTransformer(nn.Module):
         {'block_1': (2, 16, 4, 4), 'block_2_norm': (2, 16, 4, 4)}
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, position: str = "stored") -> None:
         super().__init__()
         self.family = family_of(network)
+        positions.check(position, network, self.family)
         self.network: Any = network.eval().requires_grad_(False)
         self.table = token_layers(network, self.family)
         self.layers = {name: layer for name, layer in self.table.items() if not layer.inside}
         self.passes = 0
-        self.position = "stored"
+        self.position = position
         self._position_seed = 0
 
     @property
@@ -184,15 +185,19 @@ class FrozenTransformer(nn.Module):
         self.passes += len(noisy)
         return grids
 
-    def without_text(self, tokens: int | None = None) -> Conditions:
+    def without_text(
+        self, tokens: int | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Conditions:
         """Zeros in place of text states, or the null class: conditions without a text encoder, for networks on their own.
 
         Zeros are not the empty prompt. Some published works use them.
 
         Args:
             tokens: number of text tokens; None is that of the family's pipeline.
+            device: of the conditions; None is that of the network.
+            dtype: of the states; None is that of the network.
         """
-        kind = {"device": self.network.device, "dtype": self.network.dtype}
+        kind: dict[str, Any] = {"device": device or self.network.device, "dtype": dtype or self.network.dtype}
         if self.family.width is None:
             return Conditions(labels=torch.tensor([self.config.num_embeds_ada_norm], device=kind["device"]))
         length = self.family.tokens if tokens is None else tokens
@@ -277,7 +282,7 @@ class FrozenTransformer(nn.Module):
 
     def _expand(self, item: str) -> list[str]:
         inside = [name for name, layer in self.table.items() if layer.inside]
-        if item in SETS:
+        if item in TOKEN_SETS:
             return {"stages": list(stages(self.table)), "all": list(self.layers), "inside": inside}[item]
         if item in self.table or item in INPUTS:
             return [item]
@@ -286,7 +291,7 @@ class FrozenTransformer(nn.Module):
             return named
         found = fnmatch.filter(self.table, item)
         if not found:
-            [nearest] = difflib.get_close_matches(item, [*self.table, *SETS, *INPUTS], n=1, cutoff=0.0)
+            [nearest] = difflib.get_close_matches(item, [*self.table, *TOKEN_SETS, *INPUTS], n=1, cutoff=0.0)
             last = list(self.layers)[-1]
             raise InputError(
                 f"Expected block to be a layer of {self.family.network}, which has patch, block_0 to {last} and {last}_norm, "

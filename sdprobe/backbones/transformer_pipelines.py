@@ -111,12 +111,7 @@ def transformer_components_of(pipe: Any) -> Components:
     parts = {name: getattr(part, "_orig_mod", part) for name, part in pipe.components.items()}
     _check_parts(kind, family, parts)
     frozen = FrozenTransformer(shell_of(parts["transformer"]))
-    channels = parts["vae"].config.latent_channels
-    if frozen.latent_channels != channels:
-        raise InputError(
-            f"Expected the VAE and the transformer of {kind} to be of one checkpoint, but latents have {channels} channels and "
-            f"the transformer takes {frozen.latent_channels}. Use one checkpoint."
-        )
+    check_channels(kind, frozen, parts["vae"])
     scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     return Components(
         unet=frozen.network,
@@ -127,6 +122,16 @@ def transformer_components_of(pipe: Any) -> Components:
         borrowed=True,
         flow=family.flow,
     )
+
+
+def check_channels(where: str, network: FrozenTransformer, vae: Any) -> None:
+    """Raises InputError unless a VAE makes latents of as many channels as a transformer takes."""
+    channels = vae.config.latent_channels
+    if network.latent_channels != channels:
+        raise InputError(
+            f"Expected the VAE and the transformer of {where} to be of one checkpoint, but latents have {channels} channels "
+            f"and the transformer takes {network.latent_channels}. Use one checkpoint."
+        )
 
 
 def _check_parts(kind: str, family: Family, parts: dict[str, Any]) -> None:

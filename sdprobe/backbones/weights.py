@@ -47,9 +47,15 @@ def shuffle_entries(network: nn.Module, seed: int) -> None:
 
 def random_unet(config: dict[str, object], seed: int, dtype: torch.dtype) -> UNet2DConditionModel:
     """A U-Net of this configuration with newly initialised weights: the random-weights baseline."""
+    return random_network(UNet2DConditionModel, config, seed, dtype)
+
+
+def random_network(kind: Any, config: dict[str, Any], seed: int, dtype: torch.dtype) -> Any:
+    """A network of a class of diffusers with newly initialised weights, as :func:`random_unet`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet2DConditionModel.from_config(config).to(dtype)
+        # diffusers' own to() warns of a list of modules that is empty for all of these networks
+        return nn.Module.to(kind.from_config(config), dtype)
 
 
 MODULATIONS = ("AdaLayerNormZero", "AdaLayerNormZeroSingle", "SD35AdaLayerNormZeroX")

@@ -21,6 +21,7 @@ from sdprobe.utilities.io import write_rows
 SEEDS = ("random_0", "random_1", "random_2")
 PERIODIC = ("random_periodic", "random_periodic_1", "random_periodic_2")
 CIRCULAR = ("random_circular", "random_circular_1", "random_circular_2")
+ZERO = ("random_zero", "random_zero_1", "random_zero_2")
 Side = tuple[tuple[str, str], ...]  # (control, view) pairs to average; several pairs are random networks, ordered by seed
 
 
@@ -34,6 +35,10 @@ CONTRASTS: dict[str, tuple[str, Side, Side]] = {
     "learned": ("trained − random weights", tested("trained"), tested(*SEEDS)),
     "order of weights": ("trained − shuffled entries", tested("trained"), tested("shuffled")),
     "architecture": ("zeros − circular, random weights, periodic texture", tested(*PERIODIC), tested(*CIRCULAR)),
+    "position embedding, untrained": ("stored − none, random weights, periodic texture", tested(*PERIODIC), tested(*ZERO)),
+    "position embedding": ("stored − none", tested("trained"), tested("position_zero")),
+    "places": ("stored − permuted position embeddings", tested("trained"), tested("position_permuted")),
+    "origin": ("stored − shifted position embeddings", tested("trained"), tested("position_shifted")),
     "zeros over replicate": ("trained − replicate", tested("trained"), tested("replicate")),
     "zeros over reflect": ("trained − reflect", tested("trained"), tested("reflect")),
     "zeros over circular": ("trained − circular", tested("trained"), tested("circular")),
@@ -252,6 +257,12 @@ STEPS: tuple[tuple[str, Side, Side], ...] = (
     ("+ image\ncontent", UNTRAINED, PADDED),
     ("+ learned\nweights", TRAINED, UNTRAINED),
 )
+# of networks whose convolutions do not pad
+EMBEDDED: tuple[tuple[str, Side, Side], ...] = (
+    ("untrained,\nno position\nembedding", tested(*ZERO), ()),
+    ("+ position\nembedding", PADDED, tested(*ZERO)),
+    *STEPS[2:],
+)
 UP, DOWN, TOTAL, GREY = style.BLUE, style.ORANGE, style.DARK, style.GREY
 LEAST = 0.1  # of the axis of differences, on both sides of 0
 
@@ -288,7 +299,7 @@ def _waterfall(axis: Axes, runs: dict[str, Run], layer: str) -> None:
     chance = next(iter(runs.values())).value("chance", layer, "binned_accuracy") or 0.0
     base, place, ticks = chance, 0, ["chance"]
     axis.bar(place, chance, color=GREY, width=0.6)
-    for label, upper, lower in STEPS:
+    for label, upper, lower in EMBEDDED if ZERO[0] in runs and CIRCULAR[0] not in runs else STEPS:
         level = mean_accuracy(runs, layer, upper)
         step = difference(runs, layer, upper, lower) if lower else level
         if level is None or step is None:  # if a control is missing, its contribution would be attributed to the next source

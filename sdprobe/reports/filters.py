@@ -30,6 +30,7 @@ Item = TypeVar("Item")
 RECORDED = {
     "probe": "probe", "timestep": "timestep", "seed": "seed", "prompt": "prompt", "control": "control", "twins": "twins",
     "images.size": "image_size", "backbone.weights": "weights", "backbone.noise": "noise", "backbone.padding": "padding",
+    "backbone.position": "position", "backbone.text": "text",
     "backbone.vae_input": "vae_input", "backbone.posterior": "posterior",
 }  # fmt: skip
 FINGERPRINTS = ("dataset_fingerprint", "test_fingerprint")

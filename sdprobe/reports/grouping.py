@@ -22,12 +22,13 @@ Conditions = Mapping[str, str]  # setting, as on the command line where it has o
 Read = Callable[[Run], Conditions]
 log = logging.getLogger(__name__)
 OWN_TIMESTEP = "shared_261"  # this control sets its own timestep and joins the group whatever the others' timestep is
-PLAIN = ("", "null", "stored", "default", "stratified")  # values that a name leaves out
+PLAIN = ("", "null", "stored", "encoded", "default", "stratified")  # values that a name leaves out
 # what a name says instead of "<setting> <value>"
 BARE = ("backbone", "images", "backbone.weights", "probe.solver")
 # recorded in metrics.json under another name
 RECORDED = {
     "control": "control", "prompt": "prompt", "timestep": "timestep", "backbone.noise": "noise", "backbone.padding": "padding",
+    "backbone.position": "position", "backbone.text": "text",
     "backbone.vae_input": "vae_input", "backbone.posterior": "posterior", "backbone.scale_again": "scaled_again",
     "precision": "precision",
 }  # fmt: skip
@@ -297,7 +298,7 @@ def mitigation_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     A probe with two data sets or solvers makes two groups, and the runs of unambiguous probes join both. If several probes are
     ambiguous, each group contains one of them. Runs without variants belong to no group.
     """
-    kept = ("backbone.noise", "backbone.padding", "backbone.vae_input", "backbone.posterior", "precision")
+    kept = ("backbone.noise", "backbone.padding", "backbone.position", "backbone.vae_input", "backbone.posterior", "precision")
     compared = [run for run in runs if len(run.bases) < len(run.layers)]
     found = {}
     for setting in dict.fromkeys(run.setting for run in compared):

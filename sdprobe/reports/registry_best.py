@@ -33,8 +33,8 @@ AGREE = {
     "probe": ("probe",),
     "data set": ("images", "images.", "datamodule.labels"),
     "protocol": (
-        "protocol", "probe.", "datamodule.", "trainer.max_epochs", "backbone.noise", "backbone.padding", "backbone.vae_input",
-        "backbone.posterior", "backbone.scale_again",
+        "protocol", "probe.", "datamodule.", "trainer.max_epochs", "backbone.noise", "backbone.padding", "backbone.position",
+        "backbone.text", "backbone.vae_input", "backbone.posterior", "backbone.scale_again",
     ),
     "baseline": ("control", "twins", "backbone.weights"),
 }  # fmt: skip

@@ -55,10 +55,9 @@ def fill_timestep(cfg: DictConfig) -> None:
     if cfg.noise_level is not None:
         configuration.check_levels(cfg, HydraConfig.get().overrides.task)
         from sdprobe.backbones.loading import schedule  # seconds of import that wrong settings must not wait for
-        from sdprobe.backbones.noise import NoiseSchedule
 
-        alphas = schedule(cfg.backbone.path, cfg.backbone.revision, cfg.backbone.variant)
-        cfg.timestep = list(NoiseSchedule(alphas).nearest(cfg.noise_level))
+        known = schedule(cfg.backbone.path, cfg.backbone.revision, cfg.backbone.variant)
+        cfg.timestep = list(known.nearest(cfg.noise_level))
     if OmegaConf.is_list(cfg.timestep) and len(cfg.timestep) == 1:
         cfg.timestep = cfg.timestep[0]
 

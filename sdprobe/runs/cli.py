@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sdprobe.runs import configuration, console, folders, interrupts
+from sdprobe.runs import configuration, console, families, folders, interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities.errors import InputError
 
@@ -77,11 +77,15 @@ def prepare(words: Sequence[str]) -> list[str]:
         help.show(words)
         sys.exit()
     overrides = expanded(as_overrides(words))
+    more, sentences = families.adapted(overrides)
+    overrides += more
     overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes them at the ends only
     cfg = configuration.check(overrides)
     if cfg is not None:
         configuration.check_given(cfg)
         configuration.check_folders(cfg)
+        for sentence in sentences:
+            say(sentence)
         say(asked_for(cfg))
         from sdprobe.runs import checks  # imports torch: from here on seconds pass
 

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.backbones.published import transformers
-from sdprobe.runs import folders, places
+from sdprobe.runs import families, folders, places
 from sdprobe.runs.groups import CONFIGS, is_group, options
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -83,7 +82,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         check_kinds(cfg, overrides)
         check_settings(cfg)
         check_levels(cfg, [*overrides, *(f"{key}=" for key in cfg.hydra.sweeper.get("params") or ())])
-        check_names(cfg.block)
+        check_names(cfg.block, families.check_backbone(cfg))
     except InputError:
         raise
     except (OmegaConfBaseException, HydraException, AttributeError, TypeError, ValueError):
@@ -127,7 +126,7 @@ def check_kinds(cfg: DictConfig, overrides: Sequence[str]) -> None:
         InputError: such a value. The types of constructors are checked later, because importing them imports torch.
     """
     defaults = composed(_choices(overrides))
-    for key in (text.lstrip("+~").partition("=")[0] for text in overrides):
+    for key in (text.lstrip("+~").partition("=")[0] for text in overrides if not text.startswith("~mitigation.")):
         if "@" not in key:
             check_kind(cfg, defaults, key)
 
@@ -308,11 +307,6 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
     if missing or (found := re.search(r"Could not load '([^']+)'", str(error))):
         group, choice = re.fullmatch(r"(hydra/launcher|\w+)/(.*)", missing or found[1]).groups()  # type: ignore[union-attr,index]
         known = options(group)
-        if group == "backbone" and choice in transformers():
-            return (
-                f"Expected backbone to be a U-Net, one of {', '.join(known)}, but got '{choice}', a diffusion transformer. "
-                "Commands do not take it yet; read its pipeline in Python with FrozenSD.from_pipeline."
-            )
         path = f"Write {OF_PATHS[group].format(choice)}." if "/" in choice and group in OF_PATHS else _nearest(choice, known)
         return f"Expected {group} to be one of {', '.join(known)}, but got '{choice}'. {path}"
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):

@@ -118,6 +118,8 @@ def _parsed(text: str) -> Override | None:
 def _beyond(override: Override, text: str, folder: Path) -> str:
     """What an override does beyond setting a value and choosing an option; empty if it does nothing beyond."""
     key, value = override.key_or_group, None if override.is_sweep_override() else override.value()
+    if override.type == OverrideType.DEL and re.fullmatch(r"mitigation\.\w+", key):
+        return ""
     if override.type != OverrideType.CHANGE or override.package is not None or "@" in text.partition("=")[0]:
         return "adds, deletes or moves a setting"
     if not KEY.fullmatch(key):

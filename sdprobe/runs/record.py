@@ -118,6 +118,9 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     result = {str(key): value for key, value in settings.items() if key not in IGNORED_IN_HASH and value is not None}
     if not result.get("datamodule", {}).get("inside", True):
         del result["datamodule"]["inside"]  # runs of older versions did not have it
+    for name, default in {"position": "stored", "text": "encoded"}.items():  # nor these
+        if result.get("backbone", {}).get(name) == default:
+            del result["backbone"][name]
     for name in ("callbacks", *DEVICES):
         result["trainer"].pop(name, None)
     # a list, because their order matters and digests sort dictionaries

@@ -54,6 +54,7 @@ class Repository:
         group: group of settings that names the repository, for messages.
         include: patterns of the files that are needed, for the command in messages.
         use: overrides that take a folder DIR instead, for messages.
+        licence: to be said before a download; empty for none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Repository:
     group: str
     include: tuple[str, ...]
     use: str
+    licence: str = ""
 
     def __post_init__(self) -> None:
         for library in ("huggingface_hub", "datasets"):
@@ -126,7 +128,8 @@ class Repository:
                 raise OfflineModeIsEnabled(self.name)
         total = sum(self._tree[name] for name in missing)
         files = progress.counted(len(missing), "file")
-        self.announce(f"{files}, {size(total)}, to {constants.HF_HUB_CACHE}")
+        licence = f" (licence: {self.licence})" * bool(self.licence)
+        self.announce(f"{files}, {size(total)}, to {constants.HF_HUB_CACHE}{licence}")
         with self.reaching(), _interruptible(), self.downloading(total) as step, ThreadPoolExecutor(1) as pool:
             stop = threading.Event()
             bar: Any = partial(_Bar, step, stop)  # is called like tqdm

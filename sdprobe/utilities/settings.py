@@ -13,6 +13,8 @@ from sdprobe.utilities import expect
 WEIGHTS = ("stored", "random", "shuffled")
 NOISES = ("independent", "shared", "rolled", "none")
 PADDINGS = ("zeros", "replicate", "reflect", "circular")
+POSITIONS = ("stored", "zero", "permuted", "shifted")
+TEXTS = ("encoded", "none")
 BASES = ("additive", "onehot", "cosine")
 RESIZES = ("pad", "replicate", "squash")
 COARSEST = 64  # pixels per token of Stable Diffusion's coarsest grid
@@ -86,6 +88,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "backbone": {
         "weights": _one_of(*WEIGHTS), "weights_seed": _SEED, "variant": _NAME, "noise": _one_of(*NOISES),
         "vae_input": _one_of("symmetric", "unit"), "posterior": _one_of("mode", "sample"), "padding": _one_of(*PADDINGS),
+        "position": _one_of(*POSITIONS), "text": _one_of(*TEXTS),
     },
     "datamodule": {
         "batch_size": _count(1, 4096), "num_workers": _count(0, 64), "sampling": _one_of("stratified", "all"),

@@ -319,9 +319,7 @@ def test_a_repository_with_one_variant_only_says_so(hub: Hub, halves: Path) -> N
 
 def test_other_kinds_of_repositories_are_said_to_be_that(hub: Hub) -> None:
     hub.add("me/flow", {"model_index.json": b"{}", "transformer/config.json": b"{}", "vae/config.json": b"{}"})
-    assert "with unet/config.json, but it holds model_index.json, transformer, vae. Choose one with" in refusal(
-        "me/flow", None, None
-    )
+    assert "to be a pipeline of Stable Diffusion 1, 2 or XL, or one of PixArtAlphaPipeline, " in refusal("me/flow", None, None)
 
 
 def test_no_part_may_be_missing_from_the_list(saved: Path) -> None:

@@ -290,7 +290,7 @@ def test_pipelines_that_cannot_be_read_are_refused(reason: str) -> None:
         FrozenSD.from_pipeline(change(pipe) or pipe)
 
 
-def test_options_without_meaning_are_refused(tmp_path: Path) -> None:
+def test_options_without_meaning_are_refused() -> None:
     sd = FrozenSD.from_pipeline(shared("sd3"))
     with pytest.raises(InputError, match="Expected padding=zeros for SD3Transformer2DModel"), sd.padded("circular"):
         pass
@@ -306,12 +306,6 @@ def test_options_without_meaning_are_refused(tmp_path: Path) -> None:
         FrozenSD.from_pipeline(sana, posterior="sample")
     with pytest.raises(InputError, match=r"with a posterior"):
         FrozenSD.from_pipeline(sana).encoder.floor_cells(torch.rand(1, 3, 64, 64))
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"to hold a U-Net, but it holds a transformer\. Load it in Python"):
-        FrozenSD.from_pretrained(str(tmp_path))
-    with pytest.raises(InputError, match=r"'flux_dev', a diffusion transformer.*FLUX.1-dev.*from_pipeline"):
-        FrozenSD.from_pretrained("flux_dev")
 
 
 def test_the_borders_of_sana_can_be_padded_otherwise() -> None:

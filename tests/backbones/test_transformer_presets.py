@@ -1,6 +1,7 @@
 """Published diffusion transformers without weights: the command that lists layers, and the table of docs/transformers.md."""
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 
 from sdprobe.backbones.__main__ import main
 from sdprobe.backbones.architectures import meta_transformer
+from sdprobe.backbones.capabilities import KINDS, UNET, Capabilities, check_edits, check_options, left_out
 from sdprobe.backbones.families import FAMILIES
 from sdprobe.backbones.positions import kind_of
 from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
+from sdprobe.runs.groups import options
+from sdprobe.utilities.errors import InputError
 from tests.backbones.tiny_transformers import network
 
 PAGE = Path(__file__).parents[2] / "docs" / "transformers.md"
@@ -54,6 +58,55 @@ def test_the_table_of_the_page_is_that_of_the_code() -> None:
     assert found.splitlines() == overview(), "\n".join(overview())
 
 
+def can(kind: Capabilities, check: Callable[[Capabilities], object]) -> str:
+    """``yes``, or ``–`` where the check refuses."""
+    try:
+        return "–" if check(kind) else "yes"
+    except InputError:
+        return "–"
+
+
+def option(**options: str) -> Callable[[Capabilities], None]:
+    return lambda kind: check_options(kind, **options)
+
+
+def control(name: str) -> Callable[[Capabilities], object]:
+    return lambda kind: left_out(kind, [name])
+
+
+def abilities() -> list[str]:
+    """The table of what each family can do, from the checks that commands make."""
+    probes = [name for name in options("probe") if name != "role"]
+    controls = list(dict.fromkeys(re.sub(r"_\d+$", "", name) for name in options("control")))
+    always = [name for name in controls if not any(left_out(kind, [name]) for kind in KINDS.values())]
+    rows: dict[str, Callable[[Capabilities], object]] = {
+        f"`probe=` {', '.join(probes)}": lambda kind: None,
+        "`probe=role`, `datamodule.inside=true`": lambda kind: check_edits(kind, "it"),
+        "`backbone.weights=random`, `shuffled`": lambda kind: None,
+        "`backbone.padding`, `mitigation=padding_swap`": option(padding="circular"),
+        "`backbone.position=zero`, `permuted`, `shifted`": option(position="zero"),
+        "`backbone.posterior=sample`": option(posterior="sample"),
+        "`backbone.text=none`": option(text="none"),
+        "`prompt=` text": lambda kind: kind.prompt != "text",
+        "folder without T5": lambda kind: not kind.optional_text,
+        "`images=texture_latents`": lambda kind: not kind.latents,
+        f"`control=` {', '.join(always)}": lambda kind: None,
+        **{f"`control={name}`": control(name) for name in controls if name not in always},
+    }
+    lines = [f"| | {' | '.join(kind.name for kind in KINDS.values())} |", "|---|" + "---|" * len(KINDS)]
+    return lines + [f"| {name} | {' | '.join(can(kind, check) for kind in KINDS.values())} |" for name, check in rows.items()]
+
+
+def test_the_table_of_capabilities_is_that_of_the_code() -> None:
+    [found] = re.findall(r"<!-- capabilities -->\n(.*?)<!-- /capabilities -->", PAGE.read_text(), flags=re.S)
+    assert found.splitlines() == abilities(), "\n".join(abilities())
+    assert {kind.network for kind in KINDS.values()} == {UNET, *(family.network for family in FAMILIES)}
+    assert all(
+        bool(kind.optional_text) == any(each.optional for each in FAMILIES if each.network == kind.network)
+        for kind in KINDS.values()
+    )
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_those_that_the_authors_publish(name: str) -> None:
     blocks, width, billions = PUBLISHED[name]
@@ -68,7 +121,7 @@ def test_the_command_lists_layers_memory_and_licence(name: str, capsys: pytest.C
     main([name, "--inside"])
     out = capsys.readouterr().out
     entry = transformers()[name]
-    assert entry["licence"] in out and entry["repository"] in out and "from_pipeline" in out
+    assert entry["licence"] in out and entry["repository"] in out
     assert "GB in bf16" in out
     if name == "flux_dev":
         assert "flux_dev at 1024 px: 58 layers, 57 inputs of attention" in out and "23.8 GB in bf16" in out

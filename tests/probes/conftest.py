@@ -61,6 +61,7 @@ class Targeted(Planted):
     def __init__(self, kind: str, grids: dict[str, Tensor], targets: dict[str, Tensor], **options: Any) -> None:
         super().__init__(grids, **options)
         self.kind, self.targets, self.frames = kind, targets, 2
+        self.target_channels = next(iter(targets.values())).shape[-1]
 
     def training_targets(self, layer: str) -> Tensor:
         return self.targets[layer][list(self.parts["train"])]

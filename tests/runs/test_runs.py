@@ -38,7 +38,8 @@ from sdprobe.utilities.errors import InputError
         (["blok=mid"], "got 'blok'. The nearest is 'block'."),
         (["images.sise=64"], "got 'images.sise'. The nearest is 'images.size'."),
         (["prob=position"], "got 'prob'. The nearest is 'probe'."),
-        (["backbone=flux_dev"], "got 'flux_dev', a diffusion transformer. Commands do not take it yet"),
+        (["backbone=flux_pro"], "but got 'flux_pro'. The nearest is 'flux_"),
+        (["backbone=flux_dev", "block=mid"], "Expected block to be a layer of FluxTransformer2DModel, such as patch, block_12"),
         (
             ["images=fodler"],
             "images to be one of constant, crops, flipped, folder, hub, nyu, pf_pascal, pf_willow, scene_depth, scene_pairs, "
@@ -46,7 +47,8 @@ from sdprobe.utilities.errors import InputError
         ),
         (
             ["backbone=sd1"],
-            "backbone to be one of demo, local, sd14, sd15, sd21, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'",
+            "backbone to be one of demo, dit_xl, flux_dev, flux_schnell, local, lumina2, pixart_alpha, pixart_sigma, sana, "
+            "sd14, sd15, sd21, sd3, sd35_large, sd35_medium, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'",
         ),
         (
             ["probe=positon"],

@@ -1,0 +1,104 @@
+"""What a command means for the family of its backbone: default layers, controls that have a meaning, and refusals.
+
+Imports no torch, so that a mistake is reported at once. The family of a repository on the hub is known once it is loaded; there
+the networks themselves refuse.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from sdprobe.backbones.capabilities import Capabilities, capabilities_of, check_edits, check_options, left_out
+from sdprobe.backbones.names import is_unet_stage
+from sdprobe.runs.groups import CONFIGS
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.settings import target_name
+
+STAGES = "stages"  # layers of a network without those that the default names
+
+
+def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides that a command gets for the family of its backbone, and a sentence on each of them.
+
+    A transformer has no ``mid``. Where no layers are given, it is read at ``stages``. ``experiment=controls`` keeps the
+    controls that mean something for the family.
+
+    >>> adapted(["backbone=flux_dev"])[0]
+    ['block=stages']
+    >>> adapted(["backbone=demo"])
+    ([], [])
+    """
+    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in overrides if not word.startswith("-")}
+    kind = _kind(overrides, given)
+    if kind is None or (kind.edits and not given.keys() & {"experiment", "sweep"}):
+        return [], []
+    more, sentences = [], []
+    chosen = [OmegaConf.load(file) for group in ("experiment", "sweep") if (file := _file(group, given.get(group)))]
+    swept = {key: value for node in chosen for key, value in (OmegaConf.select(node, "hydra.sweeper.params") or {}).items()}
+    block = next((node.block for node in chosen if "block" in node), OmegaConf.load(CONFIGS / "train.yaml").block)
+    names = [block] if isinstance(block, str) else list(block)
+    if not kind.edits and "block" not in given and "block" not in swept and all(map(is_unet_stage, names)):
+        more.append(f"block={STAGES}")
+        sentences.append(f"block={STAGES}, because {', '.join(names)} {'is' if len(names) == 1 else 'are'} of U-Nets.")
+    steps: Any = next((node.mitigation for node in chosen if "mitigation" in node), {})
+    swaps = [label for label, step in steps.items() if target_name(step._target_) == "PaddingSwap"]
+    if swaps and not kind.padding and "mitigation" not in given:
+        more += [f"~mitigation.{label}" for label in swaps]
+        sentences.append(f"Left out: {', '.join(swaps)}. {kind.network} has no convolutions that pad.")
+    if "control" in swept and "control" not in given:
+        controls = "".join(str(swept["control"]).split()).split(",")
+        without = left_out(kind, controls)
+        gone = {name for each in without.values() for name in each}
+        more += [f"control={','.join(name for name in controls if name not in gone)}"] * bool(gone)
+        sentences += [f"Left out: {', '.join(each)}. {kind.network} has {reason}." for reason, each in without.items()]
+    return more, sentences
+
+
+def check_backbone(cfg: DictConfig) -> Capabilities | None:
+    """Refuse settings that the family of the backbone does not have. Returns what it can do, where that is known.
+
+    Raises:
+        InputError: such a setting.
+    """
+    if OmegaConf.is_missing(cfg.backbone, "path"):
+        return None
+    kind = capabilities_of(str(cfg.backbone.path))
+    if kind is None:
+        return None
+    check_options(kind, **{name: str(cfg.backbone[name]) for name in ("padding", "position", "text", "posterior")})
+    if cfg.hydra.runtime.choices.probe == "role":
+        check_edits(kind, "probe=role")
+    if cfg.datamodule.get("inside"):
+        check_edits(kind, "datamodule.inside=true")
+    names = {label: target_name(step._target_) for label, step in cfg.mitigation.items()}
+    if not kind.padding and (swaps := [label for label, name in names.items() if name == "PaddingSwap"]):
+        raise InputError(
+            f"Expected a network with convolutions that pad for mitigation={swaps[0]}, but got {kind.network}. Leave it out; "
+            "backbone.position=zero takes its position embeddings away."
+        )
+    if not kind.latents and target_name(cfg.images._target_) == "LatentTextures":
+        raise InputError(
+            f"Expected a network of latents with 4 channels and 8 pixels per cell for images=texture_latents, but got "
+            f"{kind.network}. Use images=texture."
+        )
+    return kind
+
+
+def _kind(overrides: Sequence[str], given: dict[str, str]) -> Capabilities | None:
+    """The family of the only backbone of a command; None where it is not known, or jobs have several."""
+    name = given.get("backbone", "demo")
+    if name == "local":
+        name = ""
+    if "backbone.path" in given:
+        word = next(word for word in reversed(overrides) if word.lstrip("+").startswith("backbone.path="))
+        value = OverridesParser.create().parse_override(word).value()
+        name = value if isinstance(value, str) else ""
+    return capabilities_of(name) if name and not set(name) & set(",*[{(") else None
+
+
+def _file(group: str, choice: str | None) -> Path | None:
+    file = CONFIGS / group / f"{choice}.yaml"
+    return file if choice and file.is_file() else None
