@@ -273,7 +273,7 @@ class ContentProbe(TargetProbe):
     nulls = ("chance", "position_only")  # both predict the training mean at the token's position, so R² = 0
 
     def __init__(self, shapes: Shapes, photos: int, data: Data, seed: int = 0) -> None:
-        channels = cast(TargetData, data).target_channels
+        channels = getattr(data, "target_channels", 0)  # data of another kind has none, and is refused
         super().__init__(shapes, data, channels, "closed_form", learning_rate=1.0, min_steps=0, patience=1, seed=seed)
         for layer in shapes:
             self.scores.update({f"{condition}/{layer}": ContentR2(GROUPS, photos) for condition in VARIANTS})

@@ -94,7 +94,7 @@ def test_the_argument_that_cannot_be_read_is_named_with_a_spelling_that_works(wo
         (["images.root=x"], "Add images=folder or images=nyu or images=pf_pascal or images=pf_willow or images=spair."),
         (["block=mid,up_1"], "Write block=[mid,up_1] for several layers in one run, or add -m for a job per value."),
         (["seed=1,2"], "Expected one value of seed, but got '1,2'. Add -m for a job per value."),
-        (["backbone=[tiny,tiny]"], "Expected backbone to be one of demo, local, sd14,"),
+        (["backbone=[tiny,tiny]"], "Expected backbone to be one of demo, dit_xl, flux_dev,"),
         (["experiment=[null,controls]"], "Write experiment=NAME."),
     ],
 )
