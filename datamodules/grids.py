@@ -142,13 +142,7 @@ class GridDataModule(StreamDataModule):
     def describe(self) -> dict[str, Any]:
         """Return the description of :class:`~datamodules.base.StreamDataModule`, with cropped images and the margin."""
         stores = [self.store, self.views[1].store]
-        return (
-            super().describe()
-            | twice_encoded(self.store, stores, self.split)
-            | {
-                "margin": self.margin,
-            }
-        )
+        return super().describe() | twice_encoded(self.store, stores, self.split) | {"margin": self.margin}
 
     def _encode(self) -> None:
         """Encode all images, and the measured ones cropped."""

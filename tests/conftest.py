@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ def pytest_collection_finish() -> None:
     """Leave what was imported out of garbage collections, each of which would take half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny pipeline by the name of its family, with its transformer in shards; read only."""
+    from tests.backbones.tiny_transformers import pipeline  # loads the libraries of all families
+
+    @cache
+    def made(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("pipelines") / name
+        pipeline(name).save_pretrained(folder, max_shard_size="300KB")
+        assert list((folder / "transformer").glob("*.index.json"))
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="module")

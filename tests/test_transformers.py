@@ -1,14 +1,13 @@
 """Diffusion transformers by the command: tiny folders of every family in the real layout, by every probe."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdprobe.reports.run import Run
-from tests.backbones.tiny_transformers import FAMILIES, pipeline
+from tests.backbones.tiny_transformers import FAMILIES
 
 SMALL = [
     "backbone=local", "images.limit=16", "logger=none", "device=cpu", "twins=0", "protocol.solver=closed_form", "block=stages",
@@ -18,26 +17,12 @@ SIDE = {"sana": 256}  # pixels; others have 128
 POSITIONED = tuple(family for family in FAMILIES if family != "sana")
 
 
-@pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's pipeline, with its transformer in shards; read only."""
-
-    @cache
-    def made(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("pipelines") / name
-        pipeline(name).save_pretrained(folder, max_shard_size="300KB")
-        assert list((folder / "transformer").glob("*.index.json"))
-        return folder
-
-    return made
-
-
 @pytest.fixture
-def measure(launch: Callable[..., Run], folder_of: Callable[[str], Path]) -> Callable[..., Run]:
+def measure(launch: Callable[..., Run], saved_pipeline: Callable[[str], Path]) -> Callable[..., Run]:
     """A run of a family."""
 
     def go(family: str, *overrides: str, **options: Any) -> Run:
-        return launch(f"backbone.path={folder_of(family)}", f"images.size={SIDE.get(family, 128)}", *overrides, **options)
+        return launch(f"backbone.path={saved_pipeline(family)}", f"images.size={SIDE.get(family, 128)}", *overrides, **options)
 
     return go
 

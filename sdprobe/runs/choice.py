@@ -181,14 +181,15 @@ def bounded(cfg: DictConfig, data: Any) -> dict[str, float]:
                 f"Expected position_run to have {name} {own[name]!r}, as this run has, but got {run.meta[name]!r}. "
                 "Measure position with the same settings."
             )
-    measured, wanted = _steps(run.meta.get("mitigations")), _steps(data.mitigations.describe(size))
+    here, there = data.mitigations.describe(size), run.meta.get("mitigations") or {}
+    measured, wanted = _steps(there), _steps(here)
     if SAVED not in str([measured, wanted]) and measured != wanted:  # a saved mitigation does not say what it is
         raise InputError(
             f"Expected position_run to have the mitigations {_spoken(wanted)}, as this run has, but got {_spoken(measured)}. "
             "Measure position with the same mitigation= and datamodule.compare=."
         )
-    for label, described in data.mitigations.describe(size).items():
-        other = (run.meta.get("mitigations") or {}).get(label, {})
+    for label, described in here.items():
+        other = there.get(label, {})
         if SAVED in described["steps"] or "options" not in other:  # runs of older versions do not record options
             continue
         if json.dumps(other["options"]) != json.dumps(described["options"]):
@@ -210,9 +211,9 @@ def bounded(cfg: DictConfig, data: Any) -> dict[str, float]:
     return ends
 
 
-def _steps(described: Mapping[str, Any] | None) -> dict[str, list[str]]:
+def _steps(described: Mapping[str, Any]) -> dict[str, list[str]]:
     """Label → names of the steps, of mitigations as a run records them."""
-    return {label: list(each["steps"]) for label, each in (described or {}).items()}
+    return {label: list(each["steps"]) for label, each in described.items()}
 
 
 def _spoken(steps: Mapping[str, Sequence[str]]) -> str:

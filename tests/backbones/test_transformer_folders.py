@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,10 @@ PIPELINES = ("pixart", "pixart_sigma", "sd3", "flux", "dit", "sana", "lumina2")
 SIDES = {"sana": 256}
 
 
-@pytest.fixture(scope="session")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a pipeline, with its transformer in shards; read only."""
-
-    @cache
-    def made(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("pipelines") / name
-        pipeline(name).save_pretrained(folder, max_shard_size="300KB")
-        return folder
-
-    return made
-
-
 @pytest.fixture
-def copied(stored: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+def copied(saved_pipeline: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """A copy of the folder that a test may damage."""
-    return lambda name: Path(shutil.copytree(stored(name), tmp_path / name))
+    return lambda name: Path(shutil.copytree(saved_pipeline(name), tmp_path / name))
 
 
 def load(folder: Path | str, **options: Any) -> FrozenSD:
@@ -62,8 +48,8 @@ def change(file: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "sd3")) for name in PIPELINES])
-def test_a_folder_gives_the_grids_of_its_pipeline(name: str, stored: Callable[[str], Path]) -> None:
-    folder = stored(name)
+def test_a_folder_gives_the_grids_of_its_pipeline(name: str, saved_pipeline: Callable[[str], Path]) -> None:
+    folder = saved_pipeline(name)
     assert list((folder / "transformer").glob("*.safetensors.index.json"))
     sd, pipe = load(folder), FrozenSD.from_pipeline(pipeline(name))
     first, second = grids(sd, name), grids(pipe, name)
@@ -80,10 +66,12 @@ def test_a_folder_gives_the_grids_of_its_pipeline(name: str, stored: Callable[[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
-def test_weights_are_random_or_shuffled_by_seed(name: str, stored: Callable[[str], Path]) -> None:
-    made = [load(stored(name), weights=weights, weights_seed=seed) for weights in ("random", "shuffled") for seed in (1, 2)]
+def test_weights_are_random_or_shuffled_by_seed(name: str, saved_pipeline: Callable[[str], Path]) -> None:
+    made = [
+        load(saved_pipeline(name), weights=weights, weights_seed=seed) for weights in ("random", "shuffled") for seed in (1, 2)
+    ]
     assert len({sd.describe()["unet_hash"] for sd in made}) == 4
-    again = load(stored(name), weights="random", weights_seed=1)
+    again = load(saved_pipeline(name), weights="random", weights_seed=1)
     assert again.unet_hash == made[0].unet_hash and len({sd.encoder.weights for sd in made}) == 1
     assert not torch.equal(grids(made[0], name)["block_3"], grids(made[1], name)["block_3"])
 
@@ -107,8 +95,8 @@ def test_without_t5_sd3_gets_zeros_and_without_text_all_do(copied: Callable[[str
 
 
 @pytest.mark.slow
-def test_position_is_that_of_positioned(stored: Callable[[str], Path]) -> None:
-    plain, zero = load(stored("dit")), load(stored("dit"), position="zero")
+def test_position_is_that_of_positioned(saved_pipeline: Callable[[str], Path]) -> None:
+    plain, zero = load(saved_pipeline("dit")), load(saved_pipeline("dit"), position="zero")
     with plain.unet.positioned("zero"):
         expected = grids(plain, "dit")
     assert torch.equal(grids(zero, "dit")["block_3"], expected["block_3"])
@@ -210,13 +198,13 @@ def test_options_that_a_family_does_not_have_are_refused_before_anything_is_fetc
 
 
 @pytest.mark.slow
-def test_flux_in_fp16_is_refused_and_other_text_encoders_are_in_fp32(stored: Callable[[str], Path]) -> None:
+def test_flux_in_fp16_is_refused_and_other_text_encoders_are_in_fp32(saved_pipeline: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match=r"Expected precision bf16 or fp32 for FLUX, .* got fp16"):
-        FrozenSD.from_pretrained(str(stored("flux")), device="cpu", precision="fp16")
-    sd = FrozenSD.from_pretrained(str(stored("sd3")), device="cpu", precision="fp16")
+        FrozenSD.from_pretrained(str(saved_pipeline("flux")), device="cpu", precision="fp16")
+    sd = FrozenSD.from_pretrained(str(saved_pipeline("sd3")), device="cpu", precision="fp16")
     assert sd.dtype == torch.float16 and {encoder.dtype for encoder in sd.prompts.encoders} == {torch.float32}
     assert (
-        FrozenSD.from_pretrained(str(stored("flux")), device="cpu", precision="bf16").prompts.encoders[1].dtype
+        FrozenSD.from_pretrained(str(saved_pipeline("flux")), device="cpu", precision="bf16").prompts.encoders[1].dtype
         == torch.bfloat16
     )
 
@@ -235,9 +223,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_only_what_is_needed_is_fetched_after_its_size_and_licence_are_said(
-    hub: Hub, stored: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, saved_pipeline: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = contents(stored("flux"))
+    files = contents(saved_pipeline("flux"))
     name = transformers()["flux_dev"]["repository"]
     hub.add(name, files | CLUTTER)
     with caplog.at_level("INFO"):
@@ -248,22 +236,26 @@ def test_only_what_is_needed_is_fetched_after_its_size_and_licence_are_said(
     assert len(said) == 2 and f"{len(files) - 1} files, " in said[1]
     assert all("(licence: FLUX.1 [dev] Non-Commercial License)" in line for line in said)
     hub.forget()
-    assert load("flux_dev").unet_hash == sd.unet_hash == load(stored("flux")).unet_hash
+    assert load("flux_dev").unet_hash == sd.unet_hash == load(saved_pipeline("flux")).unet_hash
     assert not hub.requests
 
 
-def test_without_text_no_encoder_is_fetched_and_sizes_need_configurations_only(hub: Hub, stored: Callable[[str], Path]) -> None:
-    files = contents(stored("sd3"))
+def test_without_text_no_encoder_is_fetched_and_sizes_need_configurations_only(
+    hub: Hub, saved_pipeline: Callable[[str], Path]
+) -> None:
+    files = contents(saved_pipeline("sd3"))
     hub.add("me/sd3", files | CLUTTER)
-    assert native_size("me/sd3") == native_size(str(stored("sd3")))
+    assert native_size("me/sd3") == native_size(str(saved_pipeline("sd3")))
     assert hub.fetched() == {"model_index.json", "transformer/config.json", "vae/config.json"}
     assert isinstance(schedule("me/sd3"), FlowSchedule)
     load("me/sd3", text="none")
     assert hub.fetched() == {path for path in files if not path.startswith(("text_encoder", "tokenizer"))}
 
 
-def test_repositories_of_other_pipelines_are_refused_before_their_weights(hub: Hub, stored: Callable[[str], Path]) -> None:
-    files = contents(stored("dit"))
+def test_repositories_of_other_pipelines_are_refused_before_their_weights(
+    hub: Hub, saved_pipeline: Callable[[str], Path]
+) -> None:
+    files = contents(saved_pipeline("dit"))
     index = json.dumps({**json.loads(files["model_index.json"]), "_class_name": "WanPipeline"}).encode()
     hub.add("me/video", files | {"model_index.json": index})
     with pytest.raises(InputError, match=r"model_index.json of me/video .* got 'WanPipeline'"):
