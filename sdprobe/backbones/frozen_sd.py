@@ -433,6 +433,7 @@ class FrozenSD:
             dtype: of the grids. The default is float32 on a CPU and the dtype of the U-Net on a GPU.
             with_grad: record gradients with respect to the images.
             edits: layer → fitted map, such as ``PositionMean().fit(grids["mid"])``, or a function of the grid (B, C, h, w).
+                Layers are named as in ``layers``; a glob edits each of its layers.
                 It replaces the layer's grid while the network runs, at every timestep. All later layers follow from it.
 
         Returns:
@@ -462,7 +463,7 @@ class FrozenSD:
             raise InputError(f"Expected dtype to be a floating-point type of torch, but got {dtype!r}. Use torch.float32.")
         names = self._resolve(layers)
         dtype = dtype or (torch.float32 if self.device.type == "cpu" else None)
-        made = _functions(edits)
+        made = self._edits(edits)
 
         def passes(latents: Tensor, ids: list[str], prompts: list[str]) -> Grids:
             """Grids ([T], [D], B, C, h, w) of images of one size."""
@@ -522,8 +523,8 @@ class FrozenSD:
         """
         (step,) = self.noise.steps(expect.as_count("timestep", timestep, 0, len(self.noise.alphas_cumprod) - 1))
         seed, draw = expect.as_count("seed", seed, *settings.SEEDS), expect.as_count("draw", draw, 0, 10**9)
-        made = _functions(edits)
         self.u_net()
+        made = self._edits(edits)
 
         def passes(latents: Tensor, ids: list[str], prompts: list[str]) -> Grids:
             predicted = self.grids(latents, ids, [OUTPUT], step, seed, prompts, draw, edits=made)[OUTPUT]
@@ -555,6 +556,31 @@ class FrozenSD:
             batches = progress.track(batches, name, "batch", len(batches))
         mixed = len({image.shape[-2:] for image in tensors}) > 1
         return _in_order([(indices, of(indices)) for indices in batches], axis, mixed)
+
+    def _edits(self, edits: Any) -> dict[str, Edit]:
+        """Layer → function of its grid, of maps and functions by layer, glob or published name."""
+        if edits is None:
+            return {}
+        if not isinstance(edits, Mapping):
+            raise InputError(
+                f"Expected edits to be layer → fitted map or function, but got {type(edits).__name__}. Use {{'mid': map}}."
+            )
+        made: dict[str, Edit] = {}
+        for block, edit in edits.items():
+            function: Any = getattr(edit, "transform", edit)
+            if not callable(function) or isinstance(edit, type):
+                remedy = "Fit it first: fit(grids['mid'])."
+                if hasattr(edit, "passes"):
+                    remedy = "It changes how the network is shown an image, and cannot be applied inside it."
+                raise InputError(
+                    "Expected edits to be fitted maps or functions of a grid, but got "
+                    f"{edit.__name__ if isinstance(edit, type) else type(edit).__name__} for {block}. {remedy}"
+                )
+            for layer in self._resolve(block):
+                if layer in made:
+                    raise InputError(f"Expected one edit per layer, but got a second of {layer} by {block}. Chain them in one.")
+                made[layer] = function
+        return made
 
     def _resolve(self, layers: Any) -> tuple[str, ...]:
         if not isinstance(layers, str) and not np.iterable(layers):
@@ -633,7 +659,7 @@ class FrozenSD:
                 f"Expected edits before the layer that is read, but {layers[-1]} is an input of the network. "
                 "Read a later layer."
             )
-        check_finite(grids, ids, self.dtype)
+        check_finite(grids, ids, self.dtype, tuple(edits or ()))
         return grids
 
     def u_net(self) -> FrozenUNet:
@@ -740,26 +766,6 @@ class FrozenSD:
         if isinstance(self.unet, FrozenUNet):
             return {}
         return {"position": self.unet.position, "text": "encoded" if self.prompts.weights != "none" else "none"}
-
-
-def _functions(edits: Any) -> dict[str, Edit]:
-    """Layer → function of its grid, of maps and functions."""
-    if edits is None:
-        return {}
-    if not isinstance(edits, Mapping):
-        raise InputError(
-            f"Expected edits to be layer → fitted map or function, but got {type(edits).__name__}. Use {{'mid': map}}."
-        )
-    made: dict[str, Edit] = {}
-    for layer, edit in edits.items():
-        function: Any = getattr(edit, "transform", edit)
-        if not callable(function):
-            raise InputError(
-                f"Expected edits to be fitted maps or functions of a grid, but got {type(edit).__name__} for {layer}. "
-                "Fit it first: fit(grids['mid'])."
-            )
-        made[layer] = function
-    return made
 
 
 def _digest(image: Tensor) -> str:

@@ -54,8 +54,9 @@ def name_of(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
-def check_finite(grids: dict[str, Tensor], ids: Sequence[str], dtype: torch.dtype) -> None:
-    """Raises InputError, naming layer and image, where grids (B, ...) computed in ``dtype`` hold NaN or Inf."""
+def check_finite(grids: dict[str, Tensor], ids: Sequence[str], dtype: torch.dtype, edited: Sequence[str] = ()) -> None:
+    """Raises InputError, naming layer and image, where grids (B, ...) computed in ``dtype`` hold NaN or Inf. Layers in
+    ``edited`` were edited inside the network."""
     # a sum is finite only if all its terms are, which takes one pass and one sync; a sum may overflow, so check then
     if torch.stack([grid.sum() for grid in grids.values()]).isfinite().all():
         return
@@ -66,6 +67,9 @@ def check_finite(grids: dict[str, Tensor], ids: Sequence[str], dtype: torch.dtyp
     remedy = "Use backbone.precision=fp32" + (" (or bf16)" if dtype == torch.float16 else "")
     if dtype == torch.float32:
         remedy = "The weights or the latent of the image are damaged. Load or encode them again"
+    if edited:
+        other = "" if dtype == torch.float32 else ", or use backbone.precision=fp32"
+        remedy = f"Check that the edit of {' and of '.join(edited)} returns finite numbers{other}"
     raise InputError(
         f"Expected finite activations, but layer {list(grids)[layer]} has NaN or Inf for image {ids[image]} in "
         f"{name_of(dtype)}. {remedy}."

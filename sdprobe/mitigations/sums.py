@@ -1,6 +1,7 @@
 """TokenSums: what one pass over the fit images stores for every closed form."""
 
 import logging
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,12 @@ from sdprobe.tokens.geometry import flatten
 from sdprobe.utilities.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def _warn_of_noise(name: str, images: int, channels: int) -> None:
+    """Once, however many layers and noise levels are fitted."""
+    log.warning("%s: %d fit images for %d channels; noise is taken for position.", name, images, channels)
 
 
 class TokenSums(Fitter):
@@ -61,7 +68,7 @@ class TokenSums(Fitter):
                 f"Expected at least as many fit images as {counted}, {least}, but got {self.images}. Use more images, or {fix}."
             )
         if self.images < channels:
-            log.warning("%s: %d fit images for %d channels; noise is taken for position.", name, self.images, channels)
+            _warn_of_noise(name, self.images, channels)
 
     def means(self) -> Float[Tensor, "p c"]:
         """m_p: the mean token at every position, row-major."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.unet import Conditioning, FrozenUNet
-from sdprobe.mitigations import Standardize
+from sdprobe.mitigations import Canvas, PaddingSwap, Standardize
 from sdprobe.tokens.geometry import spatial_mean
 from sdprobe.utilities.errors import InputError
 
@@ -195,9 +195,21 @@ def test_activations_and_predictions_of_images_with_a_fitted_map(sd: FrozenSD, i
         ({"mid": Standardize()}, "but got Standardize for mid"),
         ({"mid": 3}, "but got int for mid"),
         ({"latent": spatial_mean}, "one of 'latent'"),
+        ({"mid": Canvas()}, "but got Canvas for mid. It changes how the network is shown an image"),
+        ({"mid": Standardize}, "but got Standardize for mid. Fit it first"),
+        ({"mid": PaddingSwap()}, "but got PaddingSwap for mid. It changes how the network is shown an image"),
+        ({"mid": spatial_mean, "mid_block": spatial_mean}, "a second of mid by mid_block"),
+        ({"mid": lambda grid: grid / 0}, "Check that the edit of mid returns finite numbers"),
     ],
 )
 def test_wrong_edits_of_images_are_told(sd: FrozenSD, images: Tensor, edits: Any, sentence: str) -> None:
     for call in (lambda: sd.activations(images, "up_1", edits=edits), lambda: sd.predict(images, edits=edits)):
         with pytest.raises(InputError, match=sentence):
             call()
+
+
+def test_edits_are_named_as_layers_are(sd: FrozenSD, images: Tensor) -> None:
+    read = {name: sd.activations(images, "up_1", edits={name: halved})["up_1"] for name in ("mid", "mid_block", "mid*")}
+    assert torch.equal(read["mid"], read["mid_block"]), "a published name"
+    everything = {layer: halved for layer in sd.unet.resolve("mid*")}
+    assert torch.equal(read["mid*"], sd.activations(images, "up_1", edits=everything)["up_1"]), "a glob"
