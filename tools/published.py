@@ -209,21 +209,22 @@ def role_table(folder: Path) -> str:
     """Change of the loss by two edits at every stage, in percent, beside equal energy and the ceiling."""
     run = Measured.read(folder)
     lines = [
-        "| stage | t | ceiling | edit | change | random energy | share of the ceiling |",
-        "|---|---|---|---|---|---|---|",
+        "| stage | t | ceiling | edit | change | random energy | share of the ceiling | change with random weights |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for layer, level in product(STAGES, LEVELS):
         name = variant(layer, timestep=level)
         ceiling = run.estimate(f"ceiling/{name}/loss_change/all")
         shown = f"| {layer} | {level} | {ceiling.text(2, 100, sign=True)} |"
         if ceiling.low is None or ceiling.high is None or ceiling.low <= 0 <= ceiling.high:
-            lines.append(f"{shown} the loss does not see this stage | | | |")
+            lines.append(f"{shown} the loss does not see this stage | | | | |")
             continue
         for edit in EDITS:
             key = f"{variant(name, edit)}/loss_change/all"
             cells = [run.estimate(f"{condition}/{key}").text(2, 100, sign=True) for condition in ("test", "random_energy")]
             share = run.estimate(f"test/{variant(name, edit)}/ceiling_share/all").text(1, 100)
-            lines.append(f"{shown} {edit} | {' | '.join(cells)} | {share} |")
+            random = run.random(key, 2, 100, seeded=True)
+            lines.append(f"{shown} {edit} | {' | '.join(cells)} | {share} | {random} |")
     note = f"Percent of the loss without the edit, with 95 % intervals over n = {run.tested()} scenes at 256 px."
     return "\n".join([*lines, "", note])
 
@@ -237,6 +238,7 @@ def later_table(folder: Path) -> str:
         name = variant(layer, timestep=level)
         rows = {f"test/{variant(name, edit)}": edit for edit in EDITS}
         rows |= {f"random_energy/{variant(name, edit)}": f"random energy of {edit}" for edit in EDITS}
+        rows |= {f"random_weights/{variant(name, edit)}": f"{edit}, random weights" for edit in EDITS}
         for key, text in (rows | {f"ceiling/{name}": "ceiling"}).items():
             keys = {where: f"{key}/reemergence/{where}" for where in later}
             found = {where: run.estimate(key) for where, key in keys.items() if key in run.metrics}

@@ -111,7 +111,7 @@ def test_a_transformer_is_trained_saved_and_sampled_by_diffusers_alone(tmp_path:
     def drawn(prompt: str) -> np.ndarray:
         generator = torch.Generator().manual_seed(0)
         return pipe(
-            prompt, num_inference_steps=2, height=64, width=64, max_sequence_length=24, clean_caption=False,
+            prompt, num_inference_steps=2, height=64, width=64,
             use_resolution_binning=False, generator=generator, output_type="np",
         ).images[0]  # fmt: skip
 

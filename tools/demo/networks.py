@@ -19,10 +19,10 @@ from diffusers import (
 from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from tools.demo.parts import names
-from tools.demo.text import text_encoder
+from tools.demo.text import t5_encoder, text_encoder
 
 ALIGNED = 2  # index of block_out_channels for the output of up_1
 DEEP = ("mid", "up_0", "up_1")  # stages whose outputs are trained to predict the clean latent, pooled to their grid
@@ -34,7 +34,7 @@ Prediction = tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b k h w"], list[Floa
 class Denoiser(nn.Module, ABC):
     """A denoising network and its text encoder."""
 
-    text: CLIPTextModel
+    text: CLIPTextModel | T5EncoderModel
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class Denoiser(nn.Module, ABC):
         """Take the weights of a finished folder."""
         part = "unet" if isinstance(self.network, UNet2DConditionModel) else "transformer"
         self.network.load_state_dict(type(self.network).from_pretrained(folder, subfolder=part).float().state_dict())
-        self.text.load_state_dict(CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float().state_dict())
+        self.text.load_state_dict(type(self.text).from_pretrained(folder, subfolder="text_encoder").float().state_dict())
 
 
 class UNet(Denoiser):
@@ -108,13 +108,13 @@ class UNet(Denoiser):
 class DiT(Denoiser):
     """A transformer over patches; in training also a linear map from the tokens after block `aligned` to parts.
 
-    Sample from its folder with `use_resolution_binning=False, clean_caption=False` and `max_sequence_length` of the tokenizer.
+    Sample from its folder with `use_resolution_binning=False`, because the bins are those of 1024 pixels.
     """
 
     def __init__(self, config: DictConfig, words: CLIPTokenizer) -> None:
         super().__init__()
         width = config.heads * config.head_width
-        self.text = text_encoder(words, config.text_width, config.text_layers)
+        self.text = t5_encoder(words, config.text_width, config.text_layers)
         self.end, self.aligned = words.eos_token_id, config.aligned
         self.transformer = PixArtTransformer2DModel(
             num_attention_heads=config.heads,
@@ -140,8 +140,9 @@ class DiT(Denoiser):
         hook = block.register_forward_hook(lambda module, inputs, output: seen.append(output))
         spoken = (tokens == self.end).cumsum(1).cumsum(1) <= 1  # up to the first end of the text; padding repeats it
         try:
+            states = self.text(tokens, attention_mask=spoken.long()).last_hidden_state
             velocity: Tensor = self.transformer(
-                noisy, self.text(tokens).last_hidden_state, timestep=timesteps, encoder_attention_mask=spoken.long(),
+                noisy, states, timestep=timesteps, encoder_attention_mask=spoken.long(),
                 added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             ).sample  # fmt: skip
         finally:
@@ -151,7 +152,7 @@ class DiT(Denoiser):
         return velocity, nn.functional.interpolate(self.parts(grid), noisy.shape[2:], mode="bilinear"), []
 
     def pipeline(self, vae: AutoencoderKL, words: CLIPTokenizer, scheduler: Any) -> PixArtAlphaPipeline:
-        """A pipeline of PixArt-α with a CLIP text encoder in place of T5."""
+        """A pipeline of PixArt-α, with the CLIP tokenizer of the captions."""
         return PixArtAlphaPipeline(
             vae=vae, text_encoder=self.text, tokenizer=words, transformer=self.transformer, scheduler=scheduler
         )

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer, learned from its captions, and its text encoder: transformers' CLIP classes."""
+"""The demo models' tokenizer, learned from their captions, and their text encoders, of transformers' CLIP and T5 classes."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
 LENGTH = 24  # prompts are padded to this number of tokens
 
@@ -50,3 +50,13 @@ def text_encoder(words: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel
     )
     torch.nn.init.normal_(encoder.get_input_embeddings().weight)
     return encoder
+
+
+def t5_encoder(words: CLIPTokenizer, width: int, layers: int) -> T5EncoderModel:
+    """An untrained T5 encoder over `words`. Its positions are relative, so a prompt may be padded to any length."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(words), d_model=width, d_kv=16, d_ff=4 * width, num_layers=layers, num_heads=width // 16,
+            dropout_rate=0.0, feed_forward_proj="gated-gelu", pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id,
+        )
+    )  # fmt: skip
