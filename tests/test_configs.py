@@ -64,7 +64,8 @@ def test_every_choice_composes_and_matches_its_constructor(overrides: tuple[str,
 
 
 @pytest.mark.parametrize(
-    "choice", [choice for group, choice in CHOICES if group == "backbone" and choice not in ("local", "tiny", "demo")]
+    "choice",
+    [choice for group, choice in CHOICES if group == "backbone" and choice not in ("local", "tiny", "demo", "demo_dit")],
 )
 def test_presets_live_in_repositories_that_exist(choice: str) -> None:
     # runwayml's and Stability AI's own SD 2.x repositories are gone

@@ -14,7 +14,7 @@ from sdprobe.utilities.io import parsing
 
 NAME = "README.md"
 LISTED = (".safetensors", ".json", ".txt")
-REMEDY = "Restore it (for the demo model: git checkout -- assets/demo), or correct the card if you changed the file."
+REMEDY = "Restore it (for a demo model: git checkout -- assets), or correct the card if you changed the file."
 
 
 def check_card(folder: Path) -> None:

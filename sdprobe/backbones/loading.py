@@ -12,9 +12,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones import pool
-from sdprobe.backbones.architectures import DEMO, preset_config, presets, source_of
+from sdprobe.backbones.architectures import preset_config, presets, source_of
 from sdprobe.backbones.capabilities import is_transformer_folder
 from sdprobe.backbones.cards import check_card
+from sdprobe.backbones.embedded import embedded
 from sdprobe.backbones.foreign import PARTS, check_folder
 from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import NoiseSchedule, alphas_of, prediction_of
@@ -28,7 +29,6 @@ from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json, reason
 from sdprobe.utilities.signatures import fits
 
-EMBEDDED = "assets/demo"
 STRIDE = 8  # pixels per cell of a latent, of all presets
 SCHEDULER = "scheduler/scheduler_config.json"
 CONVERT = (
@@ -67,7 +67,7 @@ def load(
     device: torch.device,
     text: bool = True,
 ) -> Components:
-    """Components of a local folder, a hub repository, the embedded demo model (``assets/demo``) or ``tiny``.
+    """Components of a local folder, a hub repository, an embedded demo model (``assets/demo``) or ``tiny``.
 
     Diffusion transformers are loaded by :mod:`sdprobe.backbones.transformer_folders`. Without ``text``, they need no encoder.
 
@@ -147,7 +147,7 @@ def schedule(path: str, revision: str | None = None, variant: str | None = None)
 def _configured(path: str, revision: str | None, variant: str | None, files: Sequence[str]) -> Path:
     """The folder of a checkpoint with at least these files, which are fetched if it is a hub repository."""
     place, variant = source_of(path)["path"], None if variant == "preset" else variant
-    there = place == EMBEDDED or Path(place).expanduser().exists()
+    there = embedded(place) or Path(place).expanduser().exists()
     return _found(place, revision, variant) if there else download(place, revision, variant, files)
 
 
@@ -156,7 +156,7 @@ def _found(path: str, revision: str | None, variant: str | None, text: bool = Tr
     local = Path(path).expanduser()
     if local.is_file():
         raise InputError(f"Expected the backbone to be a diffusers folder, but '{path}' is a file. {CONVERT}")
-    folder = _embedded() if path == EMBEDDED else local if local.is_dir() else download(path, revision, variant, text=text)
+    folder = _embedded(path) or (local if local.is_dir() else download(path, revision, variant, text=text))
     if is_transformer_folder(folder):
         from sdprobe.backbones import transformer_folders
 
@@ -180,14 +180,15 @@ def _checked(folder: Path) -> bool:
     return True
 
 
-def _embedded() -> Path:
-    """Folder of the demo model, independent of the working directory."""
-    if not DEMO.is_dir():
+def _embedded(path: str) -> Path | None:
+    """Folder of a demo model, independent of the working directory; None for other paths."""
+    folder = embedded(path)
+    if folder and not folder.is_dir():
         raise InputError(
-            f"Expected the demo model in {DEMO}, but there is none. Restore it with git checkout -- {EMBEDDED}, train it with "
-            "python -m tools.demo.train (hours), or use backbone=tiny."
+            f"Expected a demo model in {folder}, but there is none. Restore it with git checkout -- assets/{folder.name}, "
+            "train it with python -m tools.demo.train (hours), or use backbone=tiny."
         )
-    return DEMO
+    return folder
 
 
 def _load_folder(

@@ -9,8 +9,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.architectures import DEMO, meta_unet, preset_config
+from sdprobe.backbones.architectures import meta_unet, preset_config
 from sdprobe.backbones.cards import digest, listed
+from sdprobe.backbones.embedded import DEMO
 from sdprobe.backbones.layers import layer_table
 from sdprobe.utilities.errors import InputError
 from tools.demo.card import write
@@ -84,6 +85,6 @@ def test_altered_weights_are_refused(copy: Path, part: str) -> None:
 
 
 def test_a_missing_demo_model_is_no_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdprobe.backbones.loading.DEMO", tmp_path / "none")
+    monkeypatch.setattr("sdprobe.backbones.embedded.ASSETS", tmp_path / "none")
     with pytest.raises(InputError, match=r"train it with python -m tools.demo\.train"):
         FrozenSD.from_pretrained("demo", device="cpu")

@@ -8,7 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from sdprobe.backbones.architectures import DEMO, meta_unet, preset_config
+from sdprobe.backbones.architectures import meta_unet, preset_config
+from sdprobe.backbones.embedded import DEMO
 from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
 from tools.demo import ceilings, depth
 from tools.demo.diffusion import scheduler

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.embedded import DEMO
 from sdprobe.scenes import CATEGORIES
 from sdprobe.scenes.composition import compose, main_category
 from sdprobe.scenes.materials import Material

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from sdprobe import FrozenSD
-from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.embedded import DEMO
 from sdprobe.reports.explorer import page
 from sdprobe.scenes import scene_pictures
 from sdprobe.tokens.batch import GridBatch

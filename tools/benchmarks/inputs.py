@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from sdprobe.backbones import FrozenSD
-from sdprobe.backbones.architectures import DEMO
+from sdprobe.backbones.embedded import DEMO
 from tools.benchmarks.timing import hardware, in_turns, times_faster
 
 LAYERS = ["mid", "up_1"]
