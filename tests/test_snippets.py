@@ -25,12 +25,11 @@ from sdprobe.reports.run import Run
 from sdprobe.runs import configuration
 from sdprobe.runs.arguments import as_overrides
 from sdprobe.utilities.errors import InputError
-from tools.demo.card import TEXT as TEMPLATE
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-CARD = "assets/demo/README.md"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", CARD, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+CARDS = ("assets/demo/README.md", "assets/demo_dit/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", *CARDS, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 PROGRAMS = ("python", "make", "wandb", "pytest", "pre-commit")
 NO_CODE = {"text", "math", "mermaid", "yaml"}
 PLACEHOLDERS = {
@@ -191,7 +190,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_document_is_read_and_every_block_says_what_it_is() -> None:
-    assert {block.document for block in BLOCKS} >= {"README.md", "CONTRIBUTING.md", CARD, "docs/architecture.md"}
+    assert {block.document for block in BLOCKS} >= {"README.md", "CONTRIBUTING.md", *CARDS, "docs/architecture.md"}
     for document, text in TEXTS.items():
         assert len(re.findall(r"^ *```", text, re.M)) == 2 * len(blocks(document, text)), f"{document}: an unclosed block"
     for block in BLOCKS:
@@ -253,18 +252,12 @@ def test_python_blocks_run(
     exec(compile(block.text, block.document, "exec"), {"__name__": "__main__"})
     assert len(block.text.splitlines()) <= 10
     printed = capsys.readouterr().out
-    if block.document == CARD:
+    if block.document in CARDS:
         with Image.open("bird.png") as picture:
             assert picture.size == (256, 256) and np.asarray(picture).std() > 5
     else:
         [expected] = [text for call, text in PRINTED.items() if call in block.text]
         assert expected in printed
-
-
-def test_the_card_prints_the_snippet_of_its_template() -> None:
-    [template] = [block.text for block in blocks("demo/card.md", TEMPLATE.read_text()) if block.language == "python"]
-    [printed] = [block.text for block in PYTHON if block.document == CARD]
-    assert re.fullmatch(re.sub(r"\\\{.*?\\\}", r"[\\d.]+", re.escape(template)), printed)
 
 
 def photographs(folder: Path) -> Path:

@@ -17,7 +17,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sdprobe", "probes", "datamodules", "configs", "tools")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "assets/demo/README.md", "tools/demo/card.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "assets/demo/README.md",
+    "assets/demo_dit/README.md",
+    "tools/demo/card.md",
+    "tools/demo/card_dit.md",
+)
 # old name → new name
 NAMES = {
     r"Way": "Variant",

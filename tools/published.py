@@ -36,6 +36,7 @@ ROLE = (
     "probe=role", "images.size=256", "images.limit=320", f"timestep=[{','.join(map(str, LEVELS))}]",
     f"mitigation=[{','.join(EDITS)}]",
 )  # fmt: skip
+DIT, POSITIONS = ("backbone=demo_dit", "images.size=256", "twins=3"), ("stored", "zero", "permuted")
 TRACKED = ("tools/tracked.py", "tools/offline.py", "sdprobe/reports/tracked.py")
 
 # fmt: off
@@ -50,6 +51,12 @@ MEASUREMENTS = (
     train("equivariance", "probe=equivariance", "block=[latent,stages]", "twins=3"),
     sweep("controls", "experiment=controls"),
     sweep("mitigations", "experiment=mitigations"),
+    *(
+        train(f"dit_{mode}", *DIT, "probe=position", "block=all", "images.limit=200", "probe.solver=closed_form",
+              f"backbone.position={mode}")
+        for mode in POSITIONS
+    ),
+    train("dit_matching", *DIT, "probe=correspondence", "probe.head=none", "block=stages", "images.seed=30001"),
     train("card_matching", "probe=correspondence", "probe.head=none", "block=stages", "images.seed=30001", "twins=3"),
     Step(
         "full_width",
@@ -424,6 +431,18 @@ def card_position(folder: Path) -> str:
     return "\n".join([*lines, "", note(run, f"n = {run.tested()} photographs")])
 
 
+def card_dit_position(*folders: Path) -> str:
+    """Position accuracy of every layer of the transformer, with its position table, without it, and with it permuted."""
+    runs = [Measured.read(folder) for folder in folders]
+    names = [f"{mode}, {weights}" for mode in POSITIONS for weights in ("trained", "random weights")]
+    lines = [f"| layer | {' | '.join(names)} | chance |", "|---" * (len(names) + 2) + "|"]
+    for layer in runs[0].meta["layers"]:
+        key = f"{layer}/{ACCURACY}"
+        cells = [text for run in runs for text in (str(run.estimate(f"test/{key}")), run.random(key))]
+        lines.append(f"| {layer} | {' | '.join(cells)} | {number(runs[0].number(f'chance/{key}'), 3)} |")
+    return "\n".join([*lines, "", note(runs[0], f"n = {runs[0].tested()} photographs")])
+
+
 def note(run: Measured, n: str) -> str:
     """A sentence on the intervals of a table in the card."""
     return f"Brackets: 95 % intervals over photographs ({n}); for random weights also over {run.meta['twins']} seeds."
@@ -483,6 +502,8 @@ PLAN = Plan(
         "card_samples": (("samples",), card_samples),
         "card_matching": (("card_matching",), card_matching),
         "card_position": (("layers",), card_position),
+        "card_dit_position": (tuple(f"dit_{mode}" for mode in POSITIONS), card_dit_position),
+        "card_dit_matching": (("dit_matching",), card_matching),
     },
     figures={
         "docs/wandb.png": ("wandb", lambda folder: folder / "wandb.png"),
@@ -503,5 +524,6 @@ PLAN = Plan(
         "docs/equivariance.md",
         "docs/methods.md",
         "assets/demo/README.md",
+        "assets/demo_dit/README.md",
     ),
 )

@@ -54,7 +54,7 @@ def sweep(name: str, *overrides: str) -> Step:
 def state_of(step: Step) -> str:
     """Digest of everything that influences a step: commands, composed settings, code, demo weights."""
     trained = RUN if any(command[0] == "train.py" for command in step.commands) else ()
-    files = {path for pattern in (*step.sources, *trained, "assets/demo/*/*.safetensors") for path in ROOT.glob(pattern)}
+    files = {path for pattern in (*step.sources, *trained, "assets/*/*/*.safetensors") for path in ROOT.glob(pattern)}
     contents = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
     settings = [_settings(command) for command in step.commands if command[0] == "train.py"]
     return digest([step.commands, settings, source_digest(), contents])

@@ -1,4 +1,4 @@
-"""The embedded demo model is an ordinary Stable Diffusion folder, as its card says."""
+"""The embedded demo models are ordinary diffusers folders, as their cards say."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from sdprobe.backbones import FrozenSD
 from sdprobe.backbones.architectures import meta_unet, preset_config
 from sdprobe.backbones.cards import digest, listed
-from sdprobe.backbones.embedded import DEMO
+from sdprobe.backbones.embedded import DEMO, NAMES, embedded
 from sdprobe.backbones.layers import layer_table
 from sdprobe.utilities.errors import InputError
 from tools.demo.card import write
@@ -19,41 +19,54 @@ from tools.demo.card import write
 pytestmark = pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is still in training")
 
 
+CLASSES = {"demo": ("StableDiffusionPipeline", "unet"), "demo_dit": ("PixArtAlphaPipeline", "transformer")}
+SIZES = {"demo": 30e6, "demo_dit": 15e6}  # bytes; the transformer comes with a copy of the autoencoder
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(DEMO, tmp_path / "demo"))
 
 
-def test_diffusers_alone_loads_and_samples_it() -> None:
-    pipe = DiffusionPipeline.from_pretrained(DEMO, local_files_only=True)
-    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}  # though it is stored in half
-    assert type(pipe).__name__ == "StableDiffusionPipeline"
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest) -> Path:
+    found = embedded(request.param)
+    assert found is not None
+    return found
+
+
+def test_diffusers_alone_loads_and_samples_it(folder: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    kind, part = CLASSES[folder.name]
+    assert type(pipe).__name__ == kind
+    assert {pipe.components[name].dtype for name in (part, "vae", "text_encoder")} == {torch.float32}, "though stored in half"
     pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 4, "height": 128, "width": 128}
+    options |= {"use_resolution_binning": False} if part == "transformer" else {}
     pictures = [
-        np.asarray(
-            pipe(prompt, num_inference_steps=4, height=128, width=128, generator=torch.Generator().manual_seed(0)).images[0]
-        )
+        np.asarray(pipe(prompt, generator=torch.Generator().manual_seed(0), **options).images[0])
         for prompt in ("a photo of a bird", "a photo of a chair")
     ]
     assert all(picture.shape == (128, 128, 3) and picture.std() > 5 for picture in pictures)
     assert not np.array_equal(*pictures)
 
 
-def test_it_is_small_and_holds_safetensors_only() -> None:
-    files = [path for path in DEMO.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 30e6
+def test_it_is_small_and_holds_safetensors_only(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < SIZES[folder.name]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md", ".png", ".jpg"}
 
 
-def test_the_card_lists_every_weight_file_with_its_digest() -> None:
-    digests = listed(DEMO / "README.md")
-    assert set(digests) == {path.relative_to(DEMO).as_posix() for path in DEMO.rglob("*.safetensors")}
-    assert all(digest(DEMO / name) == value for name, value in digests.items())
+def test_the_card_lists_every_weight_file_with_its_digest(folder: Path) -> None:
+    digests = listed(folder / "README.md")
+    assert set(digests) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    assert all(digest(folder / name) == value for name, value in digests.items())
 
 
-def test_the_card_is_its_template_with_what_was_measured(copy: Path) -> None:
-    write(copy)
-    assert (copy / "README.md").read_text() == (DEMO / "README.md").read_text()
+def test_the_card_is_its_template_with_what_was_measured(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    write(copy, {"demo": "config", "demo_dit": "dit"}[folder.name])
+    assert (copy / "README.md").read_text() == (folder / "README.md").read_text()
 
 
 def test_its_layers_are_stable_diffusions_but_for_attention_at_64() -> None:

@@ -1,4 +1,4 @@
-"""`python -m tools.demo.card`: write the demo model's card after training. Measured values come from `make results`."""
+"""`python -m tools.demo.card [--recipe dit]`: write a demo model's card after training. `make results` fills in its numbers."""
 
 import argparse
 import csv
@@ -18,13 +18,8 @@ from sdprobe.utilities.io import write_figure, write_file
 from tools.demo.samples import GUIDANCE, SIDE_DRAWN, STEPS
 from tools.demo.train import CONFIG
 
-TEXT = Path(__file__).with_name("card.md")
+TEXTS = {CONFIG.stem: "card.md", "dit": "card_dit.md"}
 BLOCK = re.compile(r"<!-- results:(\w+) -->.*?<!-- /results -->", re.S)
-WEIGHTS = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-)
 
 
 def loss_curve(work: Path, path: Path) -> None:
@@ -47,24 +42,33 @@ def loss_curve(work: Path, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the card of a trained folder; it keeps the measured numbers of the old card until ``make results`` renews them."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo.card", description=main.__doc__)
-    config = OmegaConf.load(CONFIG)
-    parser.add_argument("--folder", type=Path, default=Path(config.folder))
-    parser.add_argument("--work", type=Path, default=Path(config.work), help="training state, for the loss curve")
+    parser.add_argument("--recipe", default=CONFIG.stem, choices=sorted(TEXTS), help="the demo model's, or the transformer's")
+    parser.add_argument("--folder", type=Path, help="of the trained model; default: that of the recipe")
+    parser.add_argument("--work", type=Path, help="training state, for the loss curve; default: that of the recipe")
     options = parser.parse_args(arguments)
-    loss_curve(options.work, options.folder / "loss.png")
-    write(options.folder)
+    config = OmegaConf.load(CONFIG.with_stem(options.recipe))
+    folder = options.folder or Path(config.folder)
+    loss_curve(options.work or Path(config.work), folder / "loss.png")
+    write(folder, options.recipe)
 
 
-def write(folder: Path) -> None:
-    """Front matter with the weights' digests, then tools/demo/card.md with the measured blocks of the old card."""
+def write(folder: Path, recipe: str = CONFIG.stem) -> None:
+    """Front matter with the weights' digests, then the recipe's text with the measured blocks of the old card."""
+    weights = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+    path = CONFIG.with_stem(recipe)
     front = {
         "license": "apache-2.0",
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "sha256": {name: digest(folder / name) for name in WEIGHTS},
+        "sha256": {name: digest(folder / name) for name in weights},
     }
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
-    text = TEXT.read_text().format(size=size, side=SIDE_DRAWN, steps=STEPS, guidance=f"{GUIDANCE:g}", recipe=CONFIG.read_text())
+    shape = OmegaConf.load(path).get("dit", {})
+    text = (
+        CONFIG.with_name(TEXTS[recipe])
+        .read_text()
+        .format(size=size, side=SIDE_DRAWN, steps=STEPS, guidance=f"{GUIDANCE:g}", recipe=path.read_text(), **shape)
+    )
     card = folder / "README.md"
     old = {match[1]: match[0] for match in BLOCK.finditer(card.read_text())} if card.is_file() else {}
     text = BLOCK.sub(lambda match: old.get(match[1], match[0]), text)
