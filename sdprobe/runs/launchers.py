@@ -212,8 +212,10 @@ class _Actors:
     def result(self, handle: Any) -> Any:
         try:
             return self.ray.get(handle)
-        except self.ray.exceptions.RayActorError as error:
-            raise Died from error
+        except self.ray.exceptions.RayTaskError:  # raised by the job's own code
+            raise
+        except self.ray.exceptions.RayError as error:  # of its process, its memory or its computer
+            raise Died(str(error)) from error
 
     def stop(self, worker: Any) -> None:
         self.ray.kill(worker)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,20 @@ def test_the_callback_of_a_sweep_can_be_sent_to_other_processes(tmp_path: Path) 
     summary._watch.stop()
     atexit.unregister(summary._unsaid)
     locks.release(tmp_path)
+
+
+@pytest.mark.parametrize("error", [fake_ray.RayActorError, fake_ray.OutOfMemoryError])
+def test_a_worker_whose_process_or_memory_ended_has_died_and_an_error_of_its_own_is_raised(error: type[Exception]) -> None:
+    def result(raised: type[Exception]) -> Any:
+        def get(handle: str) -> None:
+            raise raised(handle)
+
+        return launchers._Actors(SimpleNamespace(get=get, exceptions=fake_ray.exceptions), lambda: None).result("handle")
+
+    with pytest.raises(launchers.Died):
+        result(error)
+    with pytest.raises(fake_ray.RayTaskError):
+        result(fake_ray.RayTaskError)
 
 
 @pytest.fixture

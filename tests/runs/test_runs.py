@@ -99,8 +99,11 @@ def test_resume_brings_back_the_overrides_of_the_run(tmp_path: Path) -> None:
 def test_resume_stands_alone_and_wants_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"to be a run folder with \.hydra/overrides"):
         cli.expanded([f"resume={tmp_path}"])
-    with pytest.raises(InputError, match="alone, but got"):
-        cli.expanded([f"resume={tmp_path}", "block=mid"])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- block=mid\n- seed=3\n- run_dir=elsewhere\n")
+    new = r"Start a new run for others: python train\.py 'block=\[mid,up_1\]' seed=3 choose=layer$"
+    with pytest.raises(InputError, match=rf"alone, but got block=\[mid,up_1\] choose=layer, too\. .* {new}"):
+        cli.expanded([f"resume={tmp_path}", "block=[mid,up_1]", "choose=layer"])
 
 
 def hash_of(*overrides: str, hashed: Callable[[DictConfig], str] = config_hash) -> str:
