@@ -41,6 +41,10 @@ def init(**arguments: Any) -> None:
     state["init"] = arguments
 
 
+def cluster_resources() -> dict[str, float]:
+    return {"CPU": 2.0}
+
+
 class Handle:
     """What a call will return."""
 
