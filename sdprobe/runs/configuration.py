@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -111,10 +111,10 @@ def check_choices(overrides: Sequence[str]) -> None:
     """
     elsewhere = any(text.startswith("hydra.searchpath=") for text in overrides)  # groups may have other choices
     for key, values in _swept(overrides):
-        known, rule = is_group(key) and not key.startswith("hydra/") and not elsewhere, settings.rules("").get(key)
+        of_group, rule = is_group(key) and not key.startswith("hydra/") and not elsewhere, settings.rules("").get(key)
         for value in values:
             name = value.text if isinstance(value, QuotedString) else value
-            if known and isinstance(name, str) and name not in options(key):
+            if of_group and isinstance(name, str) and name not in options(key):
                 raise InputError(_unknown(key, name))
             if rule is not None and all(
                 isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
@@ -347,8 +347,9 @@ def _swept(overrides: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
             continue
-        if override.value_type in (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP):
-            yield override.key_or_group, list(override.value().list)
+        swept = override.value()
+        if isinstance(swept, ChoiceSweep):
+            yield override.key_or_group, list(swept.list)
 
 
 def _choices_with(key: str) -> list[str]:
