@@ -23,7 +23,9 @@ class RayWorkers(Launcher):
         self.context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs and wait for all of them."""
+        """Run the jobs and wait for all of them. Errors that a user can fix end the process with a sentence."""
+        from sdprobe.runs.cli import ended_by_a_sentence
         from sdprobe.runs.launchers import on_actors
 
-        return on_actors(self.ray, self.context, self.task_function, self.config, job_overrides, initial_job_idx)
+        with ended_by_a_sentence():
+            return on_actors(self.ray, self.context, self.task_function, self.config, job_overrides, initial_job_idx)

@@ -424,6 +424,13 @@ def test_what_a_result_does_not_have_is_neither_drawn_nor_found() -> None:
         result.plot("axis_acuracy")
     with pytest.raises(InputError, match="layer to be one of layer, but got 'mid'"):
         result.number(layer="mid")
+    with pytest.raises(InputError, match=r"metric to be one of .*axis_accuracy.* but got 'acuracy'"):
+        result.number("acuracy")
+    with pytest.raises(InputError, match=r"where to be one of .*, but got 'cornr'\. Use corner"):
+        result.number(where="cornr")
+    with pytest.raises(InputError, match=r"condition to be one of .*, but got 'random_weight'\. Use random_weights"):
+        result.number(condition="random_weight")
+    assert result.number(condition="random_weights") is None and sdprobe.statistics(SEVENTY).number("r_cor") is None
 
 
 def test_pairs_without_visible_points_and_one_channel_are_measured() -> None:

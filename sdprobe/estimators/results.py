@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdprobe.metrics.correspondence import MAIN as MAIN_PCK
 from sdprobe.metrics.intervals import FEWEST, FEWEST_SEEDS
-from sdprobe.tokens.keys import COLUMNS, ENDS, Key, long_form
+from sdprobe.tokens.keys import COLUMNS, CONDITIONS, ENDS, GROUPS, Key, long_form
 from sdprobe.utilities import expect
 from sdprobe.utilities.errors import InputError
 
@@ -150,15 +150,20 @@ class Result:
             layer: may be left out if there is only one.
 
         Returns:
-            the number, or None if it was not measured.
+            the number, or None if it was not measured for this layer and condition.
 
         Raises:
-            InputError: a layer that the result does not have.
+            InputError: a name that no number of the result has, nor any baseline or main number.
         """
         if layer and layer not in (*self.layers, BASELINE):
             raise InputError(f"Expected layer to be one of {', '.join(self.layers)}, but got '{layer}'. Correct it.")
         key = str(Key(condition, layer or self._layer, metric or self.metric, where))
         if key not in self.numbers:
+            known = [Key.parse(text) for text in self.numbers]
+            main = (self.metric, METRICS[self.kind], *KINDS[self.kind].others)
+            expect.one_of("metric", metric or self.metric, sorted({each.metric for each in known} | {*main}))
+            expect.one_of("where", where, sorted({each.where for each in known} | {*GROUPS, "all"}))
+            expect.one_of("condition", condition, CONDITIONS)
             return None
         low, high = (self.numbers.get(f"{key}/{end}") for end in ENDS)
         return Number(self.numbers[key], low, high)

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 COORDINATES = {"layer": base_of, "timestep": timestep_of, "mitigation": label_of}
 # what gives several of them
-SEVERAL = {"layer": "block=[mid,up_1]", "timestep": "timestep=[50,261]", "mitigation": "datamodule.compare=true"}
+SEVERAL = {
+    "layer": "block=[mid,up_1]", "timestep": "timestep=[50,261]",
+    "mitigation": "mitigation=[standardize,leace] datamodule.compare=true",
+}  # fmt: skip
 SAVED = "Saved"  # step of a mitigation that was fitted in another run
 POSITION = "binned_accuracy"  # that position_bound= bounds
 # what a position run has to share with the run that chooses, as both record it

@@ -4,6 +4,7 @@ import errno
 import gc
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sdprobe.runs import configuration, console, families, folders, interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 # the disk is full, protected or read-only, or a folder has the name of a file
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
@@ -109,7 +111,11 @@ def expanded(arguments: list[str]) -> list[str]:
     folder = Path(str(value))
     cache = [argument for argument in arguments if argument.startswith("cache_dir=")]
     if others := [argument for argument in arguments if argument not in given and argument not in cache]:
-        raise InputError(f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings.")
+        settings = {text.partition("=")[0]: text for text in (*folders.resumed_overrides(folder, cache), *others)}
+        raise InputError(
+            f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings. "
+            f"Start a new run for others: {shown(shlex.join(['python', 'train.py', *settings.values()]), longest=4000)}"
+        )
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
     place = quoted(str(folder))
     return [*folders.resumed_overrides(folder, cache), f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]

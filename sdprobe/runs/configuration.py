@@ -4,14 +4,14 @@ import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -104,9 +104,22 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 def check_choices(overrides: Sequence[str]) -> None:
     """Refuse numbers, dictionaries, lists and empty text where one choice of a group is meant. Several mitigations may be.
 
+    Also refuse what a later job of a sweep cannot have: a choice that does not exist, and a number that is not allowed.
+
     Raises:
         InputError: such a value.
     """
+    elsewhere = any(text.startswith("hydra.searchpath=") for text in overrides)  # groups may have other choices
+    for key, values in _swept(overrides):
+        of_group, rule = is_group(key) and not key.startswith("hydra/") and not elsewhere, settings.rules("").get(key)
+        for value in values:
+            name = value.text if isinstance(value, QuotedString) else value
+            if of_group and isinstance(name, str) and name not in options(key):
+                raise InputError(_unknown(key, name))
+            if rule is not None and all(
+                isinstance(each, int | float) for each in (value if isinstance(value, list) else [value])
+            ):
+                rule(key, value)
     for text in _choices(overrides):
         override = OverridesParser.create().parse_override(text)
         value = None if override.is_sweep_override() or text.startswith("~") else override.value()
@@ -268,9 +281,11 @@ def check_levels(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     given = {text.lstrip("+~").partition("=")[0] for text in overrides}
     if cfg.noise_level is not None and ("timestep" in given or cfg.timestep != OmegaConf.load(CONFIGS / "train.yaml").timestep):
+        of_group = "Leave noise_level out, or the sweep=, control= or experiment= of timestep."
+        fix = "Leave one out." if "timestep" in given else of_group
         raise InputError(
             f"Expected timestep or noise_level, but got both, timestep {_spelt(cfg.timestep)} and noise_level "
-            f"{_spelt(cfg.noise_level)}. Leave one out."
+            f"{_spelt(cfg.noise_level)}. {fix}"
         )
 
 
@@ -306,9 +321,7 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
     missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
     if missing or (found := re.search(r"Could not load '([^']+)'", str(error))):
         group, choice = re.fullmatch(r"(hydra/launcher|\w+)/(.*)", missing or found[1]).groups()  # type: ignore[union-attr,index]
-        known = options(group)
-        path = f"Write {OF_PATHS[group].format(choice)}." if "/" in choice and group in OF_PATHS else _nearest(choice, known)
-        return f"Expected {group} to be one of {', '.join(known)}, but got '{choice}'. {path}"
+        return _unknown(group, choice)
     if match := re.search(r"Could not (?:override|append)[^']*'([^']+)'", str(error)):
         key = match.group(1).lstrip("+~")
         if key == "trainer.devices":
@@ -318,6 +331,25 @@ def _sentence(error: Exception, overrides: list[str]) -> str:
         return f"Expected a setting that exists, but got '{key}'. {_nearest(key, _keys(overrides))}"
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return f"Expected overrides of the form key=value, but got '{' '.join(overrides)}': {reason}. Quote globs and lists."
+
+
+def _unknown(group: str, choice: str) -> str:
+    """The sentence for a choice that a group does not have."""
+    known = options(group)
+    path = f"Write {OF_PATHS[group].format(choice)}." if "/" in choice and group in OF_PATHS else _nearest(choice, known)
+    return f"Expected {group} to be one of {', '.join(known)}, but got '{choice}'. {path}"
+
+
+def _swept(overrides: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    """(key, values) of every sweep over listed values. What cannot be parsed is reported elsewhere."""
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            continue
+        swept = override.value()
+        if isinstance(swept, ChoiceSweep):
+            yield override.key_or_group, list(swept.list)
 
 
 def _choices_with(key: str) -> list[str]:

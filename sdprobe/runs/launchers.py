@@ -5,7 +5,7 @@ With ``hydra/launcher=ray`` (:func:`on_actors`) every Ray actor runs one job aft
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdprobe.runs import cli
+from sdprobe.utilities.errors import InputError
+from sdprobe.utilities.foreign import shown
 
 TRIES = 2
 MOST = 64  # workers that are asked for at once; some may wait for a device
@@ -58,10 +60,10 @@ def hand_out(jobs: Sequence[Any], workers: Workers, say: Callable[[int, bool], N
         what the jobs returned; None for a job whose worker died twice.
 
     Raises:
-        Died: as many workers as there are tries died before they could take a job.
+        Died: as many workers in a row as there are tries died before they could take a job, and no other one has or had a job.
     """
     waiting, tries, results = deque(range(len(jobs))), Counter[int](), dict[int, Any]()
-    unready = 0
+    unready, ever = 0, False
     busy: dict[Any, tuple[Any, int | None]] = {}
 
     def begin() -> None:
@@ -78,7 +80,7 @@ def hand_out(jobs: Sequence[Any], workers: Workers, say: Callable[[int, bool], N
         except Died:
             if job is None:
                 unready += 1
-                if unready == TRIES:
+                if unready >= TRIES and not (ever and busy):
                     raise
             else:
                 again = tries[job] < TRIES
@@ -87,9 +89,10 @@ def hand_out(jobs: Sequence[Any], workers: Workers, say: Callable[[int, bool], N
                     waiting.appendleft(job)
                 else:
                     results[job] = None
-            if waiting:
+            if waiting and (unready < TRIES or not busy):
                 begin()
             continue
+        unready, ever = 0, True
         if job is not None:
             results[job] = result
         if waiting:
@@ -153,12 +156,23 @@ def on_actors(
 
     Returns:
         what the jobs returned.
+
+    Raises:
+        InputError: no cluster at the address, more devices than this machine has, or workers that cannot start.
     """
     import ray
 
     setup_globals()
     if not ray.is_initialized():
-        ray.init(**_plain(settings.init))
+        try:
+            ray.init(**_plain(settings.init))
+        except Exception as error:  # Ray has no class for most of them
+            raise InputError(
+                f"Expected Ray to start or to be reached, but got '{_first_line(error)}'. Correct hydra.launcher.ray.init, "
+                "or try again when the machine is less busy."
+            ) from error
+    if settings.init.address is None:
+        _check_resources(ray.cluster_resources(), _plain(settings.remote))
     configs = []
     for number, overrides in enumerate(job_overrides, first):
         job = context.config_loader.load_sweep_config(config, list(overrides))
@@ -168,7 +182,33 @@ def on_actors(
     actor = ray.remote(**_plain(settings.remote))(_Worker)
     workers = _Actors(ray, partial(actor.remote, context, task_function, Singleton.get_state()))
     names = [name(job_overrides, first, position) for position in range(len(configs))]
-    return [result or lost() for result in hand_out(configs, workers, lambda job, again: say_died(names[job], again))]
+    try:
+        results = hand_out(configs, workers, lambda job, again: say_died(names[job], again))
+    except Died as error:
+        raise InputError(
+            f"Expected Ray to start workers, but {TRIES} in a row ended before their first job ({_first_line(error)}). "
+            "Free some memory, or see Ray's logs."
+        ) from error
+    return [result or lost() for result in results]
+
+
+def _check_resources(there: Mapping[str, float], asked: Mapping[str, Any]) -> None:
+    """Refuse a job that asks for more than this machine has: Ray would wait for ever.
+
+    Raises:
+        InputError: it does.
+    """
+    for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        most, wanted = there.get(resource, 0), asked.get(name) or 0
+        if wanted > most:
+            raise InputError(
+                f"Expected hydra.launcher.ray.remote.{name} to be at most {most:g}, what this machine has, but got {wanted:g}. "
+                "Lower it."
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return shown(next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip("."))
 
 
 class _Worker:
@@ -212,8 +252,10 @@ class _Actors:
     def result(self, handle: Any) -> Any:
         try:
             return self.ray.get(handle)
-        except self.ray.exceptions.RayActorError as error:
-            raise Died from error
+        except self.ray.exceptions.RayTaskError:  # raised by the job's own code
+            raise
+        except self.ray.exceptions.RayError as error:  # of its process, its memory or its computer
+            raise Died(str(error)) from error
 
     def stop(self, worker: Any) -> None:
         self.ray.kill(worker)

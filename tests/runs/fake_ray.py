@@ -12,11 +12,23 @@ from typing import Any
 FORK = multiprocessing.get_context("fork")
 
 
-class RayActorError(Exception):
+class RayError(Exception):
+    """The root of Ray's errors."""
+
+
+class RayTaskError(RayError):
+    """What a call raised."""
+
+
+class RayActorError(RayError):
     """The process of an actor died."""
 
 
-exceptions = SimpleNamespace(RayActorError=RayActorError)
+class OutOfMemoryError(RayError):
+    """Ray killed the process of an actor, because memory ran out. It is no RayActorError."""
+
+
+exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 actors: list["Actor"] = []
 state = {"room": 1, "init": None}
 
@@ -27,6 +39,10 @@ def is_initialized() -> bool:
 
 def init(**arguments: Any) -> None:
     state["init"] = arguments
+
+
+def cluster_resources() -> dict[str, float]:
+    return {"CPU": 2.0}
 
 
 class Handle:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 from sdprobe.runs import launchers
 from sdprobe.runs.sweep import SweepSummary
 from sdprobe.utilities import locks
+from sdprobe.utilities.errors import InputError
 from tests.runs import fake_ray, forks
 
 
@@ -81,8 +83,25 @@ def test_where_no_worker_can_start_the_sweep_ends() -> None:
         def result(self, handle: Any) -> Any:
             raise launchers.Died
 
+    workers = Unborn([0] * 30)
     with pytest.raises(launchers.Died):
-        launchers.hand_out(range(3), Unborn([0, 0, 0]), lambda job, again: None)
+        launchers.hand_out(range(30), workers, lambda job, again: None)
+    assert workers.started == 31, "the second death is the last"
+
+
+def test_workers_that_cannot_start_end_no_job_of_others() -> None:
+    class OneWorker(Dying):
+        def first(self, handles: Sequence[Any]) -> Any:
+            return max(handles, key=lambda handle: (handle == (1, None), handle[1] is None))  # starts first, and that of 1
+
+        def result(self, handle: Any) -> Any:
+            if handle[0] != 1:
+                raise launchers.Died
+            return super().result(handle)
+
+    workers = OneWorker([0] * 5)
+    assert launchers.hand_out(range(5), workers, lambda job, again: None) == [f"result {job}" for job in range(5)]
+    assert {worker for worker, _ in workers.runs} == {1} and workers.started < 10
 
 
 # --- submitit ----------------------------------------------------------------------------------------------------------
@@ -138,6 +157,30 @@ def test_the_callback_of_a_sweep_can_be_sent_to_other_processes(tmp_path: Path) 
     summary._watch.stop()
     atexit.unregister(summary._unsaid)
     locks.release(tmp_path)
+
+
+@pytest.mark.parametrize("error", [fake_ray.RayActorError, fake_ray.OutOfMemoryError])
+def test_a_worker_whose_process_or_memory_ended_has_died_and_an_error_of_its_own_is_raised(error: type[Exception]) -> None:
+    def result(raised: type[Exception]) -> Any:
+        def get(handle: str) -> None:
+            raise raised(handle)
+
+        return launchers._Actors(SimpleNamespace(get=get, exceptions=fake_ray.exceptions), lambda: None).result("handle")
+
+    with pytest.raises(launchers.Died):
+        result(error)
+    with pytest.raises(fake_ray.RayTaskError):
+        result(fake_ray.RayTaskError)
+
+
+def test_a_job_that_asks_for_more_than_there_is_is_refused() -> None:
+    launchers._check_resources({"CPU": 2.0}, {"num_cpus": 2, "num_gpus": 0})
+    with pytest.raises(
+        InputError, match=r"ray\.remote\.num_cpus to be at most 2, what this machine has, but got 64\. Lower it"
+    ):
+        launchers._check_resources({"CPU": 2.0}, {"num_cpus": 64, "num_gpus": 0})
+    with pytest.raises(InputError, match=r"num_gpus to be at most 0"):
+        launchers._check_resources({"CPU": 2.0}, {"num_cpus": 1, "num_gpus": 0.5})
 
 
 @pytest.fixture

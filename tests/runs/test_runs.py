@@ -61,6 +61,10 @@ from sdprobe.utilities.errors import InputError
         (["block"], "overrides of the form key=value, but got 'block'"),
         (["block=[mid"], "Quote globs and lists"),
         (["-m", "blok=mid,up_0"], "got 'blok'"),
+        (["-m", "backbone=tiny,dem"], "but got 'dem'. The nearest is 'demo'."),
+        (["-m", "timestep=10,1000"], "Expected timestep to be from 0 to 999, but got 1000."),
+        (["-m", "timestep=[10,50],[50,10]"], "Write timestep=[10,50]."),
+        (["sweep=timesteps", "noise_level=.2"], "Leave noise_level out, or the sweep=, control= or experiment= of timestep."),
     ],
 )
 def test_misspelt_overrides_get_the_nearest_name(arguments: list[str], message: str) -> None:
@@ -76,7 +80,7 @@ def test_misspelt_overrides_get_the_nearest_name(arguments: list[str], message: 
         [], ["probe=position", "block=mid"], ["block=[mid,up_1]"], ["block='up_*'"], ["block=up_*"], ["-m", "block=mid,up_1"],
         ["protocol=loos2025"], ["images=folder", "images.root=x", "images.on_error=skip"], ["--cfg", "job"], ["--help"],
         ["backbone=local", "backbone.path=/somewhere"], ["timestep=range(0,100,50)", "-m"], ["hydra.run.dir=x"],
-        ["sweep=models"], ["-m", "sweep=layers", "seed=0,1"],
+        ["sweep=models"], ["-m", "sweep=layers", "seed=0,1"], ["-m", "control='random_0',trained", "seed=1,0"],
     ],
 )  # fmt: skip
 def test_good_commands_pass(arguments: list[str]) -> None:
@@ -99,8 +103,11 @@ def test_resume_brings_back_the_overrides_of_the_run(tmp_path: Path) -> None:
 def test_resume_stands_alone_and_wants_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"to be a run folder with \.hydra/overrides"):
         cli.expanded([f"resume={tmp_path}"])
-    with pytest.raises(InputError, match="alone, but got"):
-        cli.expanded([f"resume={tmp_path}", "block=mid"])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- block=mid\n- seed=3\n- run_dir=elsewhere\n")
+    new = r"Start a new run for others: python train\.py 'block=\[mid,up_1\]' seed=3 choose=layer$"
+    with pytest.raises(InputError, match=rf"alone, but got block=\[mid,up_1\] choose=layer, too\. .* {new}"):
+        cli.expanded([f"resume={tmp_path}", "block=[mid,up_1]", "choose=layer"])
 
 
 def hash_of(*overrides: str, hashed: Callable[[DictConfig], str] = config_hash) -> str:
