@@ -78,10 +78,8 @@ def finished(folder: Path) -> Run:
         InputError: there is none, it is not finished, or its files are damaged.
     """
     if not os.path.isfile(folder / "metrics.json"):
-        below = (
-            sorted(path.parent for path in folder.glob("*/**/metrics.json") if path.is_file()) if os.path.isdir(folder) else []
-        )
-        fix = f"Use one of the runs below it, such as '{below[0]}'." if below else "Correct the path."
+        below = sorted(folder.glob("*/**/metrics.json")) if os.path.isdir(folder) else []
+        fix = f"Use one of the runs below it, such as '{below[0].parent}'." if below else "Correct the path."
         raise InputError(f"Expected RUN to be a run folder with metrics.json, but '{folder}' has none. {fix}")
     run = Run.read(folder, maps=False)
     if wrong := lacking(run.meta):

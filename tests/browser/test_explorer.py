@@ -30,6 +30,7 @@ class Shown(NamedTuple):
     path: Path
     grids: dict[str, Tensor]
     random: dict[str, Tensor]
+    tokens: dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
         kept.take(GridBatch(found, masks, torch.arange(3), torch.arange(3)))
         tokens |= {name: tensor.numpy() for name, tensor in kept.arrays.items()}
     path.write_text(page(tokens, "a network", timesteps=[50]))
-    return Shown(path, grids, random)
+    return Shown(path, grids, random, tokens)
 
 
 def similarities(grid: Tensor, token: tuple[int, int], image: int, other: int, centred: bool, kind: str) -> Tensor:
@@ -183,6 +184,33 @@ def test_an_address_names_what_is_shown(show, shown: Shown) -> None:
     assert numbers(again)["token"]["row"] == "3"
     broken = show(shown.path, "#image=99&layer=nothing&row=-1&col=x&show=constructor&timestep=1e9")
     assert len(values(broken, "mid", "a")) == 16
+
+
+def test_an_address_of_what_was_left_out_shows_what_is_nearest_to_it(show, shown: Shown, tmp_path: Path) -> None:
+    """Left out are random weights behind the mitigation, and at one layer. A control keeps what was chosen last."""
+    left_out = ("random/mid__position_mean/", "random/up_1/", "random/up_1__position_mean/")
+    path = tmp_path / "explorer.html"
+    path.write_text(page({name: array for name, array in shown.tokens.items() if not name.startswith(left_out)}, "a network"))
+    browser = show(path, "#weights=random&mitigation=position_mean&layer=up_1&row=3&col=2&image=0&second=1")
+    state = lambda: browser.execute_script("const s = explorer.state; return [s.weights, s.label, s.layer]")  # noqa: E731
+    assert state() == ["random", "", "mid"] and numbers(browser)["token"]["row"] == "3"
+    expected = similarities(shown.random["mid"], (3, 2), 0, 1, True, "cosine")
+    torch.testing.assert_close(values(browser, "mid", "b"), expected, rtol=0, atol=stated(browser)["mid, random"][0])
+    choose(browser, "weights", "trained")
+    choose(browser, "label", "position_mean")
+    assert state() == ["trained", "position_mean", "mid"]
+    browser.execute_async_script("setTimeout(arguments[0], 600)")
+    assert "mitigation=position_mean" in browser.current_url
+
+
+def test_a_page_states_the_error_of_what_it_shows(show, shown: Shown) -> None:
+    browser = show(shown.path)
+    worst = lambda place: max(stated(browser)[f"{layer}, trained"][place] for layer in LAYERS)  # noqa: E731
+    for place, kind in enumerate(("cosine similarity", "dot product", "distance")):
+        choose(browser, "show", kind)
+        assert float(browser.find_element("id", "off").text.split()[-2]) == worst(place)
+    choose(browser, "show", "norm")
+    assert not browser.find_element("id", "off").text and "norm" not in list(numbers(browser)["token"])[6:]
 
 
 def test_a_mitigation_shows_a_planted_position_grid_flat(show, shown: Shown) -> None:
