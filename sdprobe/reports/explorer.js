@@ -445,7 +445,7 @@
     const point = pointed();
     let text = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
     if (state.pointer && values.a) text = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
-    else if (right.length) text = `${right.filter((match) => match.right).length} of ${right.length} right`;
+    else if (right.length) text = `✓ ${right.filter((match) => match.right).length} of ${right.length}`;
     else if (card.best) text = `nearest ${number(values.b[card.best.index])}`;
     write(card.value, text);
   }
