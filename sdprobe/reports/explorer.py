@@ -206,7 +206,7 @@ def page(
         the page.
     """
     grids = [_grid(tokens, network, name, list(timesteps)) for network, name in stored_grids(tokens)]
-    pictures = tokens.get("pictures")
+    title, pictures = shown(title), tokens.get("pictures")
     images = [
         {"name": shown(name), "picture": None if pictures is None else _uri(Image.fromarray(pictures[number]), "JPEG")}
         for number, name in enumerate(tokens["names"])
@@ -214,7 +214,7 @@ def page(
     columns = [tokens[f"keypoints/{name}"].tolist() for name in KEYPOINTS] if "keypoints/pair" in tokens else []
     keypoints = [dict(zip(KEYPOINTS, row, strict=True)) for row in zip(*columns, strict=True)]
     content = {
-        "title": shown(title),
+        "title": title,
         "about": shown(about, LONGEST),
         "images": images,
         "grids": grids,
@@ -226,7 +226,7 @@ def page(
     data = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     style, script, skeleton = (_file(ending) for ending in ("css", "js", "html"))
     filled = {
-        "TITLE": html.escape(content["title"]),
+        "TITLE": html.escape(title),
         "STYLE_HASH": _hash(style),
         "SCRIPT_HASH": _hash(script),
         "STATIC": _static(tokens, images),
