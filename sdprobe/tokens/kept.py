@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import scipy.linalg
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -242,16 +241,10 @@ def _errors(tokens: Float[Tensor, "n t c"], shown: Float[Tensor, "n t k"], basis
 
 
 def _main_directions(rows: Float[Tensor, "m c"], number: int) -> Float[Tensor, "c k"]:
-    """Principal directions of rows that have mean 0, the first ones first.
-
-    scipy computes only so many eigenvectors, which is several times as fast as all of them. The smaller of the two products of
-    the rows is solved.
-    """
+    """Principal directions of rows that have mean 0, the first ones first. The smaller of the rows' two products is solved."""
     wide = rows.shape[1] > rows.shape[0]
-    product = (rows @ rows.mT if wide else rows.mT @ rows).double().cpu().numpy()
-    size = len(product)
-    _, found = scipy.linalg.eigh(product, subset_by_index=[max(0, size - number), size - 1])
-    directions = torch.from_numpy(found[:, ::-1].copy()).to(rows.device)
+    _, found = torch.linalg.eigh((rows @ rows.mT if wide else rows.mT @ rows).double())
+    directions = found.flip(1)[:, :number]
     return normalize(rows.mT.double() @ directions, dim=0) if wide else directions
 
 
