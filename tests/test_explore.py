@@ -14,7 +14,7 @@ from sdprobe.runs import tracking
 from sdprobe.runs.cli import UserError
 from sdprobe.runs.measurement import Measurement
 from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import read_arrays, write_json
+from sdprobe.utilities.io import read_arrays, write_arrays, write_json
 from tools.offline import Offline, parts
 
 SMALL = ["backbone=tiny", "block=[mid,up_1]", "images.size=128", "images.limit=20", "logger=none", "device=cpu"]
@@ -101,7 +101,13 @@ def test_what_is_no_run_with_tokens_is_refused_in_a_sentence(launch, tmp_path: P
     folder = tmp_path / "run"
     refused(capsys, folder, "Expected --layers to name stored layers \\(mid, up_1\\), but got 'down'", "--layers", "down")
     refused(capsys, folder, "Expected --images to be from 1 to 2, .* but got 9", "--images", "9")
-    refused(capsys, folder, "Expected --output to be a file in an existing folder", "-o", str(tmp_path / "no" / "page.html"))
+    refused(
+        capsys,
+        folder,
+        "Expected --output to be a file that can be written, .*No such file",
+        "-o",
+        str(tmp_path / "no" / "page.html"),
+    )
     refused(capsys, tmp_path, f"Use one of the runs below it, such as '{folder}'")
     refused(capsys, tmp_path / "nothing", "has none. Correct the path")
     metrics = (folder / "metrics.json").read_text()
@@ -109,9 +115,26 @@ def test_what_is_no_run_with_tokens_is_refused_in_a_sentence(launch, tmp_path: P
     write_json(folder / "metrics.json", record | {"meta": record["meta"] | {"complete": False}})
     refused(capsys, folder, "Expected RUN to be a finished run")
     (folder / "metrics.json").write_text(metrics)
-    tokens = (folder / "tokens.npz").read_bytes()
-    (folder / "tokens.npz").write_bytes(tokens[:-50] + bytes(50))
+    (folder / "metrics.json").write_text('{"meta": {}}')
+    refused(capsys, folder, "Expected .*metrics.json to be intact, but got 'it lacks meta.complete'")
+    (folder / "metrics.json").write_text(metrics)
+    refused(capsys, folder, "Expected --output to be a file that can be written, .*\\(Is a directory\\)", "-o", str(tmp_path))
+    content = (folder / "tokens.npz").read_bytes()
+    (folder / "tokens.npz").write_bytes(content[:-50] + bytes(50))
     refused(capsys, folder, "Expected .*tokens.npz to be intact, but got 'checksum mismatch'")
+    (folder / "tokens.npz").write_bytes(content)
+    write_json(folder / "metrics.json", {**record, "meta": {**record["meta"], "files": {}}})  # as of an older version
+    tokens = read_arrays(folder / "tokens.npz")
+    for name, array, reason in (
+        ("names", tokens["names"][:1], "names has another shape"),
+        ("pictures", tokens["pictures"][..., 0], "it lacks pictures as a page needs it"),
+        ("trained/mid/scale", tokens["trained/mid/scale"] * np.nan, "trained/mid/scale is not finite"),
+        ("trained/mid/codes", tokens["trained/mid/codes"] * 0.5, "it lacks trained/mid/codes as a page needs it"),
+        ("other/mid/codes", tokens["trained/mid/codes"], "it has the network other"),
+    ):
+        write_arrays(folder / "tokens.npz", tokens | {name: array})
+        refused(capsys, folder, f"Expected .*tokens.npz to be intact, but got '{reason}'")
+    assert not (folder / "explorer.html").exists() and not list(folder.glob(".*.tmp"))
 
 
 def test_a_page_too_large_for_a_panel_is_a_file_of_the_run(tmp_path: Path, monkeypatch) -> None:
@@ -126,6 +149,15 @@ def test_a_page_too_large_for_a_panel_is_a_file_of_the_run(tmp_path: Path, monke
     assert (part / "files" / "explorer.html").read_text() == page.read_text()
 
 
+def test_a_page_with_still_pictures_of_large_grids_keeps_its_size() -> None:
+    import sdprobe
+
+    generator = torch.Generator().manual_seed(0)
+    grids = {f"layer_{number}": torch.randn(2, 8, 64, 64, generator=generator) for number in range(12)}
+    page = sdprobe.explore(grids, torch.rand(2, 3, 256, 256, generator=generator), megabytes=3).page
+    assert 2 < len(page.encode()) / 1e6 <= 3
+
+
 def test_a_notebook_shows_the_page_in_a_frame_and_saves_it(tmp_path: Path) -> None:
     import sdprobe
 
@@ -138,6 +170,8 @@ def test_a_notebook_shows_the_page_in_a_frame_and_saves_it(tmp_path: Path) -> No
     assert shown.startswith("<iframe") and shown.count("<") == 2 and shown.count('"') == 8, "names cannot leave the attribute"
     assert [image["name"] for image in content(saved)["images"]] == ["</script><b>", '" onload="']
     assert {grid["level"] for grid in content(saved)["grids"]} == {50, 261}
+    strange = sdprobe.explore({"mid": torch.rand(2, 4, 2, 2)}, pictures, names=["not UTF-8 \udce9", "\u202egnp.\u2028"])
+    assert [image["name"] for image in content(strange.save(saved))["images"]] == ["not UTF-8 \ufffd", "\ufffdgnp.\ufffd"]
     with pytest.raises(InputError, match="Expected images of one size, but got 128×128 and 64×64"):
         sdprobe.explore(sd, [torch.rand(3, 128, 128), torch.rand(3, 64, 64)], "mid")
     with pytest.raises(InputError, match="Expected grids of 2 images, but got 3"):

@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 COMMAND = (
     "probe=explore", "backbone=demo", "block=[down_1,mid,up_0,up_1]", "images=scene_pairs", "images.limit=240",
-    "images.size=512", "mitigation=position_mean", "datamodule.shown=2", "report.megabytes=2", "logger=none",
+    "images.size=512", "mitigation=position_mean", "datamodule.shown=2", "report.megabytes=2.8", "logger=none",
 )  # fmt: skip
 ADDRESS = "#image=0&second=1&layer=up_1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -170,7 +170,7 @@
       option.textContent = shown;
       select.append(option);
     }
-    select.addEventListener("change", () => { state[name] = JSON.parse(select.value); changed(); });
+    select.addEventListener("change", () => { state[name] = JSON.parse(select.value); changed(name); });
     label.append(select);
     controls.append(label);
     inputs[name] = select;
@@ -180,7 +180,7 @@
     label.className = "check";
     box.type = "checkbox";
     box.id = `check-${name}`;
-    box.addEventListener("change", () => { state[name] = box.checked; changed(); });
+    box.addEventListener("change", () => { state[name] = box.checked; changed(name); });
     label.append(box, text);
     parent.append(label);
     inputs[name] = box;
@@ -212,7 +212,8 @@
     if (inputs.centred) inputs.centred.disabled = !vectors();
     if (inputs.spread) inputs.spread.disabled = state.show !== "cosine";
     for (const option of inputs.label?.options ?? []) {
-      option.disabled = !byKey.has(key(layers[0], state.weights, state.level, JSON.parse(option.value)));
+      const label = JSON.parse(option.value);
+      option.disabled = !data.grids.some((grid) => grid.label === label && grid.weights === state.weights && grid.level === state.level);
     }
     for (const option of inputs.weights?.options ?? []) {
       option.disabled = !data.grids.some((grid) => grid.weights === JSON.parse(option.value) && grid.level === state.level);
@@ -352,9 +353,18 @@
     requestAnimationFrame(() => { asked = false; render(); });
   }
 
-  function changed() { // a control
-    if (!gridOf(layers[0])) state.label = labels.find((label) => byKey.has(key(layers[0], state.weights, state.level, label)));
-    if (!gridOf(layers[0])) state.weights = networks[0];
+  // Not every combination is stored. What was chosen last stays, and of the rest as much as possible.
+  function settle(last) {
+    if (layers.some(gridOf)) { if (!gridOf(state.layer)) state.layer = layers.find(gridOf); return; }
+    const fit = (grid) => ["label", "weights", "level"].reduce(
+      (sum, name, place) => sum + (grid[name] === state[name]) * (name === last ? 8 : 2 ** place), 0);
+    const { layer, label, weights, level } = data.grids.reduce((best, grid) => (fit(grid) > fit(best) ? grid : best));
+    Object.assign(state, { label, weights, level });
+    if (!gridOf(state.layer)) state.layer = layer;
+  }
+
+  function changed(last) { // a control
+    settle(last);
     matches.clear();
     showControls();
     draw();
@@ -435,7 +445,7 @@
     const point = pointed();
     let text = values.a ? number(values.a[tokenAt(grid, state.u, state.v).index]) : "";
     if (state.pointer && values.a) text = `pointer ${number(values[point.side][tokenAt(grid, point.u, point.v).index])}`;
-    else if (right.length) text = `${right.filter((match) => match.right).length} of ${right.length} keypoints right`;
+    else if (right.length) text = `✓ ${right.filter((match) => match.right).length} of ${right.length}`;
     else if (card.best) text = `nearest ${number(values.b[card.best.index])}`;
     write(card.value, text);
   }
@@ -487,9 +497,18 @@
     for (const name of ["border", "corner", "high_norm"]) {
       if (!state[name]) continue;
       rimmed(context, ratio, 1, () => {
-        for (let row = 0; row < h; row++) for (let col = 0; col < w; col++) {
-          const inside = name === "high_norm" ? isHigh(grid, image, row * w + col) : group(grid, row, col) === name;
-          if (inside) context.rect(col * width / w, row * height / h, width / w, height / h);
+        const inside = (row, col) => row >= 0 && row < h && col >= 0 && col < w
+          && (name === "high_norm" ? isHigh(grid, image, row * w + col) : group(grid, row, col) === name);
+        const line = (...ends) => ends.forEach(([row, col], end) => {
+          const x = clamp(col * width / w, ratio, width - ratio), y = clamp(row * height / h, ratio, height - ratio);
+          if (end) context.lineTo(x, y);
+          else context.moveTo(x, y);
+        });
+        for (let row = 0; row < h; row++) for (let col = 0; col < w; col++) if (inside(row, col)) {
+          if (!inside(row - 1, col)) line([row, col], [row, col + 1]);
+          if (!inside(row + 1, col)) line([row + 1, col], [row + 1, col + 1]);
+          if (!inside(row, col - 1)) line([row, col], [row + 1, col]);
+          if (!inside(row, col + 1)) line([row, col + 1], [row + 1, col + 1]);
         }
       });
     }
@@ -606,6 +625,7 @@
       }
       name(each.box, `${each.side === "a" ? "First" : "Second"} picture: ${data.images[image].name}`);
       write($(`name-${each.side}`), data.images[image].name);
+      $(`name-${each.side}`).title = data.images[image].name;
       if (!grid) continue;
       outline(each, grid);
       mark(each, grid, card);
@@ -625,7 +645,7 @@
     const high = isHigh(grid, imageOf(side), token.index);
     return [
       side === "a" ? "first" : "second", token.row, token.col, group(grid, token.row, token.col) + (high ? ", high norm" : ""),
-      number(values[token.index]), number(z[token.index]), number(value),
+      number(values[token.index]), number(z[token.index]), ...(valued() ? [number(value)] : []),
     ];
   }
 
@@ -638,7 +658,8 @@
     return found;
   }
 
-  const rowNames = () => ["picture", "row", "column", "group", "norm", "z of the norm", SHOW[state.show][0]];
+  const valued = () => !["norm", "colours"].includes(state.show); // a value that is in no other row
+  const rowNames = () => ["picture", "row", "column", "group", "norm", "z of the norm", ...(valued() ? [SHOW[state.show][0]] : [])];
 
   function renderNumbers() {
     const grid = gridOf(state.layer), table = $("numbers");
@@ -680,6 +701,10 @@
     write($("high"), colours ? "" : common ? "1" : "highest");
     const of = !vectors() ? "" : state.centred ? " of centred tokens" : " of raw tokens";
     write($("unit"), `${text}${of}${unit ? ` (${unit})` : ""}`);
+    const place = ["cosine", "dot", "distance"].indexOf(state.show), kept = layers.map(gridOf).filter(Boolean);
+    const errors = kept.map((grid) => grid.error[place] ?? NaN);
+    write($("off"), place < 0 ? "" : `Values in these maps are at most ${atMost(Math.max(...errors))} off.`);
+    $("matched").hidden = !(state.keypoints && among().length);
   }
 
   // ------------------------------------------------------------------ keyboard, address, buttons
@@ -714,7 +739,8 @@
     speaking = setTimeout(() => {
       const found = columns(gridOf(state.layer)), last = found.pointer ?? found.token;
       const best = found.nearest ? ` Nearest in the second picture: row ${found.nearest[1]}, column ${found.nearest[2]}, ${found.nearest[6]}.` : "";
-      say(`Row ${last[1]}, column ${last[2]}, ${last[3]}, ${SHOW[state.show][0]} ${last[6]}.${best}`);
+      const value = valued() ? `${SHOW[state.show][0]} ${last[6]}` : `norm ${last[4]}`;
+      say(`${state.layer}, row ${last[1]}, column ${last[2]}, ${last[3]}, ${value}.${best}`);
     }, 400);
   }
   const say = (text) => { $("status").textContent = text; };
@@ -743,6 +769,7 @@
       const found = options.find((option) => String(option) === wanted.get(name));
       if (found !== undefined) state[field] = name === "centred" ? found === "1" : found;
     }
+    settle("layer");
     const grid = gridOf(state.layer);
     if (grid) {
       const row = whole("row", grid.shape[1]), col = whole("col", grid.shape[2]);
@@ -760,18 +787,20 @@
       try { history.replaceState(null, "", remembered); } catch { /* a page inside another has no address */ }
     }, 400);
   }
-  window.addEventListener("hashchange", () => { if (location.hash !== remembered) { follows(); changed(); } });
+  window.addEventListener("hashchange", () => { if (location.hash !== remembered) { follows(); changed("layer"); } });
 
   async function copy(text, what) {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      const area = document.createElement("textarea");
+      const area = document.createElement("textarea"), focused = document.activeElement;
       area.value = text;
       document.body.append(area);
       area.select();
-      document.execCommand("copy");
+      const copied = document.execCommand("copy");
       area.remove();
+      focused?.focus();
+      if (!copied) return say(`The browser does not let this page copy. Save it, and open the file.`);
     }
     say(`${what} copied.`);
   }
@@ -820,7 +849,7 @@
     context.fillStyle = style.color;
     text(data.title, gap, 22, "600 16px");
     const conditions = [SHOW[state.show][0], state.centred ? "centred tokens" : "raw tokens",
-      state.label ? `mitigation ${state.label}` : "", networks.length > 1 ? `${state.weights} weights` : "", `timestep ${state.level}`];
+      state.label ? `mitigation ${state.label}` : "", networks.length > 1 ? `${state.weights} weights` : "", state.level === null ? "" : `timestep ${state.level}`];
     text(conditions.filter(Boolean).join(", "), gap, 42, "12px");
     const active = gridOf(state.layer) ?? gridOf(shown[0]);
     photos.forEach((each, place) => drawn(each, active, updated(active.layer), gap + place * (side + gap), 54));
@@ -838,6 +867,7 @@
   }
 
   $("hold").addEventListener("click", () => hold(!state.held));
+  $("link").hidden = /^(about|blob|data):/.test(location.protocol); // a page inside a notebook has no address
   $("copy").addEventListener("click", () => copy(numbersAsText(), "Numbers"));
   $("link").addEventListener("click", () => copy(location.href.split("#")[0] + address(), "Link"));
   $("save").addEventListener("click", () => sheet().toBlob((blob) => {
@@ -876,11 +906,9 @@
     $("exactness").append(words, table);
   }
 
-  const worst = Math.max(...data.grids.map((grid) => grid.error[0] ?? 0));
   $("title").textContent = data.title;
   $("about").textContent = data.about;
   $("given").textContent = [
-    `A shown cosine differs from that of the activations by at most ${atMost(worst)}.`,
     photographs.some(Boolean) ? "This page contains the pictures that it was given." : "The pictures were left out.",
     "Centred tokens are those minus the mean token of their image.",
     data.leftOut.length ? `Left out: ${data.leftOut.join("; ")}.` : "",
@@ -888,9 +916,9 @@
   exactness();
   follows();
   $("app").hidden = false;
-  showControls();
+  changed("layer");
   new ResizeObserver(measure).observe($("layers"));
   measure();
   render();
-  window.explorer = { state, values: (layer, side) => Array.from(updated(layer).values?.[side] ?? []), draw: changed, render };
+  window.explorer = { state, values: (layer, side) => Array.from(updated(layer).values?.[side] ?? []), draw: () => changed("layer"), render };
 })();

@@ -8,6 +8,7 @@ import argparse
 import html
 import json
 import math
+import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -22,17 +23,22 @@ from PIL import Image
 from rich.table import Table
 
 from sdprobe.reports.numbers import add_columns, run_table
-from sdprobe.reports.recorded import fitting
+from sdprobe.reports.recorded import fitting, lacking
 from sdprobe.reports.report import Report
 from sdprobe.reports.run import Run
 from sdprobe.tokens.kept import RANDOM, TRAINED
 from sdprobe.tokens.keys import base_of, label_of, timestep_of
-from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import write_file
+from sdprobe.utilities.errors import LONGEST, InputError, Unfit
+from sdprobe.utilities.foreign import shown
+from sdprobe.utilities.io import DamagedFile, parsing, write_file
 
 TOKENS, PAGE = "tokens.npz", "explorer.html"
 PARTS = ("codes", "scale", "mean", "norm", "high_norm", "colours", "error")
-QUALITY = 85  # of a JPEG
+KEYPOINTS = {"pair": (2,), "points": (4,), "reach": (2,), "part": ()}
+# of numpy, of every array by the end of its name
+KINDS = dict.fromkeys(("scale", "mean", "norm", "error", "points", "reach"), "f") | {"codes": "i", "high_norm": "bu"}
+KINDS |= dict.fromkeys(("colours", "pictures"), "u") | dict.fromkeys(("images", "pair"), "iu") | {"names": "U", "part": "U"}
+QUALITIES, LARGEST_PICTURE = (85, 70), 35_000  # of a JPEG: the lower one if a picture has more bytes
 HOW = (
     "Use python train.py probe=explore images=folder images.root=PHOTOS block=stages. A run of probe=statistics keeps tokens, "
     "too, unless report.explorer=false is set or it is a job of a sweep."
@@ -53,11 +59,15 @@ def main(arguments: Sequence[str]) -> Path:
     options = parser.parse_args(arguments)
     run = finished(options.run)
     output = options.output or options.run / PAGE
-    if not output.parent.is_dir() or output.is_dir():
-        raise InputError(f"Expected --output to be a file in an existing folder, but got '{output}'. Create the folder first.")
     with fitting(options.run):
         tokens = chosen(stored(run), list(filter(None, options.layers.split(","))), options.images)
-        write_file(output, page_of(run, tokens))
+        content = page_of(run, tokens)
+    try:
+        write_file(output, content)
+    except OSError as error:
+        raise InputError(
+            f"Expected --output to be a file that can be written, but got '{output}' ({error.strerror}). Use another one."
+        ) from error
     return output
 
 
@@ -67,11 +77,13 @@ def finished(folder: Path) -> Run:
     Raises:
         InputError: there is none, it is not finished, or its files are damaged.
     """
-    if not (folder / "metrics.json").is_file():
-        inner = next(iter(sorted(folder.glob("**/metrics.json"))), None) if folder.is_dir() else None
-        fix = f"Use one of the runs below it, such as '{inner.parent}'." if inner else "Correct the path."
+    if not os.path.isfile(folder / "metrics.json"):
+        below = sorted(folder.glob("*/**/metrics.json")) if os.path.isdir(folder) else []
+        fix = f"Use one of the runs below it, such as '{below[0].parent}'." if below else "Correct the path."
         raise InputError(f"Expected RUN to be a run folder with metrics.json, but '{folder}' has none. {fix}")
     run = Run.read(folder, maps=False)
+    if wrong := lacking(run.meta):
+        raise DamagedFile(folder / "metrics.json", wrong)
     if not run.meta.get("complete"):
         raise InputError(
             f"Expected RUN to be a finished run, but '{folder}' is not. Continue it with python train.py resume={folder}"
@@ -89,7 +101,38 @@ def stored(run: Run) -> dict[str, np.ndarray]:
     tokens = run.tokens()
     if not tokens:
         raise InputError(f"Expected RUN to have kept tokens, but '{run.folder}' has no {TOKENS}. {HOW}")
+    with parsing(run.folder / TOKENS):
+        check(tokens)
     return tokens
+
+
+def check(tokens: Mapping[str, np.ndarray]) -> None:
+    """Raise :class:`~sdprobe.utilities.errors.Unfit` unless tokens have the names, shapes and kinds that a page can show."""
+    shapes: dict[str, tuple[int, ...]] = {"images": (-1,), "names": (len(tokens.get("images", ())),)}
+    for network, name in stored_grids(tokens):
+        if network not in (TRAINED, RANDOM):
+            raise Unfit(f"it has the network {shown(network)}")
+        codes = tokens[f"{network}/{name}/codes"]
+        n, height, width, components = codes.shape if codes.ndim == 4 and codes.size else (0, 0, 0, 0)
+        each = (n, height, width)
+        parts = dict(zip(PARTS, ((*each, components), each, (n, components), each, each, (*each, 3), (3,)), strict=True))
+        shapes |= {f"{network}/{name}/{part}": shape for part, shape in parts.items()} | {"images": (n,), "names": (n,)}
+    if len(shapes) == 2 or not shapes["images"][0]:
+        raise Unfit("it has no tokens")
+    if "pictures" in tokens:
+        shapes["pictures"] = (*shapes["images"], -1, -1, 3)
+    if "keypoints/pair" in tokens:
+        shapes |= {f"keypoints/{name}": (len(tokens["keypoints/pair"]), *sides) for name, sides in KEYPOINTS.items()}
+    for name, shape in shapes.items():
+        array, kinds = tokens.get(name), KINDS[name.rpartition("/")[2]]
+        if array is None or array.dtype.kind not in kinds or len(array.shape) != len(shape):
+            raise Unfit(f"it lacks {shown(name)} as a page needs it")
+        if any(side not in (-1, found) for side, found in zip(shape, array.shape, strict=True)):
+            raise Unfit(f"{shown(name)} has another shape")
+        if array.dtype.kind == "f" and not name.endswith("/error") and not np.isfinite(array).all():
+            raise Unfit(f"{shown(name)} is not finite")
+    if "keypoints/pair" in tokens and not np.isin(tokens["keypoints/pair"], range(*shapes["images"])).all():
+        raise Unfit("a keypoint is of no image")
 
 
 def chosen(tokens: dict[str, np.ndarray], layers: Sequence[str], images: int | None) -> dict[str, np.ndarray]:
@@ -163,17 +206,16 @@ def page(
         the page.
     """
     grids = [_grid(tokens, network, name, list(timesteps)) for network, name in stored_grids(tokens)]
-    pictures = tokens.get("pictures")
+    title, pictures = shown(title), tokens.get("pictures")
     images = [
-        {"name": str(name), "picture": None if pictures is None else _uri(pictures[number], "JPEG")}
+        {"name": shown(name), "picture": None if pictures is None else _uri(Image.fromarray(pictures[number]), "JPEG")}
         for number, name in enumerate(tokens["names"])
     ]
-    parts = ("pair", "points", "reach", "part")
-    columns = [tokens[f"keypoints/{name}"].tolist() for name in parts] if "keypoints/pair" in tokens else []
-    keypoints = [dict(zip(parts, row, strict=True)) for row in zip(*columns, strict=True)]
+    columns = [tokens[f"keypoints/{name}"].tolist() for name in KEYPOINTS] if "keypoints/pair" in tokens else []
+    keypoints = [dict(zip(KEYPOINTS, row, strict=True)) for row in zip(*columns, strict=True)]
     content = {
         "title": title,
-        "about": about,
+        "about": shown(about, LONGEST),
         "images": images,
         "grids": grids,
         "published": dict(published or {}),
@@ -199,10 +241,6 @@ def page(
 def _grid(tokens: Mapping[str, np.ndarray], network: str, name: str, timesteps: list[int]) -> dict[str, Any]:
     """A grid for the script: names, sizes, numbers in base64."""
     found = {part: tokens[f"{network}/{name}/{part}"] for part in PARTS}
-    n, height, width, components = found["codes"].shape
-    shapes = {"scale": (n, height, width), "norm": (n, height, width), "high_norm": (n, height, width), "mean": (n, components)}
-    if any(found[part].shape != shape for part, shape in shapes.items()) or found["colours"].shape != (n, height, width, 3):
-        raise ValueError(f"{name} has arrays of other shapes")
     level = timestep_of(name)
     kinds = {"scale": "<f4", "mean": "<f4", "norm": "<f4", "high_norm": "u1", "colours": "u1"}
     bits = 8 * found["codes"].dtype.itemsize
@@ -211,7 +249,7 @@ def _grid(tokens: Mapping[str, np.ndarray], network: str, name: str, timesteps: 
     return {
         "layer": base_of(name), "label": label_of(name), "weights": network,
         "level": level if level is not None else (timesteps[0] if timesteps else None),
-        "shape": [n, height, width, components], "bits": bits,
+        "shape": list(found["codes"].shape), "bits": bits,
         "error": [value if math.isfinite(value) else None for value in errors],
         **{part: _base64(found[part].astype(kind)) for part, kind in kinds.items()},
     }  # fmt: skip
@@ -233,10 +271,12 @@ def _static(tokens: Mapping[str, np.ndarray], images: Sequence[Mapping[str, Any]
             unit = codes * scale[..., None]
             unit /= np.maximum(np.linalg.norm(unit, axis=2, keepdims=True), 1e-12)
             cosine = unit @ unit[unit.shape[0] // 2, unit.shape[1] // 2]
-            colours = _viridis()[np.clip((cosine + 1) * 127.5, 0, 255).astype(np.uint8)]
-            stills = (("principal components", tokens[f"{part}/colours"][number]), ("cosine to the middle token", colours))
+            similar = Image.fromarray(np.clip((cosine + 1) * 127.5, 0, 255).astype(np.uint8))
+            similar.putpalette(_viridis().tobytes())
+            colours = Image.fromarray(tokens[f"{part}/colours"][number])
+            stills = (("principal components", colours), ("cosine to the middle token", similar))
             text = html.escape(base_of(layer))
-            drawn = "".join(f'<img src="{_uri(pixels, "PNG")}" alt="{text}: {meaning}">' for meaning, pixels in stills)
+            drawn = "".join(f'<img src="{_uri(still, "PNG")}" alt="{text}: {meaning}">' for meaning, still in stills)
             rows.append(f"<figure>{drawn}<figcaption>{text}</figcaption></figure>")
         rows.append("</div>")
     return "".join(rows)
@@ -253,9 +293,12 @@ def _viridis() -> np.ndarray:
     return (np.array(colormaps["viridis"].colors) * 255).round().astype(np.uint8)  # type: ignore[attr-defined]
 
 
-def _uri(pixels: np.ndarray, form: str) -> str:
-    content = BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(content, form, quality=QUALITY)
+def _uri(picture: Image.Image, form: str) -> str:
+    for quality in QUALITIES:
+        content = BytesIO()
+        picture.save(content, form, quality=quality)
+        if form == "PNG" or content.tell() <= LARGEST_PICTURE:
+            break
     return f"data:image/{form.lower()};base64,{b64encode(content.getvalue()).decode()}"
 
 

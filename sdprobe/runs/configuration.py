@@ -264,7 +264,7 @@ def check_settings(cfg: DictConfig) -> None:
     for name, node in sections.items():
         section = f"probe={choices.probe}" if name == "probe" else _snake(name)
         given = {key: _known(node, key) for key in settings.rules(section) if key in node}
-        settings.check(section, **{key: value for key, value in given.items() if value is not None})
+        settings.check(section, **{key: value for key, value in given.items() if value is not None or name == "report"})
     name, node = "images", cfg.images
     while OmegaConf.is_dict(node.get("images")):  # views of other images
         name, node = f"{name}.images", node.images

@@ -6,6 +6,7 @@ that inner products stay. The largest error of a similarity is measured, or boun
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,13 @@ from sdprobe.utilities.rng import keyed_generator
 
 Shape = tuple[int, int, int]
 TRAINED, RANDOM = "trained", "random"  # networks: the measured one, and that with random weights
-COMPONENTS = (512, 256, 128, 64)  # of a token, at most: the first number whose page is small enough
+STEPS = ((64, 8), (128, 8), (256, 8), (512, 8), (512, 16))  # coordinates of a token, at most, and their bits; ever more exact
 MOST_PAIRED = 4096  # tokens of a grid of which all pairs are compared
 ROUNDING = 2e-6  # of single precision, which the page and this file compute in
 BASE64 = 4 / 3  # bytes on the page per stored byte
 PER_TOKEN = 4 + 4 + 3 + 1  # bytes beside the codes: scale, norm, colour, whether its norm is high
-PER_IMAGE, PAGE = 60_000, 250_000  # bytes of a picture, and of a page without tokens
+PER_GRID, PER_IMAGE, PAGE = 500, 50_000, 150_000  # bytes of a grid's names, of a picture, and of a page without tokens
+STILLS, PER_STILL, PER_PIXEL = 2, 1500, 4  # images that a page shows without JavaScript; bytes of a layer, and of its token
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,24 @@ class Plan:
     """What is kept of which grids.
 
     Args:
-        components: greatest number of coordinates of a token.
         images: number of images.
         grids: (network, name of a layer or variant), in order of importance.
-        precise: names whose coordinates have 16 bits, the smallest grids; others have 8.
+        stored: name → (greatest number of coordinates of a token, their bits).
         left_out: in words, what does not fit.
     """
 
-    components: int
     images: int
     grids: tuple[tuple[str, str], ...]
-    precise: tuple[str, ...] = ()
+    stored: Mapping[str, tuple[int, int]]
     left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape], images: int, megabytes: float, networks: Iterable[str] = (TRAINED,)) -> "Plan":
         """The most precise plan whose page is at most so large.
 
-        If the least precise one is too large, other noise levels are left out first, then mitigations and random weights, then
-        images.
+        All grids get more coordinates step by step, smaller ones first, and then more bits: a projection costs more exactness
+        than rounding does. If the least precise plan is too large, other noise levels are left out first, then mitigations and
+        random weights, then images.
 
         Args:
             shapes: name of a layer or variant → (C, h, w).
@@ -67,8 +68,8 @@ class Plan:
         Example:
             >>> shapes = {"mid": (64, 8, 8), "mid__leace": (64, 8, 8)}
             >>> plan = Plan.of(shapes, images=2, megabytes=1, networks=("trained", "random"))
-            >>> plan.grids[0], len(plan.grids), plan.precise, plan.left_out
-            (('trained', 'mid'), 4, ('mid', 'mid__leace'), ())
+            >>> plan.grids[0], len(plan.grids), plan.stored["mid__leace"], plan.left_out
+            (('trained', 'mid'), 4, (512, 16), ())
         """
         labels, levels = (list(dict.fromkeys(map(of, shapes))) for of in (label_of, timestep_of))
         units: dict[tuple[int, int, int], list[tuple[str, str]]] = {}
@@ -79,39 +80,39 @@ class Plan:
         ordered = [units[rank] for rank in sorted(units)]
         space = 1e6 * megabytes - PAGE
 
-        def size(chosen: list[list[tuple[str, str]]], count: int, components: int, precise: Sequence[str] = ()) -> float:
-            names = [name for unit in chosen for _, name in unit]
-            bits = {name: 16 if name in precise else 8 for name in names}
-            return PER_IMAGE * count + sum(_bytes(shapes[name], count, bits[name], components) for name in names)
+        def least(units: Sequence[Sequence[tuple[str, str]]], count: int) -> float:
+            """Bytes of the least precise page with so many images."""
+            stills = sum(BASE64 * (PER_STILL + PER_PIXEL * shapes[name][1] * shapes[name][2]) for _, name in ordered[0])
+            grids = sum(_bytes(shapes[name], count, *STEPS[0]) for unit in units for _, name in unit)
+            return PER_IMAGE * count + min(STILLS, count) * (PER_IMAGE + stills) + grids
 
-        fitting = [number for number in COMPONENTS if size(ordered, images, number) <= space]
-        components = fitting[0] if fitting else COMPONENTS[-1]
         for count in range(images, 0, -1):
-            number = max((k for k in range(len(ordered) + 1) if size(ordered[:k], count, components) <= space), default=0)
+            number = max((k for k in range(len(ordered) + 1) if least(ordered[:k], count) <= space), default=0)
             if number:
-                chosen = ordered[:number]
-                precise: list[str] = []
-                names = dict.fromkeys(name for unit in chosen for _, name in unit)
-                for name in sorted(names, key=lambda name: math.prod(shapes[name])):
-                    if size(chosen, count, components, [*precise, name]) <= space:
-                        precise.append(name)
+                kept = tuple(grid for unit in ordered[:number] for grid in unit)
+                owners = Counter(name for _, name in kept)
+                stored, free = dict.fromkeys(owners, STEPS[0]), space - least(ordered[:number], count)
+                for step in STEPS[1:]:
+                    for name in sorted(owners, key=lambda name: math.prod(shapes[name])):
+                        more = owners[name] * (_bytes(shapes[name], count, *step) - _bytes(shapes[name], count, *stored[name]))
+                        if more <= free:
+                            stored[name], free = step, free - more
                 lost = [_words(unit[0], len(levels) > 1) for unit in ordered[number:]]
                 lost += [f"{images - count} of {images} images"] if count < images else []
-                kept = tuple(grid for unit in chosen for grid in unit)
-                return cls(components, count, kept, tuple(precise), tuple(lost))
-        needed = (size(ordered[:1], 1, COMPONENTS[-1]) + PAGE) / 1e6
+                return cls(count, kept, stored, tuple(lost))
+        needed = math.ceil(10 * (least(ordered[:1], 1) + PAGE) / 1e6) / 10
         raise InputError(
             f"Expected report.megabytes to be at least {needed:.1f} for one image at {len(ordered[0])} layers, but got "
             f"{megabytes}. Raise it, or ask for fewer layers with block=."
         )
 
 
-def _bytes(shape: Shape, images: int, bits: int, components: int) -> float:
+def _bytes(shape: Shape, images: int, components: int, bits: int) -> float:
     """Bytes of a grid on the page."""
     channels, height, width = shape
     tokens = images * height * width
     each = min(components, channels, tokens)
-    return BASE64 * (tokens * (each * bits / 8 + PER_TOKEN) + 4 * images * each)
+    return PER_GRID + BASE64 * (tokens * (each * bits / 8 + PER_TOKEN) + 4 * images * each)
 
 
 def _words(grid: tuple[str, str], several: bool) -> str:
@@ -156,26 +157,26 @@ class KeptTokens:
         batch = together.select(range(min(self.plan.images, len(together.image))))
         self._waiting = []
         for name in self.names:
-            found = quantised(batch.grids[name], 16 if name in self.plan.precise else 8, self.plan.components)
+            found = quantised(batch.grids[name], *self.plan.stored[name])
             found["high_norm"] = batch.masks[name]["high_norm"]
             self.arrays |= {f"{self.network}/{name}/{part}": tensor.cpu() for part, tensor in found.items()}
         self.arrays["images"] = batch.image.cpu()
 
 
-def quantised(grid: Float[Tensor, "n c h w"], bits: int, components: int) -> dict[str, Tensor]:
+def quantised(grid: Float[Tensor, "n c h w"], components: int, bits: int) -> dict[str, Tensor]:
     """Tokens as integers, and the largest error of a similarity.
 
     Args:
         grid: activations of n images.
-        bits: of a coordinate, 8 or 16.
         components: greatest number of coordinates of a token.
+        bits: of a coordinate, 8 or 16.
 
     Returns:
         ``codes``, ``scale``, ``mean``, ``norm``, ``colours`` and ``error``, see :class:`KeptTokens`.
 
     Example:
         >>> grid = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-        >>> kept = quantised(grid, bits=8, components=64)
+        >>> kept = quantised(grid, components=64, bits=8)
         >>> tokens = kept["mean"][:, None, None] + kept["scale"][..., None] * kept["codes"]
         >>> bool((tokens.norm(dim=-1) - kept["norm"]).abs().max() < 0.02)  # rotated, so that inner products stay
         True
@@ -210,13 +211,8 @@ def _basis(tokens: Float[Tensor, "n t c"], components: int) -> Float[Tensor, "c 
     if number < channels:
         exact = tokens.double()
         means = exact.mean(1)
-        remainders = (exact - means[:, None]).flatten(0, 1)
-        if channels <= images * count:
-            _, directions = torch.linalg.eigh(remainders.mT @ remainders)
-        else:
-            _, factors = torch.linalg.eigh(remainders @ remainders.mT)
-            directions = remainders.mT @ factors
-        columns = torch.cat([means.mT, directions.flip(1)], 1)[:, :number]
+        directions = _main_directions((exact - means[:, None]).flatten(0, 1), number)
+        columns = torch.cat([means.mT, directions], 1)[:, :number]
         basis, _ = torch.linalg.qr(columns / columns.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny))
     draw = torch.randn(number, number, generator=keyed_generator("rotation", 0, number), dtype=torch.float64)
     rotation, _ = torch.linalg.qr(draw.to(tokens.device))
@@ -244,6 +240,14 @@ def _errors(tokens: Float[Tensor, "n t c"], shown: Float[Tensor, "n t k"], basis
     return found + ROUNDING * torch.stack([torch.ones_like(longest), longest.square(), longest])
 
 
+def _main_directions(rows: Float[Tensor, "m c"], number: int) -> Float[Tensor, "c k"]:
+    """Principal directions of rows that have mean 0, the first ones first. The smaller of the rows' two products is solved."""
+    wide = rows.shape[1] > rows.shape[0]
+    _, found = torch.linalg.eigh((rows @ rows.mT if wide else rows.mT @ rows).double())
+    directions = found.flip(1)[:, :number]
+    return normalize(rows.mT.double() @ directions, dim=0) if wide else directions
+
+
 def principal_colours(grid: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
     """First three principal components of all tokens of these images as red, green and blue.
 
@@ -252,9 +256,9 @@ def principal_colours(grid: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"
     """
     tokens = grid.float().permute(0, 2, 3, 1).flatten(0, 2)
     tokens = tokens - tokens.mean(0)
-    count = min(3, tokens.shape[1])
-    _, basis = torch.linalg.eigh((tokens.mT @ tokens).double())
-    basis = basis[:, -count:].flip(1)
+    tokens = tokens / tokens.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)  # squares of large numbers overflow
+    count = min(3, *tokens.shape)
+    basis = _main_directions(tokens, count)
     basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
     scores = tokens.double() @ basis
     low, high = (scores.quantile(q, dim=0) for q in (0.02, 0.98))

@@ -1,6 +1,7 @@
 """The explorer's page in a real browser: it shows what torch computes, obeys keys and addresses, and runs no name."""
 
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class Shown(NamedTuple):
     path: Path
     grids: dict[str, Tensor]
     random: dict[str, Tensor]
+    tokens: dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +48,22 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
         for name in (layer, f"{layer}__position_mean"):
             random[name] = torch.randn(3, channels, side, side, generator=generator)
     path = tmp_path_factory.mktemp("page") / "explorer.html"
-    names = [*HOSTILE, "third"]
-    shapes: dict[str, tuple[int, int, int]] = {name: grid.shape[1:] for name, grid in grids.items()}  # type: ignore[misc]
-    plan = Plan.of(shapes, 3, 1, ("trained", "random"))
+    tokens = kept_tokens({"trained": grids, "random": random}, [*HOSTILE, "third"])
+    path.write_text(page(tokens, "a network", timesteps=[50]))
+    return Shown(path, grids, random, tokens)
+
+
+def kept_tokens(networks: dict[str, dict[str, Tensor]], names: list[str]) -> dict[str, np.ndarray]:
+    """What a page shows of grids of three images."""
+    shapes: dict[str, tuple[int, int, int]] = {name: grid.shape[1:] for name, grid in networks["trained"].items()}  # type: ignore[misc]
+    plan = Plan.of(shapes, 3, 2, networks)
     tokens = {"names": np.array(names), "pictures": np.zeros((3, 8, 8, 3), np.uint8)}
-    for network, found in (("trained", grids), ("random", random)):
+    for network, found in networks.items():
         kept = KeptTokens(plan, network)
         masks = {name: token_groups(grid) for name, grid in found.items()}
         kept.take(GridBatch(found, masks, torch.arange(3), torch.arange(3)))
         tokens |= {name: tensor.numpy() for name, tensor in kept.arrays.items()}
-    path.write_text(page(tokens, "a network", timesteps=[50]))
-    return Shown(path, grids, random)
+    return tokens
 
 
 def similarities(grid: Tensor, token: tuple[int, int], image: int, other: int, centred: bool, kind: str) -> Tensor:
@@ -183,6 +190,65 @@ def test_an_address_names_what_is_shown(show, shown: Shown) -> None:
     assert numbers(again)["token"]["row"] == "3"
     broken = show(shown.path, "#image=99&layer=nothing&row=-1&col=x&show=constructor&timestep=1e9")
     assert len(values(broken, "mid", "a")) == 16
+
+
+def test_every_switch_shows_what_torch_computes(show, tmp_path: Path) -> None:
+    """Two noise levels, two mitigations and two networks, on a grid of one token and on one with more channels than tokens."""
+    generator = torch.Generator().manual_seed(0)
+    layers = {"one": (8, 1), "wide": (700, 4)}
+    labels, levels, networks = ("", "leace", "standardize"), (50, 261), ("trained", "random")
+    grids = {
+        network: {
+            f"{layer}__t{level}{'__' * bool(label)}{label}": torch.randn(3, channels, side, side, generator=generator) + 0.5
+            for layer, (channels, side) in layers.items() for level in levels for label in labels
+        }
+        for network in networks
+    }  # fmt: skip
+    path = tmp_path / "explorer.html"
+    path.write_text(page(kept_tokens(grids, ["a", "b", "c"]), "a network", timesteps=levels))
+    browser = show(path)
+    bounds = stated(browser)
+    script = (
+        "Object.assign(explorer.state, arguments[0]); explorer.render(); return arguments[1].map(l => explorer.values(l, 'b'))"
+    )
+    for network, label, level, centred, (place, kind) in product(
+        networks, labels, levels, (True, False), enumerate(("cosine", "dot", "distance"))
+    ):
+        chosen = {"weights": network, "label": label, "level": level, "centred": centred, "show": kind}
+        state = chosen | {"second": 2, "u": 0.3, "v": 0.6}
+        for layer, found in zip(layers, browser.execute_script(script, state, list(layers)), strict=True):
+            side = layers[layer][1]
+            grid = grids[network][f"{layer}__t{level}{'__' * bool(label)}{label}"]
+            expected = similarities(grid, (int(0.6 * side), int(0.3 * side)), 0, 2, centred, kind)
+            bound = bounds[", ".join(filter(None, [layer, label, f"timestep {level}", network]))][place]
+            torch.testing.assert_close(torch.tensor(found).float(), expected, rtol=0, atol=bound)
+
+
+def test_an_address_of_what_was_left_out_shows_what_is_nearest_to_it(show, shown: Shown, tmp_path: Path) -> None:
+    """Left out are random weights behind the mitigation, and at one layer. A control keeps what was chosen last."""
+    left_out = ("random/mid__position_mean/", "random/up_1/", "random/up_1__position_mean/")
+    path = tmp_path / "explorer.html"
+    path.write_text(page({name: array for name, array in shown.tokens.items() if not name.startswith(left_out)}, "a network"))
+    browser = show(path, "#weights=random&mitigation=position_mean&layer=up_1&row=3&col=2&image=0&second=1")
+    state = lambda: browser.execute_script("const s = explorer.state; return [s.weights, s.label, s.layer]")  # noqa: E731
+    assert state() == ["random", "", "mid"] and numbers(browser)["token"]["row"] == "3"
+    expected = similarities(shown.random["mid"], (3, 2), 0, 1, True, "cosine")
+    torch.testing.assert_close(values(browser, "mid", "b"), expected, rtol=0, atol=stated(browser)["mid, random"][0])
+    choose(browser, "weights", "trained")
+    choose(browser, "label", "position_mean")
+    assert state() == ["trained", "position_mean", "mid"]
+    browser.execute_async_script("setTimeout(arguments[0], 600)")
+    assert "mitigation=position_mean" in browser.current_url
+
+
+def test_a_page_states_the_error_of_what_it_shows(show, shown: Shown) -> None:
+    browser = show(shown.path)
+    worst = lambda place: max(stated(browser)[f"{layer}, trained"][place] for layer in LAYERS)  # noqa: E731
+    for place, kind in enumerate(("cosine similarity", "dot product", "distance")):
+        choose(browser, "show", kind)
+        assert float(browser.find_element("id", "off").text.split()[-2]) == worst(place)
+    choose(browser, "show", "norm")
+    assert not browser.find_element("id", "off").text and "norm" not in list(numbers(browser)["token"])[6:]
 
 
 def test_a_mitigation_shows_a_planted_position_grid_flat(show, shown: Shown) -> None:

@@ -65,6 +65,14 @@ def test_a_wrong_value_is_refused_by_the_command_line_with_the_name_that_was_typ
         configuration.check_settings(cfg)
 
 
+@pytest.mark.parametrize("name", ["megabytes", "format"])
+def test_a_setting_of_reports_cannot_be_left_out(name: str) -> None:
+    cfg = composed().copy()
+    cfg.report[name] = None
+    with pytest.raises(InputError, match=rf"Expected report.{name} to be .*but got None"):
+        configuration.check_settings(cfg)
+
+
 @cache
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -39,7 +39,7 @@ def largest_errors(grid: Tensor, kept: dict[str, Tensor]) -> Tensor:
 def test_no_similarity_is_further_off_than_stated(images, channels, side, bits, components, seed, outlier) -> None:
     grid = torch.randn(images, channels, side, side, generator=torch.Generator().manual_seed(seed)) + 1
     grid[:, 0] *= outlier
-    kept = quantised(grid, bits, components)
+    kept = quantised(grid, components, bits)
     slack = 1e-5 * torch.tensor([1.0, grid.square().sum(1).max(), grid.norm(dim=1).max()])
     assert (largest_errors(grid, kept) <= kept["error"] + slack).all()
     assert kept["codes"].shape == (images, side, side, min(components, channels, images * side * side))
@@ -49,7 +49,7 @@ def test_the_stated_error_of_a_cosine_is_attained_and_bounded_where_pairs_are_ma
     grid = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     many = torch.randn(2, 16, 64, 64, generator=torch.Generator().manual_seed(1))
     assert 2 * 32 * 32 <= MOST_PAIRED < 2 * 64 * 64
-    kept, bounded = quantised(grid, 8, 64), quantised(many, 8, 64)
+    kept, bounded = quantised(grid, 64, 8), quantised(many, 64, 8)
     assert kept["error"][0] == pytest.approx(largest_errors(grid, kept)[0].item(), rel=1e-3)
     corner = {name: bounded[name][:, :24, :24] for name in ("codes", "scale")} | {"mean": bounded["mean"]}
     exact = normalize(many.flatten(2).mT, dim=2).unflatten(1, (64, 64))[:, :24, :24].flatten(0, 2)
@@ -63,16 +63,16 @@ def test_a_projection_keeps_inner_products_where_the_rank_suffices() -> None:
     grid = torch.einsum("nkp,kc->ncp", factors, torch.randn(12, 200, generator=torch.Generator().manual_seed(1))).unflatten(
         2, (8, 8)
     )
-    kept = quantised(grid, 16, 14)  # 12 directions, and at most 2 for the mean tokens
+    kept = quantised(grid, 14, 16)  # 12 directions, and at most 2 for the mean tokens
     assert kept["codes"].shape[-1] == 14 and kept["error"][0] < 3e-4
-    assert quantised(grid, 16, 6)["error"][0] > 0.05
+    assert quantised(grid, 6, 16)["error"][0] > 0.05
 
 
 def test_a_large_channel_costs_the_others_no_precision() -> None:
     grid = torch.randn(2, 128, 8, 8, generator=torch.Generator().manual_seed(0))
     loud = grid.clone()
     loud[:, 5] *= 20
-    assert quantised(loud, 8, 512)["error"][0] < 0.02
+    assert quantised(loud, 512, 8)["error"][0] < 0.02
 
 
 def test_kept_tokens_wait_for_enough_images_and_take_the_first() -> None:
@@ -97,8 +97,8 @@ SHAPES = {
 
 def test_a_smaller_page_is_less_exact_then_leaves_out_the_least_important() -> None:
     plans = {megabytes: Plan.of(SHAPES, 4, megabytes, ("trained", "random")) for megabytes in (1, 3, 8, 18, 100)}
-    assert plans[100].precise and set(plans[100].precise) == set(SHAPES) and not plans[100].left_out
-    assert set(plans[18].precise) < set(SHAPES) and not plans[18].left_out
+    assert set(plans[100].stored.values()) == {(512, 16)} and set(plans[100].stored) == set(SHAPES)
+    assert {(512, 16)} < set(plans[18].stored.values()) and not plans[18].left_out + plans[100].left_out
     assert 0 < len(plans[8].grids) < len(plans[18].grids) and "timestep 261" in plans[8].left_out[-1]
     assert plans[3].grids[0] == ("trained", "mid__t50") and "random weights, timestep 50" in plans[3].left_out
     assert any("images" in text for text in plans[1].left_out)
