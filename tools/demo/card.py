@@ -63,7 +63,7 @@ def write(folder: Path, recipe: str = CONFIG.stem) -> None:
         "sha256": {name: digest(folder / name) for name in weights},
     }
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
-    shape = OmegaConf.load(path).get("dit", {})
+    shape = OmegaConf.select(OmegaConf.load(path), "dit") or {}
     text = (
         CONFIG.with_name(TEXTS[recipe])
         .read_text()
