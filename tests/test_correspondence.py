@@ -143,6 +143,7 @@ def test_every_protocol_follows_from_the_kept_predictions(zero_shot: Run) -> Non
     assert {"category_name", "source_name", "target_name", "keypoint", "up_1/share_corner"} <= table.keys()
 
 
+@pytest.mark.slow
 def test_a_twin_is_measured_again_when_annotations_change(launch, tmp_path: Path, caplog) -> None:
     export(tmp_path / "tree", images_per_category=6, size=128)
     given = ("images=spair", f"images.root={tmp_path / 'tree'}", "probe.head=none", "probe.enlarged=false")
@@ -170,6 +171,7 @@ def test_without_a_head_only_test_pictures_are_looked_at(zero_shot: Run) -> None
     assert zero_shot.meta["latents"]["encoded"] + zero_shot.meta["latents"]["reused"] == 16
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers_whatever_the_memory(launch, trained: Run) -> None:
     again, scarce = (launch(*TRAINED, *more, folder=str(i)) for i, more in enumerate([(), ("activation_budget=0",)]))
     assert trained.metrics == again.metrics

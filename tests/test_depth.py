@@ -74,6 +74,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(launch, interrupt, tmp_path: Path) -> None:
     options = ["trainer.max_epochs=4", "twins=0"]
     whole = launch(*options, folder="whole")

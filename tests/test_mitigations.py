@@ -54,6 +54,7 @@ def test_a_variant_has_the_numbers_that_its_mitigation_has_alone(run: Callable[.
     assert both["meta"]["mitigations"]["canvas"]["passes"] == 4
 
 
+@pytest.mark.slow
 def test_pairs_are_matched_behind_mitigations_of_other_pictures(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     found = run(
         "probe=correspondence", "block=up_0", TWO, "datamodule.compare=true", "images.limit=48", "protocol.matching=none"

@@ -52,6 +52,7 @@ def test_closed_form_and_converged_adam_agree(cache: str) -> None:
         assert abs(results["adam"][key] - results["closed_form"][key]) < 0.03, layer
 
 
+@pytest.mark.slow
 def test_the_published_loop_agrees_with_a_slow_copy(cache: str, tmp_path: Path) -> None:
     data = data_of(cache, size=256, limit=50, splits="loos2025", sampling="all")
     probe = PositionProbe(data.shapes, data.photos, learning_rate=1e-3)

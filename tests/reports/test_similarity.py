@@ -108,6 +108,7 @@ def test_the_command_writes_a_sheet(sheet: Callable[..., None], tmp_path: Path) 
     assert plt.get_fignums() == []
 
 
+@pytest.mark.slow
 def test_a_run_gives_network_and_noise_and_keeps_the_sheet(
     sheet: Callable[..., None], run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

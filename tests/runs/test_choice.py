@@ -121,6 +121,7 @@ def test_a_choice_by_matching_changes_no_number_of_the_test_pairs(launch: Launch
     assert choice["photographs"] >= 10 and choice["metric"] == "pck_ours_point_0.10/all"
 
 
+@pytest.mark.slow
 def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launch: Launch, tmp_path: Path) -> None:
     position = launch("images.size=64", folder="position")
     ends = {layer: position.value("test", layer, "binned_accuracy", end="ci_high") for layer in ("up_1", "up_2")}
@@ -140,6 +141,7 @@ def test_matching_is_chosen_on_validation_pairs_within_a_bound_on_position(launc
     assert not (tmp_path / "none").exists()  # nothing was measured before
 
 
+@pytest.mark.slow
 def test_a_bound_was_measured_with_the_same_options_of_mitigations(launch: Launch, tmp_path: Path) -> None:
     launch("images.size=64", "mitigation=position_mean", "mitigation.position_mean.gamma=0.5", folder="position")
     limits = [f"position_run={tmp_path / 'position'}", "position_bound=1", "mitigation=position_mean"]

@@ -360,6 +360,7 @@ def test_an_earlier_checkpoint_is_not_taken_for_todays(launch) -> None:
     assert first.metrics != again.metrics
 
 
+@pytest.mark.slow
 def test_another_architecture_gets_a_twin_of_its_own(launch, tmp_path: Path) -> None:
     values = []
     for act in ("silu", "relu"):
