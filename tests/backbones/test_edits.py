@@ -211,5 +211,5 @@ def test_wrong_edits_of_images_are_told(sd: FrozenSD, images: Tensor, edits: Any
 def test_edits_are_named_as_layers_are(sd: FrozenSD, images: Tensor) -> None:
     read = {name: sd.activations(images, "up_1", edits={name: halved})["up_1"] for name in ("mid", "mid_block", "mid*")}
     assert torch.equal(read["mid"], read["mid_block"]), "a published name"
-    everything = {layer: halved for layer in sd.unet.resolve("mid*")}
+    everything = dict.fromkeys(sd.unet.resolve("mid*"), halved)
     assert torch.equal(read["mid*"], sd.activations(images, "up_1", edits=everything)["up_1"]), "a glob"
