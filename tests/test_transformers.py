@@ -51,6 +51,33 @@ def test_every_probe_measures_every_family(measure: Callable[..., Run], family: 
     assert named or not metric, sorted(run.metrics)[:40]
 
 
+MEASURED = {
+    "position": (["block=all", "images=scenes", "images.limit=16"], "binned_accuracy"),
+    "statistics": (["images=scenes", "images.limit=72"], "credibility"),
+    "correspondence": (["images=scene_pairs", "images.limit=48", "protocol.matching=none"], "pck"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*FAMILIES, "pixart_sigma"])
+def test_commands_measure_a_saved_pipeline(
+    family: str, saved_pipeline: Callable[[str], Path], command: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    """``train.py`` itself, with the layers that it chooses where none are named."""
+    side = max(SIDE.get(family, 128), 256)
+    shared = [word for word in SMALL if not word.startswith(("block=", "images."))] + [
+        f"backbone.path={saved_pipeline(family)}", f"images.size={side}", f"cache_dir={tmp_path}",
+        "backbone.prompt_cache=" + str(family != "dit").lower(),
+    ]  # fmt: skip
+    for probe, (own, metric) in MEASURED.items():
+        code, _, err = command(*shared, f"probe={probe}", *own, f"hydra.run.dir={tmp_path / probe}")
+        assert code in (None, 0), err
+        run = Run.read(tmp_path / probe)
+        named = [key for key in run.metrics if key.startswith("test/block_3/") and metric in key]
+        assert run.meta["complete"] and named, sorted(run.metrics)[:40]
+        assert ("block_1" in run.layers) == (probe == "position" or "block=stages" in err), run.layers
+
+
 # ---- thin checks of the default suite ----------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ def shaped(name: str, heads: int, blocks: int, dtype: torch.dtype) -> FrozenTran
     if name == "flux_dev":  # a third of its blocks is double
         config |= {"num_layers": blocks // 3, "num_single_layers": blocks - blocks // 3}
     else:
-        config |= {"num_layers": blocks, "caption_projection_dim": heads * config["attention_head_dim"]}
+        config |= {"num_layers": blocks, "caption_projection_dim": heads * config.get("attention_head_dim", 64)}
     return FrozenTransformer(random_network(getattr(diffusers, entry["class"]), config, 0, dtype))
 
 
@@ -59,8 +59,8 @@ def products(network: nn.Module, work: Callable[[], object]) -> Callable[[], Non
     """Matrix products of the shapes of all linear layers that a pass goes through."""
     shapes: list[tuple[int, int, int]] = []
 
-    def seen(layer: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
-        shapes.append((inputs[0].numel() // layer.in_features, layer.in_features, layer.out_features))  # type: ignore[operator]
+    def seen(layer: Any, inputs: tuple[Tensor, ...], _: object) -> None:
+        shapes.append((inputs[0].numel() // layer.in_features, layer.in_features, layer.out_features))
 
     handles = [part.register_forward_hook(seen) for part in network.modules() if isinstance(part, nn.Linear)]
     work()
@@ -152,6 +152,7 @@ def peak(name: str, images: int, arguments: Sequence[str]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print shares of the matrix-product rate, of full passes, and peak memory with N and 4 N images."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.transformers", description=main.__doc__)
+    parser.add_argument("--networks", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--heads", type=int, default=8, help="of 128 channels for FLUX, and of 64 for SD3")
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--size", type=int, default=512, help="image side in pixels")
@@ -170,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for column in ("work", "measured", "of processor time", "target"):
         table.add_column(column, justify="left" if column == "work" else "right")
     given = [word for word in (sys.argv[1:] if arguments is None else arguments) if word]
-    for name, shape in SHAPES.items():
+    for name in options.networks:
+        shape = SHAPES[name]
         for row in times(name, options, device, dtype):
             table.add_row(*row)
         few, many = (peak(name, count, given) for count in (options.images, 4 * options.images))
