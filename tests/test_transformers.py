@@ -78,6 +78,22 @@ def test_commands_measure_a_saved_pipeline(
         assert ("block_1" in run.layers) == (probe == "position" or "block=stages" in err), run.layers
 
 
+@pytest.mark.slow
+def test_the_experiment_on_mitigations_leaves_out_what_has_no_meaning(
+    saved_pipeline: Callable[[str], Path], command: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = command(
+        "experiment=mitigations", "probe=position", "backbone=local", f"backbone.path={saved_pipeline('sd3')}", "device=cpu",
+        "block=block_2", "images=scenes", "images.size=128", "images.limit=64", "backbone.precision=fp32", "logger=none",
+        f"cache_dir={tmp_path}", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert code in (None, 0) and "Left out: padding_swap. SD3Transformer2DModel has no convolutions that pad." in err, err
+    run = Run.read(tmp_path / "sweep" / "0")
+    measured = {key.split("/")[1] for key in run.metrics if key.startswith("test/block_2__")}
+    assert {"block_2__leace", "block_2__canvas", "block_2__shift_flip_noise", "block_2__empty_image"} <= measured
+    assert not any("padding_swap" in name for name in measured)
+
+
 # ---- thin checks of the default suite ----------------------------------------------------------------------------------------
 
 
