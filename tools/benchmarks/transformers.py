@@ -113,7 +113,7 @@ def times(name: str, options: argparse.Namespace, device: torch.device, dtype: t
     rate = counts["products"] / statistics.median(timed["products"].wall) / 1e12
     shape = SHAPES[name]
     rows = [
-        [f"{shape}: all blocks, share of the rate of its own matrix products ({rate:.2f} TFLOP/s)",
+        [f"{shape}: all blocks, share of the rate of its own matrix products ({rate:.2g} TFLOP/s)",
          *ratio("products", "all", counts["all"] / counts["products"]), ""],
         [f"{shape}: all blocks are read, of a full pass", *ratio("all", "full"), ""],
         [f"{shape}: half of the blocks ({half}, {counted[half] / whole:.2f} of the operations), of a full pass",
