@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tools.benchmarks.extraction
 	$(BIN)/python -m tools.benchmarks.early_exit
+	$(BIN)/python -m tools.benchmarks.transformers
 	$(BIN)/python -m tools.benchmarks.matching
 	$(BIN)/python -m tools.benchmarks.mitigations
 	$(BIN)/python -m tools.benchmarks.levels

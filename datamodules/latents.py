@@ -1,16 +1,12 @@
 """LatentStore and LatentCache: every image is encoded once, on its first use, and read from disk afterwards.
 
 Data path step 2. There is one safetensors file per latent. Its name is a digest of everything the latent depends on (image
-content, encoder weights, range, posterior, dtype, size). Files appear by atomic rename, so a killed process leaves no
-incomplete entry, and two processes may share a folder. Each file has a checksum; a damaged entry is rebuilt.
+content, encoder weights, range, posterior, dtype, size), see :mod:`sdprobe.utilities.tensor_cache`.
 """
 
-import errno
 import hashlib
 import logging
-import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +20,8 @@ from sdprobe.backbones.latents import LatentEncoder, warn_if_unusual
 from sdprobe.tokens.views import View
 from sdprobe.utilities import progress
 from sdprobe.utilities.distributed import Processes
-from sdprobe.utilities.errors import InputError
-from sdprobe.utilities.io import DamagedFile, read_tensors, reason, write_tensors
+from sdprobe.utilities.errors import InputError, Unfit
+from sdprobe.utilities.tensor_cache import TensorCache
 
 log = logging.getLogger(__name__)
 # a picture is nearly blank if no channel's standard deviation over pixels, which are in [0, 1], reaches this
@@ -34,66 +30,26 @@ BLANK = "blank"  # text in the cache entry of such a picture
 _named: set[str] = set()  # digests of the nearly blank files that were named
 
 
-class LatentCache:
-    """Latents on disk below ``root``. ``hits``, ``misses`` and ``damaged`` count the look-ups."""
+class LatentCache(TensorCache):
+    """Latents on disk below ``root``."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
-        self.hits = self.misses = self.damaged = 0
+        super().__init__(root, "latents")
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise Unfit unless there is a latent (C, h, w)."""
+        latent = tensors.get("latent")
+        if latent is None or latent.ndim != 3 or not latent.is_floating_point():
+            raise Unfit("no latent")
 
     def get(self, *key: str) -> Float[Tensor, "c h w"] | None:
         """Return the latent stored under ``key``, or None. A damaged entry is removed and counts as missing."""
-        found = self.entry(*key)
-        return found[0] if found else None
-
-    def entry(self, *key: str) -> tuple[Float[Tensor, "c h w"], dict[str, str]] | None:
-        """Return the latent stored under ``key`` and its texts, or None."""
-        path = self._path(key)
-        try:
-            tensors, texts = read_tensors(path)
-            latent: Tensor = tensors["latent"]
-            if texts.get("entry", path.stem) != path.stem:  # older versions did not write it
-                raise DamagedFile(path, "the latent of another image")
-            if latent.ndim != 3 or not latent.is_floating_point():
-                raise DamagedFile(path, "no latent")
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # older versions gave other users no access
-            self.misses += 1
-            return None
-        except (DamagedFile, KeyError) as error:
-            log.warning("Cache entry %s is damaged (%s); it is rebuilt.", path, reason(error))
-            with suppress(OSError):  # a folder in its place
-                path.unlink(missing_ok=True)
-            self.damaged += 1
-            self.misses += 1
-            return None
-        self.hits += 1
-        return latent, texts
+        found = self.read(*key)
+        return found[0]["latent"] if found else None
 
     def put(self, latent: Float[Tensor, "c h w"], *key: str, **texts: str) -> None:
         """Store a latent with texts. Raises InputError if the disk is full or the folder cannot be written to."""
-        path = self._path(key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, {"latent": latent}, **(texts | {"entry": path.stem}))
-        except OSError as error:
-            if error.errno not in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EACCES,
-                errno.EPERM,
-                errno.EROFS,
-                errno.ENOTDIR,
-                errno.EISDIR,
-            ):
-                raise
-            raise InputError(
-                f"Expected {self.root} to be a folder that latents can be written to, but got '{os.strerror(error.errno)}'. "
-                "Free some space, or set cache_dir to another folder."
-            ) from error
-
-    def _path(self, key: tuple[str, ...]) -> Path:
-        name = hashlib.blake2b("\x1f".join(key).encode(), digest_size=20).hexdigest()
-        return self.root / "latents" / name[:2] / f"{name[2:]}.safetensors"
+        self.write({"latent": latent}, *key, **texts)
 
 
 class LatentStore:
@@ -144,7 +100,7 @@ class LatentStore:
         own = [] if isinstance(self.images, LatentSource) else processes.shard(indices)
         lacking: set[int] = set()
         for index in own:
-            entry = self.cache.entry(*self._key(index))
+            entry = self.cache.read(*self._key(index))
             if entry is None:
                 lacking.add(index)
             elif BLANK in entry[1]:

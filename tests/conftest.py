@@ -173,11 +173,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         quiet = ["hydra.job_logging.root=null", "hydra.hydra_logging.root=null"]  # logging stays pytest's
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *quiet])
         monkeypatch.setattr("sdprobe.runs.interrupts.begin", lambda: None)  # Ctrl-C stays pytest's, too
-        with pytest.raises(SystemExit) as caught:
+        code: Any = 0
+        try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
         out, err = capsys.readouterr()
-        if isinstance(caught.value.code, str):  # Python prints the text of SystemExit and exits with 1
-            return 1, out, f"{err}{caught.value.code}\n"
-        return caught.value.code, out, err
+        if isinstance(code, str):  # Python prints the text of SystemExit and exits with 1
+            return 1, out, f"{err}{code}\n"
+        return code, out, err
 
     return call

@@ -11,7 +11,7 @@ LEVELS = {
     "sdprobe.utilities": 1, "sdprobe.tokens": 1,
     "sdprobe.metrics": 2, "sdprobe.estimators": 2, "sdprobe.scenes": 2, "sdprobe.backbones": 2, "sdprobe.mitigations": 2,
     "probes": 3, "datamodules": 3, "sdprobe.reports": 3, "sdprobe.api": 3,
-    "sdprobe.runs": 4, "sdprobe.notebook": 4,
+    "sdprobe.runs": 4, "sdprobe.notebook": 4, "sdprobe.untrained": 4,
     "tools": 5, "hydra_plugins": 5,
 }  # fmt: skip
 BESIDE = {

@@ -51,6 +51,49 @@ def test_every_probe_measures_every_family(measure: Callable[..., Run], family: 
     assert named or not metric, sorted(run.metrics)[:40]
 
 
+MEASURED = {
+    "position": (["block=all", "images=scenes", "images.limit=16"], "binned_accuracy"),
+    "statistics": (["images=scenes", "images.limit=72"], "credibility"),
+    "correspondence": (["images=scene_pairs", "images.limit=48", "protocol.matching=none"], "pck"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*FAMILIES, "pixart_sigma"])
+def test_commands_measure_a_saved_pipeline(
+    family: str, saved_pipeline: Callable[[str], Path], command: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    """``train.py`` itself, with the layers that it chooses where none are named."""
+    side = max(SIDE.get(family, 128), 256)
+    shared = [word for word in SMALL if not word.startswith(("block=", "images."))] + [
+        f"backbone.path={saved_pipeline(family)}", f"images.size={side}", f"cache_dir={tmp_path}",
+        "backbone.prompt_cache=" + str(family != "dit").lower(),
+    ]  # fmt: skip
+    for probe, (own, metric) in MEASURED.items():
+        code, _, err = command(*shared, f"probe={probe}", *own, f"hydra.run.dir={tmp_path / probe}")
+        assert code in (None, 0), err
+        run = Run.read(tmp_path / probe)
+        named = [key for key in run.metrics if key.startswith("test/block_3/") and metric in key]
+        assert run.meta["complete"] and named, sorted(run.metrics)[:40]
+        assert ("block_1" in run.layers) == (probe == "position" or "block=stages" in err), run.layers
+
+
+@pytest.mark.slow
+def test_the_experiment_on_mitigations_leaves_out_what_has_no_meaning(
+    saved_pipeline: Callable[[str], Path], command: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = command(
+        "experiment=mitigations", "probe=position", "backbone=local", f"backbone.path={saved_pipeline('sd3')}", "device=cpu",
+        "block=block_2", "images=scenes", "images.size=128", "images.limit=64", "backbone.precision=fp32", "logger=none",
+        f"cache_dir={tmp_path}", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert code in (None, 0) and "Left out: padding_swap. SD3Transformer2DModel has no convolutions that pad." in err, err
+    run = Run.read(tmp_path / "sweep" / "0")
+    measured = {key.split("/")[1] for key in run.metrics if key.startswith("test/block_2__")}
+    assert {"block_2__leace", "block_2__canvas", "block_2__shift_flip_noise", "block_2__empty_image"} <= measured
+    assert not any("padding_swap" in name for name in measured)
+
+
 # ---- thin checks of the default suite ----------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,22 @@ def check_options(kind: Capabilities, **options: str) -> None:
         )
 
 
+def check_prompt_cache(name: str, text: str = "encoded", prompt: str = "text") -> None:
+    """Refuse to store text states where no files of text encoders are read.
+
+    Args:
+        name: of the backbone, in the message.
+        text: its option.
+        prompt: ``text`` or ``class``, as its family has it.
+
+    Raises:
+        InputError: no text is encoded, or the encoders are those of ``backbone=tiny``.
+    """
+    if text == "none" or prompt == "class" or name == "tiny":
+        why = "whose text encoder is made, not read from files" if name == "tiny" else "which encodes no text"
+        raise InputError(f"Expected prompt_cache=false for {name}, {why}, but got true. Leave it out.")
+
+
 def check_position(kind: Capabilities, mode: str) -> None:
     """Raises InputError for other position embeddings of a network that has none."""
     if mode != "stored" and kind.position == "none":

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdprobe.backbones.architectures import source_of
-from sdprobe.backbones.capabilities import KINDS, UNET, capabilities_of, check_options, check_position
+from sdprobe.backbones.capabilities import KINDS, UNET, capabilities_of, check_options, check_position, check_prompt_cache
 from sdprobe.backbones.inputs import Images, OneOrMore, tensors_of
 from sdprobe.backbones.latents import LatentEncoder
 from sdprobe.backbones.layers import INPUTS
@@ -100,7 +100,7 @@ class FrozenSD:
         self.weights = weights
         self.unet: FrozenUNet | FrozenTransformer
         if isinstance(components.unet, UNet2DConditionModel):
-            check_fit(path, components.unet, components.vae, components.prompts)
+            check_fit(path, components.unet, components.vae, components.prompts.tokenizers, components.prompts.configs)
             check_position(KINDS[UNET], position)
             self.unet = FrozenUNet(components.unet)
         else:
@@ -137,6 +137,8 @@ class FrozenSD:
         padding: str = "zeros",
         position: str = "stored",
         text: str = "encoded",
+        prompt_cache: bool = False,
+        cache_dir: str = ".cache",
     ) -> "FrozenSD":
         """Load a checkpoint.
 
@@ -165,6 +167,9 @@ class FrozenSD:
                 :mod:`sdprobe.backbones.positions`. ``sd.unet.positioned`` changes them temporarily.
             text: ``encoded`` reads the prompt with the checkpoint's text encoders. ``none`` loads no text encoder of a
                 diffusion transformer and passes zeros in place of text states.
+            prompt_cache: keep text states in ``cache_dir``. Text encoders are loaded only for prompts that it lacks, and leave
+                memory afterwards.
+            cache_dir: the cache folder.
 
         Returns:
             the checkpoint, on ``device``.
@@ -182,6 +187,8 @@ class FrozenSD:
         settings.check("backbone", position=position, text=text)
         if kind := capabilities_of(path):
             check_options(kind, padding=padding, position=position, text=text, posterior=posterior)
+            if prompt_cache:
+                check_prompt_cache(path, text, kind.prompt)
         card = source_of(path)
         chosen_device = choose_device(device)
         components = load(
@@ -193,6 +200,7 @@ class FrozenSD:
             choose_dtype(precision, chosen_device),
             chosen_device,
             text == "encoded",
+            cache_dir if prompt_cache else None,
         )
         if isinstance(components.unet, UNet2DConditionModel):  # of a repository, whose kind was not known before
             check_options(KINDS[UNET], position=position, text=text)
@@ -542,6 +550,9 @@ class FrozenSD:
         if ids is not None and not isinstance(ids, str) and np.iterable(ids):
             ids = [*map(str, ids)]
         ids = _one_per_image("ids", [_digest(image) for image in tensors] if ids is None else ids, len(tensors))
+
+        if len(set(prompts)) > 1:  # together, because text encoders may have to be loaded
+            self.prompts.prepare(prompts, self.device)
 
         def of(indices: list[int]) -> Grids:
             if isinstance(tensors, Tensor):

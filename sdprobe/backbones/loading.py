@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdprobe.backbones import pool
 from sdprobe.backbones.architectures import preset_config, presets, source_of
-from sdprobe.backbones.capabilities import is_transformer_folder
+from sdprobe.backbones.capabilities import check_prompt_cache, is_transformer_folder
 from sdprobe.backbones.cards import check_card
 from sdprobe.backbones.embedded import embedded
 from sdprobe.backbones.foreign import PARTS, check_folder
@@ -21,8 +21,10 @@ from sdprobe.backbones.hub import NETWORKS, download, weight_files
 from sdprobe.backbones.noise import NoiseSchedule, alphas_of, prediction_of
 from sdprobe.backbones.parts import check_complete, check_kinds, check_numbers
 from sdprobe.backbones.pool import Pool
-from sdprobe.backbones.prompts import PromptEncoder
+from sdprobe.backbones.prompts import PromptEncoder, Prompts
 from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
+from sdprobe.backbones.stored_prompts import StoredPrompts, TextCache, identity
+from sdprobe.backbones.unet import Conditioning
 from sdprobe.backbones.weights import random_unet, shuffle_entries, weight_hash
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -47,7 +49,7 @@ class Components:
 
     unet: Any  # a U-Net, or a diffusion transformer
     vae: AutoencoderKL | AutoencoderDC
-    prompts: Any  # PromptEncoder, or PipelineText
+    prompts: Any  # Prompts; of a U-Net with tokenizers and configs
     alphas_cumprod: Tensor
     euler: bool
     prediction: str = "epsilon"
@@ -66,10 +68,12 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     text: bool = True,
+    prompt_cache: str | None = None,
 ) -> Components:
     """Components of a local folder, a hub repository, an embedded demo model (``assets/demo``) or ``tiny``.
 
     Diffusion transformers are loaded by :mod:`sdprobe.backbones.transformer_folders`. Without ``text``, they need no encoder.
+    With ``prompt_cache``, a folder, text states are kept in it, and text encoders are loaded for prompts that it lacks only.
 
     The VAE runs in ``dtype``, except for fp16, where the VAEs of Stable Diffusion overflow. Then it runs in fp32.
     Parts that the pool of this process has are not loaded again, see :func:`sdprobe.backbones.pool.shared`. They are on the
@@ -81,6 +85,8 @@ def load(
     settings.check("backbone", weights=weights)
     kept = pool.current()
     if path == "tiny":
+        if prompt_cache:
+            check_prompt_cache(path)
         kept.turn_to((path, dtype, device))
         return _tiny(weights, weights_seed, dtype, kept)
     folder = _found(path, revision, variant, text)
@@ -90,8 +96,8 @@ def load(
         if is_transformer_folder(folder):
             from sdprobe.backbones import transformer_folders  # not needed for U-Nets
 
-            return transformer_folders.load(folder, variant, weights, weights_seed, dtype, kept, text)
-        return _load_folder(folder, variant, weights, weights_seed, dtype, kept)
+            return transformer_folders.load(folder, variant, weights, weights_seed, dtype, kept, text, prompt_cache)
+        return _load_folder(folder, variant, weights, weights_seed, dtype, kept, prompt_cache)
     except Exception as error:  # diffusers and transformers raise a dozen unrelated types
         if type(error) is InputError:
             raise
@@ -192,7 +198,13 @@ def _embedded(path: str) -> Path | None:
 
 
 def _load_folder(
-    folder: Path, variant: str | None, weights: str, weights_seed: int, dtype: torch.dtype, kept: Pool
+    folder: Path,
+    variant: str | None,
+    weights: str,
+    weights_seed: int,
+    dtype: torch.dtype,
+    kept: Pool,
+    prompt_cache: str | None,
 ) -> Components:
     check_kinds(folder)
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
@@ -208,7 +220,7 @@ def _load_folder(
     def vae() -> AutoencoderKL:
         return network_of(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
 
-    prompts = kept.part("prompts", lambda: _prompts(folder, variant))
+    prompts = kept.part(("prompts", prompt_cache), lambda: _prompts(folder, variant, prompt_cache))
     found = _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
     return replace(found, prediction=prediction_of(scheduler))
 
@@ -217,7 +229,7 @@ def _components(
     kept: Pool,
     unet: Callable[[], UNet2DConditionModel],
     vae: Callable[[], AutoencoderKL],
-    prompts: PromptEncoder,
+    prompts: Prompts,
     alphas_cumprod: Tensor,
     euler: bool,
     weights: str,
@@ -256,32 +268,43 @@ def network_of(kind: Any, folder: Path, part: str, variant: str | None, dtype: t
     return model
 
 
-def _prompts(folder: Path, variant: str | None) -> PromptEncoder:
-    kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
-    tokenizers, encoders = [], []
-    for suffix, kind in kinds.items():
-        part = f"text_encoder{suffix}"
-        if not (folder / part).is_dir():
-            continue
-        encoder, info = kind.from_pretrained(
-            folder,
-            subfolder=part,
-            variant=variant_of(folder / part, variant),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        # a whole CLIP model has a picture encoder, and pipelines may use fewer layers than are stored
-        check_complete(part, info, strict=False)
-        encoders.append(encoder.float())
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True)
-        if not fits(tokenizer.model_max_length, float) or tokenizer.model_max_length < 1 or tokenizer.pad_token is None:
-            raise ValueError(f"tokenizer{suffix} states no length from 1 and no padding")
-        tokenizers.append(tokenizer)
+def _prompts(folder: Path, variant: str | None, prompt_cache: str | None) -> Prompts:
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    parts = [part for part in kinds if (folder / part).is_dir()]
+    tokenizers = [_tokenizer(folder, part.replace("text_encoder", "tokenizer")) for part in parts]
     index = folder / "model_index.json"
     # the default of StableDiffusionXLPipeline, the only one with two encoders
-    zeros = len(encoders) > 1 and (not index.is_file() or read_json(index).get("force_zeros_for_empty_prompt", True))
-    return PromptEncoder(tokenizers, encoders, bool(zeros))
+    zeros = len(parts) > 1 and bool(not index.is_file() or read_json(index).get("force_zeros_for_empty_prompt", True))
+
+    def loaded() -> PromptEncoder:
+        return PromptEncoder(tokenizers, [_clip(kinds[part], folder, part, variant) for part in parts], zeros)
+
+    if prompt_cache is None:
+        return loaded()
+    key = identity(folder, parts, variant, zeros)
+    configs = [CLIPTextConfig.from_pretrained(folder, subfolder=part, local_files_only=True) for part in parts]
+    return StoredPrompts(loaded, TextCache(prompt_cache, Conditioning), key, tokenizers, configs)
+
+
+def _clip(kind: Any, folder: Path, part: str, variant: str | None) -> Any:
+    encoder, info = kind.from_pretrained(
+        folder,
+        subfolder=part,
+        variant=variant_of(folder / part, variant),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # a whole CLIP model has a picture encoder, and pipelines may use fewer layers than are stored
+    check_complete(part, info, strict=False)
+    return encoder.float()
+
+
+def _tokenizer(folder: Path, part: str) -> CLIPTokenizer:
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)
+    if not fits(tokenizer.model_max_length, float) or tokenizer.model_max_length < 1 or tokenizer.pad_token is None:
+        raise ValueError(f"{part} states no length from 1 and no padding")
+    return tokenizer
 
 
 def variant_of(folder: Path, variant: str | None) -> str | None:

@@ -1,12 +1,11 @@
 """Parts of a checkpoint: supported kinds, complete weights, and sizes that fit each other."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from sdprobe.backbones.prompts import PromptEncoder
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
 from sdprobe.utilities.signatures import declared, fits
@@ -59,8 +58,13 @@ def _some(keys: Collection[Any]) -> str:
     return ", ".join(sorted(map(str, keys))[:3])
 
 
-def check_fit(path: str, unet: UNet2DConditionModel, vae: AutoencoderKL, prompts: PromptEncoder) -> None:
-    """Raises InputError unless the parts have the same number of latent channels, text channels and tokens."""
+def check_fit(
+    path: str, unet: UNet2DConditionModel, vae: AutoencoderKL, tokenizers: Sequence[Any], configs: Sequence[Any]
+) -> None:
+    """Raises InputError unless the parts have the same number of latent channels, text channels and tokens.
+
+    ``tokenizers`` and ``configs`` are those of the text encoders.
+    """
     channels, takes = vae.config.latent_channels, unet.config.in_channels
     if takes != channels:
         raise InputError(
@@ -72,13 +76,12 @@ def check_fit(path: str, unet: UNet2DConditionModel, vae: AutoencoderKL, prompts
             f"Expected the VAE of {path} to take 3 channels, red, green and blue, but it takes {vae.config.in_channels}. "
             "Use another checkpoint."
         )
-    configs = [encoder.config for encoder in prompts.encoders]
     widths = unet.config.cross_attention_dim
     _same(path, "text channels", widths, sum(config.hidden_size for config in configs))
     if unet.config.addition_embed_type == "text_time":
         pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
         _same(path, "pooled text channels", pooled, configs[1].projection_dim if len(configs) > 1 else 0)
-    for tokenizer, config in zip(prompts.tokenizers, configs, strict=True):
+    for tokenizer, config in zip(tokenizers, configs, strict=True):
         if len(tokenizer) > config.vocab_size:
             raise InputError(
                 f"Expected the tokenizer and text encoder of {path} to be of one checkpoint, but the tokenizer has "

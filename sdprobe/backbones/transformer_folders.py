@@ -1,7 +1,7 @@
 """Diffusers folders of diffusion transformers: which parts they need, and how they are loaded. Data path steps 2 to 4."""
 
 import importlib.util
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ import transformers
 from torch import nn
 from transformers import AutoTokenizer
 
-from sdprobe.backbones.capabilities import class_of
+from sdprobe.backbones.capabilities import KINDS, check_prompt_cache, class_of
 from sdprobe.backbones.families import FAMILIES, Conditions, Family
 from sdprobe.backbones.hub import weight_files
 from sdprobe.backbones.loading import SCHEDULER, Components, network_of, vae_dtype, variant_of
 from sdprobe.backbones.noise import FlowSchedule, NoiseSchedule, alphas_of
 from sdprobe.backbones.parts import check_complete, check_numbers
 from sdprobe.backbones.pool import Pool
+from sdprobe.backbones.prompts import Prompts
+from sdprobe.backbones.stored_prompts import StoredPrompts, TextCache, identity
 from sdprobe.backbones.transformer import FrozenTransformer
-from sdprobe.backbones.transformer_pipelines import PipelineText, check_channels
+from sdprobe.backbones.transformer_pipelines import PipelineText, check_channels, options_of
 from sdprobe.backbones.weights import random_network, shuffle_entries, weight_hash
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
@@ -128,16 +130,24 @@ def schedule(folder: Path) -> NoiseSchedule:
 
 
 def load(
-    folder: Path, variant: str | None, weights: str, seed: int, dtype: torch.dtype, kept: Pool, text: bool = True
+    folder: Path,
+    variant: str | None,
+    weights: str,
+    seed: int,
+    dtype: torch.dtype,
+    kept: Pool,
+    text: bool = True,
+    prompt_cache: str | None = None,
 ) -> Components:
     """Components of a checked folder.
 
     The transformer and the text encoders have ``dtype``, except for fp16, in which T5 and Gemma overflow. Then the encoders
     have fp32. The VAE is that of :func:`sdprobe.backbones.loading.load`. Without ``text``, no encoder is loaded, and zeros
-    stand in for what they return.
+    stand in for what they return. With ``prompt_cache``, a folder, they are loaded for prompts that it lacks only.
 
     Raises:
-        InputError: FLUX in fp16, in which it overflows, or a VAE with other latents than the transformer takes.
+        InputError: FLUX in fp16, in which it overflows, a VAE with other latents than the transformer takes, or a prompt cache
+            without text.
     """
     index = read_json(folder / INDEX)
     family = family_in(index, str(folder))
@@ -166,7 +176,10 @@ def load(
         network = network_of(vae_kind, folder, "vae", variant, vae_dtype(dtype))
         return network, weight_hash(network)
 
-    prompts: Any = kept.part(("prompts", text), lambda: _prompts(folder, family, index, variant, encoding, text))
+    if prompt_cache:
+        check_prompt_cache(family.network, "encoded" if text else "none", KINDS[family.network].prompt)
+    made = lambda: _prompts(folder, family, index, variant, encoding, text, prompt_cache)  # noqa: E731
+    prompts = kept.part(("prompts", text, prompt_cache), made)
     vae, vae_hash = kept.part("vae", autoencoder)
     key = ("transformer", weights, None if weights == "stored" else seed)
     network, network_hash = kept.part(key, transformer, spare=weights != "stored")
@@ -177,50 +190,64 @@ def load(
     )  # fmt: skip
 
 
-class NoText:
+class NoText(Prompts):
     """Zeros in place of text states, or the null class, without a text encoder. Some published works use them.
 
     Args:
         network: without weights.
     """
 
-    encoders: tuple[nn.Module, ...] = ()
     weights = "none"
 
     def __init__(self, network: FrozenTransformer) -> None:
+        super().__init__()
         self._network = network
 
-    def __call__(self, prompt: str | Sequence[str], device: torch.device, dtype: torch.dtype) -> Conditions:
+    def encode(self, prompt: str) -> Conditions:
         """Conditions for the whole batch.
 
         Raises:
             InputError: a prompt, which would have no effect.
         """
-        if "".join(prompt):
+        if prompt:
             raise InputError(f"Expected an empty prompt with text=none, which encodes none, but got {prompt!r}. Leave one out.")
-        return self._network.without_text(device=device, dtype=dtype)
+        return self._network.without_text(device=torch.device("cpu"))
 
 
 def _prompts(
-    folder: Path, family: Family, index: Mapping[str, Any], variant: str | None, dtype: torch.dtype, text: bool
-) -> Any:
+    folder: Path,
+    family: Family,
+    index: Mapping[str, Any],
+    variant: str | None,
+    dtype: torch.dtype,
+    text: bool,
+    prompt_cache: str | None,
+) -> Prompts:
     """What turns prompts into conditions: the pipeline's own method, with its encoders and a transformer without weights."""
     config = read_json(folder / "transformer" / "config.json")
     with torch.device("meta"):
         network = nn.Module.to(getattr(diffusers, family.network).from_config(config), dtype)
     if not text:
         return NoText(FrozenTransformer(network))
-    names = {file.relative_to(folder).as_posix() for file in folder.glob("*/config.json")}
-    parts: dict[str, Any] = {"transformer": network, "vae": None, "scheduler": None}
-    for part in (*family.encoders, *family.optional):
-        there = part in parts_of(family, names)
-        parts[part] = _encoder(folder, part, ENCODERS[family.name][part], variant, dtype) if there else None
-        parts[_tokenizer(part)] = _read_tokenizer(folder / _tokenizer(part)) if there else None
-    if family.name == "dit":
-        labels = index.get("id2label")
-        parts["id2label"] = labels if isinstance(labels, dict) and all(str(key).isdecimal() for key in labels) else None
     pipeline = getattr(diffusers, str(index["_class_name"]))
-    return PipelineText(pipeline(**parts), family)
+    names = {file.relative_to(folder).as_posix() for file in folder.glob("*/config.json")}
+    there = [part for part in parts_of(family, names) if part in ENCODERS[family.name]]
+
+    def loaded() -> PipelineText:
+        parts: dict[str, Any] = {"transformer": network, "vae": None, "scheduler": None}
+        for part in (*family.encoders, *family.optional):
+            kind, found = ENCODERS[family.name][part], part in there
+            parts[part] = _encoder(folder, part, kind, variant, dtype) if found else None
+            parts[_tokenizer(part)] = _read_tokenizer(folder / _tokenizer(part)) if found else None
+        if family.name == "dit":
+            labels = index.get("id2label")
+            parts["id2label"] = labels if isinstance(labels, dict) and all(str(key).isdecimal() for key in labels) else None
+        return PipelineText(pipeline(**parts), family)
+
+    if prompt_cache is None:
+        return loaded()
+    settings = dtype, pipeline.__name__, options_of(pipeline), family.width and config.get(family.width)
+    return StoredPrompts(loaded, TextCache(prompt_cache, Conditions), identity(folder, there, variant, *settings))
 
 
 def _encoder(folder: Path, part: str, kind: str, variant: str | None, dtype: torch.dtype) -> Any:

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +12,7 @@ from sdprobe.backbones.families import FAMILIES, Conditions, Family, family_of
 from sdprobe.backbones.loading import Components, vae_dtype
 from sdprobe.backbones.noise import alphas_of
 from sdprobe.backbones.pipelines import borrowed, check_adapters, check_network, shell_of
+from sdprobe.backbones.prompts import Prompts
 from sdprobe.backbones.transformer import FrozenTransformer
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.utilities.errors import InputError
@@ -26,7 +26,13 @@ def is_transformer_pipeline(pipe: Any) -> bool:
     return isinstance(pipe, DiffusionPipeline) and "transformer" in pipe.components
 
 
-class PipelineText:
+def options_of(pipeline: type) -> dict[str, Any]:
+    """The defaults of a pipeline's call that decide what its text states are."""
+    takes, call = (inspect.signature(getattr(pipeline, name)).parameters for name in ("encode_prompt", "__call__"))
+    return {name: call[name].default for name in OPTIONS if name in takes and name in call}
+
+
+class PipelineText(Prompts):
     """Conditions of prompts, as a pipeline's own ``encode_prompt`` computes them with the defaults of its call.
 
     A class-conditional pipeline (DiT) has no text. There a prompt is the number of a class or one of the pipeline's ``labels``,
@@ -38,46 +44,27 @@ class PipelineText:
     """
 
     def __init__(self, pipe: Any, family: Family) -> None:
+        super().__init__()
         self.family = family
         self.pipe = copy.copy(pipe)
-        self.encoders = []
+        self.encoders: list[Any] = []
         for name in (*family.encoders, *family.optional):
             if (encoder := getattr(pipe, name)) is not None:
                 self.encoders.append(shell_of(getattr(encoder, "_orig_mod", encoder)))
                 setattr(self.pipe, name, self.encoders[-1])
-        self._known: dict[str, Conditions] = {}
 
     @cached_property
-    def weights(self) -> str:
+    def weights(self) -> str:  # type: ignore[override]
         """Digests of the encoders, computed on first use: T5-XXL has 10 GB."""
         absent = ["absent" for name in self.family.optional if getattr(self.pipe, name) is None]
         return "-".join([*map(weight_hash, self.encoders), *absent])
 
-    def __call__(self, prompt: str | Sequence[str], device: torch.device, dtype: torch.dtype) -> Conditions:
-        """Conditions of one prompt, or of one per image."""
-        if not isinstance(prompt, str) and len(set(prompt)) == 1:
-            prompt = prompt[0]
-        each = [self._of(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-
-        def joined(name: str) -> Any:
-            parts = [getattr(one, name) for one in each]
-            if parts[0] is None:
-                return None
-            tensor = torch.cat(parts).to(device)
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-        return Conditions(joined("states"), joined("pooled"), joined("mask"), joined("labels"))
-
-    def _of(self, prompt: str) -> Conditions:
-        if prompt not in self._known:
-            self._known[prompt] = self._encode(prompt) if self.family.encoders else self._label(prompt)
-        return self._known[prompt]
-
     @torch.no_grad()
-    def _encode(self, prompt: str) -> Conditions:
-        takes = inspect.signature(self.pipe.encode_prompt).parameters
-        call = inspect.signature(type(self.pipe).__call__).parameters
-        arguments = {name: call[name].default for name in OPTIONS if name in takes and name in call}
+    def encode(self, prompt: str) -> Conditions:
+        """Conditions of one prompt, on the device of the encoders."""
+        if not self.family.encoders:
+            return self._label(prompt)
+        takes, arguments = inspect.signature(self.pipe.encode_prompt).parameters, options_of(type(self.pipe))
         arguments |= {name: None for name in ("prompt_2", "prompt_3") if name in takes}  # the same text for every encoder
         if "do_classifier_free_guidance" in takes:
             arguments["do_classifier_free_guidance"] = False

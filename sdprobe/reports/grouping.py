@@ -36,7 +36,7 @@ RECORDED = {
 SECTIONS = ("probe", "backbone", "mitigation", "datamodule")
 # … except for these, and those that are recorded, or belong to the images or the seed
 WITHOUT_EFFECT = re.compile(
-    r"backbone\.(path|variant|weights|weights_seed|device|precision|scale_again)|probe\.pictured|.*\.seed|datamodule\.("
+    r"backbone\.(path|variant|weights|weights_seed|device|precision|scale_again|prompt_cache|cache_dir)|probe\.pictured|.*\.seed|datamodule\.("
     r"batch_size|num_workers|activation_budget|cache_dir|compare|block|timestep|prompt|splits|sampling|labels_side)"
 )
 SPLITS = ("datamodule.splits", "datamodule.sampling", "datamodule.margin")

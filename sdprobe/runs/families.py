@@ -11,7 +11,14 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from sdprobe.backbones.capabilities import Capabilities, capabilities_of, check_edits, check_options, left_out
+from sdprobe.backbones.capabilities import (
+    Capabilities,
+    capabilities_of,
+    check_edits,
+    check_options,
+    check_prompt_cache,
+    left_out,
+)
 from sdprobe.backbones.names import is_unet_stage
 from sdprobe.runs.groups import CONFIGS
 from sdprobe.utilities.errors import InputError
@@ -69,6 +76,8 @@ def check_backbone(cfg: DictConfig) -> Capabilities | None:
     if kind is None:
         return None
     check_options(kind, **{name: str(cfg.backbone[name]) for name in ("padding", "position", "text", "posterior")})
+    if cfg.backbone.prompt_cache:
+        check_prompt_cache(str(cfg.backbone.path), str(cfg.backbone.text), kind.prompt)
     if cfg.hydra.runtime.choices.probe == "role":
         check_edits(kind, "probe=role")
     if cfg.datamodule.get("inside"):

@@ -49,6 +49,7 @@ DEVICES = ("devices", "strategy", "use_distributed_sampler")
 IGNORED_IN_HASH = (
     "run_dir", "resume", "logger", "cache_dir", "activation_budget", "twins", "control", "report", "noise_level",
 )  # fmt: skip
+CACHES = ("prompt_cache", "cache_dir")  # settings of the backbone that change no number
 # axes of curves in reports, and what reports average over
 AXES = ("block", "timestep", "seed")
 CHOICE = ("choose", "position_run", "position_bound")  # they add numbers, and change none
@@ -121,6 +122,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     for name, default in {"position": "stored", "text": "encoded"}.items():  # nor these
         if result.get("backbone", {}).get(name) == default:
             del result["backbone"][name]
+    for name in CACHES:
+        result.get("backbone", {}).pop(name, None)
     for name in ("callbacks", *DEVICES):
         result["trainer"].pop(name, None)
     # a list, because their order matters and digests sort dictionaries

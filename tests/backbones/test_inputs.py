@@ -192,8 +192,8 @@ def test_draws_are_summed_in_float32(saved: Path, images: Tensor) -> None:
 
 def test_latents_and_prompts_are_encoded_once(sd: FrozenSD, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
-    encode = sd.prompts._encode
-    monkeypatch.setattr(sd.prompts, "_encode", lambda prompt: encoded.append(prompt) or encode(prompt))
+    encode = sd.prompts.encode
+    monkeypatch.setattr(sd.prompts, "encode", lambda prompt: encoded.append(prompt) or encode(prompt))
     before = sd.passes
     sd.activations(images[:3], "mid", [1, 50, 261], prompt=["a sole", "a hen", "a sole"], draws=2)
     assert sd.passes == {"encoder": before["encoder"] + 3, "unet": before["unet"] + 3 * 3 * 2}

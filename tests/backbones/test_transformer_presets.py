@@ -9,7 +9,7 @@ import pytest
 
 from sdprobe.backbones.__main__ import main
 from sdprobe.backbones.architectures import meta_transformer
-from sdprobe.backbones.capabilities import KINDS, UNET, Capabilities, check_edits, check_options, left_out
+from sdprobe.backbones.capabilities import KINDS, UNET, Capabilities, check_edits, check_options, check_prompt_cache, left_out
 from sdprobe.backbones.families import FAMILIES
 from sdprobe.backbones.positions import kind_of
 from sdprobe.backbones.published import transformers
@@ -87,6 +87,7 @@ def abilities() -> list[str]:
         "`backbone.position=zero`, `permuted`, `shifted`": option(position="zero"),
         "`backbone.posterior=sample`": option(posterior="sample"),
         "`backbone.text=none`": option(text="none"),
+        "`backbone.prompt_cache=true`": lambda kind: check_prompt_cache("it", prompt=kind.prompt),
         "`prompt=` text": lambda kind: kind.prompt != "text",
         "folder without T5": lambda kind: not kind.optional_text,
         "`images=texture_latents`": lambda kind: not kind.latents,

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.activations import ActivationDataModule
 from datamodules.latents import LatentCache, LatentStore
@@ -22,7 +20,7 @@ from sdprobe.tokens.mixing import CELLS, batches_per_pass
 from tools.benchmarks.published_study import in_one_run, published
 from tools.benchmarks.rivals import SEED, TIMESTEP, Sdhelper, disagreement, ours, require_equal
 from tools.benchmarks.shaped import Pictures, write_pipeline
-from tools.benchmarks.timing import Timed, in_turns, matrix_product, times_faster
+from tools.benchmarks.timing import Timed, in_turns, matrix_product, operations, times_faster
 from tools.benchmarks.where import shares
 
 FULL, NARROW = (1, 1), (5, 4)  # how many times narrower U-Net and VAE are than SD-1.5's
@@ -200,22 +198,14 @@ def _ratio(work: str, timed: dict[str, Timed], slow: str, fast: str, target: int
 
 def _limit(sd: FrozenSD, stream: ActivationStream, timed: dict[str, Timed], scale: Scale) -> Row:
     """The share of the matrix-multiply rate of the same turns, and what the rest of the time is spent on."""
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # not counted by FlopCounterMode
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        drain(stream)
+    counted = operations(lambda: drain(stream))
     # the median ratio of consecutive turns, as in the other rows
     ratio = times_faster(timed["ours, cached"], timed["product"])
-    share = [counter.get_total_flops() / (2 * 4096**3) / value for value in ratio]
+    share = [counted / (2 * 4096**3) / value for value in ratio]
     rate = 2 * 4096**3 / min(timed["product"].wall) / 1e12
     return Row(
         "share of the bf16 matmul rate, 45 layers, latents cached",
         f"{100 * share[0]:.0f} % ({100 * share[1]:.0f} % in processor time) of {rate:.2f} TFLOP/s",
         "GPU only: ≥ 35 %",
-        f"{counter.get_total_flops() / scale.images / 1e9:.0f} GFLOP per image; time: {shares(lambda: drain(stream))}",
+        f"{counted / scale.images / 1e9:.0f} GFLOP per image; time: {shares(lambda: drain(stream))}",
     )
-
-
-def _attention_flop(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of two matrix products per head, from the shapes (B, heads, tokens, width)."""
-    batch, heads_, tokens, width = query
-    return 4 * batch * heads_ * tokens * key[2] * width

@@ -4,12 +4,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass
@@ -48,6 +49,20 @@ def matrix_product(side: int = 4096, dtype: torch.dtype = torch.bfloat16) -> Cal
     left, right = torch.randn(2, side, side, dtype=dtype).unbind()
     out = torch.empty_like(left)
     return lambda: torch.mm(left, right, out=out)
+
+
+def operations(work: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention of a work."""
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # not counted by FlopCounterMode
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _attention_flop(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of two matrix products per head, from the shapes (B, heads, tokens, width)."""
+    batch, heads, tokens, width = query
+    return 4 * batch * heads * tokens * key[2] * width
 
 
 def hardware() -> str:

@@ -1,4 +1,4 @@
-"""Position in untrained networks, by layer, beside position controls: ``python -m tools.untrained``.
+"""Position in untrained networks, by layer, beside position controls: ``python -m sdprobe.untrained``.
 
 Every network has the blocks, the position embedding and the initialisation of a published one, and few channels (``--heads`` of
 16). SD-1.5 is ``backbone=tiny``. Inputs are white noise of 8 × 8 tokens in place of latents, so that neither an image nor an
@@ -25,6 +25,8 @@ from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
 from sdprobe.backbones.unet import Conditioning, FrozenUNet
 from sdprobe.backbones.weights import random_network, random_unet
+from sdprobe.utilities import expect
+from sdprobe.utilities.errors import InputError
 
 NAMES = ("sd15", "pixart_sigma", "dit_xl", "sd3", "flux_schnell", "lumina2", "sana")
 CONTROLS = {"zero": "position=zero", "permuted": "position=permuted", "circular": "padding=circular"}
@@ -111,25 +113,35 @@ def measured(name: str, heads: int, seed: int, images: int) -> dict[str, dict[st
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print position accuracy in 8 bins by network and layer, as stored and with position controls."""
-    parser = argparse.ArgumentParser(prog="python -m tools.untrained", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sdprobe.untrained", description=main.__doc__)
     parser.add_argument("--networks", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seeds", type=int, default=3, help="networks of each kind")
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--heads", type=int, default=4, help="of 16 channels each")
     options = parser.parse_args(arguments)
+    try:
+        table = _table(options.networks, options.seeds, options.images, options.heads)
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+    Console(width=120).print(table)
+
+
+def _table(networks: Sequence[str], seeds: int, images: int, heads: int) -> Table:
+    for name, value in {"seeds": seeds, "heads": heads}.items():
+        expect.count(name, value, 1, 1000)
     columns = ("network", "position embedding", "layer", "stored", *CONTROLS.values())
     table = Table(title="Untrained networks: position accuracy in 8 bins, chance .125", title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
-    for name in options.networks:
-        every = [measured(name, options.heads, seed, options.images) for seed in range(options.seeds)]
+    for name in networks:
+        every = [measured(name, heads, seed, images) for seed in range(seeds)]
         kind = KINDS[UNET if name == "sd15" else transformers()[name]["class"]]
         embedding = kind.position if kind.position != "none" else "none, zero padding"
         for layer in every[0]["stored"]:
             cells = [_cell([each[control][layer] for each in every if control in each]) for control in ("stored", *CONTROLS)]
             table.add_row(name, embedding, layer, *cells)
         table.add_section()
-    Console(width=120).print(table)
+    return table
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -4,9 +4,9 @@ import diffusers
 import pytest
 import torch
 
+from sdprobe import untrained
 from sdprobe.backbones.published import transformers
 from sdprobe.backbones.transformer import FrozenTransformer
-from tools import untrained
 
 
 @pytest.mark.slow
@@ -29,3 +29,15 @@ def test_the_command_prints_every_control(capsys: pytest.CaptureFixture[str]) ->
     untrained.main(["--networks", "dit_xl", "--seeds", "2", "--images", "60", "--heads", "2"])
     out = capsys.readouterr().out
     assert "block_27" in out and "position=permuted" in out and "chance .125" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seeds", "0"], "Expected seeds to be"), (["--heads", "0"], "Expected heads to be"), (["--images", "2"], "images")],
+)
+def test_numbers_that_cannot_be_measured_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        untrained.main(["--networks", "dit_xl", *arguments])
+    assert caught.value.code == 1 and message in capsys.readouterr().err
