@@ -80,11 +80,12 @@ def _print_transformer(model: str, size: int | None, inside: bool) -> None:
         row = [numbers.get(name, ""), name, network.table[name].published, f"{height}×{width}", str(channels)]
         table.add_row(*row, *([others[name]] if any(others.values()) else []))
     known: dict[str, Any] = transformers().get(model, {})
-    billions = network.stored / 1e9
+    scale, count_name, bytes_name = (1e9, "billion", "GB") if network.stored >= 1e8 else (1e6, "million", "MB")
+    many = network.stored / scale
     kind = positions.kind_of(network.network, network.family)
     lines = {
         "stages": ", ".join(stages(network.table)),
-        "weights": f"{billions:.2f} billion numbers: {2 * billions:.1f} GB in bf16, {4 * billions:.1f} GB in fp32",
+        "weights": f"{many:.2f} {count_name} numbers: {2 * many:.1f} {bytes_name} in bf16, {4 * many:.1f} {bytes_name} in fp32",
         "noise": "rectified flow, timestep = 1000 σ" if network.family.flow else "DDPM, integer timesteps",
         "position": {"added": "a table added to the tokens", "rotary": "rotary", "none": "none but the border"}[kind],
         "text": "; ".join(known.get("text", ())),
