@@ -1,7 +1,7 @@
 """The demo model's explorer for the documentation: ``python -m tools.explorer``.
 
-It runs ``probe=explore`` on rendered scenes, and writes ``docs/explorer_demo.html`` and two pictures of it. The pictures need
-Chromium and selenium (``make test-browser`` installs the latter).
+It runs ``probe=explore`` on rendered scenes, and writes ``docs/explorer_demo.html``, two pictures of it, and one of a page with a
+planted position code. The pictures need Chromium and selenium (``make test-browser`` installs the latter).
 """
 
 import argparse
@@ -14,7 +14,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+
+import sdprobe
+from sdprobe.mitigations import PositionMean
+from sdprobe.scenes import scene_pictures
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
@@ -41,9 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         browser = opened(Path(folder) / "profile")
         try:
             for name, look in PICTURES.items():
-                taken(browser, page, *look).save(options.out / f"{name}.png", optimize=True)
+                taken(browser, page, *look, ADDRESS).save(options.out / f"{name}.png", optimize=True)
+            look = (1180, 560, 1.25, False, "#image=0&second=1&layer=planted&row=3&col=12")
+            taken(browser, planted(Path(folder)), *look).save(options.out / "explorer_planted.png", optimize=True)
         finally:
             browser.quit()
+
+
+def planted(folder: Path) -> Path:
+    """A page of random tokens with the same waves of row and column in both pictures, beside ``position_mean``."""
+    side, channels = 16, 32
+    generator = torch.Generator().manual_seed(0)
+    place = torch.arange(side) / side * torch.tensor([1, 2, 3, 4])[:, None] * torch.pi  # (4, side)
+    waves = torch.cat([place.sin(), place.cos()])
+    code = torch.cat([waves[:, :, None].expand(-1, -1, side), waves[:, None].expand(-1, side, -1)])  # (16, side, side)
+    grids = torch.randn(400, channels, side, side, generator=generator)
+    grids[:, : len(code)] += 3 * code
+    fitted = PositionMean().fit(grids[2:])
+    pages = [("planted", grids[:2]), ("repaired", fitted.transform(grids[:2]))]
+    return sdprobe.explore(dict(pages), scene_pictures(2, size=256)).save(folder / "planted.html")
 
 
 def opened(profile: Path) -> Any:
@@ -58,14 +79,14 @@ def opened(profile: Path) -> Any:
     return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver") or "chromedriver"))
 
 
-def taken(browser: Any, page: Path, width: int, height: int, ratio: float, dark: bool) -> Image.Image:
+def taken(browser: Any, page: Path, width: int, height: int, ratio: float, dark: bool, address: str) -> Image.Image:
     """A picture of the page in a window of this size."""
     size = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": width < 500}
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.get("about:blank")
-    browser.get(f"{page.resolve().as_uri()}{ADDRESS}")
+    browser.get(f"{page.resolve().as_uri()}{address}")
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     with Image.open(BytesIO(browser.get_screenshot_as_png())) as picture:
         return picture.convert("RGB")
