@@ -1,7 +1,7 @@
 """The demo model's explorer for the documentation: ``python -m tools.explorer``.
 
-It runs ``probe=explore`` on rendered scenes, and writes ``docs/explorer_demo.html``, two pictures of it, and one of a page with a
-planted position code. The pictures need Chromium and selenium (``make test-browser`` installs the latter).
+It runs ``probe=explore`` on rendered scenes, and writes ``docs/explorer_demo.html``, two pictures of it, and one of a page
+with a planted position code. The pictures need Chromium and selenium (``make test-browser`` installs the latter).
 """
 
 import argparse
@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             for name, look in PICTURES.items():
                 taken(browser, page, *look, ADDRESS).save(options.out / f"{name}.png", optimize=True)
-            look = (1180, 560, 1.25, False, "#image=0&second=1&layer=planted&row=3&col=12")
-            taken(browser, planted(Path(folder)), *look).save(options.out / "explorer_planted.png", optimize=True)
+            address = "#image=0&second=1&layer=planted&row=3&col=12"
+            taken(browser, planted(Path(folder)), 1180, 560, 1.25, False, address).save(
+                options.out / "explorer_planted.png", optimize=True
+            )
         finally:
             browser.quit()
 
