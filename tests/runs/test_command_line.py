@@ -94,7 +94,7 @@ def test_the_argument_that_cannot_be_read_is_named_with_a_spelling_that_works(wo
         (["images.root=x"], "Add images=folder or images=nyu or images=pf_pascal or images=pf_willow or images=spair."),
         (["block=mid,up_1"], "Write block=[mid,up_1] for several layers in one run, or add -m for a job per value."),
         (["seed=1,2"], "Expected one value of seed, but got '1,2'. Add -m for a job per value."),
-        (["backbone=[tiny,tiny]"], "Expected backbone to be one of demo, dit_xl, flux_dev,"),
+        (["backbone=[tiny,tiny]"], "Expected backbone to be one of demo, demo_dit, dit_xl, flux_dev,"),
         (["experiment=[null,controls]"], "Write experiment=NAME."),
     ],
 )
@@ -116,7 +116,10 @@ def test_wrong_settings_are_found_before_torch_is_imported(words: list[str], mes
         (["noise_level=1.5"], "Expected noise_level to be from 0 to 1, but got 1.5."),
         (["noise_level=low"], "Expected noise_level to be a finite number, but got 'low'."),
         (["noise_level=.2", "timestep=50"], "Expected timestep or noise_level, but got both, timestep 50 and noise_level 0.2."),
-        (["noise_level=.2", "control=shared_261"], "but got both, timestep 261 and noise_level 0.2. Leave one out."),
+        (
+            ["noise_level=.2", "control=shared_261"],
+            "but got both, timestep 261 and noise_level 0.2. Leave noise_level out, or the sweep=, control=",
+        ),
         (["noise_level=.2", "sweep=timesteps"], "Expected timestep or noise_level, but got both"),
     ],
 )

@@ -48,8 +48,8 @@ from sdprobe.utilities.errors import InputError
         ),
         (
             ["backbone=sd1"],
-            "backbone to be one of demo, dit_xl, flux_dev, flux_schnell, local, lumina2, pixart_alpha, pixart_sigma, sana, "
-            "sd14, sd15, sd21, sd3, sd35_large, sd35_medium, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'",
+            "backbone to be one of demo, demo_dit, dit_xl, flux_dev, flux_schnell, local, lumina2, pixart_alpha, pixart_sigma, "
+            "sana, sd14, sd15, sd21, sd3, sd35_large, sd35_medium, sd_turbo, sdxl, sdxl_turbo, tiny, but got 'sd1'",
         ),
         (
             ["probe=positon"],

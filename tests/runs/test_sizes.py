@@ -29,7 +29,8 @@ def filled(*overrides: str) -> DictConfig:
 
 
 NATIVE = {
-    "demo": 512, "tiny": 512, "sd14": 512, "sd15": 512, "sd21": 768, "sd_turbo": 512, "sdxl": 1024, "sdxl_turbo": 512,
+    "demo": 512, "demo_dit": 512, "tiny": 512,
+    "sd14": 512, "sd15": 512, "sd21": 768, "sd_turbo": 512, "sdxl": 1024, "sdxl_turbo": 512,
 }  # fmt: skip
 
 
