@@ -378,19 +378,19 @@ def test_failed_jobs_are_named_where_the_table_cannot_be_written(tmp_path: Path,
 
 def test_a_sweep_from_the_command_line(job, command, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
-    known = {"config_hash": config_hash(job("timestep=10")), "complete": True, "layers": ["up_0"], "model": "tiny"}
-    known |= {"weights": "stored", "timestep": 10, "images": {"test": 2}, "probe": "position"}
+    known = {"config_hash": config_hash(job()), "complete": True, "layers": ["up_0"], "model": "tiny"}
+    known |= {"weights": "stored", "timestep": 50, "images": {"test": 2}, "probe": "position"}
     known |= {"twins": job().twins, "control": None, "version": VERSION}
     (tmp_path / "0" / "metrics.json").write_text(json.dumps({"test/up_0/binned_accuracy/all": 0.25, "meta": known}))
-    options = ["timestep=10,1000,50", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
-    code, printed, said = command("-m", *SMALL, *options)
+    options = ["block=up_0,up_9,mid", f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
+    code, printed, said = command("-m", *(word for word in SMALL if word != "block=up_0"), *options)
     assert code == 1
     skipped, failed, done = (message for message in caplog.messages if re.match("Job . of 3", message))
-    assert skipped == "Job 1 of 3 (timestep=10) is finished already; skipped."
-    assert failed.startswith("Job 2 of 3 (timestep=1000) failed. Expected timestep to be from 0 to 999, but got 1000.")
-    assert re.fullmatch(r"Job 3 of 3 \(timestep=50\): done in .* s\.", done)
+    assert skipped == "Job 1 of 3 (block=up_0) is finished already; skipped."
+    assert failed.startswith("Job 2 of 3 (block=up_9) failed. Expected block to name a layer")
+    assert re.fullmatch(r"Job 3 of 3 \(block=mid\): done in .* s\.", done)
     assert "1 of 3 jobs have no result" in caplog.text
-    assert "  1 (" in caplog.text and caplog.text.count("timestep to be from 0 to 999, but got 1000") == 2
+    assert "  1 (" in caplog.text and caplog.text.count("but got 'up_9'") == 2
     assert "━" not in said and "\x1b" not in said, "bars are for terminals"
     assert printed.count("2 runs with a result, 1 without") == 1 and "[HYDRA]" not in printed + said, "that of the sweep"
     assert Run.read(tmp_path / "0").metrics == {"test/up_0/binned_accuracy/all": 0.25}
