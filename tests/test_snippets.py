@@ -151,6 +151,9 @@ def accepts(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) 
     if not arguments:
         return
     runnable = importlib.import_module(f"{module}.__main__" if spec.submodule_search_locations else module)
+    if hasattr(runnable, "configured"):  # arguments are key=value
+        runnable.configured(arguments)
+        return
     parsed: list[argparse.Namespace] = []
 
     def only(parse: Any) -> Any:
