@@ -26,7 +26,8 @@ from sdprobe.utilities.io import parsing, read_yaml
 from sdprobe.utilities.pictures import check_size, opened, square, upright
 
 TIMESTEP = 50
-BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device"}  # this machine may lack that of the run
+# this machine may lack the device and the cache of the run
+BACKBONE = inspect.signature(FrozenSD.from_pretrained).parameters.keys() - {"device", "cache_dir", "prompt_cache"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
