@@ -27,9 +27,14 @@ COMMAND = (
     "images.size=512", "mitigation=position_mean", "datamodule.shown=2", "report.megabytes=2.8", "logger=none",
 )  # fmt: skip
 ADDRESS = "#image=0&second=1&layer=up_1"
+PLANTED = "#image=0&second=1&layer=planted&row=3&col=12"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # name → width and height in pixels, pixels per pixel, dark
-PICTURES = {"explorer": (1180, 820, 1.25, False), "explorer_phone": (390, 1000, 1.25, True)}
+PICTURES = {
+    "explorer": (1180, 820, 1.25, False),
+    "explorer_phone": (390, 1000, 1.25, True),
+    "explorer_planted": (1180, 560, 1.25, False),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,11 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         browser = opened(Path(folder) / "profile")
         try:
             for name, look in PICTURES.items():
-                taken(browser, page, *look, ADDRESS).save(options.out / f"{name}.png", optimize=True)
-            address = "#image=0&second=1&layer=planted&row=3&col=12"
-            taken(browser, planted(Path(folder)), 1180, 560, 1.25, False, address).save(
-                options.out / "explorer_planted.png", optimize=True
-            )
+                shown = (planted(Path(folder)), *look, PLANTED) if name == "explorer_planted" else (page, *look, ADDRESS)
+                taken(browser, *shown).save(options.out / f"{name}.png", optimize=True)
         finally:
             browser.quit()
 

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 
 from sdprobe.backbones.capabilities import class_of, is_transformer_folder
-from sdprobe.backbones.embedded import embedded
+from sdprobe.backbones.embedded import folder_of
 from sdprobe.backbones.published import transformers
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import read_json
@@ -41,7 +41,7 @@ def preset_config(model: str) -> dict[str, Any]:
     Raises:
         InputError: neither a folder with ``unet/config.json`` nor a known preset.
     """
-    folder = embedded(model) or Path(model)
+    folder = folder_of(model)
     if (folder / "unet" / "config.json").is_file():
         return read_json(folder / "unet" / "config.json")
     architecture = presets().get(model, {}).get("architecture")
@@ -64,7 +64,7 @@ def meta_transformer(model: str) -> Any:
     Raises:
         InputError: a folder without ``transformer/config.json``, or a network of another class.
     """
-    file = (embedded(model) or Path(model)) / "transformer" / "config.json"
+    file = folder_of(model) / "transformer" / "config.json"
     known = transformers().get(model)
     config = known["config"] if known else read_json(file)
     kind = str(known["class"]) if known else class_of(config)
@@ -78,4 +78,4 @@ def meta_transformer(model: str) -> Any:
 
 def is_transformer(model: str) -> bool:
     """Whether a name or a local folder is a diffusion transformer, and not a U-Net."""
-    return model in transformers() or is_transformer_folder(embedded(model) or Path(model))
+    return model in transformers() or is_transformer_folder(folder_of(model))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdprobe.backbones.embedded import embedded
+from sdprobe.backbones.embedded import folder_of
 from sdprobe.backbones.published import transformers
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import DamagedFile, read_json
@@ -80,7 +80,7 @@ def capabilities_of(backbone: str) -> Capabilities | None:
     """What a preset or a local folder can do; None for a repository on the hub, and for a network of no family."""
     if backbone in transformers():
         return KINDS[transformers()[backbone]["class"]]
-    folder = embedded(backbone) or Path(backbone).expanduser()
+    folder = folder_of(backbone)
     if not is_transformer_folder(folder):
         return None if backbone.count("/") == 1 and not folder.exists() else KINDS[UNET]
     try:

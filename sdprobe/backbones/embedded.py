@@ -14,3 +14,8 @@ def embedded(model: str) -> Path | None:
     """Folder of a demo model, by its preset (``demo``) or its path in a checkout (``assets/demo``); None for other models."""
     name = model.removeprefix("assets/")
     return ASSETS / name if name in NAMES else None
+
+
+def folder_of(model: str) -> Path:
+    """Folder of a demo model by its name, or the path itself, with ``~`` expanded. It need not exist."""
+    return embedded(model) or Path(model).expanduser()

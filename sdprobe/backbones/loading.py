@@ -215,10 +215,10 @@ def _load_folder(
     def unet() -> UNet2DConditionModel:
         if weights == "random":
             return random_unet(UNet2DConditionModel.load_config(folder, subfolder="unet"), weights_seed, dtype)
-        return network_of(UNet2DConditionModel, folder, "unet", variant, dtype)
+        return network_of(UNet2DConditionModel, folder, "unet", variant, torch_dtype=dtype)
 
     def vae() -> AutoencoderKL:
-        return network_of(AutoencoderKL, folder, "vae", variant, vae_dtype(dtype))
+        return network_of(AutoencoderKL, folder, "vae", variant, torch_dtype=vae_dtype(dtype))
 
     prompts = kept.part(("prompts", prompt_cache), lambda: _prompts(folder, variant, prompt_cache))
     found = _components(kept, unet, vae, prompts, alphas_cumprod, "Euler" in scheduler["_class_name"], weights, weights_seed)
@@ -253,18 +253,22 @@ def _components(
     return Components(unet_network, vae_network, prompts, alphas_cumprod, euler, unet_hash=unet_hash, vae_hash=vae_hash)
 
 
-def network_of(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
-    """A diffusers model from its safetensors files, in the given variant if the folder has it."""
+def network_of(kind: Any, folder: Path, part: str, variant: str | None, strict: bool = True, **options: Any) -> Any:
+    """A model of diffusers or transformers from its safetensors files, in the given variant if the folder has it.
+
+    Without ``strict``, files may hold weights that the model does not use: a whole CLIP model has a picture encoder, a language
+    model has a head, and pipelines may use fewer layers than are stored.
+    """
     model, info = kind.from_pretrained(
         folder,
         subfolder=part,
-        torch_dtype=dtype,
         variant=variant_of(folder / part, variant),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
+        **options,
     )
-    check_complete(part, info)
+    check_complete(part, info, strict=strict)
     return model
 
 
@@ -277,27 +281,14 @@ def _prompts(folder: Path, variant: str | None, prompt_cache: str | None) -> Pro
     zeros = len(parts) > 1 and bool(not index.is_file() or read_json(index).get("force_zeros_for_empty_prompt", True))
 
     def loaded() -> PromptEncoder:
-        return PromptEncoder(tokenizers, [_clip(kinds[part], folder, part, variant) for part in parts], zeros)
+        encoders = [network_of(kinds[part], folder, part, variant, strict=False).float() for part in parts]
+        return PromptEncoder(tokenizers, encoders, zeros)
 
     if prompt_cache is None:
         return loaded()
     key = identity(folder, parts, variant, zeros)
     configs = [CLIPTextConfig.from_pretrained(folder, subfolder=part, local_files_only=True) for part in parts]
     return StoredPrompts(loaded, TextCache(prompt_cache, Conditioning), key, tokenizers, configs)
-
-
-def _clip(kind: Any, folder: Path, part: str, variant: str | None) -> Any:
-    encoder, info = kind.from_pretrained(
-        folder,
-        subfolder=part,
-        variant=variant_of(folder / part, variant),
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    # a whole CLIP model has a picture encoder, and pipelines may use fewer layers than are stored
-    check_complete(part, info, strict=False)
-    return encoder.float()
 
 
 def _tokenizer(folder: Path, part: str) -> CLIPTokenizer:

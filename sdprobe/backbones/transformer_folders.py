@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from sdprobe.backbones.capabilities import KINDS, check_prompt_cache, class_of
 from sdprobe.backbones.families import FAMILIES, Conditions, Family
 from sdprobe.backbones.hub import weight_files
-from sdprobe.backbones.loading import SCHEDULER, Components, network_of, vae_dtype, variant_of
+from sdprobe.backbones.loading import SCHEDULER, Components, network_of, vae_dtype
 from sdprobe.backbones.noise import FlowSchedule, NoiseSchedule, alphas_of
-from sdprobe.backbones.parts import check_complete, check_numbers
+from sdprobe.backbones.parts import check_numbers
 from sdprobe.backbones.pool import Pool
 from sdprobe.backbones.prompts import Prompts
 from sdprobe.backbones.stored_prompts import StoredPrompts, TextCache, identity
@@ -166,14 +166,16 @@ def load(
     def transformer() -> tuple[nn.Module, str]:
         random = weights == "random"
         network = (
-            random_network(kind, config, seed, dtype) if random else network_of(kind, folder, "transformer", variant, dtype)
+            random_network(kind, config, seed, dtype)
+            if random
+            else network_of(kind, folder, "transformer", variant, torch_dtype=dtype)
         )
         if weights == "shuffled":
             shuffle_entries(network, seed)
         return network, weight_hash(network)
 
     def autoencoder() -> tuple[nn.Module, str]:
-        network = network_of(vae_kind, folder, "vae", variant, vae_dtype(dtype))
+        network = network_of(vae_kind, folder, "vae", variant, torch_dtype=vae_dtype(dtype))
         return network, weight_hash(network)
 
     if prompt_cache:
@@ -233,11 +235,15 @@ def _prompts(
     names = {file.relative_to(folder).as_posix() for file in folder.glob("*/config.json")}
     there = [part for part in parts_of(family, names) if part in ENCODERS[family.name]]
 
+    def encoder(part: str) -> Any:
+        kind = getattr(transformers, ENCODERS[family.name][part])
+        return network_of(kind, folder, part, variant, strict=False, dtype=dtype).eval().requires_grad_(False)
+
     def loaded() -> PipelineText:
         parts: dict[str, Any] = {"transformer": network, "vae": None, "scheduler": None}
         for part in (*family.encoders, *family.optional):
-            kind, found = ENCODERS[family.name][part], part in there
-            parts[part] = _encoder(folder, part, kind, variant, dtype) if found else None
+            found = part in there
+            parts[part] = encoder(part) if found else None
             parts[_tokenizer(part)] = _read_tokenizer(folder / _tokenizer(part)) if found else None
         if family.name == "dit":
             labels = index.get("id2label")
@@ -248,20 +254,6 @@ def _prompts(
         return loaded()
     settings = dtype, pipeline.__name__, options_of(pipeline), family.width and config.get(family.width)
     return StoredPrompts(loaded, TextCache(prompt_cache, Conditions), identity(folder, there, variant, *settings))
-
-
-def _encoder(folder: Path, part: str, kind: str, variant: str | None, dtype: torch.dtype) -> Any:
-    encoder, info = getattr(transformers, kind).from_pretrained(
-        folder,
-        subfolder=part,
-        variant=variant_of(folder / part, variant),
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    check_complete(part, info, strict=False)  # a language model has a head that is not used
-    return encoder.eval().requires_grad_(False)
 
 
 def _read_tokenizer(folder: Path) -> Any:

@@ -30,9 +30,14 @@ def folder(saved_pipeline: Callable[[str], Path], saved: Path, sdxl_folder: Path
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the text encoders that are loaded from now on."""
     found: list[str] = []
-    clip, encoder = loading._clip, transformer_folders._encoder
-    monkeypatch.setattr(loading, "_clip", lambda kind, *given: found.append(given[1]) or clip(kind, *given))
-    monkeypatch.setattr(transformer_folders, "_encoder", lambda *given: found.append(given[1]) or encoder(*given))
+    original = loading.network_of
+
+    def spied(kind: Any, folder: Path, part: str, *given: Any, **options: Any) -> Any:
+        found.extend([part] * part.startswith("text_encoder"))
+        return original(kind, folder, part, *given, **options)
+
+    for module in (loading, transformer_folders):
+        monkeypatch.setattr(module, "network_of", spied)
     return found
 
 
