@@ -138,18 +138,18 @@ def _answer(command: str, arguments: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from sdprobe.reports.registry import find, one
+    from sdprobe.reports.registry.entries import find, one
 
     console = Console()
     if command == "ls":
-        from sdprobe.reports import registry_list as listing
+        from sdprobe.reports.registry import listing
 
         entries = find(folders, filters, listing.main_numbers)
         if options.json:
             return _print_json([listing.row(entry) for entry in entries])
         listing.show_list(entries, console)
     elif command == "best":
-        from sdprobe.reports import registry_best as best
+        from sdprobe.reports.registry import best
 
         metric = best.Metric.parse(options.metric)
         entries = find(folders, filters, lambda meta: [metric.quantity])
@@ -160,18 +160,18 @@ def _answer(command: str, arguments: Sequence[str]) -> None:
         left_out = len(entries) - len({str(cell.entry.folder) for cell in cells})
         best.show_best(cells, metric, highest, left_out, console)
     elif command == "show":
-        from sdprobe.reports import registry_show as showing
+        from sdprobe.reports.registry import show as showing
 
         entry = one(options.runs[0])
         if options.json:
             return _print_json(showing.record(entry))
         showing.show_run(entry, console)
     elif command == "diff":
-        from sdprobe.reports import registry_show as showing
+        from sdprobe.reports.registry import show as showing
 
         showing.show_difference(one(options.runs[0]), one(options.runs[1]), console)
     else:
-        from sdprobe.reports.registry_export import export
+        from sdprobe.reports.registry.export import export
 
         entries = find(folders, filters)
         paths, count = export(entries, options.output)

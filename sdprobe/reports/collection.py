@@ -16,7 +16,7 @@ from sdprobe.reports.mitigations import write as write_mitigations
 from sdprobe.reports.overview import overview, paragraph, write_csv
 from sdprobe.reports.printing import print_tables, printed
 from sdprobe.reports.recorded import lacking
-from sdprobe.reports.registry import folders, traces
+from sdprobe.reports.registry.entries import folders, traces
 from sdprobe.reports.run import Run
 from sdprobe.reports.style import write_figures
 from sdprobe.tokens.keys import select

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sdprobe.runs import configuration, console, families, folders, interrupts
+from sdprobe.runs import adapting, configuration, console, folders, interrupts
 from sdprobe.runs.arguments import as_overrides, quoted
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
@@ -79,7 +79,7 @@ def prepare(words: Sequence[str]) -> list[str]:
         help.show(words)
         sys.exit()
     overrides = expanded(as_overrides(words))
-    more, sentences = families.adapted(overrides)
+    more, sentences = adapting.adapted(overrides)
     overrides += more
     overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes them at the ends only
     cfg = configuration.check(overrides)

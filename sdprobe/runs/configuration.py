@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from sdprobe.backbones.names import check_names
-from sdprobe.runs import families, folders, places
+from sdprobe.runs import adapting, folders, places
 from sdprobe.runs.groups import CONFIGS, is_group, options
 from sdprobe.utilities import settings
 from sdprobe.utilities.errors import InputError
@@ -82,7 +82,7 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         check_kinds(cfg, overrides)
         check_settings(cfg)
         check_levels(cfg, [*overrides, *(f"{key}=" for key in cfg.hydra.sweeper.get("params") or ())])
-        check_names(cfg.block, families.check_backbone(cfg))
+        check_names(cfg.block, adapting.check_backbone(cfg))
     except InputError:
         raise
     except (OmegaConfBaseException, HydraException, AttributeError, TypeError, ValueError):

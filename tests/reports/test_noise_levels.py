@@ -9,10 +9,10 @@ from matplotlib import pyplot as plt
 from sdprobe.reports.collection import filtered, read_runs, summarise
 from sdprobe.reports.comparison import comparison_figures, groups_of
 from sdprobe.reports.dispatch import FILES, figures, tables
-from sdprobe.reports.registry import find
-from sdprobe.reports.registry_best import Metric, rank
-from sdprobe.reports.registry_list import row as listing
-from sdprobe.reports.registry_list import show_list
+from sdprobe.reports.registry.best import Metric, rank
+from sdprobe.reports.registry.entries import find
+from sdprobe.reports.registry.listing import row as listing
+from sdprobe.reports.registry.listing import show_list
 from sdprobe.reports.run import Run
 from sdprobe.reports.tracked import chosen, headline, layer_rows, long_table, noise_rows
 from sdprobe.tokens.keys import Key, base_of, cells, label_of, place_of, timestep_of, variant

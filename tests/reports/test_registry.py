@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sdprobe.metrics.gains import surely_worse
-from sdprobe.reports import registry
 from sdprobe.reports.__main__ import COMMANDS, main
 from sdprobe.reports.filters import settings_of, where
-from sdprobe.reports.registry import find, one, read_run
-from sdprobe.reports.registry_best import Metric, rank
-from sdprobe.reports.registry_list import main_numbers, row, show_list
-from sdprobe.reports.registry_show import differences, show_run
+from sdprobe.reports.registry import entries as registry
+from sdprobe.reports.registry.best import Metric, rank
+from sdprobe.reports.registry.entries import find, one, read_run
+from sdprobe.reports.registry.listing import main_numbers, row, show_list
+from sdprobe.reports.registry.show import differences, show_run
 from sdprobe.reports.run import Run
 from sdprobe.reports.tracked import chosen
 from sdprobe.utilities import locks
@@ -532,7 +532,7 @@ def test_answers_import_neither_torch_nor_what_draws(arguments: list[str], tmp_p
     write(tmp_path / "outputs" / "a", *measured({"mid": 0.5, "up_1": 0.4}))
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sdprobe.reports", *arguments], cwd=tmp_path, capture_output=True, text=True,
-        check=False, env=os.environ | {"PYTHONPATH": str(Path(registry.__file__).parents[2])},
+        check=False, env=os.environ | {"PYTHONPATH": str(Path(registry.__file__).parents[3])},
     )  # fmt: skip
     modules = {
         line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import")

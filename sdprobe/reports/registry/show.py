@@ -12,9 +12,9 @@ from sdprobe.metrics.gains import paired_gains
 from sdprobe.reports.filters import overrides, settings_of
 from sdprobe.reports.numbers import MISSING, bare_table, tested
 from sdprobe.reports.printing import print_tables
-from sdprobe.reports.registry import Entry, when
-from sdprobe.reports.registry_best import units_id
-from sdprobe.reports.registry_list import with_interval
+from sdprobe.reports.registry.best import units_id
+from sdprobe.reports.registry.entries import Entry, when
+from sdprobe.reports.registry.listing import with_interval
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER, tracked_of
 from sdprobe.reports.tracked import chosen, null_of

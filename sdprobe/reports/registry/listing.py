@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sdprobe.reports.numbers import MISSING, bare_table, number, units
-from sdprobe.reports.registry import Entry
+from sdprobe.reports.registry.entries import Entry
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import main_task
 from sdprobe.reports.tracked import chosen, null_of

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from sdprobe.backbones.published import transformers
-from sdprobe.runs import cli, configuration, families
+from sdprobe.runs import adapting, cli, configuration
 from sdprobe.utilities.errors import InputError
 from tests.backbones.tiny_transformers import network
 
 
 def test_layers_of_u_nets_are_replaced_where_none_are_named() -> None:
-    assert families.adapted(["backbone=flux_dev"]) == (["block=stages"], ["block=stages, because mid is of U-Nets."])
+    assert adapting.adapted(["backbone=flux_dev"]) == (["block=stages"], ["block=stages, because mid is of U-Nets."])
     for words in (["backbone=flux_dev", "block=block_3"], [], ["backbone=sd15"], ["backbone=flux_dev", "sweep=layers"]):
-        assert families.adapted(words) == ([], [])
-    assert families.adapted(["backbone=sd15,flux_dev"]) == ([], [])
-    words = families.adapted(["experiment=mitigations", "backbone=sd3"])[0]
+        assert adapting.adapted(words) == ([], [])
+    assert adapting.adapted(["backbone=sd15,flux_dev"]) == ([], [])
+    words = adapting.adapted(["experiment=mitigations", "backbone=sd3"])[0]
     assert words == ["block=stages", "~mitigation.padding_swap"]
     cfg = configuration.check(["experiment=mitigations", "backbone=sd3", *words])
     assert cfg is not None and "padding_swap" not in cfg.mitigation and len(cfg.mitigation) > 10
@@ -36,17 +36,17 @@ def test_layers_of_u_nets_are_replaced_where_none_are_named() -> None:
     ],
 )
 def test_controls_without_meaning_are_left_out_with_a_reason(backbone: str, kept: list[str], gone: list[str]) -> None:
-    words, sentences = families.adapted(["experiment=controls", f"backbone={backbone}"])
+    words, sentences = adapting.adapted(["experiment=controls", f"backbone={backbone}"])
     [controls] = [word.partition("=")[2].split(",") for word in words if word.startswith("control=")]
     assert set(kept) <= set(controls) and not set(gone) & set(controls)
     assert all(any(name in sentence and "Left out: " in sentence for sentence in sentences) for name in gone)
     # a command that names controls keeps them
-    words, _ = families.adapted(["experiment=controls", f"backbone={backbone}", "control=trained,circular"])
+    words, _ = adapting.adapted(["experiment=controls", f"backbone={backbone}", "control=trained,circular"])
     assert not any(word.startswith("control=") for word in words)
 
 
 def test_u_nets_keep_their_controls() -> None:
-    [word], _ = families.adapted(["experiment=controls"])
+    [word], _ = adapting.adapted(["experiment=controls"])
     seeds = ("", "_1", "_2")
     assert word.partition("=")[2].split(",") == [
         "trained", "random_0", "random_1", "random_2", "shuffled", "replicate", "reflect", "circular", "shared", "rolled",
@@ -90,7 +90,7 @@ def test_names_of_blocks_pass_for_every_transformer(name: str) -> None:
 def test_a_folder_is_of_the_family_of_its_transformer(tmp_path: Path) -> None:
     network("sana").save_config(tmp_path / "transformer")
     words = ["backbone=local", f"backbone.path={tmp_path}"]
-    assert families.adapted(words)[0] == ["block=stages"]
+    assert adapting.adapted(words)[0] == ["block=stages"]
     with pytest.raises(InputError, match="position=stored for Sana"):
         configuration.check([*words, "backbone.position=zero", "block=all"])
     network("sana", interpolation_scale=1.0).save_config(tmp_path / "transformer")  # for images of 2048 pixels

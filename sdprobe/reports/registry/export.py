@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdprobe.reports.registry import Entry
+from sdprobe.reports.registry.entries import Entry
 from sdprobe.reports.tracked import COLUMNS, long_table
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.io import replacing, write_rows

@@ -19,8 +19,8 @@ from sdprobe.metrics.gains import simultaneous_quantile, surely_worse
 from sdprobe.metrics.intervals import FEWEST
 from sdprobe.reports.filters import DIGITS, parsed
 from sdprobe.reports.numbers import MISSING, bare_table
-from sdprobe.reports.registry import Entry, read_run
-from sdprobe.reports.registry_list import with_interval
+from sdprobe.reports.registry.entries import Entry, read_run
+from sdprobe.reports.registry.listing import with_interval
 from sdprobe.reports.run import Run
 from sdprobe.reports.tasks import LOWER, main_task
 from sdprobe.reports.tracked import null_of
@@ -75,7 +75,7 @@ class Cell:
         return inf if self.low is None or self.high is None else max(self.value - self.low, self.high - self.value)
 
     def pseudovalues(self, metric: "Metric") -> np.ndarray | None:
-        """See :meth:`~sdprobe.reports.registry.Entry.pseudovalues`."""
+        """See :meth:`~sdprobe.reports.registry.entries.Entry.pseudovalues`."""
         return self.entry.pseudovalues(Key(metric.condition, self.layer, metric.metric, metric.where))
 
     def record(self, rank: int) -> dict[str, Any]:
