@@ -46,7 +46,7 @@ MEASUREMENTS = (
     train("matches", "probe=correspondence", "probe.head=none", f"block={UP_1}", "images.seed=30001", "twins=3"),
     train("correspondence", "probe=correspondence", f"block={UP_1}", "twins=3"),
     train("statistics", "probe=statistics", "block=all", "twins=3"),
-    train("role", *ROLE, f"block=[{','.join(STAGES)}]", "twins=0"),
+    train("role", *ROLE, f"block=[{','.join(STAGES)}]", "twins=3"),
     train("later", *ROLE, f"block=[{MID},{UP_1}]", "datamodule.reemergence=true", "twins=3"),
     train("equivariance", "probe=equivariance", "block=[latent,stages]", "twins=3"),
     sweep("controls", "experiment=controls"),
@@ -213,25 +213,29 @@ def keypoints(run: Measured, group: str) -> str:
 
 
 def role_table(folder: Path) -> str:
-    """Change of the loss by two edits at every stage, in percent, beside equal energy and the ceiling."""
+    """Change of the loss by two edits at every stage, in percent, beside equal energy, random weights and the ceiling."""
     run = Measured.read(folder)
     lines = [
-        "| stage | t | ceiling | edit | change | random energy | share of the ceiling |",
-        "|---|---|---|---|---|---|---|",
+        "| stage | t | ceiling | edit | change | random energy | random weights | share of the ceiling |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for layer, level in product(STAGES, LEVELS):
         name = variant(layer, timestep=level)
         ceiling = run.estimate(f"ceiling/{name}/loss_change/all")
         shown = f"| {layer} | {level} | {ceiling.text(2, 100, sign=True)} |"
         if ceiling.low is None or ceiling.high is None or ceiling.low <= 0 <= ceiling.high:
-            lines.append(f"{shown} the loss does not see this stage | | | |")
+            lines.append(f"{shown} the loss does not see this stage | | | | |")
             continue
         for edit in EDITS:
             key = f"{variant(name, edit)}/loss_change/all"
-            cells = [run.estimate(f"{condition}/{key}").text(2, 100, sign=True) for condition in ("test", "random_energy")]
+            conditions = ("test", "random_energy", "random_weights")
+            cells = [run.estimate(f"{condition}/{key}").text(2, 100, sign=True) for condition in conditions]
             share = run.estimate(f"test/{variant(name, edit)}/ceiling_share/all").text(1, 100)
             lines.append(f"{shown} {edit} | {' | '.join(cells)} | {share} |")
-    note = f"Percent of the loss without the edit, with 95 % intervals over n = {run.tested()} scenes at 256 px."
+    note = (
+        f"Percent of the loss without the edit, with 95 % intervals over n = {run.tested()} scenes at 256 px; random weights: "
+        f"{run.meta['twins']} networks, intervals also over them."
+    )
     return "\n".join([*lines, "", note])
 
 
