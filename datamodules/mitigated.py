@@ -376,4 +376,8 @@ def _round(variants: Sequence[Variant], depth: int, stream: ActivationStream, fi
                             fits[layer].update(*map(chain.transform, grids))
                 bar.advance(len(indices))
         for variant, fits in zip(members, fitters, strict=True):
-            variant.fitted = {layer: Chain((*chain.maps, fits[layer].finish())) for layer, chain in variant.fitted.items()}
+            for layer, chain in variant.fitted.items():
+                try:
+                    variant.fitted[layer] = Chain((*chain.maps, fits[layer].finish()))
+                except InputError as error:
+                    raise InputError(f"{error} The layer is {layer}.") from error

@@ -38,10 +38,21 @@ def wanted(record: logging.LogRecord) -> bool:
 
 
 class Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is at the moment: a progress bar replaces it, to let other lines pass."""
+    """Writes to what standard error is at the moment: a progress bar replaces it, to let other lines pass.
+
+    A warning that repeats the line before it is left out: each of many layers may give the same.
+    """
 
     def __init__(self, stream: object = None) -> None:
         logging.Handler.__init__(self)
+        self._last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        text = record.getMessage()
+        if record.levelno < logging.WARNING or text != self._last:
+            super().emit(record)
+        self._last = text
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
