@@ -1,7 +1,7 @@
 """LatentStore and LatentCache: every image is encoded once, on its first use, and read from disk afterwards.
 
 Data path step 2. There is one safetensors file per latent. Its name is a digest of everything the latent depends on (image
-content, encoder weights, range, posterior, dtype, size), see :mod:`sdprobe.utilities.tensor_cache`.
+content, encoder weights, range, posterior, dtype, size); ``sdprobe/utilities/tensor_cache.py`` keeps them.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ author = copyright = "the sdprobe authors"
 version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "assets/demo/README.md", "docs/**"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "assets/demo*/README.md", "docs/**"]
 exclude_patterns = [".*", "build", "outputs", "multirun", "wandb", "dist"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid", "mathml", "docstrings"]
 html_math_renderer = "mathml"
@@ -74,6 +74,7 @@ SECTIONS = {
         "docs/equivariance",
         "docs/benchmarks",
         "assets/demo/README",
+        "assets/demo_dit/README",
     ],
     "Reference": ["docs/api/index", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }  # fmt: skip
