@@ -34,7 +34,7 @@ PROBES = {
     "depth": (["images=scene_depth", "images.limit=30"], "abs_rel"),
     "content": (["images.limit=48"], "content_r2"),
     "equivariance": (["images=texture", "images.limit=70"], "equivariance"),
-    "controls": (["images=flipped"], "flip_attribution"),
+    "controls": (["images=flipped", "images.limit=48"], "binned_accuracy"),
     "explore": ([], ""),
     "study": (["images.limit=72", "images.size=256"], "binned_accuracy"),
 }
