@@ -40,19 +40,20 @@ def wanted(record: logging.LogRecord) -> bool:
 class Stderr(logging.StreamHandler[TextIO]):
     """Writes to what standard error is at the moment: a progress bar replaces it, to let other lines pass.
 
-    A warning that repeats the line before it is left out: each of many layers may give the same.
+    A warning is written once: each of many layers may give the same.
     """
 
     def __init__(self, stream: object = None) -> None:
         logging.Handler.__init__(self)
-        self._last = ""
+        self._warned: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         text = record.getMessage()
-        if record.levelno < logging.WARNING or text != self._last:
+        if record.levelno != logging.WARNING or text not in self._warned:
             super().emit(record)
-        self._last = text
+        if record.levelno == logging.WARNING:
+            self._warned.add(text)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
