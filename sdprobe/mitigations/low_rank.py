@@ -1,6 +1,7 @@
 """LowRank: mitigations that remove a few directions from every token, and limits on how many."""
 
 import logging
+from functools import cache
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +26,13 @@ def check_rank(name: str, rank: int, channels: int) -> None:
             "Use a lower rank, or a layer with more channels."
         )
     if rank > WARN * channels:
-        log.warning("%s: rank %d is more than a tenth of %d channels; content goes with it.", name, rank, channels)
+        _warn(name, rank, channels)
+
+
+@cache
+def _warn(name: str, rank: int, channels: int) -> None:
+    """Say it once per process: a run has many layers and noise levels."""
+    log.warning("%s: rank %d is more than a tenth of %d channels; content goes with it.", name, rank, channels)
 
 
 class LowRank(Mitigation):

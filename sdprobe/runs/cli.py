@@ -126,13 +126,15 @@ def asked_for(cfg: DictConfig) -> str:
 
     >>> asked_for(configuration.composed(["block=[mid,up_1]"]))
     'Probe position, backbone demo, block mid and up_1, timestep 50, images scenes.'
+    >>> asked_for(configuration.composed(["mitigation=[standardize,leace]"]))
+    'Probe position, backbone demo, block mid, timestep 50, images scenes, mitigation standardize and leace.'
     """
     choices = cfg.hydra.runtime.choices
     level = "timestep" if cfg.noise_level is None else "noise_level"
     names = {"probe": choices.probe, "backbone": cfg.backbone.path}
     for name in ("block", level):
         names[name.replace("_", " ")] = " and ".join(map(str, cfg[name])) if OmegaConf.is_list(cfg[name]) else cfg[name]
-    names |= {"images": choices.images, "mitigation": choices.get("mitigation", "of its own")}
+    names |= {"images": choices.images, "mitigation": choices.get("mitigation") or " and ".join(cfg.mitigation)}
     text = ", ".join(f"{name} {value}" for name, value in names.items() if value != "none")
     return f"{'A sweep; its first job: ' if cfg.hydra.mode == RunMode.MULTIRUN else ''}{text[0].upper()}{text[1:]}."
 

@@ -112,8 +112,9 @@ def test_channels_that_never_vary_stay_as_they_are() -> None:
 
 def test_a_high_rank_is_warned_of_and_a_higher_one_refused(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Leace(columns="additive", tolerance=1e-6).fit([grids(40, 21, 6, 6)])
-    assert "rank 10 is more than a tenth of 21 channels" in caplog.text
+        for _ in range(2):  # as at two noise levels
+            Leace(columns="additive", tolerance=1e-6).fit([grids(40, 21, 6, 6)])
+    assert caplog.text.count("rank 10 is more than a tenth of 21 channels") == 1
     with pytest.raises(InputError, match="at most half of the 19 channels, but got 10"):
         Leace(columns="additive", tolerance=1e-6).fit([grids(40, 19, 6, 6)])
 
