@@ -30,7 +30,7 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, configuration, folders, interrupts, launchers
+from sdprobe.runs import arguments, cli, configuration, folders, interrupts, launchers
 from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
 from sdprobe.utilities import locks
 from sdprobe.utilities.foreign import shown
@@ -403,11 +403,11 @@ def one_pass(config: DictConfig) -> str:
     words = [text for text in config.hydra.overrides.task if text.lstrip("+~").partition("=")[0] not in lists]
     others = [key for key, found in values.items() if len(found) > 1 and key not in lists]
     launched = any(word.startswith("hydra/launcher=") for word in words)  # which has no effect on a single run
-    start = ["python", "train.py", *(["-m"] if others or launched else [])]
     what = " and ".join("layer" if key == "block" else "noise level" for key in lists)
     which = f"Jobs that differ only in {what}" if others else f"These {jobs(config)} jobs differ only in {what}: they"
-    command = shlex.join([*start, *words, *(f"{key}=[{','.join(found)}]" for key, found in lists.items())])
-    return f"{which} can be one run, with the same numbers in less time: {command}"
+    start = ["-m"] if others or launched else []
+    command = arguments.command([*start, *words, *(f"{key}=[{','.join(found)}]" for key, found in lists.items())])
+    return f"{which} can be one run, with the same numbers in less time: python train.py {command}"
 
 
 def _listed(key: str, values: list[str]) -> list[str]:

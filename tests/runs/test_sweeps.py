@@ -267,6 +267,10 @@ def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) 
             "'noise_level=[0.05,0.2]' 'block=[mid,up_1]'",
         ),
         (
+            "timestep=10,50 cache_dir='/tmp/cache'", "These 2 jobs differ only in noise level: they",
+            "cache_dir=/tmp/cache 'timestep=[10,50]'",  # as a user types it, without the quotes of Hydra's grammar
+        ),
+        (
             "probe=position,depth timestep=range(1,4)", "Jobs that differ only in noise level",
             "-m probe=position,depth 'timestep=[1,2,3]'",
         ),
