@@ -205,7 +205,7 @@ class PairDataModule(StreamDataModule):
 
     def counts(self) -> str:
         """Return in words how many pairs each split has."""
-        pairs = {split: self.pairs(split) for split in self._splits}
+        pairs = {split: self.pairs(split) for split in self._read_splits}
         used = {index for part in pairs.values() for pair in part for index in (pair.source, pair.target)}
         return f"{len(used)} images in pairs: {', '.join(f'{split} {len(part)}' for split, part in pairs.items())}"
 

@@ -99,7 +99,7 @@ def summary(position: Path, correspondence: Path) -> str:
     run = Measured.read(position)
     trained, untrained = run.estimate(f"test/{MID}/{ACCURACY}"), run.random_estimate(f"{MID}/{ACCURACY}")
     if untrained.low is not None and trained.high is not None and untrained.low > trained.high:
-        stronger = "The untrained network encodes position more strongly than the trained one."
+        stronger = f"At `{MID}` the untrained network encodes position more strongly than the trained one."
         lines += ["", f"{stronger} A readable position alone does not show that training put it there."]
     return "\n".join(lines)
 

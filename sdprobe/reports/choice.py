@@ -30,8 +30,8 @@ def choice_tables(run: Run) -> list[Table]:
     out = sorted({cell for choice in choices for cell in choice["left_out"]})
     bound = choices[0].get("bound")
     notes = [
-        "not told from it: number of those whose paired difference holds 0. With the chosen one they hold the truly best in at "
-        "least 95 % of experiments. The test photographs had no part in the choice."
+        "not told from it: number of those where the interval of the paired difference holds 0. With the chosen one they hold "
+        "the truly best in at least 95 % of experiments. The test photographs had no part in the choice."
     ]
     notes += [f"Not told from {_named(choice['chosen'])}: {_listed(choice['equal'])}." for choice in choices if choice["equal"]]
     if bound is not None:

@@ -1,7 +1,8 @@
 """Command-line arguments as a shell delivers them, made into overrides that Hydra's grammar takes. Imports no torch."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -75,6 +76,24 @@ def quoted(value: str) -> str:
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     trailing = re.search(r"\\*$", escaped)
     return f"'{escaped}{trailing[0] if trailing else ''}'"
+
+
+def command(overrides: Iterable[str]) -> str:
+    """Overrides as a user types them in a shell, without the quotes of Hydra's grammar that :func:`as_overrides` adds.
+
+    >>> command(["seed=1", "cache_dir='/tmp/my cache'", "images.split='train[:12]'"])
+    "seed=1 'cache_dir=/tmp/my cache' 'images.split=train[:12]'"
+    >>> as_overrides(shlex.split(command(["-m", "prompt='a, b'"])))  # still one prompt
+    ['-m', "prompt='a, b'"]
+    """
+    return shlex.join(_typed(override) for override in overrides)
+
+
+def _typed(override: str) -> str:
+    key, _, value = override.partition("=")
+    plain = f"{key}={value[1:-1]}"
+    same = TEXT.fullmatch(key) and quoted(value[1:-1]) == value and as_overrides(["-m", plain])[1] == override
+    return plain if same else override
 
 
 def _reason(override: str) -> str | None:

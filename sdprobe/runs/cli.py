@@ -4,7 +4,6 @@ import errno
 import gc
 import logging
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sdprobe.runs import adapting, configuration, console, folders, interrupts
-from sdprobe.runs.arguments import as_overrides, quoted
+from sdprobe.runs.arguments import as_overrides, command, quoted
 from sdprobe.utilities.errors import InputError
 from sdprobe.utilities.foreign import shown
 
@@ -114,7 +113,7 @@ def expanded(arguments: list[str]) -> list[str]:
         settings = {text.partition("=")[0]: text for text in (*folders.resumed_overrides(folder, cache), *others)}
         raise InputError(
             f"Expected resume={folder} alone, but got {' '.join(others)}, too. A resumed run keeps its settings. "
-            f"Start a new run for others: {shown(shlex.join(['python', 'train.py', *settings.values()]), longest=4000)}"
+            f"Start a new run for others: python train.py {shown(command(settings.values()), longest=4000)}"
         )
     # without mode RUN, a job of a preset or an experiment would start the whole sweep again
     place = quoted(str(folder))
@@ -126,8 +125,8 @@ def asked_for(cfg: DictConfig) -> str:
 
     >>> asked_for(configuration.composed(["block=[mid,up_1]"]))
     'Probe position, backbone demo, block mid and up_1, timestep 50, images scenes.'
-    >>> asked_for(configuration.composed(["mitigation=[position_mean,leace]"])).rpartition(", ")[-1]
-    'mitigation position_mean and leace.'
+    >>> asked_for(configuration.composed(["mitigation=[standardize,leace]"]))
+    'Probe position, backbone demo, block mid, timestep 50, images scenes, mitigation standardize and leace.'
     """
     choices = cfg.hydra.runtime.choices
     level = "timestep" if cfg.noise_level is None else "noise_level"

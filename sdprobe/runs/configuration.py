@@ -124,7 +124,9 @@ def check_choices(overrides: Sequence[str]) -> None:
         override = OverridesParser.create().parse_override(text)
         value = None if override.is_sweep_override() or text.startswith("~") else override.value()
         names = value if isinstance(value, list) and override.key_or_group in LISTED else [value]
-        if any(not (name is None or isinstance(name, str | QuotedString)) or not str(name).strip("'\"") for name in names):
+        if not names or any(
+            not (name is None or isinstance(name, str | QuotedString)) or not str(name).strip("'\"") for name in names
+        ):
             group = override.key_or_group
             known = ", ".join(options(group))
             raise InputError(f"Expected {group} to be one of {known}, but got {_spelt(value)}. Write {group}=NAME.")

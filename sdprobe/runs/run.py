@@ -1,7 +1,6 @@
 """One run, from configuration to folder: measure, compare with baselines, write, draw, track."""
 
 import logging
-import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from sdprobe.reports.dispatch import draw, show
 from sdprobe.reports.run import Run
 from sdprobe.runs import baselines, checks, folders, interrupts, sweep, workers
+from sdprobe.runs.arguments import command
 from sdprobe.runs.cli import is_rank_zero
 from sdprobe.runs.measurement import Measurement
 from sdprobe.runs.record import FITS, Predicts, clear, complete, write_command, write_metrics, write_predictions
@@ -43,8 +43,7 @@ def run(cfg: DictConfig) -> Run | None:
     write_command(folder, cfg)
     if not sweep.active():
         cache = [text for text in HydraConfig.get().overrides.task if text.startswith("cache_dir=")]
-        again = shlex.join([f"resume={folder}", *cache])
-        interrupts.expect(f"Interrupted; continue with: python train.py {again}")
+        interrupts.expect(f"Interrupted; continue with: python train.py {command([f'resume={folder}', *cache])}")
     name_size(measurement.data.images.size, measurement.data.backbone.native_size)
     detailed = not sweep.in_turns()
     if detailed:

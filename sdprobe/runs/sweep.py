@@ -30,7 +30,7 @@ from rich.console import Console
 
 from sdprobe.reports.collection import read_folders, read_runs, summarise
 from sdprobe.reports.run import Run
-from sdprobe.runs import cli, configuration, folders, interrupts, launchers
+from sdprobe.runs import arguments, cli, configuration, folders, interrupts, launchers
 from sdprobe.runs.record import VERSION, complete, config_hash, source_digest, write_command
 from sdprobe.utilities import locks
 from sdprobe.utilities.foreign import shown
@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 ENDS = ("metrics.json", "error.txt")  # a job that ended has one of them
 NUMBER = "${hydra.job.num}"
 # settings with which the numbers of a layer depend on which others are read
-TOGETHER = {"datamodule.concatenate": "true", "probe": "study", "experiment": "loos2025"}
+TOGETHER = {"datamodule.concatenate": "true", "datamodule.inside": "true", "probe": "study", "experiment": "loos2025"}
+DECIMAL = r"\d+(\.\d+)?(e-?\d+)?"
 
 
 def active() -> bool:
@@ -394,23 +395,24 @@ def one_pass(config: DictConfig) -> str:
     take one pass.
     """
     values = _values(config)
-    lists = {key: _listed(key, values[key]) for key in (*configuration.LEVELS, "block") if len(values.get(key, [])) > 1}
+    lists = {key: _listed(key, values[key]) for key in (*configuration.LEVELS, "block") if len(set(values.get(key, ()))) > 1}
     if not lists or not all(lists.values()):
         return ""
     if "block" in lists and any(set(values.get(key, ())) & {value, value.title()} for key, value in TOGETHER.items()):
         return ""
     words = [text for text in config.hydra.overrides.task if text.lstrip("+~").partition("=")[0] not in lists]
     others = [key for key, found in values.items() if len(found) > 1 and key not in lists]
-    start = ["python", "train.py", *(["-m"] if others else [])]
+    launched = any(word.startswith("hydra/launcher=") for word in words)  # which has no effect on a single run
     what = " and ".join("layer" if key == "block" else "noise level" for key in lists)
     which = f"Jobs that differ only in {what}" if others else f"These {jobs(config)} jobs differ only in {what}: they"
-    command = shlex.join([*start, *words, *(f"{key}=[{','.join(found)}]" for key, found in lists.items())])
-    return f"{which} can be one run, with the same numbers in less time: {command}"
+    start = ["-m"] if others or launched else []
+    command = arguments.command([*start, *words, *(f"{key}=[{','.join(found)}]" for key, found in lists.items())])
+    return f"{which} can be one run, with the same numbers in less time: python train.py {command}"
 
 
 def _listed(key: str, values: list[str]) -> list[str]:
     """Values of separate jobs as those of one list; empty where one of them is more than a name or a number."""
-    if not all(re.fullmatch(r"\w+" if key == "block" else r"[\d.e-]+", value) for value in values):
+    if not all(re.fullmatch(r"\w+" if key == "block" else DECIMAL, value) for value in values):
         return []
     distinct = list(dict.fromkeys(values))
     return distinct if key == "block" else sorted(distinct, key=float)

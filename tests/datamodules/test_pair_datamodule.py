@@ -222,6 +222,13 @@ def test_pairs_of_a_picture_that_is_damaged_behind_its_header_are_counted(
     assert "Left out 2 pairs of pictures that cannot be decoded." in caplog.messages
 
 
+def test_the_pairs_that_a_choice_reads_are_counted(make) -> None:
+    data = make()
+    assert ": test " in data.counts()
+    data.validate_choice()
+    assert ": val " in data.counts()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

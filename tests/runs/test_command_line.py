@@ -129,6 +129,11 @@ def test_noise_levels_that_cannot_be_meant_get_a_sentence(words: list[str], mess
     assert message in str(caught.value)
 
 
+def test_an_empty_list_of_mitigations_is_refused() -> None:
+    with pytest.raises(InputError, match=r"Expected mitigation to be one of canvas, .*, but got \[\]"):
+        configuration.check(["mitigation=[]"])
+
+
 @pytest.mark.parametrize(
     "words",
     [

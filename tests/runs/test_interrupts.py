@@ -49,7 +49,7 @@ def test_while_images_are_encoded(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     options = ["images.limit=400", f"hydra.run.dir={folder}", f"cache_dir={tmp_path / 'cache'}"]
     sentence = interrupted(*options, when=tmp_path / "cache" / "latents")
-    assert sentence == f"Interrupted; continue with: python train.py resume='{folder}'"
+    assert sentence == f"Interrupted; continue with: python train.py 'resume={folder}' cache_dir={tmp_path / 'cache'}"
     assert Run.read(folder).meta["complete"] is False
 
 

@@ -187,7 +187,7 @@ def test_a_job_that_asks_for_more_than_there_is_is_refused() -> None:
 def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A stand-in for Ray."""
     monkeypatch.setitem(sys.modules, "ray", fake_ray)
-    monkeypatch.setattr("sdprobe.runs.cli._installed", lambda module: True)
+    monkeypatch.setattr("sdprobe.runs.configuration._installed", lambda module: True)
     fake_ray.state.update(room=1, init=None)
     monkeypatch.setattr("sdprobe.runs.run.draw", lambda finished, folder, form: [])
     return fake_ray

@@ -267,13 +267,20 @@ def test_presets_are_sweeps_and_their_jobs_are_counted(preset: str, count: int) 
             "'noise_level=[0.05,0.2]' 'block=[mid,up_1]'",
         ),
         (
+            "timestep=10,50 cache_dir='/tmp/cache'", "These 2 jobs differ only in noise level: they",
+            "cache_dir=/tmp/cache 'timestep=[10,50]'",  # as a user types it, without the quotes of Hydra's grammar
+        ),
+        (
             "probe=position,depth timestep=range(1,4)", "Jobs that differ only in noise level",
             "-m probe=position,depth 'timestep=[1,2,3]'",
         ),
         ("probe=position,depth timestep=[1,50]", "", ""),  # one run already
         ("block=mid,up_1 datamodule.concatenate=true", "", ""),  # one run would concatenate them
+        ("block=mid,up_1 datamodule.inside=true", "", ""),  # one run would edit mid alone
         ("block=mid,up_1 probe=position,study", "", ""),  # up_1 says which tokens of mid are anomalous
         ("block=[mid,up_1],up_2", "", ""),  # a list of lists has no such form
+        ("timestep=50,10-50", "", ""),  # a misspelt job fails by itself
+        ("timestep=50,50", "", ""),  # they do not differ
         ("seed=1,2", "", ""),
     ],
 )  # fmt: skip
@@ -286,6 +293,11 @@ def test_jobs_that_are_one_pass_are_named_with_the_command_of_one_run(task: str,
         cfg.hydra.overrides.task = [word for word in words if word != "-m"]
         assert sweep.one_pass(cfg) == ""
         assert configuration.check(words) is not None
+
+
+def test_the_command_of_one_run_keeps_the_launcher_of_the_jobs() -> None:
+    cfg = OmegaConf.create({"hydra": {"sweeper": {}, "overrides": {"task": ["timestep=10,50", "hydra/launcher=slurm"]}}})
+    assert sweep.one_pass(cfg).endswith("python train.py -m hydra/launcher=slurm 'timestep=[10,50]'")
 
 
 def test_a_glob_has_as_many_jobs_as_choices() -> None:

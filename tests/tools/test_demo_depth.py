@@ -13,7 +13,7 @@ from sdprobe.backbones.embedded import DEMO
 from sdprobe.backbones.random_pipeline import SCHEDULE, random_pipeline
 from tools.demo import ceilings, depth
 from tools.demo.diffusion import scheduler
-from tools.demo.train import configured
+from tools.demo.train import configured, main
 
 EVERY = {f"up_{stage}": [0, 1, 2] for stage in range(4)}
 
@@ -92,6 +92,17 @@ def test_the_command_prints_losses_and_ceilings(tmp_path: Path, capsys: pytest.C
     ceilings.main([str(tmp_path / "a"), "--against", str(tmp_path / "b"), *options])
     printed = capsys.readouterr().out
     assert "64 px (latents of 8), loss " in printed and "| mid |" in printed and "loss against" in printed
+
+
+def test_a_folder_without_a_unet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ceilings.main([str(tmp_path)])
+    assert f"Expected a Stable Diffusion folder in diffusers' format, but {tmp_path} has no unet." in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_finished_folder_only(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"Expected start to be a finished folder, but .* has no vae"):
+        main([f"start={tmp_path}", f"work={tmp_path}"])
 
 
 @pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is still in training")

@@ -1,6 +1,7 @@
 """``make results``: steps are measured once, documents are rewritten block by block, and changes are printed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,17 @@ def test_the_front_page_repeats_the_results() -> None:
     for name, cells in (("position", (1, 3, 5)), ("correspondence", (2, 3, 4))):
         row = results.split(f"results:{name} ")[1].splitlines()[3].split(" | ")
         assert all(row[index].strip(" |") in summary for index in cells)
+
+
+def test_the_card_has_the_ceilings_of_every_stage_and_the_middle_is_used() -> None:
+    card = (Path(__file__).parents[2] / "assets/demo/README.md").read_text()
+    tables = card.split("results:card_ceilings -->")[1].split("<!--")[0].split(" scenes:")
+    for table in tables[1:]:
+        rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", table, re.M))
+        assert set(rows) == set(published.STAGES) - {"conv_in"}
+        lows = {stage: [float(low) for low in re.findall(r"\[(\S+),", row)] for stage, row in rows.items()}
+        assert min(map(min, lows.values())) > 0 and min(max(lows[stage]) for stage in ("mid", "up_0", "up_1")) > 3
+    assert [text.split()[-1] for text in tables[:2]] == ["192", "48"]  # the defaults of python -m tools.demo.ceilings
 
 
 def test_every_published_block_and_figure_has_its_steps() -> None:

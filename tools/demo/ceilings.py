@@ -22,6 +22,7 @@ from sdprobe.backbones import FrozenSD
 from sdprobe.metrics.intervals import mean_interval, ratio_pseudovalues
 from sdprobe.tokens.geometry import spatial_mean
 from sdprobe.utilities import progress
+from sdprobe.utilities.errors import InputError
 
 SEED = 40001  # scenes that no part of the demo model was trained on
 TIMESTEPS = (50, 261, 600, 900)
@@ -95,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", nargs="*", help="names of layers instead of all stages")
     parser.add_argument("--prompt", default="")
     options = parser.parse_args(arguments)
+    for folder in filter(None, (options.folder, options.against)):
+        if not (folder / "unet").is_dir():
+            parser.error(f"Expected a Stable Diffusion folder in diffusers' format, but {folder} has no unet.")
     pipe, other = (
         folder and StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         for folder in (options.folder, options.against)
@@ -118,4 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))

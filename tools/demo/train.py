@@ -86,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if fabric.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
     finished = config.start or config.get("vae")
+    if finished and not Path(finished, "vae").is_dir():
+        sys.exit(f"Expected {'start' if config.start else 'vae'} to be a finished folder, but {finished} has no vae.")
     if finished:
         vae = AutoencoderKL.from_pretrained(finished, subfolder="vae", torch_dtype=torch.float32)
     else:
