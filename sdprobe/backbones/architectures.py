@@ -47,7 +47,8 @@ def preset_config(model: str) -> dict[str, Any]:
     architecture = presets().get(model, {}).get("architecture")
     if architecture is None:
         raise InputError(
-            f"Expected a preset ({', '.join(presets())}) or a diffusers folder with unet/config.json, but got '{model}'."
+            f"Expected a preset ({', '.join((*presets(), *transformers()))}) or a diffusers folder with unet/config.json or "
+            f"transformer/config.json, but got '{model}'. Correct the name."
         )
     return json.loads((HERE / "architectures.json").read_text())[architecture]
 

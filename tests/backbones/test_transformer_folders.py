@@ -1,8 +1,10 @@
 """Folders and repositories of diffusion transformers: what is loaded and fetched, and what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -263,25 +265,41 @@ def test_repositories_of_other_pipelines_are_refused_before_their_weights(
     assert hub.fetched() == {"model_index.json"}
 
 
+# SD3's repository: half-precision files of the text encoders, the third of them in shards
+SD3 = [
+    "model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json",
+    "transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    *(f"text_encoder{i}/config.json" for i in ("", "_2", "_3")),
+    *(f"tokenizer{i}/tokenizer_config.json" for i in ("", "_2", "_3")),
+    *(f"text_encoder{i}/model{kind}.safetensors" for i in ("", "_2") for kind in ("", ".fp16")),
+    *(f"text_encoder_3/model{kind}-0000{i}-of-00002.safetensors" for kind in ("", ".fp16") for i in (1, 2)),
+    "text_encoder_3/model.safetensors.index.json", "text_encoder_3/model.safetensors.index.fp16.json", "sd3_medium.safetensors",
+]  # fmt: skip
+
+
 def test_the_files_of_published_repositories_are_chosen_by_their_names() -> None:
-    """SD3's repository: half-precision files of the parts that have them; the third encoder in shards."""
-    shards = [f"model{kind}-0000{i}-of-00002.safetensors" for kind in ("", ".fp16") for i in (1, 2)]
-    names = [
-        "model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json",
-        "transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
-        *(f"text_encoder{i}/config.json" for i in ("", "_2", "_3")),
-        *(f"tokenizer{i}/tokenizer_config.json" for i in ("", "_2", "_3")),
-        *(f"text_encoder{i}/model{kind}.safetensors" for i in ("", "_2") for kind in ("", ".fp16")),
-        *(f"text_encoder_3/{name}" for name in shards), "text_encoder_3/model.safetensors.index.json",
-        "text_encoder_3/model.safetensors.index.fp16.json", "sd3_medium.safetensors",
-    ]  # fmt: skip
-    chosen = needed_files(names, {"_class_name": "StableDiffusion3Pipeline"}, "fp16", "the repository")
+    chosen = needed_files(SD3, {"_class_name": "StableDiffusion3Pipeline"}, "fp16", "the repository")
     assert [name for name in chosen if name.startswith("text_encoder_3/")] == [
         "text_encoder_3/config.json", "text_encoder_3/model.fp16-00001-of-00002.safetensors",
         "text_encoder_3/model.fp16-00002-of-00002.safetensors", "text_encoder_3/model.safetensors.index.fp16.json",
     ]  # fmt: skip
     assert "text_encoder/model.fp16.safetensors" in chosen and "text_encoder/model.safetensors" not in chosen
     assert "transformer/diffusion_pytorch_model.safetensors" in chosen and "sd3_medium.safetensors" not in chosen
+
+
+@pytest.mark.parametrize(("preset", "variant"), [("sd3", "fp16"), ("flux_dev", None)])
+def test_without_network_the_command_in_the_message_brings_what_is_needed(
+    hub: Hub, saved_pipeline: Callable[[str], Path], preset: str, variant: str | None
+) -> None:
+    hub.close()
+    with pytest.raises(InputError) as caught:
+        load(preset)
+    patterns = re.findall(r'--include "(.*?)"', str(caught.value))
+    names = SD3 if preset == "sd3" else list(contents(saved_pipeline("flux")))
+    kind = {"sd3": "StableDiffusion3Pipeline", "flux_dev": "FluxPipeline"}[preset]
+    needed = needed_files(names, {"_class_name": kind}, variant, "the repository")
+    brought = {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
+    assert set(needed) <= brought and not {name for name in brought - set(needed) if not name.endswith(".json")}
 
 
 @pytest.mark.slow
