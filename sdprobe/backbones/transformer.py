@@ -225,7 +225,7 @@ class FrozenTransformer(nn.Module):
         """
         wanted = {name for item in ([block] if isinstance(block, str) else block) for name in self._expand(str(item))}
         if not wanted:
-            raise InputError(EMPTY.replace("block=mid", "block=block_0"))
+            raise InputError(EMPTY.format("block_0"))
         return tuple(name for name in (*INPUTS, *self.table) if name in wanted)
 
     @contextmanager

@@ -190,6 +190,8 @@ def test_folders_that_cannot_be_read_are_refused(damage: str, copied: Callable[[
         ("dit_xl", {"text": "none"}, r"text=encoded for DiTTransformer2DModel, which has classes in place of text"),
         ("sana", {"posterior": "sample"}, r"posterior=mode for SanaTransformer2DModel"),
         ("flux_dev", {"position": "none"}, r"Expected position to be one of stored, zero"),
+        ("flux_dev", {"precision": "fp16"}, r"Expected precision bf16 or fp32 for FluxTransformer2DModel, .* got fp16"),
+        ("black-forest-labs/FLUX.1-dev", {"padding": "circular"}, r"padding=zeros for FluxTransformer2DModel"),
     ],
 )  # fmt: skip
 def test_options_that_a_family_does_not_have_are_refused_before_anything_is_fetched(
@@ -201,7 +203,7 @@ def test_options_that_a_family_does_not_have_are_refused_before_anything_is_fetc
 
 @pytest.mark.slow
 def test_flux_in_fp16_is_refused_and_other_text_encoders_are_in_fp32(saved_pipeline: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"Expected precision bf16 or fp32 for FLUX, .* got fp16"):
+    with pytest.raises(InputError, match=r"Expected precision bf16 or fp32 for FluxTrans.* got fp16"):
         FrozenSD.from_pretrained(str(saved_pipeline("flux")), device="cpu", precision="fp16")
     sd = FrozenSD.from_pretrained(str(saved_pipeline("sd3")), device="cpu", precision="fp16")
     assert sd.dtype == torch.float16 and {encoder.dtype for encoder in sd.prompts.encoders} == {torch.float32}

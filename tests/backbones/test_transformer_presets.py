@@ -87,6 +87,7 @@ def abilities() -> list[str]:
         "`backbone.position=zero`, `permuted`, `shifted`": option(position="zero"),
         "`backbone.posterior=sample`": option(posterior="sample"),
         "`backbone.text=none`": option(text="none"),
+        "`backbone.precision=fp16`": option(precision="fp16"),
         "`backbone.prompt_cache=true`": lambda kind: check_prompt_cache("it", prompt=kind.prompt),
         "`prompt=` text": lambda kind: kind.prompt != "text",
         "folder without T5": lambda kind: not kind.optional_text,
