@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, PixArtAlphaPipeline
 from torch import Tensor
 
 import sdprobe
 from sdprobe import FrozenSD
+from sdprobe.backbones import transformer_pipelines
 from sdprobe.backbones.families import packed
 from sdprobe.backbones.noise import FlowSchedule
+from sdprobe.backbones.transformer_pipelines import options_of
 from sdprobe.utilities.errors import InputError
 from tests.backbones.tiny_transformers import network, pipeline, vae
 
@@ -134,6 +136,14 @@ def test_without_guidance_embedding_and_without_t5() -> None:
     states = sd.prompts("a cat", sd.device, sd.dtype).states
     assert states.shape[1] > 256 and not states[:, -256:].any() and states[:, :-256].any()
     assert sd.describe()["text_hash"].endswith("-absent")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_captions_are_cleaned_where_the_packages_for_it_are_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("is_bs4_available", "is_ftfy_available"):
+        monkeypatch.setattr(transformer_pipelines, name, lambda: installed)
+    options = options_of(PixArtAlphaPipeline)  # part of the key of stored text states
+    assert options["clean_caption"] == installed and options["max_sequence_length"] == 120
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
