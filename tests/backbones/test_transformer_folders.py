@@ -66,6 +66,13 @@ def test_a_folder_gives_the_grids_of_its_pipeline(name: str, saved_pipeline: Cal
     torch.testing.assert_close(schedule(str(folder)).noise_levels, sd.noise.noise_levels)
 
 
+def test_shards_have_no_bar(saved_pipeline: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = saved_pipeline("dit")
+    capfd.readouterr()
+    load(folder)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_weights_are_random_or_shuffled_by_seed(name: str, saved_pipeline: Callable[[str], Path]) -> None:
