@@ -262,6 +262,9 @@ def test_schedule_of_rectified_flow() -> None:
         sigma = step / 1000
         torch.testing.assert_close(schedule(z, step, ["a", "b"]), (1 - sigma) * z + sigma * noise)
         assert schedule.nearest(sigma) == (step,)
+    for wrong in (0.26, 1000):
+        with pytest.raises(InputError, match=rf"Expected timestep .* but got {wrong}\. It is 1000 times the noise level"):
+            schedule.check(wrong)
     ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
     torch.testing.assert_close(ratio[260].sqrt(), torch.tensor(0.74 / 0.26))
 
@@ -326,6 +329,8 @@ def test_the_borders_of_sana_can_be_padded_otherwise() -> None:
         inside = sd.activations(images, "block_3", ids=["a"])["block_3"]
     assert not torch.equal(inside, before)
     assert torch.equal(sd.activations(images, "block_3", ids=["a"])["block_3"], before)
+    with sd.padded("reflect"), pytest.raises(InputError, match="image sides of at least 64 pixels for padding=reflect"):
+        sd.activations(images[..., :32, :32], "block_3")
 
 
 def test_half_precision_is_that_of_the_pipeline() -> None:
