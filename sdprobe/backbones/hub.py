@@ -37,7 +37,7 @@ def download(path: str, revision: str | None, variant: str | None, only: Sequenc
     weights = [f"{part}/*model{ending}tensors" for part in ("unet", "transformer", "vae", "text_encoder*")]
     if variant and licence:  # of SD3, text encoders alone have a variant
         weights += [f"{part}/*model{plain}tensors" for part in ("transformer", "vae")]
-    use = "backbone=local backbone.path=DIR"
+    use = "backbone=local backbone.path=DIR" + f" backbone.variant={variant}" * bool(variant)
     repository = Repository(path, revision, "model", "backbone", ("*.json", "tokenizer*/*", *weights), use, licence)
     if "transformer/config.json" not in repository.files or "unet/config.json" in repository.files:
         needed = needed_files(repository.files, variant, path)

@@ -154,7 +154,8 @@ def schedule(path: str, revision: str | None = None, variant: str | None = None)
 
 def _configured(path: str, revision: str | None, variant: str | None, files: Sequence[str]) -> Path:
     """The folder of a checkpoint with at least these files, which are fetched if it is a hub repository."""
-    place, variant = source_of(path)["path"], None if variant == "preset" else variant
+    card = source_of(path)
+    place, variant = card["path"], card["variant"] if variant == "preset" else variant
     there = embedded(place) or Path(place).expanduser().exists()
     return _found(place, revision, variant) if there else download(place, revision, variant, files)
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,9 +302,13 @@ def test_without_network_the_command_in_the_message_brings_what_is_needed(
     hub: Hub, saved_pipeline: Callable[[str], Path], preset: str, variant: str | None
 ) -> None:
     hub.close()
-    with pytest.raises(InputError) as caught:
-        load(preset)
-    patterns = re.findall(r'--include "(.*?)"', str(caught.value))
+    said = []
+    for ask in (load, partial(native_size, variant="preset"), partial(schedule, variant="preset")):
+        with pytest.raises(InputError) as caught:
+            ask(preset)
+        said.append(str(caught.value))
+    assert len(set(said)) == 1 and said[0].endswith(" backbone.path=DIR" + " backbone.variant=fp16" * bool(variant) + ".")
+    patterns = re.findall(r'--include "(.*?)"', said[0])
     names = SD3 if preset == "sd3" else list(contents(saved_pipeline("flux")))
     kind = {"sd3": "StableDiffusion3Pipeline", "flux_dev": "FluxPipeline"}[preset]
     needed = needed_files(names, {"_class_name": kind}, variant, "the repository")
