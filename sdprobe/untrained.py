@@ -127,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _table(networks: Sequence[str], seeds: int, images: int, heads: int) -> Table:
-    for name, value in {"seeds": seeds, "heads": heads}.items():
-        expect.count(name, value, 1, 1000)
+    for name, value, most in (("seeds", seeds, 1000), ("heads", heads, 1000), ("images", images, 10**6)):
+        expect.count(name, value, 1, most)
     columns = ("network", "position embedding", "layer", "stored", *CONTROLS.values())
     table = Table(title="Untrained networks: position accuracy in 8 bins, chance .125", title_justify="left")
     for column in columns:

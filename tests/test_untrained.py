@@ -33,8 +33,11 @@ def test_the_command_prints_every_control(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seeds", "0"], "Expected seeds to be"), (["--heads", "0"], "Expected heads to be"), (["--images", "2"], "images")],
-)
+    [
+        (["--seeds", "0"], "Expected seeds to be"), (["--heads", "0"], "Expected heads to be"),
+        (["--images", "0"], "Expected images to be"), (["--images", "2"], "images"),
+    ],
+)  # fmt: skip
 def test_numbers_that_cannot_be_measured_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

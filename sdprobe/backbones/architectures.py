@@ -47,15 +47,15 @@ def preset_config(model: str) -> dict[str, Any]:
     architecture = presets().get(model, {}).get("architecture")
     if architecture is None:
         raise InputError(
-            f"Expected a preset ({', '.join(presets())}) or a diffusers folder with unet/config.json, but got '{model}'."
+            f"Expected a preset ({', '.join((*presets(), *transformers()))}) or a diffusers folder with unet/config.json or "
+            f"transformer/config.json, but got '{model}'. Correct the name."
         )
     return json.loads((HERE / "architectures.json").read_text())[architecture]
 
 
 def meta_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     """A U-Net of this configuration without weights: structure and shapes only."""
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config)
+    return _without_weights(UNet2DConditionModel, config)
 
 
 def meta_transformer(model: str) -> Any:
@@ -72,8 +72,15 @@ def meta_transformer(model: str) -> Any:
     if kind not in classes:
         supported = ", ".join(sorted(classes))
         raise InputError(f"Expected _class_name in {file} to be one of {supported}, but got '{kind}'. Use another checkpoint.")
-    with torch.device("meta"):
-        return getattr(diffusers, kind).from_config(config)
+    return _without_weights(getattr(diffusers, kind), config)
+
+
+def _without_weights(kind: Any, config: dict[str, Any]) -> Any:
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config)
+    except Exception as error:  # networks raise what their arithmetic raises
+        raise InputError(f"Expected config.json to describe a {kind.__name__}, but got: {error}. Correct the file.") from error
 
 
 def is_transformer(model: str) -> bool:

@@ -34,6 +34,7 @@ class Capabilities:
         posterior: whether its autoencoder has a posterior.
         prompt: ``text`` or ``class``.
         optional_text: whether a text encoder can be left out.
+        half: whether it computes in fp16.
     """
 
     network: str
@@ -45,6 +46,7 @@ class Capabilities:
     posterior: bool = True
     prompt: str = "text"
     optional_text: bool = False
+    half: bool = True
 
 
 KINDS = {
@@ -53,7 +55,7 @@ KINDS = {
         Capabilities(UNET, "U-Net", padding=True, edits=True, latents=True),
         Capabilities("PixArtTransformer2DModel", "PixArt", position="added", latents=True),
         Capabilities("SD3Transformer2DModel", "SD3", position="added", optional_text=True),
-        Capabilities("FluxTransformer2DModel", "FLUX", position="rotary"),
+        Capabilities("FluxTransformer2DModel", "FLUX", position="rotary", half=False),
         Capabilities("DiTTransformer2DModel", "DiT", position="added", latents=True, prompt="class"),
         Capabilities("SanaTransformer2DModel", "Sana", padding=True, posterior=False),
         Capabilities("Lumina2Transformer2DModel", "Lumina2", position="rotary"),
@@ -77,12 +79,13 @@ def is_transformer_folder(folder: Path) -> bool:
 
 
 def capabilities_of(backbone: str) -> Capabilities | None:
-    """What a preset or a local folder can do; None for a repository on the hub, and for a network of no family."""
-    if backbone in transformers():
-        return KINDS[transformers()[backbone]["class"]]
+    """What a preset, its repository on the hub or a local folder can do; None for other repositories and networks."""
     folder = folder_of(backbone)
+    for name, entry in transformers().items():
+        if backbone == name or (backbone == entry["repository"] and not folder.exists()):
+            return KINDS[entry["class"]]
     if not is_transformer_folder(folder):
-        return None if backbone.count("/") == 1 and not folder.exists() else KINDS[UNET]
+        return None if "/" in backbone and not folder.exists() else KINDS[UNET]
     try:
         config = read_json(folder / "transformer" / "config.json")
         kind = KINDS.get(class_of(config))
@@ -98,7 +101,7 @@ def check_options(kind: Capabilities, **options: str) -> None:
 
     Args:
         kind: the family.
-        **options: ``padding``, ``position``, ``text`` and ``posterior``, as far as they are known.
+        **options: ``padding``, ``position``, ``text``, ``posterior`` and ``precision``, as far as they are known.
 
     Raises:
         InputError: the first of them that has no meaning; the message says what has.
@@ -114,6 +117,11 @@ def check_options(kind: Capabilities, **options: str) -> None:
     if options.get("posterior") == "sample" and not kind.posterior:
         raise InputError(
             f"Expected posterior=mode for {kind.network}, whose autoencoder has no posterior, but got 'sample'. Use mode."
+        )
+    if options.get("precision") == "fp16" and not kind.half:
+        raise InputError(
+            f"Expected precision bf16 or fp32 for {kind.network}, which clips large activations in fp16, but got fp16. "
+            "Use backbone.precision=bf16."
         )
 
 
@@ -131,6 +139,12 @@ def check_prompt_cache(name: str, text: str = "encoded", prompt: str = "text") -
     if text == "none" or prompt == "class" or name == "tiny":
         why = "whose text encoder is made, not read from files" if name == "tiny" else "which encodes no text"
         raise InputError(f"Expected prompt_cache=false for {name}, {why}, but got true. Leave it out.")
+
+
+def check_prompt(text: str, prompt: str) -> None:
+    """Raises InputError for a prompt that is not encoded."""
+    if text == "none" and prompt:
+        raise InputError(f"Expected an empty prompt with text=none, which encodes none, but got {prompt!r}. Leave one out.")
 
 
 def check_position(kind: Capabilities, mode: str) -> None:

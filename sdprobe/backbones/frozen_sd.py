@@ -185,19 +185,21 @@ class FrozenSD:
         """
         check_padding(padding)  # before anything is loaded
         settings.check("backbone", position=position, text=text)
+        chosen_device = choose_device(device)
+        dtype = choose_dtype(precision, chosen_device)
         if kind := capabilities_of(path):
-            check_options(kind, padding=padding, position=position, text=text, posterior=posterior)
+            options = {"padding": padding, "position": position, "text": text, "posterior": posterior}
+            check_options(kind, **options, precision=name_of(dtype))
             if prompt_cache:
                 check_prompt_cache(path, text, kind.prompt)
         card = source_of(path)
-        chosen_device = choose_device(device)
         components = load(
             card["path"],
             revision or card["revision"],
             card["variant"] if variant == "preset" else variant,
             weights,
             weights_seed,
-            choose_dtype(precision, chosen_device),
+            dtype,
             chosen_device,
             text == "encoded",
             cache_dir if prompt_cache else None,

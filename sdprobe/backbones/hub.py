@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from sdprobe.backbones.published import transformers
@@ -33,10 +32,13 @@ def download(path: str, revision: str | None, variant: str | None, only: Sequenc
             f"Expected the backbone to be a preset, a hub repository (owner/name) or a local diffusers folder, "
             f"but got '{path}', which does not exist. Check the path."
         )
-    ending = f".{variant}*" if variant else "[.-][s0]*"  # those of no variant: model.safetensors, model-00001-of-…
-    include = ("*.json", "tokenizer*/*", *(f"{part}/*model{ending}tensors" for part in ("unet", "vae", "text_encoder*")))
-    use = "backbone=local backbone.path=DIR"
-    repository = Repository(path, revision, "model", "backbone", include, use, licence_of(path))
+    licence, plain = licence_of(path), "[.-][s0]*"  # files of no variant: model.safetensors, model-00001-of-…
+    ending = f".{variant}*" if variant else plain
+    weights = [f"{part}/*model{ending}tensors" for part in ("unet", "transformer", "vae", "text_encoder*")]
+    if variant and licence:  # of SD3, text encoders alone have a variant
+        weights += [f"{part}/*model{plain}tensors" for part in ("transformer", "vae")]
+    use = "backbone=local backbone.path=DIR" + f" backbone.variant={variant}" * bool(variant)
+    repository = Repository(path, revision, "model", "backbone", ("*.json", "tokenizer*/*", *weights), use, licence)
     if "transformer/config.json" not in repository.files or "unet/config.json" in repository.files:
         needed = needed_files(repository.files, variant, path)
         return repository.fetch([name for name in only if name in needed] or needed)
@@ -49,8 +51,6 @@ def download(path: str, revision: str | None, variant: str | None, only: Sequenc
         )
     index = read_json(repository.fetch([INDEX_OF_PARTS]) / INDEX_OF_PARTS)
     needed = transformer_folders.needed_files(repository.files, index, variant, path, text)
-    include = tuple(pattern.replace("unet/", "transformer/") for pattern in include)
-    repository = replace(repository, include=include)
     return repository.fetch([name for name in only if name in needed] or needed)
 
 

@@ -11,6 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sdprobe.backbones.padding import convolutions
 from sdprobe.backbones.precision import name_of
 from sdprobe.backbones.weights import weight_hash
 from sdprobe.utilities import settings
@@ -161,6 +162,14 @@ class LatentEncoder:
                 f"Expected image sides to be multiples of {self.stride} pixels, but got "
                 f"{images.shape[-2]}×{images.shape[-1]}. Crop or resize the images."
             )
+        if self.padding == "reflect":
+            # the deepest grid, that of the latent, is reflected by half a kernel
+            least = self.stride * (1 + max(each.kernel_size[0] // 2 for each in convolutions(self.vae)))
+            if min(images.shape[-2:]) < least:
+                raise InputError(
+                    f"Expected image sides of at least {least} pixels for padding=reflect, but got "
+                    f"{images.shape[-2]}×{images.shape[-1]}. Use larger images."
+                )
 
 
 def _moments(vae: AutoencoderKL | AutoencoderDC) -> Tensor | None:

@@ -100,7 +100,7 @@ def resolve(block: str | Iterable[str], table: dict[str, Layer]) -> tuple[str, .
     """
     wanted = {name for item in ([block] if isinstance(block, str) else block) for name in _expand(str(item), table)}
     if not wanted:
-        raise InputError(EMPTY)
+        raise InputError(EMPTY.format("mid"))
     return tuple(name for name in (*INPUTS, *table) if name in wanted)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -37,7 +38,8 @@ CONVERT = (
     "Convert a single-file checkpoint with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR), or "
     "StableDiffusionXLPipeline for SDXL; then use backbone=local backbone.path=DIR."
 )
-transformers_logging.disable_progress_bar()  # loading weights is quick; downloads have bars of their own
+for library in (diffusers_logging, transformers_logging):
+    library.disable_progress_bar()  # loading weights is quick; downloads have bars of their own
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def schedule(path: str, revision: str | None = None, variant: str | None = None)
 
 def _configured(path: str, revision: str | None, variant: str | None, files: Sequence[str]) -> Path:
     """The folder of a checkpoint with at least these files, which are fetched if it is a hub repository."""
-    place, variant = source_of(path)["path"], None if variant == "preset" else variant
+    card = source_of(path)
+    place, variant = card["path"], card["variant"] if variant == "preset" else variant
     there = embedded(place) or Path(place).expanduser().exists()
     return _found(place, revision, variant) if there else download(place, revision, variant, files)
 

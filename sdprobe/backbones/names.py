@@ -8,7 +8,7 @@ from sdprobe.backbones.capabilities import KINDS, UNET, Capabilities
 from sdprobe.utilities.errors import InputError
 
 INPUTS = ("latent", "noisy_latent")
-EMPTY = "Expected block to name at least one layer, but got an empty list. Use block=mid, for example."
+EMPTY = "Expected block to name at least one layer, but got an empty list. Use block={}, for example."
 SETS = ("stages", "all", "loos2025", "inside")
 TOKEN_SETS = ("stages", "all", "inside")
 # layers of diffusion transformers, and paths of their blocks in diffusers
@@ -60,7 +60,7 @@ def check_names(block: str | Iterable[str], kind: Capabilities | None = KINDS[UN
     """
     items = [block] if isinstance(block, str) else [str(item) for item in block]
     if not items:
-        raise InputError(EMPTY)
+        raise InputError(EMPTY.format("mid" if kind is None or kind.network == UNET else "block_0"))
     for item in items:
         if kind is None or kind.network != UNET:
             if BLOCK.fullmatch(item) or PATH.fullmatch(item) or item in (*INPUTS, *TOKEN_SETS) or set("*?[") & set(item):

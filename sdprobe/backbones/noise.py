@@ -239,6 +239,12 @@ class FlowSchedule(NoiseSchedule):
         sigma = torch.arange(1000, dtype=torch.float64) / 1000
         super().__init__(((1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)).float(), mode)  # of equal signal-to-noise ratio
 
+    def check(self, timestep: object) -> None:
+        """Raises InputError unless ``timestep`` is an integer in [0, 1000)."""
+        fix = "It is 1000 times the noise level σ."
+        expect.between("timestep", timestep, 0, 999, fix)
+        expect.integer("timestep", timestep, fix)
+
     def scales(self, timestep: int) -> tuple[float, float]:
         """Factors of latent and noise: 1 − σ and σ."""
         return 1 - timestep / 1000, timestep / 1000

@@ -225,7 +225,7 @@ class FrozenTransformer(nn.Module):
         """
         wanted = {name for item in ([block] if isinstance(block, str) else block) for name in self._expand(str(item))}
         if not wanted:
-            raise InputError(EMPTY.replace("block=mid", "block=block_0"))
+            raise InputError(EMPTY.format("block_0"))
         return tuple(name for name in (*INPUTS, *self.table) if name in wanted)
 
     @contextmanager
@@ -294,8 +294,8 @@ class FrozenTransformer(nn.Module):
             [nearest] = difflib.get_close_matches(item, [*self.table, *TOKEN_SETS, *INPUTS], n=1, cutoff=0.0)
             last = list(self.layers)[-1]
             raise InputError(
-                f"Expected block to be a layer of {self.family.network}, which has patch, block_0 to {last} and {last}_norm, "
-                f"or 'stages' or 'all', but got '{item}'. The nearest name is '{nearest}'."
+                f"Expected block to be a layer of {self.family.network}, which has patch, block_0 to {last}, and block_0_norm "
+                f"to {last}_norm, or 'stages' or 'all', but got '{item}'. The nearest name is '{nearest}'."
             )
         return [name for name in found if name not in inside] or found
 

@@ -11,13 +11,14 @@ import transformers
 from torch import nn
 from transformers import AutoTokenizer
 
-from sdprobe.backbones.capabilities import KINDS, check_prompt_cache, class_of
+from sdprobe.backbones.capabilities import KINDS, check_options, check_prompt, check_prompt_cache, class_of
 from sdprobe.backbones.families import FAMILIES, Conditions, Family
 from sdprobe.backbones.hub import weight_files
 from sdprobe.backbones.loading import SCHEDULER, Components, network_of, vae_dtype
 from sdprobe.backbones.noise import FlowSchedule, NoiseSchedule, alphas_of
 from sdprobe.backbones.parts import check_numbers
 from sdprobe.backbones.pool import Pool
+from sdprobe.backbones.precision import name_of
 from sdprobe.backbones.prompts import Prompts
 from sdprobe.backbones.stored_prompts import StoredPrompts, TextCache, identity
 from sdprobe.backbones.transformer import FrozenTransformer
@@ -151,11 +152,7 @@ def load(
     """
     index = read_json(folder / INDEX)
     family = family_in(index, str(folder))
-    if family.name == "flux" and dtype == torch.float16:
-        raise InputError(
-            "Expected precision bf16 or fp32 for FLUX, which clips large activations in fp16, but got fp16. "
-            "Use backbone.precision=bf16."
-        )
+    check_options(KINDS[family.network], precision=name_of(dtype))
     kind, vae_kind = getattr(diffusers, family.network), _vae(family)
     config = read_json(folder / "transformer" / "config.json")
     check_numbers(folder / "transformer" / "config.json", kind)
@@ -211,8 +208,7 @@ class NoText(Prompts):
         Raises:
             InputError: a prompt, which would have no effect.
         """
-        if prompt:
-            raise InputError(f"Expected an empty prompt with text=none, which encodes none, but got {prompt!r}. Leave one out.")
+        check_prompt("none", prompt)
         return self._network.without_text(device=torch.device("cpu"))
 
 

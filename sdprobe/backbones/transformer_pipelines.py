@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
+from diffusers.utils import is_bs4_available, is_ftfy_available
 
 from sdprobe.backbones.families import FAMILIES, Conditions, Family, family_of
 from sdprobe.backbones.loading import Components, vae_dtype
@@ -27,9 +28,12 @@ def is_transformer_pipeline(pipe: Any) -> bool:
 
 
 def options_of(pipeline: type) -> dict[str, Any]:
-    """The defaults of a pipeline's call that decide what its text states are."""
+    """The defaults of a pipeline's call that decide what its text states are, as far as the installed packages allow them."""
     takes, call = (inspect.signature(getattr(pipeline, name)).parameters for name in ("encode_prompt", "__call__"))
-    return {name: call[name].default for name in OPTIONS if name in takes and name in call}
+    found = {name: call[name].default for name in OPTIONS if name in takes and name in call}
+    if found.get("clean_caption"):  # without these packages the pipeline warns, and does not clean
+        found["clean_caption"] = bool(is_bs4_available() and is_ftfy_available())
+    return found
 
 
 class PipelineText(Prompts):

@@ -41,6 +41,7 @@ STAGE = re.compile(
     rf"(conv_in|down_\d+|mid|up_\d+|conv_out)(?:_(res|attn)_(\d+)|_(upsample|downsample))?(?:_(?:b(\d+)_)?({'|'.join(PARTS)}))?"
 )
 STAGES = {"conv_in": 0, "down": 1, "mid": 2, "up": 3, "conv_out": 4}
+BLOCK = re.compile(r"block_(\d+)(_norm)?")  # of a diffusion transformer
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def in_order(layers: Iterable[str]) -> list[str]:
     ['down_0_attn_0', 'down_0_res_1', 'down_0', 'mid_attn_0', 'mid', 'up_0_upsample', 'up_1', 'conv_out']
     >>> in_order(["mid_attn_0", "mid_attn_0_b1_query", "mid_attn_0_ff", "mid_attn_0_key", "mid_res_0"])
     ['mid_res_0', 'mid_attn_0_key', 'mid_attn_0_ff', 'mid_attn_0_b1_query', 'mid_attn_0']
+    >>> in_order(["block_10", "block_2", "block_2_norm", "patch"])
+    ['patch', 'block_2_norm', 'block_2', 'block_10']
     """
     return sorted(dict.fromkeys(layers), key=_place)
 
@@ -152,6 +155,10 @@ def in_order(layers: Iterable[str]) -> list[str]:
 def _place(layer: str) -> tuple[int, ...]:
     if layer in OUTPUTS[1:]:
         return -1, OUTPUTS.index(layer)
+    if layer == "patch":
+        return 5, -1
+    if numbered := BLOCK.fullmatch(layer):
+        return 5, int(numbered[1]), int(not numbered[2])
     found = STAGE.fullmatch(layer)
     if found is None:
         return (9,)
@@ -365,14 +372,11 @@ def _timestep_curves(group: Group, known: list[Condition], table: dict[tuple[int
 
 
 def _noise(known: Sequence[Condition]) -> dict[tuple[int, int], float]:
-    """(Number of a condition, timestep) → its share of noise, if a timestep is other noise for some of them; else empty."""
+    """(Number of a condition, timestep) → its share of noise, if they have different noise schedules; else empty."""
     runs = [(place, run.meta) for place, condition in enumerate(known) for run in condition.runs]
     found = {(place, int(meta["timestep"])): float(meta.get("noise_level", math.nan)) for place, meta in runs}
-    shares: dict[int, set[float]] = defaultdict(set)
-    for (_, step), level in found.items():
-        shares[step].add(round(level, 4))
     recorded = all(map(math.isfinite, found.values()))
-    return found if recorded and any(len(each) > 1 for each in shares.values()) else {}
+    return found if recorded and len({meta.get("schedule_hash") for _, meta in runs}) > 1 else {}
 
 
 def _timestep_curve(axis: Axes, found: list[tuple[float, Point]], number: int, label: str) -> None:

@@ -14,7 +14,7 @@ NOISE = "noise/timestep"
 GAIN = "gain_over_random_weights"
 # condition and, where it is not the layer's own, layer of the null that the summary shows: the first that was measured
 NULLS = (("chance", ""), ("same_position", "baseline"), ("constant", ""), ("position_only", ""), ("shuffled_labels", ""))
-INSIDE = re.compile(r"\w+_attn_\d+_\w+")  # layers inside attention
+INSIDE = re.compile(r"\w+_attn_\d+_\w+|block_\d+_norm")  # layers inside attention, and inputs of it
 OUTPUTS = ("conv_out", "latent", "noisy_latent")  # no activations inside the network, so not chosen among several layers
 NO_SCORE = ("loss", "ridge_level")  # what validation has beside a probe's score
 Row = dict[str, Any]

@@ -16,6 +16,7 @@ from sdprobe.backbones.capabilities import (
     capabilities_of,
     check_edits,
     check_options,
+    check_prompt,
     check_prompt_cache,
     left_out,
 )
@@ -75,7 +76,8 @@ def check_backbone(cfg: DictConfig) -> Capabilities | None:
     kind = capabilities_of(str(cfg.backbone.path))
     if kind is None:
         return None
-    check_options(kind, **{name: str(cfg.backbone[name]) for name in ("padding", "position", "text", "posterior")})
+    check_options(kind, **{name: str(cfg.backbone[name]) for name in ("padding", "position", "text", "posterior", "precision")})
+    check_prompt(str(cfg.backbone.text), str(cfg.prompt))
     if cfg.backbone.prompt_cache:
         check_prompt_cache(str(cfg.backbone.path), str(cfg.backbone.text), kind.prompt)
     if cfg.hydra.runtime.choices.probe == "role":

@@ -34,7 +34,7 @@ POSITION = "binned_accuracy"  # that position_bound= bounds
 # what a position run has to share with the run that chooses, as both record it
 SAME = (
     "model", "weights", "unet_hash", "vae_hash", "schedule_hash", "noise", "vae_input", "posterior", "scaled_again", "padding",
-    "position", "prompt", "image_size", "timestep", "inside",
+    "position", "text", "prompt", "image_size", "timestep", "inside",
 )  # fmt: skip
 
 

@@ -51,10 +51,10 @@ def between(name: str, value: object, low: float, high: float, fix: str = "Use a
         _refuse(name, f"from {low} to {high}", value, fix)
 
 
-def integer(name: str, value: object) -> int:
+def integer(name: str, value: object, fix: str = "Correct the value.") -> int:
     """``value`` is a whole number; returns it."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf or value != int(value):
-        _refuse(name, "an integer", value, "Correct the value.")
+        _refuse(name, "an integer", value, fix)
     return int(value)
 
 

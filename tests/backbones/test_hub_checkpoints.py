@@ -278,7 +278,7 @@ def test_without_network_the_message_says_what_to_bring_where(hub: Hub) -> None:
     assert re.match(
         rf"Expected to download me/tune@v1 from {hub.url}, but it cannot be reached \(.*refused\)\. Try again\. ", message
     )
-    assert message.endswith("copy DIR here and use backbone=local backbone.path=DIR.")
+    assert message.endswith("copy DIR here and use backbone=local backbone.path=DIR backbone.variant=fp16.")
 
 
 def test_offline_and_absent_or_incomplete_in_the_cache(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

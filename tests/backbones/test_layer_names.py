@@ -277,7 +277,7 @@ def test_an_empty_list_is_refused(block: list[str]) -> None:
 
 
 def test_an_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(InputError, match=r"Expected a preset \(.*tiny.*sd15.*\) or a diffusers folder .* but got 'sd99'"):
+    with pytest.raises(InputError, match=r"Expected a preset \(.*sd15.*flux_dev.*\) or a diffusers folder .* but got 'sd99'"):
         preset_config("sd99")
 
 

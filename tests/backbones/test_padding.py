@@ -155,6 +155,11 @@ def test_an_unknown_padding_is_refused(own: FrozenSD) -> None:
 def test_reflection_needs_two_tokens_everywhere(own: FrozenSD, periodic: Tensor) -> None:
     with (
         own.padded("reflect"),
+        pytest.raises(InputError, match="image sides of at least 16 pixels for padding=reflect, but got 8×64"),
+    ):
+        own.activations(periodic[..., :8, :64], "conv_in")
+    with (
+        own.padded("reflect"),
         pytest.raises(InputError, match="at least 16 latent cells per side for padding=reflect, but got 8×8"),
     ):
         own.activations(periodic[:, :, :64, :64], "mid")

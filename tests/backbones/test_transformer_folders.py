@@ -1,8 +1,11 @@
 """Folders and repositories of diffusion transformers: what is loaded and fetched, and what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,13 @@ def test_a_folder_gives_the_grids_of_its_pipeline(name: str, saved_pipeline: Cal
     assert native_size(str(folder)) == sd.native_size
     assert isinstance(schedule(str(folder)), FlowSchedule) == isinstance(sd.noise, FlowSchedule)
     torch.testing.assert_close(schedule(str(folder)).noise_levels, sd.noise.noise_levels)
+
+
+def test_shards_have_no_bar(saved_pipeline: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = saved_pipeline("dit")
+    capfd.readouterr()
+    load(folder)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -188,6 +198,8 @@ def test_folders_that_cannot_be_read_are_refused(damage: str, copied: Callable[[
         ("dit_xl", {"text": "none"}, r"text=encoded for DiTTransformer2DModel, which has classes in place of text"),
         ("sana", {"posterior": "sample"}, r"posterior=mode for SanaTransformer2DModel"),
         ("flux_dev", {"position": "none"}, r"Expected position to be one of stored, zero"),
+        ("flux_dev", {"precision": "fp16"}, r"Expected precision bf16 or fp32 for FluxTransformer2DModel, .* got fp16"),
+        ("black-forest-labs/FLUX.1-dev", {"padding": "circular"}, r"padding=zeros for FluxTransformer2DModel"),
     ],
 )  # fmt: skip
 def test_options_that_a_family_does_not_have_are_refused_before_anything_is_fetched(
@@ -199,7 +211,7 @@ def test_options_that_a_family_does_not_have_are_refused_before_anything_is_fetc
 
 @pytest.mark.slow
 def test_flux_in_fp16_is_refused_and_other_text_encoders_are_in_fp32(saved_pipeline: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"Expected precision bf16 or fp32 for FLUX, .* got fp16"):
+    with pytest.raises(InputError, match=r"Expected precision bf16 or fp32 for FluxTrans.* got fp16"):
         FrozenSD.from_pretrained(str(saved_pipeline("flux")), device="cpu", precision="fp16")
     sd = FrozenSD.from_pretrained(str(saved_pipeline("sd3")), device="cpu", precision="fp16")
     assert sd.dtype == torch.float16 and {encoder.dtype for encoder in sd.prompts.encoders} == {torch.float32}
@@ -263,25 +275,45 @@ def test_repositories_of_other_pipelines_are_refused_before_their_weights(
     assert hub.fetched() == {"model_index.json"}
 
 
+# SD3's repository: half-precision files of the text encoders, the third of them in shards
+SD3 = [
+    "model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json",
+    "transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    *(f"text_encoder{i}/config.json" for i in ("", "_2", "_3")),
+    *(f"tokenizer{i}/tokenizer_config.json" for i in ("", "_2", "_3")),
+    *(f"text_encoder{i}/model{kind}.safetensors" for i in ("", "_2") for kind in ("", ".fp16")),
+    *(f"text_encoder_3/model{kind}-0000{i}-of-00002.safetensors" for kind in ("", ".fp16") for i in (1, 2)),
+    "text_encoder_3/model.safetensors.index.json", "text_encoder_3/model.safetensors.index.fp16.json", "sd3_medium.safetensors",
+]  # fmt: skip
+
+
 def test_the_files_of_published_repositories_are_chosen_by_their_names() -> None:
-    """SD3's repository: half-precision files of the parts that have them; the third encoder in shards."""
-    shards = [f"model{kind}-0000{i}-of-00002.safetensors" for kind in ("", ".fp16") for i in (1, 2)]
-    names = [
-        "model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json",
-        "transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
-        *(f"text_encoder{i}/config.json" for i in ("", "_2", "_3")),
-        *(f"tokenizer{i}/tokenizer_config.json" for i in ("", "_2", "_3")),
-        *(f"text_encoder{i}/model{kind}.safetensors" for i in ("", "_2") for kind in ("", ".fp16")),
-        *(f"text_encoder_3/{name}" for name in shards), "text_encoder_3/model.safetensors.index.json",
-        "text_encoder_3/model.safetensors.index.fp16.json", "sd3_medium.safetensors",
-    ]  # fmt: skip
-    chosen = needed_files(names, {"_class_name": "StableDiffusion3Pipeline"}, "fp16", "the repository")
+    chosen = needed_files(SD3, {"_class_name": "StableDiffusion3Pipeline"}, "fp16", "the repository")
     assert [name for name in chosen if name.startswith("text_encoder_3/")] == [
         "text_encoder_3/config.json", "text_encoder_3/model.fp16-00001-of-00002.safetensors",
         "text_encoder_3/model.fp16-00002-of-00002.safetensors", "text_encoder_3/model.safetensors.index.fp16.json",
     ]  # fmt: skip
     assert "text_encoder/model.fp16.safetensors" in chosen and "text_encoder/model.safetensors" not in chosen
     assert "transformer/diffusion_pytorch_model.safetensors" in chosen and "sd3_medium.safetensors" not in chosen
+
+
+@pytest.mark.parametrize(("preset", "variant"), [("sd3", "fp16"), ("flux_dev", None)])
+def test_without_network_the_command_in_the_message_brings_what_is_needed(
+    hub: Hub, saved_pipeline: Callable[[str], Path], preset: str, variant: str | None
+) -> None:
+    hub.close()
+    said = []
+    for ask in (load, partial(native_size, variant="preset"), partial(schedule, variant="preset")):
+        with pytest.raises(InputError) as caught:
+            ask(preset)
+        said.append(str(caught.value))
+    assert len(set(said)) == 1 and said[0].endswith(" backbone.path=DIR" + " backbone.variant=fp16" * bool(variant) + ".")
+    patterns = re.findall(r'--include "(.*?)"', said[0])
+    names = SD3 if preset == "sd3" else list(contents(saved_pipeline("flux")))
+    kind = {"sd3": "StableDiffusion3Pipeline", "flux_dev": "FluxPipeline"}[preset]
+    needed = needed_files(names, {"_class_name": kind}, variant, "the repository")
+    brought = {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
+    assert set(needed) <= brought and not {name for name in brought - set(needed) if not name.endswith(".json")}
 
 
 @pytest.mark.slow

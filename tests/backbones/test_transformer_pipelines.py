@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, PixArtAlphaPipeline
 from torch import Tensor
 
 import sdprobe
 from sdprobe import FrozenSD
+from sdprobe.backbones import transformer_pipelines
 from sdprobe.backbones.families import packed
 from sdprobe.backbones.noise import FlowSchedule
+from sdprobe.backbones.transformer_pipelines import options_of
 from sdprobe.utilities.errors import InputError
 from tests.backbones.tiny_transformers import network, pipeline, vae
 
@@ -136,6 +138,14 @@ def test_without_guidance_embedding_and_without_t5() -> None:
     assert sd.describe()["text_hash"].endswith("-absent")
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_captions_are_cleaned_where_the_packages_for_it_are_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("is_bs4_available", "is_ftfy_available"):
+        monkeypatch.setattr(transformer_pipelines, name, lambda: installed)
+    options = options_of(PixArtAlphaPipeline)  # part of the key of stored text states
+    assert options["clean_caption"] == installed and options["max_sequence_length"] == 120
+
+
 @pytest.fixture(scope="module", params=PIPELINES)
 def named(request: pytest.FixtureRequest) -> tuple[str, Any, FrozenSD, Tensor]:
     """A pipeline, the backbone of it, and images of its size."""
@@ -252,6 +262,9 @@ def test_schedule_of_rectified_flow() -> None:
         sigma = step / 1000
         torch.testing.assert_close(schedule(z, step, ["a", "b"]), (1 - sigma) * z + sigma * noise)
         assert schedule.nearest(sigma) == (step,)
+    for wrong in (0.26, 1000):
+        with pytest.raises(InputError, match=rf"Expected timestep .* but got {wrong}\. It is 1000 times the noise level"):
+            schedule.check(wrong)
     ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
     torch.testing.assert_close(ratio[260].sqrt(), torch.tensor(0.74 / 0.26))
 
@@ -316,6 +329,8 @@ def test_the_borders_of_sana_can_be_padded_otherwise() -> None:
         inside = sd.activations(images, "block_3", ids=["a"])["block_3"]
     assert not torch.equal(inside, before)
     assert torch.equal(sd.activations(images, "block_3", ids=["a"])["block_3"], before)
+    with sd.padded("reflect"), pytest.raises(InputError, match="image sides of at least 64 pixels for padding=reflect"):
+        sd.activations(images[..., :32, :32], "block_3")
 
 
 def test_half_precision_is_that_of_the_pipeline() -> None:

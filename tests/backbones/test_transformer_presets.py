@@ -87,6 +87,7 @@ def abilities() -> list[str]:
         "`backbone.position=zero`, `permuted`, `shifted`": option(position="zero"),
         "`backbone.posterior=sample`": option(posterior="sample"),
         "`backbone.text=none`": option(text="none"),
+        "`backbone.precision=fp16`": option(precision="fp16"),
         "`backbone.prompt_cache=true`": lambda kind: check_prompt_cache("it", prompt=kind.prompt),
         "`prompt=` text": lambda kind: kind.prompt != "text",
         "folder without T5": lambda kind: not kind.optional_text,
@@ -144,6 +145,10 @@ def test_a_folder_is_listed_and_wrong_sizes_and_classes_are_refused(tmp_path: Pa
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
     assert "to be one of DiTTransformer2DModel, " in capsys.readouterr().err
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "SD3Transformer2DModel", "num_layers": "x"}')
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "Expected config.json to describe a SD3Transformer2DModel, but got: 'str' object" in capsys.readouterr().err
 
 
 def test_presets_are_of_the_families_and_state_their_sources() -> None:

@@ -142,19 +142,32 @@ def test_a_tracker_gets_curves_over_noise() -> None:
     assert best["layer_is"].endswith("layers and noise levels")
 
 
+def test_inputs_of_attention_lie_between_the_blocks_of_a_transformer() -> None:
+    network = ["patch", "block_0_norm", "block_0", "block_1_norm", "block_1"]
+    rows = layer_rows(fabricated("position", network), network)
+    assert [row["layers/index"] for row in rows] == [0, 0.5, 1, 1.5, 2]
+
+
 def test_a_baseline_without_a_network_has_no_level() -> None:
     run = several("correspondence", ("mid",))
     assert {row[2] for row in long_table(run) if row[1] == "baseline"} == {None}
     assert {row[2] for row in long_table(run) if row[1] == "mid"} == set(TIMESTEPS)
 
 
-def test_networks_for_which_a_timestep_is_other_noise_are_compared_by_their_noise(tmp_path: Path) -> None:
-    for name, shift in (("one", 0.0), ("two", 0.1)):
-        for t, sigma in zip(TIMESTEPS, SIGMA, strict=True):
-            run = fabricated("position", ["mid"], timestep=t, noise_level=sigma + shift, model=name)
+@pytest.mark.parametrize(
+    ("timesteps", "sigma"),
+    [(TIMESTEPS, [0.184, 0.284, 0.52]), ([84, 184, 420], SIGMA)],
+    ids=["a timestep is other noise", "the same noise has other timesteps"],
+)
+def test_networks_of_different_noise_schedules_are_compared_by_their_noise(
+    tmp_path: Path, timesteps: list[int], sigma: list[float]
+) -> None:
+    for name, steps, levels in (("one", TIMESTEPS, SIGMA), ("two", timesteps, sigma)):
+        for t, level in zip(steps, levels, strict=True):
+            run = fabricated("position", ["mid"], timestep=t, noise_level=level, model=name, schedule_hash=name)
             stored(run, configured(tmp_path / f"{name}{t}", timestep=t))
     drawn = comparison_figures(groups_of(read_runs(tmp_path)[0])).figures["timesteps_position"]
     assert drawn.axes[0].get_xlabel() == "noise level, share of noise"
     places = sorted(round(float(x), 2) for line in drawn.axes[0].get_lines() for x in line.get_xdata())
-    assert places == pytest.approx(sorted(sigma + shift for sigma in SIGMA for shift in (0, 0.1)), abs=0.01)
+    assert places == pytest.approx(sorted([*SIGMA, *sigma]), abs=0.01)
     plt.close("all")

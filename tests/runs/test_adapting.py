@@ -65,9 +65,13 @@ REFUSED = {
     "backbone=lumina2 images=texture_latents": r"4 channels and 8 pixels per cell for images=texture_latents, .* Lumina2",
     "backbone=sana backbone.posterior=sample": r"posterior=mode for Sana",
     "backbone=dit_xl backbone.text=none": r"classes in place of text",
+    "backbone=sd3 backbone.text=none prompt=cat": r"an empty prompt with text=none, which encodes none, but got 'cat'",
+    "backbone=flux_dev backbone.precision=fp16": r"precision bf16 or fp32 for FluxTransformer2DModel",
+    "backbone=local backbone.path=stabilityai/stable-diffusion-3.5-large block=mid": r"a layer of SD3Transformer2DModel",
     "backbone=sd3 block=mid": r"block to be a layer of SD3.*such as patch, block_12 .* but got 'mid'",
     "backbone=sd3 block=loos2025": r"but got 'loos2025'",
     "backbone=sd15 block=block_3": r"Expected block to be a layer, .* got 'block_3'",
+    "backbone=sd3 block=[]": r"got an empty list. Use block=block_0,",
     "backbone.path=/nowhere block=mi": r"got 'mi'",
 }
 
@@ -85,6 +89,10 @@ def test_what_a_family_cannot_do_is_refused(command: str) -> None:
 def test_names_of_blocks_pass_for_every_transformer(name: str) -> None:
     blocks = "[patch,block_12,block_28_norm,'block_*',all,stages,inside,latent,noisy_latent,'single_transformer_blocks[9]']"
     configuration.check([f"backbone={name}", f"block={blocks}".replace("[9]", ".9")])
+
+
+def test_a_folder_that_does_not_exist_is_of_no_family() -> None:
+    configuration.check(["backbone=local", "backbone.path=/no/such/folder", "backbone.position=zero"])
 
 
 def test_a_folder_is_of_the_family_of_its_transformer(tmp_path: Path) -> None:

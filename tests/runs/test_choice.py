@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from sdprobe import FrozenSD
 from sdprobe.reports.dispatch import tables
 from sdprobe.reports.printing import printed
 from sdprobe.reports.run import Run
-from sdprobe.runs.choice import check_cells, groups
+from sdprobe.runs.choice import SAME, check_cells, groups
 from sdprobe.runs.cli import UserError
 from sdprobe.tokens.keys import select
 from sdprobe.utilities.errors import InputError
@@ -92,6 +93,12 @@ def test_cells_agree_in_what_is_not_chosen() -> None:
         ["mid__t50", "mid__t261"], ["mid__t50__leace", "mid__t261__leace"], ["up_1__t50"], ["up_1__t50__leace"],
     ]  # fmt: skip
     assert groups(cells, ["layer", "timestep", "mitigation"]) == [cells]
+
+
+def test_a_bound_was_measured_on_the_same_network() -> None:
+    assert set(FrozenSD.from_pretrained("demo_dit", device="cpu").describe()) - set(SAME) == {
+        "unet_config_hash", "text_hash", "precision", "device",
+    }  # fmt: skip
 
 
 def test_cells_of_one_choice_share_a_chance_level_and_are_several() -> None:
