@@ -109,6 +109,8 @@ def check_choices(overrides: Sequence[str]) -> None:
     Raises:
         InputError: such a value.
     """
+    if whole := [text for text in overrides if text.lstrip("+~").partition("=")[0] == "hydra"]:
+        raise InputError(f"Expected hydra to have settings of its own, but got {whole[0]}. Write hydra.NAME=VALUE.")
     elsewhere = any(text.startswith("hydra.searchpath=") for text in overrides)  # groups may have other choices
     for key, values in _swept(overrides):
         of_group, rule = is_group(key) and not key.startswith("hydra/") and not elsewhere, settings.rules("").get(key)

@@ -8,13 +8,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @cache
 def _groups() -> frozenset[str]:
-    return frozenset(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("**/") if path != CONFIGS)
+    return frozenset(file.parent.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("**/*.yaml") if file.parent != CONFIGS)
 
 
 def is_group(name: str) -> bool:
     """
-    >>> is_group("backbone"), is_group("hydra/launcher"), is_group("block"), is_group("a" * 1000)
-    (True, True, False, False)
+    >>> [name for name in ("backbone", "hydra/launcher", "hydra", "block", "a" * 1000) if is_group(name)]
+    ['backbone', 'hydra/launcher']
     """
     return name in _groups()
 

@@ -129,9 +129,17 @@ def test_noise_levels_that_cannot_be_meant_get_a_sentence(words: list[str], mess
     assert message in str(caught.value)
 
 
-def test_an_empty_list_of_mitigations_is_refused() -> None:
-    with pytest.raises(InputError, match=r"Expected mitigation to be one of canvas, .*, but got \[\]"):
-        configuration.check(["mitigation=[]"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mitigation=[]"], r"Expected mitigation to be one of canvas, .*, but got \[\]"),
+        (["hydra=wrong"], "Expected hydra to have settings of its own, but got hydra=wrong"),
+        (["~hydra"], "Write hydra.NAME=VALUE"),
+    ],
+)
+def test_what_is_no_choice_of_a_group_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        configuration.check(words)
 
 
 @pytest.mark.parametrize(
