@@ -8,7 +8,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @cache
 def _groups() -> frozenset[str]:
-    return frozenset(file.parent.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("**/*.yaml") if file.parent != CONFIGS)
+    return frozenset(file.parent.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("*/**/*.yaml"))
 
 
 def is_group(name: str) -> bool:
