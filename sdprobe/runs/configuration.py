@@ -58,6 +58,10 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
     if {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}:
         return None  # --cfg job, --hydra-help, ...: left to Hydra
     check_choices(overrides)
+    for text in (text for text in overrides if text.startswith("~") and not text.startswith("~mitigation.")):
+        if is_group(text[1:].partition("=")[0]):
+            raise InputError(f"Expected every configuration group to stay, but got '{text}'. Choose another of its choices.")
+        raise InputError(f"Expected every setting to stay, but got '{text}'. Give it another value, or leave this out.")
     try:
         cfg = composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -66,8 +70,6 @@ def check(arguments: Sequence[str]) -> DictConfig | None:
         group = next((text.partition("=")[0] for text in overrides if text.endswith("=null")), "a group")
         fix = f"Use {group}=none." if (CONFIGS / group / "none.yaml").is_file() else "Leave it out."
         raise InputError(f"Expected a choice for every configuration group, but got {group}=null. {fix}") from error
-    if deleted := [text for text in overrides if text.startswith("~") and is_group(text[1:].partition("=")[0])]:
-        raise InputError(f"Expected every configuration group to stay, but got '{deleted[0]}'. Choose another of its choices.")
     if len(overrides) < len(arguments):
         cfg.hydra.mode = RunMode.MULTIRUN
     if cfg.hydra.mode == RunMode.MULTIRUN:

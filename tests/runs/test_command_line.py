@@ -135,9 +135,12 @@ def test_noise_levels_that_cannot_be_meant_get_a_sentence(words: list[str], mess
         (["mitigation=[]"], r"Expected mitigation to be one of canvas, .*, but got \[\]"),
         (["hydra=wrong"], "Expected hydra to have settings of its own, but got hydra=wrong"),
         (["~hydra"], "Write hydra.NAME=VALUE"),
+        (["~logger"], "Expected every configuration group to stay, but got '~logger'"),
+        (["~block"], "Expected every setting to stay, but got '~block'"),
+        (["~choose=layer"], "Expected every setting to stay, but got '~choose=layer'"),
     ],
 )
-def test_what_is_no_choice_of_a_group_is_refused(words: list[str], message: str) -> None:
+def test_what_is_no_choice_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         configuration.check(words)
 
