@@ -45,6 +45,10 @@ SHALLOW = "block=[conv_in,down_0_res_0]"
 SMALLER = {
     "probe=statistics": [SHALLOW, "images.limit=70", "datamodule.margin=16", "datamodule.repeats=2"],
     "probe=correspondence": ["images.limit=48", "probe.min_steps=10"],
+    "probe=equivariance": ["images.limit=70"],  # 40 measured images
+    "probe=role": ["images.limit=80"],  # 30 fit images for the additive basis of 16×16 tokens
+    "choose='layer,timestep'": ["block=[up_1,up_2]"],  # of one chance level
+    "backbone=sd15": ["backbone=tiny"],
     "block=all": ["protocol.solver=closed_form"],
     "experiment=loos2025": [SHALLOW, "probe.solver=closed_form"],
     "experiment=mitigations": ["block=mid"],  # four fit images are enough for a basis of a 2×2 grid
@@ -96,8 +100,8 @@ SPANS = [span for document, text in TEXTS.items() for span in spans(document, te
 COMMANDS = {snippet.text.split(" #")[0].strip(): snippet for snippet in (*SPANS, *LINES)}.values()  # each once
 # tests/test_saved_heads.py runs the one that needs a run
 PYTHON = [block for block in BLOCKS if block.language == "python" and "RUN_FOLDER" not in block.text]
-# run whole or in miniature; help runs nothing, a sweep takes an hour, and SPair-71k is not at hand
-TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair", line.text)]
+# run whole or in miniature; help runs nothing, a sweep takes an hour, and neither SPair-71k nor another run is at hand
+TRAINED = [line for line in LINES if "train.py" in line.text and not re.search(r"--help| -m |images=spair|_run=RUN", line.text)]
 MINIATURES = [  # each once
     line if line.document == "README.md" else pytest.param(line, marks=pytest.mark.slow)
     for line in {" ".join(shlex.split(line.text, comments=True)[2:]): line for line in reversed(TRAINED)}.values()
@@ -274,7 +278,8 @@ def photographs(folder: Path) -> Path:
 
 @pytest.mark.parametrize("snippet", MINIATURES, ids=str)
 def test_train_commands_run_in_miniature(snippet: Snippet, launch: Callable[..., Run], tmp_path: Path) -> None:
-    overrides = [word.replace("DIR", str(photographs(tmp_path))) for word in shlex.split(snippet.text, comments=True)[2:]]
+    words = as_overrides(shlex.split(snippet.text, comments=True)[2:])
+    overrides = [re.sub("DIR|PHOTOS", str(photographs(tmp_path)), word) for word in words]
     smaller = [change for text, changes in SMALLER.items() if text in overrides for change in changes]
     tracker = ["logger=wandb"] * any(word.startswith("logger.") for word in overrides)  # which SMALL leaves out
     assert launch(*tracker, *overrides, *smaller, figures=True).meta["complete"]
