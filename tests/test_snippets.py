@@ -47,7 +47,7 @@ SMALLER = {
     "probe=correspondence": ["images.limit=48", "probe.min_steps=10"],
     "probe=equivariance": ["images.limit=70"],  # 40 measured images
     "probe=role": ["images.limit=80"],  # 30 fit images for the additive basis of 16×16 tokens
-    "choose='layer,timestep'": ["block=[up_1,up_2]"],  # of one chance level
+    "choose=[layer,timestep]": ["block=[up_1,up_2]"],  # of one chance level
     "backbone=sd15": ["backbone=tiny"],
     "block=all": ["protocol.solver=closed_form"],
     "experiment=loos2025": [SHALLOW, "probe.solver=closed_form"],
