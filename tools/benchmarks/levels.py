@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.levels", description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--narrower", type=int, default=1, help="how many times narrower than SD-1.5 the U-Net is")
-    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args(arguments)
     out = Console(width=10_000, highlight=False)
