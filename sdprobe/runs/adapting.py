@@ -31,8 +31,8 @@ STAGES = "stages"  # layers of a network without those that the default names
 def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides that a command gets for the family of its backbone, and a sentence on each of them.
 
-    A transformer has no ``mid``. Where no layers are given, it is read at ``stages``. ``experiment=controls`` keeps the
-    controls that mean something for the family.
+    A transformer has no ``mid``. Where no layers are given, it is read at ``stages``, and so are all networks of a sweep over
+    it. ``experiment=controls`` keeps the controls that mean something for the family, if there is one backbone.
 
     >>> adapted(["backbone=flux_dev"])[0]
     ['block=stages']
@@ -40,17 +40,20 @@ def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     ([], [])
     """
     given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in overrides if not word.startswith("-")}
-    kind = _kind(overrides, given)
-    if kind is None or (kind.edits and not given.keys() & {"experiment", "sweep"}):
+    kinds = _kinds(overrides, given)
+    if not kinds or (all(kind.edits for kind in kinds) and not given.keys() & {"experiment", "sweep"}):
         return [], []
     more, sentences = [], []
     chosen = [OmegaConf.load(file) for group in ("experiment", "sweep") if (file := _file(group, given.get(group)))]
     swept = {key: value for node in chosen for key, value in (OmegaConf.select(node, "hydra.sweeper.params") or {}).items()}
     block = next((node.block for node in chosen if "block" in node), OmegaConf.load(CONFIGS / "train.yaml").block)
     names = [block] if isinstance(block, str) else list(block)
-    if not kind.edits and "block" not in given and "block" not in swept and all(map(is_unet_stage, names)):
+    if not all(kind.edits for kind in kinds) and not {"block"} & {*given, *swept} and all(map(is_unet_stage, names)):
         more.append(f"block={STAGES}")
         sentences.append(f"block={STAGES}, because {', '.join(names)} {'is' if len(names) == 1 else 'are'} of U-Nets.")
+    if len(kinds) > 1:
+        return more, sentences
+    kind = kinds[0]
     steps: Any = next((node.mitigation for node in chosen if "mitigation" in node), {})
     swaps = [label for label, step in steps.items() if target_name(step._target_) == "PaddingSwap"]
     if swaps and not kind.padding and "mitigation" not in given:
@@ -98,8 +101,8 @@ def check_backbone(cfg: DictConfig) -> Capabilities | None:
     return kind
 
 
-def _kind(overrides: Sequence[str], given: dict[str, str]) -> Capabilities | None:
-    """The family of the only backbone of a command; None where it is not known, or jobs have several."""
+def _kinds(overrides: Sequence[str], given: dict[str, str]) -> list[Capabilities]:
+    """The families of the backbones of a command; empty where one is not known."""
     name = given.get("backbone", "demo")
     if name == "local":
         name = ""
@@ -107,7 +110,10 @@ def _kind(overrides: Sequence[str], given: dict[str, str]) -> Capabilities | Non
         word = next(word for word in reversed(overrides) if word.lstrip("+").startswith("backbone.path="))
         value = OverridesParser.create().parse_override(word).value()
         name = value if isinstance(value, str) else ""
-    return capabilities_of(name) if name and not set(name) & set(",*[{(") else None
+    if not name or set(name) & set("*[{("):
+        return []
+    kinds = [capabilities_of(each.strip()) for each in name.split(",")]
+    return [] if None in kinds else [kind for kind in kinds if kind]
 
 
 def _file(group: str, choice: str | None) -> Path | None:

@@ -15,7 +15,8 @@ def test_layers_of_u_nets_are_replaced_where_none_are_named() -> None:
     assert adapting.adapted(["backbone=flux_dev"]) == (["block=stages"], ["block=stages, because mid is of U-Nets."])
     for words in (["backbone=flux_dev", "block=block_3"], [], ["backbone=sd15"], ["backbone=flux_dev", "sweep=layers"]):
         assert adapting.adapted(words) == ([], [])
-    assert adapting.adapted(["backbone=sd15,flux_dev"]) == ([], [])
+    assert adapting.adapted(["-m", "backbone=sd15,flux_dev"])[0] == ["block=stages"]
+    assert adapting.adapted(["-m", "backbone=sd15,sd21"]) == adapting.adapted(["-m", "backbone=sd15,owner/name"]) == ([], [])
     words = adapting.adapted(["experiment=mitigations", "backbone=sd3"])[0]
     assert words == ["block=stages", "~mitigation.padding_swap"]
     cfg = configuration.check(["experiment=mitigations", "backbone=sd3", *words])
