@@ -49,6 +49,7 @@ def test_every_probe_measures_every_family(measure: Callable[..., Run], family: 
     assert run.meta["complete"] and run.meta["position"] == "stored"
     named = [key for key in run.metrics if key.startswith("test/block_3/") and metric in key]
     assert named or not metric, sorted(run.metrics)[:40]
+    assert probe != "controls" or "rotated/block_3/binned_accuracy/all" in run.metrics
 
 
 MEASURED = {

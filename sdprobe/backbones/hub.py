@@ -35,7 +35,7 @@ def download(path: str, revision: str | None, variant: str | None, only: Sequenc
     licence, plain = licence_of(path), "[.-][s0]*"  # files of no variant: model.safetensors, model-00001-of-…
     ending = f".{variant}*" if variant else plain
     weights = [f"{part}/*model{ending}tensors" for part in ("unet", "transformer", "vae", "text_encoder*")]
-    if variant and licence:  # of SD3, text encoders alone have a variant
+    if variant and licence:  # a published transformer: of SD3, text encoders alone have a variant
         weights += [f"{part}/*model{plain}tensors" for part in ("transformer", "vae")]
     use = "backbone=local backbone.path=DIR" + f" backbone.variant={variant}" * bool(variant)
     repository = Repository(path, revision, "model", "backbone", ("*.json", "tokenizer*/*", *weights), use, licence)

@@ -48,7 +48,7 @@ def adapted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     swept = {key: value for node in chosen for key, value in (OmegaConf.select(node, "hydra.sweeper.params") or {}).items()}
     block = next((node.block for node in chosen if "block" in node), OmegaConf.load(CONFIGS / "train.yaml").block)
     names = [block] if isinstance(block, str) else list(block)
-    if not all(kind.edits for kind in kinds) and not {"block"} & {*given, *swept} and all(map(is_unet_stage, names)):
+    if not all(kind.edits for kind in kinds) and "block" not in {*given, *swept} and all(map(is_unet_stage, names)):
         more.append(f"block={STAGES}")
         sentences.append(f"block={STAGES}, because {', '.join(names)} {'is' if len(names) == 1 else 'are'} of U-Nets.")
     if len(kinds) > 1:
@@ -103,16 +103,12 @@ def check_backbone(cfg: DictConfig) -> Capabilities | None:
 
 def _kinds(overrides: Sequence[str], given: dict[str, str]) -> list[Capabilities]:
     """The families of the backbones of a command; empty where one is not known."""
-    name = given.get("backbone", "demo")
-    if name == "local":
-        name = ""
+    names = [name.strip() for name in given.get("backbone", "demo").split(",")]
     if "backbone.path" in given:
         word = next(word for word in reversed(overrides) if word.lstrip("+").startswith("backbone.path="))
         value = OverridesParser.create().parse_override(word).value()
-        name = value if isinstance(value, str) else ""
-    if not name or set(name) & set("*[{("):
-        return []
-    kinds = [capabilities_of(each.strip()) for each in name.split(",")]
+        names = [value if isinstance(value, str) else ""]
+    kinds = [None if name in ("", "local") or set(name) & set("*[{(") else capabilities_of(name) for name in names]
     return [] if None in kinds else [kind for kind in kinds if kind]
 
 
